@@ -1,0 +1,48 @@
+# make quickstart | test | test-slow | bench | lint        (see README.md)
+#
+# PYTHON       interpreter for the virtual environment             (default: python3)
+# TORCH_INDEX  address of an index of CPU builds of torch, for machines without a GPU
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: quickstart test test-slow bench lint venv clean
+
+quickstart: venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dwt_ds.quickstart
+
+test: venv
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+bench: venv
+	$(BIN)/python benchmarks/training_speed.py
+
+lint: venv
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+venv: $(VENV)/.installed
+
+# A torch from a CPU index carries a "+cpu" version; where pip finds none, the plain one is taken, which brings
+# gigabytes of CUDA packages along.
+$(VENV)/.installed: setup.py constraints.txt constraints-cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade "setuptools>=70" wheel ninja
+ifeq ($(HAS_GPU),)
+	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(BIN)/python -m pip install "torch==$(TORCH)"
+	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -c constraints-cpu.txt -e ".[dev]"
+else
+	$(BIN)/python -m pip install "torch==$(TORCH)"
+	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ".[dev]"
+endif
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

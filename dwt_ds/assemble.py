@@ -1,0 +1,252 @@
+"""From a recipe to a run that is ready to step: data, models, engines, folder, resume."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dwt_ds.config import DataConfig, RunConfig
+from dwt_ds.data.batches import Batch, StepBatches, validation_batches
+from dwt_ds.data.masks import Masking
+from dwt_ds.data.prepared import PreparedData
+from dwt_ds.distill.evaluate import teacher_held_out_loss
+from dwt_ds.distill.objective import DistillObjective
+from dwt_ds.engine import ranks
+from dwt_ds.engine.checkpoint import RunState, load_checkpoint, newest_checkpoint
+from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
+from dwt_ds.engine.student import StudentEngine, quieten_deepspeed, start_student
+from dwt_ds.engine.teacher import TeacherEngine
+from dwt_ds.models.build import build_student, longest_row, parameter_count
+from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
+from dwt_ds.models.vocabulary import check_same_vocabulary
+from dwt_ds.progress import Progress
+from dwt_ds.recipe import load_recipe
+from dwt_ds.run import Parts, Run, as_micro_batch
+from dwt_ds.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Settings and data that agree with each other."""
+
+    config: RunConfig
+    ds: DeepSpeedJson
+    ds_values: dict[str, Any]
+    data: PreparedData
+    total_steps: int
+
+
+def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None) -> Run | None:
+    """Everything up to the first step; None, after saying so, if the run in the folder is already finished.
+
+    Raises ValueError and OSError (one line: field, value, fix) on the rank that found the mistake and OtherRankError
+    on the others.
+    """
+    quieten_deepspeed()
+    ranks.start_ranks()
+    with ranks.all_or_none():
+        settled = settle(recipe, overrides, deepspeed_config)
+        tokenizer = settled.data.tokenizer()
+        facts = _facts(settled)
+        folder = RunFolder(settled.config.output_dir)
+        folder.check_identity(_identity(facts))
+    if folder.finished_steps() >= settled.total_steps:
+        _say(f"{folder.path}: already finished at step {folder.finished_steps()}; nothing to do")
+        return None
+    with ranks.all_or_none():
+        if ranks.rank() == 0:
+            folder.begin(_identity(facts), settled.config.to_dict(), settled.ds_values)
+
+    with ranks.all_or_none():
+        teacher = _start_teacher(settled, tokenizer)
+        objective = _build_objective(settled, tokenizer, teacher)
+    _introduce(settled, objective, teacher)
+    torch.manual_seed(settled.config.seed + 1 + ranks.rank())
+    student = start_student(objective, settled.ds_values)
+    state = _resume(student, folder)
+    train = settled.config.train
+    batches = StepBatches(
+        settled.data.train,
+        settled.data.facts,
+        seed=settled.config.seed,
+        micro_batch_size=train.micro_batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
+        masking=_masking(settled.config.data),
+        rows_before=state.rows,
+        first_step=state.step,
+    )
+    return Run(
+        Parts(
+            config=settled.config,
+            total_steps=settled.total_steps,
+            student=student,
+            teacher=teacher,
+            batches=batches,
+            validation=_validation(settled),
+            tokenizer=tokenizer,
+            folder=folder,
+            state=state,
+            facts=facts,
+            progress=Progress(state.step, settled.total_steps, shown=ranks.rank() == 0),
+        )
+    )
+
+
+def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None) -> Settled:
+    """Recipe, JSON and data folder, checked against each other; nothing is built or written."""
+    recipe = load_recipe(recipe_name, overrides)
+    meant = recipe.config.train.expected_world_size
+    if meant is not None and meant != ranks.world_size():
+        raise ValueError(
+            f"train.expected_world_size={meant}: the run came up with {ranks.world_size()} ranks; "
+            "check the hostfile and the launcher's options"
+        )
+    ds = load_ds_json(deepspeed_config or recipe.config.deepspeed_config, recipe.config.deepspeed)
+    config, ds_values = settle_batch(recipe, ds, ranks.world_size())
+    data = PreparedData.open(config.data.dir)
+    rows = int(ds_values["train_batch_size"])
+    if len(data.train) < rows:
+        raise ValueError(
+            f"data.dir={config.data.dir!r}: {len(data.train)} rows are less than one global batch of {rows}; "
+            "prepare more text or lower train.micro_batch_size"
+        )
+    train = config.train
+    if train.max_steps is None and train.epochs is None:
+        raise ValueError("train.max_steps: not set, nor is train.epochs; set one of them")
+    total_steps = train.max_steps or math.ceil((train.epochs or 0) * len(data.train) / rows)
+    ds_values = fill_steps(ds_values, recipe, config, total_steps, ds.source)
+    return Settled(config, ds, ds_values, data, total_steps)
+
+
+def _facts(settled: Settled) -> dict[str, Any]:
+    manifest, student = settled.data.manifest, settled.config.student
+    shape = {
+        name: getattr(student, name)
+        for name in ("family", "layers", "hidden_size", "num_heads", "intermediate_size", "max_positions", "config")
+    }
+    return {"data": manifest.fingerprint, "tokenizer": manifest.tokenizer_sha256, "student": shape}
+
+
+def _identity(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: facts[key] for key in ("data", "tokenizer", "student")}
+
+
+def _start_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> TeacherEngine | None:
+    config = settled.config.teacher
+    if config.path is None:
+        return None
+    seq_len = settled.data.manifest.seq_len
+    teacher = TeacherEngine(
+        config.path,
+        dtype=settled.ds.precision if config.dtype == "auto" else config.dtype,
+        kernel_inject=config.kernel_inject,
+        device=ranks.device(),
+        seq_len=seq_len,
+        trust_remote_code=config.trust_remote_code,
+    )
+    check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
+    longest = longest_row(teacher.model.config)
+    if longest is not None and longest < seq_len:
+        raise ValueError(
+            f"teacher.path={config.path!r}: it reads {longest} tokens, the rows of {settled.config.data.dir} have "
+            f"{seq_len}; prepare shorter rows or choose another teacher"
+        )
+    return teacher
+
+
+def _build_objective(
+    settled: Settled, tokenizer: PreTrainedTokenizerBase, teacher: TeacherEngine | None
+) -> DistillObjective:
+    manifest = settled.data.manifest
+    torch.manual_seed(settled.config.seed)
+    model = build_student(
+        settled.config.student,
+        vocab_size=manifest.vocab_size,
+        seq_len=manifest.seq_len,
+        pad_token_id=tokenizer.pad_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+    )
+    gathered = GatheredMaskedLM(model).to(ranks.device())
+    check_against_own_logits(gathered)
+    freeze_unused_parameters(gathered)
+    return DistillObjective(gathered, settled.config.distill, manifest.vocab_size)
+
+
+def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEngine | None) -> None:
+    """Sizes of both models and the teacher's held-out loss: weak means smaller, or worse at equal size."""
+    ours = parameter_count(objective.student)
+    config = settled.config
+    _say(
+        f"{ranks.world_size()} ranks, ZeRO-{settled.ds.zero_stage}, {settled.ds.precision}; "
+        f"{settled.total_steps} steps of {settled.ds_values['train_batch_size']} rows; "
+        f"{settled.data.manifest.rows:,} rows in {config.data.dir}"
+    )
+    _say(f"student: {config.student.family}, {ours:,} parameters")
+    if teacher is None:
+        return
+    theirs = parameter_count(teacher.model)
+    device = ranks.device()
+    loss = teacher_held_out_loss(
+        teacher,
+        (batch.to(device) for batch in map(as_micro_batch, _validation(settled)())),
+        settled.data.manifest.vocab_size,
+        ranks.sum_over_ranks,
+        device,
+    )
+    _say(
+        f"teacher: {config.teacher.path}, {theirs:,} parameters ({theirs / ours:.2f} of the student's), "
+        f"held-out MLM loss {loss:.4f}{', kernels injected' if teacher.injected else ''}"
+    )
+    if theirs > ours:
+        _say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
+
+
+def _resume(student: StudentEngine, folder: RunFolder) -> RunState:
+    path, damaged = newest_checkpoint(folder.checkpoints)
+    for problem in damaged:
+        _say(f"checkpoint not used: {problem}")
+    if path is None:
+        if folder.metrics.is_file():
+            _say(f"{folder.path}: the run there stopped before its first complete checkpoint; beginning at step 0")
+        state = RunState(step=0, rows=0, tokens=0, elapsed_seconds=0.0)
+    else:
+        state = load_checkpoint(student, path)
+        _say(f"resuming from {path} at step {state.step}")
+    if ranks.rank() == 0:
+        folder.cut_metrics_back(state.step)
+    return state
+
+
+def _validation(settled: Settled) -> Callable[[], Iterator[Batch]]:
+    def batches() -> Iterator[Batch]:
+        return validation_batches(
+            settled.data.validation,
+            settled.data.facts,
+            micro_batch_size=settled.config.train.micro_batch_size,
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
+            masking=_masking(settled.config.data),
+            max_rows=settled.config.train.eval_rows,
+        )
+
+    return batches
+
+
+def _masking(data: DataConfig) -> Masking:
+    return Masking(data.mask_probability, data.mask_share, data.random_share, data.label_draw, data.whole_word)
+
+
+def _say(text: str) -> None:
+    if ranks.rank() == 0:
+        print(text, flush=True)

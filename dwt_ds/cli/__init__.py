@@ -1,0 +1,1 @@
+"""The console command `dwt-ds`, one file a subcommand."""

@@ -1,0 +1,100 @@
+"""The manifest of a data folder: what is in it, where it came from, and the settings it was made with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+MANIFEST_NAME = "manifest.json"
+# Raised whenever a folder of the former layout can no longer be read.
+FORMAT_VERSION = 1
+PACKED = "packed"
+ONE_SENTENCE_PER_ROW = "one_sentence_per_row"
+
+
+@dataclass
+class Shard:
+    """One Arrow file."""
+
+    name: str
+    """Path inside the data folder."""
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """Counts are over everything prepared, training and validation together, unless the name says otherwise."""
+
+    documents: int
+    validation_documents: int
+    sentences_seen: int
+    """Sentences the splitter found, in lines that are no duplicates."""
+    sentences_kept: int
+    """Sentences that passed the filters and were taken by `every`."""
+    tokens: int
+    """Tokens in all rows, [CLS] and [SEP] included, padding not."""
+    rows: int
+    """Training rows."""
+    validation_rows: int
+    padding_share: float
+    """Share of a batch of training rows padded to seq_len that is padding."""
+    form: str
+    """"packed" or "one_sentence_per_row"."""
+    seq_len: int
+    vocab_size: int
+    tokenizer_sha256: str
+    fingerprint: str
+    """sha256 over everything that defines the rows: their tokens in order, form, seq_len and tokenizer."""
+    seed: int
+    every: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Every other option that the rows depend on."""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """One entry a source, in order: what it is, its size, documents, and what was skipped in it."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Why text was left out or altered, with counts."""
+    versions: dict[str, str] = field(default_factory=dict)
+    shards: list[Shard] = field(default_factory=list)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Raises ValueError (also json.JSONDecodeError, which is one) for anything that is no manifest of this version."""
+        values = json.loads(text)
+        if not isinstance(values, dict) or "format_version" not in values:
+            raise ValueError("not a manifest of dwt-ds prepare")
+        if values["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"data format {values['format_version']}, this version reads format {FORMAT_VERSION}")
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            raise ValueError(f"manifest fields differ: {', '.join(sorted(set(values) ^ known))}")
+        values["shards"] = [Shard(**shard) for shard in values["shards"]]
+        return cls(**values)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises FileNotFoundError where there is no data folder or manifest, ValueError where it is of no use."""
+    fix = f'run "dwt-ds prepare ... --out {folder}"'
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data folder {folder} does not exist: {fix}")
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        if (folder / UNFINISHED_NAME).is_dir():
+            raise FileNotFoundError(f"data folder {folder} is half-written: {fix} again as before to finish it")
+        state = "is empty" if not any(folder.iterdir()) else f"has no {MANIFEST_NAME}"
+        raise FileNotFoundError(f"data folder {folder} {state}: {fix}")
+    try:
+        return Manifest.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; {fix} into a new folder") from None
+
+
+# While `prepare` works, everything it writes lies in this folder inside the output folder.
+UNFINISHED_NAME = "unfinished"

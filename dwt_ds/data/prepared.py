@@ -1,0 +1,137 @@
+"""A prepared data folder as training reads it: memory-mapped rows, their lengths, the tokenizer, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dwt_ds.data.manifest import PACKED, Manifest, Shard, read_manifest
+from dwt_ds.data.tokenizer import TokenizerFacts
+
+TRAIN, VALIDATION = "train", "validation"
+LENGTHS_NAME = "lengths.npy"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+class RowTable:
+    """Rows of token ids over memory-mapped Arrow files; nothing is read before it is asked for.
+
+    Cheap to pickle (workers reopen the files).
+    """
+
+    def __init__(self, folder: Path, shards: list[Shard], pad_id: int, full_width: int | None) -> None:
+        """full_width: the length of a full row where nearly all rows are full (the packed form), else None."""
+        self.full_width = full_width
+        self._folder = folder
+        self._shards = shards
+        self._pad_id = pad_id
+        self._open()
+
+    def _open(self) -> None:
+        values: list[np.ndarray] = []
+        offsets: list[np.ndarray] = []
+        counts: list[int] = []
+        for shard in self._shards:
+            path = self._folder.parent / shard.name
+            with pa.memory_map(str(path)) as source:
+                for batch in pa.ipc.open_stream(source):
+                    column = batch.column("input_ids")
+                    values.append(column.values.to_numpy(zero_copy_only=True))
+                    offsets.append(column.offsets.to_numpy(zero_copy_only=True))
+                    counts.append(len(column))
+        self._values, self._offsets = values, offsets
+        self._first_rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        lengths_path = self._folder / LENGTHS_NAME
+        self.lengths: np.ndarray = np.load(lengths_path, mmap_mode="r" if self._first_rows[-1] else None)
+        """int32 (rows,), memory-mapped: tokens of each row."""
+        if len(self.lengths) != self._first_rows[-1]:
+            raise ValueError(f"{lengths_path} has {len(self.lengths)} rows, the Arrow files {self._first_rows[-1]}")
+
+    def __reduce__(self) -> tuple[type[RowTable], tuple[Path, list[Shard], int, int | None]]:
+        return RowTable, (self._folder, self._shards, self._pad_id, self.full_width)
+
+    def __len__(self) -> int:
+        return int(self._first_rows[-1])
+
+    def rows(self, indices: np.ndarray, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(input_ids (B, S) int64 padded with the pad id, lengths (B,) int64) of rows `indices` (B,).
+
+        S is `width`, or the longest of these rows.
+        """
+        lengths = self.lengths[indices].astype(np.int64)
+        if width is None:
+            width = int(lengths.max(initial=0))
+        input_ids = np.full((len(indices), width), self._pad_id, dtype=np.int64)
+        batches = np.searchsorted(self._first_rows, indices, side="right") - 1
+        within = indices - self._first_rows[batches]
+        for out, batch, row, length in zip(input_ids, batches.tolist(), within.tolist(), lengths.tolist()):
+            start = self._offsets[batch][row]
+            out[:length] = self._values[batch][start : start + length]
+        return input_ids, lengths
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A finished data folder."""
+
+    folder: Path
+    manifest: Manifest
+    train: RowTable
+    validation: RowTable
+
+    @classmethod
+    def open(cls, folder: str | Path) -> PreparedData:
+        """Open a folder that `dwt-ds prepare` finished.
+
+        Raises FileNotFoundError or ValueError of one line, with the fix, for a folder that is missing, empty,
+        half-written, of another version, or whose files are not as long as the manifest says.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        for shard in manifest.shards:
+            path = folder / shard.name
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                found = "missing" if size is None else f"{size} bytes long"
+                raise ValueError(
+                    f"{path} is {found}, the manifest says {shard.bytes} bytes: the folder is damaged; "
+                    f'remove it and run "dwt-ds prepare ... --out {folder}" again'
+                )
+        pad_id = int(manifest.settings["pad_id"])
+        full_width = manifest.seq_len if manifest.form == PACKED else None
+
+        def table(split: str) -> RowTable:
+            shards = [shard for shard in manifest.shards if shard.name.startswith(split + "/")]
+            return RowTable(folder / split, shards, pad_id, full_width)
+
+        return cls(folder, manifest, table(TRAIN), table(VALIDATION))
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that made the rows."""
+        return AutoTokenizer.from_pretrained(self.folder / TOKENIZER_FOLDER)
+
+    @cached_property
+    def facts(self) -> TokenizerFacts:
+        """What masking needs to know of the tokenizer."""
+        return TokenizerFacts.of(self.tokenizer())
+
+    def verify(self) -> None:
+        """Read every Arrow file once and compare it with the manifest. Raises ValueError naming the first that differs."""
+        for shard in self.manifest.shards:
+            digest = file_sha256(self.folder / shard.name)
+            if digest != shard.sha256:
+                raise ValueError(f"{self.folder / shard.name}: sha256 is {digest}, the manifest says {shard.sha256}")
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,296 @@
+"""Documents out of local files: plain text, .jsonl and .parquet, compressed or not; in order, in bounded memory."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+import pyarrow as pa
+import pyarrow.parquet
+
+# A longer document is handed on in parts of about this many characters; each counts as a document.
+DOCUMENT_CHARS = 8_000_000
+# A longer line is cut at a space; some texts have no line ends at all.
+LINE_CHARS = 1_000_000
+_BLOCK_BYTES = 1 << 20
+# What is looked at to tell binary files from text.
+_PROBE_BYTES = 8192
+_COMPRESSIONS = (".gz", ".xz", ".zst")
+_REPLACEMENT = "\ufffd"
+
+
+@dataclass
+class SourceCounts:
+    """What was met in one source."""
+
+    documents: int = 0
+    lines: int = 0
+    characters: int = 0
+    invalid_utf8: int = 0
+    """Invalid byte sequences, each replaced by U+FFFD."""
+    long_lines_cut: int = 0
+    """Lines of more than LINE_CHARS characters, cut at a space."""
+    unreadable_records: int = 0
+    """Records of a .jsonl, .parquet or dataset that hold no text."""
+    skipped: str = ""
+    """Why the whole source was left out: "empty" or "binary"."""
+    position: int = 0
+    """How far reading has come, in the unit of the source's `size`."""
+
+
+class Source(Protocol):
+    """Something that documents come from."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def size(self) -> int:
+        """For progress: bytes or records; 0 where it cannot be known."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for an interrupted preparation to go on, as JSON values."""
+
+    def documents(self, counts: SourceCounts) -> Iterator[str]:
+        """Documents in order: their non-empty lines, stripped, joined by newlines. Fills `counts` on the way."""
+
+
+@dataclass(frozen=True)
+class RecordForm:
+    """How records of a .jsonl, a .parquet or a dataset are read."""
+
+    column: str = "text"
+    """Where the text is."""
+    are_lines: bool = False
+    """Each record is one line, an empty one ends a document (as in BookCorpus and WikiText); else it is a document."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A local file; its form and compression are told by its suffixes."""
+
+    path: Path
+    records: RecordForm = RecordForm()
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def identity(self) -> dict[str, Any]:
+        status = self.path.stat()
+        return {"file": str(self.path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+    def documents(self, counts: SourceCounts) -> Iterator[str]:
+        """Raises ValueError, naming the file, where it is damaged or lacks the column."""
+        try:
+            yield from self._documents(counts)
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid) as error:
+            raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
+
+    def _documents(self, counts: SourceCounts) -> Iterator[str]:
+        form = self._form()
+        if self.size == 0:
+            counts.skipped = "empty"
+            return
+        if form == ".parquet":
+            yield from documents_of_records(_parquet_texts(self.path, self.records.column, counts), self.records, counts)
+            return
+        with open(self.path, "rb") as raw, self._decompressed(raw) as file:
+            probe = file.read(_PROBE_BYTES)
+            if b"\0" in probe:
+                counts.skipped = "binary"
+                return
+            lines = _lines(probe.removeprefix(b"\xef\xbb\xbf"), file, raw, counts)
+            if form == ".jsonl":
+                yield from documents_of_records(_json_texts(lines, self.records.column), self.records, counts)
+            else:
+                yield from _blank_line_separated(lines, counts)
+
+    def _form(self) -> str:
+        suffixes = [suffix.lower() for suffix in self.path.suffixes]
+        if suffixes and suffixes[-1] in _COMPRESSIONS:
+            suffixes.pop()
+        return suffixes[-1] if suffixes and suffixes[-1] in (".jsonl", ".parquet") else ".txt"
+
+    def _decompressed(self, raw: BinaryIO) -> BinaryIO:
+        suffix = self.path.suffix.lower()
+        if suffix == ".gz":
+            return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+        if suffix == ".xz":
+            return cast(BinaryIO, lzma.LZMAFile(raw))
+        if suffix == ".zst":
+            return cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(raw), "zstd"))
+        return raw
+
+
+def find_files(patterns: list[str], records: RecordForm) -> list[LocalFile]:
+    """The files that `patterns` (names, globs, folders) name, each pattern's sorted by name.
+
+    Raises FileNotFoundError for a pattern that names no file, ValueError for a file named twice.
+    """
+    files: list[LocalFile] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            raise ValueError(f"--text {pattern} is a folder: name its files, for instance '{pattern}/*.txt'")
+        found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        found = [path for path in found if path.is_file()]
+        if not found:
+            raise FileNotFoundError(f"--text {pattern}: no such file")
+        files.extend(LocalFile(path, records) for path in found)
+    names = [str(file.path.resolve()) for file in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--text {name} is named twice: leave one out")
+    return files
+
+
+def _lines(start: bytes, file: BinaryIO, raw: BinaryIO, counts: SourceCounts) -> Iterator[str]:
+    """Stripped lines, empty ones included, of `start` and what follows it in `file`, which reads from `raw`."""
+    rest = start
+    while True:
+        block = file.read(_BLOCK_BYTES)
+        counts.position = raw.tell()
+        buffer = rest + block if rest else block
+        end = buffer.rfind(b"\n") + 1 if block else len(buffer)
+        if end == 0 and len(buffer) > LINE_CHARS:
+            end = _cut_inside_line(buffer)
+            counts.long_lines_cut += 1
+        text, rest = _decode(buffer[:end], counts), buffer[end:]
+        if text:
+            for line in text.removesuffix("\n").split("\n"):
+                yield from _short_lines(line.strip(), counts)
+        if not block:
+            return
+
+
+def _cut_inside_line(buffer: bytes) -> int:
+    """Where to cut a block that holds no line end: after a space, else between two characters."""
+    end = buffer.rfind(b" ") + 1
+    if end == 0:
+        end = len(buffer) - 1
+        while end > len(buffer) - 4 and buffer[end] & 0xC0 == 0x80:  # a UTF-8 continuation byte
+            end -= 1
+    return end
+
+
+def _short_lines(line: str, counts: SourceCounts) -> Iterator[str]:
+    while len(line) > LINE_CHARS:
+        cut = line.rfind(" ", 0, LINE_CHARS) + 1 or LINE_CHARS
+        yield line[:cut].strip()
+        line = line[cut:]
+        counts.long_lines_cut += 1
+    yield line
+
+
+def _decode(raw: bytes, counts: SourceCounts) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", errors="replace")
+        counts.invalid_utf8 += text.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
+        return text
+
+
+class DocumentTally:
+    """Joins lines into documents and counts them; a document that grows too long is handed on in parts."""
+
+    def __init__(self, counts: SourceCounts) -> None:
+        self._counts = counts
+        self._lines: list[str] = []
+        self._size = 0
+
+    def add(self, line: str) -> str | None:
+        """Take one non-empty line; returns the document so far where it has become long enough to go."""
+        self._lines.append(line)
+        self._size += len(line)
+        return self.end() if self._size > DOCUMENT_CHARS else None
+
+    def end(self) -> str | None:
+        """The document so far, if there is one; the next line starts another."""
+        if not self._lines:
+            return None
+        document = self.document(self._lines)
+        self._lines, self._size = [], 0
+        return document
+
+    def document(self, lines: list[str]) -> str:
+        """A whole document at once."""
+        document = "\n".join(lines)
+        self._counts.documents += 1
+        self._counts.lines += len(lines)
+        self._counts.characters += len(document)
+        return document
+
+
+def _blank_line_separated(lines: Iterator[str], counts: SourceCounts) -> Iterator[str]:
+    tally = DocumentTally(counts)
+    for line in lines:
+        document = tally.add(line) if line else tally.end()
+        if document is not None:
+            yield document
+    document = tally.end()
+    if document is not None:
+        yield document
+
+
+def documents_of_records(
+    texts: Iterator[str | None], records: RecordForm, counts: SourceCounts
+) -> Iterator[str]:
+    """Documents of `texts`, one a record; a record's line ends are line ends. None stands for an unreadable one."""
+    tally = DocumentTally(counts)
+    for text in texts:
+        if not isinstance(text, str):
+            counts.unreadable_records += 1
+            continue
+        for raw in text.split("\n"):
+            for line in _short_lines(raw.strip(), counts):
+                document = tally.add(line) if line else None
+                if document is not None:
+                    yield document
+        if not records.are_lines or not text.strip():
+            document = tally.end()
+            if document is not None:
+                yield document
+    document = tally.end()
+    if document is not None:
+        yield document
+
+
+def _json_texts(lines: Iterator[str], column: str) -> Iterator[str | None]:
+    for line in lines:
+        if line:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            yield record.get(column) if isinstance(record, dict) else None
+
+
+def _parquet_texts(path: Path, column: str, counts: SourceCounts) -> Iterator[str | None]:
+    file = pyarrow.parquet.ParquetFile(path)
+    check_column(str(path), column, file.schema_arrow.names)
+    size = path.stat().st_size
+    read = 0
+    for batch in file.iter_batches(batch_size=1024, columns=[column]):
+        read += len(batch)
+        counts.position = size * read // max(1, file.metadata.num_rows)
+        yield from batch.column(0).to_pylist()
+
+
+def check_column(source: str, column: str, columns: list[str]) -> None:
+    """Raises ValueError where `column` is not among those of `source`."""
+    if column not in columns:
+        raise ValueError(f'{source} has no column "{column}" but {", ".join(columns)}: name one with --text-column')

@@ -1,0 +1,42 @@
+"""Work spread over processes, results in the order of the items: the number of workers never shows in them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """function(item) for each item, in order; `function` and items must pickle.
+
+    At most two items a worker are under way, so memory does not grow with the number of items. With one worker it all
+    happens in this process. Raises MemoryError where a worker was killed, as the system does when memory runs out.
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    # Not fork: this process may hold threads (tokenizers, Arrow), whose locks a forked child would inherit.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise MemoryError(
+                f"a worker process was killed (out of memory?); try fewer than {workers} workers (--workers)"
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,117 @@
+"""The loss of distillation from a weak teacher, computed inside the student's one forward pass.
+
+Source: Lee et al., "Study on Distillation from a Weak Teacher", Findings of ACL 2023, section 2: the student's loss is
+the masked-token cross-entropy plus the weighted KL divergence between the teacher's and the student's predictions at
+the masked positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from dwt_kernels import DistillLoss, linear_distill_loss
+from torch import Tensor, nn
+
+from dwt_ds.config import DistillConfig
+from dwt_ds.models.masked_lm import GatheredMaskedLM
+
+
+class MicroBatch(NamedTuple):
+    """One micro-batch as the models take it; B rows of S tokens, N positions that reach the head."""
+
+    input_ids: Tensor
+    """(B, S) int64, masked."""
+    attention_mask: Tensor | None
+    """(B, S) int64, nonzero on real tokens; None where every token is real."""
+    positions: Tensor
+    """(N,) int64, flat indices into B x S."""
+    labels: Tensor
+    """(N,) int64, the token before masking; -100 on positions that only the soft loss sees."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        mask = self.attention_mask
+        return MicroBatch(
+            self.input_ids.to(device, non_blocking=True),
+            None if mask is None else mask.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+        )
+
+
+class TeacherView(NamedTuple):
+    """What the teacher says about N positions: its head's product with the vocabulary is left to the loss."""
+
+    hidden: Tensor
+    """(N, H_teacher)."""
+    weight: Tensor
+    """(V or more, H_teacher)."""
+    bias: Tensor | None
+    """(V or more,)."""
+
+
+class LossScale(NamedTuple):
+    """What may change from step to step, as 0-d fp32 tensors so that no change of value recompiles anything."""
+
+    soft_weight: Tensor
+    temperature: Tensor
+    hard_rows: Tensor
+    """Divides the summed cross-entropy: labelled rows over all ranks and accumulation steps."""
+    soft_rows: Tensor
+    """Divides the summed KL divergence, likewise."""
+
+
+class DistillObjective(nn.Module):
+    """The student with its loss: the module that DeepSpeed trains.
+
+    Args:
+        student: the model, its head split off.
+        config: weights, positions and kernel of the objective.
+        vocab_size: tokens in the vocabulary; further columns of either head get no probability.
+    """
+
+    def __init__(self, student: GatheredMaskedLM, config: DistillConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.student = student
+        self.hard_weight = config.hard_weight
+        self.soft_positions = config.soft_positions
+        self.temperature_squared = config.temperature_squared
+        self.backend = config.backend
+        self.memory = config.memory
+        self.vocab_size = vocab_size
+
+    def forward(self, batch: MicroBatch, teacher: TeacherView | None, scale: LossScale) -> DistillLoss:
+        """Loss of one micro-batch, summed over its rows and divided by `scale`'s counts; fp32 scalars."""
+        hidden = self.student(batch.input_ids, batch.attention_mask, batch.positions)
+        bias = self.student.decoder_bias
+        return linear_distill_loss(
+            hidden,
+            self.student.decoder_weight[: self.vocab_size],
+            None if bias is None else bias[: self.vocab_size],
+            None if teacher is None else teacher.hidden,
+            None if teacher is None else teacher.weight[: self.vocab_size],
+            None if teacher is None or teacher.bias is None else teacher.bias[: self.vocab_size],
+            batch.labels,
+            temperature=scale.temperature,
+            hard_weight=self.hard_weight,
+            soft_weight=scale.soft_weight,
+            soft_positions=self.soft_positions,
+            temperature_squared=self.temperature_squared,
+            normalizer=(scale.hard_rows, scale.soft_rows),
+            backend=self.backend,
+            memory=self.memory,
+        )
+
+
+def every_real_token(batch: MicroBatch) -> MicroBatch:
+    """The same micro-batch with all real tokens as positions, for `soft_positions="all"`; CPU tensors.
+
+    Positions that were not labelled get the label -100.
+    """
+    labels = torch.full((batch.input_ids.numel(),), -100, dtype=torch.int64)
+    labels[batch.positions] = batch.labels
+    if batch.attention_mask is None:
+        return batch._replace(positions=torch.arange(labels.numel()), labels=labels)
+    positions = batch.attention_mask.flatten().nonzero().flatten()
+    return batch._replace(positions=positions, labels=labels[positions])

@@ -1,0 +1,30 @@
+"""Values of the soft weight and the temperature over training."""
+
+from __future__ import annotations
+
+import math
+
+from dwt_ds.config import Schedule
+
+
+def value_at(schedule: Schedule, step: int, total_steps: int) -> float:
+    """Value for optimizer step `step` (counted from 0) of a run of `total_steps`.
+
+    Lee et al. (2023), section 4.2, find that a large soft weight speeds up the start and hurts the end; the schedules
+    other than `constant` are ways to have the one without the other.
+    """
+    if schedule.schedule == "constant":
+        return schedule.start
+    assert schedule.end is not None  # Schedule refuses to be built without it
+    span_steps = schedule.span_steps or max(1, round(schedule.span * total_steps))
+    progress = min(1.0, step / span_steps)
+    start, end = schedule.start, schedule.end
+    if progress >= 1.0:
+        return end
+    if schedule.schedule == "linear":
+        return start + (end - start) * progress
+    if schedule.schedule == "cosine":
+        return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if schedule.schedule == "exponential":
+        return start * (end / start) ** progress
+    return start  # step: all of `start` until the span is over

@@ -1,0 +1,1 @@
+"""Everything that touches DeepSpeed; no other room imports it."""

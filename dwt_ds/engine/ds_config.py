@@ -1,0 +1,239 @@
+"""One DeepSpeed configuration out of a JSON file, overrides and the recipe.
+
+As Hugging Face users expect, "auto" in the JSON means that the recipe decides. Where both decide, they must agree.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dwt_ds
+from dwt_ds.config import RunConfig
+from dwt_ds.engine.ds_keys import check_ds_keys, drop_foreign_autos
+from dwt_ds.recipe import Recipe, nearest
+
+# Field of RunConfig.train -> its place in the JSON, and whether the JSON gets it where it says nothing.
+_SHARED = (
+    ("micro_batch_size", "train_micro_batch_size_per_gpu", True),
+    ("gradient_accumulation_steps", "gradient_accumulation_steps", True),
+    ("max_grad_norm", "gradient_clipping", True),
+    ("learning_rate", "optimizer.params.lr", True),
+    ("betas", "optimizer.params.betas", False),
+    ("eps", "optimizer.params.eps", False),
+    ("weight_decay", "optimizer.params.weight_decay", False),
+)
+
+_DEFAULT_OPTIMIZER = {
+    "type": "AdamW",
+    "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+}
+_DEFAULT_SCHEDULER = {
+    "type": "WarmupDecayLR",
+    "params": {
+        "warmup_type": "linear",
+        "warmup_min_lr": "auto",
+        "warmup_max_lr": "auto",
+        "warmup_num_steps": "auto",
+        "total_num_steps": "auto",
+    },
+}
+
+
+@dataclass(frozen=True)
+class DeepSpeedJson:
+    """A DeepSpeed JSON as the user wrote it, overrides applied, keys checked; `source` names it in messages."""
+
+    source: str
+    values: dict[str, Any]
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+        return int(self.values.get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def precision(self) -> str:
+        """`bf16`, `fp16` or `fp32`: the dtype of the student's weights in the forward pass."""
+        for name, sections in (("bf16", ("bf16", "bfloat16")), ("fp16", ("fp16",))):
+            if any(self.values.get(section, {}).get("enabled") for section in sections):
+                return name
+        return "fp32"
+
+
+def packaged_ds_configs() -> dict[str, Path]:
+    """Name -> path of the JSON files that come with the project."""
+    package = Path(dwt_ds.__file__).parent
+    folders = (package / "ds_configs", package.parent / "ds_configs")
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.json"))}
+
+
+def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJson:
+    """Read a JSON by path or packaged name and lay the nested `overrides` over it.
+
+    Raises FileNotFoundError or a one-line ValueError for a file that is missing, is not JSON, or has an unknown key.
+    """
+    packaged = packaged_ds_configs()
+    path = Path(name_or_path)
+    if not path.is_file():
+        if name_or_path not in packaged:
+            raise FileNotFoundError(
+                f"deepspeed_config={name_or_path!r}: no such file and no packaged JSON of that name"
+                f"{nearest(name_or_path, packaged)} (packaged: {', '.join(sorted(packaged))})"
+            )
+        path = packaged[name_or_path]
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.name}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name}: holds {type(values).__name__}; a DeepSpeed JSON is an object in braces")
+    _lay_over(values, overrides, path.name)
+    drop_foreign_autos(values)
+    check_ds_keys(values, path.name)
+    _decide_precision(values, path.name)
+    return DeepSpeedJson(path.name, values)
+
+
+def settle_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[RunConfig, dict[str, Any]]:
+    """Make recipe and JSON agree on all but the number of steps.
+
+    Returns the RunConfig with the values that only the JSON wrote, and the JSON with its "auto"s filled, but for the
+    scheduler's, which need the number of steps (`fill_steps`). Raises ValueError naming both sides of a conflict.
+    """
+    values = copy.deepcopy(ds.values)
+    values.setdefault("optimizer", copy.deepcopy(_DEFAULT_OPTIMIZER)).setdefault("params", {})
+    values.setdefault("scheduler", copy.deepcopy(_DEFAULT_SCHEDULER)).setdefault("params", {})
+    _take_batch_from_total(values, recipe, ds.source, world_size)
+
+    train = recipe.config.train
+    for field, place, always in _SHARED:
+        written = f"train.{field}" in recipe.written
+        ours, theirs = getattr(train, field), _get(values, place)
+        ours = list(ours) if isinstance(ours, tuple) else ours
+        if theirs is None and not (always or written):
+            continue
+        if theirs is None or theirs == "auto":
+            _set(values, place, ours)
+        elif written and theirs != ours:
+            raise ValueError(
+                f"train.{field}={ours} (recipe) and {place}={theirs} ({ds.source}) differ; "
+                f'set the one in the JSON to "auto" or make them equal'
+            )
+        else:
+            taken: Any = {field: tuple(theirs) if isinstance(theirs, list) else theirs}
+            train = replace(train, **taken)
+
+    rows = train.micro_batch_size * train.gradient_accumulation_steps * world_size
+    total = _get(values, "train_batch_size")
+    if total not in (None, "auto", rows):
+        raise ValueError(
+            f"train_batch_size={total} ({ds.source}) is not micro-batch {train.micro_batch_size} x accumulation "
+            f'{train.gradient_accumulation_steps} x {world_size} ranks = {rows}; set it to "auto"'
+        )
+    values["train_batch_size"] = rows
+    return replace(recipe.config, train=train), values
+
+
+def fill_steps(
+    values: dict[str, Any], recipe: Recipe, config: RunConfig, total_steps: int, source: str
+) -> dict[str, Any]:
+    """Fill what depends on the number of optimizer steps, and make sure that no "auto" is left."""
+    values = copy.deepcopy(values)
+    params = values["scheduler"]["params"]
+    train = config.train
+    warmup_steps = max(1, round(train.warmup_ratio * total_steps))
+    # The rate at the first step is that of the ramp's first rung: DeepSpeed would spend two steps at zero.
+    by_recipe = {
+        "warmup_min_lr": ("train.learning_rate", train.learning_rate / warmup_steps),
+        "warmup_max_lr": ("train.learning_rate", train.learning_rate),
+        "warmup_num_steps": ("train.warmup_ratio", warmup_steps),
+        "total_num_steps": ("train.max_steps", total_steps),
+    }
+    for key, (field, ours) in by_recipe.items():
+        theirs = params.get(key)
+        if theirs == "auto":
+            params[key] = ours
+        elif theirs is not None and field in recipe.written and theirs != ours and key != "warmup_min_lr":
+            raise ValueError(
+                f"{field} gives {ours:g} (recipe) and scheduler.params.{key}={theirs} ({source}) differ; "
+                f'set the one in the JSON to "auto" or make them equal'
+            )
+    left = _first_auto(values)
+    if left:
+        raise ValueError(f'{source}: {left}="auto": the recipe has no value for it; write a number')
+    return values
+
+
+def _decide_precision(values: dict[str, Any], source: str) -> None:
+    """Files written for Hugging Face leave both precisions on "auto"; that is bf16 here."""
+    bf16, fp16 = values.get("bf16", {}), values.get("fp16", {})
+    if fp16.get("enabled") == "auto":
+        fp16["enabled"] = False
+    if bf16.get("enabled") == "auto":
+        bf16["enabled"] = not fp16.get("enabled")
+    if bf16.get("enabled") and fp16.get("enabled"):
+        raise ValueError(f"{source}: bf16.enabled and fp16.enabled are both on; switch one off")
+
+
+def _take_batch_from_total(values: dict[str, Any], recipe: Recipe, source: str, world_size: int) -> None:
+    """A JSON with a total and a micro-batch but no accumulation leaves the division to be done, as for DeepSpeed."""
+    total = _get(values, "train_batch_size")
+    if not isinstance(total, int) or "train.gradient_accumulation_steps" in recipe.written:
+        return
+    if _get(values, "gradient_accumulation_steps") not in (None, "auto"):
+        return
+    micro = _get(values, "train_micro_batch_size_per_gpu")
+    micro = micro if isinstance(micro, int) else recipe.config.train.micro_batch_size
+    if total % (micro * world_size):
+        raise ValueError(
+            f"train_batch_size={total} ({source}) does not divide by micro-batch {micro} x {world_size} ranks; "
+            f"choose a multiple of {micro * world_size}"
+        )
+    values["gradient_accumulation_steps"] = total // (micro * world_size)
+
+
+def _lay_over(values: dict[str, Any], overrides: Mapping[str, Any], source: str) -> None:
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            below = values.setdefault(key, {})
+            if not isinstance(below, dict):
+                raise ValueError(f"deepspeed.{key}: {source} has the value {below!r} there, which has no parts")
+            _lay_over(below, value, source)
+        else:
+            values[key] = value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f"DeepSpeed JSON: {twice!r} stands twice in one section; remove one")
+    return dict(pairs)
+
+
+def _get(values: Mapping[str, Any], place: str) -> Any:
+    for part in place.split("."):
+        if not isinstance(values, Mapping):
+            return None
+        values = values.get(part)  # type: ignore[assignment]
+    return values
+
+
+def _set(values: dict[str, Any], place: str, value: Any) -> None:
+    *parents, last = place.split(".")
+    for part in parents:
+        values = values.setdefault(part, {})
+    values[last] = value
+
+
+def _first_auto(values: Any, place: str = "") -> str:
+    if values == "auto":
+        return place
+    if isinstance(values, Mapping):
+        return next((found for k, v in values.items() if (found := _first_auto(v, f"{place}.{k}".strip(".")))), "")
+    return ""

@@ -1,0 +1,224 @@
+"""Which keys a DeepSpeed JSON may hold.
+
+DeepSpeed ignores a misspelt top-level section without a word, so every key is checked here before it sees them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from deepspeed.comm.config import CommsLoggerConfig
+from deepspeed.compile.config import CompileConfig
+from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+from deepspeed.runtime import lr_schedules
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
+from pydantic import BaseModel
+
+from dwt_ds.recipe import nearest
+
+_SECTIONS: dict[str, type[BaseModel] | frozenset[str]] = {
+    "zero_optimization": DeepSpeedZeroConfig,
+    "zero_optimization.offload_param": DeepSpeedZeroOffloadParamConfig,
+    "zero_optimization.offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
+    "bf16": DeepSpeedBF16Config,
+    "bfloat16": DeepSpeedBF16Config,
+    "fp16": DeepSpeedFP16Config,
+    "tensorboard": TensorBoardConfig,
+    "wandb": WandbConfig,
+    "csv_monitor": CSVConfig,
+    "comet": CometConfig,
+    "comms_logger": CommsLoggerConfig,
+    "compile": CompileConfig,
+    "optimizer": frozenset({"type", "params", "legacy_fusion"}),
+    "scheduler": frozenset({"type", "params"}),
+    "torch_autocast": frozenset({"enabled", "dtype", "lower_precision_safe_modules"}),
+    "data_types": frozenset({"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"}),
+    "activation_checkpointing": frozenset(
+        {
+            "partition_activations",
+            "number_checkpoints",
+            "contiguous_memory_optimization",
+            "synchronize_checkpoint_boundary",
+            "cpu_checkpointing",
+            "profile",
+        }
+    ),
+    "checkpoint": frozenset({"tag_validation", "load_universal", "use_node_local_storage", "parallel_write", "writer"}),
+    "flops_profiler": frozenset(DeepSpeedFlopsProfilerConfig({}).__dict__),
+}
+
+# Sections whose inside DeepSpeed reads in its own ways; their names are checked, their contents are not.
+_OPEN_SECTIONS = frozenset(
+    {
+        "aio",
+        "autotuning",
+        "data_efficiency",
+        "datastates_ckpt",
+        "expert_parallel",
+        "hybrid_engine",
+        "pipeline",
+        "tensor_parallel",
+        "timers",
+        "weight_quantization",
+    }
+)
+
+_SCALARS = frozenset(
+    {
+        "communication_data_type",
+        "dataloader_drop_last",
+        "disable_allgather",
+        "disable_python_gc",
+        "dump_state",
+        "gradient_accumulation_steps",
+        "gradient_allreduce_op",
+        "gradient_clipping",
+        "gradient_predivide_factor",
+        "log_level",
+        "memory_breakdown",
+        "prescale_gradients",
+        "seq_parallel_communication_data_type",
+        "sequence_parallel_size",
+        "steps_per_print",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "use_data_before_expert_parallelism",
+        "vocabulary_size",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+    }
+)
+
+TOP_LEVEL_KEYS = _SCALARS | _OPEN_SECTIONS | {name for name in _SECTIONS if "." not in name}
+
+_INSTEAD = {
+    "compression_training": "DeepSpeed took its compression library out in 2026; quantization is the recipe's business",
+    "amp": "Apex AMP is gone from DeepSpeed; use the bf16 or fp16 section",
+    "quantize_training": "MoQ is gone from DeepSpeed; quantization is the recipe's business",
+    "elasticity": "elastic training is gone from DeepSpeed; set the batch sizes",
+    "managed_gradient_accumulation": "the training loop counts its own micro-batches; remove the key",
+}
+
+_ONE_BIT = frozenset({"onebitadam", "onebitlamb", "zerooneadam"})
+
+# What DeepSpeed takes out of an optimizer's params before it constructs the optimizer.
+_DEEPSPEED_OPTIMIZER_EXTRAS = frozenset(
+    {"adam_w_mode", "torch_adam", "fp32_optimizer_states", "foreach", "momentum", "ns_method", "muon_lr", "adam_lr"}
+)
+
+
+def check_ds_keys(config: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError (one line, nearest right name) for a key that DeepSpeed would ignore or refuse.
+
+    `source` names the file in messages.
+    """
+    for key, value in config.items():
+        if key in _INSTEAD:
+            raise ValueError(f"{source}: {key}: {_INSTEAD[key]}")
+        if key not in TOP_LEVEL_KEYS:
+            raise ValueError(f"{source}: {key}: unknown key{nearest(key, TOP_LEVEL_KEYS)}")
+        if key not in _SCALARS:
+            _check_section(value, key, source)
+    _check_optimizer(config.get("optimizer"), source)
+    _check_scheduler(config.get("scheduler"), source)
+
+
+def drop_foreign_autos(config: dict[str, Any]) -> None:
+    """Take out "auto" settings that the named optimizer or scheduler does not have.
+
+    So that an override of only the type works on a file whose params were written for another one.
+    """
+    for section, allowed_of in (("optimizer", _optimizer_settings), ("scheduler", _scheduler_settings)):
+        chosen = config.get(section)
+        if not isinstance(chosen, dict) or not isinstance(chosen.get("params"), dict):
+            continue
+        allowed = allowed_of(str(chosen.get("type", "")))
+        if allowed:
+            chosen["params"] = {k: v for k, v in chosen["params"].items() if v != "auto" or k in allowed}
+
+
+def _check_section(section: Any, name: str, source: str) -> None:
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{source}: {name}={section!r}: must be a section in braces")
+    if name not in _SECTIONS:
+        return
+    allowed = _allowed_keys(_SECTIONS[name])
+    for key, value in section.items():
+        if key not in allowed:
+            raise ValueError(f"{source}: {name}.{key}: unknown key{nearest(key, allowed)}")
+        if f"{name}.{key}" in _SECTIONS and value is not None:
+            _check_section(value, f"{name}.{key}", source)
+
+
+def _allowed_keys(section: type[BaseModel] | frozenset[str]) -> set[str]:
+    if isinstance(section, frozenset):
+        return set(section)
+    aliases = {field.alias for field in section.model_fields.values() if field.alias}
+    return set(section.model_fields) | aliases
+
+
+def _check_optimizer(section: Mapping[str, Any] | None, source: str) -> None:
+    if section is None:
+        return
+    name = str(section.get("type", ""))
+    if name.lower() in _ONE_BIT:
+        raise ValueError(f"{source}: optimizer.type={name!r}: DeepSpeed took it out in 2026; use AdamW or Lamb")
+    allowed = _optimizer_settings(name)
+    if not allowed:
+        raise ValueError(f"{source}: optimizer.type={name!r}: unknown optimizer{nearest(name, _optimizer_names())}")
+    for key in section.get("params") or {}:
+        if key not in allowed:
+            raise ValueError(f"{source}: optimizer.params.{key}: {name} has no such setting{nearest(key, allowed)}")
+
+
+def _optimizer_settings(name: str) -> set[str]:
+    classes = _optimizer_classes(name)
+    return set(_DEEPSPEED_OPTIMIZER_EXTRAS).union(*(_parameters(c) for c in classes)) if classes else set()
+
+
+def _scheduler_settings(name: str) -> set[str]:
+    return _parameters(getattr(lr_schedules, name)) if name in lr_schedules.VALID_LR_SCHEDULES else set()
+
+
+def _optimizer_names() -> list[str]:
+    own = [name for name, value in vars(torch.optim).items() if inspect.isclass(value)]
+    return [*own, "Lamb", "Lion", "Muon"]
+
+
+def _optimizer_classes(name: str) -> list[type]:
+    from deepspeed.ops import adam, lamb, lion
+
+    deepspeed_classes: dict[str, list[type]] = {
+        "adam": [adam.FusedAdam, adam.DeepSpeedCPUAdam],
+        "adamw": [adam.FusedAdam, adam.DeepSpeedCPUAdam],
+        "lamb": [lamb.FusedLamb],
+        "lion": [lion.FusedLion, lion.DeepSpeedCPULion],
+        "muon": [adam.FusedAdam],
+    }
+    found = list(deepspeed_classes.get(name.lower(), []))
+    torch_class = getattr(torch.optim, name, None)
+    return [*found, torch_class] if inspect.isclass(torch_class) else found
+
+
+def _check_scheduler(section: Mapping[str, Any] | None, source: str) -> None:
+    if section is None:
+        return
+    name = str(section.get("type", ""))
+    allowed = _scheduler_settings(name)
+    if not allowed:
+        names = lr_schedules.VALID_LR_SCHEDULES
+        raise ValueError(f"{source}: scheduler.type={name!r}: unknown schedule{nearest(name, names)}")
+    for key in section.get("params") or {}:
+        if key not in allowed:
+            raise ValueError(f"{source}: scheduler.params.{key}: {name} has no such setting{nearest(key, allowed)}")
+
+
+def _parameters(owner: type) -> set[str]:
+    return set(inspect.signature(owner).parameters) - {"params", "model_params", "optimizer", "self"}

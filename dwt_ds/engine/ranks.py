@@ -1,0 +1,119 @@
+"""The ranks of a run: starting them, and the few things they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import deepspeed.comm
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+
+class OtherRankError(RuntimeError):
+    """Another rank found the mistake and says what it is; this one only stops."""
+
+
+def start_ranks(timeout_seconds: float = 1800.0) -> None:
+    """Join the process group that the launcher's environment describes; alone, be a group of one.
+
+    A collective that takes longer than `timeout_seconds` is an error on every rank that waits in it.
+    """
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("LOCAL_SIZE", os.environ["WORLD_SIZE"])
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Otherwise every rank starts a thread for each core of the machine.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_SIZE"])))
+    get_accelerator().set_device(local_rank())
+    deepspeed.init_distributed(
+        dist_backend=get_accelerator().communication_backend_name(),
+        auto_mpi_discovery="OMPI_COMM_WORLD_RANK" in os.environ,
+        timeout=timedelta(seconds=timeout_seconds),
+        verbose=False,
+    )
+
+
+def stop_ranks() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's rank, 0 before the group is there."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """This process's rank within its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """The device this rank computes on."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of `values` over all ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's `value` on every rank; anything that pickles, from our own processes only."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0, device=device())
+    return box[0]
+
+
+def from_every_rank(value: Any) -> list[Any]:
+    """Every rank's `value`, by rank."""
+    boxes: list[Any] = [None] * world_size()
+    if world_size() == 1:
+        return [value]
+    dist.all_gather_object(boxes, value)
+    return boxes
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Within the block a mistake on any rank becomes an error on every rank, so that none waits for another.
+
+    The block itself must not communicate. The first rank that failed raises its own exception, the others
+    OtherRankError with the same message.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        own = error
+    failures = [(r, m) for r, m in enumerate(from_every_rank(str(own) if own else None)) if m is not None]
+    if not failures:
+        return
+    if own is not None and failures[0][0] == rank():
+        raise own
+    raise OtherRankError(f"rank {failures[0][0]}: {failures[0][1]}")
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,117 @@
+"""The frozen teacher in DeepSpeed's inference-only engine."""
+
+from __future__ import annotations
+
+import logging
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dwt_ds.distill.objective import MicroBatch, TeacherView
+from dwt_ds.models.build import load_masked_lm
+from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Injected kernels round differently; more than this share of the largest logit means another function.
+_INJECTION_TOLERANCE = 0.05
+
+
+class TeacherEngine:
+    """Hidden states and head of a frozen model, without gradients and in evaluation mode.
+
+    Args:
+        path: Hugging Face folder or name.
+        dtype: "fp32", "bf16" or "fp16".
+        kernel_inject: True, False, or "auto": use DeepSpeed's injected kernels where a probe finds that they run and
+            that the hidden states stay close.
+        device: where it computes.
+        seq_len: longest row; the injected kernels size their workspace by it.
+
+    Raises:
+        FileNotFoundError: nothing at the path.
+        ValueError: no masked LM whose head can be split off, or `kernel_inject=True` where injection does not work.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str,
+        kernel_inject: bool | str,
+        device: torch.device,
+        seq_len: int,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._path, self._dtype, self._device, self._seq_len = path, _DTYPES[dtype], device, seq_len
+        self._trust_remote_code = trust_remote_code
+        self.injected = False
+        gathered = self._load()
+        if kernel_inject is not False:
+            problem = self._inject(gathered)
+            if problem:
+                if kernel_inject is True:
+                    raise ValueError(f"teacher.kernel_inject=true: {problem}; set it to auto or false")
+                logger.info("teacher %s: kernels not injected (%s)", path, problem)
+        if not self.injected:
+            self._engine = self._start(gathered, inject=False)
+        self._gathered = gathered
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The Hugging Face model, frozen."""
+        return self._gathered.model
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the decoder: the vocabulary, and padding if there is any."""
+        return int(self._gathered.decoder_weight.shape[0])
+
+    @torch.no_grad()
+    def __call__(self, batch: MicroBatch) -> TeacherView:
+        """Hidden states at the rows' positions, and the head that turns them into logits."""
+        hidden = self._engine(batch.input_ids, batch.attention_mask, batch.positions)
+        return TeacherView(hidden, self._gathered.decoder_weight, self._gathered.decoder_bias)
+
+    def _load(self) -> GatheredMaskedLM:
+        model = load_masked_lm(self._path, dtype=self._dtype, trust_remote_code=self._trust_remote_code)
+        gathered = GatheredMaskedLM(model).to(self._device)
+        check_against_own_logits(gathered)
+        return gathered
+
+    def _start(self, gathered: GatheredMaskedLM, *, inject: bool) -> nn.Module:
+        engine = deepspeed.init_inference(
+            gathered,
+            config={"dtype": self._dtype, "replace_with_kernel_inject": inject, "max_out_tokens": self._seq_len},
+        )
+        # init_inference does none of these.
+        engine.module.eval()
+        engine.module.requires_grad_(False)
+        return engine
+
+    @torch.no_grad()
+    def _inject(self, gathered: GatheredMaskedLM) -> str:
+        """Swap in the injected engine if it works; else say what is wrong, with `gathered` as it was."""
+        if get_accelerator().device_name() != "cuda":
+            return f"DeepSpeed injects kernels on CUDA devices only, this is {get_accelerator().device_name()}"
+        tokens = torch.randint(0, gathered.decoder_weight.shape[0], (2, self._seq_len), device=self._device)
+        positions = torch.arange(0, tokens.numel(), 3, device=self._device)
+        plain: Tensor = gathered(tokens, None, positions).float()
+        try:
+            # Injection replaces layers in place, so it gets a model of its own.
+            candidate = self._load()
+            engine = self._start(candidate, inject=True)
+            moved = ((engine(tokens, None, positions).float() - plain).abs().max() / plain.abs().max()).item()
+        except Exception as error:  # whatever a kernel library raises, the plain engine is still there
+            return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+        if not moved <= _INJECTION_TOLERANCE:
+            return f"injected kernels moved the hidden states by {moved:.3f} of the largest"
+        logger.info("teacher %s: kernels injected, hidden states moved by %.4f of the largest", self._path, moved)
+        gathered.model = candidate.model
+        self._engine, self.injected = engine, True
+        return ""

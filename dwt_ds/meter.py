@@ -1,0 +1,84 @@
+"""Counts and clocks of a run: what the metrics rows are made of."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from dwt_kernels import DistillLoss
+from torch import Tensor
+
+from dwt_ds.engine import ranks
+
+
+class Meter:
+    """Adds up losses, tokens and seconds; nothing here waits for the device but `row` and `tokens`.
+
+    Args:
+        tokens: real tokens of all ranks before this start.
+        elapsed_seconds: training time before this start.
+    """
+
+    def __init__(self, tokens: int, elapsed_seconds: float) -> None:
+        device = ranks.device()
+        self._loss_parts = torch.zeros(3, device=device)
+        self._tokens = torch.zeros((), dtype=torch.int64, device=device)
+        self._tokens_before = tokens
+        self._tokens_at_log = tokens
+        self._seconds_before = elapsed_seconds
+        self._started = self._log_started = time.perf_counter()
+        self._waited_seconds = self._paused_seconds = 0.0
+
+    def begin_step(self, tokens: Tensor) -> None:
+        """A step of `tokens` (0-d int64, all ranks) real tokens starts."""
+        self._tokens += tokens
+        self._loss_parts.zero_()
+
+    def count(self, loss: DistillLoss) -> None:
+        """One of this rank's micro-batches is done."""
+        self._loss_parts += torch.stack([loss.loss.detach(), loss.hard, loss.soft])
+
+    def waited(self, seconds: float) -> None:
+        """Time spent waiting for data."""
+        self._waited_seconds += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Time spent on validation and checkpoints, which no rate is to contain."""
+        self._paused_seconds += seconds
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens so far, all ranks, all starts."""
+        return self._tokens_before + int(self._tokens)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Training time so far, all starts."""
+        return self._seconds_before + self.seconds_since_start
+
+    @property
+    def seconds_since_start(self) -> float:
+        """Training time of this start."""
+        return time.perf_counter() - self._started
+
+    def row(self, divisor: int) -> dict[str, Any]:
+        """Losses of the step just done, as means over the global batch, and rates since the last row.
+
+        Every rank must call it. `divisor` is what DeepSpeed divides a micro-batch's loss by.
+        """
+        loss, hard, soft = (ranks.sum_over_ranks(self._loss_parts.clone()) / divisor).tolist()
+        now, tokens = time.perf_counter(), self.tokens
+        seconds = max(now - self._log_started - self._paused_seconds, 1e-9)
+        row = {
+            "loss": loss,
+            "hard_loss": hard,
+            "soft_loss": soft,
+            "tokens": tokens,
+            "tokens_per_second": (tokens - self._tokens_at_log) / seconds,
+            "elapsed_seconds": self.elapsed_seconds,
+            "data_wait_share": self._waited_seconds / seconds,
+        }
+        self._log_started, self._tokens_at_log = now, tokens
+        self._waited_seconds = self._paused_seconds = 0.0
+        return row

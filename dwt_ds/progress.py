@@ -1,0 +1,51 @@
+"""What a person sees of a run: one line a logged step, and a bar where there is a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Prints for rank 0; silent on the others."""
+
+    def __init__(self, first_step: int, total_steps: int, *, shown: bool) -> None:
+        self._total_steps = total_steps
+        self._shown = shown
+        silent = not (shown and sys.stdout.isatty())
+        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=silent, file=sys.stdout)
+
+    def advance(self) -> None:
+        """One optimizer step is done."""
+        self._bar.update()
+
+    def line(self, row: Mapping[str, Any], *, peak_memory_bytes: int, seconds_left: float) -> None:
+        """The line of a logged step, from its metrics row."""
+        self.say(
+            f"step {row['step']}/{self._total_steps}  loss {row['loss']:.4f} = hard {row['hard_loss']:.4f}"
+            f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}  lr {row['learning_rate']:.2e}"
+            f"  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
+            f"  mem {peak_memory_bytes / 2**30:.1f} GiB  ETA {clock(seconds_left)}"
+        )
+
+    def say(self, text: str) -> None:
+        """Any other line."""
+        if self._shown:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        self._bar.close()
+
+
+def clock(seconds: float) -> str:
+    """`1h02m`, `2m05s` or `9s`."""
+    whole = max(0, round(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"

@@ -1,0 +1,85 @@
+"""The folder of a run: resolved settings, metrics, checkpoints, and the marks of what it is and whether it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_IDENTITY = "run.json"
+_COMPLETE = "complete.json"
+_METRICS = "metrics.jsonl"
+
+
+class RunFolder:
+    """Paths and files of one run. Reading is for every rank, writing for rank 0."""
+
+    def __init__(self, output_dir: str) -> None:
+        self.path = Path(output_dir)
+        self.checkpoints = self.path / "checkpoints"
+        self.export = self.path / "export"
+        self.metrics = self.path / _METRICS
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Refuse a folder that holds a run on other data, another tokenizer or another model shape (ValueError)."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"output_dir={str(self.path)!r}: is a file; name a folder")
+        try:
+            there = json.loads((self.path / _IDENTITY).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        for key, value in identity.items():
+            if there.get(key) != value:
+                raise ValueError(
+                    f"output_dir={str(self.path)!r}: holds another run ({key} there {_short(there.get(key))}, "
+                    f"here {_short(value)}); choose another output_dir or delete it"
+                )
+
+    def begin(self, identity: Mapping[str, Any], config: Mapping[str, Any], ds_values: Mapping[str, Any]) -> None:
+        """Create the folder, private to its owner, and write the settings as resolved."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.checkpoints.mkdir(exist_ok=True, mode=0o700)
+        self._write(_IDENTITY, json.dumps(identity, indent=2) + "\n")
+        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        self._write("ds_config.json", json.dumps(ds_values, indent=2) + "\n")
+
+    def finished_steps(self) -> int:
+        """Steps of the finished run in this folder; 0 if it is not finished."""
+        try:
+            return int(json.loads((self.path / _COMPLETE).read_text(encoding="utf-8"))["steps"])
+        except FileNotFoundError:
+            return 0
+
+    def finish(self, steps: int) -> None:
+        """Mark the run as done."""
+        self._write(_COMPLETE, json.dumps({"steps": steps}) + "\n")
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        with open(self.metrics, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row) + "\n")
+
+    def cut_metrics_back(self, step: int) -> None:
+        """Drop the rows after `step`, so that each step stands there once after a resume."""
+        kept = [line for line in self._metric_lines() if json.loads(line)["step"] <= step]
+        self._write(_METRICS, "".join(kept))
+
+    def _metric_lines(self) -> list[str]:
+        """Whole lines of metrics.jsonl; a kill may have torn the last."""
+        if not self.metrics.is_file():
+            return []
+        return [line for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if "}\n" in line]
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,65 @@
+"""The linear head's products and gradient sums: which dtype is accumulated where, and how it is scaled afterwards.
+
+A product of 16-bit inputs is summed in fp32 inside the matrix multiplication. On a GPU it also leaves it in fp32 and is
+added to an fp32 total in the multiplication's epilogue. On a CPU torch can only return it in 16 bit; with one chunk that
+is the single rounding the gradient needs anyway, with more each chunk's share is rounded once and added in fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Elements of an fp32 temporary that stays in a core's L2 cache. torch's mixed-dtype arithmetic over whole tensors is
+# several times slower on a CPU than a conversion and an fp32 operation block by block.
+BLOCK_ELEMENTS = 1 << 17
+
+
+def saved_dtype(parameter: Tensor) -> torch.dtype:
+    """The dtype a head's gradient waits in for the backward pass: bf16 has fp32's range, fp16 would overflow."""
+    return parameter.dtype if parameter.dtype == torch.bfloat16 else torch.float32
+
+
+def add_product(total: Tensor | None, left: Tensor, right: Tensor, last: bool) -> Tensor:
+    """total + left @ right; fp32, or the inputs' dtype when this is the first and ``last`` contribution on a CPU."""
+    if left.device.type != "cpu" and left.dtype != torch.float32:
+        if total is None:
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    product = torch.mm(left, right)
+    if total is None:
+        return product if last else product.float()
+    return add_in_blocks(total, product)
+
+
+def add_column_sums(total: Tensor | None, gradient: Tensor) -> Tensor:
+    """total + the sum over the rows of ``gradient`` (n, V); fp32."""
+    if gradient.device.type == "cpu":
+        # A product with ones: torch's own sum over rows takes ten times as long in bf16 on a CPU.
+        sums = torch.mm(gradient.new_ones(1, gradient.shape[0]), gradient).squeeze(0).float()
+    else:
+        sums = gradient.sum(0, dtype=torch.float32)
+    return sums if total is None else total.add_(sums)
+
+
+def add_in_blocks(total: Tensor, addend: Tensor) -> Tensor:
+    for out, block in zip(blocks(total), blocks(addend)):
+        out += block.float()
+    return total
+
+
+def scaled(tensor: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """tensor x factor (0-d fp32), multiplied in fp32 and rounded once; always new memory."""
+    out = torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+    if tensor.dtype == dtype == torch.float32:
+        return torch.mul(tensor, factor, out=out)
+    for target, block in zip(blocks(out), blocks(tensor)):
+        target.copy_(block.float().mul_(factor))
+    return out
+
+
+def blocks(tensor: Tensor) -> list[Tensor]:
+    """Row blocks that fit in the cache on a CPU; the whole tensor on a GPU."""
+    if tensor.device.type != "cpu" or tensor.numel() == 0:
+        return [tensor]
+    return list(tensor.split(max(1, BLOCK_ELEMENTS * tensor.shape[0] // tensor.numel())))

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# One machine: all its GPUs, or two processes where there is none.
+#
+#   launchers/run_local.sh RECIPE [key=value ...]
+#
+# RANKS=4                  another number of processes
+# DEEPSPEED_CONFIG=FILE    your own DeepSpeed JSON (a path, or a name from ds_configs/)
+set -euo pipefail
+[[ $# -ge 1 ]] || { sed -n '2,8p' "$0" >&2; exit 2; }
+
+gpus=$(nvidia-smi -L 2>/dev/null | wc -l) || gpus=0
+ranks=${RANKS:-$(( gpus > 0 ? gpus : 2 ))}
+
+arguments=("$@")
+[[ -z ${DEEPSPEED_CONFIG:-} ]] || arguments+=(--deepspeed_config "$DEEPSPEED_CONFIG")
+
+exec deepspeed --log_level warning --num_gpus "$ranks" --module dwt_ds.pretrain "${arguments[@]}"

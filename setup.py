@@ -1,0 +1,58 @@
+"""Packaging of dwt_ds and, beside it, of the loss kernels, which also install alone (`pip install ./kernels`)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = next(
+    line.split('"')[1]
+    for line in Path(__file__).with_name("dwt_ds").joinpath("__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+STUDY = ["accelerate>=1.1", "matplotlib>=3.8", "scikit-learn>=1.4", "scipy>=1.11"]
+MONITOR = ["tensorboard>=2.15"]
+QUANTIZATION = ["torchao>=0.18"]
+
+setup(
+    name="dwt-ds",
+    version=VERSION,
+    description="Distillation from a weak teacher: pre-train masked language models on DeepSpeed",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["dwt_ds", "dwt_ds.*"]), "dwt_ds.ds_configs", "dwt_kernels"],
+    package_dir={"dwt_ds": "dwt_ds", "dwt_ds.ds_configs": "ds_configs", "dwt_kernels": "kernels/dwt_kernels"},
+    package_data={"dwt_ds": ["recipes/*.yaml", "study/grids/*.yaml"], "dwt_ds.ds_configs": ["*.json"]},
+    install_requires=[
+        "torch>=2.11",
+        "deepspeed>=0.19.3",
+        "transformers>=5.17",
+        "datasets>=5.0",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numpy>=1.26",
+        "pyarrow>=15",
+        "pydantic>=2.7",
+        "pyyaml>=6.0",
+        "tqdm>=4.66",
+        # DeepSpeed compiles its operators at first use.
+        "ninja>=1.11",
+        "setuptools>=70",
+    ],
+    extras_require={
+        "study": STUDY,
+        "monitor": MONITOR,
+        "quantization": QUANTIZATION,
+        "dev": [
+            *STUDY,
+            *MONITOR,
+            *QUANTIZATION,
+            "hypothesis>=6.100",
+            "mypy>=1.10",
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["dwt-ds=dwt_ds.cli.main:main"]},
+)

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from dwt_ds.config import StudentConfig
+from dwt_ds.models.build import build_student, load_masked_lm, longest_row, parameter_count, student_model_config
+from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
+
+FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]
+DATA = {"vocab_size": 61, "seq_len": 20, "pad_token_id": 1, "cls_token_id": 2, "sep_token_id": 3}
+
+
+def tiny_student(**changes: Any) -> StudentConfig:
+    return StudentConfig(**{"layers": 2, "hidden_size": 16, "num_heads": 4, "max_positions": 20, **changes})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_reaches_the_model(family: str) -> None:
+    torch.manual_seed(0)
+    model = build_student(tiny_student(family=family, dropout=0.25, intermediate_size=40), **DATA)
+    config = model.config
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (2, 16, 4)
+    assert 40 in [parameter.shape[0] // (2 if family == "modernbert" else 1) for parameter in model.parameters()]
+    dropouts = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert dropouts == {0.25}
+    assert model.training
+    assert model.dtype == torch.float32
+    assert model.get_input_embeddings().weight.shape[0] == 61
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    longest = torch.randint(4, 61, (2, 20))
+    assert model(input_ids=longest).logits.shape == (2, 20, 61)
+    assert longest_row(config) == 20
+    if family not in ("modernbert",):  # its positions are rotary
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.randint(4, 61, (2, 21)))
+
+
+def test_the_feed_forward_width_defaults_to_four_times_the_hidden_size() -> None:
+    assert student_model_config(tiny_student(), **DATA).intermediate_size == 64
+    assert student_model_config(tiny_student(family="distilbert"), **DATA).hidden_dim == 64
+
+
+def test_the_seed_decides_the_weights() -> None:
+    sums = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        sums.append(
+            sum(parameter.double().sum().item() for parameter in build_student(tiny_student(), **DATA).parameters())
+        )
+    assert sums[0] == sums[1] != sums[2]
+
+
+def test_extra_fields_reach_the_configuration() -> None:
+    config = student_model_config(tiny_student(config={"hidden_act": "relu", "layer_norm_eps": 1e-5}), **DATA)
+    assert (config.hidden_act, config.layer_norm_eps) == ("relu", 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "robertta"}, "student.family='robertta' .*did you mean 'roberta'"),
+        ({"family": "gpt2"}, "student.family='gpt2' is no Hugging Face model type with a masked-LM class"),
+        ({"num_heads": 3}, "student.num_heads=3 does not divide student.hidden_size=16; choose"),
+        ({"max_positions": 19}, "student.max_positions=19 is shorter .* 20 tokens; set student.max_positions to 20"),
+        ({"family": "roberta", "max_positions": 19}, "student.max_positions=19"),
+        (
+            {"config": {"hiden_act": "relu"}},
+            "student.config.hiden_act is no field of BertConfig; did you mean 'hidden_act'",
+        ),
+        ({"config": {"num_attention_heads": 2}}, "student.config.num_attention_heads is decided by student.num_heads"),
+        ({"family": "distilbert", "config": {"dim": 2}}, "student.config.dim is decided by student.hidden_size"),
+        ({"config": {"vocab_size": 2}}, "student.config.vocab_size is decided by the data folder"),
+        ({"config": {"layer_norm_eps": "tiny"}}, "student.config=.*layer_norm_eps.*expected float, got str"),
+        ({"config": {"hidden_act": "no_such"}}, "student.family='bert': .*no_such"),
+    ],
+)
+def test_mistakes_get_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        build_student(tiny_student(**changes), **DATA)
+    assert "\n" not in str(caught.value)
+
+
+def test_roberta_gets_the_rows_its_offset_needs() -> None:
+    config = student_model_config(tiny_student(family="roberta"), **{**DATA, "pad_token_id": 5})
+    assert config.max_position_embeddings == 26
+    assert longest_row(config) == 20
+
+
+def test_tied_parameters_count_once() -> None:
+    model = build_student(tiny_student(), **DATA)
+    embeddings = 61 * 16 + 20 * 16 + 2 * 16 + 2 * 16
+    layer = 4 * (16 * 16 + 16) + (16 * 64 + 64) + (64 * 16 + 16) + 4 * 16
+    head = (16 * 16 + 16) + 2 * 16 + 61
+    assert parameter_count(model) == embeddings + 2 * layer + head
+    assert parameter_count(GatheredMaskedLM(model)) == parameter_count(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_loads_the_same(family: str, tmp_path: Path) -> None:
+    model = build_student(tiny_student(family=family), **DATA).eval()
+    model.save_pretrained(tmp_path)
+    loaded = load_masked_lm(tmp_path)
+    assert not loaded.training
+    input_ids = torch.randint(4, 61, (2, 20))
+    torch.testing.assert_close(loaded(input_ids=input_ids).logits, model(input_ids=input_ids).logits, rtol=0, atol=0)
+    assert load_masked_lm(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+    check_against_own_logits(GatheredMaskedLM(loaded))
+
+
+def test_missing_paths_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for path in (str(tmp_path / "nothing"), "runs/nothing", "./nothing", "runs/a/export"):
+        with pytest.raises(FileNotFoundError, match=f"^model path '{path}' does not exist; train that model first"):
+            load_masked_lm(path)
+    with pytest.raises(FileNotFoundError, match="has no config.json"):
+        load_masked_lm(tmp_path)
+
+    def no_network(*_args: object, **_kwargs: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("dwt_ds.models.build.model_info", no_network)
+    with pytest.raises(FileNotFoundError, match="no folder here, and Hugging Face gave no model of that name"):
+        load_masked_lm("no-such-model-of-anyone")
+
+
+def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
+    build_student(tiny_student(), **DATA).config.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="model path") as caught:
+        load_masked_lm(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_weight_file_is_one_line(tmp_path: Path) -> None:
+    build_student(tiny_student(), **DATA).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="model path") as caught:
+        load_masked_lm(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_are_refused_not_invented(tmp_path: Path) -> None:
+    build_student(tiny_student(), **DATA).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["bert.encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of the weights .* bert\.encoder\.layer\.1\.output\.dense\.weight"):
+        load_masked_lm(tmp_path)
+
+
+def test_other_kinds_of_model_are_refused(tmp_path: Path) -> None:
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertForSequenceClassification(BertConfig(vocab_size=11, **small)).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(ValueError, match="lacks .* give a checkpoint with its masked-LM head"):
+        load_masked_lm(tmp_path / "classifier")
+    decoder = GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(decoder).save_pretrained(tmp_path / "decoder")
+    with pytest.raises(ValueError, match="is a 'gpt2', which has no masked-LM class"):
+        load_masked_lm(tmp_path / "decoder")
+
+
+def test_pickled_weights_load_as_tensors_only(tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = BertForMaskedLM(config)
+    config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert parameter_count(load_masked_lm(tmp_path)) == parameter_count(model)
+
+    flag = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (flag.touch, ())
+
+    torch.save({**model.state_dict(), "cls.predictions.bias": Payload()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="model path"):
+        load_masked_lm(tmp_path)
+    assert not flag.exists()
+
+
+def test_code_in_the_folder_does_not_run_unless_asked(tmp_path: Path) -> None:
+    flag = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(
+        "import pathlib\n"
+        f"pathlib.Path({str(flag)!r}).touch()\n"
+        "from transformers import BertConfig, BertForMaskedLM\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own-kind'\n"
+        "class OwnForMaskedLM(BertForMaskedLM):\n    config_class = OwnConfig\n"
+    )
+    config = BertConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings |= {
+        "model_type": "own-kind",
+        "architectures": ["OwnForMaskedLM"],
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForMaskedLM": "own.OwnForMaskedLM"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="trust_remote_code=true") as caught:
+        load_masked_lm(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not flag.exists()
+    assert type(load_masked_lm(tmp_path, trust_remote_code=True)).__name__ == "OwnForMaskedLM"
+    assert flag.exists()

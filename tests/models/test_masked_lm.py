@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedModel
+
+from dwt_ds.models.attention_masks import encoder_mask
+from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
+
+KNOWN = ["bert", "roberta", "distilbert", "modernbert"]
+GENERIC = ["electra", "albert"]
+NO_BERT_DROPOUT = ["distilbert", "modernbert"]
+V, B, S = 83, 3, 12
+
+
+def tiny(family: str, *, hidden_size: int = 16, attention: str = "eager") -> PreTrainedModel:
+    extra = {"embedding_size": 8} if family in GENERIC else {}
+    special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 1}
+    if family == "modernbert":
+        special |= {"cls_token_id": 2, "sep_token_id": 3}
+        extra = {"local_attention": 8}  # wider than the padding: eager attention in fp64 gives NaN where all is masked
+    fields = {
+        "vocab_size": V,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": 32,
+        **({"dropout": 0, "attention_dropout": 0} if family == "distilbert" else {}),
+        **({"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0} if family not in NO_BERT_DROPOUT else {}),
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **fields, **special, **extra)
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).double()
+    with torch.no_grad():  # biases start at zero, where a missing one would not show
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.train()
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(4, V, (B, S), generator=generator)
+    attention_mask = torch.ones(B, S, dtype=torch.int64)
+    input_ids[1, 9:], attention_mask[1, 9:] = 1, 0
+    positions = torch.tensor([30, 2, 2 * S - 5, 0, 13])  # neither sorted nor in one row
+    return input_ids, attention_mask, positions
+
+
+def logits_of(gathered: GatheredMaskedLM, *inputs: torch.Tensor | None) -> torch.Tensor:
+    return nn.functional.linear(gathered(*inputs), gathered.decoder_weight, gathered.decoder_bias)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", KNOWN + GENERIC)
+def test_gathered_logits_are_the_models_own(family: str, attention: str) -> None:
+    model = tiny(family, attention=attention)
+    input_ids, attention_mask, positions = batch()
+    own = model(input_ids=input_ids, attention_mask=attention_mask).logits.flatten(0, 1)[positions]
+    ours = logits_of(GatheredMaskedLM(model), input_ids, attention_mask, positions)
+    torch.testing.assert_close(ours, own, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("hidden_size", [8, 32])
+def test_gathered_logits_at_other_widths(hidden_size: int) -> None:
+    model = tiny("bert", hidden_size=hidden_size)
+    input_ids, attention_mask, positions = batch()
+    gathered = GatheredMaskedLM(model)
+    assert gathered(input_ids, attention_mask, positions).shape == (5, hidden_size)
+    assert gathered.decoder_weight.shape == (V, hidden_size)
+    own = model(input_ids=input_ids, attention_mask=attention_mask).logits.flatten(0, 1)[positions]
+    torch.testing.assert_close(logits_of(gathered, input_ids, attention_mask, positions), own, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", KNOWN + GENERIC)
+def test_gradients_are_those_of_the_full_path(family: str) -> None:
+    input_ids, attention_mask, positions = batch()
+    weights = torch.randn(len(positions), V, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    full, split = tiny(family), tiny(family)
+    own = full(input_ids=input_ids, attention_mask=attention_mask).logits.flatten(0, 1)[positions]
+    (own * weights).sum().backward()
+    (logits_of(GatheredMaskedLM(split), input_ids, attention_mask, positions) * weights).sum().backward()
+    for (name, theirs), ours in zip(full.named_parameters(), split.parameters(), strict=True):
+        assert theirs.grad is not None, name
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("family", KNOWN + GENERIC)
+def test_no_labelled_rows_still_reach_every_parameter(family: str) -> None:
+    model = tiny(family)
+    input_ids, attention_mask, _ = batch()
+    gathered = GatheredMaskedLM(model)
+    logits = logits_of(gathered, input_ids, attention_mask, torch.empty(0, dtype=torch.int64))
+    assert logits.shape == (0, V)
+    logits.sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("family", KNOWN + GENERIC)
+def test_full_rows_need_no_mask(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(family)
+    input_ids, _, positions = batch()
+    seen = []
+    original = model.base_model.forward
+
+    def spy(*args: object, **kwargs: object) -> object:
+        seen.append(kwargs.get("attention_mask"))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(model.base_model, "forward", spy)
+    gathered = GatheredMaskedLM(model)
+    with_mask = gathered(input_ids, torch.ones_like(input_ids), positions)
+    without = gathered(input_ids, None, positions)
+    assert seen == [None, None]
+    torch.testing.assert_close(with_mask, without, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", KNOWN)
+def test_finished_masks_for_a_gpu_give_the_same_hidden_states(
+    family: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family, attention=attention)
+    input_ids, attention_mask, positions = batch()
+    gathered = GatheredMaskedLM(model)
+    expected = gathered(input_ids, attention_mask, positions)
+
+    class OnAnotherDevice(torch.Tensor):
+        @property
+        def device(self) -> torch.device:  # type: ignore[override]
+            return torch.device("meta")
+
+    with monkeypatch.context() as patch:
+        cpu_arange = torch.arange
+        patch.setattr(torch, "arange", lambda *args, **kwargs: cpu_arange(*args))
+        cpu_zeros = torch.zeros
+        patch.setattr(torch, "zeros", lambda *args, **kwargs: cpu_zeros(*args, dtype=kwargs["dtype"]))
+        finished = encoder_mask(model, attention_mask.as_subclass(OnAnotherDevice))
+    finished = (
+        {kind: mask.as_subclass(torch.Tensor) for kind, mask in finished.items()}
+        if isinstance(finished, dict)
+        else finished.as_subclass(torch.Tensor)
+    )
+    monkeypatch.setattr("dwt_ds.models.masked_lm.encoder_mask", lambda *_: finished)
+    torch.testing.assert_close(gathered(input_ids, attention_mask, positions), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_compiles_without_graph_breaks(family: str) -> None:
+    model = tiny(family).eval()
+    input_ids, _, positions = batch()
+    gathered = GatheredMaskedLM(model)
+    expected = gathered(input_ids, None, positions)
+    torch._dynamo.reset()
+    compiled = torch.compile(gathered, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(input_ids, None, positions), expected, rtol=0, atol=1e-12)
+
+
+def test_weight_and_bias_are_the_live_tied_parameters() -> None:
+    model = tiny("bert")
+    gathered = GatheredMaskedLM(model)
+    assert gathered.decoder_weight is model.bert.embeddings.word_embeddings.weight
+    assert gathered.decoder_bias is model.cls.predictions.bias
+    model.double().resize_token_embeddings(V + 5)
+    assert gathered.decoder_weight.shape[0] == V + 5
+
+
+@pytest.mark.parametrize("family", KNOWN + GENERIC)
+def test_check_accepts_the_families(family: str) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        gathered = GatheredMaskedLM(tiny(family).to(dtype))
+        state = torch.get_rng_state()
+        check_against_own_logits(gathered)
+        assert gathered.model.training
+        assert torch.equal(torch.get_rng_state(), state)
+        assert freeze_unused_parameters(gathered) == []
+
+
+def test_no_hook_stays_behind() -> None:
+    model = tiny("electra")
+    gathered = GatheredMaskedLM(model)
+    input_ids, attention_mask, positions = batch()
+    before = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    gathered(input_ids, attention_mask, positions)
+    torch.testing.assert_close(model(input_ids=input_ids, attention_mask=attention_mask).logits, before)
+    with pytest.raises(IndexError):
+        gathered(input_ids, attention_mask, torch.tensor([B * S]))
+    torch.testing.assert_close(model(input_ids=input_ids, attention_mask=attention_mask).logits, before)
+
+
+class ScaledBert(BertForMaskedLM):
+    def forward(self, *args: object, **kwargs: object) -> object:
+        output = super().forward(*args, **kwargs)
+        output.logits = 0.5 * output.logits
+        return output
+
+
+class BiasedBert(BertForMaskedLM):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.extra_bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits + self.extra_bias
+        return output
+
+
+class TwiceBert(BertForMaskedLM):
+    def forward(self, *args: object, **kwargs: object) -> object:
+        super().forward(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+
+def bert_config() -> BertConfig:
+    return BertConfig(
+        vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, pad_token_id=0
+    )
+
+
+def test_a_head_that_scales_its_logits_is_refused() -> None:
+    gathered = GatheredMaskedLM(ScaledBert(bert_config()))
+    with pytest.raises(ValueError, match="^the head of ScaledBert cannot be split off: .* differs .*$"):
+        check_against_own_logits(gathered)
+
+
+def test_a_head_that_adds_a_parameter_is_refused_though_it_is_still_zero() -> None:
+    gathered = GatheredMaskedLM(BiasedBert(bert_config()))
+    check_against_own_logits(gathered)
+    with pytest.raises(ValueError, match="^the head of BiasedBert cannot be split off: .*extra_bias"):
+        freeze_unused_parameters(gathered)
+
+
+def test_a_decoder_that_runs_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="TwiceBert .* ran 2 times"):
+        check_against_own_logits(GatheredMaskedLM(TwiceBert(bert_config())))
+
+
+def test_unused_parameters_are_frozen_by_name() -> None:
+    config = AutoConfig.for_model(
+        "fnet", vocab_size=V, hidden_size=16, num_hidden_layers=1, intermediate_size=16, pad_token_id=0
+    )
+    gathered = GatheredMaskedLM(AutoModelForMaskedLM.from_config(config))
+    check_against_own_logits(gathered)
+    frozen = freeze_unused_parameters(gathered)
+    assert frozen == ["fnet.pooler.dense.weight", "fnet.pooler.dense.bias"]
+    assert [name for name, each in gathered.model.named_parameters() if not each.requires_grad] == frozen

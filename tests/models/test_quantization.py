@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from dwt_ds.config import StudentConfig
+from dwt_ds.models.build import build_student, load_masked_lm
+from dwt_ds.models.growth import grow
+from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
+from dwt_ds.models.quantization_settings import Quantization, parse_quantization
+
+V, S = 61, 12
+FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]
+
+
+def model(family: str = "bert", **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    sizes = {"layers": 2, "hidden_size": 32, "num_heads": 4, "max_positions": S, "dropout": 0, "intermediate_size": 64}
+    student = StudentConfig(family=family, **{**sizes, **changes})
+    return build_student(student, vocab_size=V, seq_len=S, pad_token_id=1, cls_token_id=2, sep_token_id=3)
+
+
+def batch() -> torch.Tensor:
+    return torch.randint(4, V, (3, S), generator=torch.Generator().manual_seed(1))
+
+
+def logits(of: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return of(input_ids=batch()).logits
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ("none", None),
+        ("w8a8", Quantization(8, 8)),
+        ("w4a8", Quantization(4, 8)),
+        ({}, Quantization()),
+        (
+            {"weight_bits": 3, "activation_bits": None, "modules": ["head"], "start_step": 7, "group_size": 16},
+            Quantization(3, None, ("head",), 7, 16),
+        ),
+    ],
+)
+def test_settings_parse_and_come_back(value: Any, expected: Quantization | None) -> None:
+    assert parse_quantization(value) == expected
+    if expected is not None:
+        assert parse_quantization(expected.to_dict()) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("w8a9", "student.quantization='w8a9' is unknown; did you mean 'w8a8'"),
+        (8, "student.quantization=8 is of no known kind; use none, w8a8, w4a8 or a mapping"),
+        ({"weight_bit": 8}, "student.quantization.weight_bit is unknown; did you mean 'weight_bits'"),
+        ({"weight_bits": 1}, "weight_bits=1 must be a whole number from 2 to 8$"),
+        ({"weight_bits": 9}, "weight_bits=9 must be"),
+        ({"weight_bits": None}, "weight_bits=None must be"),
+        ({"weight_bits": True}, "weight_bits=True must be"),
+        ({"activation_bits": 16}, "activation_bits=16 must be a whole number from 2 to 8, or null"),
+        ({"start_step": -1}, "start_step=-1 must be a whole number of 0 or more$"),
+        ({"start_step": 1.5}, "start_step=1.5 must be"),
+        ({"group_size": 1}, "group_size=1 must be a whole number of 2 or more, or null"),
+        ({"modules": []}, "modules=\\[\\] must be a list of encoder, embeddings, head"),
+        ({"modules": "encoder"}, "modules='encoder' must be a list"),
+        ({"modules": ["encodr"]}, "modules has 'encodr'; did you mean 'encoder'"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_quantization(value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_torchao_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dwt_ds.models.quantization import prepare
+
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(ValueError, match="needs torchao, which is not installed; pip install torchao"):
+        prepare(model(), Quantization())
+
+
+class TestWithTorchao:
+    @pytest.fixture(autouse=True)
+    def _torchao(self) -> None:
+        pytest.importorskip("torchao")
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_only_the_encoder_is_touched_and_parameters_stay_the_same_objects(self, family: str) -> None:
+        from dwt_ds.models.quantization import prepare
+
+        student = model(family)
+        before = dict(student.named_parameters(remove_duplicate=False))
+        names = prepare(student, Quantization())
+        after = dict(student.named_parameters(remove_duplicate=False))
+        assert list(after) == list(before)
+        assert all(after[name] is before[name] for name in before)
+        assert set(student.state_dict()) == set(model(family).state_dict())
+        encoder = "albert_layers" if family == "albert" else "layer"
+        assert sum(encoder in name for name in names) == {"modernbert": 8, "albert": 6}.get(family, 12)
+        assert all("embeddings." not in name and "head" not in name and "predictions" not in name for name in names)
+        check_against_own_logits(GatheredMaskedLM(student))
+
+    def test_nothing_is_rounded_until_enabled(self) -> None:
+        from dwt_ds.models.quantization import enable, is_enabled, prepare
+
+        plain, student = model(), model()
+        prepare(student, Quantization(weight_bits=4))
+        assert is_enabled(student)
+        assert (logits(student) - logits(plain)).abs().max() > 1e-4
+        enable(student, False)
+        assert not is_enabled(student)
+        assert torch.equal(logits(student), logits(plain))
+
+    @pytest.mark.parametrize("bits", [2, 4, 8])
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_converted_channels_hold_at_most_two_to_the_bits_values(self, family: str, bits: int) -> None:
+        from dwt_ds.models.quantization import convert, prepare
+
+        student = model(family, intermediate_size=512).eval()  # more inputs than there are 8-bit values
+        names = prepare(student, Quantization(weight_bits=bits))
+        trained_with = logits(student)
+        original = {name: student.get_parameter(f"{name}.weight").clone() for name in names}
+        weights = convert(student)
+        assert set(weights) == {f"{name}.weight" for name in names}
+        for name in names:
+            rounded = student.get_parameter(f"{name}.weight")
+            assert max(len(row.unique()) for row in rounded) <= 2**bits
+            assert not torch.equal(rounded, original[name])
+            stored = weights[f"{name}.weight"]
+            assert stored.codes.dtype == torch.int8
+            assert set(stored.codes.flatten().tolist()) <= set(range(-(2 ** (bits - 1)), 2 ** (bits - 1)))
+            assert torch.equal(stored.dequantized(torch.float32), rounded)
+        assert torch.equal(logits(student), trained_with)
+
+    def test_groups_have_scales_of_their_own(self) -> None:
+        from dwt_ds.models.quantization import convert, prepare
+
+        student = model()
+        names = prepare(student, Quantization(weight_bits=3, group_size=16))
+        weights = convert(student)
+        for name in names:
+            rounded = student.get_parameter(f"{name}.weight")
+            assert weights[f"{name}.weight"].scales.shape == (rounded.shape[0], rounded.shape[1] // 16)
+            for group in rounded.split(16, dim=1):
+                assert max(len(row.unique()) for row in group) <= 8
+
+    def test_groups_that_do_not_divide_are_refused_before_anything_changes(self) -> None:
+        from dwt_ds.models.quantization import prepare
+
+        student = model()
+        with pytest.raises(ValueError, match="group_size=24 does not divide the 32 inputs of bert.encoder.layer.0"):
+            prepare(student, Quantization(group_size=24))
+        assert not any(hasattr(module, "weight_fake_quantizer") for module in student.modules())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_all_zero_channels_and_tokens_never_give_nan(self, dtype: torch.dtype) -> None:
+        from dwt_ds.models.quantization import convert, prepare
+
+        small = model()
+        student = model(hidden_size=64, num_heads=8, intermediate_size=128)
+        grow(small, student, "fna", seed=0)  # zeros around the teacher's corner
+        student = student.to(dtype)
+        assert not student.bert.encoder.layer[0].output.dense.weight[32:].any()
+        prepare(student, Quantization(weight_bits=4, group_size=32))
+        layer = student.bert.encoder.layer[0].intermediate.dense
+        zeros = torch.zeros(1, 2, 64, dtype=dtype, requires_grad=True)
+        out = layer(zeros)
+        out.float().sum().backward()
+        assert torch.isfinite(out).all()
+        assert torch.isfinite(zeros.grad).all()
+        loss = functional.cross_entropy(student(input_ids=batch()).logits.flatten(0, 1).float(), batch().flatten())
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(torch.isfinite(each.grad).all() for each in student.parameters() if each.grad is not None)
+        convert(student)
+        assert torch.isfinite(logits(student)).all()
+        assert not student.bert.encoder.layer[0].output.dense.weight[32:].any()
+
+    def test_training_rounds_from_the_start_step_on_and_resumes_exactly(self) -> None:
+        from dwt_ds.models.quantization import enable, prepare
+
+        def step(student: PreTrainedModel, optimizer: torch.optim.Optimizer) -> float:
+            loss = functional.cross_entropy(student(input_ids=batch()).logits.flatten(0, 1), batch().flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        def start(prepared: bool) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+            student = model()
+            if prepared:
+                prepare(student, quantization)
+            return student, torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+
+        def run(student: PreTrainedModel, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+            losses = []
+            for number in steps:
+                enable(student, number >= quantization.start_step)
+                losses.append(step(student, optimizer))
+            return losses
+
+        quantization = Quantization(weight_bits=4, start_step=2)
+        plain, prepared = run(*start(False), range(5)), run(*start(True), range(5))
+        assert prepared[:2] == plain[:2]
+        assert prepared[2] != plain[2]
+        assert prepared[4] < prepared[0]
+
+        student, optimizer = start(True)
+        run(student, optimizer, range(3))
+        states = student.state_dict(), optimizer.state_dict()
+        resumed, its_optimizer = start(True)
+        resumed.load_state_dict(states[0])
+        its_optimizer.load_state_dict(states[1])
+        assert run(resumed, its_optimizer, range(3, 5)) == prepared[3:]
+
+    @pytest.mark.parametrize("family", ["bert", "modernbert", "electra"])
+    def test_embeddings_and_head_when_asked_for(self, family: str) -> None:
+        from dwt_ds.models.quantization import convert, prepare
+
+        student = model(family).eval()
+        decoder = student.get_output_embeddings().weight
+        names = prepare(student, Quantization(4, 8, ("embeddings", "head")))
+        assert not any(".layer" in name for name in names)
+        gathered = GatheredMaskedLM(student)
+        seen = gathered.decoder_weight
+        assert seen.shape == decoder.shape
+        assert max(len(row.unique()) for row in seen) <= 16
+        check_against_own_logits(gathered)
+        seen.sum().backward()
+        assert decoder.grad is not None
+        trained_with = logits(student)
+        convert(student)
+        assert student.get_output_embeddings().weight is student.get_input_embeddings().weight is decoder
+        assert max(len(row.unique()) for row in decoder) <= 16
+        assert torch.equal(logits(student), trained_with)
+
+    def test_nothing_to_quantize_is_an_error(self) -> None:
+        from dwt_ds.models.quantization import quantized_layers
+
+        bare = BertForSequenceClassification(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
+        assert "classifier" in quantized_layers(bare, Quantization(modules=("head",)))
+        student = model("distilbert")
+        student.vocab_transform = torch.nn.Identity()
+        with pytest.raises(ValueError, match="chooses no layer"):
+            quantized_layers(student, Quantization(modules=("head",)))
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_an_exported_model_reloads_the_same(self, family: str, tmp_path: Path) -> None:
+        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantized_export import load_quantized, save_quantized
+
+        student = model(family).eval()
+        quantization = Quantization(weight_bits=4, start_step=3)
+        names = prepare(student, quantization)
+        weights = convert(student)
+        save_quantized(student, weights, quantization, tmp_path / "int8")
+        student.save_pretrained(tmp_path / "plain")
+        reloaded = load_quantized(tmp_path / "int8")
+        assert torch.equal(logits(reloaded), logits(student))
+        assert reloaded.get_output_embeddings().weight is reloaded.get_input_embeddings().weight
+        plain = load_masked_lm(tmp_path / "plain")
+        for name in names:
+            assert torch.equal(plain.get_parameter(f"{name}.weight"), student.get_parameter(f"{name}.weight"))
+        sizes = [
+            (tmp_path / folder).stat().st_size for folder in ("int8/quantized.safetensors", "plain/model.safetensors")
+        ]
+        assert sizes[0] < sizes[1]
+
+    def test_a_fine_tuned_classifier_is_quantized_the_same_way(self, tmp_path: Path) -> None:
+        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantized_export import load_quantized, save_quantized
+
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
+        classifier = BertForSequenceClassification(config).eval()
+        names = prepare(classifier, Quantization())
+        assert all(name.startswith("bert.encoder") for name in names)
+        save_quantized(classifier, convert(classifier), Quantization(), tmp_path)
+        reloaded = load_quantized(tmp_path)
+        assert isinstance(reloaded, BertForSequenceClassification)
+        assert torch.equal(logits(reloaded), logits(classifier))
+
+    def test_broken_exports_are_refused_in_one_line(self, tmp_path: Path) -> None:
+        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantized_export import load_quantized, save_quantized
+
+        with pytest.raises(FileNotFoundError, match="has no quantization.json"):
+            load_quantized(tmp_path)
+        student = model()
+        prepare(student, Quantization())
+        save_quantized(student, convert(student), Quantization(), tmp_path)
+        weights = tmp_path / "quantized.safetensors"
+        weights.write_bytes(weights.read_bytes()[:200])
+        with pytest.raises(ValueError, match="is damaged"):
+            load_quantized(tmp_path)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import BertTokenizerFast
+
+from dwt_ds.models.vocabulary import check_same_vocabulary, load_tokenizer, vocabulary_size
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s"]
+
+
+def tokenizer(folder: Path, words: list[str]) -> BertTokenizerFast:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    made = BertTokenizerFast(str(folder / "vocab.txt"))
+    made.save_pretrained(folder)
+    return made
+
+
+def test_the_same_words_pass_whoever_loads_them(tmp_path: Path) -> None:
+    student = tokenizer(tmp_path / "student", WORDS)
+    teacher = tokenizer(tmp_path / "teacher", WORDS)
+    assert check_same_vocabulary(teacher, student) == 9
+    assert check_same_vocabulary(tmp_path / "teacher", student, teacher_rows=16) == 9
+    assert vocabulary_size(load_tokenizer(tmp_path / "teacher")) == 9
+
+
+def test_the_same_size_with_other_words_is_an_error(tmp_path: Path) -> None:
+    student = tokenizer(tmp_path / "student", WORDS)
+    swapped = tokenizer(tmp_path / "teacher", [*WORDS[:6], "sat", "cat", "##s"])
+    counts = "^teacher.path: its vocabulary of 9 tokens is not the 9 of the data folder"
+    with pytest.raises(ValueError, match=f"{counts}; first at id 6: 'sat' against 'cat'; ") as caught:
+        check_same_vocabulary(swapped, student)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_longer_vocabulary_is_an_error_that_gives_both_counts(tmp_path: Path) -> None:
+    student = tokenizer(tmp_path / "student", WORDS)
+    longer = tokenizer(tmp_path / "teacher", [*WORDS, "mat"])
+    with pytest.raises(ValueError, match="of 10 tokens is not the 9 of .*first at id 9: 'mat' against nothing"):
+        check_same_vocabulary(longer, student)
+
+
+def test_a_decoder_with_too_few_rows_is_an_error(tmp_path: Path) -> None:
+    student = tokenizer(tmp_path / "student", WORDS)
+    with pytest.raises(ValueError, match="decoder has 8 rows for a vocabulary of 9"):
+        check_same_vocabulary(student, student, teacher_rows=8)
+
+
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
+        check_same_vocabulary(tmp_path, tokenizer(tmp_path / "student", WORDS))
