@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,11 +27,11 @@ class RunFolder:
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a folder that holds a run on other data, another tokenizer or another model shape (ValueError)."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"output_dir={str(self.path)!r}: is a file; name a folder")
-        try:
-            there = json.loads((self.path / _IDENTITY).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        file = next((p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir()), None)
+        if file is not None:
+            raise ValueError(f"output_dir={str(self.path)!r}: {file} is a file; name a folder")
+        there = self._read(_IDENTITY)
+        if there is None:
             return
         for key, value in identity.items():
             if there.get(key) != value:
@@ -49,19 +50,18 @@ class RunFolder:
 
     def finished_steps(self) -> int:
         """Steps of the finished run in this folder; 0 if it is not finished."""
-        try:
-            return int(json.loads((self.path / _COMPLETE).read_text(encoding="utf-8"))["steps"])
-        except FileNotFoundError:
-            return 0
+        complete = self._read(_COMPLETE)
+        return 0 if complete is None else int(complete["steps"])
 
     def finish(self, steps: int) -> None:
         """Mark the run as done."""
         self._write(_COMPLETE, json.dumps({"steps": steps}) + "\n")
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one object to metrics.jsonl."""
+        """Append one object to metrics.jsonl; NaN and infinity, which JSON does not know, become null."""
+        known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with open(self.metrics, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+            handle.write(json.dumps(known) + "\n")
 
     def cut_metrics_back(self, step: int) -> None:
         """Drop the rows after `step`, so that each step stands there once after a resume."""
@@ -73,6 +73,21 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         return [line for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if "}\n" in line]
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """A JSON object of this folder, None if the file is not there."""
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise ValueError(
+                f"output_dir={str(self.path)!r}: {name} is damaged; delete that file if this is the same run, "
+                "or choose another output_dir"
+            )
+        return content
 
     def _write(self, name: str, text: str) -> None:
         temporary = self.path / f"{name}.tmp"

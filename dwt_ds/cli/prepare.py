@@ -1,51 +1,147 @@
-"""Make a data folder for training out of raw text: sentences, tokens, rows, a manifest."""
+"""Make a data folder for training out of raw text: sentences, tokens, rows of equal length, and a manifest.
+
+Text comes from files (.txt with a paragraph a line and a blank line between documents, .jsonl, .parquet; plain or
+.gz, .xz, .zst), from datasets on the Hugging Face hub, or from the documentation of the installed Python packages;
+several may be given and are taken together. Interrupted, the same command goes on where it was. The result does not
+depend on the number of workers. With --show alone, an existing folder is shown.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
-
-from dwt_ds.data.documentation import InstalledDocumentation
-from dwt_ds.data.prepare import PrepareOptions, prepare
-from dwt_ds.data.reading import Source, find_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="text files or globs")
-    parser.add_argument("--docs", action="store_true", help="the documentation of the installed Python packages")
-    parser.add_argument("--tokenizer", help="a vocab.txt, a tokenizer folder or a name on the Hugging Face hub")
-    parser.add_argument("--train-tokenizer", type=int, metavar="N", help="train a WordPiece tokenizer of N entries")
-    parser.add_argument("--cased", action="store_true", help="keep upper case in a tokenizer trained here")
-    parser.add_argument("--out", type=Path, required=True, help="the data folder to make")
-    parser.add_argument("--every", type=int, default=1, help="take one of every EVERY sentences")
-    parser.add_argument("--seq-len", type=int, default=128, help="tokens a row")
-    parser.add_argument("--one-sentence-per-row", action="store_true", help="a row for each sentence, as the paper has it")
-    parser.add_argument("--keep-documents-apart", action="store_true", help="no row holds text of two documents")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--validation", type=float, default=0.01, help="share of documents held out")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    sources = parser.add_argument_group("what to read")
+    sources.add_argument("--text", nargs="+", default=[], metavar="FILE", help="files or globs")
+    sources.add_argument(
+        "--dataset",
+        nargs="+",
+        default=[],
+        metavar="NAME[:CONFIG[:SPLIT]]",
+        help="datasets on the Hugging Face hub, or local folders that `datasets` reads; SPLIT is train by default",
+    )
+    sources.add_argument("--streaming", action="store_true", help="read datasets over the network, twice, not to disk")
+    sources.add_argument(
+        "--docs", action="store_true", help="the documentation of the installed Python packages (about 17 MB)"
+    )
+    sources.add_argument(
+        "--text-column", default="text", metavar="NAME", help="where records hold their text (default: %(default)s)"
+    )
+    sources.add_argument(
+        "--records-are-lines",
+        action="store_true",
+        help="each record of a .jsonl, .parquet or dataset is a line, an empty one ends a document (BookCorpus, "
+        "WikiText); default: each is a document",
+    )
+
+    tokenizer = parser.add_argument_group("tokenizer (one of the first two)")
+    tokenizer.add_argument(
+        "--tokenizer", metavar="VOCAB_OR_NAME", help="a vocab.txt, a tokenizer's folder, or a name on the hub"
+    )
+    tokenizer.add_argument(
+        "--train-tokenizer", type=int, metavar="N", help="train a WordPiece tokenizer of N entries on the text"
+    )
+    tokenizer.add_argument("--cased", action="store_true", help="keep upper case in a tokenizer trained here")
+
+    rows = parser.add_argument_group("sentences and rows")
+    rows.add_argument(
+        "--every", type=int, default=1, metavar="K", help="take one of every K sentences (default: %(default)s)"
+    )
+    rows.add_argument("--seq-len", type=int, default=128, metavar="S", help="tokens of a row (default: %(default)s)")
+    rows.add_argument(
+        "--one-sentence-per-row",
+        action="store_true",
+        help="a row for each sentence, batches grouped by length; default: rows filled with running text",
+    )
+    documents = rows.add_mutually_exclusive_group()
+    documents.add_argument(
+        "--join-documents",
+        action="store_true",
+        default=True,
+        help="a row may hold the end of one document and the start of the next, with [SEP] between (default)",
+    )
+    documents.add_argument(
+        "--keep-documents-apart", action="store_true", help="each document starts a new row; costs padding"
+    )
+    rows.add_argument(
+        "--min-chars", type=int, default=10, metavar="N", help="drop shorter sentences (default: %(default)s)"
+    )
+    rows.add_argument(
+        "--max-chars", type=int, default=2000, metavar="N", help="drop longer sentences (default: %(default)s)"
+    )
+    rows.add_argument("--keep-duplicates", action="store_true", help="keep lines that repeat an earlier line")
+    rows.add_argument(
+        "--validation", type=float, default=0.01, metavar="SHARE", help="documents held out (default: %(default)s)"
+    )
+    rows.add_argument("--seed", type=int, default=0, help="decides what is sampled and held out (default: %(default)s)")
+
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the data folder")
+    parser.add_argument(
+        "--workers", type=int, default=_cores(), metavar="N", help="processes (default: all cores, here %(default)s)"
+    )
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N rows with their masks at the end")
 
 
 def main(args: argparse.Namespace) -> int:
-    sources: list[Source] = list(find_files(args.text, "text"))
-    if args.docs:
-        sources.append(InstalledDocumentation())
-    manifest = prepare(
-        PrepareOptions(
-            sources=sources,
-            out=args.out,
-            tokenizer=args.tokenizer,
-            train_tokenizer=args.train_tokenizer,
-            cased=args.cased,
-            seq_len=args.seq_len,
-            every=args.every,
-            one_sentence_per_row=args.one_sentence_per_row,
-            join_documents=not args.keep_documents_apart,
-            validation=args.validation,
-            seed=args.seed,
-            workers=args.workers,
-        )
-    )
-    print(manifest.to_json())
+    # Imported here: --help should not wait for transformers.
+    from dwt_ds.data.manifest import read_manifest
+    from dwt_ds.data.masks import Masking
+    from dwt_ds.data.prepare import prepare
+    from dwt_ds.data.prepared import PreparedData
+    from dwt_ds.data.show import examples, manifest_table
+
+    if args.show < 0:
+        raise ValueError(f"--show is {args.show}: it must be a number of rows")
+    if args.show and not (args.text or args.dataset or args.docs):
+        manifest = read_manifest(args.out)
+    else:
+        options = _options(args)
+        try:
+            manifest = prepare(options)
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from here", file=sys.stderr)
+            return 130
+    print(manifest_table(manifest), end="")
+    print(f"\n{args.out} is ready" + (f"; {args.show} rows, {{true -> shown}}:" if args.show else ""))
+    if args.show:
+        for example in examples(PreparedData.open(args.out), args.show, Masking(), args.seed):
+            print(f"\n{example}")
     return 0
+
+
+def _options(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from dwt_ds.data.documentation import InstalledDocumentation
+    from dwt_ds.data.hub import HubDataset
+    from dwt_ds.data.options import PrepareOptions
+    from dwt_ds.data.reading import RecordForm, Source, find_files
+
+    records = RecordForm(args.text_column, args.records_are_lines)
+    sources: list[Source] = [*find_files(args.text, records)]
+    sources += [HubDataset.parse(name, args.streaming, records) for name in args.dataset]
+    if args.docs:
+        sources.append(InstalledDocumentation(workers=args.workers))
+    return PrepareOptions(
+        sources=sources,
+        out=args.out,
+        tokenizer=args.tokenizer,
+        train_tokenizer=args.train_tokenizer,
+        cased=args.cased,
+        seq_len=args.seq_len,
+        every=args.every,
+        one_sentence_per_row=args.one_sentence_per_row,
+        join_documents=not args.keep_documents_apart,
+        min_chars=args.min_chars,
+        max_chars=args.max_chars,
+        keep_duplicates=args.keep_duplicates,
+        validation=args.validation,
+        seed=args.seed,
+        workers=args.workers,
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -62,7 +62,13 @@ class Batch:
 
 
 def _masked_batch(
-    table: RowTable, facts: TokenizerFacts, masking: Masking, seed: int, rows: np.ndarray, epochs: np.ndarray, width: int
+    table: RowTable,
+    facts: TokenizerFacts,
+    masking: Masking,
+    seed: int,
+    rows: np.ndarray,
+    epochs: np.ndarray,
+    width: int,
 ) -> Batch:
     input_ids, lengths = table.rows(rows, width)
     masked = draw_masks(input_ids, lengths, rows, epochs, facts, masking, seed)

@@ -169,10 +169,13 @@ def part_path(folder: Path, index: int) -> Path:
     return folder / f"part-{index:06d}.npz"
 
 
-def write_part(chunk: Chunk, settings: RowSettings, folder: Path) -> ChunkCounts:
-    """Make the rows of `chunk` and store them under `folder`; the file appears whole or not at all."""
-    part = rows_of_chunk(chunk, settings)
-    with atomic_file(part_path(folder, chunk.index)) as file:
+def store_part(item: Chunk | Path, settings: RowSettings, folder: Path) -> ChunkCounts:
+    """Make the rows of a chunk and store them under `folder`, whole or not at all; or take a part stored before."""
+    if isinstance(item, Path):
+        with np.load(item) as arrays:
+            return ChunkCounts(**json.loads(arrays["counts"].tobytes()))
+    part = rows_of_chunk(item, settings)
+    with atomic_file(part_path(folder, item.index)) as file:
         np.savez(
             file,
             train_tokens=part.train.tokens,
@@ -185,14 +188,10 @@ def write_part(chunk: Chunk, settings: RowSettings, folder: Path) -> ChunkCounts
 
 
 def read_part(path: Path) -> Part:
+    """A part that `store_part` wrote."""
     with np.load(path) as arrays:
         return Part(
             Rows(arrays["train_tokens"], arrays["train_lengths"]),
             Rows(arrays["validation_tokens"], arrays["validation_lengths"]),
             ChunkCounts(**json.loads(arrays["counts"].tobytes())),
         )
-
-
-def read_counts(path: Path) -> ChunkCounts:
-    with np.load(path) as arrays:
-        return ChunkCounts(**json.loads(arrays["counts"].tobytes()))

@@ -19,7 +19,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from dwt_ds.data.reading import DocumentTally, SourceCounts
+from dwt_ds.data.atomic import atomic_file
+from dwt_ds.data.reading import DocumentTally, LocalFile, SourceCounts
 from dwt_ds.data.workers import ordered_map
 
 # Import names of the packages whose documentation is used beside the standard library's.
@@ -29,8 +30,19 @@ PACKAGES = (
 )
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 # Folders whose modules explain nothing to a reader, or are other projects' copies.
-_LEFT_OUT = {"tests", "test", "testing", "site-packages", "dist-packages", "idlelib", "lib2to3", "_vendor", "__pycache__"}
-_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_LEFT_OUT = {
+    "tests",
+    "test",
+    "testing",
+    "site-packages",
+    "dist-packages",
+    "idlelib",
+    "lib2to3",
+    "_vendor",
+    "__pycache__",
+}
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_FILES_A_TASK = 32
 # Strings that are no docstrings are documentation too where they are long: pydoc's topics, templates of docstrings.
 _LONG_STRING_CHARS = 300
 _MIN_CHARS, _MIN_WORDS, _MIN_LETTER_SHARE = 40, 6, 0.66
@@ -58,6 +70,10 @@ class InstalledDocumentation:
     def name(self) -> str:
         return "documentation of the installed packages"
 
+    @property
+    def size(self) -> int:
+        return 0
+
     def identity(self) -> dict[str, object]:
         versions = {name: metadata.version(_DISTRIBUTIONS.get(name, name)) for name in self.packages if find_spec(name)}
         return {"documentation": versions, "python": sysconfig.get_python_version()}
@@ -65,11 +81,22 @@ class InstalledDocumentation:
     def documents(self, counts: SourceCounts) -> Iterator[str]:
         tally = DocumentTally(counts)
         seen: set[str] = set()
-        for paragraphs in ordered_map(_module_paragraphs, list(source_files(self.packages)), self.workers):
-            new = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen]
-            seen.update(new)
-            if new:
-                yield tally.document(new)
+        files = list(source_files(self.packages))
+        groups = [files[start : start + _FILES_A_TASK] for start in range(0, len(files), _FILES_A_TASK)]
+        for modules in ordered_map(_paragraphs_of_modules, groups, self.workers):
+            for paragraphs in modules:
+                new = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen]
+                seen.update(new)
+                if new:
+                    yield tally.document(new)
+
+    def stored(self, path: Path) -> LocalFile:
+        """The same documents as a text file at `path`, made unless it is there: harvesting takes a minute of a core."""
+        if not path.is_file():
+            with atomic_file(path) as file:
+                for document in self.documents(SourceCounts()):
+                    file.write(document.encode() + b"\n\n")
+        return LocalFile(path)
 
 
 def source_files(packages: tuple[str, ...]) -> Iterator[Path]:
@@ -84,15 +111,19 @@ def source_files(packages: tuple[str, ...]) -> Iterator[Path]:
                 yield path
 
 
-def _module_paragraphs(path: Path) -> list[str]:
-    """Prose paragraphs of one module, in the order of its syntax tree; none where it does not parse."""
+def _paragraphs_of_modules(paths: list[Path]) -> list[list[str]]:
+    return [module_paragraphs(path) for path in paths]
+
+
+def module_paragraphs(path: Path) -> list[str]:
+    """Prose paragraphs of one module, in the order of the source; none where it does not parse."""
     collecting = gc.isenabled()
     gc.disable()  # a syntax tree is millions of objects and no cycles: collecting would cost half as much again
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(path.read_bytes())
-        return [paragraph for text in _documentation(tree) for paragraph in prose_paragraphs(text)]
+        return [paragraph for text in _documentation(tree.body) for paragraph in prose_paragraphs(text)]
     except (SyntaxError, ValueError):
         return []
     finally:
@@ -100,17 +131,25 @@ def _module_paragraphs(path: Path) -> list[str]:
             gc.enable()
 
 
-def _documentation(tree: ast.Module) -> Iterator[str]:
-    docstrings: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, _DOCUMENTED) and node.body and isinstance(node.body[0], ast.Expr):
-            constant = node.body[0].value
-            if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
-                docstrings.add(id(constant))
-                yield inspect.cleandoc(constant.value)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if len(node.value) >= _LONG_STRING_CHARS and id(node) not in docstrings:
-                yield inspect.cleandoc(node.value)
+def _documentation(body: list[ast.stmt]) -> Iterator[str]:
+    """Docstrings and long strings of module, classes and functions, in the order of the source."""
+    for statement in body:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            if statement is body[0] and isinstance(statement.value.value, str):
+                yield inspect.cleandoc(statement.value.value)
+        elif isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            # Only what documents it and the definitions inside: the rest of its body is most of all code.
+            definitions = [inner for inner in statement.body[1:] if isinstance(inner, _DEFINITIONS)]
+            yield from _documentation([statement.body[0], *definitions])
+        elif isinstance(statement, ast.ClassDef):
+            yield from _documentation(statement.body)
+        elif isinstance(statement, (ast.If, ast.Try, ast.With)):
+            yield from _documentation([*statement.body, *getattr(statement, "orelse", [])])
+        elif not isinstance(statement, (ast.Import, ast.ImportFrom)):
+            constants = [node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)]
+            for text in constants:
+                if isinstance(text, str) and len(text) >= _LONG_STRING_CHARS:
+                    yield inspect.cleandoc(text)
 
 
 def prose_paragraphs(text: str) -> Iterator[str]:

@@ -32,7 +32,7 @@ class DuplicateFinder:
         self._written = 0
 
     def add(self, lines: list[str]) -> None:
-        self._hashes.extend(xxhash.xxh3_64_intdigest(line) for line in lines)
+        self._hashes.extend(xxhash.xxh3_64_intdigest(line.encode()) for line in lines)
         if len(self._hashes) >= _LINES_IN_MEMORY:
             self._flush()
 
@@ -50,7 +50,7 @@ class DuplicateFinder:
         self._hashes = []
 
     def finish(self) -> np.ndarray:
-        """uint8 (lines / 8, rounded up): bit n % 8 (from the highest) of byte n // 8 is set where line n repeats one."""
+        """uint8, a bit a line: bit n % 8 (from the highest) of byte n // 8 is set where line n is a repeat."""
         self._flush()
         bits = np.zeros(-(-self._written // 8), dtype=np.uint8)
         for path in sorted(self._folder.iterdir()):
@@ -68,4 +68,4 @@ def without_duplicates(lines: list[str], first: int, bits: np.ndarray) -> list[s
     """`lines`, which are lines `first` and following of the corpus, less those whose bit is set."""
     start = first // 8
     flags = np.unpackbits(bits[start : (first + len(lines)) // 8 + 1])[first - start * 8 :][: len(lines)]
-    return [line for line, repeats in zip(lines, flags.tolist()) if not repeats] if flags.any() else lines
+    return [line for line, repeats in zip(lines, flags.tolist(), strict=True) if not repeats] if flags.any() else lines

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST_NAME = "manifest.json"
+# The same as a table for people.
+MANIFEST_TABLE_NAME = "manifest.txt"
+# While `prepare` works, everything it writes lies in this folder inside the output folder.
+UNFINISHED_NAME = "unfinished"
 # Raised whenever a folder of the former layout can no longer be read.
 FORMAT_VERSION = 1
 PACKED = "packed"
@@ -66,7 +70,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Raises ValueError (also json.JSONDecodeError, which is one) for anything that is no manifest of this version."""
+        """Raises ValueError for anything that is no manifest of this version."""
         values = json.loads(text)
         if not isinstance(values, dict) or "format_version" not in values:
             raise ValueError("not a manifest of dwt-ds prepare")
@@ -94,7 +98,3 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}; {fix} into a new folder") from None
-
-
-# While `prepare` works, everything it writes lies in this folder inside the output folder.
-UNFINISHED_NAME = "unfinished"

@@ -59,6 +59,12 @@ class RowTable:
     def __len__(self) -> int:
         return int(self._first_rows[-1])
 
+    def verify_lengths(self) -> None:
+        """Raises ValueError where the stored lengths are not those of the rows in the Arrow files."""
+        for first, offsets in zip(self._first_rows.tolist(), self._offsets, strict=False):
+            if not np.array_equal(self.lengths[first : first + len(offsets) - 1], np.diff(offsets)):
+                raise ValueError(f"{self._folder / LENGTHS_NAME} does not fit the rows in the Arrow files")
+
     def rows(self, indices: np.ndarray, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(input_ids (B, S) int64 padded with the pad id, lengths (B,) int64) of rows `indices` (B,).
 
@@ -70,7 +76,7 @@ class RowTable:
         input_ids = np.full((len(indices), width), self._pad_id, dtype=np.int64)
         batches = np.searchsorted(self._first_rows, indices, side="right") - 1
         within = indices - self._first_rows[batches]
-        for out, batch, row, length in zip(input_ids, batches.tolist(), within.tolist(), lengths.tolist()):
+        for out, batch, row, length in zip(input_ids, batches.tolist(), within.tolist(), lengths.tolist(), strict=True):
             start = self._offsets[batch][row]
             out[:length] = self._values[batch][start : start + length]
         return input_ids, lengths
@@ -122,11 +128,13 @@ class PreparedData:
         return TokenizerFacts.of(self.tokenizer())
 
     def verify(self) -> None:
-        """Read every Arrow file once and compare it with the manifest. Raises ValueError naming the first that differs."""
+        """Read every file of rows and compare it with the manifest. Raises ValueError naming the first that differs."""
         for shard in self.manifest.shards:
             digest = file_sha256(self.folder / shard.name)
             if digest != shard.sha256:
                 raise ValueError(f"{self.folder / shard.name}: sha256 is {digest}, the manifest says {shard.sha256}")
+        for table in (self.train, self.validation):
+            table.verify_lengths()
 
 
 def file_sha256(path: Path) -> str:

@@ -105,7 +105,9 @@ class LocalFile:
             counts.skipped = "empty"
             return
         if form == ".parquet":
-            yield from documents_of_records(_parquet_texts(self.path, self.records.column, counts), self.records, counts)
+            yield from documents_of_records(
+                _parquet_texts(self.path, self.records.column, counts), self.records, counts
+            )
             return
         with open(self.path, "rb") as raw, self._decompressed(raw) as file:
             probe = file.read(_PROBE_BYTES)
@@ -114,7 +116,8 @@ class LocalFile:
                 return
             lines = _lines(probe.removeprefix(b"\xef\xbb\xbf"), file, raw, counts)
             if form == ".jsonl":
-                yield from documents_of_records(_json_texts(lines, self.records.column), self.records, counts)
+                texts = _json_texts(lines, self.records.column, counts)
+                yield from documents_of_records(texts, self.records, counts)
             else:
                 yield from _blank_line_separated(lines, counts)
 
@@ -246,9 +249,7 @@ def _blank_line_separated(lines: Iterator[str], counts: SourceCounts) -> Iterato
         yield document
 
 
-def documents_of_records(
-    texts: Iterator[str | None], records: RecordForm, counts: SourceCounts
-) -> Iterator[str]:
+def documents_of_records(texts: Iterator[str | None], records: RecordForm, counts: SourceCounts) -> Iterator[str]:
     """Documents of `texts`, one a record; a record's line ends are line ends. None stands for an unreadable one."""
     tally = DocumentTally(counts)
     for text in texts:
@@ -269,14 +270,26 @@ def documents_of_records(
         yield document
 
 
-def _json_texts(lines: Iterator[str], column: str) -> Iterator[str | None]:
+def _json_texts(lines: Iterator[str], column: str, counts: SourceCounts) -> Iterator[str | None]:
     for line in lines:
         if line:
             try:
                 record = json.loads(line)
             except ValueError:
                 record = None
-            yield record.get(column) if isinstance(record, dict) else None
+            text = record.get(column) if isinstance(record, dict) else None
+            if isinstance(text, str) and not _is_encodable(text):  # half of an escaped surrogate pair
+                text = text.encode("utf-8", errors="replace").decode()
+                counts.invalid_utf8 += 1
+            yield text
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet_texts(path: Path, column: str, counts: SourceCounts) -> Iterator[str | None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,81 +17,81 @@ from dwt_ds.data.manifest import Shard
 from dwt_ds.data.packing import Rows
 from dwt_ds.data.prepared import LENGTHS_NAME, file_sha256
 
-# Tokens of a shard, about: 128 MB of 16-bit ids.
+# A shard is closed once it has this many tokens: 128 MB of 16-bit ids.
 SHARD_TOKENS = 64 * 1024 * 1024
 
 
 class ShardWriter:
-    """Writes the rows of one split (`folder`) as Arrow stream files of about SHARD_TOKENS tokens each, and beside them
-    the rows' lengths, so that a reader has them without touching the tokens."""
+    """Writes one split, the folder `folder`: Arrow stream files, the rows' lengths beside them (so that a reader has
+    them without touching the tokens), and what `datasets.load_from_disk` wants to know."""
 
-    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(self, folder: Path, vocab_size: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.iterdir():
+            leftover.unlink()
         kind = "uint16" if vocab_size <= 1 << 16 else "uint32"
         self._features = datasets.Features({"input_ids": datasets.List(datasets.Value(kind))})
         self._folder = folder
-        self._shard_tokens = shard_tokens
         self._content = hashlib.sha256()
-        self._lengths: list[np.ndarray] = []
+        self.tokens = 0
+        """Tokens written so far."""
 
-    def write(self, parts: Iterable[Rows]) -> list[Shard]:
-        """Store all `parts`; one record batch a part. Returns the shards in order, names relative to the data folder."""
-        groups: list[Path] = []
-        rows_of: list[int] = []
-        waiting: list[Rows] = []
-        tokens = 0
-        for part in parts:
-            if len(part.lengths) == 0:
-                continue
-            waiting.append(part)
-            tokens += len(part.tokens)
-            if tokens >= self._shard_tokens:
-                groups.append(self._write_shard(len(groups), waiting))
-                rows_of.append(sum(len(rows.lengths) for rows in waiting))
-                waiting, tokens = [], 0
-        if waiting:
-            groups.append(self._write_shard(len(groups), waiting))
-            rows_of.append(sum(len(rows.lengths) for rows in waiting))
-        named = []
-        for number, path in enumerate(groups):
-            final = path.with_name(f"data-{number:05d}-of-{len(groups):05d}.arrow")
-            path.rename(final)
-            named.append(final)
-        self._write_lengths()
-        self._describe(named)
-        return [
-            Shard(f"{self._folder.name}/{path.name}", rows, path.stat().st_size, file_sha256(path))
-            for path, rows in zip(named, rows_of)
-        ]
+    def write(self, parts: Iterable[Rows], rows: int) -> list[Shard]:
+        """Store `parts`, a record batch each, `rows` rows in all. Returns the shards, named from the data folder on."""
+        unnamed: list[tuple[Path, int]] = []
+        with atomic_file(self._folder / LENGTHS_NAME) as lengths:
+            header = {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
+            np.lib.format.write_array_header_1_0(lengths, header)
+            groups = self._groups(part for part in parts if len(part.lengths))
+            for group in groups:
+                path = self._folder / f"data-{len(unnamed):05d}.arrow"
+                written = 0
+                with atomic_file(path) as file, pa.ipc.new_stream(file, self._features.arrow_schema) as arrow:
+                    for part in group:
+                        arrow.write_batch(self._record_batch(part))
+                        lengths.write(part.lengths.astype("<i4").tobytes())
+                        written += len(part.lengths)
+                unnamed.append((path, written))
+        shards = []
+        for number, (path, written) in enumerate(unnamed):
+            final = path.rename(self._folder / f"data-{number:05d}-of-{len(unnamed):05d}.arrow")
+            name = f"{self._folder.name}/{final.name}"
+            shards.append(Shard(name, written, final.stat().st_size, file_sha256(final)))
+        self._describe([Path(shard.name).name for shard in shards])
+        return shards
 
     def content_sha256(self) -> str:
         """sha256 over the tokens and lengths written, in order: the same whatever the Arrow version."""
         return self._content.hexdigest()
 
-    def _write_shard(self, number: int, parts: list[Rows]) -> Path:
-        path = self._folder / f"data-{number:05d}.arrow"
-        schema = self._features.arrow_schema
-        with atomic_file(path) as file, pa.ipc.new_stream(file, schema) as writer:
-            for part in parts:
-                offsets = np.zeros(len(part.lengths) + 1, dtype=np.int32)
-                np.cumsum(part.lengths, out=offsets[1:])
-                column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(part.tokens))
-                writer.write_batch(pa.record_batch([column], schema=schema))
-                self._content.update(part.tokens.astype("<u4").tobytes())
-                self._content.update(part.lengths.astype("<i4").tobytes())
-                self._lengths.append(part.lengths)
-        return path
+    def _groups(self, parts: Iterator[Rows]) -> Iterator[Iterator[Rows]]:
+        """The parts of one shard after another; a shard takes parts until it is full."""
+        part = next(parts, None)
 
-    def _write_lengths(self) -> None:
-        lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, dtype=np.int32)
-        with atomic_file(self._folder / LENGTHS_NAME) as file:
-            np.save(file, lengths)
+        def of_one_shard() -> Iterator[Rows]:
+            nonlocal part
+            end = self.tokens + SHARD_TOKENS
+            while part is not None and self.tokens < end:
+                yield part
+                part = next(parts, None)
 
-    def _describe(self, shards: list[Path]) -> None:
+        while part is not None:
+            yield of_one_shard()
+
+    def _record_batch(self, part: Rows) -> pa.RecordBatch:
+        offsets = np.zeros(len(part.lengths) + 1, dtype=np.int32)
+        np.cumsum(part.lengths, out=offsets[1:])
+        self._content.update(part.tokens.astype("<u4").tobytes())
+        self._content.update(part.lengths.astype("<i4").tobytes())
+        self.tokens += len(part.tokens)
+        column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(part.tokens))
+        return pa.record_batch([column], schema=self._features.arrow_schema)
+
+    def _describe(self, names: list[str]) -> None:
         """The two small files with which `datasets.load_from_disk` opens the folder."""
         datasets.DatasetInfo(features=self._features).write_to_directory(str(self._folder))
-        state = {
-            "_data_files": [{"filename": path.name} for path in shards],
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": name} for name in names],
             "_fingerprint": self.content_sha256()[:16],
             "_format_columns": None,
             "_format_kwargs": {},

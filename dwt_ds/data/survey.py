@@ -87,7 +87,7 @@ def survey(
     sizes = [source.size for source in sources]
     number = 0
     with Progress("reading", sum(sizes) if all(sizes) else None, "B") as progress:
-        for source, counts, size in zip(sources, result.per_source, sizes):
+        for source, counts, size in zip(sources, result.per_source, sizes, strict=True):
             for document in source.documents(counts):
                 lines = document.split("\n")
                 if number == 0:

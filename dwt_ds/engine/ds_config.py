@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 import dwt_ds
-from dwt_ds.config import RunConfig
+from dwt_ds.config import RunConfig, TrainConfig
 from dwt_ds.engine.ds_keys import check_ds_keys, drop_foreign_autos
-from dwt_ds.recipe import Recipe, nearest
+from dwt_ds.recipe import Recipe, must_be, nearest
 
 # Field of RunConfig.train -> its place in the JSON, and whether the JSON gets it where it says nothing.
 _SHARED = (
@@ -90,6 +92,8 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path.name}: not valid JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path.name}: holds {type(values).__name__}; a DeepSpeed JSON is an object in braces")
     _lay_over(values, overrides, path.name)
@@ -125,8 +129,7 @@ def settle_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[Ru
                 f'set the one in the JSON to "auto" or make them equal'
             )
         else:
-            taken: Any = {field: tuple(theirs) if isinstance(theirs, list) else theirs}
-            train = replace(train, **taken)
+            train = _with(train, field, theirs, f"{ds.source}: {place}")
 
     rows = train.micro_batch_size * train.gradient_accumulation_steps * world_size
     total = _get(values, "train_batch_size")
@@ -147,26 +150,38 @@ def fill_steps(
     params = values["scheduler"]["params"]
     train = config.train
     warmup_steps = max(1, round(train.warmup_ratio * total_steps))
-    # The rate at the first step is that of the ramp's first rung: DeepSpeed would spend two steps at zero.
     by_recipe = {
-        "warmup_min_lr": ("train.learning_rate", train.learning_rate / warmup_steps),
+        "warmup_min_lr": ("", 0.0),
         "warmup_max_lr": ("train.learning_rate", train.learning_rate),
         "warmup_num_steps": ("train.warmup_ratio", warmup_steps),
-        "total_num_steps": ("train.max_steps", total_steps),
+        "total_num_steps": (length, total_steps),
     }
     for key, (field, ours) in by_recipe.items():
         theirs = params.get(key)
         if theirs == "auto":
             params[key] = ours
-        elif theirs is not None and field in recipe.written and theirs != ours and key != "warmup_min_lr":
+        elif theirs is not None and field in recipe.written and theirs != ours:
             raise ValueError(
                 f"{field} gives {ours:g} (recipe) and scheduler.params.{key}={theirs} ({source}) differ; "
                 f'set the one in the JSON to "auto" or make them equal'
             )
+    _size_zero_buckets(values.get("zero_optimization", {}), config.student.hidden_size)
     left = _first_auto(values)
     if left:
-        raise ValueError(f'{source}: {left}="auto": the recipe has no value for it; write a number')
+        raise ValueError(f'{source}: {left}="auto": the recipe has no value for it; write the value')
     return values
+
+
+def _size_zero_buckets(section: dict[str, Any], hidden_size: int) -> None:
+    """Elements of a bucket where the JSON says "auto", as Hugging Face's documentation of its Trainer has it."""
+    square = hidden_size * hidden_size
+    for key, elements in (
+        ("reduce_bucket_size", square),
+        ("stage3_prefetch_bucket_size", int(0.9 * square)),
+        ("stage3_param_persistence_threshold", 10 * hidden_size),
+    ):
+        if section.get(key) == "auto":
+            section[key] = elements
 
 
 def _decide_precision(values: dict[str, Any], source: str) -> None:
@@ -188,13 +203,22 @@ def _take_batch_from_total(values: dict[str, Any], recipe: Recipe, source: str, 
     if _get(values, "gradient_accumulation_steps") not in (None, "auto"):
         return
     micro = _get(values, "train_micro_batch_size_per_gpu")
-    micro = micro if isinstance(micro, int) else recipe.config.train.micro_batch_size
-    if total % (micro * world_size):
+    micro = micro if isinstance(micro, int) and micro > 0 else recipe.config.train.micro_batch_size
+    if total < 1 or total % (micro * world_size):
         raise ValueError(
             f"train_batch_size={total} ({source}) does not divide by micro-batch {micro} x {world_size} ranks; "
             f"choose a multiple of {micro * world_size}"
         )
     values["gradient_accumulation_steps"] = total // (micro * world_size)
+
+
+def _with(train: TrainConfig, field: str, value: Any, place: str) -> TrainConfig:
+    """`train` with a value of the JSON, held to the rules of the recipe's field."""
+    changed: Any = {field: value}
+    try:
+        return replace(train, **changed)
+    except ValidationError as error:
+        raise ValueError(f"{place}={value!r}: must be {must_be(error.errors()[0])}") from None
 
 
 def _lay_over(values: dict[str, Any], overrides: Mapping[str, Any], source: str) -> None:
@@ -212,7 +236,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
-        raise ValueError(f"DeepSpeed JSON: {twice!r} stands twice in one section; remove one")
+        raise ValueError(f"{twice!r} stands twice in one section; remove one")
     return dict(pairs)
 
 

@@ -18,9 +18,9 @@ from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from dwt_ds.recipe import nearest
+from dwt_ds.recipe import must_be, nearest
 
 _SECTIONS: dict[str, type[BaseModel] | frozenset[str]] = {
     "zero_optimization": DeepSpeedZeroConfig,
@@ -62,51 +62,62 @@ _OPEN_SECTIONS = frozenset(
         "datastates_ckpt",
         "expert_parallel",
         "hybrid_engine",
-        "pipeline",
-        "tensor_parallel",
         "timers",
         "weight_quantization",
     }
 )
 
-_SCALARS = frozenset(
-    {
-        "communication_data_type",
-        "dataloader_drop_last",
-        "disable_allgather",
-        "disable_python_gc",
-        "dump_state",
-        "gradient_accumulation_steps",
-        "gradient_allreduce_op",
-        "gradient_clipping",
-        "gradient_predivide_factor",
-        "log_level",
-        "memory_breakdown",
-        "prescale_gradients",
-        "seq_parallel_communication_data_type",
-        "sequence_parallel_size",
-        "steps_per_print",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "use_data_before_expert_parallelism",
-        "vocabulary_size",
-        "wall_clock_breakdown",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-    }
-)
+_SCALARS: dict[str, type] = {
+    "communication_data_type": str,
+    "dataloader_drop_last": bool,
+    "disable_allgather": bool,
+    "disable_python_gc": bool,
+    "dump_state": bool,
+    "gradient_accumulation_steps": int,
+    "gradient_allreduce_op": str,
+    "gradient_clipping": float,
+    "gradient_predivide_factor": float,
+    "log_level": str,
+    "memory_breakdown": bool,
+    "prescale_gradients": bool,
+    "seq_parallel_communication_data_type": str,
+    "steps_per_print": int,
+    "train_batch_size": int,
+    "train_micro_batch_size_per_gpu": int,
+    "use_data_before_expert_parallelism": bool,
+    "vocabulary_size": int,
+    "wall_clock_breakdown": bool,
+    "zero_allow_untested_optimizer": bool,
+    "zero_force_ds_cpu_optimizer": bool,
+}
+_IN_WORDS: dict[type, str] = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 
-TOP_LEVEL_KEYS = _SCALARS | _OPEN_SECTIONS | {name for name in _SECTIONS if "." not in name}
+TOP_LEVEL_KEYS = _SCALARS.keys() | _OPEN_SECTIONS | {name for name in _SECTIONS if "." not in name}
 
+_GONE = "DeepSpeed took it out in 2026"
+_DATA_PARALLEL = "every rank has its own rows here and the whole model's work on them; remove the key"
 _INSTEAD = {
-    "compression_training": "DeepSpeed took its compression library out in 2026; quantization is the recipe's business",
-    "amp": "Apex AMP is gone from DeepSpeed; use the bf16 or fp16 section",
-    "quantize_training": "MoQ is gone from DeepSpeed; quantization is the recipe's business",
-    "elasticity": "elastic training is gone from DeepSpeed; set the batch sizes",
+    "amp": f"{_GONE}; use the bf16 or fp16 section",
+    "compression_training": f"{_GONE}; quantization is the recipe's business",
+    "curriculum_learning": f"{_GONE}; remove the section",
+    "eigenvalue": f"{_GONE}; remove the section",
+    "elasticity": f"{_GONE}; set the batch sizes",
+    "graph_harvesting": f"{_GONE}; remove the key",
     "managed_gradient_accumulation": "the training loop counts its own micro-batches; remove the key",
+    "nebula": f"{_GONE}; remove the section, checkpoints are written without it",
+    "pipeline": _DATA_PARALLEL,
+    "progressive_layer_drop": f"{_GONE}; remove the section",
+    "quantize_training": f"{_GONE}; quantization is the recipe's business",
+    "sequence_parallel_size": _DATA_PARALLEL,
+    "sparse_attention": f"{_GONE}; set student.attention in the recipe",
+    "sparse_gradients": f"{_GONE}; remove the key",
+    "tensor_parallel": _DATA_PARALLEL,
 }
 
 _ONE_BIT = frozenset({"onebitadam", "onebitlamb", "zerooneadam"})
+
+_WARMUP_TYPES = (lr_schedules.WARMUP_LOG_RATE, lr_schedules.WARMUP_LINEAR_RATE)
+_SCHEDULE_NUMBERS = frozenset({"warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps"})
 
 # What DeepSpeed takes out of an optimizer's params before it constructs the optimizer.
 _DEEPSPEED_OPTIMIZER_EXTRAS = frozenset(
@@ -115,7 +126,7 @@ _DEEPSPEED_OPTIMIZER_EXTRAS = frozenset(
 
 
 def check_ds_keys(config: Mapping[str, Any], source: str) -> None:
-    """Raise ValueError (one line, nearest right name) for a key that DeepSpeed would ignore or refuse.
+    """Raise ValueError (one line, nearest right name) for a key or value that DeepSpeed would ignore or refuse.
 
     `source` names the file in messages.
     """
@@ -124,7 +135,9 @@ def check_ds_keys(config: Mapping[str, Any], source: str) -> None:
             raise ValueError(f"{source}: {key}: {_INSTEAD[key]}")
         if key not in TOP_LEVEL_KEYS:
             raise ValueError(f"{source}: {key}: unknown key{nearest(key, TOP_LEVEL_KEYS)}")
-        if key not in _SCALARS:
+        if key in _SCALARS:
+            _check_scalar(value, key, source)
+        else:
             _check_section(value, key, source)
     _check_optimizer(config.get("optimizer"), source)
     _check_scheduler(config.get("scheduler"), source)
@@ -144,6 +157,13 @@ def drop_foreign_autos(config: dict[str, Any]) -> None:
             chosen["params"] = {k: v for k, v in chosen["params"].items() if v != "auto" or k in allowed}
 
 
+def _check_scalar(value: Any, key: str, source: str) -> None:
+    kind = _SCALARS[key]
+    if value in ("auto", None) or type(value) is kind or (kind is float and type(value) is int):
+        return
+    raise ValueError(f"{source}: {key}={value!r}: must be {_IN_WORDS[kind]}")
+
+
 def _check_section(section: Any, name: str, source: str) -> None:
     if not isinstance(section, Mapping):
         raise ValueError(f"{source}: {name}={section!r}: must be a section in braces")
@@ -153,8 +173,25 @@ def _check_section(section: Any, name: str, source: str) -> None:
     for key, value in section.items():
         if key not in allowed:
             raise ValueError(f"{source}: {name}.{key}: unknown key{nearest(key, allowed)}")
-        if f"{name}.{key}" in _SECTIONS and value is not None:
+        if key == "enabled" and not isinstance(value, bool) and value != "auto":
+            raise ValueError(f"{source}: {name}.enabled={value!r}: must be true or false")
+        if key == "params" or (f"{name}.{key}" in _SECTIONS and value is not None):
             _check_section(value, f"{name}.{key}", source)
+    _check_values(section, name, source)
+
+
+def _check_values(section: Mapping[str, Any], name: str, source: str) -> None:
+    """By DeepSpeed's own class for the section, which would say the same over several lines and only later."""
+    model = _SECTIONS[name]
+    if isinstance(model, frozenset):
+        return
+    try:
+        # The sections inside have been checked by themselves.
+        model.model_validate({k: v for k, v in section.items() if v != "auto" and not isinstance(v, Mapping)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([name, *map(str, first["loc"][:1])])
+        raise ValueError(f"{source}: {where}={first['input']!r}: must be {must_be(first)}") from None
 
 
 def _allowed_keys(section: type[BaseModel] | frozenset[str]) -> set[str]:
@@ -173,7 +210,7 @@ def _check_optimizer(section: Mapping[str, Any] | None, source: str) -> None:
     allowed = _optimizer_settings(name)
     if not allowed:
         raise ValueError(f"{source}: optimizer.type={name!r}: unknown optimizer{nearest(name, _optimizer_names())}")
-    for key in section.get("params") or {}:
+    for key in section.get("params", {}):
         if key not in allowed:
             raise ValueError(f"{source}: optimizer.params.{key}: {name} has no such setting{nearest(key, allowed)}")
 
@@ -215,9 +252,13 @@ def _check_scheduler(section: Mapping[str, Any] | None, source: str) -> None:
     if not allowed:
         names = lr_schedules.VALID_LR_SCHEDULES
         raise ValueError(f"{source}: scheduler.type={name!r}: unknown schedule{nearest(name, names)}")
-    for key in section.get("params") or {}:
+    for key, value in section.get("params", {}).items():
         if key not in allowed:
             raise ValueError(f"{source}: scheduler.params.{key}: {name} has no such setting{nearest(key, allowed)}")
+        if key == "warmup_type" and value not in _WARMUP_TYPES:  # DeepSpeed would take log
+            raise ValueError(f"{source}: scheduler.params.{key}={value!r}: must be {' or '.join(_WARMUP_TYPES)}")
+        if key in _SCHEDULE_NUMBERS and isinstance(value, str) and value != "auto":
+            raise ValueError(f"{source}: scheduler.params.{key}={value!r}: must be a number")
 
 
 def _parameters(owner: type) -> set[str]:

@@ -22,7 +22,7 @@ def encoder_mask(model: PreTrainedModel, attention_mask: Tensor | None) -> Any:
         attention_mask: (B, S), nonzero on real tokens; None where every token is real.
 
     Returns:
-        None, the mask itself, a (B, 1, S, S) mask, or for ModernBERT a mapping of those by layer type.
+        None, the mask itself, or a finished one.
     """
     if attention_mask is None:
         return None
@@ -30,21 +30,32 @@ def encoder_mask(model: PreTrainedModel, attention_mask: Tensor | None) -> Any:
         if not torch.compiler.is_compiling() and bool(attention_mask.all()):
             return None
         return attention_mask
+    return finished_mask(model, attention_mask)
+
+
+def finished_mask(model: PreTrainedModel, attention_mask: Tensor) -> Any:
+    """The mask in the form that the encoder's attention takes without a further look at it.
+
+    Args:
+        model: as for `encoder_mask`.
+        attention_mask: (B, S), nonzero on real tokens.
+
+    Returns:
+        (B, 1, S, S), boolean for sdpa and additive for eager attention; for ModernBERT a mapping of those by layer
+        type; for other implementations the mask as it is.
+    """
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return attention_mask
     batch, length = attention_mask.shape
     full = attention_mask.bool()[:, None, None, :].expand(batch, 1, length, length)
     if model.config.model_type != "modernbert":
-        return _finished(full, model)
+        return _for_attention(full, model)
     place = torch.arange(length, device=attention_mask.device)
     near = (place[:, None] - place[None, :]).abs() <= model.config.sliding_window
-    return {
-        "full_attention": _finished(full, model),
-        "sliding_attention": _finished(full & near, model),
-    }
+    return {"full_attention": _for_attention(full, model), "sliding_attention": _for_attention(full & near, model)}
 
 
-def _finished(allowed: Tensor, model: PreTrainedModel) -> Tensor:
+def _for_attention(allowed: Tensor, model: PreTrainedModel) -> Tensor:
     if model.config._attn_implementation == "sdpa":
         return allowed
     zero = torch.zeros((), dtype=model.dtype, device=allowed.device)

@@ -210,6 +210,20 @@ def longest_row(config: PretrainedConfig) -> int | None:
     return positions - position_offset(config) if isinstance(positions, int) and positions > 0 else None
 
 
+def check_row_length(config: PretrainedConfig, seq_len: int, name: str) -> None:
+    """Whether rows of `seq_len` tokens fit a model that exists already; `name` is how the error calls it.
+
+    Raises:
+        ValueError: they do not.
+    """
+    longest = longest_row(config)
+    if longest is not None and seq_len > longest:
+        raise ValueError(
+            f"{name}: the model has positions for {longest} tokens, and the data folder's rows have {seq_len}; "
+            "prepare shorter rows or use another model"
+        )
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

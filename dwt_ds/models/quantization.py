@@ -8,7 +8,6 @@ because torchao's own conversion from these quantizers gives float layers back u
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -182,17 +181,10 @@ def _is_table(model: PreTrainedModel, module: nn.Module) -> bool:
 
 
 def _torchao_qat() -> ModuleType:
-    noisy = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in noisy]
-    for logger in noisy:  # complaints about CUDA libraries on machines without them
-        logger.setLevel(logging.ERROR)
     try:
         from torchao.quantization import qat
     except ImportError as error:
         raise ValueError(
             "student.quantization needs torchao, which is not installed; pip install torchao, or set it to none"
         ) from error
-    finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)
     return qat

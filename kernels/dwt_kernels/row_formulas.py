@@ -11,6 +11,7 @@ would lose the sum for large logits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ KL_SCALE = 2.0**-20
 
 
 def block_losses(
+    buffers: Sequence[Tensor],
     student: Tensor,
     student_bias: Tensor | None,
     teacher: Tensor | None,
@@ -35,75 +37,88 @@ def block_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """hard (n,), soft (n,) and statistics (n, 5); hard is 0 on rows that are not ``labelled``.
 
-    ``unit_temperature`` promises that ``temperature`` is 1 and saves one exponential in three.
+    ``unit_temperature`` promises that ``temperature`` is 1 and saves one exponential in three. ``buffers`` are three
+    of (n, V) fp32 to work in.
     """
-    student_max, centred = centre(student, student_bias)
-    label_logit = centred.gather(1, labels.where(labelled, 0).unsqueeze(1)).squeeze(1)
-    scaled = centred * LOG2_E
-    log2_sum = scaled.exp2().sum(1).log2()
+    scaled, exponential, weights = buffers
+    student_max = centre(student, student_bias, scaled)
+    label_logit = scaled.gather(1, labels.where(labelled, 0).unsqueeze(1)).squeeze(1)
+    log2_sum = log2_of_sum(torch.mul(scaled, LOG2_E, out=exponential).exp2_())
     hard = (log2_sum * LN_2 - label_logit).where(labelled, 0.0)
     zero = torch.zeros_like(hard)
     if teacher is None:
-        return hard, zero, torch.stack([student_max.squeeze(1), log2_sum, zero, zero, zero], 1)
-    student_log2_sum = log2_sum
+        return hard, zero, torch.stack([student_max, log2_sum, zero, zero, zero], 1)
     factor = LOG2_E / temperature
-    if not unit_temperature:
-        scaled = centred.mul_(factor)
-        student_log2_sum = scaled.exp2().sum(1).log2()
-    teacher_max, teacher_scaled = centre(teacher, teacher_bias)
+    scaled *= factor
+    student_log2_sum = log2_sum if unit_temperature else log2_of_sum(torch.exp2(scaled, out=exponential))
+    teacher_scaled = exponential
+    teacher_max = centre(teacher, teacher_bias, teacher_scaled)
     teacher_scaled *= factor
-    weights = teacher_scaled.exp2()
-    weight_sum = weights.sum(1)
+    weight_sum = torch.exp2(teacher_scaled, out=weights).sum(1)
     # A teacher logit of -inf has weight 0; its share 0 x inf is a NaN that nansum leaves out. A NaN that comes in is
     # still seen: it is in the other sums too.
     shares = weights.mul_(teacher_scaled.sub_(scaled).mul_(KL_SCALE)).nansum(1)
     teacher_log2_sum = weight_sum.log2()
     soft = (shares / weight_sum * (1 / KL_SCALE) + student_log2_sum - teacher_log2_sum) * LN_2
+    statistics = torch.stack([student_max, log2_sum, student_log2_sum, teacher_max, teacher_log2_sum], 1)
     # KL >= 0: what rounding leaves below zero is an error of the sum and nothing else. NaN stays NaN.
-    statistics = [student_max.squeeze(1), log2_sum, student_log2_sum, teacher_max.squeeze(1), teacher_log2_sum]
-    return hard, soft.clamp(min=0), torch.stack(statistics, 1)
+    return hard, soft.clamp(min=0), statistics
 
 
 def block_gradient(
+    buffers: Sequence[Tensor],
     upstream: Tensor,
-    scales: Tensor,
     student: Tensor,
-    student_bias: Tensor | None,
     teacher: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
     labelled: Tensor,
-    temperature: Tensor,
     statistics: Tensor,
+    scales: Tensor,
+    student_bias: Tensor | None,
+    teacher_bias: Tensor | None,
+    temperature: Tensor,
     unit_temperature: bool,
 ) -> Tensor:
-    """upstream x (scales[0] (p_s - onehot) + scales[1] / tau (p_s^tau - p_t^tau)): (n, V) fp32; ``upstream`` (n,)."""
+    """upstream x (scales[0] p_s + scales[1] / tau (p_s^tau - p_t^tau)): (n, V) fp32, without the label's share.
+
+    ``upstream`` is (n,). The label's share is the caller's to add (``label_share``). ``buffers`` are two of (n, V) fp32
+    to work in; the result is the first.
+    """
     student_max, log2_sum, student_log2_sum, teacher_max, teacher_log2_sum = statistics.unsqueeze(2).unbind(1)
     hard_scale = (upstream * scales[0]).where(labelled, 0.0).unsqueeze(1)
-    centred = upcast(student, student_bias) - student_max
-    gradient = (centred * LOG2_E).sub_(log2_sum).exp2_()
+    gradient, scaled = buffers
+    upcast(student, student_bias, scaled).sub_(student_max)
+    torch.mul(scaled, LOG2_E, out=gradient).sub_(log2_sum).exp2_()
     if teacher is None:
-        gradient *= hard_scale
+        return gradient.mul_(hard_scale)
+    soft_scale = (upstream * scales[1] / temperature).unsqueeze(1)
+    factor = LOG2_E / temperature
+    if unit_temperature:
+        gradient *= hard_scale + soft_scale
     else:
-        soft_scale = (upstream * scales[1] / temperature).unsqueeze(1)
-        factor = LOG2_E / temperature
-        if unit_temperature:
-            gradient *= hard_scale + soft_scale
-        else:
-            gradient *= hard_scale
-            gradient += centred.mul_(factor).sub_(student_log2_sum).exp2_().mul_(soft_scale)
-        teacher_scaled = (upcast(teacher, teacher_bias) - teacher_max).mul_(factor)
-        gradient -= teacher_scaled.sub_(teacher_log2_sum).exp2_().mul_(soft_scale)
-    return gradient.scatter_add_(1, labels.where(labelled, 0).unsqueeze(1), -hard_scale)
+        gradient *= hard_scale
+        gradient += scaled.mul_(factor).sub_(student_log2_sum).exp2_().mul_(soft_scale)
+    upcast(teacher, teacher_bias, scaled).sub_(teacher_max)
+    gradient -= scaled.mul_(factor).sub_(teacher_log2_sum).exp2_().mul_(soft_scale)
+    return gradient
 
 
-def upcast(logits: Tensor, bias: Tensor | None) -> Tensor:
-    """fp32, with the bias of the linear head if there is one; may be ``logits`` itself."""
-    return logits.float() if bias is None else logits.float() + bias.float()
+def label_share(upstream: Tensor, labels: Tensor, labelled: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels' columns (n, 1), 0 where there is none, and - upstream x scales[0] (n, 1), 0 likewise."""
+    return labels.where(labelled, 0).unsqueeze(1), -(upstream * scales[0]).where(labelled, 0.0).unsqueeze(1)
 
 
-def centre(logits: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The rows' maxima (n, 1) and the logits less them (n, V), in new memory."""
-    logits = upcast(logits, bias)
-    maximum = logits.amax(1, keepdim=True)
-    return maximum, logits - maximum
+def upcast(logits: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """fp32 logits, with the bias of the linear head if there is one, written to ``out``."""
+    out.copy_(logits)
+    return out if bias is None else out.add_(bias)
+
+
+def centre(logits: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """Write the logits less their row's maximum to ``out`` (n, V); the maxima (n,)."""
+    maximum = upcast(logits, bias, out).amax(1)
+    out.sub_(maximum.unsqueeze(1))
+    return maximum
+
+
+def log2_of_sum(values: Tensor) -> Tensor:
+    return values.sum(1).log2()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from dwt_ds.config import StudentConfig
-from dwt_ds.models.build import build_student, load_masked_lm, longest_row, parameter_count, student_model_config
+from dwt_ds.models.build import (
+    build_student,
+    check_row_length,
+    load_masked_lm,
+    longest_row,
+    parameter_count,
+    student_model_config,
+)
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
 
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]
@@ -91,6 +99,14 @@ def test_roberta_gets_the_rows_its_offset_needs() -> None:
     config = student_model_config(tiny_student(family="roberta"), **{**DATA, "pad_token_id": 5})
     assert config.max_position_embeddings == 26
     assert longest_row(config) == 20
+
+
+def test_rows_longer_than_a_models_positions_are_refused() -> None:
+    for family in ("bert", "roberta"):
+        config = student_model_config(tiny_student(family=family), **DATA)
+        check_row_length(config, 20, "teacher.path")
+        with pytest.raises(ValueError, match="^teacher.path: the model has positions for 20 tokens, .* rows have 21;"):
+            check_row_length(config, 21, "teacher.path")
 
 
 def test_tied_parameters_count_once() -> None:
@@ -186,7 +202,9 @@ def test_pickled_weights_load_as_tensors_only(tmp_path: Path) -> None:
     assert not flag.exists()
 
 
-def test_code_in_the_folder_does_not_run_unless_asked(tmp_path: Path) -> None:
+def test_code_in_the_folder_does_not_run_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     flag = tmp_path / "ran"
     (tmp_path / "own.py").write_text(
         "import pathlib\n"

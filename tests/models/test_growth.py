@@ -212,6 +212,38 @@ def test_net2net_adds_noise_to_the_copies_only_and_the_seed_decides_it() -> None
     assert distances.max() < 3 * spread * 48**0.5
 
 
+def test_net2net_leaves_the_original_channels_as_they_were() -> None:
+    teacher = model("bert")
+    student = model("bert", 1, intermediate_size=40)
+    grow(teacher, student, "net2net", seed=0)
+    name = "bert.encoder.layer.1.intermediate.dense.weight"
+    assert torch.equal(student.state_dict()[name][:24], teacher.state_dict()[name])
+
+
+def test_net2net_uses_one_map_for_the_whole_residual_stream_and_others_for_each_layer() -> None:
+    teacher = model("bert")
+    student = model("bert", 1, **WIDER)
+    grow(teacher, student, "net2net", seed=0)
+    ours, theirs = student.state_dict(), teacher.state_dict()
+
+    def origin(name: str) -> list[int]:
+        """The teacher's channel whose values each of the student's channels copies."""
+        wide, narrow = (state[name].view(-1, state[name].shape[-1]) for state in (ours, theirs))
+        return [int((narrow - wide[:, channel : channel + 1]).abs().sum(0).argmin()) for channel in range(48)]
+
+    stream = origin("bert.embeddings.word_embeddings.weight")
+    assert stream != [channel % 16 for channel in range(48)]
+    for name in ("embeddings.position_embeddings.weight", "encoder.layer.0.attention.output.LayerNorm.weight"):
+        assert origin(f"bert.{name}") == stream
+    assert origin("bert.encoder.layer.1.output.LayerNorm.bias") == stream
+    biases = [ours[f"bert.encoder.layer.{layer}.intermediate.dense.bias"][24:] for layer in range(2)]
+    origins = [
+        [int((theirs[f"bert.encoder.layer.{layer}.intermediate.dense.bias"] - value).abs().argmin()) for value in bias]
+        for layer, bias in enumerate(biases)
+    ]
+    assert origins[0] != origins[1]
+
+
 def test_maps_draw_and_count_as_published() -> None:
     robin = round_robin(3, 7)
     assert robin.source.tolist() == [0, 1, 2, 0, 1, 2, 0]
@@ -250,6 +282,15 @@ def test_rows_the_teacher_lacks_keep_the_students_own_values(method: str) -> Non
     ours = student.bert.embeddings.position_embeddings.weight
     assert torch.equal(ours[:S, :16], teacher.bert.embeddings.position_embeddings.weight)
     assert torch.equal(ours[S:], own[S:])
+
+
+def test_a_student_with_fewer_positions_takes_the_first() -> None:
+    teacher = model("bert", max_positions=S + 4)
+    student = model("bert", 1)
+    grow(teacher, student, "remap", seed=0)
+    rows = teacher.bert.embeddings.position_embeddings.weight[:S]
+    assert torch.equal(student.bert.embeddings.position_embeddings.weight, rows)
+    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=0)
 
 
 def test_a_padded_vocabulary_loses_only_its_padding() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedModel
 
-from dwt_ds.models.attention_masks import encoder_mask
+from dwt_ds.models.attention_masks import finished_mask
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
 
 KNOWN = ["bert", "roberta", "distilbert", "modernbert"]
@@ -128,35 +131,46 @@ def test_finished_masks_for_a_gpu_give_the_same_hidden_states(
     gathered = GatheredMaskedLM(model)
     expected = gathered(input_ids, attention_mask, positions)
 
-    class OnAnotherDevice(torch.Tensor):
-        @property
-        def device(self) -> torch.device:  # type: ignore[override]
-            return torch.device("meta")
-
-    with monkeypatch.context() as patch:
-        cpu_arange = torch.arange
-        patch.setattr(torch, "arange", lambda *args, **kwargs: cpu_arange(*args))
-        cpu_zeros = torch.zeros
-        patch.setattr(torch, "zeros", lambda *args, **kwargs: cpu_zeros(*args, dtype=kwargs["dtype"]))
-        finished = encoder_mask(model, attention_mask.as_subclass(OnAnotherDevice))
-    finished = (
-        {kind: mask.as_subclass(torch.Tensor) for kind, mask in finished.items()}
-        if isinstance(finished, dict)
-        else finished.as_subclass(torch.Tensor)
-    )
-    monkeypatch.setattr("dwt_ds.models.masked_lm.encoder_mask", lambda *_: finished)
+    monkeypatch.setattr("dwt_ds.models.masked_lm.encoder_mask", finished_mask)
     torch.testing.assert_close(gathered(input_ids, attention_mask, positions), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", KNOWN)
 def test_compiles_without_graph_breaks(family: str) -> None:
     model = tiny(family).eval()
-    input_ids, _, positions = batch()
+    input_ids, attention_mask, positions = batch()
     gathered = GatheredMaskedLM(model)
-    expected = gathered(input_ids, None, positions)
     torch._dynamo.reset()
     compiled = torch.compile(gathered, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(input_ids, None, positions), expected, rtol=0, atol=1e-12)
+    for mask in (None, attention_mask):
+        expected = gathered(input_ids, mask, positions)
+        torch.testing.assert_close(compiled(input_ids, mask, positions), expected, rtol=0, atol=1e-12)
+
+
+class VocabularyWide(TorchDispatchMode):
+    """Notes the rows of every computed tensor that is as wide as the vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.ndim > 1 and result.shape[-1] == V:
+            self.rows.append(0 if "t" in function.__name__.split(".") else result.numel() // V)
+        return result
+
+
+@pytest.mark.parametrize("family", KNOWN + GENERIC)
+def test_no_row_meets_the_vocabulary_before_the_loss(family: str) -> None:
+    input_ids, attention_mask, positions = batch()
+    model = tiny(family)
+    with VocabularyWide() as seen:
+        GatheredMaskedLM(model)(input_ids, attention_mask, positions)
+    assert sum(seen.rows) == 0
+    with VocabularyWide() as seen:
+        model(input_ids=input_ids, attention_mask=attention_mask)
+    assert max(seen.rows) == B * S  # the detector works
 
 
 def test_weight_and_bias_are_the_live_tied_parameters() -> None:

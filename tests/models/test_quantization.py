@@ -65,6 +65,7 @@ def test_settings_parse_and_come_back(value: Any, expected: Quantization | None)
         ({"weight_bits": 9}, "weight_bits=9 must be"),
         ({"weight_bits": None}, "weight_bits=None must be"),
         ({"weight_bits": True}, "weight_bits=True must be"),
+        ({"start_step": True}, "start_step=True must be"),
         ({"activation_bits": 16}, "activation_bits=16 must be a whole number from 2 to 8, or null"),
         ({"start_step": -1}, "start_step=-1 must be a whole number of 0 or more$"),
         ({"start_step": 1.5}, "start_step=1.5 must be"),

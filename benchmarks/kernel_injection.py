@@ -1,0 +1,90 @@
+"""For which model families DeepSpeed injects its inference kernels into the teacher, and how far that moves it.
+
+    python benchmarks/kernel_injection.py
+
+Needs a CUDA device. For each family and dtype: whether the probe kept the injected engine, the largest change of the
+hidden states as a share of the largest one, and the time of a forward pass against the plain engine. Results go to
+benchmarks/results/kernel_injection.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from dwt_ds.distill.objective import MicroBatch
+from dwt_ds.engine.ranks import device, start_ranks, stop_ranks
+from dwt_ds.engine.teacher import TeacherEngine
+
+FAMILIES = ("bert", "roberta", "distilbert", "modernbert", "electra", "albert")
+ROWS, SEQ_LEN = 64, 128
+RESULTS = Path(__file__).parent / "results" / "kernel_injection.csv"
+
+
+def main() -> int:
+    """Prints a row for each family and dtype, and writes the CSV."""
+    if not torch.cuda.is_available():
+        print("error: kernel injection needs a CUDA device", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO)
+    start_ranks()
+    rows = [_measure(family, dtype) for family in FAMILIES for dtype in ("fp16", "bf16")]
+    stop_ranks()
+    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return 0
+
+
+def _measure(family: str, dtype: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, num_hidden_layers=4)
+        AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+        engines = {}
+        for inject in (False, "auto"):
+            engines[inject] = TeacherEngine(folder, dtype=dtype, kernel_inject=inject, device=device(), seq_len=SEQ_LEN)
+    tokens = torch.randint(5, 1000, (ROWS, SEQ_LEN), device=device())
+    positions = torch.arange(0, tokens.numel(), 7, device=device())
+    batch = MicroBatch(tokens, None, positions, positions)
+    plain, injected = (engines[each](batch).hidden.float() for each in (False, "auto"))
+    row = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "family": family,
+        "dtype": dtype,
+        "injected": engines["auto"].injected,
+        "moved_share_of_largest": f"{((plain - injected).abs().max() / plain.abs().max()).item():.2e}",
+        "plain_ms": f"{_milliseconds(engines[False], batch):.3f}",
+        "auto_ms": f"{_milliseconds(engines['auto'], batch):.3f}",
+    }
+    print(row, flush=True)
+    return row
+
+
+def _milliseconds(teacher: TeacherEngine, batch: MicroBatch) -> float:
+    seconds = []
+    for _ in range(20):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        teacher(batch)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""A data folder for people: the manifest as a table, and rows with their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dwt_ds.data.manifest import Manifest
+from dwt_ds.data.masks import Masking, draw_masks
+from dwt_ds.data.prepared import PreparedData
+
+_REASONS = {
+    "duplicate_lines": "lines that repeat an earlier line",
+    "too_short": "sentences shorter than --min-chars",
+    "too_long": "sentences longer than --max-chars",
+    "not_sampled": "sentences passed over by --every",
+    "cut_to_row": "sentences cut to one row",
+    "invalid_utf8": "invalid UTF-8 sequences, replaced by U+FFFD",
+    "long_lines_cut": "very long lines, cut at a space",
+    "unreadable_records": "records without text",
+    "skipped_sources": "sources skipped (empty or binary)",
+}
+
+
+def manifest_table(manifest: Manifest) -> str:
+    """Name, value and, where it is not plain, what it means; a line each."""
+    form = "packed rows" if manifest.form == "packed" else "one sentence a row"
+    rows = [
+        ("documents", f"{manifest.documents:,}", f"{manifest.validation_documents:,} of them held out"),
+        ("sentences seen", f"{manifest.sentences_seen:,}", ""),
+        ("sentences kept", f"{manifest.sentences_kept:,}", f"one of every {manifest.every}"),
+        ("tokens", f"{manifest.tokens:,}", "[CLS] and [SEP] included"),
+        ("training rows", f"{manifest.rows:,}", f"{form} of at most {manifest.seq_len} tokens"),
+        ("validation rows", f"{manifest.validation_rows:,}", ""),
+        ("padding", f"{manifest.padding_share:.2%}", f"of training rows padded to {manifest.seq_len}"),
+        ("vocabulary", f"{manifest.vocab_size:,}", f"tokenizer {manifest.tokenizer_sha256[:12]}"),
+        ("fingerprint", manifest.fingerprint[:12], "of the rows; equal fingerprints, equal rows"),
+        ("seed", str(manifest.seed), ""),
+        ("shards", str(len(manifest.shards)), f"{sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB"),
+        ("made with", "", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+    ]
+    rows += [
+        (name.replace("_", " "), f"{count:,}", _REASONS[name]) for name, count in manifest.dropped.items() if count
+    ]
+    names, values = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+    lines = [f"{name:<{names}}  {value:>{values}}  {note}".rstrip() for name, value, note in rows]
+    lines += ["", f"{'documents':>12}  {'characters':>16}  source"]
+    for source in manifest.sources:
+        skipped = f"  (skipped: {source['skipped']})" if source["skipped"] else ""
+        lines.append(f"{source['documents']:>12,}  {source['characters']:>16,}  {source['name']}{skipped}")
+    return "\n".join(lines) + "\n"
+
+
+def examples(data: PreparedData, count: int, masking: Masking, seed: int) -> Iterator[str]:
+    """`count` training rows, spread over the table, as text: {true -> shown} where a token is to be predicted."""
+    tokenizer = data.tokenizer()
+    count = min(count, len(data.train))
+    rows = np.arange(count, dtype=np.int64) * len(data.train) // max(count, 1)
+    for row in rows.tolist():
+        index = np.array([row], dtype=np.int64)
+        true_ids, lengths = data.train.rows(index)
+        masked = draw_masks(true_ids, lengths, index, np.zeros_like(index), data.facts, masking, seed)
+        true = list(tokenizer.convert_ids_to_tokens(true_ids[0].tolist()))
+        shown = list(tokenizer.convert_ids_to_tokens(masked.input_ids[0].tolist()))
+        for position in masked.positions.tolist():
+            true[position] = f"{{{true[position]} -> {shown[position]}}}"
+        yield f"row {row}: {lengths[0]} tokens, {len(masked.labels)} to predict\n" + " ".join(true)

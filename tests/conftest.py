@@ -1,0 +1,175 @@
+"""What tests of whole runs share: a tiny text, the data folder made of it, a tiny teacher, and the launcher."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+# DeepSpeed compiles its communication operator at its first start on a machine.
+FIRST_START_SECONDS = 300.0
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """320 short documents of invented words, some 9,500 words; subject, verb and object go together, so there is
+    something to learn."""
+    draw = random.Random(11)
+    nouns, verbs = _invented_words()
+    documents = []
+    for _ in range(320):
+        sentences = []
+        for _ in range(3 + int(draw.random() * 5)):
+            subject = int(len(nouns) * draw.random() ** 2)
+            verb = verbs[subject % len(verbs)]
+            object_ = nouns[(subject + 1 + int(3 * draw.random())) % len(nouns)]
+            sentences.append(f"the {nouns[subject]} {verb} the {object_} .")
+        documents.append(" ".join(sentences))
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocab.txt of BERT's special tokens, the letters with and without "##", and every word of `tiny_text`."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    nouns, verbs = _invented_words()
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *(f"##{letter}" for letter in letters)]
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join([*entries, "the", *nouns, *verbs]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_vocabulary: Path) -> Path:
+    """A prepared data folder: rows of 32 tokens, a vocabulary of 298. Read only: all tests of a session share it."""
+    from dwt_ds.cli.main import main
+
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    arguments = f"prepare --text {tiny_text} --tokenizer {tiny_vocabulary} --out {folder} --seq-len 32 --workers 1"
+    assert main([*arguments.split(), "--validation", "0.1"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A random BERT of 1 layer x 16 with the tokenizer of `tiny_data`, in Hugging Face format."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_data / "tokenizer")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )
+    folder = tmp_path_factory.mktemp("teacher") / "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Path) -> Path:
+    """A recipe over `tiny_data` and `tiny_teacher`: a student of 2 layers x 32, four steps of 4 rows a rank in fp32.
+    Give it an `output_dir`."""
+    recipe = {
+        "deepspeed_config": "zero2_fp32",
+        "data": {"dir": str(tiny_data)},
+        "student": {"layers": 2, "hidden_size": 32, "num_heads": 2, "max_positions": 32},
+        "teacher": {"path": str(tiny_teacher)},
+        "train": {"max_steps": 4, "micro_batch_size": 4, "log_every": 1, "eval_rows": 16},
+    }
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., tuple[int, str]]:
+    """`launch(ranks, arguments)` runs `deepspeed --num_gpus RANKS --module dwt_ds.pretrain ARGUMENTS` on the CPU.
+
+    Each rank has one thread. Returns the exit code and all output; a run that outlasts its time is killed with every
+    process under it, and fails the test with the output so far.
+    """
+    extra_seconds = iter([FIRST_START_SECONDS])
+
+    def launch_ranks(
+        ranks: int,
+        arguments: Sequence[str],
+        *,
+        timeout_seconds: float = 120.0,
+        environment: dict[str, str] | None = None,
+        module: str = "dwt_ds.pretrain",
+    ) -> tuple[int, str]:
+        programs = Path(sys.executable).parent
+        command = [sys.executable, str(programs / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
+        command += ["--master_port", str(free_port()), "--module", module, *arguments]
+        settings = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+        timeout_seconds += next(extra_seconds, 0.0)
+        return run_to_the_end(command, timeout_seconds, {**settings, "PATH": path, **(environment or {})})
+
+    return launch_ranks
+
+
+def run_to_the_end(
+    command: Sequence[str], timeout_seconds: float, environment: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Exit code and output (both streams together) of a command; pytest's failure, and no process left, if it hangs."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+        text=True,
+        errors="replace",
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        for each in _with_children(process.pid):
+            each.kill()
+        output, _ = process.communicate()
+        pytest.fail(f"still running after {timeout_seconds:.0f} s: {' '.join(command)}\n{output}")
+    return process.returncode, output
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _with_children(pid: int) -> Iterator[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        yield from [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+
+
+def _invented_words() -> tuple[list[str], list[str]]:
+    """200 nouns and 39 verbs."""
+    syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+    nouns = [syllables[i % 70] + syllables[(i * 3 + i // 70 * 11) % 70] + "n" for i in range(200)]
+    verbs = [syllables[i] + syllables[(i * 7 + 5) % 70] + "s" for i in range(39)]
+    return nouns, verbs

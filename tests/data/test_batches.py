@@ -1,0 +1,193 @@
+"""Batches: the same rows and masks on any number of ranks, after a resume, after a change of world size."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dwt_ds.data.batches import Batch, StepBatches, validation_batches
+from dwt_ds.data.masks import Masking
+from dwt_ds.data.prepared import PreparedData
+
+
+def steps(
+    data: PreparedData, *, global_batch: int, world_size: int, accumulation: int = 1, **options: Any
+) -> list[StepBatches]:
+    """One StepBatches a rank."""
+    return [
+        StepBatches(
+            data.train,
+            data.facts,
+            seed=options.get("seed", 7),
+            micro_batch_size=global_batch // (world_size * accumulation),
+            accumulation=accumulation,
+            rank=rank,
+            world_size=world_size,
+            masking=options.get("masking", Masking()),
+            rows_before=options.get("rows_before", 0),
+            first_step=options.get("first_step", 0),
+        )
+        for rank in range(world_size)
+    ]
+
+
+def content(batches: list[Batch]) -> list[tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]]]:
+    """(row id, masked tokens without padding, (column, label) pairs) of each row, sorted."""
+    rows = []
+    for batch in batches:
+        width = batch.input_ids.shape[1]
+        labels = list(zip(batch.positions.tolist(), batch.labels.tolist(), strict=True))
+        for index, row in enumerate(batch.rows.tolist()):
+            real = int(batch.attention_mask[index].sum())
+            of_row = tuple((place % width, label) for place, label in labels if place // width == index)
+            rows.append((row, tuple(batch.input_ids[index, :real].tolist()), of_row))
+    return sorted(rows)
+
+
+def at_step(ranks: list[StepBatches], step: int) -> list[Batch]:
+    return [batch for rank in ranks for batch in rank[step]]
+
+
+@pytest.fixture(params=["packed", "by_sentence"])
+def data(request: pytest.FixtureRequest) -> PreparedData:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (4, 2), (8, 1), (1, 8)])
+def test_same_rows_and_masks_on_any_number_of_ranks(data: PreparedData, world_size: int, accumulation: int) -> None:
+    alone = steps(data, global_batch=16, world_size=1)
+    spread = steps(data, global_batch=16, world_size=world_size, accumulation=accumulation)
+    epoch = len(data.train) // 16
+    for step in (0, 1, epoch - 1, epoch, epoch + 1, 5 * epoch):
+        assert all(len(rank[step]) == accumulation for rank in spread)
+        assert content(at_step(spread, step)) == content(at_step(alone, step))
+
+
+def test_each_row_once_an_epoch_and_an_epoch_may_end_inside_a_step(data: PreparedData) -> None:
+    size = len(data.train)
+    assert size % 16, "the corpus should not fill whole steps"
+    ranks = steps(data, global_batch=16, world_size=2)
+    rows = [row for step in range(2 * size // 16 + 1) for batch in at_step(ranks, step) for row in batch.rows.tolist()]
+    counts = np.bincount(rows, minlength=size)
+    assert counts.min() >= 2
+    assert counts.sum() == (2 * size // 16 + 1) * 16
+    assert ranks[0].epoch(size) == 16
+
+
+def test_resume_in_the_middle_of_an_epoch(data: PreparedData) -> None:
+    straight = steps(data, global_batch=8, world_size=2)
+    middle = len(data.train) // 16
+    consumed = straight[0].rows_consumed(middle)
+    resumed = steps(data, global_batch=8, world_size=2, rows_before=consumed, first_step=middle)
+    for step in range(middle, middle + 30):
+        for rank in range(2):
+            one, other = straight[rank][step][0], resumed[rank][step][0]
+            assert torch.equal(one.input_ids, other.input_ids)
+            assert torch.equal(one.positions, other.positions)
+            assert torch.equal(one.rows, other.rows)
+
+
+def test_change_of_world_size_and_batch_in_the_middle(data: PreparedData) -> None:
+    """However the stream is cut into steps, an epoch shows each row once, with the same masks."""
+    straight = steps(data, global_batch=4, world_size=1)
+    epoch_steps = -(-len(data.train) // 4)
+    expected = content([batch for step in range(epoch_steps) for batch in at_step(straight, step)])
+    changed: list[Batch] = []
+    rows, step = 0, 0
+    for world_size, global_batch, upto in ((1, 4, 20), (4, 8, 30), (2, 4, None)):
+        ranks = steps(data, global_batch=global_batch, world_size=world_size, rows_before=rows, first_step=step)
+        last = upto or step + (epoch_steps * 4 - rows) // 4
+        changed += [batch for at in range(step, last) for batch in at_step(ranks, at)]
+        rows, step = ranks[0].rows_consumed(last), last
+    assert content(changed) == expected
+
+
+def test_masks_differ_from_epoch_to_epoch_and_seed_to_seed(packed: PreparedData) -> None:
+    size = len(packed.train)
+    ranks = steps(packed, global_batch=1, world_size=1)
+    first = {row: ids for row, ids, _ in content([ranks[0][step][0] for step in range(size)])}
+    second = {row: ids for row, ids, _ in content([ranks[0][step][0] for step in range(size, 2 * size)])}
+    other = steps(packed, global_batch=1, world_size=1, seed=8)
+    seeded = {row: ids for row, ids, _ in content([other[0][step][0] for step in range(size)])}
+    assert sum(first[row] != second[row] for row in first) > 0.95 * size
+    assert sum(first[row] != seeded[row] for row in first) > 0.95 * size
+
+
+def test_packed_batches_have_static_shapes(packed: PreparedData) -> None:
+    rank = steps(packed, global_batch=8, world_size=1)[0]
+    full = [batch for step in range(60) for batch in rank[step] if batch.token_count == 8 * 32]
+    assert len(full) > 50
+    assert {tuple(batch.input_ids.shape) for batch in full} == {(8, 32)}
+    assert {len(batch.labels) for batch in full} == {8 * round(0.15 * 30 + 1e-9)}
+
+
+def test_sentence_batches_waste_little(by_sentence: PreparedData) -> None:
+    rank = steps(by_sentence, global_batch=16, world_size=1, accumulation=2)[0]
+    real = places = longest = 0
+    for step in range(len(by_sentence.train) // 16):
+        for batch in rank[step]:
+            real, places = real + batch.token_count, places + batch.input_ids.numel()
+            longest = max(longest, batch.input_ids.shape[1])
+    plain = 1 - float(np.mean(by_sentence.train.lengths)) / longest
+    assert 1 - real / places < 0.35 * plain
+
+
+def test_batch_fields_agree(data: PreparedData) -> None:
+    batch = steps(data, global_batch=8, world_size=1)[0][3][0]
+    assert batch.input_ids.dtype == batch.labels.dtype == batch.positions.dtype == torch.int64
+    assert batch.token_count == int(batch.attention_mask.sum())
+    real, _ = data.train.rows(batch.rows.numpy(), batch.input_ids.shape[1])
+    assert (batch.labels.numpy() == real.reshape(-1)[batch.positions.numpy()]).all()
+    assert ((real != data.facts.pad_id) == batch.attention_mask.numpy().astype(bool)).all()
+    moved = batch.to("cpu")
+    assert torch.equal(moved.input_ids, batch.input_ids)
+    assert moved.token_count == batch.token_count
+
+
+def test_workers_of_a_data_loader_give_the_same_batches(packed: PreparedData) -> None:
+    rank = steps(packed, global_batch=8, world_size=2)[1]
+    loader = DataLoader(rank, batch_size=None, sampler=range(5, 11), num_workers=2)
+    loaded = list(loader)
+    assert len(loaded) == 6
+    for step, batches in zip(range(5, 11), loaded, strict=True):
+        assert torch.equal(batches[0].input_ids, rank[step][0].input_ids)
+    copied = pickle.loads(pickle.dumps(rank))
+    assert torch.equal(copied[7][0].input_ids, rank[7][0].input_ids)
+
+
+def test_global_batch_larger_than_the_corpus(packed: PreparedData) -> None:
+    with pytest.raises(ValueError, match=f"{len(packed.train)} training rows, fewer than one global batch of 4096"):
+        steps(packed, global_batch=4096, world_size=2)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_validation_is_the_same_for_any_world_size(data: PreparedData, world_size: int) -> None:
+    def batches(rank: int, ranks: int, max_rows: int | None = None) -> list[Batch]:
+        return list(
+            validation_batches(
+                data.validation,
+                data.facts,
+                micro_batch_size=8,
+                rank=rank,
+                world_size=ranks,
+                masking=Masking(),
+                max_rows=max_rows,
+            )
+        )
+
+    alone = batches(0, 1)
+    spread = [batches(rank, world_size) for rank in range(world_size)]
+    assert len({len(of_rank) for of_rank in spread}) == 1
+    assert content([batch for of_rank in spread for batch in of_rank]) == content(alone)
+    assert sorted(row for row, *_ in content(alone)) == list(range(len(data.validation)))
+    fillers = [batch for of_rank in spread for batch in of_rank if batch.token_count == 0]
+    assert all(len(batch.labels) == 0 and batch.attention_mask.sum() > 0 for batch in fillers)
+
+    some = batches(0, 1, max_rows=10)
+    assert len(content(some)) == 10
+    assert set(content(some)) <= set(content(alone))

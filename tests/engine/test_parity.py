@@ -1,0 +1,149 @@
+"""Several ranks under ZeRO-2 train as one plain process on the whole global batch would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForMaskedLM
+
+from dwt_ds.config import StudentConfig
+from dwt_ds.data.batches import Batch, StepBatches
+from dwt_ds.data.masks import Masking
+from dwt_ds.data.prepared import PreparedData
+from dwt_ds.models.build import build_student
+
+Launch = Callable[..., tuple[int, str]]
+
+STEPS, SEED, LEARNING_RATE, CLIP, SOFT_WEIGHT, TEMPERATURE = 20, 3, 2e-3, 0.5, 2.0, 1.7
+# Few labels, drawn one by one: counts differ over ranks and micro-batches, and some ranks have none at all.
+MASKING = Masking(probability=0.02, draw="bernoulli")
+SETTINGS = [
+    f"seed={SEED}",
+    "student.dropout=0",
+    f"distill.soft_weight={SOFT_WEIGHT}",
+    f"distill.temperature={TEMPERATURE}",
+    f"data.mask_probability={MASKING.probability}",
+    f"data.label_draw={MASKING.draw}",
+    f"train.max_steps={STEPS}",
+    f"train.learning_rate={LEARNING_RATE}",
+    f"train.max_grad_norm={CLIP}",
+    "train.weight_decay=0.01",
+    "train.warmup_ratio=0.25",
+]
+
+
+def run(launch: Launch, ranks: int, recipe: Path, output: Path, *overrides: str) -> list[dict[str, Any]]:
+    code, text = launch(ranks, [str(recipe), f"output_dir={output}", *SETTINGS, *overrides])
+    assert code == 0, text
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(rows: list[dict[str, Any]], key: str = "loss") -> list[float]:
+    return [row[key] for row in rows if "loss" in row]
+
+
+def global_batches(data: PreparedData, micro_batch_size: int, accumulation: int, world_size: int) -> list[list[Batch]]:
+    """By step, the micro-batches of all ranks."""
+    of_rank = [
+        StepBatches(
+            data.train,
+            data.facts,
+            seed=SEED,
+            micro_batch_size=micro_batch_size,
+            accumulation=accumulation,
+            rank=rank,
+            world_size=world_size,
+            masking=MASKING,
+        )
+        for rank in range(world_size)
+    ]
+    return [[batch for batches in of_rank for batch in batches[step]] for step in range(STEPS)]
+
+
+def test_two_ranks_equal_plain_adamw(launch: Launch, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    overrides = ["train.micro_batch_size=1", "train.gradient_accumulation_steps=2"]
+    rows = run(launch, 2, tiny_recipe, tmp_path / "run", *overrides)
+    trained = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "export")
+
+    data = PreparedData.open(tiny_recipe_value(tiny_recipe, "dir"))
+    steps = global_batches(data, micro_batch_size=1, accumulation=2, world_size=2)
+    per_rank = [[sum(len(b.labels) for b in step[:2]), sum(len(b.labels) for b in step[2:])] for step in steps]
+    assert any(0 in counts and sum(counts) > 0 for counts in per_rank), "the test wants a rank without labels"
+    assert any(counts[0] != counts[1] for counts in per_rank)
+
+    torch.manual_seed(SEED)
+    shape = StudentConfig(layers=2, hidden_size=32, num_heads=2, max_positions=32, dropout=0.0)
+    tokenizer = data.tokenizer()
+    plain = build_student(shape, vocab_size=len(tokenizer), seq_len=32, pad_token_id=tokenizer.pad_token_id)
+    teacher = AutoModelForMaskedLM.from_pretrained(tiny_teacher).eval()
+    expected_losses = train_plainly(plain, teacher, steps, losses(rows, "learning_rate"))
+
+    torch.testing.assert_close(losses(rows), expected_losses, rtol=0, atol=1e-5)
+    assert plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
+    ours = trained.state_dict()
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(ours[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def train_plainly(
+    student: torch.nn.Module, teacher: torch.nn.Module, steps: list[list[Batch]], learning_rates: list[float]
+) -> list[float]:
+    """AdamW on the mean over each step's whole global batch, by the formula and full logits; the losses."""
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1.0, weight_decay=0.01)
+    losses = []
+    for step, learning_rate in zip(steps, learning_rates):
+        count = sum(len(batch.labels) for batch in step)
+        loss = torch.zeros(())
+        for batch in step:
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            logits = student(**inputs).logits.flatten(0, 1)[batch.positions]
+            with torch.no_grad():
+                teacher_logits = teacher(**inputs).logits.flatten(0, 1)[batch.positions]
+            hard = F.cross_entropy(logits, batch.labels, reduction="sum")
+            p = F.softmax(teacher_logits / TEMPERATURE, -1)
+            log_ratio = F.log_softmax(teacher_logits / TEMPERATURE, -1) - F.log_softmax(logits / TEMPERATURE, -1)
+            loss = loss + (hard + SOFT_WEIGHT * (p * log_ratio).sum()) / max(count, 1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_one_rank_equals_two_at_the_same_global_batch(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+    two = run(launch, 2, tiny_recipe, tmp_path / "two", "train.micro_batch_size=2")
+    one = run(
+        launch,
+        1,
+        tiny_recipe,
+        tmp_path / "one",
+        "train.micro_batch_size=2",
+        "train.gradient_accumulation_steps=2",
+    )
+    assert losses(one, "tokens") == losses(two, "tokens")
+    torch.testing.assert_close(losses(one), losses(two), rtol=0, atol=1e-5)
+    held_out = [[row["eval_hard_loss"] for row in rows if "eval_hard_loss" in row] for rows in (one, two)]
+    torch.testing.assert_close(held_out[0], held_out[1], rtol=0, atol=1e-5)
+
+
+def test_learning_rate_rises_and_falls_linearly(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+    rates = losses(run(launch, 1, tiny_recipe, tmp_path / "run"), "learning_rate")
+    # DeepSpeed's WarmupDecayLR stands at its start for two steps.
+    rising = [0, *(k / 5 for k in range(5))]
+    falling = [(STEPS - k) / (STEPS - 5) for k in range(5, STEPS - 1)]
+    assert rates == pytest.approx([LEARNING_RATE * share for share in rising + falling])
+
+
+def tiny_recipe_value(recipe: Path, key: str) -> str:
+    import yaml
+
+    return str(yaml.safe_load(recipe.read_text())["data"][key])

@@ -1,0 +1,101 @@
+"""A run that was killed goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+Launch = Callable[..., tuple[int, str]]
+
+# Dropout on, the epoch's end inside the run, micro-batches of several accumulation steps.
+SETTINGS = [
+    "train.max_steps=40",
+    "train.checkpoint_every=4",
+    "train.gradient_accumulation_steps=2",
+    "train.eval_every=10",
+    "student.dropout=0.2",
+    "distill.soft_weight={schedule: linear, start: 4, end: 1}",
+]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+def kill_after_checkpoint(recipe: Path, output: Path, ranks: int) -> int:
+    """Start a run, SIGKILL all of its processes once a checkpoint stands; the step of the newest then."""
+    programs = Path(sys.executable).parent
+    command = [sys.executable, str(programs / "deepspeed"), "--num_gpus", str(ranks), "--master_port", "29617"]
+    command += ["--module", "dwt_ds.pretrain", str(recipe), f"output_dir={output}", *SETTINGS]
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    settings = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
+    process = subprocess.Popen(command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
+    pointer = output / "checkpoints" / "latest"
+    waited_until = time.monotonic() + 200
+    while not pointer.is_file() and time.monotonic() < waited_until and process.poll() is None:
+        time.sleep(0.005)
+    for each in [process_of(process.pid), *process_of(process.pid).children(recursive=True)]:
+        each.send_signal(signal.SIGKILL)
+    process.wait()
+    return int(pointer.read_text().split("_")[1])
+
+
+def process_of(pid: int) -> psutil.Process:
+    return psutil.Process(pid)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_run_resumes_bit_identically(ranks: int, launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+    code, output = launch(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'straight'}", *SETTINGS])
+    assert code == 0, output
+    step = kill_after_checkpoint(tiny_recipe, tmp_path / "killed", ranks)
+    assert 4 <= step < 40, "killed too late to show anything"
+
+    code, output = launch(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'killed'}", *SETTINGS])
+    assert code == 0, output
+    assert "resuming from" in output
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")
+    straight = load_file(tmp_path / "straight" / "export" / "model.safetensors")
+    killed = load_file(tmp_path / "killed" / "export" / "model.safetensors")
+    assert straight.keys() == killed.keys()
+    assert all(killed[name].equal(straight[name]) for name in straight)
+
+
+def test_a_finished_run_says_so_and_does_nothing(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+    arguments = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=2"]
+    assert launch(1, arguments)[0] == 0
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    code, output = launch(1, arguments)
+    assert code == 0
+    assert "already finished at step 2" in output
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+    arguments = [str(tiny_recipe), f"output_dir={tmp_path}", "train.checkpoint_every=2"]
+    assert launch(1, arguments)[0] == 0
+    newest = tmp_path / "checkpoints" / "step_00000004"
+    shard = next(newest.glob("*optim_states.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    (tmp_path / "complete.json").unlink()
+
+    code, output = launch(1, arguments)
+    assert code == 0, output
+    assert f"step_00000004/{shard.name}: the contents have changed" in output
+    assert "resuming from" in output
+    assert "step_00000002 at step 2" in output
