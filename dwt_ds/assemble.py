@@ -22,7 +22,16 @@ from dwt_ds.engine.checkpoint import RunState, load_checkpoint, newest_checkpoin
 from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
 from dwt_ds.engine.student import StudentEngine, quieten_deepspeed, start_student
 from dwt_ds.engine.teacher import TeacherEngine
-from dwt_ds.models.build import build_student, longest_row, parameter_count
+from dwt_ds.models.build import (
+    build_student,
+    load_masked_lm,
+    load_model_config,
+    longest_row,
+    parameter_count,
+    student_model_config,
+)
+from dwt_ds.models.growth import grow
+from dwt_ds.models.growth_plan import check_growth
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
 from dwt_ds.models.vocabulary import check_same_vocabulary
 from dwt_ds.progress import Progress
@@ -55,6 +64,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None) ->
     with ranks.all_or_none():
         settled = settle(recipe, overrides, deepspeed_config)
         tokenizer = settled.data.tokenizer()
+        _check_growth(settled, tokenizer)
         facts = _facts(settled)
         folder = RunFolder(settled.config.output_dir)
         folder.check_identity(_identity(facts))
@@ -67,7 +77,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None) ->
 
     with ranks.all_or_none():
         teacher = _start_teacher(settled, tokenizer)
-        objective = _build_objective(settled, tokenizer, teacher)
+        objective = _build_objective(settled, tokenizer)
     _introduce(settled, objective, teacher)
     torch.manual_seed(settled.config.seed + 1 + ranks.rank())
     student = start_student(objective, settled.ds_values)
@@ -164,23 +174,39 @@ def _start_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Teac
     return teacher
 
 
-def _build_objective(
-    settled: Settled, tokenizer: PreTrainedTokenizerBase, teacher: TeacherEngine | None
-) -> DistillObjective:
-    manifest = settled.data.manifest
-    torch.manual_seed(settled.config.seed)
-    model = build_student(
-        settled.config.student,
-        vocab_size=manifest.vocab_size,
-        seq_len=manifest.seq_len,
-        pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-    )
+def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> DistillObjective:
+    config, sizes = settled.config, _sizes(settled, tokenizer)
+    torch.manual_seed(config.seed)
+    model = build_student(config.student, **sizes)
+    if config.student.init != "random":
+        assert config.teacher.path is not None  # _check_growth refused it
+        grow(load_masked_lm(config.teacher.path, dtype=torch.float32), model, config.student.init, seed=config.seed)
     gathered = GatheredMaskedLM(model).to(ranks.device())
     check_against_own_logits(gathered)
     freeze_unused_parameters(gathered)
-    return DistillObjective(gathered, settled.config.distill, manifest.vocab_size)
+    return DistillObjective(gathered, config.distill, settled.data.manifest.vocab_size)
+
+
+def _check_growth(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether the student can start as it should, from the configurations alone."""
+    init, path = settled.config.student.init, settled.config.teacher.path
+    student = student_model_config(settled.config.student, **_sizes(settled, tokenizer))
+    if init == "random":
+        return
+    if path is None:
+        raise ValueError(f"student.init={init!r}: there is no teacher to start from; set teacher.path or init=random")
+    check_growth(load_model_config(path), student, init)
+
+
+def _sizes(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    manifest = settled.data.manifest
+    return {
+        "vocab_size": manifest.vocab_size,
+        "seq_len": manifest.seq_len,
+        "pad_token_id": tokenizer.pad_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+    }
 
 
 def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEngine | None) -> None:

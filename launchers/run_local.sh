@@ -6,7 +6,7 @@
 # RANKS=4                  another number of processes
 # DEEPSPEED_CONFIG=FILE    your own DeepSpeed JSON (a path, or a name from ds_configs/)
 set -euo pipefail
-[[ $# -ge 1 ]] || { sed -n '2,8p' "$0" >&2; exit 2; }
+[[ $# -ge 1 ]] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l) || gpus=0
 ranks=${RANKS:-$(( gpus > 0 ? gpus : 2 ))}

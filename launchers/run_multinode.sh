@@ -8,22 +8,39 @@
 # DEEPSPEED_ARGS="..."     further options of the deepspeed launcher (--include, --exclude, --launcher ...)
 # Variables for the other machines (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME ...) go into .deepspeed_env, one a line.
 set -euo pipefail
-[[ $# -ge 2 ]] || { sed -n '2,10p' "$0" >&2; exit 2; }
+[[ $# -ge 2 ]] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 hostfile=$1
 shift
 
+fail() { echo "error: hostfile $hostfile: $1" >&2; exit 2; }
 # DeepSpeed would go on with this machine alone.
-[[ -f $hostfile ]] || { echo "error: hostfile $hostfile: no such file; see launchers/hostfile.example" >&2; exit 2; }
+[[ -f $hostfile ]] || fail "no such file; see launchers/hostfile.example"
 hosts=$(sed -E 's/#.*//' "$hostfile" | awk 'NF {print $1}')
-[[ -n $hosts ]] || { echo "error: hostfile $hostfile: names no host; see launchers/hostfile.example" >&2; exit 2; }
+[[ -n $hosts ]] || fail "names no host; see launchers/hostfile.example"
 bad=$(sed -E 's/[[:space:]]*#.*//' "$hostfile" | grep -nvE '^[[:space:]]*$|^[[:space:]]*[^[:space:]]+[[:space:]]+slots=[1-9][0-9]*[[:space:]]*$' | head -n 1) || true
-[[ -z $bad ]] || { echo "error: hostfile $hostfile: line ${bad%%:*} is \"${bad#*:}\"; write it as: HOST slots=N" >&2; exit 2; }
-twice=$(sort <<<"$hosts" | uniq -d | head -n 1)
-[[ -z $twice ]] || { echo "error: hostfile $hostfile: names $twice twice; keep one line and add up its slots" >&2; exit 2; }
+[[ -z $bad ]] || fail "line ${bad%%:*} is \"${bad#*:}\"; write it as: HOST slots=N"
+twice=$(sed -E 's/#.*//' "$hostfile" | awk 'NF && seen[$1]++ {print "line " NR " names " $1 " again"; exit}')
+[[ -z $twice ]] || fail "$twice; keep one line and add up its slots"
 
 arguments=("$@")
 [[ -z ${DEEPSPEED_CONFIG:-} ]] || arguments+=(--deepspeed_config "$DEEPSPEED_CONFIG")
 read -r -a options <<<"${DEEPSPEED_ARGS:-}"
+
+if [[ $hosts != localhost ]]; then
+  # One host alone, DeepSpeed would take for this machine, whatever its name.
+  options+=(--force_multi)
+  if [[ ! " ${options[*]} " =~ \ (--launcher|--no_ssh)[\ =] ]]; then
+    # pdsh hands all words to a shell on each machine: quote what that shell would act on. Words with spaces DeepSpeed
+    # puts into double quotes itself.
+    for i in "${!arguments[@]}"; do
+      if [[ ${arguments[i]} == *" "* ]]; then
+        arguments[i]=$(sed 's/[\\$`]/\\&/g' <<<"${arguments[i]}")
+      else
+        arguments[i]=$(printf '%q' "${arguments[i]}")
+      fi
+    done
+  fi
+fi
 
 exec deepspeed --log_level warning --hostfile "$hostfile" --master_addr "${MASTER_ADDR:-$(head -n 1 <<<"$hosts")}" \
   ${options[@]+"${options[@]}"} --module dwt_ds.pretrain "${arguments[@]}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,13 @@ class Batch:
     rows: torch.Tensor
     """(B,) int64: ids of the rows, for replay. Stays on the CPU."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels from worker processes as plain bytes of half the size: a tensor would cost a file descriptor and a
+        shared memory segment each, more than making the batch."""
+        lengths = self.attention_mask.sum(dim=1)
+        tensors = (self.input_ids, lengths, self.positions, self.labels)
+        return _unpacked, (*(tensor.to(torch.int32).numpy() for tensor in tensors), self.rows.numpy(), self.token_count)
+
     def pin_memory(self) -> Batch:
         return Batch(
             self.input_ids.pin_memory(),
@@ -61,6 +69,28 @@ class Batch:
         )
 
 
+def _unpacked(
+    input_ids: np.ndarray,
+    lengths: np.ndarray,
+    positions: np.ndarray,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    token_count: int,
+) -> Batch:
+    return Batch(
+        torch.from_numpy(input_ids.astype(np.int64)),
+        _attention_mask(lengths, input_ids.shape[1]),
+        torch.from_numpy(positions.astype(np.int64)),
+        torch.from_numpy(labels.astype(np.int64)),
+        token_count,
+        torch.from_numpy(rows),
+    )
+
+
+def _attention_mask(lengths: np.ndarray, width: int) -> torch.Tensor:
+    return torch.from_numpy((np.arange(width)[None, :] < lengths[:, None]).astype(np.int64))
+
+
 def _masked_batch(
     table: RowTable,
     facts: TokenizerFacts,
@@ -72,10 +102,9 @@ def _masked_batch(
 ) -> Batch:
     input_ids, lengths = table.rows(rows, width)
     masked = draw_masks(input_ids, lengths, rows, epochs, facts, masking, seed)
-    attention_mask = (np.arange(width)[None, :] < lengths[:, None]).astype(np.int64)
     return Batch(
         torch.from_numpy(masked.input_ids),
-        torch.from_numpy(attention_mask),
+        _attention_mask(lengths, width),
         torch.from_numpy(masked.positions),
         torch.from_numpy(masked.labels),
         int(lengths.sum()),
@@ -189,5 +218,5 @@ def validation_batches(
 def _without_labels(table: RowTable, width: int, row: np.ndarray) -> Batch:
     input_ids, lengths = table.rows(row, width)
     none = torch.zeros(0, dtype=torch.int64)
-    attention_mask = torch.from_numpy((np.arange(width)[None, :] < lengths[:, None]).astype(np.int64))
-    return Batch(torch.from_numpy(input_ids), attention_mask, none, none.clone(), 0, none.clone())
+    mask = _attention_mask(lengths, width)
+    return Batch(torch.from_numpy(input_ids), mask, none, none.clone(), 0, none.clone())

@@ -169,6 +169,11 @@ def part_path(folder: Path, index: int) -> Path:
     return folder / f"part-{index:06d}.npz"
 
 
+def has_parts(folder: Path) -> bool:
+    """Whether any part is stored under `folder`."""
+    return any(folder.glob("part-*.npz"))
+
+
 def store_part(item: Chunk | Path, settings: RowSettings, folder: Path) -> ChunkCounts:
     """Make the rows of a chunk and store them under `folder`, whole or not at all; or take a part stored before."""
     if isinstance(item, Path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.data.atomic import atomic_file, sync_folder
+from dwt_ds.data.chunks import has_parts
 from dwt_ds.data.manifest import MANIFEST_NAME, MANIFEST_TABLE_NAME, UNFINISHED_NAME, Manifest, read_manifest
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
 from dwt_ds.data.show import manifest_table
@@ -56,8 +57,9 @@ def first_difference(there: Any, here: Any, name: str = "") -> str:
 def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     """The folder inside `out` to work in, for this process alone; kept as it is where the work is interrupted.
 
-    Raises ValueError where `out` holds something else, an unfinished preparation with other settings, or another
-    process at work.
+    A ValueError from inside, which the same command would meet again, leaves no work folder behind unless it holds
+    finished parts. Raises ValueError where `out` holds something else, an unfinished preparation with other settings,
+    or another process at work.
     """
     work = out / UNFINISHED_NAME
     if out.is_dir() and any(out.iterdir()) and not work.is_dir():
@@ -79,7 +81,14 @@ def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
         else:
             with atomic_file(begun) as file:
                 file.write(json.dumps(identity, indent=2).encode())
-        yield work
+        try:
+            yield work
+        except ValueError:
+            if not has_parts(work):
+                shutil.rmtree(work)
+                if not any(out.iterdir()):
+                    out.rmdir()
+            raise
 
 
 def make_final(out: Path, manifest: Manifest) -> None:

@@ -48,7 +48,11 @@ def prepare(options: PrepareOptions) -> Manifest:
     Raises ValueError for what the user must change, OSError where the disk is full or a file cannot be read or
     written; in every case what was finished stays, and no half-written folder looks finished.
     """
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     identity = options.identity()
+    if tokenizer is not None:
+        TokenizerFacts.of(tokenizer)
+        identity["tokenizer_sha256"] = tokenizer_sha256(tokenizer)
     manifest = finished_manifest(options.out, identity)
     if manifest is not None:
         return manifest
@@ -56,7 +60,7 @@ def prepare(options: PrepareOptions) -> Manifest:
     try:
         with work_folder(options.out, identity) as work:
             sources = _readable(options.sources, work)
-            result, duplicate_bits, tokenizer = _surveyed(options, sources, work)
+            result, duplicate_bits, tokenizer = _surveyed(options, sources, tokenizer, work)
             settings = _row_settings(options, tokenizer, work)
             corpus = _Corpus(sources, result, duplicate_bits, options.validation, options.seed)
             counts = ChunkCounts()
@@ -85,16 +89,13 @@ def _readable(sources: Sequence[Source], work: Path) -> list[Source]:
 
 
 def _surveyed(
-    options: PrepareOptions, sources: Sequence[Source], work: Path
+    options: PrepareOptions, sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase | None, work: Path
 ) -> tuple[Survey, np.ndarray, PreTrainedTokenizerBase]:
-    """The first pass and the tokenizer, or what an earlier attempt stored of them."""
+    """The first pass and the tokenizer, trained unless given; or what an earlier attempt stored of them."""
     tokenizer_folder, survey_path, bits_path = work / TOKENIZER_FOLDER, work / "survey.json", work / "duplicates.npy"
     if survey_path.is_file():
         result = Survey.from_json(json.loads(survey_path.read_text(encoding="utf-8")))
         return result, np.load(bits_path), load_tokenizer(str(tokenizer_folder))
-    loaded = load_tokenizer(options.tokenizer) if options.tokenizer else None
-    if loaded is not None:
-        TokenizerFacts.of(loaded)
     result, bits = survey(
         sources,
         work,
@@ -104,13 +105,9 @@ def _surveyed(
     )
     if result.documents == 0:
         raise ValueError(f"no text in {_listed(sources, result)}")
-    if options.train_tokenizer is not None:
-        tokenizer: PreTrainedTokenizerBase = train_wordpiece(
-            result.sample, options.train_tokenizer, lowercase=not options.cased
-        )
-    else:
-        assert loaded is not None
-        tokenizer = loaded
+    if tokenizer is None:
+        assert options.train_tokenizer is not None
+        tokenizer = train_wordpiece(result.sample, options.train_tokenizer, lowercase=not options.cased)
     tokenizer.save_pretrained(tokenizer_folder)
     with atomic_file(bits_path) as file:
         np.save(file, bits)
@@ -238,6 +235,8 @@ def _finish(
 ) -> Manifest:
     """Join the parts into shards under `work`; returns the manifest that describes them."""
     if counts.rows == 0:
+        for index in range(parts):
+            part_path(work, index).unlink()
         raise ValueError(
             f"no training rows: {counts.sentences_seen} sentences in {result.documents} documents, "
             f"{counts.sentences_kept} kept (too short: {counts.too_short}, too long: {counts.too_long}); "

@@ -98,6 +98,10 @@ class LocalFile:
             yield from self._documents(counts)
         except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid) as error:
             raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
+        except OSError as error:
+            if error.errno is None:  # Arrow's word for a truncated .zst; the system's errors have a number
+                raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
+            raise
 
     def _documents(self, counts: SourceCounts) -> Iterator[str]:
         form = self._form()

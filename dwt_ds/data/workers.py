@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,14 +20,14 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     """function(item) for each item, in order; `function` and items must pickle.
 
     At most two items a worker are under way, so memory does not grow with the number of items. With one worker it all
-    happens in this process. Raises MemoryError where a worker was killed, as the system does when memory runs out.
+    happens in this process. Raises ChildProcessError where a worker was killed, as happens when memory runs out.
     """
     if workers <= 1:
         yield from map(function, items)
         return
     # Not fork: this process may hold threads (tokenizers, Arrow), whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -34,9 +37,24 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise MemoryError(
+            raise ChildProcessError(
                 f"a worker process was killed (out of memory?); try fewer than {workers} workers (--workers)"
             ) from None
-        finally:
-            for future in waiting:
-                future.cancel()
+        except BaseException:
+            # Leaving the pool would wait for what its workers are at; nothing they write appears half-written.
+            for process in list(pool._processes.values()):
+                process.kill()
+            raise
+
+
+def _follow_parent() -> None:
+    """Leave interrupting to the parent, and end with it: a pool's worker would wait for ever for a killed one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

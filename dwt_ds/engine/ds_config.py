@@ -150,6 +150,7 @@ def fill_steps(
     params = values["scheduler"]["params"]
     train = config.train
     warmup_steps = max(1, round(train.warmup_ratio * total_steps))
+    length = "train.epochs" if train.max_steps is None else "train.max_steps"
     by_recipe = {
         "warmup_min_lr": ("", 0.0),
         "warmup_max_lr": ("train.learning_rate", train.learning_rate),

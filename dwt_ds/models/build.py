@@ -254,6 +254,13 @@ def _checked_extras(student: StudentConfig, defaults: PretrainedConfig, fields: 
     return dict(student.config)
 
 
+def load_model_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of the model that `load_masked_lm` would load, and its errors; no weights are read."""
+    where = str(path)
+    _check_folder(where)
+    return _load_config(where, trust_remote_code)
+
+
 def _masked_lm_class(config: PretrainedConfig) -> Any:
     """The masked-LM class of transformers itself for this configuration, or None."""
     known = type(config) in AutoModelForMaskedLM._model_mapping

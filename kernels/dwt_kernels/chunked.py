@@ -13,10 +13,6 @@ from dwt_kernels.arguments import Objective
 from dwt_kernels.backends import backend_module
 from dwt_kernels.head_gradients import add_column_sums, add_product
 
-# Both logit buffers of a chunk together. Large, because every chunk reads and writes the fp32 dW (8 V H bytes):
-# at V = 30,522 and bf16 this is 4,398 rows, whose products outweigh that traffic more than tenfold.
-CHUNK_BYTES = 1 << 29
-
 # Leading dimension of a chunk's logits on a GPU, in elements: 128 bytes in 16 bit, what aligned GEMM tiles need.
 ROW_ALIGNMENT = 64
 
@@ -31,7 +27,7 @@ def chunked_losses_and_gradients(
     labels: Tensor,
     upstream: Tensor,
     scales: Tensor,
-    chunk_rows: int | None,
+    chunk_rows: int,
     needed: list[bool],
     objective: Objective,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -41,14 +37,6 @@ def chunked_losses_and_gradients(
     ``scales`` (2,).
     """
     rows, columns = student_hidden.shape[0], student_weight.shape[0]
-    if chunk_rows is None:
-        row_bytes = columns * (
-            student_hidden.element_size() + (0 if teacher_hidden is None else teacher_hidden.element_size())
-        )
-        chunk_rows = max(1, CHUNK_BYTES // row_bytes)
-    # Chunks of equal size: a small last one would run its products at a fraction of the speed.
-    chunks = max(1, -(-rows // chunk_rows))
-    chunk_rows = max(1, -(-rows // chunks))
     backend = backend_module(objective.backend)
     need_hidden, need_weight, need_bias = needed
     hard, soft = (labels.new_zeros(rows, dtype=torch.float32) for _ in range(2))

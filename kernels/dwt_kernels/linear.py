@@ -11,9 +11,10 @@ from torch import Tensor
 from dwt_kernels import arguments
 from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Normalizer, Objective, Scalar
 from dwt_kernels.chunked import chunked_losses_and_gradients
+from dwt_kernels.backends import backend_module
 from dwt_kernels.head_gradients import saved_dtype, scaled
 from dwt_kernels.loss import DistillLoss
-from dwt_kernels.scales import loss_scales, reduce_rows
+from dwt_kernels.memory_mode import resolve_chunk_rows
 
 MEMORY = ("auto", "chunked", "logit_free")
 
@@ -153,8 +154,8 @@ def _linear_distill(*inputs: Any) -> tuple[Tensor, ...]:
     """
     *heads, labels, vocab_size, chunk_rows, memory, needed = inputs[: -len(Objective._fields)]
     objective = Objective(*inputs[-len(Objective._fields) :])
-    arguments.check_values(labels, vocab_size, objective)
-    scales = loss_scales(labels, objective)
+    backend = backend_module(objective.backend)
+    scales = backend.prepare(labels, vocab_size, objective)
     # fp16 has too little range for gradients already divided by thousands of rows: keep them near 1 until they meet
     # the upstream gradient, which holds the loss scale.
     unit = scales[2:].abs().amax() if heads[0].dtype == torch.float16 else torch.ones_like(scales[0])
@@ -170,7 +171,7 @@ def _linear_distill(*inputs: Any) -> tuple[Tensor, ...]:
         [need and objective.reduction != "none" for need in needed],
         objective,
     )
-    return *reduce_rows(hard, soft, scales, objective.reduction), unit, *gradients
+    return *backend.reduce_rows(hard, soft, scales, objective.reduction), unit, *gradients
 
 
 @_linear_distill.register_fake
@@ -192,7 +193,7 @@ def _linear_distill_rows_backward(upstream: Tensor, *inputs: Any) -> tuple[Tenso
     """The gradients for ``reduction="none"``: everything is computed again with the rows' upstream gradients (N,)."""
     *heads, labels, vocab_size, chunk_rows, memory, needed = inputs[: -len(Objective._fields)]
     objective = Objective(*inputs[-len(Objective._fields) :])
-    scales = loss_scales(labels, objective)[2:]
+    scales = backend_module(objective.backend).prepare(labels, vocab_size, objective)[2:]
     return losses_and_gradients(heads, labels, upstream, scales, vocab_size, chunk_rows, memory, needed, objective)[2:]
 
 
@@ -240,18 +241,25 @@ def losses_and_gradients(
         student_hidden, labels = student_hidden[counted], labels[counted]
         teacher_hidden = None if teacher_hidden is None else teacher_hidden[counted]
         upstream = upstream[counted] if upstream.dim() == 1 else upstream
-    hard, soft, *gradients = chunked_losses_and_gradients(
+    columns = (
         student_hidden,
         *(None if tensor is None else tensor[:vocab_size] for tensor in (student_weight, student_bias)),
         teacher_hidden,
         *(None if tensor is None else tensor[:vocab_size] for tensor in (teacher_weight, teacher_bias)),
-        labels,
-        upstream,
-        scales,
-        chunk_rows,
-        list(needed),
-        objective,
     )
+    rows_in_chunk = resolve_chunk_rows(
+        memory, chunk_rows, objective.backend, labels.shape[0], vocab_size, student_hidden, teacher_hidden
+    )
+    if rows_in_chunk is None:
+        from dwt_kernels.logit_free import logit_free_losses_and_gradients
+
+        hard, soft, *gradients = logit_free_losses_and_gradients(
+            *columns, labels, upstream, scales, list(needed), objective
+        )
+    else:
+        hard, soft, *gradients = chunked_losses_and_gradients(
+            *columns, labels, upstream, scales, rows_in_chunk, list(needed), objective
+        )
     if counted is not None:
         hard, soft = (hard.new_zeros(rows).index_copy_(0, counted, values) for values in (hard, soft))
     results = []
@@ -299,7 +307,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
             inputs = [
                 constant if tensor is None else tensor for tensor, constant in zip(ctx.saved_tensors, ctx.constants)
             ]
-            needed, factor = inputs[NEEDED_POSITION], torch.ones_like(upstream[:1]).sum()
+            needed, factor = inputs[NEEDED_POSITION], upstream.new_ones(())
             gradients = torch.ops.dwt_kernels.linear_distill_rows_backward(upstream, *inputs)
         else:
             unit, *gradients = ctx.saved_tensors

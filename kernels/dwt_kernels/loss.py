@@ -10,8 +10,7 @@ from torch import Tensor
 from dwt_kernels import arguments
 from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Normalizer, Objective, Scalar
 from dwt_kernels.backends import backend_module
-from dwt_kernels.scales import loss_scales, reduce_rows
-from dwt_kernels.torch_backend import STATISTICS
+from dwt_kernels.row_formulas import STATISTICS
 
 
 class DistillLoss(NamedTuple):
@@ -102,9 +101,8 @@ def _distill(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, hard, soft, statistics (N, 5), scales (4,))."""
     objective = Objective(*keywords)
-    arguments.check_values(labels, vocab_size, objective)
     backend = backend_module(objective.backend)
-    scales = loss_scales(labels, objective)
+    scales = backend.prepare(labels, vocab_size, objective)
     hard, soft, statistics = backend.row_losses(
         student[:, :vocab_size],
         None,
@@ -115,7 +113,7 @@ def _distill(
         objective.ignore_index,
         objective.soft_all,
     )
-    return *reduce_rows(hard, soft, scales, objective.reduction), statistics, scales
+    return *backend.reduce_rows(hard, soft, scales, objective.reduction), statistics, scales
 
 
 @_distill.register_fake
@@ -156,9 +154,7 @@ def _distill_backward(
         upstream,
         scales[2:],
         student[:, :vocab_size],
-        None,
         None if teacher is None else teacher[:, :vocab_size],
-        None,
         labels,
         temperature,
         statistics,

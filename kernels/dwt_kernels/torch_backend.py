@@ -11,12 +11,22 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dwt_kernels import cpu_fusion
+from dwt_kernels import arguments, cpu_fusion
+from dwt_kernels.arguments import Objective
 from dwt_kernels.row_formulas import STATISTICS, block_gradient, block_losses, label_share
+from dwt_kernels.scales import loss_scales, reduce_rows
+
+__all__ = ["prepare", "reduce_rows", "row_gradients", "row_losses", "row_losses_and_gradients"]
 
 # Elements of a block for each thread: 1 MiB in fp32. Smaller blocks lose to the cost of starting an operation
 # (65,536: 1.4 times slower on a Zen 5 core), larger ones leave the cache.
 BLOCK_ELEMENTS = 1 << 18
+
+
+def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
+    """The scales (4,) fp32 of ``scales.loss_scales``; bad values raise on a CPU and are asserted on a GPU."""
+    arguments.check_values(labels, vocab_size, objective)
+    return loss_scales(labels, objective)
 
 
 def row_losses(
@@ -59,15 +69,15 @@ def row_gradients(
     upstream: Tensor,
     scales: Tensor,
     student: Tensor,
-    student_bias: Tensor | None,
     teacher: Tensor | None,
-    teacher_bias: Tensor | None,
     labels: Tensor,
     temperature: Tensor,
     statistics: Tensor,
     ignore_index: int,
     soft_all: bool,
     out: Tensor,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
 ) -> None:
     """Write the gradient of upstream x (scales[0] x hard + scales[1] x soft) into ``out`` (N, V).
 
@@ -112,9 +122,23 @@ def row_losses_and_gradients(
     soft_all: bool,
 ) -> tuple[Tensor, Tensor]:
     """Hard and soft losses (N,); the gradient is written over ``student``."""
-    inputs = (student, student_bias, teacher, teacher_bias, labels, temperature)
-    hard, soft, statistics = row_losses(*inputs, ignore_index, soft_all)
-    row_gradients(upstream, scales, *inputs, statistics, ignore_index, soft_all, student)
+    hard, soft, statistics = row_losses(
+        student, student_bias, teacher, teacher_bias, labels, temperature, ignore_index, soft_all
+    )
+    row_gradients(
+        upstream,
+        scales,
+        student,
+        teacher,
+        labels,
+        temperature,
+        statistics,
+        ignore_index,
+        soft_all,
+        student,
+        student_bias,
+        teacher_bias,
+    )
     return hard, soft
 
 

@@ -155,7 +155,11 @@ def test_workers_of_a_data_loader_give_the_same_batches(packed: PreparedData) ->
     loaded = list(loader)
     assert len(loaded) == 6
     for step, batches in zip(range(5, 11), loaded, strict=True):
-        assert torch.equal(batches[0].input_ids, rank[step][0].input_ids)
+        here = rank[step][0]
+        for name in ("input_ids", "attention_mask", "positions", "labels", "rows"):
+            assert torch.equal(getattr(batches[0], name), getattr(here, name))
+            assert getattr(batches[0], name).dtype == torch.int64
+        assert batches[0].token_count == here.token_count
     copied = pickle.loads(pickle.dumps(rank))
     assert torch.equal(copied[7][0].input_ids, rank[7][0].input_ids)
 

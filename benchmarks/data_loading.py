@@ -1,0 +1,109 @@
+"""How many tokens a second the loader delivers, masks drawn: in the training process, and from worker processes.
+
+    python benchmarks/data_loading.py [--data DIR] [--micro-batch 16] [--seconds 10] [--workers 0 1 2 4]
+
+Without --data, rows of 128 random tokens are made. Results are added to benchmarks/results/data_loading.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from dwt_ds.data.batches import StepBatches
+from dwt_ds.data.masks import Masking
+from dwt_ds.data.packing import Rows
+from dwt_ds.data.prepared import PreparedData, RowTable
+from dwt_ds.data.shards import ShardWriter
+from dwt_ds.data.tokenizer import TokenizerFacts
+
+RESULTS = Path(__file__).parent / "results" / "data_loading.csv"
+FIELDS = ["masking", "rows", "micro_batch", "workers", "tokens_per_second", "cpu", "python", "torch"]
+MASKINGS = {
+    "fixed": Masking(),
+    "bernoulli": Masking(draw="bernoulli"),
+    "whole words": Masking(whole_word=True),
+}
+
+
+def made_up(
+    folder: Path, rows: int = 200_000, width: int = 128, vocab: int = 30_522
+) -> tuple[RowTable, TokenizerFacts]:
+    """Full rows of random ordinary tokens; every fifth token carries on a word."""
+    ids = np.random.default_rng(0).integers(1000, vocab, (rows, width), dtype=np.uint16)
+    ids[:, 0], ids[:, -1] = 101, 102
+    shards = ShardWriter(folder / "train", vocab).write([Rows(ids.reshape(-1), np.full(rows, width, np.int32))], rows)
+    is_special = np.isin(np.arange(vocab), [0, 100, 101, 102, 103])
+    continues = (np.arange(vocab) % 5 == 0) & ~is_special
+    facts = TokenizerFacts(vocab, 0, 101, 102, 103, is_special, continues, np.flatnonzero(~is_special))
+    return RowTable(folder / "train", shards, 0, width), facts
+
+
+class _ForEver:
+    """Steps 0, 1, 2, ... for a DataLoader."""
+
+    def __iter__(self) -> Iterator[int]:
+        return count()
+
+
+def tokens_per_second(batches: StepBatches, workers: int, seconds: float) -> float:
+    """Of real tokens, from the second hundredth batch on; start-up of workers is not counted."""
+    loader = DataLoader(batches, batch_size=None, sampler=_ForEver(), num_workers=workers)  # type: ignore[arg-type]
+    iterator = iter(loader)
+    for _ in range(100):
+        next(iterator)
+    tokens = 0
+    start = time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        tokens += sum(batch.token_count for batch in next(iterator))
+    return tokens / elapsed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--micro-batch", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    is_new = not RESULTS.exists()
+    with tempfile.TemporaryDirectory() as name, open(RESULTS, "a", newline="", encoding="utf-8") as file:
+        data = PreparedData.open(args.data) if args.data else None
+        table, facts = (data.train, data.facts) if data else made_up(Path(name))
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow(FIELDS)
+        for label, masking in MASKINGS.items():
+            for workers in args.workers:
+                batches = StepBatches(
+                    table,
+                    facts,
+                    seed=0,
+                    micro_batch_size=args.micro_batch,
+                    accumulation=1,
+                    rank=0,
+                    world_size=1,
+                    masking=masking,
+                )
+                rate = tokens_per_second(batches, workers, args.seconds)
+                form = data.manifest.form if data else "made up"
+                print(f"{label:<12} {workers} workers  {rate / 1e6:6.2f} M tokens/s")
+                cpu = f"{platform.processor() or platform.machine()} x {len(os.sched_getaffinity(0))}"
+                common = [cpu, platform.python_version(), torch.__version__]
+                writer.writerow([label, form, args.micro_batch, workers, round(rate), *common])
+
+
+if __name__ == "__main__":
+    main()

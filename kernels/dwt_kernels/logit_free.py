@@ -1,0 +1,144 @@
+"""Launches the kernels that never store a logit; same arguments and results as ``chunked``.
+
+Extra memory: fp32 sums of the gradients, 28 bytes a row and share of the columns. The price: both products run twice,
+2 N V (4 H_s + 2 H_t) operations against 2 N V (3 H_s + H_t), and the sums are atomic, so that their last bits depend on
+the order in which programs arrive.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from dwt_kernels.arguments import Objective
+from dwt_kernels.logit_free_kernels import PARTIAL, merge_kernel, tile_gradient_kernel, tile_statistics_kernel
+from dwt_kernels.row_formulas import STATISTICS
+from dwt_kernels.triton_backend import row_stride
+
+# Programs of the statistics kernel for each multiprocessor: enough to even out the last wave.
+PROGRAMS_PER_PROCESSOR = 4
+
+
+class TileShape(NamedTuple):
+    rows: int
+    columns: int
+    width: int
+    num_warps: int
+    num_stages: int
+
+
+# Row blocks that share the weights' tiles in the L2 cache; at 64 rows and H = 2048 + 4096 their hidden states are 13 MB.
+GROUP_ROWS = 16
+
+
+def tile_shape(dtype: torch.dtype) -> TileShape:
+    """Two fp32 accumulators of 64 x 128 on 8 warps take 64 registers a thread; 128 x 128 spills on every target.
+
+    AMD's 64 KiB of shared memory hold two stages of the pipeline, NVIDIA's three. fp32 operands take twice the room.
+    """
+    stages = 2 if torch.version.hip else 3
+    if dtype == torch.float32:
+        return TileShape(64, 64, 32, 8, stages)
+    return TileShape(64, 128, 64, 8, stages)
+
+
+def logit_free_losses_and_gradients(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    teacher_hidden: Tensor | None,
+    teacher_weight: Tensor | None,
+    teacher_bias: Tensor | None,
+    labels: Tensor,
+    upstream: Tensor,
+    scales: Tensor,
+    needed: list[bool],
+    objective: Objective,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """hard (N,), soft (N,), and the fp32 gradients of student hidden, weight and bias (None where not ``needed``)."""
+    if torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError('memory="logit_free" adds atomically and is not deterministic; use memory="chunked"')
+    heads = [
+        None if tensor is None else tensor.contiguous()
+        for tensor in (student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias)
+    ]
+    labels = labels.contiguous()
+    rows, columns, device = labels.shape[0], student_weight.shape[0], labels.device
+    hard, soft = (torch.zeros(rows, dtype=torch.float32, device=device) for _ in range(2))
+    sums = [
+        torch.zeros(tensor.shape, dtype=torch.float32, device=device) if need and tensor is not None else None
+        for tensor, need in zip((student_hidden, student_weight, student_bias), needed)
+    ]
+    d_hidden, d_weight, d_bias = sums
+    if rows == 0:
+        return hard, soft, d_hidden, d_weight, d_bias
+    tile = tile_shape(student_hidden.dtype)
+    row_blocks, column_blocks = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
+    blocks_per_split = triton.cdiv(column_blocks * row_blocks, processors(device) * PROGRAMS_PER_PROCESSOR)
+    blocks_per_split = min(blocks_per_split, column_blocks)
+    splits = triton.cdiv(column_blocks, blocks_per_split)
+    statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=device)
+    partials = torch.empty(rows, splits, PARTIAL.value, dtype=torch.float32, device=device)
+    constants = {
+        "V": columns,
+        "STUDENT_WIDTH": student_hidden.shape[1],
+        "TEACHER_WIDTH": 0 if teacher_hidden is None else teacher_hidden.shape[1],
+        "BLOCK_ROWS": tile.rows,
+        "BLOCK_COLUMNS": tile.columns,
+        "BLOCK_WIDTH": tile.width,
+        "SOFT_ALL": objective.soft_all and teacher_hidden is not None,
+        "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        "enable_fp_fusion": True,
+    }
+    tile_statistics_kernel[(row_blocks, splits)](
+        *heads,
+        labels,
+        objective.temperature,
+        partials,
+        rows,
+        objective.ignore_index,
+        blocks_per_split * tile.columns,
+        SPLITS=splits,
+        **constants,
+    )
+    merge_kernel[(rows,)](
+        partials,
+        labels,
+        objective.temperature,
+        hard,
+        soft,
+        statistics,
+        objective.ignore_index,
+        SPLITS=splits,
+        SPLITS_BLOCK=triton.next_power_of_2(splits),
+        HAS_TEACHER=teacher_hidden is not None,
+        SOFT_ALL=constants["SOFT_ALL"],
+    )
+    if any(needed):
+        tile_gradient_kernel[(row_blocks * column_blocks,)](
+            *heads,
+            labels,
+            objective.temperature,
+            statistics,
+            upstream,
+            scales,
+            d_hidden,
+            d_weight,
+            d_bias,
+            rows,
+            row_stride(upstream),
+            objective.ignore_index,
+            GROUP_ROWS=GROUP_ROWS,
+            **constants,
+        )
+    return hard, soft, d_hidden, d_weight, d_bias
+
+
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors; on a CPU, in the interpreter, a number that makes small tests use several splits."""
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,333 @@
+"""The linear form without logits in memory: tiles of both models' logits live in registers and are computed twice.
+
+Legend: N rows, V vocabulary columns, H hidden widths; a tile is BLOCK_ROWS x BLOCK_COLUMNS logits. The recurrence and the
+gradient are those of ``triton_kernels``, on tiles and with a running state for each row.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dwt_kernels.triton_kernels import KL_SCALE, LN_2, LOG2_E, MINUS_INF, finite_or_zero
+
+# Fields of a row's partial state: student maximum, its sums at 1 and tau, teacher maximum, its sum, KL sum, label logit.
+PARTIAL = tl.constexpr(7)
+
+
+@triton.jit
+def logits_tile(
+    hidden,
+    weight,
+    bias,
+    rows,
+    row_index,
+    column_index,
+    V: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """fp32 logits of a tile: hidden (N, WIDTH) times weight (V, WIDTH) transposed, plus bias; -inf past column V."""
+    logits = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    hidden_rows = hidden + row_index.to(tl.int64)[:, None] * WIDTH
+    weight_rows = weight + column_index.to(tl.int64)[None, :] * WIDTH
+    for start in range(0, WIDTH, BLOCK_WIDTH):
+        depth = start + tl.arange(0, BLOCK_WIDTH)
+        left = tl.load(
+            hidden_rows + depth[None, :], mask=(row_index[:, None] < rows) & (depth[None, :] < WIDTH), other=0.0
+        )
+        right = tl.load(
+            weight_rows + depth[:, None], mask=(column_index[None, :] < V) & (depth[:, None] < WIDTH), other=0.0
+        )
+        logits = tl.dot(left, right, logits, input_precision=PRECISION)
+    if bias is not None:
+        logits += tl.load(bias + column_index, mask=column_index < V, other=0.0).to(tl.float32)[None, :]
+    return tl.where(column_index[None, :] < V, logits, MINUS_INF)
+
+
+@triton.jit
+def tile_statistics_kernel(
+    student_hidden,
+    student_weight,
+    student_bias,
+    teacher_hidden,
+    teacher_weight,
+    teacher_bias,
+    labels,
+    temperature,
+    partials,
+    rows,
+    ignore_index,
+    columns_per_split,
+    V: tl.constexpr,
+    STUDENT_WIDTH: tl.constexpr,
+    TEACHER_WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    SOFT_ALL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Program = (block of rows, share of the columns): the rows' state over those columns, (N, SPLITS, PARTIAL) fp32."""
+    row_index = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    label = tl.load(labels + row_index, mask=row_index < rows, other=ignore_index)
+    counted = label != ignore_index
+    if SOFT_ALL:
+        counted = row_index < rows
+    if tl.max(counted.to(tl.int32), 0) == 0:
+        return
+    factor = LOG2_E / tl.load(temperature)
+    student_max = tl.full((BLOCK_ROWS,), MINUS_INF, tl.float32)
+    teacher_max = tl.full((BLOCK_ROWS,), MINUS_INF, tl.float32)
+    student_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
+    student_tau_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
+    teacher_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
+    kl_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
+    label_logit = tl.zeros((BLOCK_ROWS,), tl.float32)
+    start = tl.program_id(1) * columns_per_split
+    stop = tl.minimum(start + columns_per_split, V)
+    while start < stop:
+        column_index = start + tl.arange(0, BLOCK_COLUMNS)
+        student = logits_tile(
+            student_hidden,
+            student_weight,
+            student_bias,
+            rows,
+            row_index,
+            column_index,
+            V,
+            STUDENT_WIDTH,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+            BLOCK_WIDTH,
+            PRECISION,
+        )
+        label_logit += tl.sum(tl.where(column_index[None, :] == label[:, None], student, 0.0), 1)
+        new_student_max = tl.maximum(student_max, tl.max(student, 1))
+        student_reference = finite_or_zero(new_student_max)
+        student -= student_reference[:, None]
+        student_shift = student_max - student_reference
+        student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + tl.sum(tl.exp2(student * LOG2_E), 1)
+        student_max = new_student_max
+        if teacher_hidden is not None:
+            student_tau_sum = student_tau_sum * tl.exp2(student_shift * factor) + tl.sum(tl.exp2(student * factor), 1)
+            teacher = logits_tile(
+                teacher_hidden,
+                teacher_weight,
+                teacher_bias,
+                rows,
+                row_index,
+                column_index,
+                V,
+                TEACHER_WIDTH,
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
+                BLOCK_WIDTH,
+                PRECISION,
+            )
+            new_teacher_max = tl.maximum(teacher_max, tl.max(teacher, 1))
+            teacher_reference = finite_or_zero(new_teacher_max)
+            teacher -= teacher_reference[:, None]
+            weights = tl.exp2(teacher * factor)
+            shares = tl.where(weights > 0, weights * ((teacher - student) * (factor * KL_SCALE)), 0.0)
+            teacher_shift = teacher_max - teacher_reference
+            shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
+            rescale = tl.exp2(teacher_shift * factor)
+            kl_sum = rescale * (kl_sum + teacher_sum * (shift * (factor * KL_SCALE))) + tl.sum(shares, 1)
+            teacher_sum = teacher_sum * rescale + tl.sum(weights, 1)
+            teacher_max = new_teacher_max
+        start += BLOCK_COLUMNS
+    state = partials + (row_index.to(tl.int64) * SPLITS + tl.program_id(1)) * PARTIAL
+    in_range = row_index < rows
+    tl.store(state, student_max, mask=in_range)
+    tl.store(state + 1, student_sum, mask=in_range)
+    tl.store(state + 2, student_tau_sum, mask=in_range)
+    tl.store(state + 3, teacher_max, mask=in_range)
+    tl.store(state + 4, teacher_sum, mask=in_range)
+    tl.store(state + 5, kl_sum, mask=in_range)
+    tl.store(state + 6, label_logit, mask=in_range)
+
+
+@triton.jit
+def merge_kernel(
+    partials,
+    labels,
+    temperature,
+    hard,
+    soft,
+    statistics,
+    ignore_index,
+    SPLITS: tl.constexpr,
+    SPLITS_BLOCK: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    SOFT_ALL: tl.constexpr,
+):
+    """Program = row: its losses (N,) and statistics (N, 5) from the states of its SPLITS shares of the columns."""
+    row = tl.program_id(0).to(tl.int64)
+    labelled = tl.load(labels + row) != ignore_index
+    if not SOFT_ALL:
+        if not labelled:
+            tl.store(hard + row, 0.0)
+            tl.store(soft + row, 0.0)
+            return
+    factor = LOG2_E / tl.load(temperature)
+    split = tl.arange(0, SPLITS_BLOCK)
+    state = partials + (row * SPLITS + split) * PARTIAL
+    present = split < SPLITS
+    student_max = tl.load(state, mask=present, other=MINUS_INF)
+    row_student_max = tl.max(student_max, 0)
+    student_shift = student_max - finite_or_zero(row_student_max)
+    student_sum = tl.load(state + 1, mask=present, other=0.0)
+    log2_sum = tl.log2(tl.sum(student_sum * tl.exp2(student_shift * LOG2_E), 0))
+    label_logit = tl.sum(tl.load(state + 6, mask=present, other=0.0), 0)
+    tl.store(hard + row, tl.where(labelled, log2_sum * LN_2 - (label_logit - row_student_max), 0.0))
+    student_log2_sum = log2_sum
+    row_teacher_max = row_student_max
+    teacher_log2_sum = log2_sum
+    kl = log2_sum * 0.0
+    if HAS_TEACHER:
+        student_tau_sum = tl.load(state + 2, mask=present, other=0.0)
+        student_log2_sum = tl.log2(tl.sum(student_tau_sum * tl.exp2(student_shift * factor), 0))
+        teacher_max = tl.load(state + 3, mask=present, other=MINUS_INF)
+        row_teacher_max = tl.max(teacher_max, 0)
+        teacher_shift = teacher_max - finite_or_zero(row_teacher_max)
+        rescale = tl.exp2(teacher_shift * factor)
+        teacher_sum = tl.load(state + 4, mask=present, other=0.0)
+        shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
+        kl_sum = tl.load(state + 5, mask=present, other=0.0) + teacher_sum * (shift * (factor * KL_SCALE))
+        row_teacher_sum = tl.sum(teacher_sum * rescale, 0)
+        teacher_log2_sum = tl.log2(row_teacher_sum)
+        kl_mean = tl.sum(kl_sum * rescale, 0) / row_teacher_sum * (1 / KL_SCALE)
+        kl = (kl_mean + student_log2_sum - teacher_log2_sum) * LN_2
+    # KL >= 0: what rounding leaves below zero is an error of the sum and nothing else. NaN stays NaN.
+    tl.store(soft + row, tl.where(kl < 0, 0.0, kl))
+    row_statistics = statistics + row * 5
+    tl.store(row_statistics, row_student_max)
+    tl.store(row_statistics + 1, log2_sum)
+    tl.store(row_statistics + 2, student_log2_sum)
+    tl.store(row_statistics + 3, row_teacher_max)
+    tl.store(row_statistics + 4, teacher_log2_sum)
+
+
+@triton.jit
+def tile_gradient_kernel(
+    student_hidden,
+    student_weight,
+    student_bias,
+    teacher_hidden,
+    teacher_weight,
+    teacher_bias,
+    labels,
+    temperature,
+    statistics,
+    upstream,
+    scales,
+    d_hidden,
+    d_weight,
+    d_bias,
+    rows,
+    upstream_stride,
+    ignore_index,
+    V: tl.constexpr,
+    STUDENT_WIDTH: tl.constexpr,
+    TEACHER_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    SOFT_ALL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Program = tile: its logits again, their gradient dz, and dz @ weight, dz.T @ hidden, column sums added atomically.
+
+    d_hidden (N, H), d_weight (V, H) and d_bias (V,) are fp32, zero at the start, None where not wanted.
+    """
+    # GROUP_ROWS blocks of rows meet all columns before the next ones come: their hidden states stay in the L2 cache,
+    # and the weights are read once for each group.
+    row_blocks = tl.cdiv(rows, BLOCK_ROWS)
+    column_blocks: tl.constexpr = (V + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
+    program = tl.program_id(0)
+    first_row_block = program // (GROUP_ROWS * column_blocks) * GROUP_ROWS
+    group_rows = tl.minimum(row_blocks - first_row_block, GROUP_ROWS)
+    in_group = program % (GROUP_ROWS * column_blocks)
+    row_index = (first_row_block + in_group % group_rows) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column_index = in_group // group_rows * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+
+    in_range = row_index < rows
+    label = tl.load(labels + row_index, mask=in_range, other=ignore_index)
+    labelled = label != ignore_index
+    counted = labelled
+    if SOFT_ALL:
+        counted = in_range
+    if tl.max(counted.to(tl.int32), 0) == 0:
+        return
+    tau = tl.load(temperature)
+    factor = LOG2_E / tau
+    row_upstream = tl.load(upstream + row_index * upstream_stride, mask=in_range, other=0.0)
+    hard_scale = tl.where(labelled, row_upstream * tl.load(scales), 0.0)
+    row_statistics = statistics + row_index.to(tl.int64) * 5
+    student_max = tl.load(row_statistics, mask=counted, other=0.0)
+    log2_sum = tl.load(row_statistics + 1, mask=counted, other=0.0)
+    student = logits_tile(
+        student_hidden,
+        student_weight,
+        student_bias,
+        rows,
+        row_index,
+        column_index,
+        V,
+        STUDENT_WIDTH,
+        BLOCK_ROWS,
+        BLOCK_COLUMNS,
+        BLOCK_WIDTH,
+        PRECISION,
+    )
+    student -= student_max[:, None]
+    gradient = hard_scale[:, None] * tl.exp2(student * LOG2_E - log2_sum[:, None])
+    gradient -= tl.where(column_index[None, :] == label[:, None], hard_scale[:, None], 0.0)
+    if teacher_hidden is not None:
+        soft_scale = tl.where(counted, row_upstream * tl.load(scales + 1) / tau, 0.0)
+        student_log2_sum = tl.load(row_statistics + 2, mask=counted, other=0.0)
+        teacher_max = tl.load(row_statistics + 3, mask=counted, other=0.0)
+        teacher_log2_sum = tl.load(row_statistics + 4, mask=counted, other=0.0)
+        gradient += soft_scale[:, None] * tl.exp2(student * factor - student_log2_sum[:, None])
+        teacher = logits_tile(
+            teacher_hidden,
+            teacher_weight,
+            teacher_bias,
+            rows,
+            row_index,
+            column_index,
+            V,
+            TEACHER_WIDTH,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+            BLOCK_WIDTH,
+            PRECISION,
+        )
+        teacher = (teacher - teacher_max[:, None]) * factor - teacher_log2_sum[:, None]
+        gradient -= soft_scale[:, None] * tl.exp2(teacher)
+    # Rows that do not count may hold anything, also infinities: their gradient is 0, not 0 x inf.
+    gradient = tl.where(counted[:, None] & (column_index[None, :] < V), gradient, 0.0)
+
+    if d_bias is not None:
+        tl.atomic_add(d_bias + column_index, tl.sum(gradient, 0), mask=column_index < V, sem="relaxed")
+    rounded = gradient.to(student_hidden.dtype.element_ty)
+    for start in range(0, STUDENT_WIDTH, BLOCK_WIDTH):
+        depth = start + tl.arange(0, BLOCK_WIDTH)
+        hidden_mask = in_range[:, None] & (depth[None, :] < STUDENT_WIDTH)
+        weight_mask = (column_index[:, None] < V) & (depth[None, :] < STUDENT_WIDTH)
+        hidden_offsets = row_index.to(tl.int64)[:, None] * STUDENT_WIDTH + depth[None, :]
+        weight_offsets = column_index.to(tl.int64)[:, None] * STUDENT_WIDTH + depth[None, :]
+        if d_hidden is not None:
+            weight = tl.load(student_weight + weight_offsets, mask=weight_mask, other=0.0)
+            share = tl.dot(rounded, weight, input_precision=PRECISION)
+            tl.atomic_add(d_hidden + hidden_offsets, share, mask=hidden_mask, sem="relaxed")
+        if d_weight is not None:
+            hidden = tl.load(student_hidden + hidden_offsets, mask=hidden_mask, other=0.0)
+            share = tl.dot(tl.trans(rounded), hidden, input_precision=PRECISION)
+            tl.atomic_add(d_weight + weight_offsets, share, mask=weight_mask, sem="relaxed")

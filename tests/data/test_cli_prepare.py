@@ -1,0 +1,83 @@
+"""`dwt-ds prepare` as a user types it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from dwt_ds.cli import prepare as command
+from dwt_ds.data.prepared import PreparedData
+
+
+def run(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.main(parser.parse_args([str(word) for word in words]))
+
+
+def test_from_files_to_a_table_and_examples(
+    tmp_path: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "data"
+    second = tmp_path / "second.jsonl"
+    second.write_text(json.dumps({"text": "Another document stands here. It has two sentences."}) + "\n")
+    options = ("--train-tokenizer", 300, "--out", out, "--every", 4, "--seq-len", 64, "--workers", 1)
+    assert run("--text", corpus_file, second, *options, "--show", 2) == 0
+    printed = capsys.readouterr().out
+    data = PreparedData.open(out)
+    assert data.manifest.documents == 61
+    assert data.manifest.every == 4
+    assert data.manifest.seq_len == 64
+    assert f"{data.manifest.tokens:,}" in printed
+    assert f"{out} is ready" in printed
+    examples = printed.split("\nrow ")[1:]
+    assert len(examples) == 2
+    assert "-> [MASK]}" in examples[0]
+    assert "[CLS]" in examples[0]
+    assert examples[0].startswith("0: 64 tokens, 9 to predict")
+
+    assert run("--out", out, "--show", 1) == 0
+    again = capsys.readouterr().out
+    assert examples[0].split("\n")[1] in again
+
+
+def test_one_sentence_per_row_and_apart(tmp_path: Path, corpus_file: Path, vocab_file: Path) -> None:
+    assert run("--text", corpus_file, "--tokenizer", vocab_file, "--out", tmp_path / "s", "--one-sentence-per-row") == 0
+    assert PreparedData.open(tmp_path / "s").manifest.form == "one_sentence_per_row"
+    assert run("--text", corpus_file, "--tokenizer", vocab_file, "--out", tmp_path / "a", "--keep-documents-apart") == 0
+    assert PreparedData.open(tmp_path / "a").manifest.settings["identity"]["join_documents"] is False
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path, corpus_file: Path, vocab_file: Path) -> None:
+    out = ("--out", tmp_path / "data")
+    for words, message in (
+        (("--text", tmp_path / "none.txt", "--tokenizer", vocab_file), "none.txt: no such file"),
+        (("--tokenizer", vocab_file), "nothing to read"),
+        (("--text", corpus_file), "give either --tokenizer"),
+        (("--text", corpus_file, "--tokenizer", tmp_path / "v.txt"), "v.txt: no such file"),
+        (("--text", corpus_file, "--tokenizer", vocab_file, "--every", 0), "--every is 0"),
+        (("--text", corpus_file, "--tokenizer", vocab_file, "--show", -1), "--show is -1"),
+        (("--show", 3), "does not exist"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message) as caught:
+            run(*words, *out)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "data").exists()
+
+
+def test_skipped_sources_are_listed(
+    tmp_path: Path, corpus_file: Path, vocab_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 10)
+    words = ("--text", tmp_path / "*.txt", corpus_file, "--tokenizer", vocab_file, "--out", tmp_path / "data")
+    assert run(*words) == 0
+    table = capsys.readouterr().out
+    assert "empty.txt  (skipped: empty)" in table
+    assert "binary.txt  (skipped: binary)" in table
+    assert PreparedData.open(tmp_path / "data").manifest.dropped["skipped_sources"] == 2
+    with pytest.raises(ValueError, match=r"no text in .*empty.txt \(empty\)"):
+        run("--text", tmp_path / "empty.txt", "--tokenizer", vocab_file, "--out", tmp_path / "none")

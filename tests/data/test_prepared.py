@@ -1,0 +1,117 @@
+"""Opening a data folder: whole ones, and everything that is none."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dwt_ds.data.prepared import PreparedData
+from dwt_ds.data.tokenizer import tokenizer_sha256
+
+
+@pytest.fixture
+def copied(packed: PreparedData, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packed.folder, tmp_path / "data"))
+
+
+def test_rows_are_padded_and_memory_mapped(packed: PreparedData) -> None:
+    ids, lengths = packed.train.rows(np.array([5, 2, 5]))
+    assert ids.shape == (3, int(lengths.max()))
+    assert (ids[0] == ids[2]).all()
+    wide, _ = packed.train.rows(np.array([5, 2]), width=40)
+    assert (wide[:, int(lengths.max()) :] == packed.facts.pad_id).all()
+    assert isinstance(packed.train.lengths, np.memmap)
+    assert packed.train.lengths.dtype == np.int32
+    assert len(packed.train.lengths) == len(packed.train) == packed.manifest.rows
+    assert packed.train.full_width == 32
+
+
+def test_pickled_tables_read_the_same(packed: PreparedData) -> None:
+    pickled = pickle.dumps(packed.train)
+    assert len(pickled) < 2000
+    again = pickle.loads(pickled)
+    assert (again.rows(np.arange(4))[0] == packed.train.rows(np.arange(4))[0]).all()
+
+
+def test_tokenizer_is_stored_with_the_rows(packed: PreparedData) -> None:
+    assert tokenizer_sha256(packed.tokenizer()) == packed.manifest.tokenizer_sha256
+    assert packed.facts.vocab_size == packed.manifest.vocab_size
+
+
+def test_validation_may_be_empty(tmp_path: Path, make, corpus_file: Path) -> None:  # type: ignore[no-untyped-def]
+    data = make(tmp_path / "data", corpus_file, validation=0.0)
+    assert len(data.validation) == 0
+    assert len(data.validation.lengths) == 0
+    assert data.validation.rows(np.zeros(0, dtype=np.int64))[0].shape == (0, 0)
+
+
+def test_missing_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='does not exist: run "dwt-ds prepare'):
+        PreparedData.open(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match='is empty: run "dwt-ds prepare'):
+        PreparedData.open(tmp_path)
+    (tmp_path / "text.txt").write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"has no manifest.json"):
+        PreparedData.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "manifest.json: .*; run"),
+        ("{}", "not a manifest"),
+        ('{"format_version": 99}', "data format 99, this version reads format 1; run .* into a new folder"),
+        ('{"format_version": 1, "rows": 2}', "manifest fields differ: documents"),
+    ],
+)
+def test_manifests_that_cannot_be_read(copied: Path, content: str, message: str) -> None:
+    (copied / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        PreparedData.open(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_and_missing_shards(copied: Path) -> None:
+    shard = next((copied / "train").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="bytes long, the manifest says .* damaged; remove it and run"):
+        PreparedData.open(copied)
+    shard.unlink()
+    with pytest.raises(ValueError, match="is missing, the manifest says"):
+        PreparedData.open(copied)
+
+
+def test_verify_finds_a_flipped_bit(copied: Path) -> None:
+    PreparedData.open(copied).verify()
+    shard = next((copied / "train").glob("*.arrow"))
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(bytes(raw))
+    with pytest.raises(ValueError, match="sha256 is"):
+        PreparedData.open(copied).verify()
+
+
+def test_verify_finds_wrong_lengths(copied: Path) -> None:
+    lengths = np.load(copied / "train" / "lengths.npy")
+    lengths[3] -= 1
+    np.save(copied / "train" / "lengths.npy", lengths)
+    with pytest.raises(ValueError, match="does not fit the rows"):
+        PreparedData.open(copied).verify()
+
+
+def test_lengths_of_another_folder(copied: Path) -> None:
+    lengths = np.load(copied / "train" / "lengths.npy")
+    np.save(copied / "train" / "lengths.npy", lengths[:-1])
+    with pytest.raises(ValueError, match="lengths.npy has .* rows, the Arrow files"):
+        PreparedData.open(copied)
+
+
+def test_manifest_keys_are_what_the_class_says(packed: PreparedData) -> None:
+    values = json.loads((packed.folder / "manifest.json").read_text())
+    for key in ("documents", "sentences_seen", "sentences_kept", "tokens", "rows", "fingerprint", "shards"):
+        assert values[key]

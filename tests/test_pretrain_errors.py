@@ -1,0 +1,309 @@
+"""What `dwt_ds.pretrain` says to bad input, and that every rank stops.
+
+A pair of processes, which start like the launcher's, goes through all mistakes one after another; two of them are made
+once more under the launcher itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+Launch = Callable[..., tuple[int, str]]
+
+# Each rank calls main() for every mistake in turn, and notes what it returned and printed.
+DRIVER = """
+import contextlib, io, json, os, sys
+from dwt_ds.pretrain import main
+rank = int(os.environ["RANK"])
+for name, port, arguments in json.load(open(sys.argv[1])):
+    os.environ["MASTER_PORT"] = str(port)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(arguments[rank])
+        except SystemExit as stop:
+            code = stop.code
+    print(json.dumps([name, code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+# Name -> overrides of the tiny recipe, and what the line says. {...} are the folders of `places`.
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "data folder missing": (["data.dir={tmp}/no such"], ["{tmp}/no such", "does not exist", "dwt-ds prepare"]),
+    "data folder empty": (["data.dir={empty}"], ["{empty}", "is empty", "dwt-ds prepare"]),
+    "data folder half-written": (["data.dir={half}"], ["{half}", "half-written", "dwt-ds prepare"]),
+    "data file missing": (["data.dir={damaged}"], ["{damaged}/train/", "is missing", "dwt-ds prepare"]),
+    "less data than a batch": (
+        ["train.micro_batch_size=1000"],
+        ["data.dir='{data}'", "rows are less than one global batch of 2000", "lower train.micro_batch_size"],
+    ),
+    "unknown key": (["train.max_stepz=3"], ["train.max_stepz: unknown key; did you mean 'max_steps'?"]),
+    "wrong type": (["train.max_steps=many"], ["train.max_steps='many': must be a whole number"]),
+    "out of range": (["distill.temperature=0"], ["distill.temperature.start=0.0 must be above 0"]),
+    "no length": (["train.max_steps=null"], ["train.max_steps", "train.epochs", "set one"]),
+    "no override": (["train.max_steps"], ["override 'train.max_steps': write it as key=value"]),
+    "json missing": (["deepspeed_config=zero22"], ["deepspeed_config='zero22'", "did you mean 'zero2_"]),
+    "json key unknown": (
+        ["deepspeed.zero_optimization.stagee=1"],
+        ["zero2_fp32.json: zero_optimization.stagee: unknown key; did you mean 'stage'?"],
+    ),
+    "json and recipe differ": (
+        ["deepspeed.gradient_clipping=0.5", "train.max_grad_norm=1.0"],
+        ["train.max_grad_norm=1.0 (recipe) and gradient_clipping=0.5 (zero2_fp32.json) differ"],
+    ),
+    "batch does not divide": (
+        ["deepspeed.train_batch_size=30"],
+        ["train_batch_size=30 (zero2_fp32.json) does not divide by micro-batch 4 x 2 ranks", "a multiple of 8"],
+    ),
+    "batch does not come out": (
+        ["deepspeed.train_batch_size=16", "train.gradient_accumulation_steps=3"],
+        ["train_batch_size=16 (zero2_fp32.json) is not micro-batch 4 x accumulation 3 x 2 ranks = 24"],
+    ),
+    "other number of ranks": (["train.expected_world_size=4"], ["train.expected_world_size=4", "came up with 2 ranks"]),
+    "teacher missing": (["teacher.path={tmp}/none"], ["{tmp}/none", "does not exist; train that model first"]),
+    "teacher without a model": (["teacher.path={empty}"], ["{empty}", "has no config.json"]),
+    "teacher of another kind": (["teacher.path={gpt2}"], ["{gpt2}", "'gpt2', which has no masked-LM class"]),
+    "teacher of another vocabulary": (
+        ["teacher.path={swapped}"],
+        ["teacher.path", "its vocabulary of 298 tokens is not the 298 of the data folder; first at id "],
+    ),
+    "teacher without tokenizer": (["teacher.path={mute}"], ["{mute}", "holds no tokenizer"]),
+    "teacher reads too little": (["teacher.path={short}"], ["teacher.path='{short}'", "reads 16 tokens", "have 32"]),
+    "teacher's kernels do not inject": (
+        ["teacher.kernel_inject=true"],
+        ["teacher.kernel_inject=true", "set it to auto or false"],
+    ),
+    "rows longer than the positions": (
+        ["student.max_positions=16"],
+        ["student.max_positions=16 is shorter than the data folder's rows of 32 tokens", "set student.max_positions"],
+    ),
+    "heads do not divide": (["student.num_heads=5"], ["student.num_heads=5 does not divide student.hidden_size=32"]),
+    "family unknown": (["student.family=brt"], ["student.family='brt'", "did you mean 'bert'?"]),
+    "nothing to grow from": (
+        ["student.init=remap", "teacher.path=null"],
+        ["student.init='remap'", "set teacher.path or init=random"],
+    ),
+    "folder of another shape": (
+        ["output_dir={run}", "student.layers=1"],
+        ["output_dir='{run}': holds another run (student there", "choose another output_dir or delete it"],
+    ),
+    "folder of other data": (
+        ["output_dir={run}", "data.dir={other}"],
+        ["output_dir='{run}': holds another run (data there", "choose another output_dir or delete it"],
+    ),
+    "folder is a file": (["output_dir={recipe}"], ["output_dir='{recipe}': {recipe} is a file; name a folder"]),
+}
+
+
+class Said(NamedTuple):
+    """What main() returned and printed on one rank."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture(scope="module")
+def places(
+    tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Path, tiny_recipe: Path
+) -> dict[str, str]:
+    tmp = tmp_path_factory.mktemp("places")
+    folders = {name: tmp / name for name in ("empty", "half", "damaged", "other", "gpt2", "swapped", "mute", "short")}
+    (folders["empty"]).mkdir()
+    (folders["half"] / "unfinished").mkdir(parents=True)
+    shutil.copytree(tiny_data, folders["damaged"])
+    next((folders["damaged"] / "train").glob("*.arrow")).unlink()
+    shutil.copytree(tiny_data, folders["other"])
+    rewrite(folders["other"] / "manifest.json", lambda manifest: manifest.update(fingerprint="0" * 64))
+
+    tokenizer_files = shutil.ignore_patterns("config.json", "*.safetensors")
+    GPT2LMHeadModel(GPT2Config(vocab_size=298, n_embd=16, n_layer=1, n_head=2)).save_pretrained(folders["gpt2"])
+    shutil.copytree(tiny_teacher, folders["swapped"])
+    rewrite(folders["swapped"] / "tokenizer.json", swap_two_words)
+    shutil.copytree(tiny_teacher, folders["mute"], ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
+    shutil.copytree(tiny_teacher, folders["short"], ignore=tokenizer_files)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=298, max_position_embeddings=16, **shape)).save_pretrained(folders["short"])
+    paths = {"data": tiny_data, "teacher": tiny_teacher, "recipe": tiny_recipe, "tmp": tmp, "run": tmp / "run"}
+    return {name: str(path) for name, path in {**paths, **folders}.items()}
+
+
+def rewrite(path: Path, change: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def swap_two_words(tokenizer: Any) -> None:
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = [word for word in vocabulary if len(word) > 3 and word.isalpha()][:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+
+
+def output_of(name: str, places: dict[str, str]) -> Path:
+    return Path(places["tmp"]) / "outputs" / name.replace(" ", "_").replace("'", "")
+
+
+def filled(words: list[str], places: dict[str, str]) -> list[str]:
+    return [word.format(**places) for word in words]
+
+
+@pytest.fixture(scope="module")
+def said(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Said]]:
+    """What both ranks said to each mistake, by name; and to a run that is well, before and after them."""
+    tmp = tmp_path_factory.mktemp("said")
+    recipe = places["recipe"]
+    (tmp / "broken.yaml").write_text("train: [", encoding="utf-8")
+    well = [recipe, f"output_dir={places['run']}", "train.max_steps=2"]
+    calls: list[tuple[str, list[list[str]]]] = [("well", [well, well])]
+    for name, (overrides, _) in MISTAKES.items():
+        arguments = [recipe, f"output_dir={output_of(name, places)}", *filled(overrides, places)]
+        calls.append((name, [arguments, arguments]))
+    calls.append(("recipe missing", [["quickstrat"]] * 2))
+    calls.append(("recipe unreadable", [[str(tmp / "broken.yaml")]] * 2))
+    calls.append(("no arguments", [[], []]))
+    bad = [recipe, f"output_dir={tmp}/never", f"data.dir={tmp}/none"]
+    calls.append(("only rank 1 is wrong", [[recipe, f"output_dir={tmp}/never"], bad]))
+    calls.append(("only rank 0 is wrong", [bad, [recipe, f"output_dir={tmp}/never"]]))
+    calls.append(("well again", [well, well]))
+
+    ports = free_ports(len(calls))
+    (tmp / "calls.json").write_text(json.dumps([(n, p, a) for (n, a), p in zip(calls, ports)]), encoding="utf-8")
+    outputs = run_pair(tmp, timeout_seconds=500)
+    rows = [[json.loads(line) for line in output.splitlines() if line.startswith('["')] for output in outputs]
+    for output, done in zip(outputs, rows):
+        assert [row[0] for row in done] == [name for name, _ in calls], output
+    return {name: [Said(*done[i][1:]) for done in rows] for i, (name, _) in enumerate(calls)}
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def run_pair(tmp: Path, timeout_seconds: float) -> list[str]:
+    (tmp / "driver.py").write_text(DRIVER, encoding="utf-8")
+    settings = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    settings |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    pair = []
+    for rank in (0, 1):
+        with open(tmp / f"output_{rank}", "w", encoding="utf-8") as output:
+            pair.append(
+                subprocess.Popen(
+                    [sys.executable, str(tmp / "driver.py"), str(tmp / "calls.json")],
+                    env={**os.environ, **settings, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=tmp,
+                )
+            )
+    try:
+        for process in pair:
+            process.wait(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+    return [(tmp / f"output_{rank}").read_text(encoding="utf-8") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_once_in_one_line_and_stops_both_ranks(
+    name: str, said: dict[str, list[Said]], places: dict[str, str]
+) -> None:
+    first, second = said[name]
+    assert (first.code, second.code) == (2, 2)
+    assert len(first.errors + second.errors) == 1, (first, second)
+    for words in filled(MISTAKES[name][1], places):
+        assert words in (first.errors + second.errors)[0]
+    for rank in (first, second):
+        assert "Traceback" not in rank.out + rank.err
+        assert len(rank.err.splitlines()) == len(rank.errors), rank.err
+
+
+@pytest.mark.parametrize("name", [name for name in MISTAKES if not name.startswith("teacher")])
+def test_a_mistake_in_the_settings_leaves_no_folder_behind(
+    name: str, said: dict[str, list[Said]], places: dict[str, str]
+) -> None:
+    assert name in said
+    assert not output_of(name, places).exists()
+
+
+def test_a_recipe_that_is_missing_or_unreadable_is_told_likewise(said: dict[str, list[Said]]) -> None:
+    for name, words in (
+        ("recipe missing", "recipe 'quickstrat': no such file and no packaged recipe of that name; did you mean"),
+        ("recipe unreadable", "broken.yaml: cannot be read as YAML"),
+    ):
+        first, second = said[name]
+        assert (first.code, second.code) == (2, 2)
+        assert len(first.errors + second.errors) == 1
+        assert words in (first.errors + second.errors)[0]
+
+
+def test_no_arguments_give_the_usage(said: dict[str, list[Said]]) -> None:
+    for rank in said["no arguments"]:
+        assert rank.code == 2
+        assert rank.err.startswith("usage: dwt_ds.pretrain")
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_mistake_on_one_rank_alone_stops_the_other(wrong: int, said: dict[str, list[Said]]) -> None:
+    ranks = said[f"only rank {wrong} is wrong"]
+    assert [rank.code for rank in ranks] == [2, 2]
+    assert len(ranks[wrong].errors) == 1
+    assert "does not exist" in ranks[wrong].errors[0]
+    assert ranks[1 - wrong].errors == []
+
+
+def test_a_finished_run_started_again_says_so_and_is_no_mistake(
+    said: dict[str, list[Said]], places: dict[str, str]
+) -> None:
+    assert [rank.code for rank in said["well"]] == [0, 0]
+    assert "step 2/2" in said["well"][0].out
+    again = said["well again"]
+    assert [rank.code for rank in again] == [0, 0]
+    assert f"{places['run']}: already finished at step 2; nothing to do" in again[0].out
+    # The mistakes in between, some of them on this folder, have not touched it.
+    rows = (Path(places["run"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trian.max_steps=3"], "error: trian: unknown key; did you mean 'train'?"),
+        (["teacher.path={tmp}/none"], "does not exist; train that model first"),
+    ],
+)
+def test_the_launcher_ends_with_an_error_and_one_line(
+    overrides: list[str], words: str, launch: Launch, places: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = [places["recipe"], f"output_dir={tmp_path}/run", *filled(overrides, places)]
+    code, output = launch(2, arguments, timeout_seconds=120)
+    assert code != 0
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, output
+    assert words in lines[0]
+    assert "Traceback" not in output
