@@ -30,6 +30,7 @@ from dwt_ds.models.build import (
     parameter_count,
     student_model_config,
 )
+from dwt_ds.models.cpu_dropout import use_cpu_dropout
 from dwt_ds.models.growth import grow
 from dwt_ds.models.growth_plan import check_growth
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
@@ -181,6 +182,8 @@ def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Di
     if config.student.init != "random":
         assert config.teacher.path is not None  # _check_growth refused it
         grow(load_masked_lm(config.teacher.path, dtype=torch.float32), model, config.student.init, seed=config.seed)
+    if ranks.device().type == "cpu":
+        use_cpu_dropout(model)
     gathered = GatheredMaskedLM(model).to(ranks.device())
     check_against_own_logits(gathered)
     freeze_unused_parameters(gathered)

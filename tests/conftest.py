@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
-# DeepSpeed compiles its communication operator at its first start on a machine.
+# DeepSpeed compiles its operators at its first start on a machine.
 FIRST_START_SECONDS = 300.0
+
+# This environment's programs come first in whatever a test starts. DeepSpeed's operators are compiled anew whenever
+# another version of ninja looks at them, so all have to find the same one.
+PROGRAMS = Path(sys.executable).parent
+os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.fixture(scope="session")
@@ -118,13 +123,11 @@ def launch() -> Callable[..., tuple[int, str]]:
         environment: dict[str, str] | None = None,
         module: str = "dwt_ds.pretrain",
     ) -> tuple[int, str]:
-        programs = Path(sys.executable).parent
-        command = [sys.executable, str(programs / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
+        command = [sys.executable, str(PROGRAMS / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
         command += ["--master_port", str(free_port()), "--module", module, *arguments]
         settings = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
         timeout_seconds += next(extra_seconds, 0.0)
-        return run_to_the_end(command, timeout_seconds, {**settings, "PATH": path, **(environment or {})})
+        return run_to_the_end(command, timeout_seconds, {**settings, **(environment or {})})
 
     return launch_ranks
 
@@ -141,14 +144,17 @@ def run_to_the_end(
         env={**os.environ, **(environment or {})},
         text=True,
         errors="replace",
+        start_new_session=True,  # so that ranks which have lost their launcher are found as well
     )
     try:
         output, _ = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
-        for each in _with_children(process.pid):
-            each.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         pytest.fail(f"still running after {timeout_seconds:.0f} s: {' '.join(command)}\n{output}")
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return process.returncode, output
 
 
@@ -157,14 +163,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _with_children(pid: int) -> Iterator[psutil.Process]:
-    try:
-        parent = psutil.Process(pid)
-        yield from [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
 
 
 def _invented_words() -> tuple[list[str], list[str]]:

@@ -204,7 +204,6 @@ def run_pair(tmp: Path, timeout_seconds: float) -> list[str]:
     (tmp / "driver.py").write_text(DRIVER, encoding="utf-8")
     settings = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     settings |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     pair = []
     for rank in (0, 1):
         with open(tmp / f"output_{rank}", "w", encoding="utf-8") as output:

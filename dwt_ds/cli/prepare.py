@@ -12,6 +12,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dwt_ds.data.options import PrepareOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _options(args: argparse.Namespace) -> PrepareOptions:
     from dwt_ds.data.documentation import InstalledDocumentation
     from dwt_ds.data.hub import HubDataset
     from dwt_ds.data.options import PrepareOptions

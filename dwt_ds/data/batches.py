@@ -171,9 +171,6 @@ class StepBatches(Dataset[list[Batch]]):
     def __getitem__(self, step: int) -> list[Batch]:
         start = self.rows_consumed(step)
         rows, epochs = self._stream.at(np.arange(start, start + self.global_batch_size))
-        if self._table.full_width is None:
-            by_length = np.argsort(self._table.lengths[rows], kind="stable")
-            rows, epochs = rows[by_length], epochs[by_length]
         batches = []
         for accumulation_step in range(self._accumulation):
             first = (accumulation_step * self._world_size + self._rank) * self._micro_batch_size

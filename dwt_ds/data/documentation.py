@@ -74,6 +74,10 @@ class InstalledDocumentation:
     def size(self) -> int:
         return 0
 
+    @property
+    def unit(self) -> str:
+        return "B"
+
     def identity(self) -> dict[str, object]:
         versions = {name: metadata.version(_DISTRIBUTIONS.get(name, name)) for name in self.packages if find_spec(name)}
         return {"documentation": versions, "python": sysconfig.get_python_version()}

@@ -44,6 +44,10 @@ class HubDataset:
         """Records; 0 for a stream."""
         return 0 if self.streaming else len(self._loaded)
 
+    @property
+    def unit(self) -> str:
+        return "records"
+
     def identity(self) -> dict[str, Any]:
         content = {} if self.streaming else {"records": len(self._loaded), "fingerprint": self._loaded._fingerprint}
         return {"dataset": self.dataset, "config": self.config, "split": self.split, **content}

@@ -17,7 +17,8 @@ _ORDER_STREAM = 1
 _BLOCK_STREAM = 2
 # One window holds this many rows of an epoch; inside it rows are sorted by length and cut into blocks.
 WINDOW_ROWS = 16_384
-# Rows of one block have nearly equal lengths; it is at least as large as the global batch of most runs.
+# Rows of one block stand in order of length, hence so do those of a micro-batch; at least as many as the global batch
+# of most runs, so that the ranks, whose micro-batches lie side by side, have equal work.
 BLOCK_ROWS = 256
 
 

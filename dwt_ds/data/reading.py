@@ -42,7 +42,7 @@ class SourceCounts:
     skipped: str = ""
     """Why the whole source was left out: "empty" or "binary"."""
     position: int = 0
-    """How far reading has come, in the unit of the source's `size`."""
+    """How far reading has come, in the source's unit."""
 
 
 class Source(Protocol):
@@ -54,7 +54,11 @@ class Source(Protocol):
 
     @property
     def size(self) -> int:
-        """For progress: bytes or records; 0 where it cannot be known."""
+        """For progress: how many of `unit` there are; 0 where it cannot be known."""
+
+    @property
+    def unit(self) -> str:
+        """For progress: "B" or "records"."""
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for an interrupted preparation to go on, as JSON values."""
@@ -87,6 +91,10 @@ class LocalFile:
     @property
     def size(self) -> int:
         return self.path.stat().st_size
+
+    @property
+    def unit(self) -> str:
+        return "B"
 
     def identity(self) -> dict[str, Any]:
         status = self.path.stat()

@@ -85,8 +85,10 @@ def survey(
     finder = DuplicateFinder(work / "hashes") if find_duplicates else None
     sample = _DocumentSample(seed)
     sizes = [source.size for source in sources]
+    units = {source.unit for source in sources}
+    comparable = all(sizes) and len(units) == 1
     number = 0
-    with Progress("reading", sum(sizes) if all(sizes) else None, "B") as progress:
+    with Progress("reading", sum(sizes) if comparable else None, units.pop() if comparable else "char") as progress:
         for source, counts, size in zip(sources, result.per_source, sizes, strict=True):
             for document in source.documents(counts):
                 lines = document.split("\n")
@@ -97,8 +99,8 @@ def survey(
                 if want_sample:
                     sample.offer(number, document)
                 number += 1
-                progress.at(counts.position)
-            progress.done(size)
+                progress.at(counts.position if comparable else counts.characters)
+            progress.done(size if comparable else counts.characters)
     bits = finder.finish() if finder else np.zeros(0, dtype=np.uint8)
     result.duplicate_lines = int(np.unpackbits(bits).sum())
     result.sample = sample.documents()

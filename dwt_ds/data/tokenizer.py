@@ -6,7 +6,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +74,8 @@ class TokenizerFacts:
         )
 
 
-def _continuation_rule(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]
-    """A function str -> bool: does this token carry on a word? Known from how the vocabulary writes word starts."""
+def _continuation_rule(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bool]:
+    """Tells whether a token carries on a word; known from how the vocabulary writes the starts of words."""
     vocabulary = tokenizer.get_vocab()
     for marker in ("\u0120", "\u2581"):  # byte-level BPE and SentencePiece mark the space before a word
         if sum(token.startswith(marker) for token in vocabulary) > len(vocabulary) // 10:
@@ -213,15 +213,3 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     probe = tokenizer.encode(_PROBE, add_special_tokens=False)
     content = json.dumps([vocabulary, roles, probe], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(content.encode("ascii")).hexdigest()
-
-
-def batches_of(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of `size` items, the last one shorter."""
-    batch: list[str] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

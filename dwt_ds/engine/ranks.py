@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from dwt_ds.engine.cpu_memory import keep_freed_memory
+
 
 class OtherRankError(RuntimeError):
     """Another rank found the mistake and says what it is; this one only stops."""
@@ -32,6 +34,8 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         # Otherwise every rank starts a thread for each core of the machine.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_SIZE"])))
+    if get_accelerator().device_name() == "cpu":
+        keep_freed_memory()
     get_accelerator().set_device(local_rank())
     deepspeed.init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),

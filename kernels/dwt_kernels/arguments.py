@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Scalar = Union[float, int, Tensor]
-Normalizer = Union[Scalar, tuple[Scalar, Scalar], None]
+Scalar = float | int | Tensor
+Normalizer = Scalar | tuple[Scalar, Scalar] | None
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("mean", "sum", "none")

@@ -1,8 +1,8 @@
 """The linear head's products and gradient sums: which dtype is accumulated where, and how it is scaled afterwards.
 
-A product of 16-bit inputs is summed in fp32 inside the matrix multiplication. On a GPU it also leaves it in fp32 and is
-added to an fp32 total in the multiplication's epilogue. On a CPU torch can only return it in 16 bit; with one chunk that
-is the single rounding the gradient needs anyway, with more each chunk's share is rounded once and added in fp32.
+A product of 16-bit inputs is summed in fp32 inside the matrix multiplication. On a GPU it also leaves it in fp32 and
+is added to an fp32 total in the multiplication's epilogue. On a CPU torch can only return it in 16 bits; with one chunk
+that is the single rounding the gradient needs anyway, with more each chunk's share is rounded once and added in fp32.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ the order in which programs arrive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ import triton
 from torch import Tensor
 
 from dwt_kernels.arguments import Objective
+from dwt_kernels.head import Head
 from dwt_kernels.logit_free_kernels import PARTIAL, merge_kernel, tile_gradient_kernel, tile_statistics_kernel
 from dwt_kernels.row_formulas import STATISTICS
-from dwt_kernels.triton_backend import row_stride
+from dwt_kernels.triton_backend import INTERPRETED, row_stride
 
 # Programs of the statistics kernel for each multiprocessor: enough to even out the last wave.
 PROGRAMS_PER_PROCESSOR = 4
@@ -30,7 +32,7 @@ class TileShape(NamedTuple):
     num_stages: int
 
 
-# Row blocks that share the weights' tiles in the L2 cache; at 64 rows and H = 2048 + 4096 their hidden states are 13 MB.
+# Row blocks that share the weights' tiles in the L2 cache; 16 of 64 rows at H = 2048 + 4096 in 16 bits are 13 MB.
 GROUP_ROWS = 16
 
 
@@ -46,36 +48,29 @@ def tile_shape(dtype: torch.dtype) -> TileShape:
 
 
 def logit_free_losses_and_gradients(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    student_bias: Tensor | None,
-    teacher_hidden: Tensor | None,
-    teacher_weight: Tensor | None,
-    teacher_bias: Tensor | None,
+    student: Head,
+    teacher: Head | None,
     labels: Tensor,
     upstream: Tensor,
     scales: Tensor,
-    needed: list[bool],
+    needed: Sequence[bool],
     objective: Objective,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """hard (N,), soft (N,), and the fp32 gradients of student hidden, weight and bias (None where not ``needed``)."""
     if torch.are_deterministic_algorithms_enabled():
         raise RuntimeError('memory="logit_free" adds atomically and is not deterministic; use memory="chunked"')
-    heads = [
-        None if tensor is None else tensor.contiguous()
-        for tensor in (student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias)
-    ]
+    heads = [None if tensor is None else tensor.contiguous() for tensor in (*student, *(teacher or (None, None, None)))]
     labels = labels.contiguous()
-    rows, columns, device = labels.shape[0], student_weight.shape[0], labels.device
+    rows, columns, device = labels.shape[0], student.weight.shape[0], labels.device
     hard, soft = (torch.zeros(rows, dtype=torch.float32, device=device) for _ in range(2))
     sums = [
         torch.zeros(tensor.shape, dtype=torch.float32, device=device) if need and tensor is not None else None
-        for tensor, need in zip((student_hidden, student_weight, student_bias), needed)
+        for tensor, need in zip(student, needed)
     ]
     d_hidden, d_weight, d_bias = sums
     if rows == 0:
         return hard, soft, d_hidden, d_weight, d_bias
-    tile = tile_shape(student_hidden.dtype)
+    tile = tile_shape(student.hidden.dtype)
     row_blocks, column_blocks = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
     blocks_per_split = triton.cdiv(column_blocks * row_blocks, processors(device) * PROGRAMS_PER_PROCESSOR)
     blocks_per_split = min(blocks_per_split, column_blocks)
@@ -84,13 +79,14 @@ def logit_free_losses_and_gradients(
     partials = torch.empty(rows, splits, PARTIAL.value, dtype=torch.float32, device=device)
     constants = {
         "V": columns,
-        "STUDENT_WIDTH": student_hidden.shape[1],
-        "TEACHER_WIDTH": 0 if teacher_hidden is None else teacher_hidden.shape[1],
+        "STUDENT_WIDTH": student.hidden.shape[1],
+        "TEACHER_WIDTH": 0 if teacher is None else teacher.hidden.shape[1],
         "BLOCK_ROWS": tile.rows,
         "BLOCK_COLUMNS": tile.columns,
         "BLOCK_WIDTH": tile.width,
-        "SOFT_ALL": objective.soft_all and teacher_hidden is not None,
+        "SOFT_ALL": objective.soft_all and teacher is not None,
         "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        "UPCAST": INTERPRETED,
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
         "enable_fp_fusion": True,
@@ -116,7 +112,7 @@ def logit_free_losses_and_gradients(
         objective.ignore_index,
         SPLITS=splits,
         SPLITS_BLOCK=triton.next_power_of_2(splits),
-        HAS_TEACHER=teacher_hidden is not None,
+        HAS_TEACHER=teacher is not None,
         SOFT_ALL=constants["SOFT_ALL"],
     )
     if any(needed):

@@ -1,7 +1,8 @@
+# mypy: allow-untyped-defs
 """The linear form without logits in memory: tiles of both models' logits live in registers and are computed twice.
 
-Legend: N rows, V vocabulary columns, H hidden widths; a tile is BLOCK_ROWS x BLOCK_COLUMNS logits. The recurrence and the
-gradient are those of ``triton_kernels``, on tiles and with a running state for each row.
+Legend: N rows, V vocabulary columns, H hidden widths; a tile is BLOCK_ROWS x BLOCK_COLUMNS logits. The recurrence and
+the gradient are those of ``triton_steps``, on tiles and with a running state for each row.
 """
 
 from __future__ import annotations
@@ -9,10 +10,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dwt_kernels.triton_kernels import KL_SCALE, LN_2, LOG2_E, MINUS_INF, finite_or_zero
+from dwt_kernels.triton_steps import KL_SCALE, LN_2, LOG2_E, MINUS_INF, finite_or_zero
 
-# Fields of a row's partial state: student maximum, its sums at 1 and tau, teacher maximum, its sum, KL sum, label logit.
+# Fields of a row's partial state: student maximum, its sums at 1 and tau, teacher maximum, its sum, KL sum, label's
+# logit.
 PARTIAL = tl.constexpr(7)
+
+
+@triton.jit
+def multiply(left, right, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """left @ right in fp32. ``UPCAST`` is for the interpreter, which multiplies bf16 as if it were integers."""
+    if UPCAST:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, input_precision=PRECISION)
 
 
 @triton.jit
@@ -29,6 +39,7 @@ def logits_tile(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """fp32 logits of a tile: hidden (N, WIDTH) times weight (V, WIDTH) transposed, plus bias; -inf past column V."""
     logits = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
@@ -42,7 +53,7 @@ def logits_tile(
         right = tl.load(
             weight_rows + depth[:, None], mask=(column_index[None, :] < V) & (depth[:, None] < WIDTH), other=0.0
         )
-        logits = tl.dot(left, right, logits, input_precision=PRECISION)
+        logits += multiply(left, right, PRECISION, UPCAST)
     if bias is not None:
         logits += tl.load(bias + column_index, mask=column_index < V, other=0.0).to(tl.float32)[None, :]
     return tl.where(column_index[None, :] < V, logits, MINUS_INF)
@@ -71,8 +82,9 @@ def tile_statistics_kernel(
     BLOCK_WIDTH: tl.constexpr,
     SOFT_ALL: tl.constexpr,
     PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
-    """Program = (block of rows, share of the columns): the rows' state over those columns, (N, SPLITS, PARTIAL) fp32."""
+    """Program = (block of rows, share of the columns): the rows' state over those, (N, SPLITS, PARTIAL) fp32."""
     row_index = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     label = tl.load(labels + row_index, mask=row_index < rows, other=ignore_index)
     counted = label != ignore_index
@@ -105,6 +117,7 @@ def tile_statistics_kernel(
             BLOCK_COLUMNS,
             BLOCK_WIDTH,
             PRECISION,
+            UPCAST,
         )
         label_logit += tl.sum(tl.where(column_index[None, :] == label[:, None], student, 0.0), 1)
         new_student_max = tl.maximum(student_max, tl.max(student, 1))
@@ -128,6 +141,7 @@ def tile_statistics_kernel(
                 BLOCK_COLUMNS,
                 BLOCK_WIDTH,
                 PRECISION,
+                UPCAST,
             )
             new_teacher_max = tl.maximum(teacher_max, tl.max(teacher, 1))
             teacher_reference = finite_or_zero(new_teacher_max)
@@ -169,11 +183,10 @@ def merge_kernel(
     """Program = row: its losses (N,) and statistics (N, 5) from the states of its SPLITS shares of the columns."""
     row = tl.program_id(0).to(tl.int64)
     labelled = tl.load(labels + row) != ignore_index
-    if not SOFT_ALL:
-        if not labelled:
-            tl.store(hard + row, 0.0)
-            tl.store(soft + row, 0.0)
-            return
+    if not SOFT_ALL and not labelled:
+        tl.store(hard + row, 0.0)
+        tl.store(soft + row, 0.0)
+        return
     factor = LOG2_E / tl.load(temperature)
     split = tl.arange(0, SPLITS_BLOCK)
     state = partials + (row * SPLITS + split) * PARTIAL
@@ -241,8 +254,9 @@ def tile_gradient_kernel(
     GROUP_ROWS: tl.constexpr,
     SOFT_ALL: tl.constexpr,
     PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
-    """Program = tile: its logits again, their gradient dz, and dz @ weight, dz.T @ hidden, column sums added atomically.
+    """Program = tile: its logits again, their gradient dz; dz @ weight, dz.T @ hidden, column sums added atomically.
 
     d_hidden (N, H), d_weight (V, H) and d_bias (V,) are fp32, zero at the start, None where not wanted.
     """
@@ -285,6 +299,7 @@ def tile_gradient_kernel(
         BLOCK_COLUMNS,
         BLOCK_WIDTH,
         PRECISION,
+        UPCAST,
     )
     student -= student_max[:, None]
     gradient = hard_scale[:, None] * tl.exp2(student * LOG2_E - log2_sum[:, None])
@@ -308,10 +323,11 @@ def tile_gradient_kernel(
             BLOCK_COLUMNS,
             BLOCK_WIDTH,
             PRECISION,
+            UPCAST,
         )
         teacher = (teacher - teacher_max[:, None]) * factor - teacher_log2_sum[:, None]
         gradient -= soft_scale[:, None] * tl.exp2(teacher)
-    # Rows that do not count may hold anything, also infinities: their gradient is 0, not 0 x inf.
+    # Rows that do not count may hold anything, also infinities: their gradient is 0, not 0 x inf, here and below.
     gradient = tl.where(counted[:, None] & (column_index[None, :] < V), gradient, 0.0)
 
     if d_bias is not None:
@@ -319,15 +335,15 @@ def tile_gradient_kernel(
     rounded = gradient.to(student_hidden.dtype.element_ty)
     for start in range(0, STUDENT_WIDTH, BLOCK_WIDTH):
         depth = start + tl.arange(0, BLOCK_WIDTH)
-        hidden_mask = in_range[:, None] & (depth[None, :] < STUDENT_WIDTH)
+        hidden_mask = counted[:, None] & (depth[None, :] < STUDENT_WIDTH)
         weight_mask = (column_index[:, None] < V) & (depth[None, :] < STUDENT_WIDTH)
         hidden_offsets = row_index.to(tl.int64)[:, None] * STUDENT_WIDTH + depth[None, :]
         weight_offsets = column_index.to(tl.int64)[:, None] * STUDENT_WIDTH + depth[None, :]
         if d_hidden is not None:
             weight = tl.load(student_weight + weight_offsets, mask=weight_mask, other=0.0)
-            share = tl.dot(rounded, weight, input_precision=PRECISION)
+            share = multiply(rounded, weight, PRECISION, UPCAST)
             tl.atomic_add(d_hidden + hidden_offsets, share, mask=hidden_mask, sem="relaxed")
         if d_weight is not None:
             hidden = tl.load(student_hidden + hidden_offsets, mask=hidden_mask, other=0.0)
-            share = tl.dot(tl.trans(rounded), hidden, input_precision=PRECISION)
+            share = multiply(tl.trans(rounded), hidden, PRECISION, UPCAST)
             tl.atomic_add(d_weight + weight_offsets, share, mask=weight_mask, sem="relaxed")

@@ -1,4 +1,4 @@
-"""``distill_loss``: logits in, loss out; one custom operator forward and one backward, so torch.compile sees one node."""
+"""``distill_loss``: logits in, loss out; a custom operator forward and one backward, so torch.compile sees one node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dwt_kernels.row_formulas import STATISTICS
 
 
 class DistillLoss(NamedTuple):
-    """fp32, 0-d, or (N,) with ``reduction="none"``. ``loss`` carries the gradient; ``hard`` and ``soft`` are detached."""
+    """fp32, 0-d, or (N,) with ``reduction="none"``. ``loss`` carries the gradient, ``hard`` and ``soft`` none."""
 
     loss: Tensor
     hard: Tensor

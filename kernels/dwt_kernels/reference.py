@@ -55,7 +55,7 @@ def reference_distill_loss(
     if reduction != "none":
         hard, soft = hard.sum(), soft.sum()
     if reduction == "mean":
-        hard_count, soft_count = max(int(labelled.sum()), 1), max(int(counted.sum()), 1)
+        hard_count, soft_count = max(float(labelled.sum()), 1.0), max(float(counted.sum()), 1.0)
         if normalizer is not None:
             hard_count, soft_count = normalizer if isinstance(normalizer, tuple) else (normalizer, normalizer)
         hard, soft = hard / hard_count, soft / soft_count

@@ -92,7 +92,17 @@ def row_losses(
     """Hard loss (N,), soft loss (N,) and statistics (N, 5), all fp32; the losses are zero on rows that do not count."""
     statistics = torch.empty(student.shape[0], STATISTICS, dtype=torch.float32, device=student.device)
     hard, soft = _launch_losses(
-        None, None, student, student_bias, teacher, teacher_bias, labels, temperature, statistics, ignore_index, soft_all
+        None,
+        None,
+        student,
+        student_bias,
+        teacher,
+        teacher_bias,
+        labels,
+        temperature,
+        statistics,
+        ignore_index,
+        soft_all,
     )
     return hard, soft, statistics
 
@@ -111,7 +121,17 @@ def row_losses_and_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Hard and soft losses (N,); the gradient is written over ``student``."""
     return _launch_losses(
-        upstream, scales, student, student_bias, teacher, teacher_bias, labels, temperature, None, ignore_index, soft_all
+        upstream,
+        scales,
+        student,
+        student_bias,
+        teacher,
+        teacher_bias,
+        labels,
+        temperature,
+        None,
+        ignore_index,
+        soft_all,
     )
 
 
@@ -174,7 +194,7 @@ def row_gradients(
     soft_all: bool,
     out: Tensor,
 ) -> None:
-    """Write the gradient of upstream x (scales[0] x hard + scales[1] x soft) into ``out`` (N, V), unit column stride."""
+    """Write the gradient of upstream x (scales[0] hard + scales[1] soft) into ``out`` (N, V), unit column stride."""
     rows, columns = student.shape
     if rows == 0:
         return

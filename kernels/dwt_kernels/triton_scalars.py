@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, disable-error-code="attr-defined"
 """Two one-program kernels around the row kernels: arguments to scales, and rows to the reported losses.
 
 They replace some twenty small torch operations, whose launches would take longer than the rows at small batches.

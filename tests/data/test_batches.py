@@ -126,10 +126,11 @@ def test_packed_batches_have_static_shapes(packed: PreparedData) -> None:
     assert {len(batch.labels) for batch in full} == {8 * round(0.15 * 30 + 1e-9)}
 
 
-def test_sentence_batches_waste_little(by_sentence: PreparedData) -> None:
-    rank = steps(by_sentence, global_batch=16, world_size=1, accumulation=2)[0]
+@pytest.mark.parametrize("global_batch", [16, 512])  # part of a block of like lengths, and two blocks
+def test_sentence_batches_waste_little(by_sentence: PreparedData, global_batch: int) -> None:
+    rank = steps(by_sentence, global_batch=global_batch, world_size=1, accumulation=global_batch // 8)[0]
     real = places = longest = 0
-    for step in range(len(by_sentence.train) // 16):
+    for step in range(len(by_sentence.train) // global_batch):
         for batch in rank[step]:
             real, places = real + batch.token_count, places + batch.input_ids.numel()
             longest = max(longest, batch.input_ids.shape[1])

@@ -39,6 +39,16 @@ def test_permuted_is_uniform_enough() -> None:
     assert np.abs(counts - 500).max() < 5 * np.sqrt(500 * 7 / 8)
 
 
+def test_permuted_leaves_no_pattern_of_its_halves() -> None:
+    # Too few Feistel rounds keep the difference of indices that agree in half of their bits.
+    indices = np.arange(4096)
+    images = permuted(indices, 4096, key=5)
+    for bit in (1, 64):
+        differences = images ^ images[indices ^ bit]
+        assert len(np.unique(differences >> 6)) > 55
+        assert len(np.unique(differences & 63)) > 55
+
+
 def test_each_epoch_visits_each_row_once_in_another_order() -> None:
     stream = RowStream(1000, seed=3)
     rows, epochs = stream.at(np.arange(3000))

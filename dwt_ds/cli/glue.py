@@ -1,0 +1,104 @@
+"""Fine-tune a checkpoint on the tasks of GLUE and score it.
+
+Trains with the settings of Lee et al. (2023) on each task, once a seed, and scores the last weights on the validation
+set. Writes results.json and prints a table with means and standard deviations over seeds, and the mean of the seven
+tasks. Uses all GPUs, one fine-tuning at a time on each. Interrupted, the same command goes on where it was; finished
+fine-tunings are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from dwt_ds.glue.settings import FineTuning
+from dwt_ds.glue.tasks import SEVEN, TASKS
+
+_NEEDS = {"accelerate": "accelerate", "sklearn": "scikit-learn", "scipy": "scipy"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    on_request = ", ".join(task.name for task in TASKS if task.name not in SEVEN)
+    default = FineTuning()
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a Hugging Face folder with its tokenizer, or a name on the hub"
+    )
+    parser.add_argument(
+        "--glue-dir",
+        type=Path,
+        metavar="DIR",
+        help="folders of GLUE's own TSVs (CoLA/train.tsv, ...), with other names in files.json; default: nyu-mll/glue "
+        "on the hub",
+    )
+    parser.add_argument(
+        "--tasks",
+        default=",".join(SEVEN),
+        metavar="A,B",
+        help=f"default: the seven, %(default)s; on request {on_request}",
+    )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results.json")
+
+    training = parser.add_argument_group("fine-tuning")
+    training.add_argument(
+        "--learning-rate",
+        type=float,
+        default=default.learning_rate,
+        metavar="X",
+        help="falls linearly to 0 (default: %(default)s)",
+    )
+    training.add_argument(
+        "--batch-size", type=int, default=default.batch_size, metavar="N", help="rows (default: %(default)s)"
+    )
+    epochs = ", ".join(f"{task.name} {task.epochs}" for task in TASKS if task.epochs != 3)
+    training.add_argument("--epochs", type=int, metavar="N", help=f"default: 3; {epochs}")
+    training.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens a row; default: 128, or what the model has positions for"
+    )
+    training.add_argument(
+        "--precision", choices=("fp32", "bf16"), default=default.precision, help="default: %(default)s"
+    )
+    budget = parser.add_argument_group("small budgets (recorded in the results)")
+    budget.add_argument("--max-train-rows", type=int, metavar="N", help="train on a sample of so many rows a task")
+    budget.add_argument("--max-steps", type=int, metavar="N", help="stop after so many optimizer steps a task")
+
+
+def main(args: argparse.Namespace) -> int:
+    missing = [package for module, package in _NEEDS.items() if find_spec(module) is None]
+    if missing:
+        raise ValueError(f"dwt-ds glue needs {', '.join(missing)}; pip install 'dwt-ds[study]'")
+    from dwt_ds.quiet import quieten_libraries
+
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    quieten_libraries()
+    # Imported here: --help should not wait for transformers.
+    from dwt_ds.glue.results import table
+    from dwt_ds.glue.run import GlueOptions, score_checkpoint
+
+    settings = FineTuning(
+        learning_rate=args.learning_rate,
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        max_length=args.max_length,
+        max_train_rows=args.max_train_rows,
+        max_steps=args.max_steps,
+        precision=args.precision,
+    )
+    options = GlueOptions(
+        model=args.model,
+        out=args.out,
+        glue_dir=args.glue_dir,
+        tasks=tuple(name for name in args.tasks.split(",") if name.strip()),
+        seeds=args.seeds,
+        settings=settings,
+    )
+    try:
+        results = score_checkpoint(options)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"\n{table(results)}\n{args.out / 'results.json'} is written")
+    return 1 if results["failed"] else 0

@@ -1,0 +1,107 @@
+"""The model to be fine-tuned: a Hugging Face folder, or a name on the hub, with its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from dwt_ds.glue.settings import PAPER_MAX_LENGTH
+from dwt_ds.glue.tasks import Task
+from dwt_ds.models.build import load_model_config, longest_row
+from dwt_ds.models.vocabulary import load_tokenizer, vocabulary_size
+
+# Embeddings are padded to round numbers of rows; more unused ones than this mean another model's tokenizer.
+_MOST_UNUSED_ROWS = 1024
+_READ_AT_ONCE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pre-trained encoder with the tokenizer that belongs to it."""
+
+    path: str
+    tokenizer: PreTrainedTokenizerBase
+    longest_row: int | None
+    """Tokens it has positions for; None where it knows no limit."""
+    identity: str
+    """SHA-256 of the folder's files, or the name with the commit on the hub."""
+
+    @classmethod
+    def open(cls, path: str) -> Checkpoint:
+        """Read configuration and tokenizer, and check that they fit; the weights are only hashed.
+
+        Raises:
+            FileNotFoundError: no such folder, or no model or tokenizer in it.
+            ValueError: no masked language model, tokenizer and embedding belong to different vocabularies, or nothing
+                can pad a batch.
+        """
+        config = load_model_config(path)
+        tokenizer = load_tokenizer(path)
+        size, rows = vocabulary_size(tokenizer), config.vocab_size
+        if not size <= rows <= size + _MOST_UNUSED_ROWS:
+            raise ValueError(
+                f"--model {path}: its tokenizer has {size:,} tokens, its embedding {rows:,} rows; give the model "
+                "together with its own tokenizer"
+            )
+        if tokenizer.pad_token is None:
+            raise ValueError(f"--model {path}: its tokenizer has no pad_token to fill batches with; set one")
+        folder = Path(path)
+        identity = _hash_of_files(folder) if folder.is_dir() else f"{path}@{config._commit_hash}"
+        return cls(path, tokenizer, longest_row(config), identity)
+
+    def row_length(self, max_length: int | None) -> int:
+        """Tokens a row: as asked for, else 128 or what the model can take.
+
+        Raises:
+            ValueError: more than the model can take.
+        """
+        longest = self.longest_row or max_length or PAPER_MAX_LENGTH
+        if max_length is not None and max_length > longest:
+            raise ValueError(f"--max-length is {max_length}: {self.path} has positions for {longest} tokens")
+        return max_length or min(PAPER_MAX_LENGTH, longest)
+
+    def classifier(self, task: Task) -> PreTrainedModel:
+        """The encoder in fp32 under a new head; seed it with `torch.manual_seed` before the call.
+
+        Raises:
+            ValueError: the architecture has no classifier, or weights of its encoder are missing.
+        """
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                self.path,
+                num_labels=len(task.labels) or 1,
+                problem_type="regression" if task.is_regression else "single_label_classification",
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except Exception as error:  # safetensors, pickle and each model class raise what they like
+            raise ValueError(f"--model {self.path}: {_first_line(error)}") from error
+        encoder = f"{model.base_model_prefix}."
+        # A masked language model is pre-trained without BERT's pooler, which counts to the new head.
+        absent = [key for key in report["missing_keys"] if key.startswith(encoder) and "pooler" not in key]
+        if absent:
+            raise ValueError(
+                f"--model {self.path}: it lacks {len(absent)} weights of its encoder, first {min(absent)}; "
+                "export the model again"
+            )
+        return model
+
+
+def _hash_of_files(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        # The card says nothing about what the model computes.
+        if path.is_file() and not path.name.startswith(".") and path.name != "README.md":
+            digest.update(path.name.encode())
+            with open(path, "rb") as file:
+                while block := file.read(_READ_AT_ONCE_BYTES):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,207 @@
+"""The custom operators of the linear form: torch.compile and autograd see one node each way.
+
+The gradients are made in the forward pass and wait for the upstream gradient, so that the backward pass needs neither
+the logits nor the weights, which under ZeRO-3 may have left the memory by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Objective
+from dwt_kernels.backends import backend_module
+from dwt_kernels.chunked import chunked_losses_and_gradients
+from dwt_kernels.head import Head
+from dwt_kernels.head_gradients import saved_dtype, scaled
+from dwt_kernels.memory_mode import resolve_chunk_rows
+
+INPUTS = (
+    "Tensor student_hidden, Tensor student_weight, Tensor? student_bias, "
+    "Tensor? teacher_hidden, Tensor? teacher_weight, Tensor? teacher_bias, Tensor labels, int vocab_size, "
+    "int? chunk_rows, str memory, bool[] needed, " + OBJECTIVE_SCHEMA
+)
+INPUT_COUNT = 11 + len(Objective._fields)
+
+
+class LinearCall(NamedTuple):
+    """An operator's inputs by name. ``needed``: gradients of student hidden, weight, bias."""
+
+    student: Head
+    teacher: Head | None
+    labels: Tensor
+    vocab_size: int
+    chunk_rows: int | None
+    memory: str
+    needed: Sequence[bool]
+    objective: Objective
+
+
+def parse(inputs: Sequence[Any]) -> LinearCall:
+    teacher = None if inputs[3] is None else Head(*inputs[3:6])
+    labels, vocab_size, chunk_rows, memory, needed = inputs[6:11]
+    objective = Objective(*inputs[11:])
+    return LinearCall(Head(*inputs[:3]), teacher, labels, vocab_size, chunk_rows, memory, needed, objective)
+
+
+@torch.library.custom_op(
+    "dwt_kernels::linear_distill",
+    mutates_args=(),
+    schema=f"({INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def linear_distill(*inputs: Any) -> tuple[Tensor, ...]:
+    """(loss, hard, soft, unit, d hidden, d weight, d bias).
+
+    The gradients are those of the loss divided by ``unit``; one that is not needed, or that waits for its rows'
+    upstream gradient ("none"), has no elements.
+    """
+    call = parse(inputs)
+    backend = backend_module(call.objective.backend)
+    scales = backend.prepare(call.labels, call.vocab_size, call.objective)
+    # fp16 has too little range for gradients already divided by thousands of rows: keep them near 1 until they meet
+    # the upstream gradient, which holds the loss scale.
+    unit = torch.ones_like(scales[0])
+    relative = scales[2:]
+    if call.student.hidden.dtype == torch.float16:
+        unit = relative.abs().amax()
+        relative = torch.where(unit > 0, relative / unit, 0.0)
+    call = call._replace(needed=gradients_made_forward(call))
+    hard, soft, *gradients = losses_and_gradients(call, torch.ones_like(unit), relative)
+    return *backend.reduce_rows(hard, soft, scales, call.objective.reduction), unit, *gradients
+
+
+@linear_distill.register_fake
+def _linear_distill_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    call = parse(inputs)
+    shape = call.labels.shape if call.objective.reduction == "none" else ()
+    losses = [call.labels.new_empty(shape, dtype=torch.float32) for _ in range(3)]
+    gradients = [empty_gradient(*pair) for pair in zip(call.student, gradients_made_forward(call))]
+    return *losses, call.labels.new_empty((), dtype=torch.float32), *gradients
+
+
+@torch.library.custom_op(
+    "dwt_kernels::linear_distill_rows_backward",
+    mutates_args=(),
+    schema=f"(Tensor upstream, {INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
+def linear_distill_rows_backward(upstream: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    """The gradients for ``reduction="none"``: everything is computed again with the rows' upstream gradients (N,)."""
+    call = parse(inputs)
+    scales = backend_module(call.objective.backend).prepare(call.labels, call.vocab_size, call.objective)
+    return losses_and_gradients(call, upstream, scales[2:])[2:]
+
+
+@linear_distill_rows_backward.register_fake
+def _linear_distill_rows_backward_fake(upstream: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    call = parse(inputs)
+    return tuple(empty_gradient(*pair) for pair in zip(call.student, call.needed))
+
+
+@torch.library.custom_op("dwt_kernels::scaled", mutates_args=())
+def scaled_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return scaled(gradient, factor, dtype)
+
+
+@scaled_gradient.register_fake
+def _scaled_gradient_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return gradient.new_empty(gradient.shape, dtype=dtype)
+
+
+def losses_and_gradients(call: LinearCall, upstream: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
+    """hard (N,), soft (N,) and the three gradients, over all rows and columns.
+
+    On a CPU the rows that do not count are left out before the products. On a GPU that would take a host
+    synchronisation; the caller who knows the labels leaves them out.
+    """
+    student, teacher, labels, objective = call.student, call.teacher, call.labels, call.objective
+    counted = None
+    if labels.device.type == "cpu" and not (objective.soft_all and teacher is not None):
+        labelled = labels != objective.ignore_index
+        if not bool(labelled.all()):
+            counted = labelled.nonzero().squeeze(1)
+    if counted is not None:
+        student, labels = student.of_rows(counted), labels[counted]
+        teacher = None if teacher is None else teacher.of_rows(counted)
+        upstream = upstream[counted] if upstream.dim() == 1 else upstream
+    student = student.of_columns(call.vocab_size)
+    teacher = None if teacher is None else teacher.of_columns(call.vocab_size)
+    chunk_rows = resolve_chunk_rows(call.memory, call.chunk_rows, objective.backend, student, teacher)
+    if chunk_rows is None:
+        from dwt_kernels.logit_free import logit_free_losses_and_gradients
+
+        hard, soft, *gradients = logit_free_losses_and_gradients(
+            student, teacher, labels, upstream, scales, call.needed, objective
+        )
+    else:
+        hard, soft, *gradients = chunked_losses_and_gradients(
+            student, teacher, labels, upstream, scales, chunk_rows, call.needed, objective
+        )
+    if counted is not None:
+        hard, soft = (hard.new_zeros(call.labels.shape).index_copy_(0, counted, rows) for rows in (hard, soft))
+    d_hidden, d_weight, d_bias = (
+        whole_gradient(gradient, empty_gradient(tensor, need), None if position else counted)
+        for position, (gradient, tensor, need) in enumerate(zip(gradients, call.student, call.needed))
+    )
+    return hard, soft, d_hidden, d_weight, d_bias
+
+
+def whole_gradient(gradient: Tensor | None, whole: Tensor, rows: Tensor | None) -> Tensor:
+    """``gradient``, which may lack rows that do not count or padded columns, as or in ``whole``; zeros elsewhere."""
+    if gradient is None:
+        return whole.zero_()
+    if rows is not None:
+        return whole.zero_().index_copy_(0, rows, gradient.to(whole.dtype))
+    if gradient.shape == whole.shape and gradient.dtype == whole.dtype:
+        return gradient
+    whole[gradient.shape[0] :] = 0
+    whole[: gradient.shape[0]] = gradient
+    return whole
+
+
+def gradients_made_forward(call: LinearCall) -> list[bool]:
+    return [need and call.objective.reduction != "none" for need in call.needed]
+
+
+def empty_gradient(tensor: Tensor | None, need: bool) -> Tensor:
+    if tensor is None or not need:
+        return torch.empty(0, device=None if tensor is None else tensor.device)
+    return torch.empty(tensor.shape, dtype=saved_dtype(tensor), device=tensor.device)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    call = parse(inputs)
+    _, hard, soft, unit, *gradients = output
+    ctx.mark_non_differentiable(hard, soft, unit, *gradients)
+    ctx.set_materialize_grads(False)
+    ctx.needed = list(call.needed)
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in call.student]
+    ctx.per_row = call.objective.reduction == "none"
+    if ctx.per_row:
+        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs))
+        ctx.constants = [None if isinstance(value, Tensor) else value for value in inputs]
+    else:
+        ctx.save_for_backward(unit, *gradients)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * INPUT_COUNT
+    if ctx.per_row:
+        saved = zip(ctx.saved_tensors, ctx.constants)
+        inputs = [constant if tensor is None else tensor for tensor, constant in saved]
+        factor = upstream.new_ones(())
+        gradients = linear_distill_rows_backward(upstream, *inputs)
+    else:
+        unit, *gradients = ctx.saved_tensors
+        factor = upstream * unit
+    results = [
+        scaled_gradient(gradient, factor, dtype) if need else None
+        for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needed)
+    ]
+    return *results, *(None,) * (INPUT_COUNT - len(results))
+
+
+linear_distill.register_autograd(_backward, setup_context=_save_for_backward)

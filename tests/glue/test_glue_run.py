@@ -1,0 +1,289 @@
+"""`dwt-ds glue` as a user types it: tiny real fine-tunings, resumption, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dwt_ds.cli import main as command
+from dwt_ds.glue import run
+from dwt_ds.glue.tasks import SEVEN
+
+Glue = Callable[..., int]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "scores"
+
+
+@pytest.fixture
+def glue(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, glue_dir: Path, out: Path) -> Glue:
+    """Runs the command on the tiny checkpoint and rows, with more options."""
+    monkeypatch.setitem(command.SUBCOMMANDS, "glue", "dwt_ds.cli.glue")
+
+    def call(*words: object, model: Path = checkpoint, folder: Path = glue_dir) -> int:
+        fixed = ["glue", "--model", model, "--glue-dir", folder, "--out", out]
+        return command.main([str(word) for word in (*fixed, *words)])
+
+    return call
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Replaces the fine-tuning; the (task, seed) pairs that were to be run."""
+    pairs: list[tuple[str, int]] = []
+
+    def pretend(checkpoint: Any, task: Any, data: Any, seed: int, settings: Any) -> dict[str, Any]:
+        pairs.append((task.name, seed))
+        if (task.name, seed) == ("RTE", 7):
+            raise ValueError("RTE: diverged")
+        score = 50.0 + seed + SEVEN.index(task.name) if task.name in SEVEN else 10.0
+        metrics = [dict.fromkeys(task.metrics, score) for _ in data.validation]
+        facts = {"train_rows": len(data.train.rows), "steps": 3, "seconds": 0.1, "device": "none"}
+        return {"score": score, "metrics": metrics, **facts}
+
+    monkeypatch.setattr(run, "fine_tune", pretend)
+    monkeypatch.setattr(run, "visible_gpus", list)
+    return pairs
+
+
+def results_of(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "results.json").read_text()))
+
+
+def test_a_tiny_model_learns_one_sentence_pairs_and_scores(
+    glue: Glue, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--seeds", 1, "--learning-rate", 5e-3, "--epochs", 8, "--batch-size", 16)
+    assert glue("--tasks", "sst2,MNLI,STS-B", *small) == 0
+    results = results_of(out)
+    assert list(results["tasks"]) == ["MNLI", "SST-2", "STS-B"]
+    for name in ("SST-2", "MNLI", "STS-B"):
+        assert results["tasks"][name]["score"]["mean"] > 90, name
+    matched, mismatched = results["tasks"]["MNLI"]["validation"]
+    assert (matched["file"], mismatched["file"]) == ("dev_matched.tsv", "dev_mismatched.tsv")
+    assert (matched["rows"], mismatched["rows"]) == (42, 27)
+    assert matched["is_glue_dev"] is False
+    train = results["tasks"]["SST-2"]["train"]
+    assert (train["rows_used"], train["official_rows"], train["steps"]) == (160, 67_349, 80)
+    assert results["settings"]["max_length"] == 40
+    assert results["mean_of_seven"]["mean"] is None
+    assert results["mean_of_seven"]["missing"] == ["QQP", "QNLI", "CoLA", "MRPC"]
+    printed = capsys.readouterr().out
+    assert "dev.tsv (not GLUE dev, 40 rows)" in printed
+    assert "160 of 67,349 rows, 80 steps" in printed
+    assert "mean of the seven tasks: none (no score of QQP, QNLI, CoLA, MRPC)" in printed
+
+
+def test_small_budgets_and_seeds(glue: Glue, out: Path) -> None:
+    assert glue("--tasks", "CoLA,RTE", "--seeds", 2, "--max-steps", 2, "--max-train-rows", 48) == 0
+    results = results_of(out)
+    assert results["settings"]["max_steps"] == 2
+    assert results["settings"]["max_train_rows"] == 48
+    for task in results["tasks"].values():
+        assert (task["train"]["steps"], task["train"]["rows_used"], task["train"]["rows"]) == (2, 48, 160)
+        assert list(task["score"]["by_seed"]) == ["0", "1"]
+        assert task["score"]["std"] is not None
+    pair = json.loads((out / "pairs" / "RTE" / "seed_1.json").read_text())
+    assert pair["score"] == results["tasks"]["RTE"]["score"]["by_seed"]["1"]
+
+
+def test_a_pair_repeats_exactly(glue: Glue, out: Path) -> None:
+    few = ("--tasks", "QNLI", "--seeds", 2, "--max-steps", 4, "--learning-rate", 1e-3)
+    first, second = [], []
+    for metrics in (first, second):
+        assert glue(*few) == 0
+        metrics += [json.loads(path.read_text())["metrics"] for path in sorted(out.glob("pairs/QNLI/*.json"))]
+        shutil.rmtree(out)
+    assert first == second
+
+
+def test_defaults_are_the_papers(glue: Glue, out: Path, trained: list[tuple[str, int]]) -> None:
+    assert glue() == 0
+    assert trained == [(task, seed) for task in SEVEN for seed in range(3)]
+    results = results_of(out)
+    assert results["settings"]["learning_rate"] == 2e-5
+    assert results["settings"]["batch_size"] == 32
+    assert {name: task["train"]["epochs"] for name, task in results["tasks"].items()} == {
+        name: 5 if name == "MRPC" else 3 for name in SEVEN
+    }
+
+
+def test_mean_of_seven_and_its_spread(glue: Glue, out: Path, trained: list[tuple[str, int]]) -> None:
+    assert glue("--tasks", ",".join([*SEVEN, "RTE"]), "--seeds", 3) == 0
+    mean = results_of(out)["mean_of_seven"]
+    # Scores are 50 + seed + the task's place among the seven.
+    assert mean["by_seed"] == {"0": 53.0, "1": 54.0, "2": 55.0}
+    assert (mean["mean"], mean["std"]) == (54.0, 1.0)
+    assert mean["is_glue_dev"] is False
+    assert (mean["tasks"], mean["missing"]) == (list(SEVEN), [])
+
+
+def test_finished_pairs_are_not_run_again(glue: Glue, out: Path, trained: list[tuple[str, int]]) -> None:
+    assert glue("--tasks", "MRPC", "--seeds", 2) == 0
+    assert trained == [("MRPC", 0), ("MRPC", 1)]
+    trained.clear()
+    assert glue("--tasks", "MRPC,CoLA", "--seeds", 3) == 0
+    assert trained == [("CoLA", 0), ("CoLA", 1), ("CoLA", 2), ("MRPC", 2)]
+    assert list(results_of(out)["tasks"]["MRPC"]["score"]["by_seed"]) == ["0", "1", "2"]
+    trained.clear()
+    assert glue("--tasks", "MRPC,CoLA", "--seeds", 3) == 0
+    assert trained == []
+
+
+def test_a_failed_pair_does_not_end_the_others(
+    glue: Glue, out: Path, trained: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert glue("--tasks", "RTE,WNLI", "--seeds", 9) == 1
+    assert len(trained) == 18
+    results = results_of(out)
+    assert results["failed"] == [{"task": "RTE", "seed": 7, "error": "RTE: diverged"}]
+    assert "7" not in results["tasks"]["RTE"]["score"]["by_seed"]
+    assert "RTE, seed 7: failed: RTE: diverged" in capsys.readouterr().out
+    trained.clear()
+    assert glue("--tasks", "RTE,WNLI", "--seeds", 9) == 1
+    assert trained == [("RTE", 7)]
+
+
+def test_results_of_other_settings_data_or_model_are_not_taken(
+    glue: Glue,
+    out: Path,
+    tmp_path: Path,
+    checkpoint: Path,
+    glue_dir: Path,
+    trained: list[tuple[str, int]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    only = ("--tasks", "CoLA", "--seeds", 1)
+    assert glue(*only) == 0
+    other_model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    (other_model / "README.md").write_text("a card")
+    other_data = Path(shutil.copytree(glue_dir, tmp_path / "glue"))
+    assert glue(*only, model=other_model, folder=other_data) == 0  # copies are the same
+    with open(other_data / "CoLA" / "dev.tsv", "a") as file:
+        file.write("gj04\t1\t\tthe film\n")
+    (other_model / "tokenizer_config.json").write_text("{}")
+    capsys.readouterr()
+    for call, message in (
+        (
+            lambda: glue(*only, "--learning-rate", "3e-5"),
+            "learning_rate = 2e-05, now it is 3e-05; choose another --out",
+        ),
+        (lambda: glue(*only, "--max-steps", 9), "max_steps = None, now it is 9"),
+        (lambda: glue(*only, folder=other_data), "validation.0.identity = "),
+        (lambda: glue(*only, model=other_model), "model = "),
+    ):
+        assert call() == 2
+        assert message in (error := capsys.readouterr().err)
+        assert error.count("\n") == 1
+    (out / "pairs" / "CoLA" / "seed_0.json").write_text('{"score": 99}')
+    assert glue(*only) == 2
+    assert "no result of dwt-ds glue; delete it" in capsys.readouterr().err
+    assert trained == [("CoLA", 0)]
+
+
+def _without_tokenizer(model: Path) -> None:
+    for path in model.glob("*token*"):
+        path.unlink()
+    (model / "vocab.txt").unlink()
+
+
+def _with_too_small_an_embedding(model: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    small = BertConfig(vocab_size=12, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    BertForMaskedLM(small).save_pretrained(model)
+
+
+def _with_another_tokenizer(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 30_522}))
+
+
+def _with_a_layer_too_many(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without_tokenizer, "holds no tokenizer"),
+        (_with_too_small_an_embedding, "its tokenizer has 18 tokens, its embedding 12 rows"),
+        (_with_another_tokenizer, "its tokenizer has 18 tokens, its embedding 30,522 rows"),
+        (_with_a_layer_too_many, "it lacks 16 weights of its encoder, first bert.encoder.layer.1."),
+        (lambda model: (model / "model.safetensors").write_bytes(b"x"), "error: --model"),
+        (lambda model: (model / "config.json").unlink(), "config.json"),
+        (shutil.rmtree, "does not exist"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(
+    glue: Glue,
+    out: Path,
+    tmp_path: Path,
+    checkpoint: Path,
+    trained: list[tuple[str, int]],
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], object],
+    message: str,
+) -> None:
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    spoil(model)
+    assert glue("--tasks", "CoLA", model=model) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert trained == []
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tasks", "CoLa,SST"), "--tasks: 'SST' is no task of GLUE; did you mean SST-2?"),
+        (("--tasks", ","), "--tasks is empty"),
+        (("--seeds", "0"), "--seeds is 0: it must be 1 or more"),
+        (("--learning-rate", "-1"), "--learning-rate is -1.0: it must be above 0"),
+        (("--max-steps", "0"), "--max-steps is 0: it must be above 0"),
+        (("--max-length", "64"), "--max-length is 64: "),
+    ],
+)
+def test_wrong_options(
+    glue: Glue,
+    trained: list[tuple[str, int]],
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, str],
+    message: str,
+) -> None:
+    assert glue(*words) == 2
+    assert message in capsys.readouterr().err
+    assert trained == []
+
+
+def test_all_files_are_read_before_the_first_training(
+    glue: Glue, tmp_path: Path, glue_dir: Path, trained: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(glue_dir, tmp_path / "glue"))
+    (folder / "MRPC" / "dev.tsv").unlink()
+    assert glue(folder=folder) == 2
+    assert "MRPC/dev.tsv: no such file" in capsys.readouterr().err
+    assert trained == []
+
+
+@pytest.mark.slow
+def test_two_workers_give_what_one_gives(glue: Glue, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("--tasks", "RTE,CoLA", "--seeds", 2, "--max-steps", 3)
+    assert glue(*few) == 0
+    alone = results_of(out)["tasks"]
+    shutil.rmtree(out)
+    monkeypatch.setattr(run, "visible_gpus", lambda: ["", ""])  # two workers, each without a GPU
+    assert glue(*few) == 0
+    together = results_of(out)["tasks"]
+    for task in ("RTE", "CoLA"):
+        assert together[task]["score"]["by_seed"] == pytest.approx(alone[task]["score"]["by_seed"])

@@ -1,0 +1,146 @@
+"""What the kernels' tests share: backends, inputs, and the comparison with the fp64 reference.
+
+Without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before Triton is first imported:
+test_in_interpreter.py starts a process for them, and there ``backend`` is "triton" only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dwt_kernels import DistillLoss
+from dwt_kernels.reference import reference_distill_loss
+from torch import Tensor
+
+HAS_GPU = torch.cuda.is_available()
+IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if HAS_GPU else "cpu"
+BACKENDS = ["torch", "triton"] if HAS_GPU else ["triton"] if IN_INTERPRETER else ["torch"]
+
+# How much larger than torch's own error in the same dtype ours may be. The interpreter truncates where hardware rounds.
+ERROR_RATIO = 2.2 if IN_INTERPRETER else 1.1
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def device() -> str:
+    return DEVICE
+
+
+@pytest.fixture
+def make_inputs() -> Callable[..., Inputs]:
+    """Student logits (N, V), teacher logits (N, V), labels (N,); every third row ignored, -100."""
+
+    def make(
+        rows: int, columns: int, dtype: torch.dtype = torch.float32, scale: float = 3.0, seed: int = 0
+    ) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+        student, teacher = (torch.randn(rows, columns, generator=generator) * scale for _ in range(2))
+        labels = torch.randint(0, columns, (rows,), generator=generator)
+        labels[1::3] = -100
+        return student.to(DEVICE, dtype), teacher.to(DEVICE, dtype), labels.to(DEVICE)
+
+    return make
+
+
+@pytest.fixture
+def assert_exact() -> Callable[..., None]:
+    """Compare losses and gradient of a call with the fp64 reference, by torch's own error in the same dtype."""
+
+    def check(
+        loss_function: Callable[..., DistillLoss],
+        student: Tensor,
+        teacher: Tensor | None,
+        labels: Tensor,
+        *,
+        backend: str,
+        upstream: float = 1.0,
+        **keywords: Any,
+    ) -> None:
+        results, gradient = _with_gradient(loss_function, student, teacher, labels, upstream, backend=backend, **keywords)
+        reference_keywords = {name: _number(value) for name, value in keywords.items()}
+        expected, expected_gradient = _with_gradient(
+            reference_distill_loss, student.double(), teacher, labels, upstream, **reference_keywords
+        )
+        torch_results, torch_gradient = _with_gradient(
+            torch_distill_loss, student, teacher, labels, upstream, **reference_keywords
+        )
+        for name, ours, theirs, exact in zip(DistillLoss._fields, results, torch_results, expected):
+            assert ours.dtype == torch.float32
+            assert ours.shape == exact.shape
+            _assert_error(name, ours, theirs, exact, torch.float32)
+        assert gradient.dtype == student.dtype
+        _assert_error("gradient", gradient, torch_gradient, expected_gradient, student.dtype)
+
+    return check
+
+
+def torch_distill_loss(
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, **keywords: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same objective from torch's own losses, on fp32 upcasts of the logits: what everybody writes."""
+    temperature, ignore_index = keywords.get("temperature", 1.0), keywords.get("ignore_index", -100)
+    vocab_size = keywords.get("vocab_size")
+    student = student_logits[:, :vocab_size].float()
+    labelled = labels != ignore_index
+    hard = F.cross_entropy(student, labels, ignore_index=ignore_index, reduction="none")
+    counted = torch.ones_like(labelled) if keywords.get("soft_positions") == "all" else labelled
+    soft = torch.zeros_like(hard)
+    if teacher_logits is not None:
+        teacher = teacher_logits[:, :vocab_size].float()
+        student_log = F.log_softmax(student / temperature, 1)
+        teacher_probability = F.softmax(teacher / temperature, 1)
+        soft = F.kl_div(student_log, teacher_probability, reduction="none").sum(1)
+        soft = torch.where(counted, soft, 0.0)
+    if keywords.get("temperature_squared"):
+        soft = soft * temperature**2
+    if keywords.get("reduction", "mean") != "none":
+        hard, soft = hard.sum(), soft.sum()
+    if keywords.get("reduction", "mean") == "mean":
+        divisors = keywords.get("normalizer") or (max(int(labelled.sum()), 1), max(int(counted.sum()), 1))
+        hard_divisor, soft_divisor = divisors if isinstance(divisors, tuple) else (divisors, divisors)
+        hard, soft = hard / hard_divisor, soft / soft_divisor
+    return keywords.get("hard_weight", 1.0) * hard + keywords.get("soft_weight", 1.0) * soft, hard, soft
+
+
+def _with_gradient(
+    function: Callable[..., tuple[Tensor, ...]],
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    upstream: float,
+    **keywords: Any,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    student = student.detach().requires_grad_()
+    results = function(student, teacher, labels, **keywords)
+    loss = results[0]
+    # Rows get different upstream gradients where there are rows.
+    rows = torch.arange(1, loss.numel() + 1, device=loss.device, dtype=loss.dtype) if loss.dim() else 1.0
+    (gradient,) = torch.autograd.grad((loss * upstream * rows).sum(), student)
+    return tuple(result.detach() for result in results), gradient
+
+
+def _assert_error(name: str, ours: Tensor, theirs: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    assert torch.isfinite(ours).all(), f"{name} is not finite"
+    error = (ours.double() - exact).norm()
+    # No result in ``dtype`` can be asked for less than the rounding of the exact one.
+    rounding = torch.finfo(dtype).eps * exact.norm() + torch.finfo(torch.float32).eps * exact.numel() ** 0.5
+    allowed = ERROR_RATIO * max((theirs.double() - exact).norm(), rounding)
+    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_number(each) for each in value)
+    return value.item() if isinstance(value, Tensor) else value
