@@ -29,7 +29,17 @@ from dwt_ds.data.shards import ShardWriter
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 RESULTS = Path(__file__).parent / "results" / "data_loading.csv"
-FIELDS = ["masking", "rows", "micro_batch", "workers", "tokens_per_second", "cpu", "python", "torch"]
+FIELDS = [
+    "masking",
+    "rows",
+    "micro_batch",
+    "workers",
+    "tokens_per_second",
+    "tokens_per_processor_second_here",
+    "cpu",
+    "python",
+    "torch",
+]
 MASKINGS = {
     "fixed": Masking(),
     "bernoulli": Masking(draw="bernoulli"),
@@ -57,17 +67,23 @@ class _ForEver:
         return count()
 
 
-def tokens_per_second(batches: StepBatches, workers: int, seconds: float) -> float:
-    """Of real tokens, from the second hundredth batch on; start-up of workers is not counted."""
+def tokens_per_second(batches: StepBatches, workers: int, seconds: float) -> tuple[float, float]:
+    """Real tokens a second by the clock, and a second of this process's processor time: with workers the latter is
+    what receiving batches costs training. The first hundred batches, during which workers start, are not counted."""
     loader = DataLoader(batches, batch_size=None, sampler=_ForEver(), num_workers=workers)  # type: ignore[arg-type]
     iterator = iter(loader)
     for _ in range(100):
         next(iterator)
     tokens = 0
-    start = time.perf_counter()
+    start, start_here = time.perf_counter(), time.process_time()
     while (elapsed := time.perf_counter() - start) < seconds:
         tokens += sum(batch.token_count for batch in next(iterator))
-    return tokens / elapsed
+    return tokens / elapsed, tokens / (time.process_time() - start_here)
+
+
+def processor_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().split("\n")
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -97,12 +113,12 @@ def main() -> None:
                     world_size=1,
                     masking=masking,
                 )
-                rate = tokens_per_second(batches, workers, args.seconds)
+                rate, here = tokens_per_second(batches, workers, args.seconds)
                 form = data.manifest.form if data else "made up"
-                print(f"{label:<12} {workers} workers  {rate / 1e6:6.2f} M tokens/s")
-                cpu = f"{platform.processor() or platform.machine()} x {len(os.sched_getaffinity(0))}"
+                print(f"{label:<12} {workers} workers: {rate / 1e6:.2f} M tokens/s, {here / 1e6:.2f} M/s of own time")
+                cpu = f"{processor_name()} x {len(os.sched_getaffinity(0))}"
                 common = [cpu, platform.python_version(), torch.__version__]
-                writer.writerow([label, form, args.micro_batch, workers, round(rate), *common])
+                writer.writerow([label, form, args.micro_batch, workers, round(rate), round(here), *common])
 
 
 if __name__ == "__main__":

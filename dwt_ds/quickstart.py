@@ -52,9 +52,8 @@ def main() -> int:
     _print_table()
     _draw_curves(RUNS / "curves.png")
     _fill_mask(RUNS / "distilled" / "export")
-    print(
-        f"done in {time.perf_counter() - began:.0f} s; curves in {RUNS}/curves.png, the student in {RUNS}/distilled/export"
-    )
+    print(f"\ndone in {time.perf_counter() - began:.0f} s")
+    print(f"curves: {RUNS}/curves.png   student: {RUNS}/distilled/export   its settings: {RUNS}/distilled/config.yaml")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 # DeepSpeed compiles its operators at its first start on a machine.
 FIRST_START_SECONDS = 300.0
@@ -21,6 +22,10 @@ FIRST_START_SECONDS = 300.0
 # another version of ninja looks at them, so all have to find the same one.
 PROGRAMS = Path(sys.executable).parent
 os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
+
+# A busy machine is no fault of an example's.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
@@ -119,15 +124,15 @@ def launch() -> Callable[..., tuple[int, str]]:
         ranks: int,
         arguments: Sequence[str],
         *,
-        timeout_seconds: float = 120.0,
+        timeout_seconds: float = 240.0,
         environment: dict[str, str] | None = None,
         module: str = "dwt_ds.pretrain",
     ) -> tuple[int, str]:
         command = [sys.executable, str(PROGRAMS / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
         command += ["--master_port", str(free_port()), "--module", module, *arguments]
-        settings = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         timeout_seconds += next(extra_seconds, 0.0)
-        return run_to_the_end(command, timeout_seconds, {**settings, **(environment or {})})
+        return run_to_the_end(command, timeout_seconds, {**cpu, **(environment or {})})
 
     return launch_ranks
 

@@ -151,7 +151,7 @@ def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed(
         ("train.betas", [0.9], "train.betas=[0.9]: must be a longer list"),
         ("train.betas", [0.9, 0.99, 1], "train.betas=[0.9, 0.99, 1]: must be a list of 2"),
         ("train.betas", 0.9, "train.betas=0.9: must be a list"),
-        ("train.betas", ["a", 1], "train.betas='a': must be a number"),
+        ("train.betas", ["a", "b"], "train.betas='a': must be a number"),
         ("data", 3, "data=3: must be a mapping of settings"),
         ("teacher", None, "teacher=None: must be a mapping of settings"),
         ("student.config", [1], "student.config=[1]: must be a mapping of settings"),

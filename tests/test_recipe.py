@@ -253,9 +253,9 @@ def test_an_override_replaces_what_the_recipe_says(override: str, written_as: st
 @pytest.mark.parametrize(
     ("soft_weight", "overrides", "expected"),
     [
-        ("1.0", ["start=4"], Schedule("constant", 4.0)),
-        ("1.0", ["schedule=linear", "end=0.5"], Schedule("linear", 1.0, 0.5)),
-        ("1.0", ["end=0.5", "schedule=linear"], Schedule("linear", 1.0, 0.5)),
+        ("3.0", ["start=4"], Schedule("constant", 4.0)),
+        ("3.0", ["schedule=linear", "end=0.5"], Schedule("linear", 3.0, 0.5)),
+        ("3.0", ["end=0.5", "schedule=linear"], Schedule("linear", 3.0, 0.5)),
         ("{schedule: linear, start: 2, end: 1}", ["start=4"], Schedule("linear", 4.0, 1.0)),
         ("{schedule: linear, start: 2, end: 1}", ["span_steps=10"], Schedule("linear", 2.0, 1.0, 1.0, 10)),
         (None, ["start=4"], Schedule("constant", 4.0)),

@@ -108,7 +108,12 @@ def _surveyed(
     if tokenizer is None:
         assert options.train_tokenizer is not None
         tokenizer = train_wordpiece(result.sample, options.train_tokenizer, lowercase=not options.cased)
-    tokenizer.save_pretrained(tokenizer_folder)
+    try:
+        tokenizer.save_pretrained(tokenizer_folder)
+    except Exception as error:  # the tokenizers library has no kinds of errors
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, "no space left") from None
+        raise
     with atomic_file(bits_path) as file:
         np.save(file, bits)
     with atomic_file(survey_path) as file:

@@ -33,6 +33,8 @@ def _modernbert(model: Any, rows: Tensor) -> Tensor:
 _TRANSFORMS: dict[str, HeadTransform] = {
     "BertForMaskedLM": _bert,
     "RobertaForMaskedLM": _roberta,
+    "XLMRobertaForMaskedLM": _roberta,
+    "CamembertForMaskedLM": _roberta,
     "DistilBertForMaskedLM": _distilbert,
     "ModernBertForMaskedLM": _modernbert,
 }

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from dwt_ds.models.attention_masks import encoder_mask
 from dwt_ds.models.heads import decoder_of, known_transform
+from dwt_ds.models.last_layer import encode_at
 
 
 class GatheredMaskedLM(nn.Module):
@@ -56,8 +57,7 @@ class GatheredMaskedLM(nn.Module):
         if self._transform is None:
             return self._traced(input_ids, attention_mask, positions)
         mask = encoder_mask(self.model, attention_mask)
-        tokens = self.model.base_model(input_ids=input_ids, attention_mask=mask)[0]
-        return self._transform(self.model, tokens.flatten(0, 1).index_select(0, positions))
+        return self._transform(self.model, encode_at(self.model, input_ids, mask, positions))
 
     def _traced(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """The same for a head this package does not know: runs the model's own forward between two hooks.

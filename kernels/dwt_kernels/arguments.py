@@ -85,12 +85,12 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
     try:
-        from dwt_kernels import triton_backend
+        from dwt_kernels.triton_steps import INTERPRETED
     except ImportError:
         if backend == "auto":
             return "torch"
         raise ValueError('backend="triton" needs the triton package; install it or use backend="torch"') from None
-    if device.type != "cuda" and not triton_backend.INTERPRETED:
+    if device.type != "cuda" and not INTERPRETED.value:
         raise ValueError(
             f'backend="triton" needs a GPU, got tensors on {device}; use backend="torch" '
             "(or, for tests only, set TRITON_INTERPRET=1 before the first import)"

@@ -18,7 +18,7 @@ from dwt_kernels.arguments import Objective
 from dwt_kernels.head import Head
 from dwt_kernels.logit_free_kernels import PARTIAL, merge_kernel, tile_gradient_kernel, tile_statistics_kernel
 from dwt_kernels.row_formulas import STATISTICS
-from dwt_kernels.triton_backend import INTERPRETED, row_stride
+from dwt_kernels.triton_backend import row_stride
 
 # Programs of the statistics kernel for each multiprocessor: enough to even out the last wave.
 PROGRAMS_PER_PROCESSOR = 4
@@ -86,7 +86,6 @@ def logit_free_losses_and_gradients(
         "BLOCK_WIDTH": tile.width,
         "SOFT_ALL": objective.soft_all and teacher is not None,
         "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
-        "UPCAST": INTERPRETED,
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
         "enable_fp_fusion": True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dwt_kernels.triton_steps import KL_SCALE, LN_2, LOG2_E, MINUS_INF, finite_or_zero
+from dwt_kernels.triton_steps import INTERPRETED, KL_SCALE, LN_2, LOG2_E, MINUS_INF, finite_or_zero
 
 # Fields of a row's partial state: student maximum, its sums at 1 and tau, teacher maximum, its sum, KL sum, label's
 # logit.
@@ -18,9 +18,9 @@ PARTIAL = tl.constexpr(7)
 
 
 @triton.jit
-def multiply(left, right, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
-    """left @ right in fp32. ``UPCAST`` is for the interpreter, which multiplies bf16 as if it were integers."""
-    if UPCAST:
+def multiply(left, right, PRECISION: tl.constexpr):
+    """left @ right in fp32."""
+    if INTERPRETED:  # it multiplies bf16 as if it were integers
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, input_precision=PRECISION)
 
@@ -39,7 +39,6 @@ def logits_tile(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """fp32 logits of a tile: hidden (N, WIDTH) times weight (V, WIDTH) transposed, plus bias; -inf past column V."""
     logits = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
@@ -53,7 +52,7 @@ def logits_tile(
         right = tl.load(
             weight_rows + depth[:, None], mask=(column_index[None, :] < V) & (depth[:, None] < WIDTH), other=0.0
         )
-        logits += multiply(left, right, PRECISION, UPCAST)
+        logits += multiply(left, right, PRECISION)
     if bias is not None:
         logits += tl.load(bias + column_index, mask=column_index < V, other=0.0).to(tl.float32)[None, :]
     return tl.where(column_index[None, :] < V, logits, MINUS_INF)
@@ -82,7 +81,6 @@ def tile_statistics_kernel(
     BLOCK_WIDTH: tl.constexpr,
     SOFT_ALL: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """Program = (block of rows, share of the columns): the rows' state over those, (N, SPLITS, PARTIAL) fp32."""
     row_index = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -117,7 +115,6 @@ def tile_statistics_kernel(
             BLOCK_COLUMNS,
             BLOCK_WIDTH,
             PRECISION,
-            UPCAST,
         )
         label_logit += tl.sum(tl.where(column_index[None, :] == label[:, None], student, 0.0), 1)
         new_student_max = tl.maximum(student_max, tl.max(student, 1))
@@ -141,7 +138,6 @@ def tile_statistics_kernel(
                 BLOCK_COLUMNS,
                 BLOCK_WIDTH,
                 PRECISION,
-                UPCAST,
             )
             new_teacher_max = tl.maximum(teacher_max, tl.max(teacher, 1))
             teacher_reference = finite_or_zero(new_teacher_max)
@@ -195,16 +191,18 @@ def merge_kernel(
     row_student_max = tl.max(student_max, 0)
     student_shift = student_max - finite_or_zero(row_student_max)
     student_sum = tl.load(state + 1, mask=present, other=0.0)
-    log2_sum = tl.log2(tl.sum(student_sum * tl.exp2(student_shift * LOG2_E), 0))
+    row_student_sum = tl.sum(student_sum * tl.exp2(student_shift * LOG2_E), 0)
+    log2_sum = tl.log2(row_student_sum)
     label_logit = tl.sum(tl.load(state + 6, mask=present, other=0.0), 0)
-    tl.store(hard + row, tl.where(labelled, log2_sum * LN_2 - (label_logit - row_student_max), 0.0))
+    tl.store(hard + row, tl.where(labelled, tl.log(row_student_sum) - (label_logit - row_student_max), 0.0))
     student_log2_sum = log2_sum
     row_teacher_max = row_student_max
     teacher_log2_sum = log2_sum
     kl = log2_sum * 0.0
     if HAS_TEACHER:
         student_tau_sum = tl.load(state + 2, mask=present, other=0.0)
-        student_log2_sum = tl.log2(tl.sum(student_tau_sum * tl.exp2(student_shift * factor), 0))
+        row_tau_sum = tl.sum(student_tau_sum * tl.exp2(student_shift * factor), 0)
+        student_log2_sum = tl.log2(row_tau_sum)
         teacher_max = tl.load(state + 3, mask=present, other=MINUS_INF)
         row_teacher_max = tl.max(teacher_max, 0)
         teacher_shift = teacher_max - finite_or_zero(row_teacher_max)
@@ -214,8 +212,8 @@ def merge_kernel(
         kl_sum = tl.load(state + 5, mask=present, other=0.0) + teacher_sum * (shift * (factor * KL_SCALE))
         row_teacher_sum = tl.sum(teacher_sum * rescale, 0)
         teacher_log2_sum = tl.log2(row_teacher_sum)
-        kl_mean = tl.sum(kl_sum * rescale, 0) / row_teacher_sum * (1 / KL_SCALE)
-        kl = (kl_mean + student_log2_sum - teacher_log2_sum) * LN_2
+        kl_mean = tl.sum(kl_sum * rescale, 0) / row_teacher_sum * (LN_2 / KL_SCALE)
+        kl = kl_mean + tl.log(row_tau_sum / row_teacher_sum)
     # KL >= 0: what rounding leaves below zero is an error of the sum and nothing else. NaN stays NaN.
     tl.store(soft + row, tl.where(kl < 0, 0.0, kl))
     row_statistics = statistics + row * 5
@@ -254,7 +252,6 @@ def tile_gradient_kernel(
     GROUP_ROWS: tl.constexpr,
     SOFT_ALL: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """Program = tile: its logits again, their gradient dz; dz @ weight, dz.T @ hidden, column sums added atomically.
 
@@ -299,7 +296,6 @@ def tile_gradient_kernel(
         BLOCK_COLUMNS,
         BLOCK_WIDTH,
         PRECISION,
-        UPCAST,
     )
     student -= student_max[:, None]
     gradient = hard_scale[:, None] * tl.exp2(student * LOG2_E - log2_sum[:, None])
@@ -323,7 +319,6 @@ def tile_gradient_kernel(
             BLOCK_COLUMNS,
             BLOCK_WIDTH,
             PRECISION,
-            UPCAST,
         )
         teacher = (teacher - teacher_max[:, None]) * factor - teacher_log2_sum[:, None]
         gradient -= soft_scale[:, None] * tl.exp2(teacher)
@@ -341,9 +336,9 @@ def tile_gradient_kernel(
         weight_offsets = column_index.to(tl.int64)[:, None] * STUDENT_WIDTH + depth[None, :]
         if d_hidden is not None:
             weight = tl.load(student_weight + weight_offsets, mask=weight_mask, other=0.0)
-            share = multiply(rounded, weight, PRECISION, UPCAST)
+            share = multiply(rounded, weight, PRECISION)
             tl.atomic_add(d_hidden + hidden_offsets, share, mask=hidden_mask, sem="relaxed")
         if d_weight is not None:
             hidden = tl.load(student_hidden + hidden_offsets, mask=hidden_mask, other=0.0)
-            share = multiply(tl.trans(rounded), hidden, PRECISION, UPCAST)
+            share = multiply(tl.trans(rounded), hidden, PRECISION)
             tl.atomic_add(d_weight + weight_offsets, share, mask=weight_mask, sem="relaxed")

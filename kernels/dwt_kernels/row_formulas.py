@@ -43,14 +43,14 @@ def block_losses(
     scaled, exponential, weights = buffers
     student_max = centre(student, student_bias, scaled)
     label_logit = scaled.gather(1, labels.where(labelled, 0).unsqueeze(1)).squeeze(1)
-    log2_sum = log2_of_sum(torch.mul(scaled, LOG2_E, out=exponential).exp2_())
-    hard = (log2_sum * LN_2 - label_logit).where(labelled, 0.0)
+    student_sum = torch.mul(scaled, LOG2_E, out=exponential).exp2_().sum(1)
+    hard = (student_sum.log() - label_logit).where(labelled, 0.0)
     zero = torch.zeros_like(hard)
     if teacher is None:
-        return hard, zero, torch.stack([student_max, log2_sum, zero, zero, zero], 1)
+        return hard, zero, torch.stack([student_max, student_sum.log2(), zero, zero, zero], 1)
     factor = LOG2_E / temperature
     scaled *= factor
-    student_log2_sum = log2_sum if unit_temperature else log2_of_sum(torch.exp2(scaled, out=exponential))
+    tau_sum = student_sum if unit_temperature else torch.exp2(scaled, out=exponential).sum(1)
     teacher_scaled = exponential
     teacher_max = centre(teacher, teacher_bias, teacher_scaled)
     teacher_scaled *= factor
@@ -58,9 +58,9 @@ def block_losses(
     # A teacher logit of -inf has weight 0; its share 0 x inf is a NaN that nansum leaves out. A NaN that comes in is
     # still seen: it is in the other sums too.
     shares = weights.mul_(teacher_scaled.sub_(scaled).mul_(KL_SCALE)).nansum(1)
-    teacher_log2_sum = weight_sum.log2()
-    soft = (shares / weight_sum * (1 / KL_SCALE) + student_log2_sum - teacher_log2_sum) * LN_2
-    statistics = torch.stack([student_max, log2_sum, student_log2_sum, teacher_max, teacher_log2_sum], 1)
+    # The log of the ratio, not the difference of the logs: each of those is rounded at ten times its size.
+    soft = shares / weight_sum * (LN_2 / KL_SCALE) + (tau_sum / weight_sum).log()
+    statistics = torch.stack([student_max, student_sum.log2(), tau_sum.log2(), teacher_max, weight_sum.log2()], 1)
     # KL >= 0: what rounding leaves below zero is an error of the sum and nothing else. NaN stays NaN.
     return hard, soft.clamp(min=0), statistics
 
@@ -118,7 +118,3 @@ def centre(logits: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     maximum = upcast(logits, bias, out).amax(1)
     out.sub_(maximum.unsqueeze(1))
     return maximum
-
-
-def log2_of_sum(values: Tensor) -> Tensor:
-    return values.sum(1).log2()

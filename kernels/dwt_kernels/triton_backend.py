@@ -15,9 +15,6 @@ from dwt_kernels.scales import reduce_rows as torch_reduce_rows
 from dwt_kernels.triton_kernels import gradient_kernel, losses_kernel
 from dwt_kernels.triton_scalars import prepare_kernel, reduce_kernel
 
-# TRITON_INTERPRET=1 was set when the kernels were defined: they run in Python, on any device, for tests.
-INTERPRETED = not isinstance(losses_kernel, triton.runtime.JITFunction)
-
 # The largest tile of a row. 4,096 columns on 8 warps are 16 logits of either model a thread: under 80 registers, so
 # that three programs share a multiprocessor and one loads while another waits at a reduction. A whole row of 32k in
 # one tile leaves one program of 32 warps, and nothing to hide its waits (others measured 5% of the bandwidth there).

@@ -92,8 +92,9 @@ def losses_kernel(
     if teacher is not None:
         student_log2_sum = tl.log2(student_tau_sum)
         teacher_log2_sum = tl.log2(teacher_sum)
-        kl = (kl_sum / teacher_sum * (1 / KL_SCALE) + student_log2_sum - teacher_log2_sum) * LN_2
-    tl.store(hard + row_index, tl.where(labelled, log2_sum * LN_2 - (label_logit - student_max), 0.0))
+        # The log of the ratio, not the difference of the logs: each of those is rounded at ten times its size.
+        kl = kl_sum / teacher_sum * (LN_2 / KL_SCALE) + tl.log(student_tau_sum / teacher_sum)
+    tl.store(hard + row_index, tl.where(labelled, tl.log(student_sum) - (label_logit - student_max), 0.0))
     # KL >= 0: what rounding leaves below zero is an error of the sum and nothing else. NaN stays NaN.
     tl.store(soft + row_index, tl.where(kl < 0, 0.0, kl))
     if statistics is not None:

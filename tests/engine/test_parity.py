@@ -135,12 +135,32 @@ def test_one_rank_equals_two_at_the_same_global_batch(launch: Launch, tiny_recip
     torch.testing.assert_close(held_out[0], held_out[1], rtol=0, atol=1e-5)
 
 
-def test_learning_rate_rises_and_falls_linearly(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
-    rates = losses(run(launch, 1, tiny_recipe, tmp_path / "run"), "learning_rate")
+@pytest.fixture(scope="module")
+def monitored_run(
+    launch: Launch, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("monitored")
+    monitors = [
+        f"deepspeed.{name}={{enabled: true, output_path: {folder / name}, job_name: job}}"
+        for name in ("csv_monitor", "tensorboard")
+    ]
+    return folder, run(launch, 1, tiny_recipe, folder / "run", *monitors)
+
+
+def test_learning_rate_rises_and_falls_linearly(monitored_run: tuple[Path, list[dict[str, Any]]]) -> None:
+    rates = losses(monitored_run[1], "learning_rate")
     # DeepSpeed's WarmupDecayLR stands at its start for two steps.
     rising = [0, *(k / 5 for k in range(5))]
     falling = [(STEPS - k) / (STEPS - 5) for k in range(5, STEPS - 1)]
     assert rates == pytest.approx([LEARNING_RATE * share for share in rising + falling])
+
+
+def test_monitor_sections_of_the_json_get_the_metrics(monitored_run: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, rows = monitored_run
+    written = (folder / "csv_monitor" / "job" / "Train_Samples_soft_loss.csv").read_text().split()[1:]
+    assert [float(line.split(",")[1]) for line in written] == pytest.approx(losses(rows, "soft_loss"))
+    assert list((folder / "csv_monitor" / "job").glob("*eval_hard_loss.csv"))
+    assert list((folder / "tensorboard" / "job").glob("events.out.tfevents.*"))
 
 
 def tiny_recipe_value(recipe: Path, key: str) -> str:

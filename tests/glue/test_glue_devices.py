@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from dwt_ds.glue.devices import share_cores, spread, visible_gpus
 
 def test_a_process_for_each_gpu() -> None:
     jobs = [("CUDA_VISIBLE_DEVICES",), ("CUDA_VISIBLE_DEVICES",), ("TOKENIZERS_PARALLELISM",)]
-    results = dict(spread(os.getenv, jobs, ["gpu-a", "gpu-b", "gpu-c"]))
+    results = dict(spread(os.getenv, jobs, ["gpu-a", "gpu-b"]))
     assert sorted(results) == [0, 1, 2]
-    assert {results[0], results[1]} <= {"gpu-a", "gpu-b", "gpu-c"}
+    assert {results[0], results[1]} <= {"gpu-a", "gpu-b"}
     assert results[2] == "false"
 
 
@@ -47,8 +46,6 @@ def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given == [8, 2, 1]
 
 
-def test_a_dead_worker_is_an_error_of_its_jobs(tmp_path: Path) -> None:
-    jobs = [(os.devnull, os.W_OK)]
-    assert dict(spread(os.access, jobs, ["a", "b"])) == {0: True}
+def test_a_dead_worker_is_an_error_of_its_job() -> None:
     (outcome,) = dict(spread(os._exit, [(3,)], ["a", "b"])).values()
     assert "terminated abruptly" in str(outcome)

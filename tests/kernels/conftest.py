@@ -28,12 +28,12 @@ ERROR_RATIO = 2.2 if IN_INTERPRETER else 1.1
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(scope="session", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def device() -> str:
     return DEVICE
 

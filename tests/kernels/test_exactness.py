@@ -281,13 +281,12 @@ def test_backward_twice(backend, make_inputs):
     seed=st.integers(0, 1000),
 )
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_any_shape(backend, reduction, rows, columns, temperature, scale, soft_positions, seed):
+def test_any_shape(backend, device, reduction, rows, columns, temperature, scale, soft_positions, seed):
     """Properties that hold whatever comes: the reference's losses, KL >= 0, gradients of a row that sum to zero."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (torch.randn(rows, columns, generator=generator) * scale for _ in range(2))
     labels = torch.randint(0, columns, (rows,), generator=generator)
     exact_hard, exact_soft = reference_rows(student, teacher, labels, temperature)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     student = student.to(device).requires_grad_()
     result = distill_loss(
         student,

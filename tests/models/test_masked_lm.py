@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedModel
 
+from dwt_ds.models import last_layer
 from dwt_ds.models.attention_masks import finished_mask
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
 
@@ -107,13 +109,16 @@ def test_full_rows_need_no_mask(family: str, monkeypatch: pytest.MonkeyPatch) ->
     model = tiny(family)
     input_ids, _, positions = batch()
     seen = []
-    original = model.base_model.forward
 
-    def spy(*args: object, **kwargs: object) -> object:
-        seen.append(kwargs.get("attention_mask"))
-        return original(*args, **kwargs)
+    def spy_on(function: Callable[..., object]) -> Callable[..., object]:
+        def spy(*args: object, **kwargs: object) -> object:
+            seen.append(kwargs["attention_mask"])
+            return function(*args, **kwargs)
 
-    monkeypatch.setattr(model.base_model, "forward", spy)
+        return spy
+
+    monkeypatch.setattr(model.base_model, "forward", spy_on(model.base_model.forward))
+    monkeypatch.setattr(last_layer, "create_bidirectional_mask", spy_on(last_layer.create_bidirectional_mask))
     gathered = GatheredMaskedLM(model)
     with_mask = gathered(input_ids, torch.ones_like(input_ids), positions)
     without = gathered(input_ids, None, positions)
