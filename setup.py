@@ -34,6 +34,9 @@ setup(
         "pydantic>=2.7",
         "pyyaml>=6.0",
         "tqdm>=4.66",
+        "safetensors>=0.4",
+        "syntok>=1.4.3",
+        "xxhash>=3.4",
         # DeepSpeed compiles its operators at first use.
         "ninja>=1.11",
         "setuptools>=70",

@@ -35,7 +35,7 @@ def write_export(
     plain = type(model)(model.config).float()
     missing, unexpected = plain.load_state_dict(dict(weights), strict=False)
     tensors = plain.state_dict()
-    loaded = {tensors[name].data_ptr() for name in weights}
+    loaded = {tensors[name].data_ptr() for name in weights if name in tensors}
     lost = [name for name in missing if tensors[name].data_ptr() not in loaded] + list(unexpected)
     if lost:
         raise RuntimeError(f"export: {lost[0]} has no counterpart in {type(plain).__name__}")

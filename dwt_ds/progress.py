@@ -28,7 +28,8 @@ class Progress:
             f"step {row['step']}/{self._total_steps}  loss {row['loss']:.4f} = hard {row['hard_loss']:.4f}"
             f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}  lr {row['learning_rate']:.2e}"
             f"  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
-            f"  mem {peak_memory_bytes / 2**30:.1f} GiB  ETA {clock(seconds_left)}"
+            f"  data wait {row['data_wait_share']:.0%}  mem {peak_memory_bytes / 2**30:.1f} GiB"
+            f"  ETA {clock(seconds_left)}"
         )
 
     def say(self, text: str) -> None:

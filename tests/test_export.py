@@ -86,7 +86,7 @@ def test_plain_transformers_reads_every_family_and_gives_the_trained_models_logi
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=300,
+        timeout=550,
     )
     assert output.returncode == 0, output.stderr
     reports = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]

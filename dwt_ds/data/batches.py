@@ -20,8 +20,6 @@ from dwt_ds.data.tokenizer import TokenizerFacts
 
 # Masks of the validation rows never change, whatever the seed of the run.
 _VALIDATION_SEED = 20_201_120
-# Columns of batches of rows of many lengths are rounded up to this, so that few shapes occur.
-_WIDTH_MULTIPLE = 8
 
 
 @dataclass
@@ -112,10 +110,6 @@ def _masked_batch(
     )
 
 
-def _width(lengths: np.ndarray) -> int:
-    return -(-int(lengths.max()) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
-
-
 class StepBatches(Dataset[list[Batch]]):
     """Item k: this rank's micro-batches of step k, one for each accumulation step.
 
@@ -175,7 +169,7 @@ class StepBatches(Dataset[list[Batch]]):
         for accumulation_step in range(self._accumulation):
             first = (accumulation_step * self._world_size + self._rank) * self._micro_batch_size
             here = slice(first, first + self._micro_batch_size)
-            width = self._table.full_width or _width(self._table.lengths[rows[here]])
+            width = self._table.full_width or int(self._table.lengths[rows[here]].max())
             batches.append(
                 _masked_batch(self._table, self._facts, self._masking, self._seed, rows[here], epochs[here], width)
             )
@@ -206,9 +200,9 @@ def validation_batches(
         mine = (first + rank) * micro_batch_size
         here = rows[mine : mine + micro_batch_size]
         if len(here) == 0:
-            yield _without_labels(table, table.full_width or _width(table.lengths[rows[:1]]), rows[:1])
+            yield _without_labels(table, table.full_width or int(table.lengths[rows[0]]), rows[:1])
             continue
-        width = table.full_width or _width(table.lengths[here])
+        width = table.full_width or int(table.lengths[here].max())
         yield _masked_batch(table, facts, masking, _VALIDATION_SEED, here, np.zeros_like(here), width)
 
 

@@ -1,7 +1,8 @@
 """A masked language model whose head sees only the rows that count.
 
 The decoder's product with the vocabulary is left to the loss, which takes hidden states and weights. So the encoder's
-output is gathered at the wanted positions before the head, and no (tokens x vocabulary) tensor comes into being.
+output is gathered at the wanted positions before the head, for known families within the last layer already, and no
+(tokens x vocabulary) tensor comes into being.
 """
 
 from __future__ import annotations

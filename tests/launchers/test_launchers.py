@@ -58,7 +58,7 @@ def run(tmp_path: Path, programs: Path) -> Run:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     return run_script
