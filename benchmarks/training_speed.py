@@ -89,11 +89,15 @@ def main() -> int:
 
 
 def flops_per_token(vocab_size: int, labelled_share: float = 19 / 128) -> float:
-    """Operations that training needs for one real token: student three passes, teacher one."""
+    """Operations that training needs for one real token: student three passes, teacher one.
+
+    In the last layer all but keys, values, queries and their attention is needed at the labelled tokens only.
+    """
     attention = 4 * SEQ_LEN * HIDDEN  # scores, and their product with the values
-    layer = 2 * 12 * HIDDEN * HIDDEN + attention
-    head = labelled_share * 2 * (HIDDEN * HIDDEN + HIDDEN * vocab_size)
-    return 3 * (STUDENT_LAYERS * layer + head) + TEACHER_LAYERS * layer + head
+    layer = 2 * 12 * HIDDEN**2 + attention
+    last = 2 * 3 * HIDDEN**2 + attention + labelled_share * 2 * 9 * HIDDEN**2
+    head = labelled_share * 2 * (HIDDEN**2 + HIDDEN * vocab_size)
+    return 3 * ((STUDENT_LAYERS - 1) * layer + last + head) + (TEACHER_LAYERS - 1) * layer + last + head
 
 
 def gemm_flops_per_second() -> float:

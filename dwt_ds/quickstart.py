@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from dwt_ds.quiet import quieten_libraries
+
 DATA = Path("data/quickstart")
 RUNS = Path("runs/quickstart")
 VOCABULARY = 8000
@@ -102,9 +104,9 @@ def _draw_curves(path: Path) -> None:
 
 
 def _fill_mask(export: Path) -> None:
+    quieten_libraries()
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
     fill = transformers.pipeline("fill-mask", model=str(export), device="cpu")
     guesses = ", ".join(f"{guess['token_str']} ({guess['score']:.2f})" for guess in fill(MASKED_SENTENCE, top_k=3))
     print(f"\n{MASKED_SENTENCE}\n  [MASK] = {guesses}")

@@ -13,6 +13,7 @@ ROW = {
     "learning_rate": 5e-4,
     "grad_norm": 1.234,
     "tokens_per_second": 12345.6,
+    "data_wait_share": 0.031,
 }
 
 
@@ -41,7 +42,7 @@ def test_a_logged_step_is_one_plain_line_where_there_is_no_terminal(capsys: pyte
     out, err = capsys.readouterr()
     assert out == (
         "step 20/100  loss 6.5000 = hard 5.2500 + 2.5 x soft 0.5000  lr 5.00e-04  grad 1.23  12,346 tokens/s"
-        "  mem 1.5 GiB  ETA 2m05s\n"
+        "  data wait 3%  mem 1.5 GiB  ETA 2m05s\n"
     )
     assert err == ""
 

@@ -35,12 +35,14 @@ def spread(
     Yields:
         The job's index, and what the function returned or the exception that it raised.
     """
-    processes = min(len(gpus), len(jobs))
+    if not jobs:
+        return
     if len(gpus) < 2:
         share_cores(1)
         for index, job in enumerate(jobs):
             yield index, _outcome(partial(function, *job))
         return
+    processes = min(len(gpus), len(jobs))
     context = multiprocessing.get_context("spawn")
     free: Any = context.Queue()
     for gpu in gpus[:processes]:

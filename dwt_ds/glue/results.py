@@ -82,6 +82,7 @@ def _task_summary(task: Task, of_task: Mapping[int, Mapping[str, Any]]) -> dict[
             "epochs": made_with["epochs"],
             "steps": one["steps"],
         },
+        "devices": sorted({result["device"] for result in of_task.values()}),
         "seconds": {str(seed): result["seconds"] for seed, result in of_task.items()},
     }
 

@@ -60,6 +60,9 @@ def score_checkpoint(options: GlueOptions, tell: Callable[[str], None] = print) 
         FileNotFoundError, ValueError: model, data, or earlier results in `out` are not what they should be. All is
             read and checked before the first pair starts.
     """
+    gpus = visible_gpus()
+    if options.settings.precision == "bf16" and not gpus:
+        raise ValueError("--precision is bf16: there is no GPU to do it; use fp32")
     checkpoint = Checkpoint.open(options.model)
     settings = replace(options.settings, max_length=checkpoint.row_length(options.settings.max_length))
     options = replace(options, settings=settings)
@@ -78,7 +81,7 @@ def score_checkpoint(options: GlueOptions, tell: Callable[[str], None] = print) 
 
     failed = []
     jobs = [(options, *pair) for pair in waiting]
-    for index, outcome in spread(_run_pair, jobs, visible_gpus()):
+    for index, outcome in spread(_run_pair, jobs, gpus):
         name, seed = waiting[index]
         if isinstance(outcome, Exception):
             failed.append({"task": name, "seed": seed, "error": _one_line(outcome)})

@@ -33,7 +33,7 @@ def chunked_losses_and_gradients(
     """hard (N,), soft (N,), and the gradients of student hidden, weight and bias (None where not ``needed``).
 
     The gradient is that of the sum of upstream x (scales[0] x hard + scales[1] x soft); ``upstream`` is 0-d or (N,),
-    ``scales`` (2,).
+    ``scales`` (2,) fp64.
     """
     rows = student.hidden.shape[0]
     backend = backend_module(objective.backend)

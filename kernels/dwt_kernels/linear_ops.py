@@ -69,7 +69,7 @@ def linear_distill(*inputs: Any) -> tuple[Tensor, ...]:
         unit = relative.abs().amax()
         relative = torch.where(unit > 0, relative / unit, 0.0)
     call = call._replace(needed=gradients_made_forward(call))
-    hard, soft, *gradients = losses_and_gradients(call, torch.ones_like(unit), relative)
+    hard, soft, *gradients = losses_and_gradients(call, torch.ones_like(unit, dtype=torch.float32), relative)
     return *backend.reduce_rows(hard, soft, scales, call.objective.reduction), unit, *gradients
 
 
@@ -79,7 +79,7 @@ def _linear_distill_fake(*inputs: Any) -> tuple[Tensor, ...]:
     shape = call.labels.shape if call.objective.reduction == "none" else ()
     losses = [call.labels.new_empty(shape, dtype=torch.float32) for _ in range(3)]
     gradients = [empty_gradient(*pair) for pair in zip(call.student, gradients_made_forward(call))]
-    return *losses, call.labels.new_empty((), dtype=torch.float32), *gradients
+    return *losses, call.labels.new_empty((), dtype=torch.float64), *gradients
 
 
 @torch.library.custom_op(
@@ -196,7 +196,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
         gradients = linear_distill_rows_backward(upstream, *inputs)
     else:
         unit, *gradients = ctx.saved_tensors
-        factor = upstream * unit
+        factor = (upstream * unit).float()
     results = [
         scaled_gradient(gradient, factor, dtype) if need else None
         for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needed)

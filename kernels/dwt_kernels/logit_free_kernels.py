@@ -279,7 +279,7 @@ def tile_gradient_kernel(
     tau = tl.load(temperature)
     factor = LOG2_E / tau
     row_upstream = tl.load(upstream + row_index * upstream_stride, mask=in_range, other=0.0)
-    hard_scale = tl.where(labelled, row_upstream * tl.load(scales), 0.0)
+    hard_scale = tl.where(labelled, row_upstream * tl.load(scales).to(tl.float32), 0.0)
     row_statistics = statistics + row_index.to(tl.int64) * 5
     student_max = tl.load(row_statistics, mask=counted, other=0.0)
     log2_sum = tl.load(row_statistics + 1, mask=counted, other=0.0)
@@ -301,7 +301,7 @@ def tile_gradient_kernel(
     gradient = hard_scale[:, None] * tl.exp2(student * LOG2_E - log2_sum[:, None])
     gradient -= tl.where(column_index[None, :] == label[:, None], hard_scale[:, None], 0.0)
     if teacher_hidden is not None:
-        soft_scale = tl.where(counted, row_upstream * tl.load(scales + 1) / tau, 0.0)
+        soft_scale = tl.where(counted, row_upstream * tl.load(scales + 1).to(tl.float32) / tau, 0.0)
         student_log2_sum = tl.load(row_statistics + 2, mask=counted, other=0.0)
         teacher_max = tl.load(row_statistics + 3, mask=counted, other=0.0)
         teacher_log2_sum = tl.load(row_statistics + 4, mask=counted, other=0.0)

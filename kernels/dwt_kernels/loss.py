@@ -99,7 +99,7 @@ def distill_loss(
 def _distill(
     student: Tensor, teacher: Tensor | None, labels: Tensor, vocab_size: int, *keywords: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, hard, soft, statistics (N, 5), scales (4,))."""
+    """(loss, hard, soft, statistics (N, 5), scales (4,) fp64)."""
     objective = Objective(*keywords)
     backend = backend_module(objective.backend)
     scales = backend.prepare(labels, vocab_size, objective)
@@ -125,7 +125,7 @@ def _distill_fake(
     shape = (rows,) if objective.reduction == "none" else ()
     loss, hard, soft = (student.new_empty(shape, dtype=torch.float32) for _ in range(3))
     statistics = student.new_empty((rows, STATISTICS), dtype=torch.float32)
-    return loss, hard, soft, statistics, student.new_empty((4,), dtype=torch.float32)
+    return loss, hard, soft, statistics, student.new_empty((4,), dtype=torch.float64)
 
 
 @torch.library.custom_op(

@@ -47,16 +47,42 @@ def reference_distill_loss(
     student_logits = student_logits[:, :vocab_size]
     teacher_logits = None if teacher_logits is None else teacher_logits[:, :vocab_size]
     hard, soft = reference_rows(student_logits, teacher_logits, labels, temperature, ignore_index)
-    labelled = labels != ignore_index
-    counted = torch.ones_like(labelled) if soft_positions == "all" else labelled
-    soft = soft.where(counted, 0.0)
     if temperature_squared:
         soft = soft * temperature**2
+    return reference_reduction(
+        hard,
+        soft,
+        labels,
+        hard_weight=hard_weight,
+        soft_weight=soft_weight,
+        ignore_index=ignore_index,
+        soft_positions=soft_positions,
+        normalizer=normalizer,
+        reduction=reduction,
+    )
+
+
+def reference_reduction(
+    hard: Tensor,
+    soft: Tensor,
+    labels: Tensor,
+    *,
+    hard_weight: float,
+    soft_weight: float,
+    ignore_index: int,
+    soft_positions: str,
+    normalizer: float | tuple[float, float] | None,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, hard, soft) from the rows' losses (N,), fp64."""
+    labelled = labels != ignore_index
+    counted = torch.ones_like(labelled) if soft_positions == "all" else labelled
+    hard, soft = hard.where(labelled, 0.0), soft.where(counted, 0.0)
     if reduction != "none":
         hard, soft = hard.sum(), soft.sum()
     if reduction == "mean":
-        hard_count, soft_count = max(float(labelled.sum()), 1.0), max(float(counted.sum()), 1.0)
+        divisors = max(float(labelled.sum()), 1.0), max(float(counted.sum()), 1.0)
         if normalizer is not None:
-            hard_count, soft_count = normalizer if isinstance(normalizer, tuple) else (normalizer, normalizer)
-        hard, soft = hard / hard_count, soft / soft_count
+            divisors = normalizer if isinstance(normalizer, tuple) else (normalizer, normalizer)
+        hard, soft = hard / divisors[0], soft / divisors[1]
     return hard_weight * hard + soft_weight * soft, hard, soft

@@ -24,7 +24,7 @@ BLOCK_ELEMENTS = 1 << 18
 
 
 def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
-    """The scales (4,) fp32 of ``scales.loss_scales``; bad values raise on a CPU and are asserted on a GPU."""
+    """The scales (4,) fp64 of ``scales.loss_scales``; bad values raise on a CPU and are asserted on a GPU."""
     arguments.check_values(labels, vocab_size, objective)
     return loss_scales(labels, objective)
 
@@ -81,13 +81,13 @@ def row_gradients(
 ) -> None:
     """Write the gradient of upstream x (scales[0] x hard + scales[1] x soft) into ``out`` (N, V).
 
-    ``upstream`` is 0-d or (N,), ``scales`` (2,); ``out`` may be ``student`` itself.
+    ``upstream`` is 0-d or (N,), ``scales`` (2,) fp64; ``out`` may be ``student`` itself.
     """
     rows = student.shape[0]
     labelled = labels != ignore_index
     counted = counted_rows(labelled, soft_all, teacher)
     unit_temperature = is_one(temperature)
-    upstream = upstream.float().expand(rows)
+    upstream, scales = upstream.float().expand(rows), scales.float()
     row_inputs = (upstream, student, teacher, labels, labelled, statistics)
     whole_inputs = (scales, fp32(student_bias), fp32(teacher_bias), temperature, unit_temperature)
     if counted is None and cpu_fusion.pays(student) and cpu_fusion.write_gradient(*row_inputs, *whole_inputs, out):

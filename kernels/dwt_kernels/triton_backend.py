@@ -36,10 +36,10 @@ def row_tile(columns: int) -> Tile:
 
 
 def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
-    """The scales (4,) fp32 of ``scales.loss_scales``; bad values raise on a CPU and are asserted on a GPU."""
+    """The scales (4,) fp64 of ``scales.loss_scales``; bad values raise on a CPU and are asserted on a GPU."""
     if labels.device.type == "cpu":
         arguments.check_values(labels, vocab_size, objective)
-    scales = torch.empty(4, dtype=torch.float32, device=labels.device)
+    scales = torch.empty(4, dtype=torch.float64, device=labels.device)
     valid = torch.empty((), dtype=torch.int32, device=labels.device)
     prepare_kernel[(1,)](
         labels,

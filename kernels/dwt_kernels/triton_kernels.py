@@ -50,7 +50,7 @@ def losses_kernel(
         student_bias, teacher_bias: (V,) contiguous or None, added to the logits.
         labels: (N,) int64; temperature: 0-d fp32.
         hard, soft: (N,) fp32, written; statistics: (N, 5) fp32, written unless None (as in ``row_formulas``).
-        upstream: (N,) fp32 (stride 0: one for all) and scales: (2,) fp32: what multiplies a row's losses.
+        upstream: (N,) fp32 (stride 0: one for all) and scales: (2,) fp64: what multiplies a row's losses.
         *_ALIGNMENT: a power of two, in elements, that divides the rows' offsets; lets loads be wide.
     """
     row_index = tl.program_id(0).to(tl.int64)
@@ -106,8 +106,8 @@ def losses_kernel(
         tl.store(row_statistics + 4, teacher_log2_sum)
     if IN_PLACE_GRADIENT:
         row_upstream = tl.load(upstream + row_index * upstream_stride)
-        hard_scale = tl.where(labelled, row_upstream * tl.load(scales), 0.0)
-        soft_scale = row_upstream * tl.load(scales + 1) / tau
+        hard_scale = tl.where(labelled, row_upstream * tl.load(scales).to(tl.float32), 0.0)
+        soft_scale = row_upstream * tl.load(scales + 1).to(tl.float32) / tau
         state = student_max, log2_sum, student_log2_sum, teacher_max, teacher_log2_sum
         # The row was read a moment ago: what is still in the L2 cache is not read from memory again.
         for start in range(0, V // BLOCK * BLOCK, BLOCK):
@@ -187,8 +187,8 @@ def gradient_kernel(
         row = student_pointer, None, student_column_stride, teacher_pointer, None, teacher_column_stride
     tau = tl.load(temperature)
     row_upstream = tl.load(upstream + row_index * upstream_stride)
-    hard_scale = tl.where(labelled, row_upstream * tl.load(scales), 0.0)
-    soft_scale = row_upstream * tl.load(scales + 1) / tau
+    hard_scale = tl.where(labelled, row_upstream * tl.load(scales).to(tl.float32), 0.0)
+    soft_scale = row_upstream * tl.load(scales + 1).to(tl.float32) / tau
     row_statistics = statistics + row_index * 5
     state = (
         tl.load(row_statistics),

@@ -29,7 +29,7 @@ def prepare_kernel(
     SOFT_ALL: tl.constexpr,
     TEMPERATURE_SQUARED: tl.constexpr,
 ):
-    """scales (4,) fp32: [0:2] turn summed hard and soft rows into the reported losses, [2:4] also hold the weights.
+    """scales (4,) fp64: [0:2] turn summed hard and soft rows into the reported losses, [2:4] also hold the weights.
 
     ``valid`` (int32) is 1 if every label, the temperature and the normalizers are in range, else 0.
     """
@@ -47,25 +47,25 @@ def prepare_kernel(
     tau = tl.load(temperature)
     infinity = float("inf")
     in_range = (invalid_rows == 0) & (tau > 0) & (tau < infinity)
-    hard_scale = tau * 0.0 + 1.0
+    hard_scale = tl.full((), 1.0, tl.float64)
     soft_scale = hard_scale
     if MEAN:
-        hard_divisor = labelled_rows.to(tl.float32)
+        hard_divisor = labelled_rows.to(tl.float64)
         counted_rows = labelled_rows
         if SOFT_ALL:
             counted_rows = rows
-        soft_divisor = counted_rows.to(tl.float32)
+        soft_divisor = counted_rows.to(tl.float64)
         if hard_normalizer is not None:
-            hard_divisor = tl.load(hard_normalizer)
+            hard_divisor = tl.load(hard_normalizer).to(tl.float64)
             in_range = in_range & (hard_divisor >= 0) & (hard_divisor < infinity)
         if soft_normalizer is not None:
-            soft_divisor = tl.load(soft_normalizer)
+            soft_divisor = tl.load(soft_normalizer).to(tl.float64)
             in_range = in_range & (soft_divisor >= 0) & (soft_divisor < infinity)
         # An empty mean is 0 and not NaN.
         hard_scale = tl.where(labelled_rows == 0, 0.0, 1.0 / hard_divisor)
         soft_scale = tl.where(counted_rows == 0, 0.0, 1.0 / soft_divisor)
     if TEMPERATURE_SQUARED:
-        soft_scale = soft_scale * tau * tau
+        soft_scale = soft_scale * tau.to(tl.float64) * tau.to(tl.float64)
     tl.store(scales, hard_scale)
     tl.store(scales + 1, soft_scale)
     tl.store(scales + 2, hard_scale * tl.load(hard_weight))
@@ -75,9 +75,9 @@ def prepare_kernel(
 
 @triton.jit
 def reduce_kernel(hard_rows, soft_rows, scales, loss, hard, soft, rows, BLOCK: tl.constexpr):
-    """loss, hard and soft (0-d fp32) from rows (N,) fp32, summed in a fixed order."""
-    hard_sums = tl.zeros((BLOCK,), tl.float32)
-    soft_sums = tl.zeros((BLOCK,), tl.float32)
+    """loss, hard and soft (0-d fp32) from rows (N,) fp32, summed in fp64 and in a fixed order."""
+    hard_sums = tl.zeros((BLOCK,), tl.float64)
+    soft_sums = tl.zeros((BLOCK,), tl.float64)
     start = 0
     while start < rows:
         index = start + tl.arange(0, BLOCK)

@@ -25,6 +25,10 @@ def test_one_job_that_fails_does_not_end_the_others() -> None:
     assert results[1] == 0.5
 
 
+def test_nothing_to_do() -> None:
+    assert list(spread(os.getenv, [], ["a", "b"])) == []
+
+
 def test_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

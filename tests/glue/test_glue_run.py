@@ -252,6 +252,7 @@ def test_checkpoints_that_do_not_fit(
         (("--learning-rate", "-1"), "--learning-rate is -1.0: it must be above 0"),
         (("--max-steps", "0"), "--max-steps is 0: it must be above 0"),
         (("--max-length", "64"), "--max-length is 64: "),
+        (("--precision", "bf16"), "--precision is bf16: there is no GPU to do it; use fp32"),
     ],
 )
 def test_wrong_options(
@@ -264,6 +265,16 @@ def test_wrong_options(
     assert glue(*words) == 2
     assert message in capsys.readouterr().err
     assert trained == []
+
+
+def test_what_is_not_installed_is_named(
+    glue: Glue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dwt_ds.cli import glue as module
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "sklearn" else object())
+    assert glue() == 2
+    assert capsys.readouterr().err == "error: dwt-ds glue needs scikit-learn; pip install 'dwt-ds[study]'\n"
 
 
 def test_all_files_are_read_before_the_first_training(
