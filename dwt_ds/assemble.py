@@ -69,16 +69,17 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None) ->
         facts = _facts(settled)
         folder = RunFolder(settled.config.output_dir)
         folder.check_identity(_identity(facts))
-    if folder.finished_steps() >= settled.total_steps:
-        _say(f"{folder.path}: already finished at step {folder.finished_steps()}; nothing to do")
+        finished_steps = folder.finished_steps()
+    if finished_steps >= settled.total_steps:
+        _say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
         return None
-    with ranks.all_or_none():
-        if ranks.rank() == 0:
-            folder.begin(_identity(facts), settled.config.to_dict(), settled.ds_values)
 
     with ranks.all_or_none():
         teacher = _start_teacher(settled, tokenizer)
         objective = _build_objective(settled, tokenizer)
+    with ranks.all_or_none():
+        if ranks.rank() == 0:
+            folder.begin(_identity(facts), settled.config.to_dict(), settled.ds_values)
     _introduce(settled, objective, teacher)
     torch.manual_seed(settled.config.seed + 1 + ranks.rank())
     student = start_student(objective, settled.ds_values)

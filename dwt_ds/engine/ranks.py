@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -26,6 +28,8 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
 
     A collective that takes longer than `timeout_seconds` is an error on every rank that waits in it.
     """
+    # DeepSpeed compiles operators at first use, and anew whenever another ninja than last time looks at them.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("LOCAL_SIZE", os.environ["WORLD_SIZE"])
