@@ -104,6 +104,13 @@ def test_a_pair_repeats_exactly(glue: Glue, out: Path) -> None:
     assert first == second
 
 
+def test_a_seed_draws_the_new_head(glue: Glue, out: Path) -> None:
+    # The weights do not move, so only the head's first ones can tell the scores apart.
+    assert glue("--tasks", "STS-B", "--seeds", 2, "--max-steps", 1, "--learning-rate", 1e-12) == 0
+    first, second = results_of(out)["tasks"]["STS-B"]["score"]["by_seed"].values()
+    assert first != pytest.approx(second)
+
+
 def test_defaults_are_the_papers(glue: Glue, out: Path, trained: list[tuple[str, int]]) -> None:
     assert glue() == 0
     assert trained == [(task, seed) for task in SEVEN for seed in range(3)]
