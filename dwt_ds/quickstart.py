@@ -62,7 +62,9 @@ def main() -> int:
 def _run(command: list[str]) -> None:
     print(f"\n$ {' '.join(command)}", flush=True)
     program = Path(sys.executable).with_name(command[0])
-    completed = subprocess.run([str(program), *command[1:]], env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
+    # Without it DeepSpeed's launcher warns on machines without a GPU that it found none.
+    accelerator = {} if torch.accelerator.is_available() else {"DS_ACCELERATOR": "cpu"}
+    completed = subprocess.run([str(program), *command[1:]], env={**os.environ, **accelerator})
     if completed.returncode:
         raise SystemExit(f"error: the command above failed with exit code {completed.returncode}")
 

@@ -7,7 +7,7 @@ import importlib
 import sys
 
 # Subcommand -> its module; loaded only when asked for, since some pull in heavy libraries.
-SUBCOMMANDS = {"prepare": "dwt_ds.cli.prepare"}
+SUBCOMMANDS = {"glue": "dwt_ds.cli.glue", "prepare": "dwt_ds.cli.prepare"}
 
 
 def main(arguments: list[str] | None = None) -> int:

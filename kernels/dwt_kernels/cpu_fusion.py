@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -46,18 +45,25 @@ def has_compiler() -> bool:
 
 
 def write_gradient(
-    row_inputs: Sequence[Tensor | None], labels: Tensor, constants: tuple[Any, ...], out: Tensor
+    upstream: Tensor,
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    labelled: Tensor,
+    statistics: Tensor,
+    scales: Tensor,
+    student_bias: Tensor | None,
+    teacher_bias: Tensor | None,
+    temperature: Tensor,
+    unit_temperature: bool,
+    out: Tensor,
 ) -> bool:
     """Write ``block_gradient`` and the labels' share into ``out`` (N, V); False if the compiler failed.
 
-    ``row_inputs`` and ``constants`` are its arguments that have a first dimension of N and the others. The labels'
-    columns are computed apart in fp32 and stored last, because ``out`` may be rounded to 16 bits.
+    The labels' columns are computed apart in fp32 and stored last, because ``out`` may be rounded to 16 bits.
     """
     global _broken
-    upstream, student, teacher, labelled, statistics = row_inputs
-    assert upstream is not None and student is not None and labelled is not None and statistics is not None  # noqa: PT018
-    hard_scale, *middle, student_bias, teacher_bias, unit_temperature = constants
-    columns, share = label_share(upstream, labels, labelled, hard_scale)
+    columns, share = label_share(upstream, labels, labelled, scales)
     at_label = block_gradient(
         [statistics.new_empty(columns.shape) for _ in range(2)],
         upstream,
@@ -65,20 +71,21 @@ def write_gradient(
         None if teacher is None else teacher.gather(1, columns),
         labelled,
         statistics,
-        hard_scale,
-        *middle,
+        scales,
         None if student_bias is None else student_bias[columns],
         None if teacher_bias is None else teacher_bias[columns],
+        temperature,
         unit_temperature,
     )
     blocks = -(-student.numel() // BLOCK_ELEMENTS)
-    split = ([None] * blocks if tensor is None else tensor.tensor_split(blocks) for tensor in (out, *row_inputs))
+    row_tensors = (out, upstream, student, teacher, labelled, statistics)
+    split = ([None] * blocks if tensor is None else tensor.tensor_split(blocks) for tensor in row_tensors)
     for block in zip(*split):
         for tensor in block:
             if tensor is not None:
                 torch._dynamo.mark_dynamic(tensor, 0)
         try:
-            fused_gradient()(*block, *constants)
+            fused_gradient()(*block, scales, student_bias, teacher_bias, temperature, unit_temperature)
         except Exception as error:  # whatever the compiler stumbles over, the plain operations do the same
             _broken = True
             logger.warning("fusing the loss gradient failed, going on without: %s", str(error).splitlines()[0])

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dwt_kernels import arguments, cpu_fusion
 from dwt_kernels.arguments import Objective
-from dwt_kernels.row_formulas import STATISTICS, block_gradient, block_statistics, label_share
-from dwt_kernels.scalars import LOG2_E_FP32, Scalars, compute_scalars, reduce_rows, row_losses
+from dwt_kernels.row_formulas import STATISTICS, block_gradient, block_losses, label_share
+from dwt_kernels.scales import loss_scales, reduce_rows
 
-__all__ = ["prepare", "reduce_rows", "row_gradients", "row_losses", "row_statistics", "row_statistics_and_gradients"]
+__all__ = ["prepare", "reduce_rows", "row_gradients", "row_losses", "row_losses_and_gradients"]
 
 # Elements of a block for each thread: 1 MiB in fp32. Smaller blocks lose to the cost of starting an operation
 # (65,536: 1.4 times slower on a Zen 5 core), larger ones leave the cache.
@@ -24,45 +24,54 @@ BLOCK_ELEMENTS = 1 << 18
 
 
 def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
-    """The ``Scalars`` as (8,) fp64; bad values raise on a CPU and are asserted on a GPU."""
+    """The scales (4,) fp64 of ``scales.loss_scales``; bad values raise on a CPU and are asserted on a GPU."""
     arguments.check_values(labels, vocab_size, objective)
-    return compute_scalars(labels, objective)
+    return loss_scales(labels, objective)
 
 
-def row_statistics(
+def row_losses(
     student: Tensor,
     student_bias: Tensor | None,
     teacher: Tensor | None,
     teacher_bias: Tensor | None,
     labels: Tensor,
-    scalars: Tensor,
+    temperature: Tensor,
     ignore_index: int,
     soft_all: bool,
-) -> Tensor:
-    """(N, 7) fp32 as in ``row_formulas``; anything finite on rows that do not count."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hard loss (N,), soft loss (N,) and statistics (N, 5), all fp32; zero on rows that do not count."""
     rows = student.shape[0]
-    # Ones: the logarithm of a sum that nobody needs is then a number too.
-    statistics = student.new_ones(rows, STATISTICS, dtype=torch.float32)
+    hard, soft = labels.new_zeros(rows, dtype=torch.float32), labels.new_zeros(rows, dtype=torch.float32)
+    statistics = labels.new_zeros(rows, STATISTICS, dtype=torch.float32)
     labelled = labels != ignore_index
-    label_columns = labels.where(labelled, 0)
-    named = Scalars(*scalars.unbind())
-    on_cpu = student.device.type == "cpu"
-    constants = (named.factor.float(), named.residual.item() if on_cpu else named.residual.float(), is_unit(named))
+    counted = counted_rows(labelled, soft_all, teacher)
+    unit_temperature = is_one(temperature)
     student_bias, teacher_bias = fp32(student_bias), fp32(teacher_bias)
-    for index, buffers in row_blocks(student, counted_rows(labelled, soft_all, teacher), buffers=3):
-        teacher_block = None if teacher is None else teacher[index]
-        statistics[index] = block_statistics(
-            buffers, student[index], student_bias, teacher_block, teacher_bias, label_columns[index], *constants
+    for index, buffers in row_blocks(student, counted, buffers=3):
+        hard[index], soft[index], statistics[index] = block_losses(
+            buffers,
+            student[index],
+            student_bias,
+            None if teacher is None else teacher[index],
+            teacher_bias,
+            labels[index],
+            labelled[index],
+            temperature,
+            unit_temperature,
         )
-    return statistics
+    if not soft_all:
+        # On a GPU the rows to skip were computed all the same.
+        soft.masked_fill_(~labelled, 0)
+    return hard, soft, statistics
 
 
 def row_gradients(
     upstream: Tensor,
-    scalars: Tensor,
+    scales: Tensor,
     student: Tensor,
     teacher: Tensor | None,
     labels: Tensor,
+    temperature: Tensor,
     statistics: Tensor,
     ignore_index: int,
     soft_all: bool,
@@ -70,45 +79,67 @@ def row_gradients(
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
 ) -> None:
-    """Write the gradient of upstream x (hard and soft loss, scaled) into ``out`` (N, V), which may be ``student``.
+    """Write the gradient of upstream x (scales[0] x hard + scales[1] x soft) into ``out`` (N, V).
 
-    ``upstream`` is 0-d or (N,).
+    ``upstream`` is 0-d or (N,), ``scales`` (2,) fp64; ``out`` may be ``student`` itself.
     """
+    rows = student.shape[0]
     labelled = labels != ignore_index
     counted = counted_rows(labelled, soft_all, teacher)
-    named = Scalars(*scalars.unbind())
-    hard_scale, soft_scale, factor = named.hard_gradient.float(), named.soft_gradient.float(), named.factor.float()
-    upstream = upstream.float().expand(labels.shape)
-    constants = (hard_scale, soft_scale, factor, fp32(student_bias), fp32(teacher_bias), is_unit(named))
-    row_inputs = (upstream, student, teacher, labelled, statistics)
-    if counted is None and cpu_fusion.pays(student) and cpu_fusion.write_gradient(row_inputs, labels, constants, out):
+    unit_temperature = is_one(temperature)
+    upstream, scales = upstream.float().expand(rows), scales.float()
+    row_inputs = (upstream, student, teacher, labels, labelled, statistics)
+    whole_inputs = (scales, fp32(student_bias), fp32(teacher_bias), temperature, unit_temperature)
+    if counted is None and cpu_fusion.pays(student) and cpu_fusion.write_gradient(*row_inputs, *whole_inputs, out):
         return
     for index, buffers in row_blocks(student, counted, buffers=2):
-        inputs = [None if tensor is None else tensor[index] for tensor in row_inputs]
-        gradient = block_gradient(buffers, *inputs, *constants)
-        gradient.scatter_add_(1, *label_share(upstream[index], labels[index], labelled[index], hard_scale))
+        gradient = block_gradient(
+            buffers,
+            upstream[index],
+            student[index],
+            None if teacher is None else teacher[index],
+            labelled[index],
+            statistics[index],
+            *whole_inputs,
+        )
+        gradient.scatter_add_(1, *label_share(upstream[index], labels[index], labelled[index], scales))
         out[index] = gradient if isinstance(index, slice) else gradient.to(out.dtype)
     if counted is not None or out.device.type != "cpu":
         every_row = soft_all and teacher is not None
         out.masked_fill_(~(labelled | every_row).unsqueeze(1), 0)
 
 
-def row_statistics_and_gradients(
+def row_losses_and_gradients(
     upstream: Tensor,
-    scalars: Tensor,
+    scales: Tensor,
     student: Tensor,
     student_bias: Tensor | None,
     teacher: Tensor | None,
     teacher_bias: Tensor | None,
     labels: Tensor,
+    temperature: Tensor,
     ignore_index: int,
     soft_all: bool,
-) -> Tensor:
-    """Statistics (N, 7); the gradient is written over ``student``."""
-    statistics = row_statistics(student, student_bias, teacher, teacher_bias, labels, scalars, ignore_index, soft_all)
-    biases = (student_bias, teacher_bias)
-    row_gradients(upstream, scalars, student, teacher, labels, statistics, ignore_index, soft_all, student, *biases)
-    return statistics
+) -> tuple[Tensor, Tensor]:
+    """Hard and soft losses (N,); the gradient is written over ``student``."""
+    hard, soft, statistics = row_losses(
+        student, student_bias, teacher, teacher_bias, labels, temperature, ignore_index, soft_all
+    )
+    row_gradients(
+        upstream,
+        scales,
+        student,
+        teacher,
+        labels,
+        temperature,
+        statistics,
+        ignore_index,
+        soft_all,
+        student,
+        student_bias,
+        teacher_bias,
+    )
+    return hard, soft
 
 
 def counted_rows(labelled: Tensor, soft_all: bool, teacher: Tensor | None) -> Tensor | None:
@@ -145,7 +176,6 @@ def fp32(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.float()
 
 
-def is_unit(scalars: Scalars) -> bool:
-    """Whether tau is 1; known without a synchronisation on a CPU only."""
-    on_cpu = scalars.residual.device.type == "cpu"
-    return on_cpu and scalars.residual.item() == 0 and scalars.factor.item() == LOG2_E_FP32
+def is_one(temperature: Tensor) -> bool:
+    """Known without a synchronisation on a CPU only."""
+    return temperature.device.type == "cpu" and temperature.item() == 1
