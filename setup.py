@@ -35,6 +35,7 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
         "safetensors>=0.4",
+        "psutil>=5.9",
         "syntok>=1.4.3",
         "xxhash>=3.4",
         # DeepSpeed compiles its operators at first use.

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
+import os
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dwt_ds.config import DataConfig, RunConfig
+from dwt_ds.config import DataConfig, RunConfig, TrainConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.masks import Masking
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.distill.adaptive import AdaptiveWeight
 from dwt_ds.distill.evaluate import teacher_held_out_loss
 from dwt_ds.distill.objective import DistillObjective
+from dwt_ds.doctor.extension_locks import find_locks
 from dwt_ds.engine import ranks
-from dwt_ds.engine.checkpoint import RunState, load_checkpoint, newest_checkpoint
+from dwt_ds.engine.agreement import require_same_data, require_same_software
+from dwt_ds.engine.checkpoint import RunState
 from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
+from dwt_ds.engine.resume import load_checkpoint, newest_checkpoint
 from dwt_ds.engine.student import StudentEngine, quieten_deepspeed, start_student
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.build import (
@@ -34,11 +42,17 @@ from dwt_ds.models.cpu_dropout import use_cpu_dropout
 from dwt_ds.models.growth import grow
 from dwt_ds.models.growth_plan import check_growth
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
+from dwt_ds.models.origin import weights_origin
+from dwt_ds.models.quantization import check_quantization, prepare
+from dwt_ds.models.quantization_settings import Quantization, check_start_step, parse_quantization
 from dwt_ds.models.vocabulary import check_same_vocabulary
 from dwt_ds.progress import Progress
 from dwt_ds.recipe import load_recipe
 from dwt_ds.run import Parts, Run, as_micro_batch
 from dwt_ds.run_folder import RunFolder
+from dwt_ds.settings_diff import changed_settings
+from dwt_ds.software import software
+from dwt_ds.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +66,24 @@ class Settled:
     ds_values: dict[str, Any]
     data: PreparedData
     total_steps: int
+    quantization: Quantization | None
 
 
-def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None) -> Run | None:
+def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, stop: StopRequest) -> Run | None:
     """Everything up to the first step; None, after saying so, if the run in the folder is already finished.
 
     Raises ValueError and OSError (one line: field, value, fix) on the rank that found the mistake and OtherRankError
     on the others.
     """
     quieten_deepspeed()
-    ranks.start_ranks()
+    _refuse_stale_locks()
+    ranks.start_ranks(_timeout_seconds(recipe, overrides))
+    require_same_software()
     with ranks.all_or_none():
         settled = settle(recipe, overrides, deepspeed_config)
+    manifest, settings = settled.data.manifest, {**settled.config.to_dict(), "deepspeed": settled.ds_values}
+    require_same_data(manifest.fingerprint, manifest.tokenizer_sha256, settings)
+    with ranks.all_or_none():
         tokenizer = settled.data.tokenizer()
         _check_growth(settled, tokenizer)
         facts = _facts(settled)
@@ -80,10 +100,12 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None) ->
     with ranks.all_or_none():
         if ranks.rank() == 0:
             folder.begin(_identity(facts), settled.config.to_dict(), settled.ds_values)
-    _introduce(settled, objective, teacher)
+            tokenizer.save_pretrained(folder.path / "tokenizer")
+    teacher_loss = _introduce(settled, objective, teacher)
     torch.manual_seed(settled.config.seed + 1 + ranks.rank())
     student = start_student(objective, settled.ds_values)
-    state = _resume(student, folder)
+    state = _resume(student, folder, settled, facts)
+    adaptive = _adaptive_weight(settled, teacher_loss, state)
     train = settled.config.train
     batches = StepBatches(
         settled.data.train,
@@ -103,13 +125,16 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None) ->
             total_steps=settled.total_steps,
             student=student,
             teacher=teacher,
+            adaptive=adaptive,
             batches=batches,
+            quantization=settled.quantization,
             validation=_validation(settled),
             tokenizer=tokenizer,
             folder=folder,
             state=state,
             facts=facts,
             progress=Progress(state.step, settled.total_steps, shown=ranks.rank() == 0),
+            stop=stop,
         )
     )
 
@@ -137,16 +162,58 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None)
         raise ValueError("train.max_steps: not set, nor is train.epochs; set one of them")
     total_steps = train.max_steps or math.ceil((train.epochs or 0) * len(data.train) / rows)
     ds_values = fill_steps(ds_values, recipe, config, total_steps, ds.source)
-    return Settled(config, ds, ds_values, data, total_steps)
+    quantization = parse_quantization(config.student.quantization)
+    if quantization is not None:
+        check_start_step(quantization, total_steps)
+    return Settled(config, ds, ds_values, data, total_steps, quantization)
+
+
+def _refuse_stale_locks() -> None:
+    """Starting may compile DeepSpeed's operators, and torch waits without end for the lock of a build that was killed.
+
+    The first rank of each host looks; the launcher ends the others with it.
+    """
+    if ranks.local_rank() != 0:
+        return
+    several_hosts = os.environ.get("LOCAL_SIZE", "1") != os.environ.get("WORLD_SIZE", "1")
+    stale = [lock for lock in find_locks() if lock.stale(several_hosts)]
+    if stale:
+        raise ValueError(
+            f"{stale[0].path}: the lock of a build of {stale[0].operator} that was killed; torch would wait for it "
+            "without end; delete that file"
+        )
+
+
+def _timeout_seconds(recipe: str, overrides: list[str]) -> float:
+    """The ranks' patience with each other, needed before they can tell each other of a mistake in the recipe."""
+    try:
+        return load_recipe(recipe, overrides).config.train.collective_timeout_seconds
+    except (ValueError, OSError):
+        return TrainConfig().collective_timeout_seconds  # `settle` reports the mistake on all ranks
 
 
 def _facts(settled: Settled) -> dict[str, Any]:
+    """What a checkpoint's manifest and the export's card say of a run."""
     manifest, student = settled.data.manifest, settled.config.student
     shape = {
         name: getattr(student, name)
         for name in ("family", "layers", "hidden_size", "num_heads", "intermediate_size", "max_positions", "config")
     }
-    return {"data": manifest.fingerprint, "tokenizer": manifest.tokenizer_sha256, "student": shape}
+    settings = {**settled.config.to_dict(), "deepspeed": settled.ds_values}
+    facts = {
+        "data": manifest.fingerprint,
+        "tokenizer": manifest.tokenizer_sha256,
+        "vocab_size": manifest.vocab_size,
+        "seq_len": manifest.seq_len,
+        "student": shape,
+        "teacher": weights_origin(settled.config.teacher.path) if ranks.rank() == 0 else None,
+        "versions": software(),
+        "settings": settings,
+        "settings_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+    }
+    if settled.quantization is not None:
+        facts["quantization"] = settled.quantization.to_dict()
+    return facts
 
 
 def _identity(facts: dict[str, Any]) -> dict[str, Any]:
@@ -188,6 +255,9 @@ def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Di
     gathered = GatheredMaskedLM(model).to(ranks.device())
     check_against_own_logits(gathered)
     freeze_unused_parameters(gathered)
+    if settled.quantization is not None:
+        # After the check above: rounding makes a large difference of a tiny one.
+        prepare(model, settled.quantization)
     return DistillObjective(gathered, config.distill, settled.data.manifest.vocab_size)
 
 
@@ -195,6 +265,8 @@ def _check_growth(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> None:
     """Whether the student can start as it should, from the configurations alone."""
     init, path = settled.config.student.init, settled.config.teacher.path
     student = student_model_config(settled.config.student, **_sizes(settled, tokenizer))
+    if settled.quantization is not None:
+        check_quantization(student, settled.quantization)
     if init == "random":
         return
     if path is None:
@@ -213,8 +285,11 @@ def _sizes(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
     }
 
 
-def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEngine | None) -> None:
-    """Sizes of both models and the teacher's held-out loss: weak means smaller, or worse at equal size."""
+def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEngine | None) -> float | None:
+    """Tell both models' sizes and the teacher's held-out loss: weak means smaller, or worse at equal size.
+
+    Returns that loss, None without a teacher.
+    """
     ours = parameter_count(objective.student)
     config = settled.config
     _say(
@@ -223,8 +298,10 @@ def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEn
         f"{settled.data.manifest.rows:,} rows in {config.data.dir}"
     )
     _say(f"student: {config.student.family}, {ours:,} parameters")
+    if settled.quantization is not None:
+        _say(f"quantization-aware: {settled.quantization.describe()}")
     if teacher is None:
-        return
+        return None
     theirs = parameter_count(teacher.model)
     device = ranks.device()
     loss = teacher_held_out_loss(
@@ -240,22 +317,40 @@ def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEn
     )
     if theirs > ours:
         _say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
+    return loss
 
 
-def _resume(student: StudentEngine, folder: RunFolder) -> RunState:
+def _resume(student: StudentEngine, folder: RunFolder, settled: Settled, facts: dict[str, Any]) -> RunState:
     path, damaged = newest_checkpoint(folder.checkpoints)
     for problem in damaged:
         _say(f"checkpoint not used: {problem}")
+    state = RunState()
     if path is None:
         if folder.metrics.is_file():
             _say(f"{folder.path}: the run there stopped before its first complete checkpoint; beginning at step 0")
-        state = RunState(step=0, rows=0, tokens=0, elapsed_seconds=0.0)
     else:
-        state = load_checkpoint(student, path)
+        state, manifest = load_checkpoint(student, path, settled.config.seed)
         _say(f"resuming from {path} at step {state.step}")
+        if manifest["world_size"] != ranks.world_size():
+            _say(f"it was written by {manifest['world_size']} ranks: optimizer shards cut anew, new dropout streams")
+        for change in changed_settings(manifest["settings"], facts["settings"]):
+            _say(f"changed since that checkpoint: {change}")
     if ranks.rank() == 0:
         folder.cut_metrics_back(state.step)
-    return state
+    start = {"step": state.step, "ranks": ranks.world_size(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    return replace(state, starts=[*state.starts, {**start, "versions": facts["versions"]}])
+
+
+def _adaptive_weight(settled: Settled, teacher_loss: float | None, state: RunState) -> AdaptiveWeight | None:
+    schedule = settled.config.distill.soft_weight
+    if schedule.schedule != "adaptive":
+        return None
+    if teacher_loss is None:
+        raise ValueError("distill.soft_weight.schedule='adaptive': there is no teacher to follow; set teacher.path")
+    adaptive = AdaptiveWeight(schedule, teacher_loss, ranks.device())
+    if state.adaptive:
+        adaptive.load_state_dict(state.adaptive)
+    return adaptive
 
 
 def _validation(settled: Settled) -> Callable[[], Iterator[Batch]]:

@@ -19,22 +19,29 @@ _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_na
 class Schedule:
     """A value that changes over training, from `start` to `end` within the span, and stays at `end` after it."""
 
-    schedule: Literal["constant", "linear", "cosine", "exponential", "step"] = "constant"
-    """constant: `start` throughout. step: `start` up to the end of the span, then `end`. The others move smoothly."""
+    schedule: Literal["constant", "linear", "cosine", "exponential", "step", "adaptive"] = "constant"
+    """constant: `start` throughout. step: `start` up to the end of the span, then `end`. adaptive, for the soft weight
+    only: between `start` and `end` as the student catches up with the teacher. The others move smoothly."""
     start: float = 1.0
     """Value at step 0."""
     end: float | None = None
-    """Value at the end of the span; required by all but `constant`."""
+    """Value at the end of the span; required by all but `constant` and `adaptive`, which never goes below it (0)."""
     span: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The span as a share of all training steps."""
     span_steps: PositiveInt | None = None
     """The span in optimizer steps; takes the place of `span`."""
+    signal: Literal["gap", "projection"] = "projection"
+    """adaptive: what the weight follows; see dwt_ds/distill/adaptive.py."""
+    width: PositiveFloat = 0.5
+    """adaptive, signal `gap`: at so much more loss than the teacher's (nats) the weight is all of `start`."""
+    average_steps: PositiveInt = 50
+    """adaptive: optimizer steps over which the student's losses are averaged."""
 
     def __post_init__(self) -> None:
         if self.schedule == "constant":
             if self.end not in (None, self.start):
                 raise ValueError(f"end={self.end} has no meaning for a constant; set schedule to linear, say")
-        elif self.end is None:
+        elif self.end is None and self.schedule != "adaptive":
             raise ValueError(f"end is missing; schedule {self.schedule!r} needs the value it goes to")
         if self.schedule == "exponential" and not (self.start > 0 and self.end and self.end > 0):
             raise ValueError(f"start={self.start}, end={self.end}: an exponential needs both above 0; use linear")
@@ -95,6 +102,9 @@ class StudentConfig:
     """Attention implementation; auto: eager on a CPU, sdpa on a GPU."""
     init: str = "random"
     """Where the weights start: random, or filled from the teacher by a growth method (`remap`: the paper's)."""
+    quantization: str | dict[str, Any] = "none"
+    """Quantization-aware training: none, w8a8, w4a8, or a mapping with weight_bits, activation_bits, modules,
+    start_step and group_size; see docs/quantization.md."""
     config: dict[str, Any] = field(default_factory=dict)
     """Further fields of the Hugging Face configuration, by the names they have there."""
 
@@ -133,6 +143,13 @@ class DistillConfig:
     """How the head and the loss share memory; see kernels/README.md."""
 
     def __post_init__(self) -> None:
+        if self.temperature.schedule == "adaptive":
+            raise ValueError("temperature.schedule='adaptive': only the soft weight has it; use linear, say")
+        if self.soft_weight.schedule == "adaptive":
+            if self.soft_weight.start < (self.soft_weight.end or 0.0):
+                raise ValueError(f"soft_weight.start={self.soft_weight.start} is below its end; swap them")
+            if self.soft_weight.signal == "projection" and self.soft_positions == "all":
+                raise ValueError("soft_weight.signal='projection' compares both losses on the same rows; use gap")
         for name, lowest in (("soft_weight", 0.0), ("temperature", None)):
             value: Schedule = getattr(self, name)
             for end in ("start", "end"):
@@ -179,6 +196,20 @@ class TrainConfig:
     """Steps between checkpoints; 0: only at the end."""
     keep_last: PositiveInt = 2
     """Checkpoints kept; older ones are deleted once a newer one is complete."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0: none."""
+    spike_sigma: PositiveFloat | None = None
+    """Skip a step whose loss is over the mean of the last `spike_window` steps by so many standard deviations."""
+    spike_window: Annotated[int, Field(ge=2)] = 128
+    """Steps whose losses `spike_sigma` looks back on."""
+    skip_window: PositiveInt = 100
+    """Recent steps over which skipped ones are counted."""
+    max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """The run stops when more than this share of the last `skip_window` steps had to be skipped."""
+    collective_timeout_seconds: PositiveFloat = 1800.0
+    """A rank that waits longer for the others stops with an error."""
+    export_every: NonNegativeInt = 0
+    """Steps between exports kept at `export/step_XXXXXXXX`, to be scored along the way; 0: only the last model."""
     expected_world_size: PositiveInt | None = None
     """Number of ranks the run must come up with; another number stops it before training."""
 

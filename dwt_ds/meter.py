@@ -62,12 +62,16 @@ class Meter:
         """Training time of this start."""
         return time.perf_counter() - self._started
 
-    def row(self, divisor: int) -> dict[str, Any]:
-        """Losses of the step just done, as means over the global batch, and rates since the last row.
+    def losses(self, divisor: int) -> Tensor:
+        """(loss, hard, soft) of the step just done, (3,) means over the global batch; every rank must call it.
 
-        Every rank must call it. `divisor` is what DeepSpeed divides a micro-batch's loss by.
+        `divisor` is what DeepSpeed divides a micro-batch's loss by.
         """
-        loss, hard, soft = (ranks.sum_over_ranks(self._loss_parts.clone()) / divisor).tolist()
+        return ranks.sum_over_ranks(self._loss_parts.clone()) / divisor
+
+    def row(self, divisor: int) -> dict[str, Any]:
+        """`losses` of the step just done, and rates since the last row."""
+        loss, hard, soft = self.losses(divisor).tolist()
         now, tokens = time.perf_counter(), self.tokens
         seconds = max(now - self._log_started - self._paused_seconds, 1e-9)
         row = {

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from dwt_ds.quiet import quieten_libraries
+from dwt_ds.stop import StopRequest
 
 if TYPE_CHECKING:
     from dwt_ds.run import Run
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 
 def train(run: Run) -> None:
     """The loop: a step is `gradient_accumulation_steps` micro-batches on every rank."""
-    for step in range(run.first_step, run.total_steps):
+    for step in run.steps():
+        run.begin_step(step)
         micro_batches = run.next_micro_batches()
         scale = run.scale_for(step, micro_batches)
         for batch in micro_batches:
             batch = batch.to(run.device)
             view = run.teacher(batch) if run.teacher else None
             loss = run.student(batch, view, scale)
-            run.student.backward(loss.loss)
+            run.student.backward(run.count(loss))
             run.student.step()
-            run.count(loss)
         run.end_step(step)
     run.finish()
 
@@ -39,12 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON, by path or packaged name")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
+    stop = StopRequest()
+    stop.listen()
     quieten_libraries()
     from dwt_ds.assemble import assemble
     from dwt_ds.engine.ranks import OtherRankError, stop_ranks
+    from dwt_ds.guard import TooManySkipsError
 
     try:
-        run = assemble(options.recipe, options.overrides, options.deepspeed_config)
+        run = assemble(options.recipe, options.overrides, options.deepspeed_config, stop)
         if run is not None:
             train(run)
     except OtherRankError:
@@ -52,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except TooManySkipsError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 3
     finally:
         stop_ranks()
     return 0

@@ -6,10 +6,13 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from dwt_ds.stop import STOP_FILE
 
 _IDENTITY = "run.json"
 _COMPLETE = "complete.json"
@@ -24,6 +27,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
         self.metrics = self.path / _METRICS
+        self._waiting: dict[Path, list[str]] = {}
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a folder that holds a run on other data, another tokenizer or another model shape (ValueError)."""
@@ -44,6 +48,7 @@ class RunFolder:
         """Create the folder, private to its owner, and write the settings as resolved."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.checkpoints.mkdir(exist_ok=True, mode=0o700)
+        (self.path / _COMPLETE).unlink(missing_ok=True)  # of a shorter run that is to go on
         self._write(_IDENTITY, json.dumps(identity, indent=2) + "\n")
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         self._write("ds_config.json", json.dumps(ds_values, indent=2) + "\n")
@@ -53,6 +58,11 @@ class RunFolder:
         complete = self._read(_COMPLETE)
         return 0 if complete is None else int(complete["steps"])
 
+    def finished_since(self, seconds: float) -> bool:
+        """Whether the run was marked as done at or after a time (seconds since the epoch)."""
+        marker = self.path / _COMPLETE
+        return marker.is_file() and marker.stat().st_mtime >= seconds
+
     def finish(self, steps: int) -> None:
         """Mark the run as done."""
         self._write(_COMPLETE, json.dumps({"steps": steps}) + "\n")
@@ -60,8 +70,32 @@ class RunFolder:
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one object to metrics.jsonl; NaN and infinity, which JSON does not know, become null."""
         known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with open(self.metrics, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(known) + "\n")
+        self._append(self.metrics, json.dumps(known) + "\n")
+
+    def add_skip(self, row: Mapping[str, Any]) -> None:
+        """Append to skipped.jsonl which rows of the data a skipped step had."""
+        self._append(self.path / "skipped.jsonl", json.dumps(row) + "\n")
+
+    def _append(self, path: Path, line: str) -> None:
+        """Append a line; what a full disk does not take waits for the next one."""
+        text = "".join(self._waiting.pop(path, [])) + line
+        size = path.stat().st_size if path.is_file() else 0
+        try:
+            with open(path, "a", encoding="utf-8") as handle:
+                handle.write(text)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            self._waiting[path] = [text]
+
+    def forget_stop(self) -> None:
+        """Remove a request to stop: it was met, or it was left over from an earlier start."""
+        (self.path / STOP_FILE).unlink(missing_ok=True)
+
+    def has_held_out_loss(self, step: int) -> bool:
+        """Whether the held-out losses after `step` are in metrics.jsonl."""
+        rows = map(json.loads, self._metric_lines())
+        return any(row["step"] == step and "eval_hard_loss" in row for row in rows)
 
     def cut_metrics_back(self, step: int) -> None:
         """Drop the rows after `step`, so that each step stands there once after a resume."""

@@ -14,4 +14,7 @@ ranks=${RANKS:-$(( gpus > 0 ? gpus : 2 ))}
 arguments=("$@")
 [[ -z ${DEEPSPEED_CONFIG:-} ]] || arguments+=(--deepspeed_config "$DEEPSPEED_CONFIG")
 
-exec deepspeed --log_level warning --num_gpus "$ranks" --module dwt_ds.pretrain "${arguments[@]}"
+# The supervisor passes SIGTERM and Ctrl-C on to the ranks, which save and end. Exit code: 0 the run is complete, 75 it
+# was stopped and the same command goes on from its last checkpoint, else an error.
+exec python -m dwt_ds.supervise "${arguments[@]}" -- \
+  deepspeed --log_level warning --num_gpus "$ranks" --module dwt_ds.pretrain "${arguments[@]}"

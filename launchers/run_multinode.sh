@@ -12,18 +12,12 @@ set -euo pipefail
 hostfile=$1
 shift
 
-fail() { echo "error: hostfile $hostfile: $1" >&2; exit 2; }
-# DeepSpeed would go on with this machine alone.
-[[ -f $hostfile ]] || fail "no such file; see launchers/hostfile.example"
-hosts=$(sed -E 's/#.*//' "$hostfile" | awk 'NF {print $1}')
-[[ -n $hosts ]] || fail "names no host; see launchers/hostfile.example"
-bad=$(sed -E 's/[[:space:]]*#.*//' "$hostfile" | grep -nvE '^[[:space:]]*$|^[[:space:]]*[^[:space:]]+[[:space:]]+slots=[1-9][0-9]*[[:space:]]*$' | head -n 1) || true
-[[ -z $bad ]] || fail "line ${bad%%:*} is \"${bad#*:}\"; write it as: HOST slots=N"
-twice=$(sed -E 's/#.*//' "$hostfile" | awk 'NF && seen[$1]++ {print "line " NR " names " $1 " again"; exit}')
-[[ -z $twice ]] || fail "$twice; keep one line and add up its slots"
+# DeepSpeed would go on with this machine alone where there is no such file, and end in a traceback at a bad line.
+hosts=$(python -m dwt_ds.doctor.hostfile "$hostfile") || exit 2
 
 arguments=("$@")
 [[ -z ${DEEPSPEED_CONFIG:-} ]] || arguments+=(--deepspeed_config "$DEEPSPEED_CONFIG")
+settings=("${arguments[@]}")
 read -r -a options <<<"${DEEPSPEED_ARGS:-}"
 
 if [[ $hosts != localhost ]]; then
@@ -42,5 +36,6 @@ if [[ $hosts != localhost ]]; then
   fi
 fi
 
-exec deepspeed --log_level warning --hostfile "$hostfile" --master_addr "${MASTER_ADDR:-$(head -n 1 <<<"$hosts")}" \
+# Passes SIGTERM and Ctrl-C on to the ranks of all hosts; exit codes as in run_local.sh.
+exec python -m dwt_ds.supervise "${settings[@]}" -- deepspeed --log_level warning --hostfile "$hostfile" --master_addr "${MASTER_ADDR:-$(head -n 1 <<<"$hosts")}" \
   ${options[@]+"${options[@]}"} --module dwt_ds.pretrain "${arguments[@]}"

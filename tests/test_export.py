@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dwt_ds.config import RunConfig, StudentConfig, TeacherConfig
-from dwt_ds.export import model_card, write_export
+from dwt_ds.export import write_export
+from dwt_ds.model_card import model_card
 from dwt_ds.models.build import build_student
 
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]
@@ -187,8 +188,16 @@ def test_damage_between_writing_and_reading_back_is_found_and_the_old_export_sta
 
 
 def card_of(path: str | None) -> str:
-    config = RunConfig(teacher=TeacherConfig(path=path), seed=17)
-    return model_card(config.to_dict(), {"data": "abc", "held-out MLM loss": 2.5}, steps=1500, tokens=2_048_000)
+    facts = {
+        "data": "abc",
+        "tokenizer": "def",
+        "teacher": "sha256 0123",
+        "versions": {"torch": "2.13.0"},
+        "settings": RunConfig(teacher=TeacherConfig(path=path), seed=17).to_dict(),
+        "settings_sha256": "4567",
+    }
+    starts = [{"step": 0, "ranks": 2, "at": "2026-01-01T00:00:00Z"}, {"step": 700, "ranks": 4, "at": "2026-01-02"}]
+    return model_card(facts, steps=1500, tokens=2_048_000, starts=starts, held_out_loss=2.5)
 
 
 def test_the_card_tells_what_was_trained_on_what() -> None:
@@ -198,7 +207,8 @@ def test_the_card_tells_what_was_trained_on_what() -> None:
     assert "distilled from a weak teacher" in text
     assert "`runs/teacher/export`" in text
     assert "1,500 steps and 2,048,000 tokens" in text
-    assert "| data | abc |" in text
+    assert "| data (fingerprint of its rows) | abc |" in text
+    assert "* step 700: 4 ranks" in text
     assert "| held-out MLM loss | 2.5 |" in text
 
 

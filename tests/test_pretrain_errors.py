@@ -55,6 +55,23 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "out of range": (["distill.temperature=0"], ["distill.temperature.start=0.0 must be above 0"]),
     "no length": (["train.max_steps=null"], ["train.max_steps", "train.epochs", "set one"]),
     "no override": (["train.max_steps"], ["override 'train.max_steps': write it as key=value"]),
+    "bits out of range": (
+        ["student.quantization={{weight_bits: 9}}"],
+        ["student.quantization.weight_bits=9 must be a whole number from 2 to 8"],
+    ),
+    "quantization unknown": (["student.quantization=w8a9"], ["student.quantization='w8a9'", "did you mean 'w8a8'?"]),
+    "groups do not divide": (
+        ["student.quantization={{group_size: 24}}"],
+        ["student.quantization.group_size=24 does not divide the 32 inputs of bert.encoder.layer.0"],
+    ),
+    "quantized after the end": (
+        ["student.quantization={{start_step: 4}}"],
+        ["student.quantization.start_step=4: the run has 4 steps"],
+    ),
+    "DeepSpeed's old quantization": (
+        ["deepspeed.compression_training={{}}"],
+        ["zero2_fp32.json: compression_training: DeepSpeed took it out in 2026; set student.quantization"],
+    ),
     "json missing": (["deepspeed_config=zero22"], ["deepspeed_config='zero22'", "did you mean 'zero2_"]),
     "json key unknown": (
         ["deepspeed.zero_optimization.stagee=1"],

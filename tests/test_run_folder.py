@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +151,26 @@ def test_a_torn_last_line_goes_and_the_next_row_stands_on_its_own(folder: RunFol
 def test_cutting_back_a_run_without_metrics_is_fine(folder: RunFolder) -> None:
     folder.cut_metrics_back(0)
     assert steps(folder) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_metrics_wait_while_the_disk_is_full(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    try:
+        folder = RunFolder(str(tmp_path))
+        folder.add_metrics({"step": 1})
+        filler = tmp_path / "filler"
+        with suppress(OSError), open(filler, "wb", buffering=0) as handle:
+            while handle.write(b"x" * 512):
+                pass
+        for step in range(2, 900):
+            folder.add_metrics({"step": step})
+        assert (tmp_path / "metrics.jsonl").read_text().count("\n") < 898, "the disk was not full"
+        filler.unlink()
+        folder.add_metrics({"step": 900})
+        steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, 901))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -7,7 +7,16 @@ import importlib
 import sys
 
 # Subcommand -> its module; loaded only when asked for, since some pull in heavy libraries.
-SUBCOMMANDS = {"glue": "dwt_ds.cli.glue", "prepare": "dwt_ds.cli.prepare"}
+SUBCOMMANDS = {
+    "doctor": "dwt_ds.cli.doctor",
+    "export": "dwt_ds.cli.export",
+    "glue": "dwt_ds.cli.glue",
+    "plan": "dwt_ds.cli.plan",
+    "prepare": "dwt_ds.cli.prepare",
+    "report": "dwt_ds.cli.report",
+    "study": "dwt_ds.cli.study",
+    "verify": "dwt_ds.cli.verify",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     module = importlib.import_module(SUBCOMMANDS[chosen.command])
     subparser = argparse.ArgumentParser(prog=f"dwt-ds {chosen.command}", description=module.__doc__)
     module.add_arguments(subparser)
-    options = subparser.parse_args(argv[1:])
+    options = subparser.parse_intermixed_args(argv[1:])
     try:
         return int(module.main(options))
     except (ValueError, OSError) as error:

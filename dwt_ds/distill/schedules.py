@@ -8,12 +8,12 @@ from dwt_ds.config import Schedule
 
 
 def value_at(schedule: Schedule, step: int, total_steps: int) -> float:
-    """Value for optimizer step `step` (counted from 0) of a run of `total_steps`.
+    """Value for optimizer step `step` (counted from 0) of a run of `total_steps`; `start` for an adaptive one.
 
     Lee et al. (2023), section 4.2, find that a large soft weight speeds up the start and hurts the end; the schedules
     other than `constant` are ways to have the one without the other.
     """
-    if schedule.schedule == "constant":
+    if schedule.schedule in ("constant", "adaptive"):
         return schedule.start
     assert schedule.end is not None  # Schedule refuses to be built without it
     span_steps = schedule.span_steps or max(1, round(schedule.span * total_steps))

@@ -98,7 +98,7 @@ _GONE = "DeepSpeed took it out in 2026"
 _DATA_PARALLEL = "every rank has its own rows here and the whole model's work on them; remove the key"
 _INSTEAD = {
     "amp": f"{_GONE}; use the bf16 or fp16 section",
-    "compression_training": f"{_GONE}; quantization is the recipe's business",
+    "compression_training": f"{_GONE}; set student.quantization in the recipe (w8a8, w4a8 or a mapping)",
     "curriculum_learning": f"{_GONE}; remove the section",
     "eigenvalue": f"{_GONE}; remove the section",
     "elasticity": f"{_GONE}; set the batch sizes",
@@ -107,7 +107,7 @@ _INSTEAD = {
     "nebula": f"{_GONE}; remove the section, checkpoints are written without it",
     "pipeline": _DATA_PARALLEL,
     "progressive_layer_drop": f"{_GONE}; remove the section",
-    "quantize_training": f"{_GONE}; quantization is the recipe's business",
+    "quantize_training": f"{_GONE}; set student.quantization in the recipe (w8a8, w4a8 or a mapping)",
     "sequence_parallel_size": _DATA_PARALLEL,
     "sparse_attention": f"{_GONE}; set student.attention in the recipe",
     "sparse_gradients": f"{_GONE}; remove the key",

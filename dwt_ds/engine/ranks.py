@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from dwt_ds.engine.cpu_memory import keep_freed_memory
+from dwt_ds.engine.cpu_memory import forget_shared_buffer, keep_freed_memory
 
 
 class OtherRankError(RuntimeError):
@@ -47,6 +47,9 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
         timeout=timedelta(seconds=timeout_seconds),
         verbose=False,
     )
+    if get_accelerator().device_name() == "cpu":
+        dist.barrier()
+        forget_shared_buffer(rank())
 
 
 def stop_ranks() -> None:

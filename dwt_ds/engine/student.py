@@ -31,6 +31,8 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
     engine, *_ = deepspeed.initialize(
         model=objective, model_parameters=parameters, config=ds_values, dist_init_required=False
     )
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
+        skip_steps_that_are_not_finite(engine.optimizer)
     return engine
 
 
@@ -48,6 +50,33 @@ def gradient_norm(engine: StudentEngine) -> float:
     """Global norm of the last step's gradient before clipping."""
     norm = engine.get_global_grad_norm()
     return float(norm) if norm is not None else float("nan")
+
+
+def step_was_skipped(engine: StudentEngine) -> bool:
+    """Whether the optimizer refused the last step because a gradient was not finite on some rank."""
+    return bool(getattr(engine.optimizer, "overflow", False))
+
+
+def loss_scale(engine: StudentEngine) -> float | None:
+    """The dynamic or static loss scale of fp16 training; None in other precisions."""
+    return float(engine.optimizer.cur_scale) if engine.fp16_enabled() else None
+
+
+def skip_steps_that_are_not_finite(optimizer: torch.optim.Optimizer) -> None:
+    """Give a plain optimizer the check that DeepSpeed's own wrappers have; ZeRO-0 in fp32 runs without a wrapper.
+
+    DeepSpeed reads `overflow` after each step: it counts the step as skipped and leaves the learning rate alone.
+    """
+    take_step = optimizer.step
+
+    def step_if_finite(closure: None = None) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        finite = bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+        optimizer.overflow = not finite  # type: ignore[attr-defined]
+        if finite:
+            take_step()
+
+    optimizer.step = step_if_finite  # type: ignore[method-assign,assignment]
 
 
 def write_monitors(engine: StudentEngine, row: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from dwt_ds.models.quantization_settings import Quantization
 
@@ -73,6 +73,18 @@ def prepare(model: PreTrainedModel, quantization: Quantization) -> list[str]:
         config = qat.QATConfig(activation_config=activation_config, weight_config=weight, step="prepare")
         quantize_(model, config, filter_fn=lambda _module, name, names=names: name in names)
     return chosen
+
+
+def check_quantization(config: PretrainedConfig, quantization: Quantization) -> None:
+    """Whether a masked language model of this configuration can be quantized so; no weights are allocated.
+
+    Raises:
+        ValueError: torchao is absent, a layer's inputs do not divide into groups, or nothing to quantize.
+    """
+    _torchao_qat()
+    with torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(config)
+    quantized_layers(model, quantization)
 
 
 def quantized_layers(model: PreTrainedModel, quantization: Quantization) -> list[str]:

@@ -32,6 +32,13 @@ class Quantization:
         """Plain dict, ready for JSON; `parse_quantization` reads it back."""
         return {**asdict(self), "modules": list(self.modules)}
 
+    def describe(self) -> str:
+        """What it does, in a few words."""
+        activations = f"{self.activation_bits}-bit activations" if self.activation_bits else "activations as they are"
+        shared = "a channel" if self.group_size is None else f"each {self.group_size} inputs"
+        weights = f"{self.weight_bits}-bit weights (a scale for {shared})"
+        return f"{weights}, {activations}, {', '.join(self.modules)}, from step {self.start_step}"
+
 
 PRESETS = {"w8a8": Quantization(8, 8), "w4a8": Quantization(4, 8)}
 
@@ -66,6 +73,19 @@ def parse_quantization(value: str | Mapping[str, Any] | None) -> Quantization | 
     if "modules" in settings:
         settings["modules"] = _checked_parts(settings["modules"])
     return Quantization(**settings)
+
+
+def check_start_step(quantization: Quantization, total_steps: int) -> None:
+    """Whether any step of the run is going to be quantized.
+
+    Raises:
+        ValueError: none is.
+    """
+    if quantization.start_step >= total_steps:
+        raise ValueError(
+            f"student.quantization.start_step={quantization.start_step}: the run has {total_steps} steps, so nothing "
+            "would be trained quantized; set it below that"
+        )
 
 
 def _check_integer(settings: dict[str, Any], key: str, allowed: range, *, may_be_null: bool) -> None:

@@ -1,0 +1,27 @@
+"""Make a Hugging Face folder of a run's checkpoint: safetensors, tokenizer and model card.
+
+Works from any ZeRO stage without a launcher. The checkpoint is verified first, since DeepSpeed's files are pickles; the
+result is read back and compared before it is said to be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dwt_ds.quiet import quieten_libraries
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of a run (its newest good checkpoint), or of one checkpoint")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
+
+
+def main(args: argparse.Namespace) -> int:
+    quieten_libraries()
+    # Imported here: --help should not wait for DeepSpeed.
+    from dwt_ds.export_checkpoint import export_checkpoint
+
+    step = export_checkpoint(args.run, args.out)
+    print(f"{args.out}: the student at step {step}, read back and compared")
+    return 0

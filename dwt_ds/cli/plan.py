@@ -1,0 +1,55 @@
+"""Say what a run will need, before it is started.
+
+Shows the settings that are not the defaults, steps and epochs, the memory of a rank part by part at each ZeRO stage,
+the largest micro-batch that fits, hours, traffic, disk, and the command that starts the run. Needs no data, no teacher
+and no GPU, and starts nothing: what is missing is assumed, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="path of a recipe, or the name of a packaged one")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run")
+    parser.add_argument("--deepspeed_config", metavar="JSON", help="as for a run: a path or a packaged name")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: %(default)s)")
+    parser.add_argument("--gpus-per-node", type=int, metavar="G", help="ranks a machine (default: 8; 2 on a CPU)")
+    parser.add_argument(
+        "--gpu", default="h100", metavar="NAME", help="a100-40, a100-80, h100, h200, l40s or cpu (default: %(default)s)"
+    )
+    parser.add_argument("--mfu", type=float, metavar="X", help="share of the peak rate that training reaches")
+    parser.add_argument(
+        "--network-gbps", type=float, metavar="X", help="of a machine to the others, all its cards (default: by --gpu)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="a prepared data folder (default: the recipe's)")
+
+
+def main(args: argparse.Namespace) -> int:
+    # Imported here: --help should not wait for torch.
+    from dwt_ds.quiet import quieten_libraries
+
+    quieten_libraries()
+    from dwt_ds.plan.hardware import find_device
+    from dwt_ds.plan.plan import Plan
+    from dwt_ds.plan.report import report
+    from dwt_ds.plan.settings import settle
+    from dwt_ds.plan.shapes import build_shapes
+
+    per_node = args.gpus_per_node or (2 if args.gpu == "cpu" else 8)
+    _check_above_0({"--nodes": args.nodes, "--gpus-per-node": per_node, "--network-gbps": args.network_gbps})
+    if args.mfu is not None and not 0 < args.mfu <= 1:
+        raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
+    device = find_device(args.gpu, per_node, args.network_gbps)
+    overrides = [*args.overrides, f"data.dir={args.data}"] if args.data else args.overrides
+    settings = settle(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
+    plan = Plan(settings, build_shapes(settings), device, args.nodes, args.mfu or device.mfu)
+    print(report(plan, overrides, args.deepspeed_config, args.recipe))
+    return 0
+
+
+def _check_above_0(values: dict[str, float | None]) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} {value}: must be above 0")

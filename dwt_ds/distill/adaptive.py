@@ -1,0 +1,76 @@
+"""A soft weight that follows what the run itself shows: strong while the teacher has something to teach, then less.
+
+A weak teacher's predictions are a target with less noise than the label but with a bias, and the bias is all that is
+left of it once the student knows more than the teacher. Lee et al. (2023), section 4, therefore find that weak help
+fades and that an extremely weak teacher harms; Knowledge Inheritance (Qin et al., 2022) stops weaker teachers earlier,
+by hand. Here the student's own running loss says when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dwt_ds.config import Schedule
+
+# What is remembered: two averages, and over how many steps they go.
+_HARD, _SOFT, _COUNT = range(3)
+
+
+class AdaptiveWeight:
+    """The weight of schedule `adaptive`, between `start` and `end` (0 if not given).
+
+    weight = end + (start - end) x share, and the share lies in [0, 1]:
+
+    * signal "gap": (student - teacher) / width, both masked-token cross-entropies, the student's a running average
+      over its training batches, the teacher's from the held-out text.
+    * signal "projection": 1/2 + (student - teacher) / (2 x soft), with the running average of the soft loss. If KL
+      divergences were squared distances, this were the place on the line from student (0) to teacher (1) that is
+      nearest to the truth: 1/2 when both are equally good, 0 once the student is better by all that they differ.
+
+    All ranks hold the same numbers as long as all observe the same ones.
+
+    Args:
+        schedule: with `schedule="adaptive"`.
+        teacher_loss: the teacher's own masked-token cross-entropy.
+        device: where the numbers live; nothing but `state_dict` waits for it.
+    """
+
+    def __init__(self, schedule: Schedule, teacher_loss: float, device: torch.device) -> None:
+        self._start, self._end = schedule.start, schedule.end or 0.0
+        self._signal, self._width = schedule.signal, schedule.width
+        self._steps = schedule.average_steps
+        self._teacher_loss = torch.tensor(teacher_loss, dtype=torch.float32, device=device)
+        self._seen = torch.zeros(3, device=device)
+
+    def value(self) -> Tensor:
+        """The next step's weight, 0-d fp32; `start` before anything was observed."""
+        gap = self._seen[_HARD] - self._teacher_loss
+        share = gap / self._width if self._signal == "gap" else 0.5 + 0.5 * gap / self._seen[_SOFT]
+        # A student that is the teacher has 0 / 0.
+        share = torch.where((self._seen[_COUNT] > 0) & ~share.isnan(), share.clamp(0.0, 1.0), 1.0)
+        return self._end + (self._start - self._end) * share
+
+    def observe(self, hard_loss: Tensor, soft_loss: Tensor, temperature: float = 1.0) -> None:
+        """Take in the step just done: 0-d means over the global batch.
+
+        The soft loss falls about with the square of its temperature (Hinton et al., 2015, section 2); it is counted
+        as at 1.
+        """
+        count = (self._seen[_COUNT] + 1).clamp(max=self._steps)
+        losses = torch.stack([hard_loss.float(), soft_loss.float() * temperature**2])
+        average = self._seen[:_COUNT] + (losses - self._seen[:_COUNT]) / count
+        # A step that overflowed says nothing.
+        self._seen = torch.where(losses.isfinite().all(), torch.cat([average, count[None]]), self._seen)
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain numbers that `load_state_dict` restores to the bit."""
+        hard, soft, count = self._seen.tolist()
+        return {"hard": hard, "soft": soft, "count": count, "teacher_loss": float(self._teacher_loss)}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from another run's `state_dict`, with the teacher's loss as it was measured there."""
+        self._seen.copy_(torch.tensor([state["hard"], state["soft"], state["count"]]))
+        self._teacher_loss.fill_(state["teacher_loss"])

@@ -1,0 +1,104 @@
+"""All checks in their order: hostfile, ssh, each host's own answers, the shared folder, a collective over all ranks."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dwt_ds.doctor.collective import time_collective
+from dwt_ds.doctor.findings import Finding
+from dwt_ds.doctor.hostfile import Host, deepspeed_env_paths, read_deepspeed_env, read_hostfile
+from dwt_ds.doctor.hosts import ask, reach
+from dwt_ds.doctor.judge import judge_collective, judge_host, judge_reach
+from dwt_ds.doctor.probe import Question
+from dwt_ds.software import host_name
+
+# NFS may keep a folder's old listing for as long.
+_VISIBLE_SECONDS = 60.0
+
+
+def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> list[Finding]:
+    """Every finding, by host in the hostfile's order; `say` gets a line on what is under way.
+
+    Raises ValueError for a hostfile or .deepspeed_env that cannot be used.
+    """
+    hosts = read_hostfile(hostfile) if hostfile else []
+    # As run_multinode.sh: a hostfile of this machine alone needs no ssh.
+    over_ssh = bool(hosts) and [host.name for host in hosts] != ["localhost"]
+    variables = read_deepspeed_env(deepspeed_env_paths()) if over_ssh else {}
+    if not over_ssh:
+        hosts = [Host(host_name(), hosts[0].slots if hosts else 0)]
+    findings: list[Finding] = []
+    if over_ssh:
+        say(f"asking {len(hosts)} host(s) over ssh")
+        with ThreadPoolExecutor(max_workers=64) as pool:
+            reached = list(pool.map(lambda host: reach(host.name), hosts))
+        for host, how in zip(hosts, reached):
+            findings += judge_reach(host.name, how)
+        if any(how.problem for how in reached):
+            return findings
+
+    master = (os.environ.get("MASTER_ADDR") or hosts[0].name) if over_ssh else ""
+    say("checking every host; where operators were never compiled, this takes minutes")
+    answers = _ask_all(hosts, shared, master, variables, over_ssh=over_ssh)
+    first = next((answer for answer in answers if "problem" not in answer), {})
+    for host, answer in zip(hosts, answers):
+        slots = host.slots or None
+        findings += judge_host(host.name, slots, answer, first, several_hosts=over_ssh and len(hosts) > 1)
+    if any("problem" in answer for answer in answers):
+        return findings
+
+    gpus = answers[0]["torch_gpus"]
+    local_ranks = hosts[0].slots or gpus or 2
+    ranks_meant = sum(host.slots for host in hosts) if over_ssh else local_ranks
+    say(f"timing a collective over {ranks_meant} ranks")
+    measured = time_collective(hostfile if over_ssh else None, master, local_ranks)
+    findings.append(judge_collective(measured, ranks_meant))
+    return findings
+
+
+def _ask_all(
+    hosts: list[Host], shared: Path, master: str, variables: dict[str, str], *, over_ssh: bool
+) -> list[dict[str, Any]]:
+    """Every host's answers, the shared folder's among them as seen from both sides."""
+    folder = shared.resolve() / f".dwt-ds-doctor-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True)
+        (folder / "asked").write_text("", encoding="utf-8")
+        questions = [Question(master, str(folder), f"host-{i}", len(hosts) > 1) for i in range(len(hosts))]
+        with ThreadPoolExecutor(max_workers=64) as pool:
+            answers = list(
+                pool.map(
+                    lambda pair: ask(pair[0].name if over_ssh else None, pair[1], variables), zip(hosts, questions)
+                )
+            )
+        for question, answer in zip(questions, answers):
+            if "problem" in answer:
+                continue
+            answer["first_host"] = answers[0].get("host", "")
+            shared_answer = answer["shared"]
+            if not shared_answer["problem"] and not _appears(folder / question.mark / "answer", question.mark):
+                shared_answer["problem"] = (
+                    f"what it renamed in {shared} is not seen here within {_VISIBLE_SECONDS:.0f} s"
+                )
+        return answers
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _appears(path: Path, content: str) -> bool:
+    waited_until = time.monotonic() + _VISIBLE_SECONDS
+    while time.monotonic() < waited_until:
+        try:
+            return path.read_text(encoding="utf-8") == content
+        except FileNotFoundError:
+            # A listing asks the file server anew where a look at the name alone may not.
+            os.listdir(path.parent.parent)
+            time.sleep(0.2)
+    return False

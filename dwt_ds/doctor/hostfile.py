@@ -1,0 +1,96 @@
+"""The two files a user writes for several hosts, read strictly; DeepSpeed forgives too much or ends in a traceback.
+
+python -m dwt_ds.doctor.hostfile FILE      prints the hosts' names, one a line, or says what is wrong and exits with 2
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+EXAMPLE = "launchers/hostfile.example"
+# A name, an IPv4 address or an alias of ssh's configuration. pdsh gives a meaning to [] , : @ and a leading ^ or -.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_LINE = re.compile(r"(\S+)\s+slots=([1-9][0-9]*)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.+")
+
+
+class Host(NamedTuple):
+    """A line of the hostfile."""
+
+    name: str
+    slots: int
+    """Ranks on this host, one a GPU."""
+
+
+def read_hostfile(path: Path) -> list[Host]:
+    """The hosts in their order; rank 0 is on the first.
+
+    Raises ValueError of one line, with the line's number and the fix, where DeepSpeed would go on with this machine
+    alone (no file), misread the line, or stop without saying where.
+    """
+    if not path.is_file():
+        raise ValueError(f"hostfile {path}: no such file; see {EXAMPLE}")
+    hosts: dict[str, Host] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        line = text.partition("#")[0].strip()
+        if not line:
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ValueError(f'hostfile {path}: line {number} is "{line}"; write it as: HOST slots=N')
+        name, slots = match[1], int(match[2])
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f'hostfile {path}: line {number} names "{name}"; a host is written in letters, digits and . - _, '
+                "one a line (user and port go into ~/.ssh/config)"
+            )
+        if name in hosts:
+            raise ValueError(f"hostfile {path}: line {number} names {name} again; keep one line and add up its slots")
+        hosts[name] = Host(name, slots)
+    if not hosts:
+        raise ValueError(f"hostfile {path}: names no host; see {EXAMPLE}")
+    return list(hosts.values())
+
+
+def deepspeed_env_paths() -> list[Path]:
+    """Where DeepSpeed's launcher looks for variables for the other hosts; a later file goes over an earlier one."""
+    return [path for path in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")) if path.is_file()]
+
+
+def read_deepspeed_env(paths: list[Path]) -> dict[str, str]:
+    """The variables that every host of a multi-host run gets.
+
+    Raises ValueError, with the line, for one that DeepSpeed's launcher would stop at with a traceback or, if it is a
+    comment with an "=" in it, hand to the hosts' shells and lose everything after it.
+    """
+    variables: dict[str, str] = {}
+    for path in paths:
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            line = text.strip()
+            if not _VARIABLE.fullmatch(line):
+                raise ValueError(
+                    f'{path}: line {number} is "{line}"; write NAME=VALUE, and neither comments nor empty lines: '
+                    "DeepSpeed reads every line as a variable"
+                )
+            name, _, value = line.partition("=")
+            variables[name] = value.strip()
+    return variables
+
+
+def main(arguments: list[str]) -> int:
+    """For run_multinode.sh: check both files, print the hosts."""
+    try:
+        hosts = read_hostfile(Path(arguments[0]))
+        read_deepspeed_env(deepspeed_env_paths())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(host.name for host in hosts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

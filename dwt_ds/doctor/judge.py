@@ -1,0 +1,207 @@
+"""From a host's answers to findings with their fixes; nothing here asks or starts anything."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+
+from dwt_ds.doctor.findings import Finding
+from dwt_ds.doctor.hosts import Reach
+
+# A checkpoint of BERT-large with its optimizer state is 5 GiB.
+FREE_GIB = 5
+# Enough for time stamps to stay in order over a run's logs and checkpoints.
+SKEW_SECONDS = 2.0
+
+
+def judge_reach(host: str, reached: Reach) -> list[Finding]:
+    """ssh, and the host's clock against ours."""
+    if reached.problem:
+        fix = f"make `ssh -o BatchMode=yes {host} true` work: name or address, key without a password, known host key"
+        return [Finding("ssh", host, False, reached.problem, fix)]
+    skew = abs(reached.clock_ahead_seconds) - reached.uncertain_seconds
+    if skew > SKEW_SECONDS:
+        found = f"{reached.clock_ahead_seconds:+.1f} s against this machine"
+        clock = Finding("clock", host, False, found, "keep it in time with chrony or ntpd")
+    else:
+        clock = Finding("clock", host, True, f"within {SKEW_SECONDS:.0f} s of this machine")
+    return [Finding("ssh", host, True, "answers without a password"), clock]
+
+
+def judge_host(
+    host: str, slots: int | None, answers: Mapping[str, Any], first: Mapping[str, Any], *, several_hosts: bool
+) -> list[Finding]:
+    """Everything one host told of itself; `first` are the first host's answers, which it has to match.
+
+    `slots` is how many ranks the hostfile gives it, None without a hostfile.
+    """
+    if "problem" in answers:
+        fix = "install the same dwt_ds at the same path, with the same virtual environment, on every host"
+        return [Finding("package", host, False, answers["problem"], fix)]
+    findings = [
+        _software(host, answers["software"], first["software"]),
+        _gpus(host, slots, answers, first["gpus"]),
+        *_network(host, answers, several_hosts=several_hosts),
+        _shared(host, answers["shared"]),
+        *_disks(host, answers["free_bytes"]),
+        *_kernels(host, answers["kernels"]),
+        *_operators(host, answers),
+        _apex(host, answers["apex"]),
+    ]
+    return findings
+
+
+def judge_collective(measured: Mapping[str, Any], ranks_meant: int) -> Finding:
+    """The timed all-reduce over all ranks."""
+    fix = (
+        "see docs/multinode.md: a firewall between the hosts, the wrong interface (GLOO_SOCKET_IFNAME, "
+        "NCCL_SOCKET_IFNAME in .deepspeed_env), a port in use (--master_port in DEEPSPEED_ARGS)"
+    )
+    if "problem" in measured:
+        return Finding("collective", "", False, measured["problem"], fix)
+    found = (
+        f"{measured['ranks']} ranks on {len(measured['hosts'])} host(s): {measured['bytes'] / 2**20:.0f} MiB summed in "
+        f"{measured['seconds'] * 1e3:.1f} ms, {measured['bus_bytes_per_second'] / 1e9:.2f} GB/s a link; "
+        f"one number in {measured['latency_seconds'] * 1e3:.2f} ms"
+    )
+    if measured["ranks"] != ranks_meant:
+        return Finding("collective", "", False, f"{found}; {ranks_meant} ranks were meant", fix)
+    return Finding("collective", "", True, found)
+
+
+def _software(host: str, ours: Mapping[str, str], first: Mapping[str, str]) -> Finding:
+    other = [f"{name} {ours.get(name)} (first host: {first[name]})" for name in first if ours.get(name) != first[name]]
+    missing = [name for name in ("torch", "deepspeed", "transformers") if ours[name] == "none"]
+    if other or missing:
+        found = ", ".join([*other, *(f"{name} is not installed" for name in missing)])
+        return Finding("versions", host, False, found, "install the same set on every host (constraints.txt)")
+    return Finding("versions", host, True, ", ".join(f"{name} {version}" for name, version in ours.items()))
+
+
+def _gpus(host: str, slots: int | None, answers: Mapping[str, Any], first_gpus: list[dict[str, str]]) -> Finding:
+    listed, usable = answers["gpus"], answers["torch_gpus"]
+    if not listed and not usable:
+        if first_gpus:
+            return Finding("GPUs", host, False, "none, the first host has some", "take the host out of the hostfile")
+        return Finding("GPUs", host, True, "none: ranks compute on the CPU")
+    kinds = ", ".join(sorted({f"{gpu['name']} {gpu['memory.total']}" for gpu in listed}))
+    driver = listed[0]["driver_version"] if listed else "unknown"
+    found = f"{len(listed)} x {kinds}, driver {driver}; torch uses {usable}"
+    if usable == 0:
+        fix = "install a torch built for CUDA, and a driver that is new enough for it"
+        return Finding("GPUs", host, False, found, fix)
+    if slots is not None and slots > usable:
+        fix = f"write slots={usable} into the hostfile"
+        return Finding("GPUs", host, False, f"{found}; the hostfile gives it {slots} slots", fix)
+    if first_gpus and driver != first_gpus[0]["driver_version"]:
+        found = f"{found}; the first host's driver is {first_gpus[0]['driver_version']}"
+        return Finding("GPUs", host, False, found, "install the same driver on every host")
+    return Finding("GPUs", host, True, found)
+
+
+def _network(host: str, answers: Mapping[str, Any], *, several_hosts: bool) -> list[Finding]:
+    interfaces, variables = answers["interfaces"], answers["variables"]
+    up = {name: entry for name, entry in interfaces.items() if entry["up"] and entry["addresses"] and name != "lo"}
+    shown = ", ".join(
+        f"{name} {entry['addresses'][0]}" + (f" {entry['megabits'] / 1000:g} Gb/s" if entry["megabits"] > 0 else "")
+        for name, entry in up.items()
+    )
+    adapters = "".join(f", {name} {state}" for name, state in answers["adapters"].items())
+    wrong = _wrong_variables(interfaces, answers["adapters"], variables)
+    if wrong:
+        fix = f"name one that is there and up: {', '.join([*up, *answers['adapters']]) or 'none is'}"
+        findings = [Finding("interfaces", host, False, wrong, fix)]
+    else:
+        findings = [Finding("interfaces", host, True, (shown or "only the loopback") + adapters)]
+    if not several_hosts:
+        return findings
+    own, master = answers["own_addresses"], answers["master_addresses"]
+    if not master:
+        fix = "put it into DNS or /etc/hosts on this host, or give another address as MASTER_ADDR"
+        findings.append(Finding("name resolution", host, False, "the first host's name has no address", fix))
+    elif all(_loopback(address) for address in master) and answers["host"] != answers["first_host"]:
+        found = f"the first host's name is {master[0]}, this host itself"
+        fix = "correct /etc/hosts on this host, or give another address as MASTER_ADDR"
+        findings.append(Finding("name resolution", host, False, found, fix))
+    elif (not own or all(_loopback(address) for address in own)) and "GLOO_SOCKET_IFNAME" not in variables:
+        found = f"its own name is {own[0] if own else 'unknown'}, which it would tell the others to call"
+        fix = f"correct /etc/hosts, or write GLOO_SOCKET_IFNAME={next(iter(up), 'eth0')} into .deepspeed_env"
+        findings.append(Finding("name resolution", host, False, found, fix))
+    else:
+        findings.append(Finding("name resolution", host, True, "the first host's name and its own have addresses"))
+    return findings
+
+
+def _wrong_variables(
+    interfaces: Mapping[str, Mapping[str, Any]], adapters: Mapping[str, str], variables: Mapping[str, str]
+) -> str:
+    """The first variable that names something this host does not have, as NCCL and gloo read them."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"):
+        value = variables.get(name, "")
+        if not value or value.startswith("^"):
+            continue
+        # gloo takes whole names, NCCL beginnings of names unless there is a "=".
+        whole = name.startswith("GLOO") or value.startswith("=")
+        there = list(adapters) if name == "NCCL_IB_HCA" else [n for n, entry in interfaces.items() if entry["up"]]
+        for wanted in value.lstrip("=").split(","):
+            wanted = wanted.partition(":")[0] if name == "NCCL_IB_HCA" else wanted
+            if not any(have == wanted if whole else have.startswith(wanted) for have in there):
+                return f"{name}={value}: no {wanted} that is up"
+    return ""
+
+
+def _loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _shared(host: str, shared: Mapping[str, Any]) -> Finding:
+    if shared["problem"]:
+        fix = "mount the same file system at the same path on every host, writable; or name another with --shared"
+        return Finding("shared folder", host, False, shared["problem"], fix)
+    return Finding("shared folder", host, True, "files written elsewhere are seen, renames work and are seen")
+
+
+def _disks(host: str, free_bytes: Mapping[str, int]) -> list[Finding]:
+    findings = []
+    for folder, free in free_bytes.items():
+        good = free >= FREE_GIB * 2**30
+        found = f"{free / 2**30:.0f} GiB free in {folder}"
+        findings.append(Finding("disk", host, good, found, f"make room: {FREE_GIB} GiB at least"))
+    return findings
+
+
+def _kernels(host: str, kernels: list[dict[str, Any]]) -> list[Finding]:
+    findings = []
+    for answer in kernels:
+        kind = "torch" if answer["device"] == "cpu" else "Triton"
+        found = f"{answer['device']}: {kind} kernel within {answer['error']:.0e} of the fp64 reference"
+        if answer["problem"]:
+            found = f"{answer['device']}: {kind} kernel: {answer['problem']}"
+        fix = "distill.backend=torch trains without it; report this with the versions above"
+        findings.append(Finding("loss kernel", host, not answer["problem"], found, fix))
+    return findings
+
+
+def _operators(host: str, answers: Mapping[str, Any]) -> list[Finding]:
+    findings = []
+    stale = {lock["operator"]: lock["path"] for lock in answers["locks"] if lock["stale"]}
+    for operator, path in stale.items():
+        found = f"{operator}: the lock of a build that was killed; every start would wait for it without end"
+        findings.append(Finding("compiled operators", host, False, found, f"rm {path}"))
+    for operator in answers["operators"]:
+        if operator["name"] in stale:
+            continue
+        found = f"{operator['name']}: {operator['problem'] or 'builds'}"
+        fix = "install a C++ compiler and ninja (on GPUs: CUDA's nvcc of torch's version), or remove the lock named"
+        findings.append(Finding("compiled operators", host, not operator["problem"], found, fix))
+    return findings
+
+
+def _apex(host: str, apex: Mapping[str, Any]) -> Finding:
+    if not apex["installed"]:
+        return Finding("apex", host, True, "not installed, and not needed")
+    if apex["problem"]:
+        fix = "pip uninstall apex; then build github.com/NVIDIA/apex with its CUDA extensions, or do without"
+        return Finding("apex", host, False, apex["problem"], fix)
+    return Finding("apex", host, True, "NVIDIA's, with its CUDA extensions")

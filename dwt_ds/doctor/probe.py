@@ -1,0 +1,180 @@
+"""What one host finds out about itself; `dwt-ds doctor` runs it on every host and judges the answers.
+
+python -m dwt_ds.doctor.probe QUESTION      QUESTION is JSON, see `Question`; the answer is the last line of stdout
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dwt_ds.doctor.apex_check import check_apex
+from dwt_ds.doctor.extension_locks import extensions_folder, find_locks
+from dwt_ds.doctor.kernel_check import check_kernels
+from dwt_ds.software import host_name, software
+
+ANSWER = "dwt-ds probe: "
+# The C++ compiler needs a minute an operator; nvcc on a busy machine several.
+_BUILD_SECONDS = 900.0
+_VISIBLE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the host is to look at."""
+
+    master_address: str
+    """Where rank 0 is to be found; "" for a run on this machine alone."""
+    shared_folder: str
+    """Made by the asking host in the folder all hosts share, with a file `asked` in it."""
+    mark: str
+    """Name of this host's own entry in the shared folder."""
+    several_hosts: bool
+
+
+def probe(question: Question) -> dict[str, Any]:
+    """The host's answers, ready for JSON; a check that fails has its error as an answer."""
+    locks = find_locks()
+    shared = _look_at_shared_folder(Path(question.shared_folder), question.mark)
+    kernels = check_kernels()
+    return {
+        "host": host_name(),
+        "software": software(),
+        "executable": sys.executable,
+        "gpus": _gpus(),
+        "torch_gpus": _torch_gpus(),
+        "interfaces": _interfaces(),
+        "adapters": _adapters(),
+        "variables": {k: v for k, v in os.environ.items() if k.startswith(("NCCL_", "GLOO_"))},
+        "own_addresses": _addresses(socket.gethostname()),
+        "master_addresses": _addresses(question.master_address) if question.master_address else [],
+        "shared": shared,
+        "free_bytes": _free_bytes(Path(question.shared_folder)),
+        "locks": [{**asdict(lock), "stale": lock.stale(question.several_hosts)} for lock in locks],
+        "kernels": kernels,
+        "operators": _build_operators(skip=[lock.operator for lock in locks if lock.stale(question.several_hosts)]),
+        "apex": check_apex(),
+    }
+
+
+def _look_at_shared_folder(folder: Path, mark: str) -> dict[str, Any]:
+    """See the asking host's file, and leave a folder that appears by a rename, as checkpoints do."""
+    began = time.monotonic()
+    while not (folder / "asked").is_file():
+        if time.monotonic() - began > _VISIBLE_SECONDS:
+            return {"problem": f"{folder} is not visible within {_VISIBLE_SECONDS:.0f} s"}
+        time.sleep(0.1)
+    seen_after = time.monotonic() - began
+    try:
+        unfinished = folder / f"{mark}.unfinished"
+        unfinished.mkdir()
+        with open(unfinished / "answer", "w", encoding="utf-8") as file:
+            file.write(mark)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(folder / mark)
+    except OSError as error:
+        return {"problem": f"cannot write and rename in {folder.parent}: {error.strerror}"}
+    return {"problem": "", "seen_after_seconds": seen_after}
+
+
+def _gpus() -> list[dict[str, str]]:
+    """By the driver: name, driver, memory of every GPU."""
+    fields = ["name", "driver_version", "memory.total"]
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if listed.returncode != 0:
+        return []
+    return [dict(zip(fields, line.split(", "))) for line in listed.stdout.splitlines() if line.strip()]
+
+
+def _torch_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _interfaces() -> dict[str, dict[str, Any]]:
+    stats = psutil.net_if_stats()
+    families = (socket.AF_INET, socket.AF_INET6)
+    return {
+        name: {
+            "up": name in stats and stats[name].isup,
+            "megabits": stats[name].speed if name in stats else 0,
+            "addresses": [address.address.partition("%")[0] for address in addresses if address.family in families],
+        }
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+
+
+def _adapters() -> dict[str, str]:
+    """InfiniBand and RoCE adapters with the state of their first port."""
+    return {
+        adapter.name: (adapter / "ports" / "1" / "state").read_text(encoding="utf-8").strip()
+        for adapter in sorted(Path("/sys/class/infiniband").glob("*"))
+        if (adapter / "ports" / "1" / "state").is_file()
+    }
+
+
+def _addresses(name: str) -> list[str]:
+    try:
+        return sorted({str(entry[4][0]) for entry in socket.getaddrinfo(name, None)})
+    except OSError:
+        return []
+
+
+def _free_bytes(shared: Path) -> dict[str, int]:
+    """Free bytes in the folders that runs fill."""
+    free = {}
+    for folder in (shared.parent, extensions_folder()):
+        while not folder.is_dir():
+            folder = folder.parent
+        free[str(folder)] = shutil.disk_usage(folder).free
+    return free
+
+
+def _build_operators(skip: list[str]) -> list[dict[str, Any]]:
+    """Each in a process of its own group: a build that waits for a lock waits for ever."""
+    command = [sys.executable, "-m", "dwt_ds.engine.ops_check", *skip]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(timeout=_BUILD_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s", "seconds": _BUILD_SECONDS}]
+    if process.returncode != 0:
+        last = next((line for line in reversed(err.splitlines()) if line.strip()), "no message")
+        return [{"name": "all", "problem": last, "seconds": 0.0}]
+    answers: list[dict[str, Any]] = json.loads(out.splitlines()[-1])
+    return answers
+
+
+def main(arguments: list[str]) -> int:
+    answers = probe(Question(**json.loads(arguments[0])))
+    print(f"{ANSWER}{json.dumps(answers)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

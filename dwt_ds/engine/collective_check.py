@@ -1,0 +1,67 @@
+"""A timed all-reduce over all ranks of a launch; what `dwt-ds doctor` starts with DeepSpeed's launcher.
+
+deepspeed --num_gpus 2 --module dwt_ds.engine.collective_check      rank 0 prints one line of JSON
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from dwt_ds.engine import ranks
+from dwt_ds.engine.student import quieten_deepspeed
+from dwt_ds.software import host_name
+
+ANSWER = "dwt-ds collective: "
+# Hosts compile operators, one faster than another, before they meet.
+_TIMEOUT_SECONDS = 600.0
+_ROUNDS = 5
+
+
+def all_reduce_seconds(device: torch.device, elements: int) -> float:
+    """Median time of summing `elements` fp32 numbers over all ranks; raises RuntimeError where the sum is wrong."""
+    seconds = []
+    for _ in range(_ROUNDS + 1):
+        values = torch.full((elements,), float(ranks.rank() + 1), device=device)
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(values)
+        total = float(values[-1])  # waits for the device
+        seconds.append(time.perf_counter() - began)
+        expected = ranks.world_size() * (ranks.world_size() + 1) / 2
+        if total != expected or not bool((values == total).all()):
+            raise RuntimeError(f"rank {ranks.rank()} on {host_name()}: the sum over ranks is {total}, not {expected}")
+    return statistics.median(seconds[1:])
+
+
+def main() -> int:
+    quieten_deepspeed()
+    ranks.start_ranks(_TIMEOUT_SECONDS)
+    device = ranks.device()
+    elements = (4 if device.type == "cpu" else 64) * 2**20
+    seconds = all_reduce_seconds(device, elements)
+    latency = all_reduce_seconds(device, 1)
+    hosts = ranks.from_every_rank(host_name())
+    if ranks.rank() == 0:
+        size = ranks.world_size()
+        answer = {
+            "ranks": size,
+            "hosts": list(dict.fromkeys(hosts)),
+            "bytes": elements * 4,
+            "seconds": seconds,
+            "latency_seconds": latency,
+            # Bytes that a ring moves over each rank's link: NCCL's tests call it bus bandwidth.
+            "bus_bytes_per_second": elements * 4 * 2 * (size - 1) / size / seconds,
+        }
+        print(f"{ANSWER}{json.dumps(answer)}", flush=True)
+    ranks.stop_ranks()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

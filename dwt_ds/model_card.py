@@ -1,0 +1,90 @@
+"""README.md of an export: what was trained, on what, by which objective, and how the run went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+_QUANTIZED = """
+
+It was trained quantized: values were rounded in the forward pass, gradients passed through. The weights in this folder
+are the unrounded ones. `quantized/` holds the rounded model as integers with their scales;
+`dwt_ds.models.quantized_export.load_quantized` reads it."""
+
+
+def model_card(
+    facts: Mapping[str, Any],
+    *,
+    steps: int,
+    tokens: int,
+    starts: Sequence[Mapping[str, Any]],
+    held_out_loss: float | None,
+) -> str:
+    """The card's text.
+
+    Args:
+        facts: of the run, as in a checkpoint's manifest: data, tokenizer, teacher, versions, settings, quantization.
+        steps: optimizer steps taken.
+        tokens: real tokens seen by all ranks.
+        starts: every start of the run: step, ranks, time.
+        held_out_loss: masked-token cross-entropy on the held-out text, if it was measured.
+    """
+    settings = facts["settings"]
+    distilled = settings["teacher"]["path"] is not None
+    how = (
+        f"pre-trained with the help of the smaller model `{settings['teacher']['path']}` (distillation from a weak "
+        "teacher, Lee et al., Findings of ACL 2023)"
+        if distilled
+        else "pre-trained on masked tokens alone"
+    )
+    quantized = "" if "quantization" not in facts else _QUANTIZED
+    rows = {
+        "objective": _objective(settings["distill"]) if distilled else "masked-token cross-entropy",
+        "teacher's weights": facts["teacher"],
+        "data (fingerprint of its rows)": facts["data"],
+        "tokenizer (sha256)": facts["tokenizer"],
+        "settings (sha256)": facts["settings_sha256"],
+        "held-out MLM loss": None if held_out_loss is None or math.isnan(held_out_loss) else round(held_out_loss, 4),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
+    history = "\n".join(f"* step {s['step']}: {s['ranks']} ranks, {s['at']}" for s in starts)
+    return f"""---
+tags: [masked-lm, dwt_ds]
+---
+# A masked language model {"distilled from a weak teacher" if distilled else "without a teacher"}
+
+This model was {how} for {steps:,} steps and {tokens:,} tokens with dwt_ds.{quantized}
+
+| | |
+|---|---|
+{table}
+
+Starts of the run (the first, and one for each resume):
+
+{history}
+
+Settings, as resolved:
+
+```yaml
+{yaml.safe_dump(dict(settings), sort_keys=False)}```
+"""
+
+
+def _objective(distill: Mapping[str, Any]) -> str:
+    squared = " x temperature^2" if distill["temperature_squared"] else ""
+    return (
+        f"{distill['hard_weight']:g} x cross-entropy + w x KL(teacher, student){squared}, the latter on "
+        f"{distill['soft_positions']} positions; w: {_schedule(distill['soft_weight'])}; "
+        f"temperature: {_schedule(distill['temperature'])}"
+    )
+
+
+def _schedule(schedule: Mapping[str, Any]) -> str:
+    if schedule["schedule"] == "constant":
+        return f"{schedule['start']:g}"
+    end = "" if schedule["end"] is None else f" to {schedule['end']:g}"
+    return f"{schedule['schedule']}, {schedule['start']:g}{end}"

@@ -1,0 +1,26 @@
+"""Where a model's weights came from, as a short text that tells two versions apart."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from transformers import AutoConfig
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def weights_origin(path: str | None) -> str | None:
+    """sha256 over the weight files of a local folder, or the hub's revision of a named model; None for None."""
+    if path is None:
+        return None
+    folder = Path(path)
+    if not folder.is_dir():
+        return f"revision {getattr(AutoConfig.from_pretrained(path), '_commit_hash', None)}"
+    digest = hashlib.sha256()
+    for pattern in _WEIGHTS:
+        for file in sorted(folder.glob(pattern)):
+            with open(file, "rb") as handle:
+                while block := handle.read(1 << 22):
+                    digest.update(block)
+    return f"sha256 {digest.hexdigest()}"

@@ -1,0 +1,166 @@
+"""dwt_ds.pretrain with a fault in it, for the tests of what a run survives; run as a module by the launcher.
+
+FAULT="kill STAGE WHO STEP"     SIGKILL at a stage of the save of step STEP: before, shards, manifest, pointer
+FAULT="signal NUMBER PLACE WHO" a signal to itself: training (at step 5), validation (its second batch), start
+FAULT="inf WHO STEP..."         the loss of these steps is infinite
+FAULT="spike WHO STEP..."       the loss of these steps is 100 times what it is
+FAULT="full WHO STEP"           the disk is full at the save of step STEP
+WHO is a rank or "all".
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RANK = os.environ.get("RANK", "0")
+
+
+def hit(who: str) -> bool:
+    return who in ("all", RANK)
+
+
+def die() -> None:
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_save(stage: str, who: str, step: str) -> None:
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    from dwt_ds.engine import checkpoint
+
+    name = f"step_{int(step):08d}"
+    parts = {"number": 0}
+    run_together = checkpoint._together
+
+    def together(work: Callable[[], None]) -> None:
+        parts["number"] += 1
+        if stage == "before" and parts["number"] == 1 and hit(who):
+            die()
+        if parts["number"] == 4 and RANK != "0" and hit(who) and stage in ("manifest", "pointer"):
+            # Rank 0 alone works now; this one dies when it has come to the stage.
+            while not (stage == "pointer" and (Path(os.environ["CHECKPOINTS"]) / name).is_dir()) and stage == "pointer":
+                time.sleep(0.01)
+            die()
+        run_together(work)
+
+    def save_half(self: Any, state_dict: Any, path: str) -> None:
+        whole = io.BytesIO()
+        torch.save(state_dict, whole)
+        Path(path).write_bytes(whole.getvalue()[: whole.tell() // 2])
+        if "optim" in path:
+            die()
+
+    def save(engine: Any, folder: Path, state: Any, *others: Any) -> float:
+        if state.step == int(step):
+            os.environ["CHECKPOINTS"] = str(folder)
+            checkpoint._together = together
+            if stage == "shards" and hit(who):
+                TorchCheckpointEngine.save = save_half
+            if stage == "manifest" and RANK == "0" and hit(who):
+                checkpoint.write_manifest = lambda *_: die()
+            if stage == "pointer" and RANK == "0":
+                checkpoint.point_to = lambda *_: die() if hit(who) else time.sleep(3)
+        return plain_save(engine, folder, state, *others)
+
+    import dwt_ds.run
+
+    plain_save = dwt_ds.run.save_checkpoint
+    dwt_ds.run.save_checkpoint = save
+
+
+def signal_itself(number: str, place: str, who: str) -> None:
+    from dwt_ds.run import Run
+
+    def send() -> None:
+        if hit(who):
+            os.kill(os.getpid(), getattr(signal, number))
+
+    if place == "start":
+        plain_init = Run.__init__
+
+        def init(self: Run, parts: Any) -> None:
+            send()
+            plain_init(self, parts)
+
+        Run.__init__ = init
+    if place == "training":
+        plain_count = Run.scale_for
+
+        def scale_for(self: Run, step: int, micro_batches: Any) -> Any:
+            if step == self.first_step + 5:
+                send()
+            return plain_count(self, step, micro_batches)
+
+        Run.scale_for = scale_for
+    if place == "validation":
+        plain_until = Run._until_stopped
+
+        def until_stopped(self: Run, batches: Iterator[Any]) -> Iterator[Any]:
+            for number, batch in enumerate(plain_until(self, batches)):
+                if number == 1 and self._done > self.first_step + 1:
+                    send()
+                yield batch
+
+        Run._until_stopped = until_stopped
+
+
+def change_loss(who: str, steps: list[str], factor: float) -> None:
+    from dwt_ds.distill.objective import DistillObjective
+    from dwt_ds.run import Run
+
+    now = {"step": -1}
+    plain_scale, plain_forward = Run.scale_for, DistillObjective.forward
+
+    def scale_for(self: Run, step: int, micro_batches: Any) -> Any:
+        now["step"] = step + 1
+        return plain_scale(self, step, micro_batches)
+
+    def forward(self: DistillObjective, *arguments: Any) -> Any:
+        loss = plain_forward(self, *arguments)
+        if self.training and str(now["step"]) in steps and hit(who):
+            # An infinite loss whose gradient is finite: only a look at the loss itself tells.
+            changed = loss.loss + float("inf") if factor == float("inf") else loss.loss * factor
+            return loss._replace(loss=changed)
+        return loss
+
+    Run.scale_for = scale_for
+    DistillObjective.forward = forward
+
+
+def fill_disk(who: str, step: str) -> None:
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    plain = TorchCheckpointEngine.save
+
+    def save(self: Any, state_dict: Any, path: str) -> None:
+        if f"step_{int(step):08d}" in path and hit(who):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(self, state_dict, path)
+
+    TorchCheckpointEngine.save = save
+
+
+if __name__ == "__main__":
+    from dwt_ds.pretrain import main
+
+    kind, *values = os.environ.get("FAULT", "none").split()
+    if kind == "kill":
+        kill_in_save(*values)
+    elif kind == "signal":
+        signal_itself(*values)
+    elif kind in ("inf", "spike"):
+        change_loss(values[0], values[1:], float("inf") if kind == "inf" else 100.0)
+    elif kind == "full":
+        fill_disk(*values)
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Ranks that do not run the same thing are stopped before anything is built, with a table of who has what."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from dwt_ds.engine.agreement import RankFacts, disagreements
+from dwt_ds.software import package_folder, software, source_hash
+
+# Like the launcher, a rank at a time; a rank may get another torch's version.
+DRIVER = """
+import os, sys
+from dwt_ds.quiet import quieten_libraries
+quieten_libraries()
+import torch, dwt_ds.assemble
+torch.__version__ = os.environ.get("OTHER_TORCH", torch.__version__)
+from dwt_ds.pretrain import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_ranks(tmp: Path, arguments: list[list[str]], environments: list[dict[str, str]]) -> list[Said]:
+    """Exit code and output of every rank."""
+    (tmp / "driver.py").write_text(DRIVER, encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    size = str(len(arguments))
+    settings = {"WORLD_SIZE": size, "LOCAL_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    settings |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(tmp / "driver.py"), *words],
+            env={**os.environ, **settings, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp,
+        )
+        for rank, (words, environment) in enumerate(zip(arguments, environments, strict=True))
+    ]
+    said = []
+    try:
+        for process in ranks:
+            out, err = process.communicate(timeout=250)
+            said.append(Said(process.returncode, out, err))
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    return said
+
+
+@pytest.fixture
+def other_package(tmp_path: Path) -> Path:
+    """A folder for PYTHONPATH with a dwt_ds of another version."""
+    folder = tmp_path / "other"
+    shutil.copytree(package_folder("dwt_ds"), folder / "dwt_ds", ignore=shutil.ignore_patterns("__pycache__"))
+    init = folder / "dwt_ds" / "__init__.py"
+    lines = init.read_text(encoding="utf-8").splitlines()
+    changed = [line if not line.startswith("__version__") else '__version__ = "9.9.9"' for line in lines]
+    init.write_text("\n".join(changed) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_a_rank_with_another_package_or_torch_stops_all_before_training(
+    tiny_recipe: Path, tmp_path: Path, other_package: Path
+) -> None:
+    run = [str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
+    environments = [{}, {"PYTHONPATH": str(other_package)}, {"OTHER_TORCH": "1.0.0"}]
+    said = run_ranks(tmp_path, [run] * 3, environments)
+    assert [rank.code for rank in said] == [2, 2, 2], said
+    assert said[0].err.startswith("error: the hosts run different software; install the same on each of them:\n")
+    table = [line.split() for line in said[0].err.splitlines()[1:]]
+    ours, torch = software()["dwt_ds"], software()["torch"]
+    host = socket.gethostname().partition(".")[0]
+    assert table[0] == ["what", "value", "who"]
+    # The names and versions first, since only they are in a fixed order.
+    assert table[1] == ["torch", torch, host, "(ranks", "0,", "1)"]
+    assert table[2] == ["1.0.0", host, "(rank", "2)"]
+    assert table[3] == ["dwt_ds", *ours.split(), host, "(ranks", "0,", "2)"]
+    assert table[4][0] == "9.9.9"
+    assert table[4][-3:] == [host, "(rank", "1)"]
+    assert len(table) == 5, said[0].err
+    assert said[1].err == said[2].err == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_with_other_data_stops_all_before_training(tiny_recipe: Path, tiny_data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_data, other)
+    manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
+    manifest.update(fingerprint="f" * 64)
+    (other / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    run = [str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
+    said = run_ranks(tmp_path, [run, [*run, f"data.dir={other}"]], [{}, {}])
+    assert [rank.code for rank in said] == [2, 2], said
+    first, *table = said[0].err.splitlines()
+    assert first.startswith("error: the hosts read different data or settings; put the same files at the same path")
+    assert [line.split()[0] for line in table] == ["what", "data", "ffffffffffff", "settings", table[4].split()[0]]
+    assert "tokenizer" not in said[0].err
+    assert said[1].err == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_agree_have_no_table() -> None:
+    facts = {"torch": "2", "data": "a"}
+    assert disagreements([RankFacts("node-1", facts), RankFacts("node-2", dict(facts))]) == ""
+
+
+def test_the_table_names_hosts_with_their_ranks() -> None:
+    everyone = [RankFacts("node-1", {"torch": "2.11", "triton": "3"}) for _ in range(8)]
+    everyone += [RankFacts("node-2", {"torch": "2.13", "triton": "3"}) for _ in range(8)]
+    everyone += [RankFacts("node-3", {"torch": "2.11"})]
+    assert disagreements(everyone).splitlines() == [
+        "  what    value  who",
+        "  torch   2.11   node-1 (ranks 0-7), node-3 (rank 16)",
+        "          2.13   node-2 (ranks 8-15)",
+        "  triton  3      node-1 (ranks 0-7), node-2 (ranks 8-15)",
+        "          none   node-3 (rank 16)",
+    ]
+
+
+def test_the_hash_follows_every_line_of_the_source(other_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = source_hash("dwt_ds")
+    assert ours == source_hash("dwt_ds")
+    monkeypatch.setattr("dwt_ds.software.package_folder", lambda _: other_package / "dwt_ds")
+    changed = source_hash("dwt_ds")
+    assert changed != ours
+    (other_package / "dwt_ds" / "engine" / "ranks.py").write_text("", encoding="utf-8")
+    assert source_hash("dwt_ds") not in (ours, changed)

@@ -1,0 +1,116 @@
+"""A student trained quantized on two ranks under ZeRO-2: start, resume, export, reload."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+
+from dwt_ds.models.quantization import is_enabled, quantized_layers
+from dwt_ds.models.quantization_settings import parse_quantization
+from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
+
+Launch = Callable[..., tuple[int, str]]
+
+pytest.importorskip("torchao")
+
+BITS, START = 4, 3
+QUANTIZATION = {"weight_bits": BITS, "activation_bits": 8, "start_step": START}
+SETTINGS = [
+    "train.max_steps=8",
+    "train.checkpoint_every=5",
+    "train.gradient_accumulation_steps=2",
+    "train.eval_every=4",
+    "student.dropout=0.2",
+]
+
+
+@pytest.fixture(scope="module")
+def straight(launch: Launch, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without a stop; dropout on, several micro-batches a step."""
+    return run(launch, tiny_recipe, tmp_path_factory.mktemp("quantized") / "straight", quantized())
+
+
+def quantized() -> str:
+    return f"student.quantization={json.dumps(QUANTIZATION)}"
+
+
+def run(launch: Launch, recipe: Path, output: Path, *changes: str) -> Path:
+    code, text = launch(2, [str(recipe), f"output_dir={output}", *SETTINGS, *changes])
+    assert code == 0, text
+    (output / "said.txt").write_text(text)
+    return output
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(40).view(2, 20)).logits
+
+
+def test_values_are_rounded_from_the_start_step_on(
+    straight: Path, launch: Launch, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    plain = run(launch, tiny_recipe, tmp_path / "plain")
+    ours, theirs = ([row for row in metrics(folder) if "loss" in row] for folder in (straight, plain))
+    assert ours[:START] == theirs[:START]
+    assert all(mine["loss"] != other["loss"] for mine, other in zip(ours[START:], theirs[START:]))
+    assert "4-bit weights" in (straight / "said.txt").read_text()
+    assert not (plain / "export" / "quantized").exists()
+
+
+def test_a_resume_after_the_start_step_goes_on_bit_identically(
+    straight: Path, launch: Launch, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    stopped = tmp_path / "stopped"
+    shutil.copytree(straight, stopped)
+    shutil.rmtree(stopped / "export")
+    shutil.rmtree(stopped / "checkpoints" / "step_00000008")
+    (stopped / "complete.json").unlink()
+    manifest = json.loads((stopped / "checkpoints" / "step_00000005" / "manifest.json").read_text())
+    assert parse_quantization(manifest["quantization"]) == parse_quantization(QUANTIZATION)
+
+    run(launch, tiny_recipe, stopped, quantized())
+    assert "step_00000005 at step 5" in (stopped / "said.txt").read_text()
+    assert metrics(stopped) == metrics(straight)
+    for name in ("model.safetensors", "quantized/quantized.safetensors"):
+        expected, got = (load_file(folder / "export" / name) for folder in (straight, stopped))
+        assert expected.keys() == got.keys()
+        assert all(got[key].equal(expected[key]) for key in expected)
+
+
+def test_the_exports_load_and_the_quantized_one_holds_few_values(straight: Path, tmp_path: Path) -> None:
+    plain = AutoModelForMaskedLM.from_pretrained(straight / "export")
+    rounded = load_quantized(straight / "export" / "quantized")
+    assert is_enabled(rounded)  # activations
+    settings = parse_quantization(QUANTIZATION)
+    assert settings is not None
+    names = quantized_layers(plain, settings)
+    assert len(names) == 12
+    for name in names:
+        before, after = plain.get_parameter(f"{name}.weight"), rounded.get_parameter(f"{name}.weight")
+        assert max(len(row.unique()) for row in before) > 2**BITS
+        assert max(len(row.unique()) for row in after) <= 2**BITS
+        steps = (before - after).abs() / (before.abs().amax(dim=1, keepdim=True) / 2 ** (BITS - 1))
+        assert steps.max() < 1.1  # within a step of the scale: the same weights, rounded
+    embeddings = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(plain.get_parameter(embeddings), rounded.get_parameter(embeddings))
+    assert len(AutoTokenizer.from_pretrained(straight / "export" / "quantized")) == len(
+        rounded.get_input_embeddings().weight
+    )
+    assert "`quantized/` holds the rounded model" in (straight / "export" / "README.md").read_text()
+
+    assert quantize_checkpoint(straight / "export", QUANTIZATION, tmp_path / "again") == names
+    assert torch.equal(logits(load_quantized(tmp_path / "again")), logits(rounded))

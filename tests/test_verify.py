@@ -1,0 +1,72 @@
+"""`dwt-ds verify` finds every kind of damage, in every kind of folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dwt_ds.cli.main import main
+from dwt_ds.manifest_files import file_facts, problems, write_manifest
+from dwt_ds.verify import verify
+
+
+def folder_with_manifest(folder: Path, name: str = "config.json") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "weights.bin").write_bytes(b"0123456789")
+    (folder / name).write_text("{}")
+    write_manifest(folder, {"files": file_facts(folder, ["weights.bin", name])})
+    return folder
+
+
+def test_untouched_files_match(tmp_path: Path) -> None:
+    assert problems(folder_with_manifest(tmp_path / "x")) == []
+
+
+def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
+    folder = folder_with_manifest(tmp_path / "x")
+    (folder / "weights.bin").write_bytes(b"0123456780")
+    assert problems(folder) == ["weights.bin: the contents have changed (sha256 differs)"]
+    (folder / "weights.bin").write_bytes(b"01")
+    assert problems(folder) == ["weights.bin: 2 bytes, the manifest says 10"]
+    (folder / "weights.bin").unlink()
+    assert problems(folder) == ["weights.bin: missing"]
+    (folder / "manifest.json").write_text("{")
+    assert problems(folder)[0].startswith("manifest.json: ")
+    (folder / "manifest.json").unlink()
+    assert problems(folder) == ["manifest.json: missing"]
+
+
+def test_a_run_is_verified_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    folder_with_manifest(checkpoints / "step_00000002", "generators_00000.pt")
+    damaged = folder_with_manifest(checkpoints / "step_00000004", "generators_00000.pt")
+    folder_with_manifest(tmp_path / "export")
+    assert main(["verify", str(tmp_path)]) == 0
+    (damaged / "weights.bin").unlink()
+    (checkpoints / "step_00000006.tmp").mkdir()
+    assert main(["verify", str(tmp_path)]) == 1
+    output = capsys.readouterr().out
+    assert "weights.bin: missing" in output
+    assert [finding.kind for finding in verify(tmp_path)] == ["checkpoint", "checkpoint", "unfinished", "export"]
+
+
+def test_a_data_set_is_verified(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    [finding] = verify(folder)
+    assert (finding.kind, finding.problems) == ("data set", [])
+    shard = next(folder.rglob("*.arrow"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert verify(folder)[0].problems == [f"{shard.relative_to(folder)}: the contents have changed (sha256 differs)"]
+    shard.unlink()
+    assert verify(folder)[0].problems == [f"{shard.relative_to(folder)}: missing"]
+
+
+def test_nothing_to_verify_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tmp_path / "none")]) == 2
+    assert main(["verify", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("name a run, a checkpoint, an export or a data set") == 2
