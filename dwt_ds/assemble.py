@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dwt_ds.config import DataConfig, RunConfig, TrainConfig
+from dwt_ds.config import DataConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.masks import Masking
-from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.adaptive import AdaptiveWeight
 from dwt_ds.distill.evaluate import teacher_held_out_loss
 from dwt_ds.distill.objective import DistillObjective
@@ -26,47 +22,30 @@ from dwt_ds.doctor.extension_locks import find_locks
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_data, require_same_software
 from dwt_ds.engine.checkpoint import RunState
-from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
 from dwt_ds.engine.resume import load_checkpoint, newest_checkpoint
 from dwt_ds.engine.student import StudentEngine, quieten_deepspeed, start_student
 from dwt_ds.engine.teacher import TeacherEngine
+from dwt_ds.loading import as_micro_batch
 from dwt_ds.models.build import (
     build_student,
     load_masked_lm,
-    load_model_config,
     longest_row,
     parameter_count,
-    student_model_config,
 )
 from dwt_ds.models.cpu_dropout import use_cpu_dropout
 from dwt_ds.models.growth import grow
-from dwt_ds.models.growth_plan import check_growth
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
-from dwt_ds.models.origin import weights_origin
-from dwt_ds.models.quantization import check_quantization, prepare
-from dwt_ds.models.quantization_settings import Quantization, check_start_step, parse_quantization
+from dwt_ds.models.quantization import prepare
 from dwt_ds.models.vocabulary import check_same_vocabulary
+from dwt_ds.parts import Parts
 from dwt_ds.progress import Progress
-from dwt_ds.recipe import load_recipe
-from dwt_ds.run import Parts, Run, as_micro_batch
+from dwt_ds.run import Run
 from dwt_ds.run_folder import RunFolder
 from dwt_ds.settings_diff import changed_settings
-from dwt_ds.software import software
+from dwt_ds.settle import Settled, check_student, identity, naming, run_facts, settle, sizes, timeout_seconds
 from dwt_ds.stop import StopRequest
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settled:
-    """Settings and data that agree with each other."""
-
-    config: RunConfig
-    ds: DeepSpeedJson
-    ds_values: dict[str, Any]
-    data: PreparedData
-    total_steps: int
-    quantization: Quantization | None
 
 
 def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, stop: StopRequest) -> Run | None:
@@ -77,7 +56,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     """
     quieten_deepspeed()
     _refuse_stale_locks()
-    ranks.start_ranks(_timeout_seconds(recipe, overrides))
+    ranks.start_ranks(timeout_seconds(recipe, overrides))
     require_same_software()
     with ranks.all_or_none():
         settled = settle(recipe, overrides, deepspeed_config)
@@ -85,10 +64,10 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     require_same_data(manifest.fingerprint, manifest.tokenizer_sha256, settings)
     with ranks.all_or_none():
         tokenizer = settled.data.tokenizer()
-        _check_growth(settled, tokenizer)
-        facts = _facts(settled)
+        check_student(settled, tokenizer)
+        facts = run_facts(settled)
         folder = RunFolder(settled.config.output_dir)
-        folder.check_identity(_identity(facts))
+        folder.check_identity(identity(facts))
         finished_steps = folder.finished_steps()
     if finished_steps >= settled.total_steps:
         _say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
@@ -99,7 +78,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
         objective = _build_objective(settled, tokenizer)
     with ranks.all_or_none():
         if ranks.rank() == 0:
-            folder.begin(_identity(facts), settled.config.to_dict(), settled.ds_values)
+            folder.begin(identity(facts), settled.config.to_dict(), settled.ds_values)
             tokenizer.save_pretrained(folder.path / "tokenizer")
     teacher_loss = _introduce(settled, objective, teacher)
     torch.manual_seed(settled.config.seed + 1 + ranks.rank())
@@ -139,35 +118,6 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     )
 
 
-def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None) -> Settled:
-    """Recipe, JSON and data folder, checked against each other; nothing is built or written."""
-    recipe = load_recipe(recipe_name, overrides)
-    meant = recipe.config.train.expected_world_size
-    if meant is not None and meant != ranks.world_size():
-        raise ValueError(
-            f"train.expected_world_size={meant}: the run came up with {ranks.world_size()} ranks; "
-            "check the hostfile and the launcher's options"
-        )
-    ds = load_ds_json(deepspeed_config or recipe.config.deepspeed_config, recipe.config.deepspeed)
-    config, ds_values = settle_batch(recipe, ds, ranks.world_size())
-    data = PreparedData.open(config.data.dir)
-    rows = int(ds_values["train_batch_size"])
-    if len(data.train) < rows:
-        raise ValueError(
-            f"data.dir={config.data.dir!r}: {len(data.train)} rows are less than one global batch of {rows}; "
-            "prepare more text or lower train.micro_batch_size"
-        )
-    train = config.train
-    if train.max_steps is None and train.epochs is None:
-        raise ValueError("train.max_steps: not set, nor is train.epochs; set one of them")
-    total_steps = train.max_steps or math.ceil((train.epochs or 0) * len(data.train) / rows)
-    ds_values = fill_steps(ds_values, recipe, config, total_steps, ds.source)
-    quantization = parse_quantization(config.student.quantization)
-    if quantization is not None:
-        check_start_step(quantization, total_steps)
-    return Settled(config, ds, ds_values, data, total_steps, quantization)
-
-
 def _refuse_stale_locks() -> None:
     """Starting may compile DeepSpeed's operators, and torch waits without end for the lock of a build that was killed.
 
@@ -184,55 +134,20 @@ def _refuse_stale_locks() -> None:
         )
 
 
-def _timeout_seconds(recipe: str, overrides: list[str]) -> float:
-    """The ranks' patience with each other, needed before they can tell each other of a mistake in the recipe."""
-    try:
-        return load_recipe(recipe, overrides).config.train.collective_timeout_seconds
-    except (ValueError, OSError):
-        return TrainConfig().collective_timeout_seconds  # `settle` reports the mistake on all ranks
-
-
-def _facts(settled: Settled) -> dict[str, Any]:
-    """What a checkpoint's manifest and the export's card say of a run."""
-    manifest, student = settled.data.manifest, settled.config.student
-    shape = {
-        name: getattr(student, name)
-        for name in ("family", "layers", "hidden_size", "num_heads", "intermediate_size", "max_positions", "config")
-    }
-    settings = {**settled.config.to_dict(), "deepspeed": settled.ds_values}
-    facts = {
-        "data": manifest.fingerprint,
-        "tokenizer": manifest.tokenizer_sha256,
-        "vocab_size": manifest.vocab_size,
-        "seq_len": manifest.seq_len,
-        "student": shape,
-        "teacher": weights_origin(settled.config.teacher.path) if ranks.rank() == 0 else None,
-        "versions": software(),
-        "settings": settings,
-        "settings_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-    }
-    if settled.quantization is not None:
-        facts["quantization"] = settled.quantization.to_dict()
-    return facts
-
-
-def _identity(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: facts[key] for key in ("data", "tokenizer", "student")}
-
-
 def _start_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> TeacherEngine | None:
     config = settled.config.teacher
     if config.path is None:
         return None
     seq_len = settled.data.manifest.seq_len
-    teacher = TeacherEngine(
-        config.path,
-        dtype=settled.ds.precision if config.dtype == "auto" else config.dtype,
-        kernel_inject=config.kernel_inject,
-        device=ranks.device(),
-        seq_len=seq_len,
-        trust_remote_code=config.trust_remote_code,
-    )
+    with naming("teacher.path"):
+        teacher = TeacherEngine(
+            config.path,
+            dtype=settled.ds.precision if config.dtype == "auto" else config.dtype,
+            kernel_inject=config.kernel_inject,
+            device=ranks.device(),
+            seq_len=seq_len,
+            trust_remote_code=config.trust_remote_code,
+        )
     check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
     longest = longest_row(teacher.model.config)
     if longest is not None and longest < seq_len:
@@ -244,12 +159,14 @@ def _start_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Teac
 
 
 def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> DistillObjective:
-    config, sizes = settled.config, _sizes(settled, tokenizer)
+    config = settled.config
     torch.manual_seed(config.seed)
-    model = build_student(config.student, **sizes)
+    model = build_student(config.student, **sizes(settled, tokenizer))
     if config.student.init != "random":
         assert config.teacher.path is not None  # _check_growth refused it
         grow(load_masked_lm(config.teacher.path, dtype=torch.float32), model, config.student.init, seed=config.seed)
+    if config.train.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if ranks.device().type == "cpu":
         use_cpu_dropout(model)
     gathered = GatheredMaskedLM(model).to(ranks.device())
@@ -259,30 +176,6 @@ def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Di
         # After the check above: rounding makes a large difference of a tiny one.
         prepare(model, settled.quantization)
     return DistillObjective(gathered, config.distill, settled.data.manifest.vocab_size)
-
-
-def _check_growth(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Whether the student can start as it should, from the configurations alone."""
-    init, path = settled.config.student.init, settled.config.teacher.path
-    student = student_model_config(settled.config.student, **_sizes(settled, tokenizer))
-    if settled.quantization is not None:
-        check_quantization(student, settled.quantization)
-    if init == "random":
-        return
-    if path is None:
-        raise ValueError(f"student.init={init!r}: there is no teacher to start from; set teacher.path or init=random")
-    check_growth(load_model_config(path), student, init)
-
-
-def _sizes(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    manifest = settled.data.manifest
-    return {
-        "vocab_size": manifest.vocab_size,
-        "seq_len": manifest.seq_len,
-        "pad_token_id": tokenizer.pad_token_id,
-        "cls_token_id": tokenizer.cls_token_id,
-        "sep_token_id": tokenizer.sep_token_id,
-    }
 
 
 def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEngine | None) -> float | None:

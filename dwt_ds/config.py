@@ -208,6 +208,10 @@ class TrainConfig:
     """The run stops when more than this share of the last `skip_window` steps had to be skipped."""
     collective_timeout_seconds: PositiveFloat = 1800.0
     """A rank that waits longer for the others stops with an error."""
+    report_stuck_after_seconds: PositiveFloat = 300.0
+    """When no step ends for so long, rank 0 says which rank the others wait for, and where it stands."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest anew: less memory, a third more work."""
     export_every: NonNegativeInt = 0
     """Steps between exports kept at `export/step_XXXXXXXX`, to be scored along the way; 0: only the last model."""
     expected_world_size: PositiveInt | None = None

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from dwt_kernels import DistillLoss
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
-from dwt_ds.config import RunConfig
-from dwt_ds.data.batches import Batch, StepBatches
-from dwt_ds.distill.adaptive import AdaptiveWeight
+from dwt_ds.data.batches import Batch
 from dwt_ds.distill.evaluate import HeldOut, held_out_loss
 from dwt_ds.distill.objective import LossScale, MicroBatch, every_real_token
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint import Retention, RunState, save_checkpoint
 from dwt_ds.engine.student import (
-    StudentEngine,
     gradient_divisor,
     gradient_norm,
     loss_scale,
@@ -31,46 +25,19 @@ from dwt_ds.engine.student import (
     step_was_skipped,
     write_monitors,
 )
-from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.engine.weights import full_fp32_weights
 from dwt_ds.export import write_export
 from dwt_ds.guard import Guard, TooManySkipsError
+from dwt_ds.loading import as_micro_batch, step_loader
 from dwt_ds.meter import Meter
 from dwt_ds.model_card import model_card
 from dwt_ds.models.quantization import enable
-from dwt_ds.models.quantization_settings import Quantization
-from dwt_ds.progress import Progress
-from dwt_ds.run_folder import RunFolder
-from dwt_ds.stop import StopRequest
+from dwt_ds.parts import Parts
+from dwt_ds.software import host_name
+from dwt_ds.stuck import StuckWatch
 
 # Looks at a request to stop during validation cost a collective each.
 _BATCHES_BETWEEN_LOOKS = 8
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What `assemble` puts together."""
-
-    config: RunConfig
-    total_steps: int
-    student: StudentEngine
-    """DeepSpeed's engine around the DistillObjective."""
-    teacher: TeacherEngine | None
-    adaptive: AdaptiveWeight | None
-    """The soft weight, if it follows the run."""
-    batches: StepBatches
-    """This rank's micro-batches by step."""
-    quantization: Quantization | None
-    validation: Callable[[], Iterator[Batch]]
-    """Makes this rank's validation micro-batches anew."""
-    tokenizer: PreTrainedTokenizerBase
-    folder: RunFolder
-    state: RunState
-    """Where the run stands: zero, or from a checkpoint."""
-    facts: dict[str, Any]
-    """What a checkpoint's manifest and the export's card say of data, tokenizer and model."""
-    progress: Progress
-    stop: StopRequest
 
 
 class Run:
@@ -85,6 +52,14 @@ class Run:
         self._loader = iter(step_loader(parts.batches, parts.state.step, parts.total_steps, parts.config))
         self._meter = Meter(parts.state.tokens, parts.state.elapsed_seconds)
         self._guard = Guard(parts.config.train, ranks.sum_over_ranks, self.device, parts.state.guard)
+        self._stuck = StuckWatch(
+            self._folder.path,
+            ranks.rank(),
+            ranks.world_size(),
+            host_name(),
+            parts.config.train.report_stuck_after_seconds,
+            parts.progress.say,
+        )
         self._held_out = HeldOut(float("nan"), float("nan"))
         self._done = self._saved = parts.state.step
         self.stopped = self._agree_to_stop()
@@ -154,6 +129,7 @@ class Run:
         """Log, look at the held-out text, save: whatever is due after optimizer step `step` (counted from 0)."""
         done, train = step + 1, self.config.train
         self._done = done
+        self._stuck.beat(done)
         self._progress.advance()
         self._note_skip(done)
         self.stopped = bool(self._ranks_asked_to_stop)
@@ -174,9 +150,11 @@ class Run:
         if last or (train.checkpoint_every and done % train.checkpoint_every == 0):
             self._save(done)
         self._meter.paused(time.perf_counter() - began)
+        self._stuck.beat(done)
 
     def finish(self) -> None:
         """Export the student and mark the run as complete; a run that was asked to stop is saved instead."""
+        self._stuck.end()
         if self.stopped and self._done < self.total_steps:
             self._stop_early()
             return
@@ -242,6 +220,7 @@ class Run:
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Validation micro-batches, of which every rank has the same number, until the ranks agree to stop."""
         for number, batch in enumerate(batches):
+            self._stuck.beat(self._done)
             if number % _BATCHES_BETWEEN_LOOKS == 0 and self._done < self.total_steps:
                 self.stopped = self.stopped or self._agree_to_stop()
                 if self.stopped:
@@ -305,24 +284,3 @@ class Run:
         else:
             self._saved = done
             self._progress.say(f"step {done}/{self.total_steps}  checkpoint saved, training waited {seconds:.1f} s")
-
-
-def as_micro_batch(batch: Batch) -> MicroBatch:
-    """A data batch as the models take it, without a mask where there is no padding."""
-    full = batch.token_count == batch.input_ids.numel()
-    return MicroBatch(batch.input_ids, None if full else batch.attention_mask, batch.positions, batch.labels)
-
-
-def step_loader(batches: StepBatches, first_step: int, total_steps: int, config: RunConfig) -> DataLoader[list[Batch]]:
-    """Loads steps in order, in worker processes if the recipe asks for them.
-
-    Its generator is private: a loader that drew from the global one would disturb dropout after a resume.
-    """
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first_step, total_steps),
-        num_workers=config.data.workers,
-        pin_memory=ranks.device().type == "cuda",
-        generator=torch.Generator().manual_seed(0),
-    )

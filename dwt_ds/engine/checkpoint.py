@@ -148,7 +148,7 @@ def _writer_that_returns(engine: StudentEngine) -> Iterator[list[str]]:
     try:
         yield failures
     finally:
-        writer.save = write
+        del writer.save  # the instance's; the class has its own
 
 
 def _sync_files(temporary: Path) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from transformers import AutoConfig
+from dwt_ds.models.build import load_model_config
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def weights_origin(path: str | None) -> str | None:
-    """sha256 over the weight files of a local folder, or the hub's revision of a named model; None for None."""
+    """sha256 over the weight files of a local folder, or the hub's revision of a named model; None for None.
+
+    Raises FileNotFoundError and ValueError as load_model_config does.
+    """
     if path is None:
         return None
     folder = Path(path)
     if not folder.is_dir():
-        return f"revision {getattr(AutoConfig.from_pretrained(path), '_commit_hash', None)}"
+        return f"revision {getattr(load_model_config(path), '_commit_hash', None)}"
     digest = hashlib.sha256()
     for pattern in _WEIGHTS:
         for file in sorted(folder.glob(pattern)):

@@ -5,6 +5,7 @@ FAULT="signal NUMBER PLACE WHO" a signal to itself: training (at step 5), valida
 FAULT="inf WHO STEP..."         the loss of these steps is infinite
 FAULT="spike WHO STEP..."       the loss of these steps is 100 times what it is
 FAULT="full WHO STEP"           the disk is full at the save of step STEP
+FAULT="hang WHO STEP"           it sleeps for an hour at the start of step STEP
 WHO is a rank or "all".
 """
 
@@ -138,6 +139,19 @@ def change_loss(who: str, steps: list[str], factor: float) -> None:
     DistillObjective.forward = forward
 
 
+def hang(who: str, step: str) -> None:
+    from dwt_ds.run import Run
+
+    plain = Run.next_micro_batches
+
+    def next_micro_batches(self: Run) -> Any:
+        if self._done + 1 == int(step) and hit(who):
+            time.sleep(3600)
+        return plain(self)
+
+    Run.next_micro_batches = next_micro_batches
+
+
 def fill_disk(who: str, step: str) -> None:
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
@@ -161,6 +175,8 @@ if __name__ == "__main__":
         signal_itself(*values)
     elif kind in ("inf", "spike"):
         change_loss(values[0], values[1:], float("inf") if kind == "inf" else 100.0)
+    elif kind == "hang":
+        hang(*values)
     elif kind == "full":
         fill_disk(*values)
     sys.exit(main())

@@ -1,0 +1,101 @@
+"""Which rank keeps the others waiting, and where it stands.
+
+A rank that hangs shows itself to the others only as a collective that does not end. Here every rank looks at itself:
+when its last sign of life is too old it writes down its stack. Ranks that wait stand in a collective; the one they
+wait for stands elsewhere, or has written nothing. Rank 0 reads what all have written and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+_COLLECTIVES = ("distributed_c10d.py", "comm/torch.py", "comm/comm.py")
+_WRITING_SECONDS = 2.0
+"""Rank 0 gives the others so long to write."""
+
+
+class StuckWatch:
+    """Reports once each time the ranks stand still.
+
+    Args:
+        folder: of the run; `stuck/` in it gets a file a rank.
+        rank: this process's.
+        world_size: number of ranks.
+        host: this machine's name.
+        seconds: a sign of life older than this is reported.
+        say: prints a line; rank 0's is used.
+    """
+
+    def __init__(
+        self, folder: Path, rank: int, world_size: int, host: str, seconds: float, say: Callable[[str], None]
+    ) -> None:
+        self._folder, self._rank, self._world_size, self._host = folder / "stuck", rank, world_size, host
+        self._seconds, self._say = seconds, say
+        self._step, self._beat = 0, time.monotonic()
+        self._main = threading.get_ident()
+        self._done = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="stuck watch").start()
+
+    def beat(self, step: int) -> None:
+        """A sign of life: `step` optimizer steps are done."""
+        self._step, self._beat = step, time.monotonic()
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._done.set()
+
+    def _watch(self) -> None:
+        reported = 0.0
+        while not self._done.wait(min(1.0, self._seconds / 4)):
+            beat = self._beat
+            if time.monotonic() - beat > self._seconds and beat != reported:
+                reported = beat
+                self._write()
+                if self._rank == 0:
+                    self._done.wait(_WRITING_SECONDS)
+                    self._say(self._report())
+
+    def _write(self) -> None:
+        stack = traceback.extract_stack(sys._current_frames()[self._main])
+        place = next((f for f in reversed(stack) if "dwt_ds" in Path(f.filename).parts), stack[-1])
+        facts = {
+            "rank": self._rank,
+            "host": self._host,
+            "step": self._step,
+            "place": f"{Path(place.filename).name}:{place.lineno} {place.name}",
+            "in_collective": any(frame.filename.endswith(_COLLECTIVES) for frame in stack),
+            "stack": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in stack],
+        }
+        self._folder.mkdir(exist_ok=True)
+        file = self._folder / f"rank_{self._rank:05d}.json"
+        unfinished = file.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        os.replace(unfinished, file)
+
+    def _report(self) -> str:
+        began = time.time() - self._seconds - 4 * _WRITING_SECONDS
+        files = {rank: self._folder / f"rank_{rank:05d}.json" for rank in range(self._world_size)}
+        found = [
+            json.loads(file.read_text(encoding="utf-8"))
+            for file in files.values()
+            if file.is_file() and file.stat().st_mtime > began
+        ]
+        silent = sorted(set(files) - {facts["rank"] for facts in found})
+        lines = [f"no step for {self._seconds:.0f} s, {self._step} are done; stacks of all ranks in {self._folder}"]
+        lines += [
+            f"  rank {facts['rank']} on {facts['host']} keeps the others waiting at {facts['place']}"
+            for facts in found
+            if not facts["in_collective"]
+        ]
+        if silent:
+            lines.append(f"  silent: rank {', '.join(map(str, silent))}; dead, stopped, or its disk does not answer")
+        if len(lines) == 1:
+            lines.append("  all ranks wait in collectives: look at the network")
+        return "\n".join(lines)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from torch.utils.file_baton import FileBaton
+
+from dwt_ds.doctor.extension_locks import find_locks
+from dwt_ds.doctor.probe import _build_operators
+
+
+@pytest.fixture
+def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / "cpu_adam").mkdir()
+    return tmp_path
+
+
+def test_without_a_build_there_is_no_lock(extensions: Path) -> None:
+    assert find_locks() == []
+
+
+def test_a_lock_that_a_build_holds_is_not_stale(extensions: Path) -> None:
+    baton = FileBaton(str(extensions / "cpu_adam" / "lock"))
+    assert baton.try_acquire()
+    (lock,) = find_locks()
+    assert (lock.operator, lock.held) == ("cpu_adam", True)
+    assert not lock.stale(several_hosts=False)
+    baton.release()
+    assert find_locks() == []
+
+
+def test_the_lock_of_a_killed_build_is_stale(extensions: Path) -> None:
+    path = extensions / "cpu_adam" / "lock"
+    path.touch()
+    (lock,) = find_locks()
+    assert (lock.path, lock.held) == (str(path), False)
+    assert lock.stale(several_hosts=False)
+    # Another host's process may hold it; an old one nobody does.
+    assert not lock.stale(several_hosts=True)
+    os.utime(path, (1e9, 1e9))
+    assert find_locks()[0].stale(several_hosts=True)
+
+
+def test_an_operator_with_a_stale_lock_is_not_waited_for(extensions: Path) -> None:
+    answers = _build_operators(skip=["cpu_adam", "fused_adam"])
+    assert [(answer["name"], answer["problem"]) for answer in answers] == [
+        ("cpu_adam", "not tried: a lock stands"),
+        ("fused_adam", "not tried: a lock stands"),
+    ]
