@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,10 +17,10 @@ from dwt_ds.data.masks import Masking
 from dwt_ds.distill.adaptive import AdaptiveWeight
 from dwt_ds.distill.evaluate import teacher_held_out_loss
 from dwt_ds.distill.objective import DistillObjective
-from dwt_ds.doctor.extension_locks import find_locks
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_data, require_same_software
 from dwt_ds.engine.checkpoint import RunState
+from dwt_ds.engine.optimizers import check_optimizer
 from dwt_ds.engine.resume import load_checkpoint, newest_checkpoint
 from dwt_ds.engine.student import StudentEngine, quieten_deepspeed, start_student
 from dwt_ds.engine.teacher import TeacherEngine
@@ -55,7 +54,6 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     on the others.
     """
     quieten_deepspeed()
-    _refuse_stale_locks()
     ranks.start_ranks(timeout_seconds(recipe, overrides))
     require_same_software()
     with ranks.all_or_none():
@@ -65,6 +63,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     with ranks.all_or_none():
         tokenizer = settled.data.tokenizer()
         check_student(settled, tokenizer)
+        check_optimizer(settled.ds_values, ranks.device(), settled.ds.source)
         facts = run_facts(settled)
         folder = RunFolder(settled.config.output_dir)
         folder.check_identity(identity(facts))
@@ -116,22 +115,6 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
             stop=stop,
         )
     )
-
-
-def _refuse_stale_locks() -> None:
-    """Starting may compile DeepSpeed's operators, and torch waits without end for the lock of a build that was killed.
-
-    The first rank of each host looks; the launcher ends the others with it.
-    """
-    if ranks.local_rank() != 0:
-        return
-    several_hosts = os.environ.get("LOCAL_SIZE", "1") != os.environ.get("WORLD_SIZE", "1")
-    stale = [lock for lock in find_locks() if lock.stale(several_hosts)]
-    if stale:
-        raise ValueError(
-            f"{stale[0].path}: the lock of a build of {stale[0].operator} that was killed; torch would wait for it "
-            "without end; delete that file"
-        )
 
 
 def _start_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> TeacherEngine | None:

@@ -8,6 +8,7 @@ and no GPU, and starts nothing: what is missing is assumed, and the plan says so
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,7 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.quiet import quieten_libraries
 
     quieten_libraries()
+    from dwt_ds.data.manifest import read_manifest
     from dwt_ds.plan.hardware import find_device
     from dwt_ds.plan.plan import Plan
     from dwt_ds.plan.report import report
@@ -42,6 +44,8 @@ def main(args: argparse.Namespace) -> int:
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
     device = find_device(args.gpu, per_node, args.network_gbps)
+    if args.data:
+        read_manifest(Path(args.data))  # a folder that somebody names has to be there
     overrides = [*args.overrides, f"data.dir={args.data}"] if args.data else args.overrides
     settings = settle(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
     plan = Plan(settings, build_shapes(settings), device, args.nodes, args.mfu or device.mfu)

@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 
 from dwt_ds.doctor.apex_check import check_apex
-from dwt_ds.doctor.extension_locks import extensions_folder, find_locks
 from dwt_ds.doctor.kernel_check import check_kernels
+from dwt_ds.extension_locks import extensions_folder, find_locks
 from dwt_ds.software import host_name, software
 
 ANSWER = "dwt-ds probe: "

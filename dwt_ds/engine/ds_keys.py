@@ -20,6 +20,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
 from pydantic import BaseModel, ValidationError
 
+from dwt_ds.engine.optimizers import CLIENT_OPTIMIZERS
 from dwt_ds.recipe import must_be, nearest
 
 _SECTIONS: dict[str, type[BaseModel] | frozenset[str]] = {
@@ -206,16 +207,23 @@ def _check_optimizer(section: Mapping[str, Any] | None, source: str) -> None:
         return
     name = str(section.get("type", ""))
     if name.lower() in _ONE_BIT:
-        raise ValueError(f"{source}: optimizer.type={name!r}: DeepSpeed took it out in 2026; use AdamW or Lamb")
+        instead = "Lamb" if "lamb" in name.lower() else "AdamW"
+        raise ValueError(
+            f"{source}: optimizer.type={name!r}: DeepSpeed took its 1-bit optimizers out in 2026; use {instead}"
+        )
     allowed = _optimizer_settings(name)
     if not allowed:
         raise ValueError(f"{source}: optimizer.type={name!r}: unknown optimizer{nearest(name, _optimizer_names())}")
     for key in section.get("params", {}):
+        if key == "max_grad_norm":
+            raise ValueError(f"{source}: optimizer.params.{key}: DeepSpeed clips by itself; set gradient_clipping")
         if key not in allowed:
             raise ValueError(f"{source}: optimizer.params.{key}: {name} has no such setting{nearest(key, allowed)}")
 
 
 def _optimizer_settings(name: str) -> set[str]:
+    if name in CLIENT_OPTIMIZERS:
+        return set(CLIENT_OPTIMIZERS[name])
     classes = _optimizer_classes(name)
     return set(_DEEPSPEED_OPTIMIZER_EXTRAS).union(*(_parameters(c) for c in classes)) if classes else set()
 
@@ -226,7 +234,7 @@ def _scheduler_settings(name: str) -> set[str]:
 
 def _optimizer_names() -> list[str]:
     own = [name for name, value in vars(torch.optim).items() if inspect.isclass(value)]
-    return [*own, "Lamb", "Lion", "Muon"]
+    return [*own, "Lamb", "Lion", "Muon", *CLIENT_OPTIMIZERS]
 
 
 def _optimizer_classes(name: str) -> list[type]:

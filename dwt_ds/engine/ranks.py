@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from dwt_ds.engine.build_locks import end_waits_for_killed_builds
 from dwt_ds.engine.cpu_memory import forget_shared_buffer, keep_freed_memory
+from dwt_ds.engine.rank_environment import fill_rank_environment
 
 
 class OtherRankError(RuntimeError):
@@ -26,15 +30,12 @@ class OtherRankError(RuntimeError):
 def start_ranks(timeout_seconds: float = 1800.0) -> None:
     """Join the process group that the launcher's environment describes; alone, be a group of one.
 
-    A collective that takes longer than `timeout_seconds` is an error on every rank that waits in it.
+    A collective that takes longer than `timeout_seconds` is an error on every rank that waits in it. Raises ValueError
+    where a launcher left out what the ranks need to find each other.
     """
     # DeepSpeed compiles operators at first use, and anew whenever another ninja than last time looks at them.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("LOCAL_SIZE", os.environ["WORLD_SIZE"])
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
+    fill_rank_environment(os.environ)
     if "OMP_NUM_THREADS" not in os.environ:
         # Otherwise every rank starts a thread for each core of the machine.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_SIZE"])))
@@ -44,12 +45,14 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     for name, value in (("TORCH_FR_BUFFER_SIZE", "2000"), ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")):
         os.environ.setdefault(name, value)
     get_accelerator().set_device(local_rank())
-    deepspeed.init_distributed(
-        dist_backend=get_accelerator().communication_backend_name(),
-        auto_mpi_discovery="OMPI_COMM_WORLD_RANK" in os.environ,
-        timeout=timedelta(seconds=timeout_seconds),
-        verbose=False,
-    )
+    end_waits_for_killed_builds(several_hosts=os.environ["LOCAL_SIZE"] != os.environ["WORLD_SIZE"])
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells of every operator it has
+        deepspeed.init_distributed(
+            dist_backend=get_accelerator().communication_backend_name(),
+            auto_mpi_discovery=False,
+            timeout=timedelta(seconds=timeout_seconds),
+            verbose=False,
+        )
     if get_accelerator().device_name() == "cpu":
         dist.barrier()
         forget_shared_buffer(rank())
@@ -123,11 +126,3 @@ def all_or_none() -> Iterator[None]:
     if own is not None and failures[0][0] == rank():
         raise own
     raise OtherRankError(f"rank {failures[0][0]}: {failures[0][1]}")
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

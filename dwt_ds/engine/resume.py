@@ -14,6 +14,7 @@ from deepspeed.checkpoint import ds_to_universal
 
 from dwt_ds.engine.checkpoint import RunState, complete_checkpoints
 from dwt_ds.engine.generators import restore_generators
+from dwt_ds.engine.optimizers import catch_up
 from dwt_ds.engine.ranks import all_or_none, from_rank_0, rank, world_size
 from dwt_ds.engine.student import StudentEngine
 from dwt_ds.manifest_files import problems, read_manifest
@@ -79,6 +80,7 @@ def _load(engine: StudentEngine, path: Path) -> None:
     loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
     if loaded is None:
         raise ValueError(f"{path}: DeepSpeed found nothing to load; delete the folder to go on from the one before")
+    catch_up(engine.basic_optimizer)
 
 
 def _convert(path: Path, universal: Path) -> None:

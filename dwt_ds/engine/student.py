@@ -12,6 +12,8 @@ from deepspeed import DeepSpeedEngine as StudentEngine
 from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
+from dwt_ds.engine.optimizers import client_optimizer
+from dwt_ds.engine.ranks import device as student_device
 from dwt_ds.engine.ranks import world_size
 
 
@@ -29,7 +31,11 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
-        model=objective, model_parameters=parameters, config=ds_values, dist_init_required=False
+        model=objective,
+        optimizer=client_optimizer(ds_values["optimizer"], student_device()),
+        model_parameters=parameters,
+        config=ds_values,
+        dist_init_required=False,
     )
     if isinstance(engine.optimizer, torch.optim.Optimizer):
         skip_steps_that_are_not_finite(engine.optimizer)

@@ -85,10 +85,19 @@ class TeacherEngine:
         return gathered
 
     def _start(self, gathered: GatheredMaskedLM, *, inject: bool) -> nn.Module:
+        # It also rounds buffers that the model keeps in fp32, such as the frequencies of rotary positions.
+        buffers = {
+            (module, name): buffer
+            for module in gathered.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        }
         engine = deepspeed.init_inference(
             gathered,
             config={"dtype": self._dtype, "replace_with_kernel_inject": inject, "max_out_tokens": self._seq_len},
         )
+        for (module, name), buffer in buffers.items():
+            module._buffers[name] = buffer
         # init_inference does none of these.
         engine.module.eval()
         engine.module.requires_grad_(False)

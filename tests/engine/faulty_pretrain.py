@@ -81,6 +81,7 @@ def kill_in_save(stage: str, who: str, step: str) -> None:
 
 
 def signal_itself(number: str, place: str, who: str) -> None:
+    from dwt_ds import run
     from dwt_ds.run import Run
 
     def send() -> None:
@@ -105,6 +106,7 @@ def signal_itself(number: str, place: str, who: str) -> None:
 
         Run.scale_for = scale_for
     if place == "validation":
+        run._BATCHES_BETWEEN_LOOKS = 1
         plain_until = Run._until_stopped
 
         def until_stopped(self: Run, batches: Iterator[Any]) -> Iterator[Any]:

@@ -316,7 +316,7 @@ def test_the_lock_of_a_killed_build_is_named(launch: Launch, tiny_recipe: Path, 
     settings = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     code, output = launch(2, [str(tiny_recipe), f"output_dir={tmp_path}"], environment=settings)
     assert code != 0
-    assert f"{lock}: the lock of a build of deepspeed_shm_comm that was killed" in output
+    assert f"{lock}: the lock of a build that was killed" in output
 
 
 def test_a_stuck_rank_is_named_and_the_run_ends(faulty: Launch, tiny_recipe: Path, tmp_path: Path) -> None:

@@ -3,15 +3,29 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dwt_ds.doctor.hostfile import read_deepspeed_env
+
 FOLDER = Path(__file__).parents[2] / "launchers"
-SCRIPTS = sorted(FOLDER.glob("*.sh"))
+SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
 RECORDER = """#!/bin/sh
 printf '%s\\0' "$@" > {record}
+"""
+# The scripts' python, without the watch over the launcher, whose tests are elsewhere: the command is run as it is.
+PYTHON = """#!/bin/bash
+if [[ $1 == -m && $2 == dwt_ds.supervise ]]; then
+  shift 2
+  : > {record}
+  while [[ $1 != -- ]]; do printf '%s\\0' "$1" >> {record}; shift; done
+  shift
+  exec "$@"
+fi
+exec {python} "$@"
 """
 # What pdsh does as far as quoting goes: its words, joined by spaces, are the other machine's shell's line.
 PDSH = """#!{python}
@@ -30,6 +44,7 @@ ODD = [
     "data.dir=it's|a*b?&#~!",
     "data.dir='quoted words'",
 ]
+SETTINGS = ("RANKS", "DEEPSPEED_CONFIG", "DEEPSPEED_ARGS", "LAUNCHER", "LAUNCHER_ARGS", "MASTER_ADDR", "MASTER_PORT")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -40,6 +55,7 @@ def programs(tmp_path: Path) -> Path:
     folder.mkdir()
     program(folder / "deepspeed", RECORDER.format(record=tmp_path / "record"))
     program(folder / "nvidia-smi", "#!/bin/sh\nexit 9\n")
+    program(folder / "python", PYTHON.format(record=tmp_path / "watched", python=sys.executable))
     return folder
 
 
@@ -51,10 +67,10 @@ def program(path: Path, text: str) -> None:
 @pytest.fixture
 def run(tmp_path: Path, programs: Path) -> Run:
     def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        clean = {k: v for k, v in os.environ.items() if k not in ("RANKS", "DEEPSPEED_CONFIG", "DEEPSPEED_ARGS")}
+        clean = {k: v for k, v in os.environ.items() if k not in SETTINGS}
         return subprocess.run(
             [str(FOLDER / name), *arguments],
-            env={**clean, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", **environment},
+            env={**clean, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path), **environment},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -91,8 +107,9 @@ def test_every_script_parses_and_may_be_executed(script: Path) -> None:
         (
             "run_multinode.sh",
             [],
-            ["HOSTFILE RECIPE [key=value ...]", "MASTER_ADDR=", "DEEPSPEED_ARGS=", ".deepspeed_env"],
+            ["HOSTFILE RECIPE [key=value ...]", "MASTER_ADDR=", "LAUNCHER=", "DEEPSPEED_ARGS=", "docs/multinode.md"],
         ),
+        ("slurm.sbatch", [], ["RECIPE [key=value ...]", "RANKS_PER_NODE=N", ".deepspeed_env"]),
         ("run_multinode.sh", ["hosts"], ["HOSTFILE RECIPE [key=value ...]"]),
     ],
 )
@@ -201,6 +218,154 @@ def test_launchers_without_a_shell_between_get_the_words_as_they_are(
 ) -> None:
     run("run_multinode.sh", hostfile(HOSTS), "quickstart", *ODD, DEEPSPEED_ARGS=options)
     assert recorded()[-len(ODD) :] == ODD
+
+
+@pytest.mark.parametrize("name", ["openmpi", "mpich", "impi", "slurm"])
+def test_other_launchers_get_a_file_to_run_and_their_own_options(
+    name: str, run: Run, recorded: Callable[[], list[str]], hostfile: Callable[[str], str], tmp_path: Path
+) -> None:
+    program(
+        tmp_path / "bin" / "deepspeed", RECORDER.format(record=tmp_path / "record") + 'echo "$MASTER_ADDR $MASTER_PORT"'
+    )
+    done = run(
+        "run_multinode.sh",
+        hostfile(HOSTS),
+        "quickstart",
+        *ODD,
+        LAUNCHER=name,
+        LAUNCHER_ARGS="--time 5",
+        MASTER_PORT="29511",
+    )
+    assert done.stdout == "node-1 29511\n"
+    meet = "-x MASTER_ADDR -x MASTER_PORT " if name == "openmpi" else ""
+    assert recorded()[4:-1] == [
+        *("--master_addr", "node-1", "--launcher", name, "--master_port", "29511", "--force_multi"),
+        *(f"--launcher_args={meet}--time 5", str(FOLDER / "pretrain.py"), "quickstart", *ODD[:-1]),
+    ]
+
+
+@pytest.mark.parametrize("name", ["mpich", "impi", "slurm", "openmpi"])
+def test_what_deepspeed_makes_of_it_starts_the_training(
+    name: str, run: Run, programs: Path, hostfile: Callable[[str], str], recorded: Callable[[], list[str]]
+) -> None:
+    for command in ("mpirun", "srun", "ompi_info", "sinfo"):
+        (programs / "deepspeed").replace(programs / "recorder") if (programs / "deepspeed").exists() else None
+        program(programs / command, f'#!/bin/sh\nexec {programs / "recorder"} "$@"\n')
+    python = str(Path(sys.executable))
+    program(programs / "deepspeed", f'#!/bin/sh\nexec {python} {Path(python).with_name("deepspeed")} "$@"\n')
+    program(programs / "ssh", "#!/bin/sh\nexit 0\n")
+    slots = hostfile("node-1 slots=2\nnode-2 slots=2\n")
+    done = run("run_multinode.sh", slots, "quickstart", *ODD, LAUNCHER=name, DS_ACCELERATOR="cpu")
+    assert done.returncode == 0, done.stderr
+    words = recorded()
+    start = words.index(str(FOLDER / "pretrain.py"))
+    assert words[start + 1 : start + 2 + len(ODD)] == ["quickstart", *ODD]
+    # The interpreter, and DeepSpeed's helper where it needs one; never -m, which these launchers lose.
+    assert words[start - 1 - (3 if name == "mpich" else 0)] in ("-u", words[start - 4])
+    assert "-m" not in words
+
+
+def test_the_watch_gets_the_settings_as_they_are(run: Run, hostfile: Callable[[str], str], tmp_path: Path) -> None:
+    run("run_multinode.sh", hostfile(HOSTS), "quickstart", *ODD, DEEPSPEED_CONFIG="zero3")
+    watched = (tmp_path / "watched").read_text(encoding="utf-8").split("\0")[:-1]
+    assert watched == ["quickstart", *ODD, "--deepspeed_config", "zero3"]
+
+
+def test_ssh_is_told_to_notice_a_host_that_is_gone(run: Run, programs: Path, hostfile: Callable[[str], str]) -> None:
+    program(programs / "deepspeed", '#!/bin/sh\necho "$PDSH_SSH_ARGS_APPEND"\n')
+    done = run("run_multinode.sh", hostfile(HOSTS), "quickstart", PDSH_SSH_ARGS_APPEND="-p 2222")
+    assert done.stdout == "-o ServerAliveInterval=15 -o ServerAliveCountMax=4 -p 2222\n"
+
+
+def test_the_example_of_variables_is_read_as_it_says(tmp_path: Path) -> None:
+    text = (FOLDER / "deepspeed_env.example").read_text(encoding="utf-8")
+    assert "  sed '/^#/d; /^$/d' launchers/deepspeed_env.example > .deepspeed_env" in text
+    copied = subprocess.run(
+        ["sed", "/^#/d; /^$/d", str(FOLDER / "deepspeed_env.example")], capture_output=True, text=True
+    )
+    (tmp_path / "env").write_text(copied.stdout, encoding="utf-8")
+    assert {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"} <= set(read_deepspeed_env([tmp_path / "env"]))
+
+
+# Slurm.
+
+
+@pytest.fixture
+def slurm(programs: Path, tmp_path: Path) -> dict[str, str]:
+    """Programs and variables of a job on two nodes; srun starts the first node's task only."""
+    program(
+        programs / "scontrol",
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol\n[ "$1" = requeue ] || printf "n1\\nn2\\n"\n',
+    )
+    program(
+        programs / "srun",
+        f'#!/bin/bash\nprintf "%s\\0" "$@" > {tmp_path}/srun\nwhile [[ $1 == --* ]]; do shift; done\n'
+        'SLURM_NODEID=1 exec "$@"\n',
+    )
+    return {
+        "SLURM_JOB_ID": "41234",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_CPUS_ON_NODE": "64",
+    }
+
+
+def test_slurm_starts_the_launcher_on_each_node(
+    run: Run, slurm: dict[str, str], programs: Path, recorded: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    program(
+        programs / "deepspeed",
+        RECORDER.format(record=tmp_path / "record") + f"cp hostfile.41234 {tmp_path}/used; echo $NCCL_DEBUG\n",
+    )
+    (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n", encoding="utf-8")
+    done = run("slurm.sbatch", "quickstart", *ODD, DEEPSPEED_CONFIG="zero3", **slurm)
+    assert done.returncode == 0, done.stderr
+    assert recorded() == [
+        *("--log_level", "warning", "--hostfile", "hostfile.41234", "--no_ssh", "--node_rank", "1"),
+        *("--master_addr", "n1", "--master_port", "21234", "--module", "dwt_ds.pretrain", "quickstart", *ODD),
+        *("train.expected_world_size=16", "--deepspeed_config", "zero3"),
+    ]
+    assert (tmp_path / "used").read_text(encoding="utf-8") == "n1 slots=8\nn2 slots=8\n"
+    assert done.stdout == "INFO\n"
+    srun = (tmp_path / "srun").read_text(encoding="utf-8").split("\0")
+    assert srun[:5] == ["--ntasks-per-node=1", "--cpus-per-task=64", "--kill-on-bad-exit=1", "--label", "bash"]
+    assert (tmp_path / "scontrol").read_text(encoding="utf-8") == "show hostnames n[1-2]\n"
+    assert not (tmp_path / "hostfile.41234").exists()
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_job_on_cpus_has_the_ranks_it_is_given(
+    run: Run, slurm: dict[str, str], recorded: Callable[[], list[str]]
+) -> None:
+    del slurm["SLURM_GPUS_ON_NODE"]
+    run("slurm.sbatch", "quickstart", RANKS_PER_NODE="2", **slurm)
+    assert "train.expected_world_size=4" in recorded()
+
+
+def test_a_failed_job_has_the_runs_exit_code_and_is_not_queued_again(
+    run: Run, slurm: dict[str, str], programs: Path, tmp_path: Path
+) -> None:
+    for code in (2, 75):
+        program(programs / "deepspeed", f"#!/bin/sh\nexit {code}\n")
+        assert run("slurm.sbatch", "quickstart", **slurm).returncode == code
+    assert "requeue" not in (tmp_path / "scontrol").read_text(encoding="utf-8")
+
+
+def test_a_job_that_is_asked_to_stop_saves_and_goes_back_into_the_queue(
+    slurm: dict[str, str], programs: Path, tmp_path: Path
+) -> None:
+    program(programs / "deepspeed", "#!/bin/bash\ntrap 'sleep 1; exit 75' TERM\ntouch started\nsleep 60 & wait\n")
+    job = subprocess.Popen(
+        [str(FOLDER / "slurm.sbatch"), "quickstart"],
+        env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", **slurm},
+        cwd=tmp_path,
+    )
+    give_up = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    job.terminate()
+    assert job.wait(timeout=60) == 75
+    assert (tmp_path / "scontrol").read_text(encoding="utf-8").splitlines()[-1] == "requeue 41234"
 
 
 def test_odd_values_reach_the_other_machines_whole_through_deepspeed_and_pdsh(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from dwt_ds.doctor.extension_locks import find_locks
 from dwt_ds.doctor.probe import _build_operators
+from dwt_ds.extension_locks import find_locks
 
 
 @pytest.fixture

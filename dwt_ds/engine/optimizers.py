@@ -1,0 +1,167 @@
+"""Optimizers that the JSON names but DeepSpeed does not build: NVIDIA apex's, and LAMB where DeepSpeed's needs CUDA.
+
+Whether one is usable is found out by constructing it and taking a step, not by an import: apex imports without its
+CUDA extensions, and the package of that name on the Python index is another one altogether.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+BUILD_APEX = (
+    "build NVIDIA's apex from source on a machine with CUDA (https://github.com/NVIDIA/apex, with APEX_CPP_EXT=1 and "
+    "APEX_CUDA_EXT=1); the package called apex on the Python index is another project"
+)
+
+# Settings of each that the JSON may write; apex's own clipping is left out, since DeepSpeed has clipped already.
+_ADAM = frozenset({"lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_mode"})
+CLIENT_OPTIMIZERS: dict[str, frozenset[str]] = {
+    "apex.FusedAdam": _ADAM,
+    "apex.FusedLAMB": _ADAM | {"grad_averaging", "use_nvlamb"},
+    "pytorch_optimizer.Lamb": frozenset({"lr", "betas", "eps", "weight_decay", "grad_averaging"}),
+}
+
+_MODULES = {
+    "apex.FusedAdam": "apex.optimizers",
+    "apex.FusedLAMB": "apex.optimizers",
+    "deepspeed.FusedLamb": "deepspeed.ops.lamb",
+    "deepspeed.FusedLion": "deepspeed.ops.lion",
+}
+
+# What `Lamb` may stand for, in the order in which it is looked for.
+DEEPSPEED_LAMB = "deepspeed.FusedLamb"
+_INSTALL_LAMB = "pip install pytorch-optimizer"
+_TESTED_UNDER_ZERO = frozenset({"adam", "adamw", "adagrad", "lion", "muon", "apex.fusedadam"})
+_LAMBS = (DEEPSPEED_LAMB, "apex.FusedLAMB", "pytorch_optimizer.Lamb")
+
+
+def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, source: str) -> None:
+    """Whether the optimizer that a DeepSpeed JSON names can run here; nothing of the model is needed.
+
+    Args:
+        ds_values: the JSON.
+        device: of the student.
+        source: names the file in messages.
+
+    Raises:
+        ValueError: one line that says what to install or build, or which setting does not fit.
+    """
+    section = ds_values.get("optimizer", {})
+    zero = ds_values.get("zero_optimization", {})
+    stage = int(zero.get("stage", 0))
+    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+    name = str(section.get("type", ""))
+    said = f"{source}: optimizer.type={name!r}"
+    if (name.lower() == "lamb" or name in _LAMBS) and stage > 0:
+        raise ValueError(
+            f"{said} with zero_optimization.stage={stage}: LAMB scales each layer's step by its norm, and ZeRO "
+            "cuts the layers into flat pieces; set the stage to 0, or use AdamW"
+        )
+    if stage > 0 and name.lower() not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
+        raise ValueError(
+            f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe if it treats "
+            "each number by itself), or use AdamW"
+        )
+    if name.lower() == "lamb":
+        chosen = choose_lamb(device)
+        known = CLIENT_OPTIMIZERS.get(chosen)
+        foreign = [] if known is None else sorted(set(section.get("params", {})) - known)
+        if foreign:
+            raise ValueError(f"{said}: {chosen}, which stands for it here, has no setting {foreign[0]}; remove it")
+    elif name.lower() == "lion" and not offloaded:
+        if why_not("deepspeed.FusedLion", device):
+            raise ValueError(
+                f"{said} is not usable here ({why_not('deepspeed.FusedLion', device)}); on a CPU, set "
+                "zero_optimization.offload_optimizer.device to cpu, or use AdamW"
+            )
+    elif name in CLIENT_OPTIMIZERS:
+        reason = why_not(name, device)
+        if reason:
+            fix = _INSTALL_LAMB if name.startswith("pytorch") else BUILD_APEX
+            raise ValueError(f"{said} is not usable here ({reason}); {fix}")
+        if offloaded:
+            raise ValueError(f"{said} does not work on offloaded state; remove offload_optimizer, or use AdamW")
+
+
+def choose_lamb(device: torch.device) -> str:
+    """The first LAMB that runs here.
+
+    Raises:
+        ValueError: none does.
+    """
+    reasons = {name: why_not(name, device) for name in _LAMBS}
+    usable = next((name for name, reason in reasons.items() if not reason), None)
+    if usable is None:
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ValueError(f"optimizer.type='Lamb' is not usable here ({told}); {_INSTALL_LAMB}, or use AdamW")
+    return usable
+
+
+def client_optimizer(
+    section: Mapping[str, Any], device: torch.device
+) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None:
+    """Makes the optimizer to hand to `deepspeed.initialize`; None where DeepSpeed builds it by itself."""
+    name = str(section["type"])
+    if name.lower() == "lamb":
+        name = choose_lamb(device)
+    if name not in CLIENT_OPTIMIZERS:
+        return None
+    return lambda parameters: _construct(name, parameters, **section.get("params", {}))
+
+
+@lru_cache
+def why_not(name: str, device: torch.device) -> str:
+    """Empty if the optimizer of that name takes a step on this device; else the reason why it does not."""
+    parameter = nn.Parameter(torch.ones(8, device=device))
+    parameter.grad = torch.full_like(parameter, 0.1)
+    try:
+        _construct(name, [parameter], lr=0.1).step()
+    except Exception as error:  # a missing package, extension, compiler or device each raises its own kind
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}".rstrip(".: ")
+    moved = bool(torch.isfinite(parameter).all()) and bool((parameter < 1).all())
+    return "" if moved else "a step with it did not move a parameter as it should"
+
+
+def catch_up(optimizer: torch.optim.Optimizer) -> None:
+    """Take the C++ side of DeepSpeed's CPU Adam through the steps that a loaded checkpoint has behind it.
+
+    It multiplies powers of the betas from step to step. After a jump in the step count it begins with std::pow, which
+    may differ in the last bit, and a resumed run would part from one that was never stopped. (DeepSpeed 0.19.8,
+    `Adam_Optimizer::IncrementStep` in csrc/includes/cpu_adam.h.)
+    """
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    group = optimizer.param_groups[0]
+    if not isinstance(optimizer, (DeepSpeedCPUAdam, FusedAdam)) or group["params"][0].device.type != "cpu":
+        return
+    beta1, beta2 = group["betas"]
+    steps = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
+    dummies = [torch.zeros(1) for _ in range(4)]  # weight, gradient and moments: a step on them changes nothing
+    rate, eps, decay, bias_correction = 0.0, 1.0, 0.0, group["bias_correction"]
+    for step in range(1, steps + 1):
+        if isinstance(optimizer, DeepSpeedCPUAdam):
+            optimizer.ds_opt_adam.adam_update(
+                optimizer.opt_id, step, rate, beta1, beta2, eps, decay, bias_correction, *dummies
+            )
+        else:
+            lists, chunk = [[each] for each in dummies], 1
+            mode, flag = optimizer.adam_w_mode, optimizer._dummy_overflow_buf
+            optimizer.multi_tensor_adam(chunk, flag, lists, rate, beta1, beta2, eps, step, mode, bias_correction, decay)
+
+
+def _construct(name: str, parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
+    package, _, class_name = name.rpartition(".")
+    module = importlib.import_module(_MODULES.get(name, package))
+    if name == "apex.FusedLAMB":
+        settings["max_grad_norm"] = math.inf  # it would clip to 1 by itself, after DeepSpeed
+    elif name == "pytorch_optimizer.Lamb":
+        # As in the paper: decay is part of the update that is scaled, and the first steps are no larger than others.
+        settings |= {"weight_decouple": False, "adam_debias": True}
+    return getattr(module, class_name)(list(parameters), **settings)

@@ -1,0 +1,117 @@
+"""What the ranks send each other in an optimizer step, and how long that takes.
+
+Bytes are those of the tensors handed to the collectives. On the wire a ring all-reduce of n bytes over N ranks sends
+2 (N - 1) / N x n a rank, an all-gather or reduce-scatter half of that (Patarasuk and Yuan 2009; Rajbhandari et al.
+2020, section 7, counts ZeRO's traffic the same way).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dwt_ds.plan.hardware import LATENCY_SECONDS, LINK_SHARE, Device
+from dwt_ds.plan.zero import STAGE_0_BUCKET, Partition, ZeroSettings
+
+# Passes of a ring over its data: what a rank sends, as a multiple of (N - 1) / N x bytes.
+_PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
+
+# Of our own: labelled tokens, soft rows and real tokens, summed over all ranks before each step.
+COUNTS_BYTES = 3 * 8
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One kind of collective in one optimizer step."""
+
+    collective: str
+    what: str
+    bytes: int
+    """Of the tensors, over the whole step."""
+    calls: int
+    hidden: bool = False
+    """It runs beside the backward pass (overlap_comm)."""
+
+    def sent_bytes(self, ranks: int) -> float:
+        """Bytes that each rank sends."""
+        return _PASSES[self.collective] * (ranks - 1) / ranks * self.bytes
+
+    def seconds(self, ranks: int, bytes_per_second: float) -> float:
+        """Time on links of this rate."""
+        if ranks == 1:
+            return 0.0
+        latency = self.calls * LATENCY_SECONDS * math.ceil(math.log2(ranks))
+        return self.sent_bytes(ranks) / bytes_per_second + latency
+
+
+def step_traffic(stage: int, zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
+    """The collectives of one optimizer step at a ZeRO stage; none for a single rank.
+
+    ZeRO-2 reduces in every micro-batch, since a rank keeps its own part only; the stages below it once a step.
+    """
+    if partition.ranks == 1:
+        return []
+    size, elements = zero.element_bytes, partition.elements
+    small = Traffic("all_reduce", "counts of tokens", COUNTS_BYTES, 1)
+    if stage == 0:
+        calls = _full_buckets(partition.numels, STAGE_0_BUCKET)
+        return [Traffic("all_reduce", "gradients", size * elements, calls), small]
+    if stage == 3:
+        return [*_stage_3(zero, partition, accumulation), small]
+    times = accumulation if stage == 2 else 1
+    calls = _filled_buckets(partition.numels, zero.reduce_bucket)
+    hidden = zero.overlap_comm and calls > 1
+    kind = "all_reduce" if zero.multi_rank_all_reduce else "reduce"
+    return [
+        Traffic(kind, "gradients", size * elements * times, calls * times, hidden),
+        Traffic("all_gather", "updated weights", size * partition.padded, 1),
+        small,
+    ]
+
+
+def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
+    """Weights gathered for the forward pass, and for the backward pass where they were let go; gradients scattered."""
+    cut = [numel for numel in partition.numels if numel > zero.persistence_threshold]
+    kept_for_backward = zero.max_reuse_distance >= 2 * partition.elements and zero.max_live_parameters >= sum(cut)
+    passes = accumulation * (1 if kept_for_backward else 2)
+    gathered = zero.element_bytes * sum(-(-numel // partition.ranks) * partition.ranks for numel in cut)
+    persistent = zero.element_bytes * (partition.elements - sum(cut))
+    scattered = zero.element_bytes * partition.shards * partition.ranks
+    buckets = _filled_buckets(partition.numels, zero.reduce_bucket)
+    return [
+        Traffic("all_gather", "weights", gathered * passes, len(cut) * passes, zero.overlap_comm),
+        Traffic("all_gather", "small weights, after the step", persistent, 1),
+        Traffic("reduce_scatter", "gradients", scattered * accumulation, buckets * accumulation, zero.overlap_comm),
+    ]
+
+
+def _filled_buckets(numels: list[int], bucket: int) -> int:
+    """Buckets that ZeRO sends: one is sent when the next parameter would not fit (parameters come from the end)."""
+    sent, filled = 0, 0
+    for numel in reversed(numels):
+        if filled and filled + numel > bucket:
+            sent, filled = sent + 1, 0
+        filled += numel
+    return sent + 1
+
+
+def _full_buckets(numels: list[int], bucket: int) -> int:
+    """Buckets that are sent once they have passed their size."""
+    sent, filled = 0, 0
+    for numel in numels:
+        filled += numel
+        if filled > bucket:
+            sent, filled = sent + 1, 0
+    return sent + (1 if filled else 0)
+
+
+def bytes_per_second(device: Device, nodes: int, ranks_per_node: int) -> float:
+    """Rate at which a rank sends in a ring over all ranks.
+
+    Within a machine that is its own link; over several, the rings together use all network cards, so that no rank sends
+    faster than the machine's network carries.
+    """
+    rate = device.local_bytes_per_second
+    if nodes > 1:
+        rate = min(rate, device.network_bytes_per_second)
+    return LINK_SHARE * rate

@@ -1,0 +1,201 @@
+"""Memory of one rank, part by part, at each ZeRO stage: the fullest moment of an optimizer step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dwt_ds.plan.simulation import MicroBatchBytes
+from dwt_ds.plan.zero import STAGE_0_BUCKET, Partition, ZeroSettings
+
+STAGES = (0, 1, 2, 3)
+
+WEIGHTS, MASTER, OPTIMIZER = "weights", "fp32 master weights", "optimizer state"
+GRADIENTS, BUCKETS, TEACHER = "gradients", "communication buckets", "teacher"
+ACTIVATIONS, LOSS, TEMPORARIES = "activations", "loss: logits, head gradients", "temporaries"
+PARTS = (WEIGHTS, MASTER, OPTIMIZER, GRADIENTS, BUCKETS, TEACHER, ACTIVATIONS, LOSS, TEMPORARIES)
+
+Parts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """One rank's memory at one ZeRO stage."""
+
+    stage: int
+    moments: dict[str, Parts]
+    """Bytes by part at the moments that can be the fullest: loss, backward pass, reduction, optimizer step."""
+    host: Parts
+    """Bytes in the machine's own memory, by part, where the JSON offloads to it."""
+
+    @property
+    def fullest(self) -> str:
+        """The moment with most bytes."""
+        return max(self.moments, key=lambda name: sum(self.moments[name].values()))
+
+    @property
+    def parts(self) -> Parts:
+        """Bytes by part at the fullest moment."""
+        return self.moments[self.fullest]
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment."""
+        return sum(self.parts.values())
+
+
+def rank_memory(
+    stage: int,
+    zero: ZeroSettings,
+    partition: Partition,
+    micro: MicroBatchBytes,
+    *,
+    frozen_bytes: int,
+    teacher_bytes: int,
+    accumulation: int,
+) -> RankMemory:
+    """What a rank holds at `stage`.
+
+    Args:
+        stage: ZeRO stage.
+        zero: the JSON's numbers at that stage.
+        partition: the trainable parameters over the ranks.
+        micro: what one micro-batch adds.
+        frozen_bytes: parameters and tables of the student that are not trained.
+        teacher_bytes: the teacher's weights.
+        accumulation: micro-batches a step.
+    """
+    held, host = _held(stage, zero, partition)
+    held[WEIGHTS] += frozen_bytes
+    held[TEACHER] = teacher_bytes
+    earlier = _accumulated(stage, zero, partition) if accumulation > 1 else 0
+    bucket, copy = _buckets(stage, zero, partition)
+    sent_at_the_end = stage == 0 or partition.elements <= zero.reduce_bucket
+    kept = micro.activations + micro.head_gradients
+
+    loss = {**held, GRADIENTS: earlier, ACTIVATIONS: micro.activations, LOSS: micro.loss_peak - micro.activations}
+    backward = {
+        **held,
+        GRADIENTS: earlier + _growing(stage, zero, partition),
+        BUCKETS: bucket + (0 if sent_at_the_end else copy),
+        ACTIVATIONS: micro.activations,
+        LOSS: micro.head_gradients,
+        TEMPORARIES: max(0, micro.backward_peak - kept),
+    }
+    reduction = {**held, GRADIENTS: earlier + _reduced(stage, zero, partition), BUCKETS: bucket + copy}
+    gradients, temporaries = _at_step(stage, zero, partition)
+    step = {**held, GRADIENTS: gradients, TEMPORARIES: temporaries}
+    if stage == 3:
+        for moment in (loss, backward):
+            moment[WEIGHTS] += _gathered(zero, partition)
+        for moment in (loss, step):
+            moment[BUCKETS] = bucket
+    moments = {"loss": loss, "backward pass": backward, "reduction": reduction, "optimizer step": step}
+    return RankMemory(stage, {name: _ordered(parts) for name, parts in moments.items()}, host)
+
+
+def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, Parts]:
+    """What stays from step to step, on the device and on the host."""
+    size = zero.element_bytes
+    if stage == 0:
+        # In fp32 without ZeRO the optimizer works on the weights themselves.
+        master = 0 if zero.precision == "fp32" else 4 * partition.elements
+        state = 4 * zero.moments * partition.elements
+        return {WEIGHTS: size * partition.elements, MASTER: master, OPTIMIZER: state}, {}
+    share = partition.shards if stage == 3 else partition.share
+    weights = size * (partition.shards + _persistent(zero, partition) if stage == 3 else partition.padded)
+    device: Parts = {WEIGHTS: weights, MASTER: 4 * share, OPTIMIZER: 4 * zero.moments * share}
+    host: Parts = {}
+    if zero.optimizer_on_cpu:
+        host = {MASTER: device[MASTER], OPTIMIZER: device[OPTIMIZER], GRADIENTS: 4 * share, BUCKETS: size * share}
+        device[MASTER] = device[OPTIMIZER] = 0
+    if zero.parameters_on_cpu:
+        host[WEIGHTS] = size * partition.shards
+        device[WEIGHTS] -= size * partition.shards
+    return device, host
+
+
+def _persistent(zero: ZeroSettings, partition: Partition) -> int:
+    """Elements that stage 3 never lets go: small parameters."""
+    return sum(numel for numel in partition.numels if numel <= zero.persistence_threshold)
+
+
+def _gathered(zero: ZeroSettings, partition: Partition) -> int:
+    """Bytes of whole parameters that stage 3 has together at a time.
+
+    A parameter is kept where it is used again within `stage3_max_reuse_distance` elements, as long as no more than
+    `stage3_max_live_parameters` are there; with DeepSpeed's defaults that is the whole of a model below 500M.
+    """
+    cut = partition.elements - _persistent(zero, partition)
+    if zero.max_reuse_distance >= 2 * partition.elements:
+        live = min(cut, zero.max_live_parameters)
+    else:
+        live = min(cut, zero.max_live_parameters, zero.max_reuse_distance + zero.prefetch_bucket + partition.largest)
+    return zero.element_bytes * live
+
+
+def _accumulated(stage: int, zero: ZeroSettings, partition: Partition) -> int:
+    """Gradients that wait on the device from one micro-batch to the next."""
+    if stage >= 2:
+        return 0 if zero.optimizer_on_cpu else zero.element_bytes * _own_gradients(stage, partition)
+    return zero.element_bytes * partition.elements
+
+
+def _own_gradients(stage: int, partition: Partition) -> int:
+    """Elements of the buffer for the gradients that a rank keeps: whole parameters in stage 2."""
+    return partition.shards if stage == 3 else partition.touched
+
+
+def _growing(stage: int, zero: ZeroSettings, partition: Partition) -> int:
+    """Gradients on the device as the backward pass goes on, besides the bucket."""
+    if stage <= 1:
+        return zero.element_bytes * partition.elements
+    if stage == 3:
+        return 0 if zero.optimizer_on_cpu else zero.element_bytes * partition.shards
+    if not zero.contiguous_gradients:
+        return zero.element_bytes * min(partition.elements, zero.reduce_bucket)
+    reduced_early = partition.elements > zero.reduce_bucket
+    return _reduced(stage, zero, partition) if reduced_early else 0
+
+
+def _reduced(stage: int, zero: ZeroSettings, partition: Partition) -> int:
+    """Gradients that a rank holds once all are reduced, besides the bucket."""
+    size = zero.element_bytes
+    if stage == 0:
+        return size * partition.elements
+    if zero.optimizer_on_cpu:
+        return size * partition.largest  # on their way to the host
+    return size * _own_gradients(stage, partition)
+
+
+def _buckets(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int, int]:
+    """Bytes of the bucket that gradients are gathered in, and of the copy that is sent."""
+    size, several = zero.element_bytes, partition.ranks > 1
+    if stage == 0:
+        return 0, size * min(partition.elements, STAGE_0_BUCKET) if several else 0
+    bucket = size * zero.reduce_bucket * (2 if zero.overlap_comm and stage < 3 else 1)
+    if not zero.contiguous_gradients:
+        bucket = 0
+    copy = size * min(partition.elements, zero.reduce_bucket) if several else 0
+    return bucket, copy
+
+
+def _at_step(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int, int]:
+    """Gradients, and temporaries of the norm and of the conversion to fp32, at the optimizer step."""
+    size = zero.element_bytes
+    if stage == 0:
+        # The fp16 optimizer makes fp32 copies one by one, then one of them all together.
+        copies = 0 if zero.precision == "fp32" else 8 * partition.elements
+        return size * partition.elements, copies
+    if zero.optimizer_on_cpu:
+        return 0, 0
+    if stage == 3:
+        return size * partition.shards, 4 * partition.shards
+    own = size * partition.touched
+    norm = 8 * min(partition.largest, partition.share)  # the norm is taken in fp64, one parameter at a time
+    flat = size * partition.share
+    converted = 0 if zero.precision == "fp32" else 4 * partition.share
+    return own, max(norm, flat + converted)
+
+
+def _ordered(parts: Parts) -> Parts:
+    return {name: parts.get(name, 0) for name in PARTS}

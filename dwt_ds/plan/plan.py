@@ -1,0 +1,145 @@
+"""A run's plan: settings, models and machine put together, and every figure of the report computed from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from dwt_ds.models.growth_plan import GrowthPlan, check_growth
+from dwt_ds.plan.communication import Traffic, step_traffic
+from dwt_ds.plan.disk import checkpoint_bytes
+from dwt_ds.plan.hardware import Device
+from dwt_ds.plan.memory import STAGES, RankMemory, rank_memory
+from dwt_ds.plan.settings import Settings
+from dwt_ds.plan.shapes import Shapes, buffer_bytes
+from dwt_ds.plan.simulation import MicroBatchBytes, Simulator, forward_flops
+from dwt_ds.plan.speed import StepTime, Work, step_time
+from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `dwt-ds plan` knows of a run."""
+
+    settings: Settings
+    shapes: Shapes
+    device: Device
+    nodes: int
+    mfu: float
+
+    @property
+    def ranks(self) -> int:
+        return self.settings.world_size
+
+    @property
+    def stage(self) -> int:
+        """The JSON's ZeRO stage."""
+        return self.settings.ds.zero_stage
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        return Simulator(self.settings, self.shapes, on_cpu=self.device.is_cpu)
+
+    @cached_property
+    def partition(self) -> Partition:
+        return Partition(self.shapes.trainable_numels, self.ranks)
+
+    def zero(self, stage: int) -> ZeroSettings:
+        """The JSON's numbers, were it of another stage."""
+        return zero_settings(self.settings.ds_values, self.settings.ds.precision, stage)
+
+    @cached_property
+    def frozen_bytes(self) -> int:
+        """The student's tables and untrained parameters."""
+        student = self.shapes.student
+        frozen = sum(p.numel() for p in student.parameters() if not p.requires_grad)
+        return buffer_bytes(student) + frozen * self.zero(self.stage).element_bytes
+
+    def memory(self, stage: int, micro: MicroBatchBytes | None = None) -> RankMemory:
+        """One rank's memory at a ZeRO stage, with the recipe's micro-batch or another."""
+        return rank_memory(
+            stage,
+            self.zero(stage),
+            self.partition,
+            micro or self.micro,
+            frozen_bytes=self.frozen_bytes,
+            teacher_bytes=self.simulator.teacher_bytes(),
+            accumulation=self.settings.config.train.gradient_accumulation_steps,
+        )
+
+    @cached_property
+    def micro(self) -> MicroBatchBytes:
+        return self.simulator.micro_batch(self.settings.config.train.micro_batch_size)
+
+    def largest_micro_batches(self) -> dict[int, int]:
+        """By ZeRO stage, about the most rows whose fullest moment fits the device; 0 if none does."""
+        small = self.settings.config.train.micro_batch_size
+        # Memory grows in proportion to the rows, but for logits, which come in chunks: so the second sample that the
+        # slope is taken from lies near the answer.
+        samples = {small: self.micro, 4 * small: self.simulator.micro_batch(4 * small)}
+        near = self._rows_that_fit(self.stage, samples)
+        if near not in (0, small):
+            samples = {small: self.micro, near: self.simulator.micro_batch(near)}
+        return {stage: self._rows_that_fit(stage, samples) for stage in STAGES}
+
+    def _rows_that_fit(self, stage: int, samples: dict[int, MicroBatchBytes]) -> int:
+        """Along the line through the fullest moments of two micro-batches."""
+        (few, at_few), (many, at_many) = (
+            (rows, self.memory(stage, micro).peak) for rows, micro in sorted(samples.items())
+        )
+        a_row = max(1.0, (at_many - at_few) / (many - few))
+        return max(0, int(few + (self.device.usable_bytes - at_few) / a_row))
+
+    @cached_property
+    def work(self) -> Work:
+        corpus, labels = self.settings.corpus, self.settings.labels_per_row
+        models = [self.shapes.student, self.shapes.teacher]
+        student, teacher = (
+            0 if each is None else forward_flops(each, corpus.seq_len, labels, corpus.vocab_size) for each in models
+        )
+        return Work(student, teacher)
+
+    def traffic(self, stage: int) -> list[Traffic]:
+        """Collectives of a step at a ZeRO stage."""
+        accumulation = self.settings.config.train.gradient_accumulation_steps
+        return step_traffic(stage, self.zero(stage), self.partition, accumulation)
+
+    def step_time(self, stage: int) -> StepTime:
+        """Seconds of a step at a ZeRO stage."""
+        return step_time(
+            self.work,
+            self.traffic(stage),
+            self.device,
+            precision=self.settings.ds.precision,
+            mfu=self.mfu,
+            rows=self.settings.rows_per_step // self.ranks,
+            nodes=self.nodes,
+            ranks=self.ranks,
+        )
+
+    @property
+    def tokens(self) -> float:
+        """Real tokens of the whole run."""
+        return self.settings.total_steps * self.settings.rows_per_step * self.settings.corpus.tokens_per_row
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data."""
+        return self.settings.total_steps * self.settings.rows_per_step / self.settings.corpus.rows
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """One checkpoint, all ranks' files."""
+        return checkpoint_bytes(self.stage, self.zero(self.stage), self.partition, self.frozen_bytes)
+
+    @cached_property
+    def growth(self) -> GrowthPlan | None:
+        """Where each student layer starts from; None for a random start. ValueError where growth is impossible."""
+        init = self.settings.config.student.init
+        if init == "random":
+            return None
+        if self.shapes.teacher is None:
+            raise ValueError(
+                f"student.init={init!r}: there is no teacher to start from; set teacher.path or init=random"
+            )
+        return check_growth(self.shapes.teacher.model.config, self.shapes.student.model.config, init)

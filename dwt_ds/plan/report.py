@@ -1,0 +1,183 @@
+"""The plan as text for people: sections of short lines and small tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dwt_ds.plan.communication import bytes_per_second
+from dwt_ds.plan.disk import export_bytes
+from dwt_ds.plan.hardware import GIB, LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
+from dwt_ds.plan.launch import launch_commands
+from dwt_ds.plan.memory import PARTS, STAGES, RankMemory
+from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.settings import changes
+
+Lines = list[str]
+
+
+def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recipe_argument: str) -> str:
+    """All sections; `overrides`, `deepspeed_config` and `recipe_argument` as they came from the command line."""
+    commands = launch_commands(
+        recipe_argument, overrides, deepspeed_config, nodes=plan.nodes, ranks_per_node=plan.ranks // plan.nodes
+    )
+    sections = {
+        "settings that are not the defaults": _settings(plan),
+        "data": [plan.settings.corpus.source],
+        "models": _models(plan),
+        "batch and length": _batch(plan),
+        f"memory of a rank at its fullest moment, micro-batch {plan.settings.config.train.micro_batch_size}": (
+            _memory(plan)
+        ),
+        "speed": _speed(plan),
+        "traffic of a step": _traffic(plan),
+        "disk": _disk(plan),
+        "start it": commands,
+    }
+    title = f"{plan.settings.recipe.name}: {plan.nodes} x {plan.ranks // plan.nodes} {plan.device.name}"
+    parts = [f"{title}, ZeRO-{plan.stage}, {plan.settings.ds.precision} ({plan.settings.ds.source})"]
+    for heading, lines in sections.items():
+        parts.append(f"\n{heading}\n" + "\n".join(f"  {line}" for line in lines))
+    return "\n".join(parts)
+
+
+def _settings(plan: Plan) -> Lines:
+    rows = [(key, _short(value), f"default {_short(default)}") for key, value, default in changes(plan.settings.config)]
+    return _table(rows, left=3)
+
+
+def _models(plan: Plan) -> Lines:
+    student, shapes = plan.settings.config.student, plan.shapes
+    size = f"{student.layers} x {student.hidden_size}"
+    lines = [f"student  {student.family}, {size}, {shapes.student_parameters:,} parameters"]
+    if shapes.teacher is None:
+        lines.append("teacher  none: the student trains alone")
+    else:
+        share = shapes.teacher_parameters / shapes.student_parameters
+        lines.append(f"teacher  {shapes.teacher_parameters:,} parameters, {share:.2f} of the student's")
+        lines.append(f"         {shapes.teacher_source}")
+    growth = plan.growth
+    if growth is None:
+        lines.append("start    random weights")
+    else:
+        width = f", width by {growth.width}" if growth.width else ""
+        lines.append(f"start    {student.init}: depth by {growth.depth}{width}")
+        lines.extend(f"         {line}" for line in growth.lines())
+    if plan.settings.quantization is not None:
+        lines.append(f"rounding {plan.settings.quantization.describe()}")
+    return lines
+
+
+def _batch(plan: Plan) -> Lines:
+    settings = plan.settings
+    train, corpus = settings.config.train, settings.corpus
+    rows = settings.rows_per_step
+    return [
+        f"{train.micro_batch_size} rows x {train.gradient_accumulation_steps} accumulated x {plan.ranks} ranks = "
+        f"{rows:,} rows a step, {rows * corpus.tokens_per_row:,.0f} tokens, "
+        f"{rows * corpus.labels_per_row(settings.config.data.mask_probability):,} labels",
+        f"{settings.total_steps:,} steps, {plan.tokens:,.0f} tokens, {plan.epochs:.3g} epochs of {corpus.rows:,} rows",
+    ]
+
+
+def _memory(plan: Plan) -> Lines:
+    by_stage = [plan.memory(stage) for stage in STAGES]
+    names = [f"ZeRO-{stage}{' *' if stage == plan.stage else ''}" for stage in STAGES]
+    rows: list[Sequence[str]] = [("GiB", *names)]
+    rows += [(part, *(_gib(memory.parts[part]) for memory in by_stage)) for part in PARTS]
+    rows.append(("all", *(_gib(memory.peak) for memory in by_stage)))
+    rows.append(("fullest in the", *(memory.fullest for memory in by_stage)))
+    largest = plan.largest_micro_batches()
+    rows.append(("largest micro-batch", *(f"{largest[stage]:,}" for stage in STAGES)))
+    lines = [*_table(rows), f"* the JSON's. {_room(plan)}", *_host(by_stage[plan.stage])]
+    logit_rows = plan.simulator.logit_rows(plan.settings.config.train.micro_batch_size)
+    lines.append("no logits in memory" if logit_rows is None else f"logits of {logit_rows:,} rows at a time")
+    return lines
+
+
+def _room(plan: Plan) -> str:
+    room = f"A rank has {_gib(plan.device.memory_bytes)} GiB"
+    if plan.device.is_cpu:
+        return f"{room} of this machine's memory; libraries and the data's pages are not counted"
+    return f"{room}, of which {RESERVED_SHARE:.0%} are left for CUDA, NCCL and fragments"
+
+
+def _host(memory: RankMemory) -> Lines:
+    if not memory.host:
+        return []
+    parts = ", ".join(f"{part} {_gib(size)}" for part, size in memory.host.items())
+    return [f"in the machine's own memory, a rank, GiB: {parts}"]
+
+
+def _speed(plan: Plan) -> Lines:
+    settings, work = plan.settings, plan.work
+    time = plan.step_time(plan.stage)
+    rows = settings.rows_per_step
+    peak = plan.device.flops_per_second(settings.ds.precision)
+    total = work.per_row * rows * settings.total_steps
+    hours = time.total * settings.total_steps / 3600
+    return [
+        f"{work.per_row / 1e9:,.2f} GFLOP a row (student {3 * work.student_forward / 1e9:,.2f}, teacher "
+        f"{work.teacher_forward / 1e9:,.2f}), {total:.3g} FLOP in all",
+        f"at {plan.mfu:.0%} of {peak / 1e12:,.4g} TFLOP/s a rank (assumed; --mfu): {1e3 * time.compute:,.2f} ms a "
+        f"step, and {1e3 * time.exposed:,.2f} ms waiting for traffic",
+        f"{rows * settings.corpus.tokens_per_row / time.total:,.0f} tokens/s, {hours:,.1f} hours, "
+        f"{hours * plan.ranks:,.0f} device hours, scaling efficiency {time.efficiency:.0%}",
+    ]
+
+
+def _traffic(plan: Plan) -> Lines:
+    traffic = plan.traffic(plan.stage)
+    if not traffic:
+        return ["one rank: none"]
+    rate = bytes_per_second(plan.device, plan.nodes, plan.ranks // plan.nodes)
+    rows: list[Sequence[str]] = [("collective", "bytes", "calls", "sent a rank", "ms")]
+    for each in traffic:
+        rows.append(
+            (
+                f"{each.collective} of {each.what}{' (beside the backward pass)' if each.hidden else ''}",
+                f"{each.bytes:,}",
+                f"{each.calls:,}",
+                f"{each.sent_bytes(plan.ranks):,.0f}",
+                f"{1e3 * each.seconds(plan.ranks, rate):.3f}",
+            )
+        )
+    return [
+        *_table(rows),
+        f"links: {rate / 1e9:,.1f} GB/s a rank ({LINK_SHARE:.0%} of the data sheet's, assumed), "
+        f"{LATENCY_SECONDS * 1e6:.0f} us a call for each doubling of the ranks",
+    ]
+
+
+def _disk(plan: Plan) -> Lines:
+    train = plan.settings.config.train
+    one, export = plan.checkpoint_bytes, export_bytes(plan.shapes.student_parameters)
+    most = (train.keep_last + 1) * one + export
+    return [
+        f"a checkpoint {_gib(one)} GiB; {train.keep_last} kept and one being written, and the export of {_gib(export)} "
+        f"GiB: {_gib(most)} GiB free are enough"
+    ]
+
+
+def _table(rows: Iterable[Sequence[str]], left: int = 1) -> Lines:
+    """Columns as wide as their widest entry; the first `left` ones start together, the others end together."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if n < left else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _gib(size: float) -> str:
+    gib = size / GIB
+    if size == 0:
+        return "-"
+    return f"{gib:,.1f}" if gib >= 100 else f"{gib:.2f}" if gib >= 0.1 else f"{gib:.3f}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "null" if value is None else str(value)

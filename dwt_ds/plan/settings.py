@@ -1,0 +1,84 @@
+"""Recipe, JSON and data made to agree as a run does it, without ranks, data or teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dwt_ds.config import RunConfig
+from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
+from dwt_ds.models.quantization_settings import Quantization, parse_quantization
+from dwt_ds.plan.corpus import Corpus, corpus_of
+from dwt_ds.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a plan is made of, but for the models' shapes."""
+
+    recipe: Recipe
+    config: RunConfig
+    ds: DeepSpeedJson
+    ds_values: dict[str, Any]
+    corpus: Corpus
+    total_steps: int
+    world_size: int
+    quantization: Quantization | None
+
+    @property
+    def rows_per_step(self) -> int:
+        """Global batch."""
+        return int(self.ds_values["train_batch_size"])
+
+    @property
+    def zero(self) -> dict[str, Any]:
+        """The JSON's ZeRO section."""
+        section: dict[str, Any] = self.ds_values.get("zero_optimization", {})
+        return section
+
+    @property
+    def labels_per_row(self) -> int:
+        """Rows of the head for a row of the data: labelled tokens, or all where the soft loss sees all."""
+        if self.config.distill.soft_positions == "all":
+            return self.corpus.seq_len
+        return self.corpus.labels_per_row(self.config.data.mask_probability)
+
+
+def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None, world_size: int) -> Settings:
+    """As `dwt_ds.assemble.settle`, with the paper's corpus where the data folder is missing.
+
+    Raises ValueError and OSError of one line for the mistakes that a run would stop at.
+    """
+    recipe = load_recipe(recipe_name, overrides)
+    meant = recipe.config.train.expected_world_size
+    if meant is not None and meant != world_size:
+        raise ValueError(
+            f"train.expected_world_size={meant}: the plan is for {world_size} ranks; set --nodes and --gpus-per-node"
+        )
+    ds = load_ds_json(deepspeed_config or recipe.config.deepspeed_config, recipe.config.deepspeed)
+    config, ds_values = settle_batch(recipe, ds, world_size)
+    corpus = corpus_of(config.data)
+    rows = int(ds_values["train_batch_size"])
+    train = config.train
+    if train.max_steps is None and train.epochs is None:
+        raise ValueError("train.max_steps: not set, nor is train.epochs; set one of them")
+    total_steps = train.max_steps or math.ceil((train.epochs or 0) * corpus.rows / rows)
+    ds_values = fill_steps(ds_values, recipe, config, total_steps, ds.source)
+    quantization = parse_quantization(config.student.quantization)
+    return Settings(recipe, config, ds, ds_values, corpus, total_steps, world_size, quantization)
+
+
+def changes(config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value, default) of all settings that are not the defaults."""
+    ours, defaults = dict(_flat(config.to_dict())), dict(_flat(RunConfig().to_dict()))
+    return [(key, value, defaults.get(key)) for key, value in ours.items() if value != defaults.get(key)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

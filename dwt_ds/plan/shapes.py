@@ -1,0 +1,154 @@
+"""Student and teacher as shapes: built on torch's meta device, where tensors have sizes but no memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+
+from dwt_ds.config import StudentConfig
+from dwt_ds.models.build import build_student, load_model_config, parameter_count, student_model_config
+from dwt_ds.models.masked_lm import GatheredMaskedLM, freeze_unused_parameters
+from dwt_ds.models.quantization import prepare
+from dwt_ds.models.quantization_settings import Quantization
+from dwt_ds.plan.settings import Settings
+from dwt_ds.quickstart import RUN_OVERRIDES, RUNS
+from dwt_ds.recipe import load_recipe, recipe_names
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher's configuration, and how it was come by."""
+
+    config: PretrainedConfig
+    source: str
+    """For people: its own config.json, or what is assumed."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The models of a run, on the meta device."""
+
+    student: GatheredMaskedLM
+    teacher: GatheredMaskedLM | None
+    teacher_source: str
+
+    @property
+    def trainable_numels(self) -> list[int]:
+        """Elements of each trainable parameter, in the order in which DeepSpeed lays them out."""
+        return [parameter.numel() for parameter in self.student.parameters() if parameter.requires_grad]
+
+    @property
+    def student_parameters(self) -> int:
+        """Tied ones counted once."""
+        return parameter_count(self.student)
+
+    @property
+    def teacher_parameters(self) -> int:
+        """0 without a teacher."""
+        return 0 if self.teacher is None else parameter_count(self.teacher)
+
+
+def build_shapes(settings: Settings) -> Shapes:
+    """Both models as a run would build them, but for the attention implementation, which depends on the device.
+
+    Raises:
+        ValueError: what `build_student` raises for settings that make no model.
+    """
+    family = settings.config.student.family
+    with torch.device("meta"):
+        student = GatheredMaskedLM(build_student(settings.config.student, **_sizes(settings)))
+        _without_looks_at_values(student)
+        try:
+            freeze_unused_parameters(student)
+        except RuntimeError as error:
+            raise ValueError(
+                f"student.family={family!r}: its code reads the values of tensors, which a plan does not have "
+                f"({str(error).splitlines()[0]}); plan with a like family, such as bert"
+            ) from error
+        if settings.quantization is not None:
+            _quantize(student, settings.quantization)
+    teacher = find_teacher(settings)
+    gathered = None if teacher is None else meta_model(teacher.config)
+    return Shapes(student, gathered, "" if teacher is None else teacher.source)
+
+
+def meta_model(config: PretrainedConfig) -> GatheredMaskedLM:
+    """A frozen model of this configuration, on the meta device."""
+    with torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+    gathered = GatheredMaskedLM(model.eval().requires_grad_(False))
+    _without_looks_at_values(gathered)
+    return gathered
+
+
+def _quantize(gathered: GatheredMaskedLM, quantization: Quantization) -> None:
+    """Put in the fake quantizers. On the meta device torchao makes new parameters, so that ties have to be put back."""
+    before = dict(gathered.named_parameters(remove_duplicate=False))
+    prepare(gathered.model, quantization)
+    for name, _ in list(gathered.named_parameters(remove_duplicate=False)):
+        module, _, last = name.rpartition(".")
+        setattr(gathered.get_submodule(module), last, before[name])
+
+
+def _without_looks_at_values(gathered: GatheredMaskedLM) -> None:
+    """Some models warn of padding without a mask, for which they read the tokens; on the meta device there are none."""
+    for module in gathered.modules():
+        if isinstance(module, PreTrainedModel):
+            module.warn_if_padding_and_no_attention_mask = _no_warning  # type: ignore[method-assign]
+
+
+def _no_warning(*_tensors: object) -> None:
+    pass
+
+
+def find_teacher(settings: Settings) -> Teacher | None:
+    """The teacher's configuration from its folder, else from the recipe that trains it, else an assumption."""
+    path = settings.config.teacher.path
+    if path is None:
+        return None
+    try:
+        config = load_model_config(path, trust_remote_code=settings.config.teacher.trust_remote_code)
+        return Teacher(config, f"{path}: {config.model_type}, {_size_words(config)}, from its config.json")
+    except FileNotFoundError:
+        pass
+    student, why = _assumed_teacher(settings, path)
+    config = student_model_config(student, **_sizes(settings))
+    return Teacher(config, f"assumed, since {path} is not there: {config.model_type}, {_size_words(config)} ({why})")
+
+
+def _assumed_teacher(settings: Settings, path: str) -> tuple[StudentConfig, str]:
+    """A student section that stands for the teacher, and the reason."""
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        if path == f"{recipe.config.output_dir}/export":
+            return recipe.config.student, f"recipe {name} trains it"
+    if path == f"{RUNS}/teacher/export":
+        return load_recipe("quickstart", RUN_OVERRIDES["teacher"]).config.student, "make quickstart trains it"
+    student = settings.config.student
+    if student.layers > 12 or student.hidden_size > 768:
+        layers, width, heads = 12, 768, 12
+        why = "no recipe trains it; BERT-base stands for it"
+    else:
+        layers, width, heads = max(1, student.layers // 2), student.hidden_size, student.num_heads
+        why = "no recipe trains it; half the student's layers stand for it"
+    section = StudentConfig(
+        family=student.family, layers=layers, hidden_size=width, num_heads=heads, max_positions=student.max_positions
+    )
+    return section, why
+
+
+def _sizes(settings: Settings) -> dict[str, int]:
+    corpus = settings.corpus
+    return {"vocab_size": corpus.vocab_size, "seq_len": corpus.seq_len, "pad_token_id": corpus.pad_token_id}
+
+
+def _size_words(config: PretrainedConfig) -> str:
+    return f"{config.num_hidden_layers} x {config.hidden_size}"
+
+
+def buffer_bytes(model: nn.Module) -> int:
+    """Bytes of tables that are neither parameters nor saved, such as position ids."""
+    return sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())

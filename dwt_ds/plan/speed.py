@@ -1,0 +1,59 @@
+"""Operations, seconds and hours of a run, and what the ranks' traffic leaves of the ideal speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dwt_ds.plan.communication import Traffic, bytes_per_second
+from dwt_ds.plan.hardware import Device
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations that one row of the data needs; nothing that is recomputed counts."""
+
+    student_forward: int
+    teacher_forward: int
+
+    @property
+    def per_row(self) -> int:
+        """Forward and twice as much backward for the student, forward alone for the teacher."""
+        return 3 * self.student_forward + self.teacher_forward
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step."""
+
+    compute: float
+    traffic: float
+    """All collectives, hidden or not."""
+    exposed: float
+    """The part of the traffic that training waits for."""
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exposed
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the speed that as many ranks would have if talking took no time."""
+        return self.compute / self.total
+
+
+def step_time(
+    work: Work, traffic: list[Traffic], device: Device, *, precision: str, mfu: float, rows: int, nodes: int, ranks: int
+) -> StepTime:
+    """Time of a step in which each rank computes `rows` rows, all micro-batches together.
+
+    Traffic that overlaps the backward pass costs nothing as long as it is shorter; the last bucket always waits.
+    """
+    compute = rows * work.per_row / (mfu * device.flops_per_second(precision))
+    backward = rows * 2 * work.student_forward / (mfu * device.flops_per_second(precision))
+    rate = bytes_per_second(device, nodes, ranks // nodes)
+    seconds = {each.what: each.seconds(ranks, rate) for each in traffic}
+    exposed = 0.0
+    for each in traffic:
+        last = seconds[each.what] / max(1, each.calls)
+        exposed += max(last, seconds[each.what] - backward) if each.hidden else seconds[each.what]
+    return StepTime(compute, sum(seconds.values()), exposed)

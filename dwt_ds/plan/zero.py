@@ -1,0 +1,123 @@
+"""What DeepSpeed makes of the JSON's ZeRO section, as numbers: who holds how many elements, in which buckets.
+
+Read off DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, runtime/fp16/fused_optimizer.py); the partitioning
+itself is ZeRO's (Rajbhandari et al. 2020, section 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# fp32 numbers that an optimizer keeps for each element besides the weight itself.
+_MOMENTS = {"adam": 2, "adamw": 2, "lamb": 2, "fusedadam": 2, "lion": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}
+
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+# Elements of a bucket without ZeRO: DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE.
+STAGE_0_BUCKET = 500_000_000
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The trainable parameters over `ranks` ranks."""
+
+    numels: list[int]
+    """Elements of each parameter, in order."""
+    ranks: int
+
+    @property
+    def elements(self) -> int:
+        """All of them."""
+        return sum(self.numels)
+
+    @property
+    def padded(self) -> int:
+        """The flat buffer of stages 1 and 2: a multiple of twice the ranks."""
+        step = 2 * self.ranks
+        return -(-self.elements // step) * step
+
+    @property
+    def share(self) -> int:
+        """One rank's part of the flat buffer."""
+        return self.padded // self.ranks
+
+    @property
+    def touched(self) -> int:
+        """Elements of the parameters that lie in one rank's part at least partly; the most of any rank."""
+        edges = [0]
+        for numel in self.numels:
+            edges.append(edges[-1] + numel)
+        most = 0
+        for rank in range(min(self.ranks, self.elements)):
+            begin, end = rank * self.share, (rank + 1) * self.share
+            inside = (n for n, left, right in zip(self.numels, edges, edges[1:]) if left < end and right > begin)
+            most = max(most, sum(inside))
+        return most
+
+    @property
+    def shards(self) -> int:
+        """One rank's part in stage 3, where every parameter is cut by itself."""
+        return sum(-(-numel // self.ranks) for numel in self.numels)
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest parameter."""
+        return max(self.numels)
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """The keys of the JSON that change memory or traffic, defaults filled in as DeepSpeed fills them."""
+
+    precision: str
+    reduce_bucket: int
+    allgather_bucket: int
+    contiguous_gradients: bool
+    overlap_comm: bool
+    multi_rank_all_reduce: bool
+    """Gradients of several ranks in one all-reduce (DeepSpeed's default), not a reduce to each owner."""
+    optimizer_on_cpu: bool
+    parameters_on_cpu: bool
+    max_live_parameters: int
+    max_reuse_distance: int
+    persistence_threshold: int
+    prefetch_bucket: int
+    moments: int
+
+    @property
+    def element_bytes(self) -> int:
+        """Of weights, gradients and what travels."""
+        return ELEMENT_BYTES[self.precision]
+
+
+def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> ZeroSettings:
+    """The settings of a JSON without "auto", as they would be at `stage`."""
+    section = ds_values.get("zero_optimization", {})
+    overlap = section.get("overlap_comm")
+    return ZeroSettings(
+        precision=precision,
+        reduce_bucket=int(section.get("reduce_bucket_size", 5e8)),
+        allgather_bucket=int(section.get("allgather_bucket_size", 5e8)),
+        contiguous_gradients=bool(section.get("contiguous_gradients", True)),
+        overlap_comm=stage == 3 if overlap is None else bool(overlap),
+        multi_rank_all_reduce=bool(section.get("use_multi_rank_bucket_allreduce", True)),
+        optimizer_on_cpu=stage > 0 and _device(section, "offload_optimizer") != "none",
+        parameters_on_cpu=stage == 3 and _device(section, "offload_param") != "none",
+        max_live_parameters=int(section.get("stage3_max_live_parameters", 1e9)),
+        max_reuse_distance=int(section.get("stage3_max_reuse_distance", 1e9)),
+        persistence_threshold=int(section.get("stage3_param_persistence_threshold", 1e5)),
+        prefetch_bucket=int(section.get("stage3_prefetch_bucket_size", 5e7)),
+        moments=_moments(ds_values.get("optimizer", {})),
+    )
+
+
+def _device(section: dict[str, Any], key: str) -> str:
+    return str((section.get(key) or {}).get("device", "none"))
+
+
+def _moments(optimizer: dict[str, Any]) -> int:
+    name = str(optimizer.get("type", "AdamW")).lower()
+    if name == "sgd":
+        return 1 if optimizer.get("params", {}).get("momentum") else 0
+    return _MOMENTS.get(name, 2)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from dwt_ds.engine.rank_environment import fill_rank_environment
+
+ADDRESS = {"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}
+RANK_5 = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        RANK_5,
+        {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
+        {
+            "OMPI_COMM_WORLD_RANK": "5",
+            "OMPI_COMM_WORLD_SIZE": "8",
+            "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+            "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+        },
+        {
+            "SLURM_STEP_ID": "0",
+            "SLURM_PROCID": "5",
+            "SLURM_NTASKS": "8",
+            "SLURM_LOCALID": "1",
+            "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+        },
+    ],
+    ids=["deepspeed", "torchrun", "openmpi", "slurm"],
+)
+def test_every_launchers_numbers_are_understood(given: dict[str, str]) -> None:
+    environment = {**given, **ADDRESS}
+    fill_rank_environment(environment)
+    assert {name: environment[name] for name in (*RANK_5, *ADDRESS)} == {**RANK_5, **ADDRESS}
+
+
+def test_deepspeeds_ranks_go_over_slurms_since_it_may_start_within_a_step() -> None:
+    slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    environment = {**slurm, **RANK_5, **ADDRESS}
+    fill_rank_environment(environment)
+    assert {name: environment[name] for name in RANK_5} == RANK_5
+
+
+@pytest.mark.parametrize("given", [{}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}])
+def test_a_process_that_nothing_started_as_a_rank_is_alone(given: dict[str, str]) -> None:
+    environment = dict(given)
+    fill_rank_environment(environment)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    assert {name: environment[name] for name in alone} == alone
+    assert int(environment["MASTER_PORT"]) > 0
+
+
+@pytest.mark.parametrize("left_out", list(ADDRESS))
+def test_ranks_without_a_place_to_meet_are_told_so(left_out: str) -> None:
+    environment = {**RANK_5, **ADDRESS}
+    del environment[left_out]
+    with pytest.raises(ValueError, match=rf"^{left_out}: not set, and there are 8 ranks; export"):
+        fill_rank_environment(environment)

@@ -1,0 +1,58 @@
+"""The teacher in DeepSpeed's inference engine says what the model itself says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# In a process of its own: DeepSpeed starts a process group.
+CHECK = """
+import sys
+import torch
+from dwt_ds.distill.objective import MicroBatch
+from dwt_ds.engine.ranks import start_ranks, stop_ranks
+from dwt_ds.engine.teacher import TeacherEngine
+from transformers import AutoModelForMaskedLM
+start_ranks()
+teacher = TeacherEngine(sys.argv[1], dtype="bf16", kernel_inject=False, device=torch.device("cpu"), seq_len=24)
+model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
+tokens = torch.randint(5, 90, (2, 24), generator=torch.Generator().manual_seed(0))
+positions = torch.tensor([1, 20, 25, 47])
+view = teacher(MicroBatch(tokens, None, positions, positions))
+logits = (view.hidden.float() @ view.weight.float().T + (0 if view.bias is None else view.bias.float()))
+expected = model(input_ids=tokens).logits.flatten(0, 1)[positions].float()
+exact = AutoModelForMaskedLM.from_pretrained(sys.argv[1]).eval()(input_ids=tokens).logits.flatten(0, 1)[positions]
+ours, plain = (logits - exact).square().mean().sqrt().item(), (expected - exact).square().mean().sqrt().item()
+kept = [b.dtype for b in teacher.model.buffers() if b.is_floating_point()]
+print("rms error", ours, "of plain bf16", plain)
+assert ours < 1.2 * plain, (ours, plain)
+assert not any(p.requires_grad for p in teacher.model.parameters())
+assert not view.hidden.requires_grad and not teacher.model.training
+assert all(p.dtype == torch.bfloat16 for p in teacher.model.parameters())
+assert kept == [b.dtype for b in model.buffers() if b.is_floating_point()], kept
+print("buffers", kept)
+stop_ranks()
+"""
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_the_engine_answers_as_the_model_and_keeps_its_buffers(family: str, tmp_path: Path) -> None:
+    import torch
+
+    from dwt_ds.config import StudentConfig
+    from dwt_ds.models.build import build_student
+
+    torch.manual_seed(0)
+    student = StudentConfig(family=family, layers=2, hidden_size=32, num_heads=4, max_positions=32)
+    model = build_student(student, vocab_size=97, seq_len=24, pad_token_id=0, cls_token_id=2, sep_token_id=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", CHECK, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    # Rotary frequencies are the buffers of a ModernBERT.
+    assert ("float32" in done.stdout) == (family == "modernbert"), done.stdout

@@ -1,0 +1,189 @@
+"""Runs over several hosts, with the launcher, ssh and network that real ones have.
+
+One host with as many ranks is what they are compared with. All runs are of 40 steps with a checkpoint every 4.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dwt_ds.software import host_name, package_folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+Launch = Callable[..., tuple[int, str]]
+Done = subprocess.CompletedProcess[str]
+
+SCRIPT = Path(__file__).parents[2] / "launchers" / "run_multinode.sh"
+SETTINGS = ["train.max_steps=40", "train.checkpoint_every=4", "train.eval_every=10", "student.dropout=0.1"]
+
+COLLECTIVE_SECONDS = 20.0
+# What is left then: ssh gives up a silent host after 4 x 15 s, the launcher waits 30 s for its ranks, and the ranks
+# of this small machine take their time to end.
+END_SECONDS = 150.0
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+def hostfile(cluster: Any, slots: dict[int, int]) -> Path:
+    path = Path(cluster.folder) / "hostfile"
+    path.write_text("".join(f"node-{host} slots={ranks}\n" for host, ranks in slots.items()), encoding="utf-8")
+    return path
+
+
+def run_on(cluster: Any, slots: dict[int, int], recipe: Path, output: Path, *overrides: str) -> Done:
+    """run_multinode.sh on the first of the hosts."""
+    arguments = [str(recipe), f"output_dir={output}", *SETTINGS, *overrides]
+    done: Done = cluster.run(next(iter(slots)), [SCRIPT, hostfile(cluster, slots), *arguments])
+    return done
+
+
+@pytest.fixture(scope="module")
+def on_one_host(
+    launch: Launch, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], list[dict[str, Any]]]:
+    """The metrics of a run of N ranks on this machine, without ssh."""
+    runs: dict[int, list[dict[str, Any]]] = {}
+
+    def of_ranks(ranks: int) -> list[dict[str, Any]]:
+        if ranks not in runs:
+            output = tmp_path_factory.mktemp("one_host") / "run"
+            code, text = launch(ranks, [str(tiny_recipe), f"output_dir={output}", *SETTINGS])
+            assert code == 0, text
+            runs[ranks] = metrics(output)
+        return runs[ranks]
+
+    return of_ranks
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_train_as_one_host_with_as_many_ranks(
+    hosts: int, cluster: Any, tiny_recipe: Path, tmp_path: Path, on_one_host: Callable[[int], list[dict[str, Any]]]
+) -> None:
+    slots = dict.fromkeys(range(1, hosts + 1), 1)
+    done = run_on(cluster, slots, tiny_recipe, tmp_path / "run", f"train.expected_world_size={hosts}")
+    assert done.returncode == 0, done.stdout
+    assert f"{hosts} ranks, ZeRO-2" in done.stdout
+    assert "teacher: " in done.stdout
+    assert metrics(tmp_path / "run") == on_one_host(hosts)
+
+
+def test_a_host_with_another_package_or_torch_is_refused_with_a_table(
+    cluster: Any, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    ours, theirs = package_folder("dwt_ds"), tmp_path / "dwt_ds"
+    shutil.copytree(ours, theirs, ignore=shutil.ignore_patterns("__pycache__"))
+    (theirs / "__init__.py").write_text('__version__ = "9.9.9"\n', encoding="utf-8")
+    torch_file = Path(torch.__file__).with_name("version.py")
+    other_torch = tmp_path / "version.py"
+    other_torch.write_text(torch_file.read_text(encoding="utf-8") + '\n__version__ = "2.9.7"\n', encoding="utf-8")
+    cluster.replace(2, ours, theirs)
+    cluster.replace(3, torch_file, other_torch)
+    try:
+        done = run_on(cluster, {1: 1, 2: 1, 3: 1}, tiny_recipe, tmp_path / "run")
+    finally:
+        cluster.put_back(2, ours)
+        cluster.put_back(3, torch_file)
+    assert done.returncode not in (0, 75), done.stdout
+    lines = [line.removeprefix("node-1: ").split() for line in done.stdout.splitlines()]
+    assert done.stdout.count("error: the hosts run different software; install the same on each of them:") == 1
+    assert ["2.9.7", "node-3", "(rank", "2)"] in lines, done.stdout
+    assert ["torch", torch.__version__, "node-1", "(rank", "0),", "node-2", "(rank", "1)"] in lines
+    assert any(line[:1] == ["9.9.9"] and line[2:] == ["node-2", "(rank", "1)"] for line in lines), done.stdout
+    assert any(line[:1] == ["dwt_ds"] and line[-6:-3] == ["node-1", "(rank", "0),"] for line in lines), done.stdout
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_host_with_other_data_is_refused_with_a_table(
+    cluster: Any, tiny_recipe: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_data, other)
+    manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
+    manifest.update(fingerprint="f" * 64)
+    (other / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    cluster.replace(2, tiny_data, other)
+    try:
+        done = run_on(cluster, {1: 1, 2: 1}, tiny_recipe, tmp_path / "run")
+    finally:
+        cluster.put_back(2, tiny_data)
+    assert done.returncode not in (0, 75), done.stdout
+    assert done.stdout.count("error: the hosts read different data or settings") == 1
+    lines = [line.removeprefix("node-1: ").split() for line in done.stdout.splitlines()]
+    assert ["ffffffffffff", "node-2", "(rank", "1)"] in lines, done.stdout
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_another_number_of_ranks_than_meant_is_refused(cluster: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+    done = run_on(cluster, {1: 1, 2: 1}, tiny_recipe, tmp_path / "run", "train.expected_world_size=3")
+    assert done.returncode not in (0, 75), done.stdout
+    assert "train.expected_world_size=3: the run came up with 2 ranks; check the hostfile" in done.stdout
+
+
+def test_a_lost_host_ends_the_run_which_goes_on_without_it(
+    cluster: Any, tiny_recipe: Path, tmp_path: Path, on_one_host: Callable[[int], list[dict[str, Any]]]
+) -> None:
+    output = tmp_path / "run"
+    limit = f"train.collective_timeout_seconds={COLLECTIVE_SECONDS}"
+    arguments = [str(tiny_recipe), f"output_dir={output}", *SETTINGS, limit]
+    process = cluster.start(3, [SCRIPT, hostfile(cluster, {3: 1, 4: 1}), *arguments])
+    pointer = output / "checkpoints" / "latest"
+    give_up = time.monotonic() + 200
+    while not pointer.is_file() and process.poll() is None and time.monotonic() < give_up:
+        time.sleep(0.01)
+    cluster.cut_off(4)
+    began = time.monotonic()
+    try:
+        text, _ = process.communicate(timeout=COLLECTIVE_SECONDS + END_SECONDS)
+    finally:
+        process.kill()
+        cluster.boot(4)
+    print(f"ended {time.monotonic() - began:.1f} s after the loss")
+    assert process.returncode != 0, text
+    lost_at = metrics(output)[-1]["step"]
+    assert lost_at < 40, f"lost too late to show anything\n{text}"
+
+    done = run_on(cluster, {3: 2}, tiny_recipe, output, limit)
+    assert done.returncode == 0, done.stdout
+    assert "resuming from" in done.stdout
+    assert metrics(output) == on_one_host(2)
+
+
+def test_the_doctor_finds_good_hosts_good_and_bad_ones_bad(cluster: Any, tmp_path: Path) -> None:
+    assert host_name() not in ("node-1", "node-2")
+    command = [sys.executable, "-m", "dwt_ds.cli.main", "doctor", "--hostfile", hostfile(cluster, {1: 1, 2: 1})]
+    done = cluster.run(1, command, timeout_seconds=600)
+    assert done.returncode == 0, done.stdout
+    for words in ("answers without a password", "eth0 10.77.0.2", "2 ranks on 2 host(s)", "everything is in order"):
+        assert words in done.stdout, done.stdout
+
+    # A host whose output folder is its own, and which takes the first host's name for itself.
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost node-1\n10.77.0.2 node-2\n", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    shared = Path(cluster.folder) / "shared"
+    shared.mkdir()
+    cluster.replace(2, shared, tmp_path / "empty")
+    cluster.replace(2, Path("/etc/hosts"), tmp_path / "hosts")
+    try:
+        done = cluster.run(1, [*command, "--shared", shared], timeout_seconds=600)
+    finally:
+        cluster.put_back(2, shared)
+        cluster.put_back(2, Path("/etc/hosts"))
+    assert done.returncode == 1, done.stdout
+    failed = {line.split("  ")[1].strip() for line in done.stdout.splitlines() if line.startswith("FAIL")}
+    assert {"shared folder", "name resolution"} <= failed, done.stdout
+    assert "mount the same file system at the same path on every host" in done.stdout

@@ -1,0 +1,134 @@
+"""A rank of a real run that writes down what it holds and sends; started by the tests, once for each rank.
+
+python measured_run.py REPORT RECIPE [key=value ...]
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from dwt_ds.plan.tracking import LiveBytes
+from dwt_ds.quiet import quieten_libraries
+
+
+def storage_bytes(tensors: Any) -> int:
+    """Bytes of the storages behind tensors in any nest of containers, each once."""
+    storages = {}
+    for tensor in tree_iter(tensors):
+        if isinstance(tensor, torch.Tensor):
+            storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+class SentBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that collectives get, by collective, whoever calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            # Of what is gathered or scattered, the larger side.
+            sizes = [storage_view_bytes(each) for each in args if storage_view_bytes(each)]
+            self.bytes[func._schema.name.removeprefix("c10d::").strip("_")] += max(sizes, default=0)
+        return func(*args, **(kwargs or {}))
+
+
+def storage_view_bytes(value: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tree_iter(value) if isinstance(t, torch.Tensor))
+
+
+class MeasuredStudent:
+    """DeepSpeed's engine, with a look at its tensors before and after each call."""
+
+    def __init__(self, engine: Any, sent: SentBytes, live: LiveBytes) -> None:
+        self._engine, self._sent, self._live = engine, sent, live
+        self.report: dict[str, Any] = {"sent": [], "peak": []}
+        self._sent_before: Counter[str] = Counter()
+        optimizer = engine.optimizer
+        release = optimizer._release_ipg_buffers
+
+        def look_and_release() -> None:
+            buffers = [bucket.buffer for bucket in optimizer.ipg_buckets.values()]
+            self.report["buckets"] = max(self.report.get("buckets", 0), storage_bytes(buffers))
+            release()
+
+        optimizer._release_ipg_buffers = look_and_release
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def __call__(self, *inputs: Any) -> Any:
+        parameters = {p.untyped_storage()._cdata for p in self._engine.module.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in parameters:
+                kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        self._live.reset_peak()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self._engine(*inputs)
+        if self._engine.training:
+            self.report["activations"] = sum(kept.values())
+        return loss
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._engine.backward(loss)
+        gradients = self._engine.optimizer.averaged_gradients
+        self.report["gradients"] = storage_bytes([list(group) for group in gradients.values() if group is not None])
+
+    def step(self) -> None:
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            return
+        optimizer = self._engine.optimizer
+        state = [
+            t for each in optimizer.optimizer.state.values() for t in each.values() if torch.is_tensor(t) and t.dim()
+        ]
+        self.report["weights"] = storage_bytes(list(self._engine.module.parameters()))
+        self.report["master"] = storage_bytes(optimizer.single_partition_of_fp32_groups)
+        self.report["optimizer"] = storage_bytes(state)
+        self.report["sent"].append(dict(self._sent.bytes - self._sent_before))
+        self._sent_before = self._sent.bytes.copy()
+        self.report["peak"].append(self._live.peak)
+        self._live.reset_peak()
+
+
+def main(report: Path, recipe: str, overrides: list[str]) -> None:
+    quieten_libraries()
+    from dwt_ds.assemble import assemble
+    from dwt_ds.engine.ranks import rank, stop_ranks
+    from dwt_ds.pretrain import train
+    from dwt_ds.stop import StopRequest
+
+    run = assemble(recipe, overrides, None, StopRequest())
+    assert run is not None
+    gc.collect()
+    existing = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    live, sent = LiveBytes(existing), SentBytes()
+    del existing
+    student = MeasuredStudent(run.student, sent, live)
+    run.student = student  # type: ignore[assignment]
+    if run.teacher is not None:
+        student.report["teacher"] = storage_bytes(list(run.teacher.model.parameters()))
+    with live, sent:
+        train(run)
+    report.with_name(f"{report.name}.{rank()}").write_text(json.dumps(student.report))
+    stop_ranks()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -1,0 +1,130 @@
+"""`dwt-ds plan` on every packaged recipe, with nothing there: no data, no teacher, no GPU, no other process."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+
+from dwt_ds.cli.main import main
+from dwt_ds.config import StudentConfig
+from dwt_ds.models.build import build_student, parameter_count
+from dwt_ds.plan.settings import settle
+from dwt_ds.plan.shapes import build_shapes
+from dwt_ds.recipe import recipe_names
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command prints."""
+    assert main(["plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says to a mistake; one line."""
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_packaged_recipe(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(capsys, recipe)
+    assert "the paper's 30M sentences" in text
+    for heading in ("settings that are not", "models", "batch and", "memory of a rank", "speed", "disk", "start it"):
+        assert f"\n{heading}" in text
+    assert re.search(r"largest micro-batch +[\d,]+ +[\d,]+ +[\d,]+ +[\d,]+\n", text)
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(("recipe", "layers"), [("paper_weak", 4), ("paper_very_weak", 2), ("paper_extremely_weak", 1)])
+def test_a_missing_teacher_has_the_shape_of_the_recipe_that_trains_it(recipe: str, layers: int) -> None:
+    shapes = build_shapes(settle(recipe, [], None, 8))
+    assert f"bert, {layers} x 768 (recipe paper_teacher_{layers} trains it)" in shapes.teacher_source
+    with torch.device("meta"):
+        alone = build_student(StudentConfig(layers=layers), vocab_size=30522, seq_len=128, pad_token_id=0)
+    assert shapes.teacher_parameters == parameter_count(alone)
+
+
+def test_a_teacher_and_data_that_are_there_are_looked_at(tiny_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(capsys, str(tiny_recipe), "--gpu", "cpu")
+    assert "bert, 1 x 16, from its config.json" in text
+    assert "assumed" not in text.partition("models")[0]
+    assert "4 rows x 1 accumulated x 2 ranks = 8 rows a step" in text
+
+
+def test_arithmetic_of_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(
+        capsys,
+        "paper_teacher_1",
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "4",
+        "train.gradient_accumulation_steps=3",
+        "train.epochs=1",
+    )
+    # 16 x 3 x 8 rows; round(0.15 x 128) = 19 labels a row; 30M x 28.9 / 128 rows in the corpus
+    assert "16 rows x 3 accumulated x 8 ranks = 384 rows a step, 49,152 tokens, 7,296 labels" in text
+    assert "17,640 steps" in text
+    assert "1 epochs of 6,773,437 rows" in text
+
+
+def test_the_source_of_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(capsys, "paper_remap", "student.init=stack")
+    for layer, source in enumerate([0, 1, 2, 3, 0, 1]):
+        assert f"student layer {layer} <- teacher layer {source}" in text
+
+
+def test_growth_that_cannot_be_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "hidden_size=1024" in mistake(capsys, "paper_remap", "student.hidden_size=1024", "student.num_heads=16")
+
+
+def test_quantization_is_told_and_ties_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchao")
+    text = plan(
+        capsys,
+        "paper_alone",
+        "student.layers=2",
+        "student.quantization={weight_bits: 4, modules: [encoder, embeddings, head]}",
+    )
+    assert "2 x 768, 38,635,578 parameters" in text
+    assert re.search(r"rounding .*4", text)
+
+
+def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
+    one = plan(capsys, "paper_teacher_1", "--gpus-per-node", "4", "--deepspeed_config", "zero1", "seed=3")
+    assert (
+        "RANKS=4 DEEPSPEED_CONFIG=zero1 launchers/run_local.sh paper_teacher_1 seed=3 train.expected_world_size=4"
+        in one
+    )
+    several = plan(capsys, "paper_teacher_1", "--nodes", "3", "--deepspeed_config", "zero1")
+    assert (
+        "DEEPSPEED_CONFIG=zero1 launchers/run_multinode.sh HOSTFILE paper_teacher_1 train.expected_world_size=24"
+        in several
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["paper_weak", "--gpu", "h900"], "--gpu h900: unknown; use one of"),
+        (["paper_weak", "--nodes", "0"], "--nodes 0: must be above 0"),
+        (["paper_weak", "--mfu", "35"], "--mfu 35.0: must be above 0 and at most 1"),
+        (["paper_weak", "train.expected_world_size=16"], "the plan is for 8 ranks"),
+        (["paper_week"], "did you mean 'paper_weak'?"),
+        (["paper_weak", "train.epochs=null"], "train.max_steps: not set"),
+        (["paper_weak", "--data", "nowhere"], "data folder nowhere does not exist"),
+    ],
+)
+def test_mistakes(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in mistake(capsys, *arguments)
