@@ -32,6 +32,7 @@ from dwt_ds.models.build import (
     parameter_count,
 )
 from dwt_ds.models.cpu_dropout import use_cpu_dropout
+from dwt_ds.models.fused_layer_norm import check_layer_norm, fuse_layer_norms
 from dwt_ds.models.growth import grow
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
 from dwt_ds.models.quantization import prepare
@@ -64,6 +65,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
         tokenizer = settled.data.tokenizer()
         check_student(settled, tokenizer)
         check_optimizer(settled.ds_values, ranks.device(), settled.ds.source)
+        check_layer_norm(settled.config.fused.layer_norm, ranks.device())
         facts = run_facts(settled)
         folder = RunFolder(settled.config.output_dir)
         folder.check_identity(identity(facts))
@@ -153,6 +155,7 @@ def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Di
     if ranks.device().type == "cpu":
         use_cpu_dropout(model)
     gathered = GatheredMaskedLM(model).to(ranks.device())
+    fuse_layer_norms(model, config.fused.layer_norm, ranks.device())
     check_against_own_logits(gathered)
     freeze_unused_parameters(gathered)
     if settled.quantization is not None:

@@ -219,6 +219,14 @@ class TrainConfig:
 
 
 @dataclass(config=_STRICT)
+class FusedConfig:
+    """Fused parts of NVIDIA's apex; its optimizers are named in the DeepSpeed JSON."""
+
+    layer_norm: Literal["auto", "apex", "torch"] = "auto"
+    """Layer norm of the student; auto: apex's where a probe finds that it runs and agrees."""
+
+
+@dataclass(config=_STRICT)
 class RunConfig:
     """Everything about a run that is not DeepSpeed's own."""
 
@@ -232,6 +240,7 @@ class RunConfig:
     """Changes to the DeepSpeed JSON, nested as it is."""
     data: DataConfig = field(default_factory=DataConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    fused: FusedConfig = field(default_factory=FusedConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

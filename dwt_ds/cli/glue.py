@@ -61,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--precision", choices=("fp32", "bf16"), default=default.precision, help="default: %(default)s"
     )
+    training.add_argument(
+        "--quantize", choices=("w8a8", "w4a8"), help="round the encoder of each fine-tuned model so, and score that"
+    )
     budget = parser.add_argument_group("small budgets (recorded in the results)")
     budget.add_argument("--max-train-rows", type=int, metavar="N", help="train on a sample of so many rows a task")
     budget.add_argument("--max-steps", type=int, metavar="N", help="stop after so many optimizer steps a task")
@@ -86,6 +89,7 @@ def main(args: argparse.Namespace) -> int:
         max_train_rows=args.max_train_rows,
         max_steps=args.max_steps,
         precision=args.precision,
+        quantize=args.quantize,
     )
     options = GlueOptions(
         model=args.model,

@@ -41,6 +41,9 @@ def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> 
             reached = list(pool.map(lambda host: reach(host.name), hosts))
         for host, how in zip(hosts, reached):
             findings += judge_reach(host.name, how)
+        there = shutil.which("pdsh") is not None
+        fix = "apt-get install pdsh, or start with LAUNCHER=openmpi (docs/multinode.md)"
+        findings.append(Finding("pdsh", "", there, "installed here" if there else "not installed here", fix))
         if any(how.problem for how in reached):
             return findings
 
@@ -52,6 +55,11 @@ def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> 
         slots = host.slots or None
         findings += judge_host(host.name, slots, answer, first, several_hosts=over_ssh and len(hosts) > 1)
     if any("problem" in answer for answer in answers):
+        return findings
+
+    if any(finding.check in ("interfaces", "name resolution") and not finding.good for finding in findings):
+        # The ranks would only wait for each other.
+        findings.append(Finding("collective", "", False, "not tried", "correct interfaces and names first"))
         return findings
 
     gpus = answers[0]["torch_gpus"]

@@ -15,10 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-BUILD_APEX = (
-    "build NVIDIA's apex from source on a machine with CUDA (https://github.com/NVIDIA/apex, with APEX_CPP_EXT=1 and "
-    "APEX_CUDA_EXT=1); the package called apex on the Python index is another project"
-)
+from dwt_ds.models.fused_layer_norm import BUILD_APEX
 
 # Settings of each that the JSON may write; apex's own clipping is left out, since DeepSpeed has clipped already.
 _ADAM = frozenset({"lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_mode"})
@@ -66,8 +63,8 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, source: 
         )
     if stage > 0 and name.lower() not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
         raise ValueError(
-            f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe if it treats "
-            "each number by itself), or use AdamW"
+            f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe "
+            "if it treats each number by itself), or use AdamW"
         )
     if name.lower() == "lamb":
         chosen = choose_lamb(device)

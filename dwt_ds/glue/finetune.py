@@ -25,6 +25,8 @@ from dwt_ds.glue.metrics import metrics_of_logits, task_score
 from dwt_ds.glue.settings import FineTuning
 from dwt_ds.glue.splits import FIRST, LABEL, SECOND, TaskData
 from dwt_ds.glue.tasks import Task
+from dwt_ds.models.quantization import convert, prepare
+from dwt_ds.models.quantization_settings import PRESETS
 
 _PROGRESS_EVERY_SECONDS = 60.0
 # All seeds see the same sample, so that their spread is the fine-tuning's own.
@@ -63,6 +65,9 @@ def fine_tune(checkpoint: Checkpoint, task: Task, data: TaskData, seed: int, set
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        if settings.quantize is not None:
+            prepare(model, PRESETS[settings.quantize])
+            convert(model)
         metrics = []
         for split in data.validation:
             output = trainer.predict(_tokenized(split.rows, checkpoint.tokenizer, settings.max_length))

@@ -28,6 +28,8 @@ class FineTuning:
     """Stop after so many optimizer steps, with the learning rate falling to zero by then."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: mixed precision, weights in fp32."""
+    quantize: Literal["w8a8", "w4a8"] | None = None
+    """Round the fine-tuned model so, and score that."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -41,4 +43,5 @@ class FineTuning:
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For results.json; without `quantize` where it is not used, so that older results still count."""
+        return {name: value for name, value in asdict(self).items() if name != "quantize" or value is not None}

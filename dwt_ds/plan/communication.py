@@ -16,8 +16,11 @@ from dwt_ds.plan.zero import STAGE_0_BUCKET, Partition, ZeroSettings
 # Passes of a ring over its data: what a rank sends, as a multiple of (N - 1) / N x bytes.
 _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 
-# Of our own: labelled tokens, soft rows and real tokens, summed over all ranks before each step.
-COUNTS_BYTES = 3 * 8
+# Of our own: labelled tokens, soft rows, real tokens and requests to stop, summed over all ranks before each step.
+COUNTS_BYTES = 4 * 8
+
+# DeepSpeed's: the gradient's norm, and in 16 bits whether it is finite.
+NORM_BYTES, OVERFLOW_BYTES = 4, 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def step_traffic(stage: int, zero: ZeroSettings, partition: Partition, accumulat
     if partition.ranks == 1:
         return []
     size, elements = zero.element_bytes, partition.elements
-    small = Traffic("all_reduce", "counts of tokens", COUNTS_BYTES, 1)
+    checks = NORM_BYTES + (OVERFLOW_BYTES if zero.precision != "fp32" else 0)
+    small = Traffic("all_reduce", "counts, norm, overflow", COUNTS_BYTES + checks, 2 if checks == NORM_BYTES else 3)
     if stage == 0:
         calls = _full_buckets(partition.numels, STAGE_0_BUCKET)
         return [Traffic("all_reduce", "gradients", size * elements, calls), small]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dwt_ds.cli import main as command
-from dwt_ds.glue import run
+from dwt_ds.glue import finetune, run
 from dwt_ds.glue.tasks import SEVEN
 
 Glue = Callable[..., int]
@@ -92,6 +92,26 @@ def test_small_budgets_and_seeds(glue: Glue, out: Path) -> None:
         assert task["score"]["std"] is not None
     pair = json.loads((out / "pairs" / "RTE" / "seed_1.json").read_text())
     assert pair["score"] == results["tasks"]["RTE"]["score"]["by_seed"]["1"]
+
+
+def test_a_quantized_model_is_trained_the_same_and_scored_rounded(
+    glue: Glue, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchao")
+    seen: list[int] = []
+
+    def convert(model: Any) -> None:
+        real_convert(model)
+        layer = model.base_model.encoder.layer[0].output.dense.weight
+        seen.append(max(len(channel.unique()) for channel in layer))
+
+    real_convert = finetune.convert
+    monkeypatch.setattr(finetune, "convert", convert)
+    assert glue("--tasks", "SST-2", "--seeds", 1, "--max-steps", 2, "--quantize", "w4a8") == 0
+    assert seen == [16]  # of 64 inputs
+    assert results_of(out)["settings"]["quantize"] == "w4a8"
+    assert glue("--tasks", "SST-2", "--seeds", 1, "--max-steps", 2, "--quantize", "w8a8") == 0, "not the other's result"
+    assert len(seen) == 2
 
 
 def test_a_pair_repeats_exactly(glue: Glue, out: Path) -> None:

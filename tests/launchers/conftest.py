@@ -104,6 +104,7 @@ class Cluster:
         """What a power failure does: no packet more, not even that connections are closed; and all processes gone."""
         self._in_switch("ip", "link", "set", f"port{number}", "down")
         self._kill(number)
+        self._in_switch("ip", "link", "delete", f"port{number}")
 
     def shut_down(self) -> None:
         for number in list(self._hosts):

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from dwt_ds.config import StudentConfig
 from dwt_ds.models.build import build_student, load_masked_lm
 from dwt_ds.models.growth import grow
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
-from dwt_ds.models.quantization_settings import Quantization, parse_quantization
+from dwt_ds.models.quantization_settings import Quantization, check_start_step, parse_quantization
 
 V, S = 61, 12
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]
@@ -79,6 +79,18 @@ def test_settings_out_of_range_are_refused_in_one_line(value: Any, message: str)
     with pytest.raises(ValueError, match=message) as caught:
         parse_quantization(value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_ends_before_the_start_step_is_refused() -> None:
+    check_start_step(Quantization(start_step=9), total_steps=10)
+    with pytest.raises(ValueError, match="student.quantization.start_step=10: the run has 10 steps"):
+        check_start_step(Quantization(start_step=10), total_steps=10)
+
+
+def test_settings_are_told_in_words() -> None:
+    assert Quantization(4, None, group_size=32, start_step=5).describe() == (
+        "4-bit weights (a scale for each 32 inputs), activations as they are, encoder, from step 5"
+    )
 
 
 def test_without_torchao_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,3 +316,65 @@ class TestWithTorchao:
         weights.write_bytes(weights.read_bytes()[:200])
         with pytest.raises(ValueError, match="is damaged"):
             load_quantized(tmp_path)
+
+    def test_settings_are_checked_against_the_model_before_it_is_built(self) -> None:
+        from dwt_ds.models.quantization import check_quantization
+
+        config = model().config
+        config.hidden_size, config.intermediate_size = 2**20, 2**22  # far more than this machine's memory
+        check_quantization(config, Quantization(group_size=64))
+        with pytest.raises(ValueError, match="group_size=24 does not divide the 1048576 inputs"):
+            check_quantization(config, Quantization(group_size=24))
+
+    def test_a_trained_checkpoint_is_quantized_with_its_tokenizer(self, tmp_path: Path, tiny_data: Path) -> None:
+        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
+
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=298, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
+        classifier = BertForSequenceClassification(config).eval()
+        classifier.save_pretrained(tmp_path / "tuned")
+        AutoTokenizer.from_pretrained(tiny_data / "tokenizer").save_pretrained(tmp_path / "tuned")
+        (tmp_path / "int8").mkdir()
+        (tmp_path / "int8" / "old").touch()
+
+        names = quantize_checkpoint(tmp_path / "tuned", "w4a8", tmp_path / "int8")
+        assert len(names) == 6
+        assert not (tmp_path / "int8" / "old").exists()
+        assert not (tmp_path / "int8.tmp").exists()
+        prepare(classifier, Quantization(weight_bits=4))
+        convert(classifier)
+        assert torch.equal(logits(load_quantized(tmp_path / "int8")), logits(classifier))
+        assert len(AutoTokenizer.from_pretrained(tmp_path / "int8")) == 298
+
+    def test_an_export_that_reads_back_differently_is_refused_and_not_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dwt_ds.models import quantized_export
+
+        def damaged(folder: Path) -> PreTrainedModel:
+            loaded = load_quantized(folder)
+            with torch.no_grad():
+                loaded.bert.encoder.layer[0].output.dense.weight[0, 0] += 0.01
+            return loaded
+
+        load_quantized = quantized_export.load_quantized
+        monkeypatch.setattr(quantized_export, "load_quantized", damaged)
+        with pytest.raises(RuntimeError, match="read back, 1 tensors differ"):
+            quantized_export.write_quantized(model(), Quantization(), tmp_path / "int8")
+        assert not (tmp_path / "int8").exists()
+
+    def test_what_cannot_be_quantized_is_told_in_one_line(self, tmp_path: Path) -> None:
+        from dwt_ds.models.quantized_export import quantize_checkpoint
+
+        with pytest.raises(FileNotFoundError, match="has no config.json"):
+            quantize_checkpoint(tmp_path, "w8a8", tmp_path / "out")
+        with pytest.raises(ValueError, match="quantization='none' leaves the model as it is"):
+            quantize_checkpoint(tmp_path, "none", tmp_path / "out")
+        student = model()
+        student.save_pretrained(tmp_path)
+        settings = (tmp_path / "config.json").read_text()
+        (tmp_path / "config.json").write_text(settings.replace("BertForMaskedLM", "BertForSomethingElse"))
+        with pytest.raises(ValueError, match="names BertForSomethingElse, which transformers has not"):
+            quantize_checkpoint(tmp_path, "w8a8", tmp_path / "out")
+        assert not (tmp_path / "out").exists()

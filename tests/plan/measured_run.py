@@ -56,6 +56,8 @@ class MeasuredStudent:
         self.report: dict[str, Any] = {"sent": [], "peak": []}
         self._sent_before: Counter[str] = Counter()
         optimizer = engine.optimizer
+        if not hasattr(optimizer, "_release_ipg_buffers"):
+            return  # only stages 1 and 2 make their bucket anew for each backward pass
         release = optimizer._release_ipg_buffers
 
         def look_and_release() -> None:
@@ -78,28 +80,32 @@ class MeasuredStudent:
                 kept[storage._cdata] = storage.nbytes()
             return tensor
 
-        self._live.reset_peak()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = self._engine(*inputs)
-        if self._engine.training:
+        if self._engine.module.training:
             self.report["activations"] = sum(kept.values())
         return loss
 
     def backward(self, loss: torch.Tensor) -> None:
         self._engine.backward(loss)
-        gradients = self._engine.optimizer.averaged_gradients
-        self.report["gradients"] = storage_bytes([list(group) for group in gradients.values() if group is not None])
+        optimizer = self._engine.optimizer
+        own = getattr(optimizer, "averaged_gradients", {})
+        of_parameters = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        stage_3 = getattr(optimizer, "grad_partitions_flat_buffer", None)
+        self.report["gradients"] = storage_bytes([*map(list, filter(None, own.values())), of_parameters, stage_3])
 
     def step(self) -> None:
+        last = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
-        if not self._engine.was_step_applied():
+        if not last:
             return
         optimizer = self._engine.optimizer
-        state = [
-            t for each in optimizer.optimizer.state.values() for t in each.values() if torch.is_tensor(t) and t.dim()
-        ]
-        self.report["weights"] = storage_bytes(list(self._engine.module.parameters()))
-        self.report["master"] = storage_bytes(optimizer.single_partition_of_fp32_groups)
+        masters = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat")
+        inner = getattr(optimizer, "optimizer", optimizer)
+        state = [t for each in inner.state.values() for t in each.values() if torch.is_tensor(t) and t.dim()]
+        shards = [getattr(p, "ds_tensor", None) for p in self._engine.module.parameters()]
+        self.report["weights"] = storage_bytes([list(self._engine.module.parameters()), shards])
+        self.report["master"] = storage_bytes([getattr(optimizer, name, None) for name in masters])
         self.report["optimizer"] = storage_bytes(state)
         self.report["sent"].append(dict(self._sent.bytes - self._sent_before))
         self._sent_before = self._sent.bytes.copy()
@@ -117,7 +123,8 @@ def main(report: Path, recipe: str, overrides: list[str]) -> None:
     run = assemble(recipe, overrides, None, StopRequest())
     assert run is not None
     gc.collect()
-    existing = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    # On the meta device DeepSpeed keeps the shapes of what it has flattened.
+    existing = [each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.device.type != "meta"]
     live, sent = LiveBytes(existing), SentBytes()
     del existing
     student = MeasuredStudent(run.student, sent, live)

@@ -1,0 +1,197 @@
+"""What quantization-aware training costs in loss and speed, beside plain bf16.
+
+    python benchmarks/quantization_cost.py [--text FILE | --data FOLDER] [--tokenizer VOCAB] [--steps 300]
+
+The same small student (ModernBERT, 4 layers x 256) learns the same text alone, from one seed, in bf16 under ZeRO-2:
+plainly, with 8-bit weights and activations, and with 4-bit weights. Speed is real tokens over elapsed seconds of short
+runs whose rounds alternate, so that a machine whose speed drifts treats all alike. Losses are those of the held-out
+text, in fp32: of the weights as they are, and of the exported model with integer weights and rounded activations. The
+plain student is also rounded after its training, without having been trained for it. Results go to
+benchmarks/results/quantization_cost.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from dwt_ds.data.batches import validation_batches
+from dwt_ds.data.masks import Masking
+from dwt_ds.data.prepared import PreparedData
+from dwt_ds.models.build import load_masked_lm
+from dwt_ds.models.masked_lm import GatheredMaskedLM
+from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
+
+SEQ_LEN, VOCABULARY, ROWS, HELD_OUT_ROWS = 128, 8000, 16, 512
+RESULTS = Path(__file__).parent / "results" / "quantization_cost.csv"
+QUANTIZATIONS = ("none", "w8a8", "w4a8")
+
+
+def main() -> int:
+    """Prints the figures and appends them to the CSV."""
+    options = _options()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data = Path(options.data) if options.data else folder / "data"
+        if not options.data:
+            _prepare(options, data)
+        speeds: dict[str, list[float]] = {name: [] for name in QUANTIZATIONS}
+        for number in range(options.rounds):
+            for name in QUANTIZATIONS:
+                run = train(data, folder / f"speed_{name}_{number}", name, options.speed_steps, options.ranks)
+                speeds[name].append(tokens_per_second(run, warm_up=options.speed_steps // 4))
+                print(f"round {number + 1}, {name}: {speeds[name][-1]:,.0f} tokens/s", flush=True)
+                shutil.rmtree(run)
+        prepared = PreparedData.open(data)
+        ratios = {name: [a / b for a, b in zip(speeds[name], speeds["none"])] for name in QUANTIZATIONS}
+        plain = folder / "none" / "export"
+        for name in QUANTIZATIONS:
+            run = train(data, folder / name, name, options.steps, options.ranks)
+            if name != "none":
+                quantize_checkpoint(plain, name, folder / f"after_{name}")
+            row = {
+                "quantization": name,
+                "data": Path(options.data or options.text or "documentation").name,
+                "rows": len(prepared.train),
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+                "cores": len(os.sched_getaffinity(0)),
+                "ranks": options.ranks,
+                "torch": torch.__version__,
+                "steps": options.steps,
+                "train_loss": final_loss(run),
+                "held_out_unrounded": held_out_loss(load_masked_lm(run / "export", dtype=torch.float32), prepared),
+                "held_out_exported": None,
+                "held_out_rounded_after_training": None,
+                "tokens_per_second": round(statistics.median(speeds[name]), 1),
+                "speed_ratio_min": round(min(ratios[name]), 3),
+                "speed_ratio_median": round(statistics.median(ratios[name]), 3),
+                "speed_ratio_max": round(max(ratios[name]), 3),
+                "export_megabytes": round(_megabytes(run / "export" / "model.safetensors"), 2),
+            }
+            if name != "none":
+                exported = run / "export" / "quantized"
+                row["held_out_exported"] = held_out_loss(load_quantized(exported), prepared)
+                row["held_out_rounded_after_training"] = held_out_loss(
+                    load_quantized(folder / f"after_{name}"), prepared
+                )
+                row["export_megabytes"] = round(_megabytes(exported / "quantized.safetensors"), 2)
+            print("\n".join(f"{key:<32} {value}" for key, value in row.items()), flush=True)
+            _append(row)
+    return 0
+
+
+def train(data: Path, output: Path, quantization: str, steps: int, ranks: int) -> Path:
+    """Runs the recipe quickstart without a teacher; returns the run's folder."""
+    settings = {
+        "data.dir": data,
+        "teacher.path": "null",
+        "output_dir": output,
+        "student.quantization": quantization,
+        "train.micro_batch_size": ROWS,
+        "train.max_steps": steps,
+        "train.log_every": 5,
+        "train.eval_every": 0,
+        "train.eval_rows": ROWS,
+        "train.checkpoint_every": 0,
+    }
+    command = [Path(sys.executable).with_name("deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
+    command += ["--module", "dwt_ds.pretrain", "quickstart", *(f"{key}={value}" for key, value in settings.items())]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return output
+
+
+def tokens_per_second(run: Path, warm_up: int) -> float:
+    """Real tokens over elapsed seconds of the steps after `warm_up`."""
+    rows = [row for row in _metrics(run) if "loss" in row]
+    first, last = next(row for row in rows if row["step"] >= warm_up), rows[-1]
+    return (last["tokens"] - first["tokens"]) / (last["elapsed_seconds"] - first["elapsed_seconds"])
+
+
+def final_loss(run: Path) -> float:
+    """Mean training loss of the logged steps in the last fifth of a run."""
+    losses = [row["loss"] for row in _metrics(run) if "loss" in row]
+    return round(statistics.fmean(losses[-max(1, len(losses) // 5) :]), 4)
+
+
+@torch.no_grad()
+def held_out_loss(model: PreTrainedModel, data: PreparedData) -> float:
+    """Mean cross-entropy over the labels of 512 validation rows, the same labels for every model."""
+    gathered = GatheredMaskedLM(model.eval())
+    weight, bias = gathered.decoder_weight, gathered.decoder_bias
+    total, count = 0.0, 0
+    batches = validation_batches(
+        data.validation,
+        data.facts,
+        micro_batch_size=ROWS,
+        rank=0,
+        world_size=1,
+        masking=Masking(),
+        max_rows=HELD_OUT_ROWS,
+    )
+    for batch in batches:
+        hidden = gathered(batch.input_ids, batch.attention_mask, batch.positions)
+        total += functional.cross_entropy(functional.linear(hidden, weight, bias), batch.labels, reduction="sum").item()
+        count += batch.labels.numel()
+    return round(total / count, 4)
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _prepare(options: argparse.Namespace, out: Path) -> None:
+    text = ["--text", options.text] if options.text else ["--docs"]
+    tokenizer = ["--tokenizer", options.tokenizer] if options.tokenizer else ["--train-tokenizer", str(VOCABULARY)]
+    command = [Path(sys.executable).with_name("dwt-ds"), "prepare", *text, *tokenizer, "--seq-len", str(SEQ_LEN)]
+    subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+
+
+def _megabytes(file: Path) -> float:
+    return file.stat().st_size / 1e6
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _append(row: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    new = not RESULTS.exists()
+    with open(RESULTS, "a", newline="") as handle:
+        writer = csv.DictWriter(handle, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", help="text file; without one, the installed packages' documentation")
+    parser.add_argument("--data", help="folder that dwt-ds prepare wrote with --seq-len 128, instead of a text")
+    parser.add_argument("--tokenizer", help=f"vocab.txt or Hugging Face name; without one, {VOCABULARY:,} entries")
+    parser.add_argument("--steps", type=int, default=300, help="steps of the runs whose losses are compared")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed measurement")
+    parser.add_argument("--speed-steps", type=int, default=40, help="steps of each of its runs")
+    parser.add_argument("--ranks", type=int, default=max(1, torch.cuda.device_count()), help="default: all GPUs, or 1")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

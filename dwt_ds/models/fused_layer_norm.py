@@ -1,0 +1,91 @@
+"""NVIDIA apex's FusedLayerNorm in place of torch's, where it is there and works.
+
+apex is built from source on machines with CUDA. Its Python files import without the CUDA extension and fail only when
+a layer is constructed, and the package of that name on the Python index is another project. So the layer is
+constructed, run forward and backward, and compared with torch's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+BUILD_APEX = (
+    "build NVIDIA's apex from source on a machine with CUDA (https://github.com/NVIDIA/apex, with APEX_CPP_EXT=1 and "
+    "APEX_CUDA_EXT=1; the package called apex on the Python index is another project)"
+)
+
+
+def check_layer_norm(choice: Literal["auto", "apex", "torch"], device: torch.device) -> None:
+    """Whether `fused.layer_norm` can be had here.
+
+    Raises:
+        ValueError: apex was asked for by name and is not usable; one line that says why and what to build.
+    """
+    reason = why_not_apex(device) if choice == "apex" else ""
+    if reason:
+        raise ValueError(f"fused.layer_norm='apex' is not usable here ({reason}); {BUILD_APEX}, or use auto or torch")
+
+
+def fuse_layer_norms(model: nn.Module, choice: Literal["auto", "apex", "torch"], device: torch.device) -> int:
+    """Swaps the model's layer norms for apex's, in place; parameters stay the same objects under the same names.
+
+    Layer norms without a bias stay torch's, for apex's has none such.
+
+    Args:
+        model: on `device` already.
+        choice: auto swaps where apex is usable; torch never does.
+
+    Returns:
+        How many were swapped.
+
+    Raises:
+        ValueError: apex was asked for by name and is not usable, or has no layer to take.
+    """
+    check_layer_norm(choice, device)
+    if choice == "torch" or why_not_apex(device):
+        return 0
+    fused_class = _fused_class()
+    swapped = 0
+    for name, module in list(model.named_modules()):
+        if type(module) is not nn.LayerNorm or module.weight is None or module.bias is None:
+            continue
+        fused = fused_class(module.normalized_shape, eps=module.eps)
+        fused.weight, fused.bias = module.weight, module.bias
+        fused.train(module.training)
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, fused)
+        swapped += 1
+    if choice == "apex" and not swapped:
+        raise ValueError("fused.layer_norm='apex': the model has no layer norm with a bias to swap; use auto or torch")
+    return swapped
+
+
+@lru_cache
+def why_not_apex(device: torch.device) -> str:
+    """Empty if apex's FusedLayerNorm runs on this device and agrees with torch's; else the reason why not."""
+    values = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        fused = _fused_class()(64, eps=1e-5).to(device)
+        ours, theirs = _run(fused, values), _run(nn.LayerNorm(64, eps=1e-5).to(device), values)
+    except Exception as error:  # a missing package, extension or kernel each raises its own kind
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}".rstrip(".: ")
+    agree = all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(ours, theirs))
+    return "" if agree else "its results differ from torch's"
+
+
+def _run(layer: nn.Module, values: Tensor) -> list[Tensor]:
+    """Output, and gradients of input, weight and bias."""
+    values = values.clone().requires_grad_()
+    out = layer(values)
+    out.square().sum().backward()
+    gradients = [values.grad, layer.weight.grad, layer.bias.grad]
+    return [out.detach(), *(gradient for gradient in gradients if isinstance(gradient, Tensor))]
+
+
+def _fused_class() -> type[nn.Module]:
+    return importlib.import_module("apex.normalization").FusedLayerNorm

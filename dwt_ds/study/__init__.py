@@ -1,0 +1,1 @@
+"""Grids of runs, and the report with its figures."""

@@ -1,0 +1,175 @@
+"""The report's figures. Series are told apart by marker and dashes as well as by colour (Okabe and Ito's palette)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from dwt_ds.study.read_run import RunRecord, by_series, mean_and_deviation
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_DASHES = ("--", "-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+X_NAMES = {"step": "optimizer steps", "tokens": "millions of tokens", "elapsed_seconds": "seconds of training"}
+_X_UNITS = {"tokens": 1e6}
+Y_NAMES = {
+    "eval_hard_loss": "held-out cross-entropy",
+    "hard_loss": "training cross-entropy (hard)",
+    "soft_loss": "KL from the teacher (soft)",
+    "soft_weight": "weight of the soft loss",
+    "less_alone": "held-out, less the lone student's",
+}
+# Small on purpose: on a phone a figure is as wide as the screen, and its letters must not shrink below the text's.
+_SIZE, _DPI, _LEGEND_POINTS = (4.0, 3.3), 150, 8.5
+
+# Lee et al. (2023), figure 2: means of seven GLUE tasks.
+PAPER_ALONE = 79.89
+PAPER_TEACHERS = {
+    "weak (4 layers)": (77.66, 81.33),
+    "very weak (2)": (66.45, 78.52),
+    "extremely weak (1)": (53.87, 77.13),
+}
+
+
+class Styles:
+    """One look a series, the same in all figures of a report."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._index = {name: number for number, name in enumerate(names)}
+
+    def of(self, name: str) -> dict[str, Any]:
+        """Keyword arguments for `plot`."""
+        number = self._index[name]
+        # Beyond eight series a colour comes again with other dashes and another marker.
+        turn = number // len(_COLOURS)
+        pick = (number + 3 * turn) % len(_DASHES)
+        return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[pick], "marker": _MARKERS[pick]}
+
+
+def curves(
+    runs: Sequence[RunRecord], x: str, y: str, styles: Styles, path: Path, *, first_step: int = 0
+) -> Path | None:
+    """Mean over seeds of `y` against `x` for each series, with a band of a standard deviation; None without data.
+
+    Args:
+        first_step: leave out what lies before, so that the start's steep fall does not flatten the rest.
+    """
+    figure, axes = _canvas()
+    drawn = False
+    for name, group in by_series(runs).items():
+        lines = [_points(run, x, y, first_step) for run in group]
+        lines = [line for line in lines if line]
+        if not lines:
+            continue
+        length = min(len(line) for line in lines)
+        xs = np.mean([[point[0] for point in line[:length]] for line in lines], axis=0)
+        ys = np.array([[point[1] for point in line[:length]] for line in lines])
+        look = {**styles.of(name), "markersize": 4, "markevery": max(1, length // 8), "linewidth": 1.4}
+        axes.plot(xs, ys.mean(axis=0), label=name, **look)
+        if len(lines) > 1:
+            spread = ys.std(axis=0, ddof=1)
+            axes.fill_between(xs, ys.mean(axis=0) - spread, ys.mean(axis=0) + spread, color=look["color"], alpha=0.15)
+        drawn = True
+    if not drawn:
+        plt.close(figure)
+        return None
+    axes.set(xlabel=X_NAMES[x], ylabel=Y_NAMES[y])
+    axes.legend(fontsize=_LEGEND_POINTS, framealpha=0.8)
+    if y == "less_alone":
+        axes.axhline(0.0, color="black", linewidth=0.8)
+    return _save(figure, path)
+
+
+def scores_along(runs: Sequence[RunRecord], styles: Styles, tasks: str, path: Path) -> Path:
+    """Fine-tuned scores of the exports along the pre-training (the paper's figures 3 and 4)."""
+    figure, axes = _canvas()
+    for name, group in by_series([run for run in runs if run.scores]).items():
+        steps = sorted(set.intersection(*(set(run.scores) for run in group)))
+        points = [mean_and_deviation([run.scores[step] for run in group]) for step in steps]
+        errors = [deviation or 0.0 for _, deviation in points]
+        axes.errorbar(
+            steps, [mean for mean, _ in points], errors, label=name, capsize=3, markersize=4, **styles.of(name)
+        )
+    axes.set(xlabel="optimizer steps of the pre-training", ylabel=f"fine-tuned score: {tasks}")
+    axes.legend(fontsize=_LEGEND_POINTS)
+    return _save(figure, path)
+
+
+def paper_teacher_quality(path: Path) -> Path:
+    """The paper's figure 2: what a student is worth with teachers of different worth."""
+    figure, axes = _canvas()
+    for (name, (teacher, student)), marker, colour in zip(PAPER_TEACHERS.items(), _MARKERS[1:], _COLOURS[1:]):
+        axes.plot(teacher, student, linestyle="", marker=marker, color=colour, markersize=8, label=name)
+    axes.axhline(PAPER_ALONE, color="black", linestyle="--", label=f"student alone ({PAPER_ALONE})")
+    axes.set(xlabel="the teacher's GLUE mean", ylabel="the student's GLUE mean", title="Lee et al. (2023)")
+    axes.set_xlim(50, 82)
+    axes.legend(fontsize=_LEGEND_POINTS, loc="lower right")
+    return _save(figure, path)
+
+
+def teacher_quality(points: Mapping[str, Mapping[str, Any]], alone: Sequence[float], unit: str, path: Path) -> Path:
+    """Our figure 2. Up and right is better, whichever way the unit runs.
+
+    Args:
+        points: series -> {"teacher": its value, "students": value by seed}.
+        alone: the lone student's value by seed.
+        unit: "loss" (held-out MLM loss, less is better) or "score" (points).
+    """
+    figure, axes = _canvas()
+    looks = zip(points.items(), _MARKERS[1:] * 3, (_COLOURS[1:7]) * 4)
+    for (name, point), marker, colour in looks:
+        mean, deviation = mean_and_deviation(point["students"])
+        axes.errorbar(
+            point["teacher"],
+            mean,
+            deviation,
+            marker=marker,
+            color=colour,
+            markersize=7,
+            capsize=4,
+            linestyle="",
+            label=name,
+        )
+    mean, deviation = mean_and_deviation(alone)
+    axes.axhline(mean, color="black", linestyle="--", label="student alone")
+    if deviation is not None:
+        axes.axhspan(mean - deviation, mean + deviation, color="black", alpha=0.1)
+    of = "held-out MLM loss" if unit == "loss" else "fine-tuned score"
+    axes.set(xlabel=f"the teacher's {of}", ylabel=f"the student's {of}", title="Our runs")
+    if unit == "loss":
+        axes.invert_xaxis()
+        axes.invert_yaxis()
+    axes.margins(0.12)
+    axes.legend(fontsize=_LEGEND_POINTS)
+    return _save(figure, path)
+
+
+def _points(run: RunRecord, x: str, y: str, first_step: int) -> list[tuple[float, float]]:
+    rows = run.held_out if y in ("eval_hard_loss", "less_alone") else run.training
+    if y in ("soft_loss", "soft_weight") and not run.config["teacher"]["path"]:
+        return []
+    unit = _X_UNITS.get(x, 1)
+    return [(row[x] / unit, row[y]) for row in rows if row.get(y) is not None and row["step"] >= first_step]
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=_SIZE, layout="constrained")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+    return path

@@ -1,0 +1,204 @@
+"""A study's grid: from YAML to a list of runs, teachers before the students that learn from them.
+
+A grid names blocks of runs; within a block every combination of the listed labels is a run, once a seed:
+
+    title: Teacher quality
+    runs:
+      - {teacher: none}
+      - {teacher: [teacher4, teacher1], weight: [w1, adaptive]}
+
+What a label means is in grids/common.yaml, and in the grid's own `teachers` and `axes`, which add to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dwt_ds.recipe import nearest
+
+GRIDS_FOLDER = Path(__file__).parent / "grids"
+SCALES = ("smoke", "small", "paper")
+NO_TEACHER = "none"
+ALONE = "alone"
+_COMMON = "common"
+_GRID_KEYS = ("title", "figure", "seeds", "settings", "teachers", "axes", "glue", "runs")
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One pre-training run of a study."""
+
+    name: str
+    """Its folder; equal names in several grids are the same run."""
+    settings: dict[str, Any]
+    """A recipe, nested, with neither output_dir nor teacher.path."""
+    seed: int
+    labels: dict[str, str] = field(default_factory=dict)
+    """Axis -> label, the default labels included; for a run that makes a teacher, only `makes`."""
+    teacher_run: str | None = None
+    """Name of the run whose export is this one's teacher."""
+
+    @property
+    def makes_teacher(self) -> bool:
+        """Whether it is trained for others to learn from."""
+        return "makes" in self.labels
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid at one scale."""
+
+    name: str
+    title: str
+    scale: str
+    figure: int | None
+    """Number of the paper's figure that it redraws."""
+    ranks: int
+    """Processes of a run where there is no GPU."""
+    glue: dict[str, Any]
+    """Options of the fine-tuning of each run's exports; empty: none."""
+    runs: list[StudyRun]
+    """Teachers first."""
+
+
+def grid_names() -> list[str]:
+    """Names of the packaged grids."""
+    return sorted(path.stem for path in GRIDS_FOLDER.glob("*.yaml") if path.stem != _COMMON)
+
+
+def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None) -> Grid:
+    """Read a grid given as a file or as the name of a packaged one.
+
+    Args:
+        seeds: in place of the grid's, or the scale's.
+
+    Raises:
+        FileNotFoundError: no such grid.
+        ValueError: a key, an axis or a label that is not known; one line.
+    """
+    path = _find(grid)
+    content, common = _read(path), _read(GRIDS_FOLDER / f"{_COMMON}.yaml")
+    for key in content:
+        if key not in _GRID_KEYS:
+            raise ValueError(f"grid {path}: {key}: unknown key{nearest(str(key), _GRID_KEYS)}")
+    if scale not in common["scales"]:
+        raise ValueError(f"--scale={scale!r}: use {', '.join(SCALES)}")
+    size = common["scales"][scale]
+    labels = Labels(
+        where=f"grid {path}",
+        teachers={**common["teachers"], **size["teachers"], **content.get("teachers", {})},
+        axes=merged(common["axes"], content.get("axes", {})),
+    )
+    base = merged(size["settings"], content.get("settings", {}))
+    chosen = list(seeds or content.get("seeds") or size["seeds"])
+    students = [run for block in content.get("runs") or [] for run in _runs_of_block(block, labels, base, chosen)]
+    if not students:
+        raise ValueError(f"grid {path}: runs is empty; list at least {{teacher: none}}")
+    teachers = [
+        labels.teacher_run(label, base, chosen[0])
+        for label in dict.fromkeys(run.labels["teacher"] for run in students if run.teacher_run)
+    ]
+    unique = {run.name: run for run in [*teachers, *students]}
+    return Grid(
+        name=path.stem,
+        title=content.get("title", path.stem),
+        scale=scale,
+        figure=content.get("figure"),
+        ranks=size["ranks"],
+        glue=content.get("glue") or {},
+        runs=list(unique.values()),
+    )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a grid stand for."""
+
+    where: str
+    """Named in messages."""
+    teachers: Mapping[str, dict[str, Any]]
+    """Label -> how the teacher's own run differs from the student's."""
+    axes: Mapping[str, dict[str, dict[str, Any]]]
+    """Axis -> label -> settings; the first label is the default."""
+
+    def teacher_run(self, label: str, base: dict[str, Any], seed: int) -> StudyRun:
+        """The run that trains the teacher `label`."""
+        settings = merged(base, self.teachers[label])
+        return StudyRun(f"{label}-s{seed}", settings, seed, {"makes": label})
+
+    def default(self, axis: str) -> str:
+        """The label that a block which does not mention `axis` has."""
+        return next(iter(self.axes[axis]))
+
+    def chosen(self, axis: str, value: Any) -> list[str]:
+        """The labels that a block names for `axis`, checked."""
+        known = [NO_TEACHER, *self.teachers] if axis == "teacher" else list(self.axes[axis])
+        names = [str(each) for each in (value if isinstance(value, list) else [value])]
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"{self.where}: {axis}={name!r} is unknown{nearest(name, known)} (known: {', '.join(known)})"
+                )
+        return names
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, nested mappings key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        nested = isinstance(value, Mapping) and isinstance(under, Mapping)
+        result[key] = merged(under, value) if nested else value  # type: ignore[arg-type]
+    return result
+
+
+def _runs_of_block(block: Any, labels: Labels, base: dict[str, Any], seeds: list[int]) -> Iterator[StudyRun]:
+    if not isinstance(block, dict) or "teacher" not in block:
+        raise ValueError(f"{labels.where}: runs: {block!r} must be a mapping with a teacher (none: trains alone)")
+    for axis in block:
+        if axis != "teacher" and axis not in labels.axes:
+            raise ValueError(f"{labels.where}: runs: {axis}: unknown axis{nearest(axis, ['teacher', *labels.axes])}")
+    axes = ["teacher", *labels.axes]
+    choices = [labels.chosen(axis, block[axis] if axis in block else labels.default(axis)) for axis in axes]
+    for names in itertools.product(*choices):
+        for seed in seeds:
+            yield _student(dict(zip(axes, names)), seed, labels, base, seeds[0])
+
+
+def _student(chosen: dict[str, str], seed: int, labels: Labels, base: dict[str, Any], teacher_seed: int) -> StudyRun:
+    teacher = chosen["teacher"]
+    settings = base
+    for axis, label in chosen.items():
+        if axis != "teacher":
+            settings = merged(settings, labels.axes[axis][label])
+    special = [label for axis, label in chosen.items() if axis != "teacher" and label != labels.default(axis)]
+    alone = teacher == NO_TEACHER
+    name = "-".join([ALONE if alone else f"with_{teacher}", *special, f"s{seed}"])
+    return StudyRun(name, settings, seed, chosen, None if alone else f"{teacher}-s{teacher_seed}")
+
+
+def _find(grid: str) -> Path:
+    if Path(grid).is_file():
+        return Path(grid)
+    if grid in grid_names():
+        return GRIDS_FOLDER / f"{grid}.yaml"
+    raise FileNotFoundError(
+        f"grid {grid!r}: no such file and no packaged grid of that name{nearest(grid, grid_names())} "
+        f"(packaged: {', '.join(grid_names())})"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"grid {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"grid {path}: holds {type(content).__name__}, not a mapping")
+    return content

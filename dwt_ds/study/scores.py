@@ -1,0 +1,54 @@
+"""Fine-tuned scores of a run's exports: those kept along the pre-training, and the last."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dwt_ds.run_folder import RunFolder
+from dwt_ds.study.launch import run_logged
+
+# Keys of a grid's `glue` section, which are options of `dwt-ds glue`.
+GLUE_KEYS = (
+    "dir",
+    "tasks",
+    "seeds",
+    "learning_rate",
+    "batch_size",
+    "epochs",
+    "max_length",
+    "max_train_rows",
+    "max_steps",
+    "precision",
+)
+FOLDER = "glue"
+
+
+def exports(run: RunFolder) -> Iterator[tuple[int, Path]]:
+    """(optimizer step, Hugging Face folder) of a finished run's exports, the earliest first."""
+    for folder in sorted(run.export.glob("step_*")):
+        yield int(folder.name.removeprefix("step_")), folder
+    yield run.finished_steps(), run.export
+
+
+def score_exports(run: RunFolder, glue: Mapping[str, Any], log: Path) -> int:
+    """Fine-tune every export of `run` as the grid's `glue` section says; the first exit code that is not 0, or 0.
+
+    Results go to RUN/glue/step_XXXXXXXX/results.json; what lies there is not run again.
+    """
+    worst = 0
+    for step, folder in exports(run):
+        out = run.path / FOLDER / f"step_{step:08d}"
+        worst = run_logged(glue_command(folder, out, glue), log) or worst
+    return worst
+
+
+def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:
+    """`dwt-ds glue` with the grid's options."""
+    options = []
+    for key, value in glue.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        options += ["--glue-dir" if key == "dir" else f"--{key.replace('_', '-')}", text]
+    return [sys.executable, "-m", "dwt_ds.cli.main", "glue", "--model", str(model), "--out", str(out), *options]

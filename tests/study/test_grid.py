@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dwt_ds.models.growth_plan import parse_method
+from dwt_ds.recipe import parse_run_config
+from dwt_ds.study.grid import SCALES, grid_names, load_grid
+
+
+def write(tmp_path: Path, grid: object) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(grid, sort_keys=False), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", grid_names())
+def test_every_packaged_grid_makes_sound_recipes_at_every_scale(name: str, scale: str) -> None:
+    grid = load_grid(name, scale)
+    assert len({run.name for run in grid.runs}) == len(grid.runs)
+    seen: set[str] = set()
+    for run in grid.runs:
+        assert run.teacher_run is None or run.teacher_run in seen, "a teacher comes first"
+        seen.add(run.name)
+        settings = {key: value for key, value in run.settings.items() if key != "base"}
+        init = parse_run_config(settings).student.init
+        assert init == "random" or parse_method(init)
+        assert init == "random" or run.teacher_run is not None
+
+
+def test_the_packaged_grids_are_those_that_were_promised() -> None:
+    assert grid_names() == ["remapping", "schedules", "soft_weight", "starts", "teacher_quality"]
+
+
+def test_a_block_is_a_product_and_defaults_are_left_out_of_names(tmp_path: Path) -> None:
+    runs = [{"teacher": "none"}, {"teacher": ["teacher2", "teacher1"], "weight": ["w1", "4to1"], "temperature": "t2"}]
+    grid = load_grid(write(tmp_path, {"runs": runs, "seeds": [1, 2]}), "smoke")
+    assert [run.name for run in grid.runs] == [
+        "teacher2-s1",
+        "teacher1-s1",
+        "alone-s1",
+        "alone-s2",
+        *(f"with_{t}{w}-t2-s{s}" for t in ("teacher2", "teacher1") for w in ("", "-4to1") for s in (1, 2)),
+    ]
+    last = grid.runs[-1]
+    assert last.labels == {"teacher": "teacher1", "weight": "4to1", "temperature": "t2", "start": "random"}
+    assert last.settings["distill"]["soft_weight"] == {"schedule": "linear", "start": 4.0, "end": 1.0}
+    assert last.settings["distill"]["temperature"] == 2.0
+    # One teacher for all seeds.
+    assert (last.seed, last.teacher_run) == (2, "teacher1-s1")
+    teacher = grid.runs[1]
+    assert teacher.makes_teacher
+    assert teacher.settings["student"]["layers"] == 1
+    assert teacher.settings["student"]["hidden_size"] == last.settings["student"]["hidden_size"] == 32
+
+
+def test_a_grid_may_bring_labels_and_axes_of_its_own(tmp_path: Path) -> None:
+    content = {
+        "settings": {"train": {"max_steps": 7}},
+        "teachers": {"thin": {"student": {"hidden_size": 16, "num_heads": 1}}},
+        "axes": {
+            "weight": {"w9": {"distill": {"soft_weight": 9}}},
+            "rate": {"slow": {}, "fast": {"train": {"learning_rate": 0.1}}},
+        },
+        "runs": [{"teacher": "thin", "weight": "w9", "rate": ["slow", "fast"]}],
+    }
+    grid = load_grid(write(tmp_path, content), "smoke", seeds=[5])
+    assert [run.name for run in grid.runs] == ["thin-s5", "with_thin-w9-s5", "with_thin-w9-fast-s5"]
+    assert grid.runs[2].settings["train"]["learning_rate"] == 0.1
+    assert all(run.settings["train"]["max_steps"] == 7 for run in grid.runs)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"run": []}, "run: unknown key; did you mean 'runs'"),
+        ({"runs": []}, "runs is empty"),
+        ({"runs": ["alone"]}, "'alone' must be a mapping with a teacher"),
+        ({"runs": [{"teacher": "teacher9"}]}, "teacher='teacher9' is unknown"),
+        ({"runs": [{"teacher": "none", "wieght": "w1"}]}, "wieght: unknown axis; did you mean 'weight'"),
+        ({"runs": [{"teacher": "teacher1", "weight": "4 to 1"}]}, "weight='4 to 1' is unknown; did you mean '4to1'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(grid: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"grid .*mine\.yaml") as caught:
+        load_grid(write(tmp_path, grid), "smoke")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_grid_names_the_packaged_ones() -> None:
+    with pytest.raises(FileNotFoundError, match="did you mean 'teacher_quality'"):
+        load_grid("teacher_qality", "smoke")

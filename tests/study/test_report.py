@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+from dwt_ds.cli.main import main
+from dwt_ds.recipe import load_recipe
+from dwt_ds.study.differences import differing_settings
+from dwt_ds.study.folder import StudyFolder
+from dwt_ds.study.grid import load_grid
+from dwt_ds.study.read_run import RunRecord, by_series, glue_score, mean_and_deviation
+from dwt_ds.study.saving import first_reached, flops_per_token, saving
+
+
+def write_run(folder: Path, losses: dict[int, float], config: dict[str, object], *, finished: bool = True) -> None:
+    """A run folder with a look at the held-out text at each step of `losses`; 100 tokens and a second a step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    rows = []
+    for step, loss in losses.items():
+        each = {"loss": loss, "hard_loss": loss + 0.1, "soft_loss": 0.2, "soft_weight": 1.0}
+        rows.append({"step": step, **each, "tokens": 100 * step, "elapsed_seconds": float(step)})
+        rows.append({"step": step, "eval_hard_loss": loss, "eval_soft_loss": 0.2})
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9', encoding="utf-8"
+    )
+    if finished:
+        (folder / "complete.json").write_text('{"steps": 12}', encoding="utf-8")
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_data: Path) -> Path:
+    """The grid of teacher quality over two seeds, as if it had been run."""
+    folder, grid = StudyFolder(tmp_path / "study"), load_grid("teacher_quality", "smoke", [1, 2])
+    ends = {"teacher4": 5.2, "teacher2": 5.4, "teacher1": 5.8}
+    for run in grid.runs:
+        recipe = folder.write_recipe(run, folder.recipe(run.name))
+        config = load_recipe(str(recipe), [f"data.dir={tiny_data}"]).config.to_dict()
+        end = ends[run.labels["makes"]] if run.makes_teacher else 5.0 + 0.02 * run.seed
+        if run.teacher_run:
+            end += ends[run.labels["teacher"]] - 5.4
+        write_run(folder.path / run.name, {4: 7.0, 8: 6.0, 12: end}, config)
+    folder.write_grid(grid, {run.name: "finished" for run in grid.runs})
+    return folder.path
+
+
+def test_a_studys_report_stands_alone(study: Path) -> None:
+    assert main(["report", str(study)]) == 0
+    html = (study / "report" / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!data:image/png;base64,)', html)
+    assert "http" not in html
+    assert html.count("<img alt=") == html.count("data:image/png;base64,")
+    assert 'name="viewport"' in html
+    row = re.search(r"<tr><td>with teacher4</td>(.*?)</tr>", html)
+    assert row is not None
+    cells = re.findall(r"<td>(.*?)</td>", row[1])
+    # Alone 5.02 and 5.04; with the 4-layer teacher 0.2 less.
+    assert cells[0] == "4.8300 ± 0.0141"
+    assert cells[1] == "-0.2000 ± 0.0000"
+    assert cells[-1] == "2"
+    assert ["never"] == re.findall(r"<td>with teacher1</td>.*?<td>(never)</td>", html)
+    for name in ("figure_2.png", "figure_2_paper.png", "all_eval_hard_loss_tokens.png", "all_less_alone_step.png"):
+        assert (study / "report" / "figures" / "teacher_quality" / name).stat().st_size > 5000
+    assert "student.layers" in html
+
+
+def test_a_study_in_progress_can_be_drawn(study: Path) -> None:
+    grid = load_grid("teacher_quality", "smoke", [1, 2])
+    for run in grid.runs[1:]:
+        (study / run.name / "complete.json").unlink()
+        if run.teacher_run:
+            (study / run.name / "metrics.jsonl").unlink()
+    assert main(["report", str(study), "--out", str(study / "now")]) == 0
+    assert "1 of 11 runs are finished" in (study / "now" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_runs_report(study: Path, tmp_path: Path) -> None:
+    assert main(["report", str(study / "with_teacher2-s1"), "--out", str(tmp_path / "report")]) == 0
+    html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "held-out MLM loss 5.0200 at step 12" in html
+    assert html.count("<img") == 10  # three losses by steps, tokens and seconds; the weight by steps
+    assert "student.family" in html
+
+
+def test_a_folder_without_runs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+    assert "holds neither a run" in capsys.readouterr().err
+
+
+def test_where_a_loss_is_first_reached() -> None:
+    assert first_reached([0, 10, 20], [6.0, 5.0, 4.0], 4.5) == 15.0
+    assert first_reached([0, 10, 20], [6.0, 5.0, 5.5], 5.0) == 10.0
+    assert first_reached([5, 10], [4.0, 3.0], 4.5) == 5.0
+    assert first_reached([0, 10, 20], [6.0, 5.0, 4.0], 3.9) is None
+
+
+def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    student = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=32,
+    )
+    runs = {}
+    for name, teacher, losses in (
+        ("alone", None, {10: 6.0, 20: 5.0}),
+        ("helped", str(tiny_teacher), {10: 5.5, 20: 4.5}),
+    ):
+        config = {
+            "seed": 1,
+            "data": {"dir": str(tiny_data)},
+            "teacher": {"path": teacher},
+            "distill": {"soft_positions": "labelled"},
+        }
+        write_run(tmp_path / name, losses, config)  # type: ignore[arg-type]
+        BertForMaskedLM(student).save_pretrained(tmp_path / name / "export")
+        runs[name] = RunRecord(name, tmp_path / name)
+    found = saving(runs["helped"], runs["alone"])
+    # 5.0 lies half-way between step 10 and step 20.
+    assert (found.steps, found.tokens) == (15.0, 1500.0)
+    assert found.tokens_saved == pytest.approx(0.25)
+    ours, theirs = flops_per_token(runs["helped"]), flops_per_token(runs["alone"])
+    assert ours is not None
+    assert theirs is not None
+    # By hand: 3 x 2 x (layers' matrices, attention, and at 5 of 32 tokens the head) a token, rows filled to 99.6%.
+    layer = 4 * 32 * 32 + 2 * 32 * 128 + 2 * 32 * 32
+    head = 5 / 32 * (32 * 32 + 32 * len(tokenizer))
+    assert theirs == pytest.approx(6 * (2 * layer + head), rel=0.03)
+    assert theirs < ours < 1.2 * theirs
+    assert found.flops_saved == pytest.approx(1 - 0.75 * ours / theirs)
+
+
+def test_settings_that_differ(tmp_path: Path) -> None:
+    for name, weight in (("a", 1.0), ("b", 4.0)):
+        write_run(
+            tmp_path / name, {1: 5.0}, {"seed": 1, "output_dir": name, "distill": {"soft_weight": {"start": weight}}}
+        )
+    rows = differing_settings([RunRecord("a", tmp_path / "a"), RunRecord("b", tmp_path / "b")])
+    assert rows == [("distill.soft_weight.start", "1.0", "4.0")]
+
+
+def test_seeds_of_a_series_come_together() -> None:
+    names = ("with_teacher4-4to1-s42", "with_teacher4-4to1-s43", "alone-s42", "mine")
+    groups = by_series([RunRecord(name, Path(name)) for name in names])
+    assert {name: len(group) for name, group in groups.items()} == {"with teacher4, 4to1": 2, "alone": 1, "mine": 1}
+    assert mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert mean_and_deviation([1.0]) == (1.0, None)
+
+
+def test_the_score_of_a_checkpoint_is_the_mean_of_the_tasks_there_are() -> None:
+    tasks = {"CoLA": {"score": {"mean": 20.0}}, "SST-2": {"score": {"mean": 80.0}}, "WNLI": {"score": {"mean": 0.0}}}
+    assert glue_score({"mean_of_seven": {"mean": None}, "tasks": tasks}) == 50.0
+    assert glue_score({"mean_of_seven": {"mean": 77.0}, "tasks": tasks}) == 77.0
