@@ -13,6 +13,7 @@ VERSION = next(
 STUDY = ["accelerate>=1.1", "matplotlib>=3.8", "scikit-learn>=1.4", "scipy>=1.11"]
 MONITOR = ["tensorboard>=2.15"]
 QUANTIZATION = ["torchao>=0.18"]
+LAMB = ["pytorch-optimizer>=4.1"]
 
 setup(
     name="dwt-ds",
@@ -46,10 +47,12 @@ setup(
         "study": STUDY,
         "monitor": MONITOR,
         "quantization": QUANTIZATION,
+        "lamb": LAMB,
         "dev": [
             *STUDY,
             *MONITOR,
             *QUANTIZATION,
+            *LAMB,
             "hypothesis>=6.100",
             "mypy>=1.10",
             "pytest>=8.0",

@@ -42,7 +42,10 @@ for name, port, arguments in json.load(open(sys.argv[1])):
 
 # Name -> overrides of the tiny recipe, and what the line says. {...} are the folders of `places`.
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
-    "data folder missing": (["data.dir={tmp}/no such"], ["data.dir", "{tmp}/no such", "does not exist", "dwt-ds prepare"]),
+    "data folder missing": (
+        ["data.dir={tmp}/no such"],
+        ["data.dir", "{tmp}/no such", "does not exist", "dwt-ds prepare"],
+    ),
     "data folder empty": (["data.dir={empty}"], ["{empty}", "is empty", "dwt-ds prepare"]),
     "data folder half-written": (["data.dir={half}"], ["{half}", "half-written", "dwt-ds prepare"]),
     "data file missing": (["data.dir={damaged}"], ["{damaged}/train/", "is missing", "dwt-ds prepare"]),
@@ -90,7 +93,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["train_batch_size=16 (zero2_fp32.json) is not micro-batch 4 x accumulation 3 x 2 ranks = 24"],
     ),
     "other number of ranks": (["train.expected_world_size=4"], ["train.expected_world_size=4", "came up with 2 ranks"]),
-    "teacher missing": (["teacher.path={tmp}/none"], ["teacher.path", "{tmp}/none", "does not exist; train that model first"]),
+    "teacher missing": (
+        ["teacher.path={tmp}/none"],
+        ["teacher.path", "{tmp}/none", "does not exist; train that model first"],
+    ),
     "teacher without a model": (["teacher.path={empty}"], ["teacher.path", "{empty}", "has no config.json"]),
     "teacher of another kind": (["teacher.path={gpt2}"], ["{gpt2}", "'gpt2', which has no masked-LM class"]),
     "teacher of another vocabulary": (

@@ -140,7 +140,8 @@ def _writer_that_returns(engine: StudentEngine) -> Iterator[list[str]]:
         try:
             write(state_dict, path)
         except (OSError, RuntimeError) as error:
-            failures.append(f"{Path(path).name}: {error}")
+            free = shutil.disk_usage(Path(path).parent).free / 1e6
+            failures.append(f"{Path(path).name}: {error} ({free:.0f} MB free there)")
 
     writer.save = note_failure
     # The script it leaves beside the shards would unpickle them unverified; `dwt-ds export` does its work.

@@ -8,7 +8,7 @@ Bytes are those of the tensors handed to the collectives. On the wire a ring all
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dwt_ds.plan.hardware import LATENCY_SECONDS, LINK_SHARE, Device
 from dwt_ds.plan.zero import STAGE_0_BUCKET, Partition, ZeroSettings
@@ -20,7 +20,8 @@ _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 COUNTS_BYTES = 4 * 8
 
 # DeepSpeed's: the gradient's norm, and in 16 bits whether it is finite.
-NORM_BYTES, OVERFLOW_BYTES = 4, 1
+NORM_BYTES = 4
+OVERFLOW_BYTES = {1: 1, 2: 1, 3: 4}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Traffic:
     calls: int
     hidden: bool = False
     """It runs beside the backward pass (overlap_comm)."""
+    local: bool = False
+    """It stays within a machine (hpZ)."""
 
     def sent_bytes(self, ranks: int) -> float:
         """Bytes that each rank sends."""
@@ -55,13 +58,11 @@ def step_traffic(stage: int, zero: ZeroSettings, partition: Partition, accumulat
     if partition.ranks == 1:
         return []
     size, elements = zero.element_bytes, partition.elements
-    checks = NORM_BYTES + (OVERFLOW_BYTES if zero.precision != "fp32" else 0)
-    small = Traffic("all_reduce", "counts, norm, overflow", COUNTS_BYTES + checks, 2 if checks == NORM_BYTES else 3)
     if stage == 0:
         calls = _full_buckets(partition.numels, STAGE_0_BUCKET)
-        return [Traffic("all_reduce", "gradients", size * elements, calls), small]
+        return [Traffic("all_reduce", "gradients", size * elements, calls), _small(stage, zero)]
     if stage == 3:
-        return [*_stage_3(zero, partition, accumulation), small]
+        return [*_stage_3(zero, partition, accumulation), _small(stage, zero)]
     times = accumulation if stage == 2 else 1
     calls = _filled_buckets(partition.numels, zero.reduce_bucket)
     hidden = zero.overlap_comm and calls > 1
@@ -69,21 +70,31 @@ def step_traffic(stage: int, zero: ZeroSettings, partition: Partition, accumulat
     return [
         Traffic(kind, "gradients", size * elements * times, calls * times, hidden),
         Traffic("all_gather", "updated weights", size * partition.padded, 1),
-        small,
+        _small(stage, zero),
     ]
+
+
+def _small(stage: int, zero: ZeroSettings) -> Traffic:
+    """What every step tells besides: our counts and, where gradients are partitioned, DeepSpeed's two checks."""
+    checks = [] if stage == 0 else [NORM_BYTES]
+    if stage > 0 and zero.precision != "fp32":
+        checks.append(OVERFLOW_BYTES[stage])
+    return Traffic("all_reduce", "counts, norm, overflow", COUNTS_BYTES + sum(checks), 1 + len(checks))
 
 
 def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
     """Weights gathered for the forward pass, and for the backward pass where they were let go; gradients scattered."""
     cut = [numel for numel in partition.numels if numel > zero.persistence_threshold]
     kept_for_backward = zero.max_reuse_distance >= 2 * partition.elements and zero.max_live_parameters >= sum(cut)
-    passes = accumulation * (1 if kept_for_backward else 2)
     gathered = zero.element_bytes * sum(-(-numel // partition.ranks) * partition.ranks for numel in cut)
     persistent = zero.element_bytes * (partition.elements - sum(cut))
     scattered = zero.element_bytes * partition.shards * partition.ranks
     buckets = _filled_buckets(partition.numels, zero.reduce_bucket)
+    calls = len(cut) * accumulation
+    forward = Traffic("all_gather", "weights", gathered * accumulation, calls, zero.overlap_comm)
+    backward = replace(forward, what="weights, for the backward pass", local=zero.hpz > 1)
     return [
-        Traffic("all_gather", "weights", gathered * passes, len(cut) * passes, zero.overlap_comm),
+        *([forward] if kept_for_backward else [forward, backward]),
         Traffic("all_gather", "small weights, after the step", persistent, 1),
         Traffic("reduce_scatter", "gradients", scattered * accumulation, buckets * accumulation, zero.overlap_comm),
     ]
@@ -109,7 +120,7 @@ def _full_buckets(numels: list[int], bucket: int) -> int:
     return sent + (1 if filled else 0)
 
 
-def bytes_per_second(device: Device, nodes: int, ranks_per_node: int) -> float:
+def bytes_per_second(device: Device, nodes: int) -> float:
     """Rate at which a rank sends in a ring over all ranks.
 
     Within a machine that is its own link; over several, the rings together use all network cards, so that no rank sends

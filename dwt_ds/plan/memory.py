@@ -67,21 +67,23 @@ def rank_memory(
     held, host = _held(stage, zero, partition)
     held[WEIGHTS] += frozen_bytes
     held[TEACHER] = teacher_bytes
-    earlier = _accumulated(stage, zero, partition) if accumulation > 1 else 0
+    earlier = _waiting(stage, zero, partition) if accumulation > 1 else 0
+    # Below stage 2 gradients are added up where they are; above, a new micro-batch's come beside the earlier ones.
+    beside = earlier if stage >= 2 else 0
     bucket, copy = _buckets(stage, zero, partition)
-    sent_at_the_end = stage == 0 or partition.elements <= zero.reduce_bucket
+    sent_at_the_end = stage <= 1 or partition.elements <= zero.reduce_bucket
     kept = micro.activations + micro.head_gradients
 
     loss = {**held, GRADIENTS: earlier, ACTIVATIONS: micro.activations, LOSS: micro.loss_peak - micro.activations}
     backward = {
         **held,
-        GRADIENTS: earlier + _growing(stage, zero, partition),
+        GRADIENTS: beside + _growing(stage, zero, partition),
         BUCKETS: bucket + (0 if sent_at_the_end else copy),
         ACTIVATIONS: micro.activations,
         LOSS: micro.head_gradients,
         TEMPORARIES: max(0, micro.backward_peak - kept),
     }
-    reduction = {**held, GRADIENTS: earlier + _reduced(stage, zero, partition), BUCKETS: bucket + copy}
+    reduction = {**held, GRADIENTS: beside + _reduced(stage, zero, partition), BUCKETS: bucket + copy}
     gradients, temporaries = _at_step(stage, zero, partition)
     step = {**held, GRADIENTS: gradients, TEMPORARIES: temporaries}
     if stage == 3:
@@ -103,6 +105,8 @@ def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, 
         return {WEIGHTS: size * partition.elements, MASTER: master, OPTIMIZER: state}, {}
     share = partition.shards if stage == 3 else partition.share
     weights = size * (partition.shards + _persistent(zero, partition) if stage == 3 else partition.padded)
+    if zero.hpz > 1:  # ZeRO++ (Wang et al. 2023, section 3.2): the second copy
+        weights += size * -(-partition.elements // zero.hpz)
     device: Parts = {WEIGHTS: weights, MASTER: 4 * share, OPTIMIZER: 4 * zero.moments * share}
     host: Parts = {}
     if zero.optimizer_on_cpu:
@@ -133,7 +137,7 @@ def _gathered(zero: ZeroSettings, partition: Partition) -> int:
     return zero.element_bytes * live
 
 
-def _accumulated(stage: int, zero: ZeroSettings, partition: Partition) -> int:
+def _waiting(stage: int, zero: ZeroSettings, partition: Partition) -> int:
     """Gradients that wait on the device from one micro-batch to the next."""
     if stage >= 2:
         return 0 if zero.optimizer_on_cpu else zero.element_bytes * _own_gradients(stage, partition)

@@ -12,6 +12,7 @@ from dwt_ds.plan.launch import launch_commands
 from dwt_ds.plan.memory import PARTS, STAGES, RankMemory
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.settings import changes
+from dwt_ds.plan.speed import traffic_seconds
 
 Lines = list[str]
 
@@ -130,7 +131,7 @@ def _traffic(plan: Plan) -> Lines:
     traffic = plan.traffic(plan.stage)
     if not traffic:
         return ["one rank: none"]
-    rate = bytes_per_second(plan.device, plan.nodes, plan.ranks // plan.nodes)
+    rate = bytes_per_second(plan.device, plan.nodes)
     rows: list[Sequence[str]] = [("collective", "bytes", "calls", "sent a rank", "ms")]
     for each in traffic:
         rows.append(
@@ -139,7 +140,7 @@ def _traffic(plan: Plan) -> Lines:
                 f"{each.bytes:,}",
                 f"{each.calls:,}",
                 f"{each.sent_bytes(plan.ranks):,.0f}",
-                f"{1e3 * each.seconds(plan.ranks, rate):.3f}",
+                f"{1e3 * traffic_seconds(each, plan.device, plan.nodes, plan.ranks):.3f}",
             )
         )
     return [

@@ -50,10 +50,16 @@ def step_time(
     """
     compute = rows * work.per_row / (mfu * device.flops_per_second(precision))
     backward = rows * 2 * work.student_forward / (mfu * device.flops_per_second(precision))
-    rate = bytes_per_second(device, nodes, ranks // nodes)
-    seconds = {each.what: each.seconds(ranks, rate) for each in traffic}
+    seconds = {each.what: traffic_seconds(each, device, nodes, ranks) for each in traffic}
     exposed = 0.0
     for each in traffic:
         last = seconds[each.what] / max(1, each.calls)
         exposed += max(last, seconds[each.what] - backward) if each.hidden else seconds[each.what]
     return StepTime(compute, sum(seconds.values()), exposed)
+
+
+def traffic_seconds(traffic: Traffic, device: Device, nodes: int, ranks: int) -> float:
+    """Time of one kind of collective: over all machines, or within each."""
+    if traffic.local:
+        return traffic.seconds(ranks // nodes, bytes_per_second(device, 1))
+    return traffic.seconds(ranks, bytes_per_second(device, nodes))

@@ -83,6 +83,8 @@ class ZeroSettings:
     max_reuse_distance: int
     persistence_threshold: int
     prefetch_bucket: int
+    hpz: int
+    """Ranks over which ZeRO++ keeps a second copy of the weights, for the backward pass (1: none)."""
     moments: int
 
     @property
@@ -108,6 +110,7 @@ def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> Zero
         max_reuse_distance=int(section.get("stage3_max_reuse_distance", 1e9)),
         persistence_threshold=int(section.get("stage3_param_persistence_threshold", 1e5)),
         prefetch_bucket=int(section.get("stage3_prefetch_bucket_size", 5e7)),
+        hpz=int(section.get("zero_hpz_partition_size", 1)) if stage == 3 else 1,
         moments=_moments(ds_values.get("optimizer", {})),
     )
 

@@ -131,3 +131,12 @@ def by_series(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and standard deviation (n - 1) where there are two or more."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def compare_with_alone(runs: Sequence[RunRecord]) -> None:
+    """Give every look of a student with a teacher `less_alone`: its loss less the lone student's of the same seed."""
+    alone = {(run.seed, row["step"]): row["eval_hard_loss"] for run in runs if run.is_alone for row in run.held_out}
+    for run in runs:
+        for row in run.held_out:
+            if run.teacher_run is not None and (run.seed, row["step"]) in alone:
+                row["less_alone"] = row["eval_hard_loss"] - alone[run.seed, row["step"]]

@@ -13,7 +13,7 @@ from dwt_ds.study.differences import differing_settings
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.page import Page
-from dwt_ds.study.read_run import X_AXES, RunRecord, by_series, mean_and_deviation
+from dwt_ds.study.read_run import X_AXES, RunRecord, by_series, compare_with_alone, mean_and_deviation
 from dwt_ds.study.saving import Saving, saving
 
 HTML = "index.html"
@@ -23,6 +23,15 @@ _LOSS_TITLES = {
     "soft_loss": "Training: soft loss",
     "soft_weight": "Weight of the soft loss",
 }
+_RESULT_HEAD = (
+    "series",
+    "held-out MLM loss",
+    "less the lone student's",
+    "tokens to its final loss",
+    "tokens saved",
+    "FLOPs saved",
+    "seeds",
+)
 # The first tenth of a run is a steep fall that would flatten the rest of a curve.
 _LEFT_OUT = 0.1
 
@@ -71,6 +80,7 @@ def _grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) ->
     done = sum(run.finished for run in everything)
     page.heading(f"{grid['title']}")
     page.note(f"Grid {grid['name']} at scale {grid['scale']}: {done} of {len(everything)} runs are finished.")
+    compare_with_alone(runs)
     finished = [run for run in runs if run.finished]
     students = [run for run in runs if "teacher" in run.labels]
     styles = Styles(list(by_series(students)) + [run.series for run in runs if run not in students])
@@ -104,24 +114,15 @@ def _results(page: Page, runs: Sequence[RunRecord]) -> None:
     rows = []
     for name, group in by_series(runs).items():
         mean, deviation = mean_and_deviation([run.final_loss for run in group])
-        cells = [name, str(len(group)), _with_deviation(mean, deviation, 4)]
+        cells, seeds = (name, _with_deviation(mean, deviation, 4)), str(len(group))
         pairs = [(run, lone[run.seed]) for run in group if run.teacher_run is not None and run.seed in lone]
         if not pairs:
-            rows.append((*cells, "", "", "", ""))
+            rows.append((*cells, "", "", "", "", seeds))
             continue
         difference = mean_and_deviation([run.final_loss - other.final_loss for run, other in pairs])
         savings = [saving(run, other) for run, other in pairs]
-        rows.append((*cells, _with_deviation(*difference, 4, sign=True), *_saving_cells(savings)))
-    head = (
-        "series",
-        "seeds",
-        "held-out MLM loss",
-        "less the lone student's",
-        "tokens to its final loss",
-        "tokens saved",
-        "FLOPs saved",
-    )
-    page.table(head, rows)
+        rows.append((*cells, _with_deviation(*difference, 4, sign=True), *_saving_cells(savings), seeds))
+    page.table(_RESULT_HEAD, rows)
     page.note(
         "Losses in nats a masked token, lower is better; ± one standard deviation over seeds (n - 1). Differences are "
         "taken seed by seed: equal seeds have equal data in equal order. FLOPs count the teacher's forward passes, "
@@ -195,6 +196,10 @@ def _tasks(runs: Sequence[RunRecord]) -> str:
 
 def _curves(page: Page, runs: Sequence[RunRecord], styles: Styles, folder: Path, name: str, *, folded: bool) -> None:
     start = _first_step(runs)
+    path = folder / f"{name}_less_alone_step.png"
+    with_teacher = [run for run in runs if run.held_out and "less_alone" in run.held_out[-1]]
+    compared = figures.curves(with_teacher, "step", "less_alone", styles, path) if with_teacher else None
+    page.figures([(compared, "Held-out cross-entropy, less the lone student's of the same seed; below 0 is better.")])
     for y in _LOSSES:
         shown: list[tuple[Path | None, str]] = []
         for x in X_AXES:

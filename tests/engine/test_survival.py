@@ -209,7 +209,7 @@ def test_checkpoints_on_a_tiny_or_read_only_file_system(
         subprocess.run(["umount", str(checkpoints)], check=True)
     assert code == 0, output
     assert output.count("CHECKPOINT NOT SAVED") == 2, output
-    assert ("No space left" if options != "ro" else "Read-only file system") in output
+    assert (" 0 MB free there" if options != "ro" else "Read-only file system") in output
     assert not left
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
 
@@ -259,23 +259,23 @@ def test_a_loss_spike_is_skipped(faulty: Launch, tiny_recipe: Path, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 2)])
 def test_another_number_of_ranks_goes_on_with_the_same_losses(
-    before: int, after: int, launch: Launch, tiny_recipe: Path, tmp_path: Path
+    before: int, after: int, launch: Launch, faulty: Launch, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """The same global batch of 16 rows, dropout off: data order, masks, optimizer and losses go on as they were."""
 
-    def settings(ranks: int, steps: int, run: str) -> list[str]:
+    def settings(ranks: int, run: str) -> list[str]:
         batch = ["train.micro_batch_size=4", f"train.gradient_accumulation_steps={4 // ranks}"]
-        fixed = ["student.dropout=0", "train.checkpoint_every=5", f"train.max_steps={steps}", "train.eval_every=5"]
-        warm = ["deepspeed.scheduler.params.total_num_steps=12", "deepspeed.scheduler.params.warmup_num_steps=2"]
-        return [str(tiny_recipe), f"output_dir={tmp_path / run}", *batch, *fixed, *warm]
+        fixed = ["student.dropout=0", "train.max_steps=12", "train.eval_every=5"]
+        return [str(tiny_recipe), f"output_dir={tmp_path / run}", *batch, *fixed]
 
-    assert launch(before, settings(before, 12, "straight"))[0] == 0
-    assert launch(before, settings(before, 5, "changed"))[0] == 0
-    code, output = launch(after, settings(after, 12, "changed"))
+    code, output = launch(before, settings(before, "straight"))
+    assert code == 0, output
+    code, output = faulty(before, settings(before, "changed"), "signal SIGTERM training all")
+    assert code == 0, output
+    code, output = launch(after, settings(after, "changed"))
     assert code == 0, output
     assert f"it was written by {before} ranks" in output
     straight, changed = metrics(tmp_path / "straight"), metrics(tmp_path / "changed")
-    # The shorter run looked at the held-out text at step 5 as well.
     assert [row["step"] for row in straight] == [row["step"] for row in changed]
     for ours, theirs in zip(changed, straight, strict=True):
         assert ours.keys() == theirs.keys()
@@ -300,12 +300,13 @@ def test_missing_and_truncated_files_are_named(launch: Launch, tiny_recipe: Path
     (checkpoints / "step_00000004" / "generators_00000.pt").unlink()
     shard = next((checkpoints / "step_00000003").glob("*model_states.pt"))
     shard.write_bytes(shard.read_bytes()[:-100])
+    size = shard.stat().st_size
     (checkpoints / "step_00000009.tmp").mkdir()
     (tmp_path / "complete.json").unlink()
     code, output = launch(1, settings)
     assert code == 0, output
     assert "step_00000004/generators_00000.pt: missing" in output
-    assert f"step_00000003/{shard.name}: {shard.stat().st_size} bytes, the manifest says" in output
+    assert f"step_00000003/{shard.name}: {size} bytes, the manifest says" in output
     assert "step_00000002 at step 2" in output
 
 

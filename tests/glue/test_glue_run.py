@@ -95,7 +95,7 @@ def test_small_budgets_and_seeds(glue: Glue, out: Path) -> None:
 
 
 def test_a_quantized_model_is_trained_the_same_and_scored_rounded(
-    glue: Glue, out: Path, monkeypatch: pytest.MonkeyPatch
+    glue: Glue, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torchao")
     seen: list[int] = []
@@ -110,8 +110,9 @@ def test_a_quantized_model_is_trained_the_same_and_scored_rounded(
     assert glue("--tasks", "SST-2", "--seeds", 1, "--max-steps", 2, "--quantize", "w4a8") == 0
     assert seen == [16]  # of 64 inputs
     assert results_of(out)["settings"]["quantize"] == "w4a8"
-    assert glue("--tasks", "SST-2", "--seeds", 1, "--max-steps", 2, "--quantize", "w8a8") == 0, "not the other's result"
-    assert len(seen) == 2
+    for other, now in ((("--quantize", "w8a8"), "w8a8"), ((), "None")):
+        assert glue("--tasks", "SST-2", "--seeds", 1, "--max-steps", 2, *other) == 2
+        assert f"was made with quantize = w4a8, now it is {now}; choose another --out" in capsys.readouterr().err
 
 
 def test_a_pair_repeats_exactly(glue: Glue, out: Path) -> None:

@@ -147,8 +147,11 @@ def test_glue_options_become_those_of_the_command() -> None:
 OTHERS = [pytest.param(each, marks=pytest.mark.slow) for each in grid_names() if each != "remapping"]
 
 
+@pytest.mark.timeout(1800)  # some twenty starts of the launcher
 @pytest.mark.parametrize("name", ["remapping", *OTHERS])
 def test_a_packaged_grid_runs_at_smoke_scale(name: str, tiny_data: Path, tmp_path: Path) -> None:
-    assert main(["study", name, "--out", str(tmp_path), f"data.dir={tiny_data}", "student.max_positions=32"]) == 0
+    settings = [f"data.dir={tiny_data}", "student.max_positions=32", "train.max_steps=2"]
+    assert main(["study", name, "--out", str(tmp_path), "--ranks", "1", *settings]) == 0
     for run in load_grid(name, "smoke").runs:
         assert (tmp_path / run.name / "export" / "model.safetensors").is_file()
+    assert main(["report", str(tmp_path)]) == 0
