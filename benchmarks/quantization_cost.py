@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -109,6 +110,7 @@ def train(data: Path, output: Path, quantization: str, steps: int, ranks: int) -
         "train.checkpoint_every": 0,
     }
     command = [Path(sys.executable).with_name("deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
+    command += ["--master_port", str(_free_port())]
     command += ["--module", "dwt_ds.pretrain", "quickstart", *(f"{key}={value}" for key, value in settings.items())]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return output
@@ -158,6 +160,12 @@ def _prepare(options: argparse.Namespace, out: Path) -> None:
     tokenizer = ["--tokenizer", options.tokenizer] if options.tokenizer else ["--train-tokenizer", str(VOCABULARY)]
     command = [Path(sys.executable).with_name("dwt-ds"), "prepare", *text, *tokenizer, "--seq-len", str(SEQ_LEN)]
     subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _megabytes(file: Path) -> float:

@@ -17,6 +17,7 @@ import deepspeed.comm
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from torch.distributed import distributed_c10d
 
 from dwt_ds.engine.build_locks import end_waits_for_killed_builds
 from dwt_ds.engine.cpu_memory import forget_shared_buffer, keep_freed_memory
@@ -45,12 +46,15 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     for name, value in (("TORCH_FR_BUFFER_SIZE", "2000"), ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")):
         os.environ.setdefault(name, value)
     get_accelerator().set_device(local_rank())
+    # Groups that are made later, as ZeRO makes some, would get torch's own 10 or 30 minutes.
+    limit = timedelta(seconds=timeout_seconds)
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
     end_waits_for_killed_builds(several_hosts=os.environ["LOCAL_SIZE"] != os.environ["WORLD_SIZE"])
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of every operator it has
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
             auto_mpi_discovery=False,
-            timeout=timedelta(seconds=timeout_seconds),
+            timeout=limit,
             verbose=False,
         )
     if get_accelerator().device_name() == "cpu":

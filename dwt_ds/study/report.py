@@ -1,4 +1,4 @@
-"""The report of a run or of a study: index.html, and its figures as PNG files beside it."""
+"""The report of a run or of a study: index.html, and beside it its figures as PNG files and its table as Markdown."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dwt_ds.study.read_run import X_AXES, RunRecord, by_series, compare_with_alo
 from dwt_ds.study.saving import Saving, saving
 
 HTML = "index.html"
+MARKDOWN = "results.md"
 _LOSSES = ("eval_hard_loss", "hard_loss", "soft_loss", "soft_weight")
 _LOSS_TITLES = {
     "hard_loss": "Training: hard loss",
@@ -31,6 +32,11 @@ _RESULT_HEAD = (
     "tokens saved",
     "FLOPs saved",
     "seeds",
+)
+_RESULT_NOTE = (
+    "Losses in nats a masked token, lower is better; ± one standard deviation over seeds (n - 1). Differences are taken "
+    "seed by seed: equal seeds have equal data in equal order. FLOPs count the teacher's forward passes, not its own "
+    "training."
 )
 # The first tenth of a run is a steep fall that would flatten the rest of a curve.
 _LEFT_OUT = 0.1
@@ -48,10 +54,11 @@ def write_report(path: Path, out: Path) -> Path:
     if not grids:
         raise ValueError(f"{path}: holds neither a run (metrics.jsonl) nor a study; name the folder of one")
     page = Page(f"Study: {path.resolve().name}")
-    written = [_grid_section(page, path, grid, out / "figures") for grid in grids]
-    if not any(written):
+    tables = [_grid_section(page, path, grid, out / "figures") for grid in grids]
+    if not any(tables):
         raise ValueError(f"{path}: no run of the study has looked at its held-out text yet; try again later")
     page.write(out / HTML)
+    (out / MARKDOWN).write_text("\n".join(filter(None, tables)), encoding="utf-8")
     return out / HTML
 
 
@@ -68,15 +75,15 @@ def _run_report(run: RunRecord, out: Path) -> Path:
     return out / HTML
 
 
-def _grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> bool:
-    """Add a grid's section; False where nothing of it has run yet."""
+def _grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> str:
+    """Add a grid's section; its results as a Markdown table, empty where nothing of it has run yet."""
     everything = [
         RunRecord(run["name"], path / run["name"], run["labels"], run["teacher_run"], run["status"])
         for run in grid["runs"]
     ]
     runs = [run for run in everything if run.held_out]
     if not runs:
-        return False
+        return ""
     done = sum(run.finished for run in everything)
     page.heading(f"{grid['title']}")
     page.note(f"Grid {grid['name']} at scale {grid['scale']}: {done} of {len(everything)} runs are finished.")
@@ -84,7 +91,9 @@ def _grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) ->
     finished = [run for run in runs if run.finished]
     students = [run for run in runs if "teacher" in run.labels]
     styles = Styles(list(by_series(students)) + [run.series for run in runs if run not in students])
-    _results(page, finished)
+    results = _results(finished)
+    page.table(_RESULT_HEAD, results)
+    page.note(_RESULT_NOTE)
     done_students = [run for run in finished if run in students]
     if grid["figure"] == 2:
         _figure_2(page, finished, folder / grid["name"])
@@ -97,7 +106,8 @@ def _grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) ->
     page.table(("setting", *(run.name for run in runs)), differing_settings(runs), folded="Settings that differ")
     rows = [_run_row(run) for run in everything]
     page.table(("run", "status", "steps", "tokens", "seconds"), rows, folded="All runs")
-    return True
+    lines = [_RESULT_HEAD, ["---", *["---:"] * (len(_RESULT_HEAD) - 1)], *results]
+    return f"## {grid['title']}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _facets(students: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -109,7 +119,7 @@ def _facets(students: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     return {each: [*lone, *(run for run in students if run.labels["teacher"] == each)] for each in teachers}
 
 
-def _results(page: Page, runs: Sequence[RunRecord]) -> None:
+def _results(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     lone = {run.seed: run for run in runs if run.is_alone}
     rows = []
     for name, group in by_series(runs).items():
@@ -122,12 +132,7 @@ def _results(page: Page, runs: Sequence[RunRecord]) -> None:
         difference = mean_and_deviation([run.final_loss - other.final_loss for run, other in pairs])
         savings = [saving(run, other) for run, other in pairs]
         rows.append((*cells, _with_deviation(*difference, 4, sign=True), *_saving_cells(savings), seeds))
-    page.table(_RESULT_HEAD, rows)
-    page.note(
-        "Losses in nats a masked token, lower is better; ± one standard deviation over seeds (n - 1). Differences are "
-        "taken seed by seed: equal seeds have equal data in equal order. FLOPs count the teacher's forward passes, "
-        "not its own training."
-    )
+    return rows
 
 
 def _saving_cells(savings: Sequence[Saving]) -> tuple[str, str, str]:
@@ -199,16 +204,17 @@ def _curves(page: Page, runs: Sequence[RunRecord], styles: Styles, folder: Path,
     path = folder / f"{name}_less_alone_step.png"
     with_teacher = [run for run in runs if run.held_out and "less_alone" in run.held_out[-1]]
     compared = figures.curves(with_teacher, "step", "less_alone", styles, path) if with_teacher else None
-    page.figures([(compared, "Held-out cross-entropy, less the lone student's of the same seed; below 0 is better.")])
+    text = "Held-out cross-entropy, less the lone student's of the same seed; below 0 is better."
     for y in _LOSSES:
-        shown: list[tuple[Path | None, str]] = []
+        shown: list[tuple[Path | None, str]] = [(compared, text)] if y == "eval_hard_loss" else []
         for x in X_AXES:
             if y == "soft_weight" and x != "step":
                 continue
             path = folder / f"{name}_{y}_{x}.png"
             first = 0 if y == "soft_weight" else start
             drawn = figures.curves(runs, x, y, styles, path, first_step=first)
-            shown.append((drawn, f"{figures.Y_NAMES[y]} by {figures.X_NAMES[x]}, from step {first:,} on"))
+            what = figures.Y_NAMES[y]
+            shown.append((drawn, f"{what[0].upper()}{what[1:]} by {figures.X_NAMES[x]}, from step {first:,} on."))
         page.figures(shown, folded=_LOSS_TITLES.get(y, "") if folded else "")
 
 

@@ -15,30 +15,30 @@ from dwt_kernels.arguments import Objective
 from dwt_kernels.backends import backend_module
 from dwt_kernels.head import Head
 from dwt_kernels.head_gradients import add_column_sums, add_product
+from dwt_kernels.row_formulas import STATISTICS
 
 # Leading dimension of a chunk's logits on a GPU, in elements: 128 bytes in 16 bits, what aligned GEMM tiles need.
 ROW_ALIGNMENT = 64
 
 
-def chunked_losses_and_gradients(
+def chunked_statistics_and_gradients(
     student: Head,
     teacher: Head | None,
     labels: Tensor,
     upstream: Tensor,
-    scales: Tensor,
+    scalars: Tensor,
     chunk_rows: int,
     needed: Sequence[bool],
     objective: Objective,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """hard (N,), soft (N,), and the gradients of student hidden, weight and bias (None where not ``needed``).
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The rows' statistics (N, 7), and the gradients of student hidden, weight and bias (None where not ``needed``).
 
-    The gradient is that of the sum of upstream x (scales[0] x hard + scales[1] x soft); ``upstream`` is 0-d or (N,),
-    ``scales`` (2,) fp64.
+    The gradients are those of the sum of upstream x row losses as ``scalars`` scale them; ``upstream`` is 0-d or (N,).
     """
     rows = student.hidden.shape[0]
     backend = backend_module(objective.backend)
     need_hidden, need_weight, need_bias = needed
-    hard, soft = (labels.new_zeros(rows, dtype=torch.float32) for _ in range(2))
+    statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=labels.device)
     d_hidden = student.hidden.new_empty(student.hidden.shape) if need_hidden else None
     d_weight = d_bias = None
     student_buffer = logits_buffer(student, chunk_rows)
@@ -51,13 +51,13 @@ def chunked_losses_and_gradients(
         if teacher is not None and teacher_buffer is not None:
             teacher_bias = teacher.bias
             teacher_logits = torch.mm(teacher.hidden[index], teacher.weight.t(), out=teacher_buffer[: hidden.shape[0]])
-        row_inputs = (student_logits, student.bias, teacher_logits, teacher_bias, labels[index], objective.temperature)
+        row_inputs = (student_logits, student.bias, teacher_logits, teacher_bias, labels[index])
         counting = (objective.ignore_index, objective.soft_all)
         if not any(needed):
-            hard[index], soft[index], _ = backend.row_losses(*row_inputs, *counting)
+            statistics[index] = backend.row_statistics(*row_inputs, scalars, *counting)
             continue
         chunk_upstream = upstream[index] if upstream.dim() == 1 else upstream
-        hard[index], soft[index] = backend.row_losses_and_gradients(chunk_upstream, scales, *row_inputs, *counting)
+        statistics[index] = backend.row_statistics_and_gradients(chunk_upstream, scalars, *row_inputs, *counting)
         gradient = student_logits
         if d_hidden is not None:
             torch.mm(gradient, student.weight, out=d_hidden[index])
@@ -65,7 +65,7 @@ def chunked_losses_and_gradients(
             d_weight = add_product(d_weight, gradient.t(), hidden, last=index.stop == rows)
         if need_bias:
             d_bias = add_column_sums(d_bias, gradient)
-    return hard, soft, d_hidden, d_weight, d_bias
+    return statistics, d_hidden, d_weight, d_bias
 
 
 def logits_buffer(head: Head, rows: int) -> Tensor:

@@ -10,12 +10,13 @@ import logging
 import os
 import shutil
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dwt_kernels.row_formulas import block_gradient, label_share
+from dwt_kernels.row_formulas import block_gradient
+from dwt_kernels.scalars import Scalars
 
 # Rows x columns of one call from which compilation is repaid: it takes 5 to 20 s once in a process and saves about
 # 0.9 ns of a core for each element, here 15 ms a call, so within about a thousand training steps.
@@ -44,54 +45,59 @@ def has_compiler() -> bool:
     return any(shutil.which(name.split()[0]) is not None for name in names if name)
 
 
+class RowInputs(NamedTuple):
+    """The arguments of ``block_gradient`` that have a first dimension of N."""
+
+    student: Tensor
+    teacher: Tensor | None
+    statistics: Tensor
+    factors: Tensor
+
+    def blocks(self, count: int) -> list[RowInputs]:
+        split = ([None] * count if tensor is None else tensor.tensor_split(count) for tensor in self)
+        return [RowInputs(*block) for block in zip(*split)]
+
+
 def write_gradient(
-    upstream: Tensor,
-    student: Tensor,
-    teacher: Tensor | None,
-    labels: Tensor,
-    labelled: Tensor,
-    statistics: Tensor,
-    scales: Tensor,
+    rows: RowInputs,
     student_bias: Tensor | None,
     teacher_bias: Tensor | None,
-    temperature: Tensor,
+    labels: Tensor,
+    scalars: Scalars,
     unit_temperature: bool,
     out: Tensor,
 ) -> bool:
-    """Write ``block_gradient`` and the labels' share into ``out`` (N, V); False if the compiler failed.
+    """Write ``block_gradient`` into ``out`` (N, V); False if the compiler failed. ``labels`` (N,) are columns.
 
     The labels' columns are computed apart in fp32 and stored last, because ``out`` may be rounded to 16 bits.
     """
     global _broken
-    columns, share = label_share(upstream, labels, labelled, scales)
+    columns = labels.unsqueeze(1)
+    constants = (scalars.factor.float(), scalars.residual.float(), unit_temperature)
     at_label = block_gradient(
-        [statistics.new_empty(columns.shape) for _ in range(2)],
-        upstream,
-        student.gather(1, columns),
-        None if teacher is None else teacher.gather(1, columns),
-        labelled,
-        statistics,
-        scales,
+        [rows.factors.new_empty(columns.shape) for _ in range(3)],
+        rows.student.gather(1, columns),
         None if student_bias is None else student_bias[columns],
+        None if rows.teacher is None else rows.teacher.gather(1, columns),
         None if teacher_bias is None else teacher_bias[columns],
-        temperature,
-        unit_temperature,
+        torch.zeros_like(labels),
+        rows.statistics,
+        rows.factors,
+        *constants,
     )
-    blocks = -(-student.numel() // BLOCK_ELEMENTS)
-    row_tensors = (out, upstream, student, teacher, labelled, statistics)
-    split = ([None] * blocks if tensor is None else tensor.tensor_split(blocks) for tensor in row_tensors)
-    for block in zip(*split):
-        for tensor in block:
+    block_count = -(-rows.student.numel() // BLOCK_ELEMENTS)
+    for out_block, block in zip(out.tensor_split(block_count), rows.blocks(block_count)):
+        for tensor in (out_block, *block):
             if tensor is not None:
                 torch._dynamo.mark_dynamic(tensor, 0)
         try:
-            fused_gradient()(*block, scales, student_bias, teacher_bias, temperature, unit_temperature)
+            fused_gradient()(out_block, *block, student_bias, teacher_bias, *constants)
         except Exception as error:  # whatever the compiler stumbles over, the plain operations do the same
             _broken = True
             logger.warning("fusing the loss gradient failed, going on without: %s", str(error).splitlines()[0])
             return False
     # Not scatter_, which copies all of ``out`` on a CPU.
-    out[torch.arange(out.shape[0]), columns.squeeze(1)] = (at_label + share).squeeze(1).to(out.dtype)
+    out[torch.arange(out.shape[0]), labels] = at_label.squeeze(1).to(out.dtype)
     return True
 
 
@@ -100,6 +106,19 @@ def fused_gradient() -> Any:
     return torch.compile(_gradient_into)
 
 
-def _gradient_into(out: Tensor, *inputs: Any) -> None:
-    buffers = [torch.empty(out.shape, dtype=torch.float32) for _ in range(2)]  # the compiler elides them
-    out.copy_(block_gradient(buffers, *inputs))
+def _gradient_into(
+    out: Tensor,
+    student: Tensor,
+    teacher: Tensor | None,
+    statistics: Tensor,
+    factors: Tensor,
+    student_bias: Tensor | None,
+    teacher_bias: Tensor | None,
+    factor: Tensor,
+    residual: Tensor,
+    unit_temperature: bool,
+) -> None:
+    buffers = [torch.empty(out.shape, dtype=torch.float32) for _ in range(3)]  # the compiler elides them
+    biased = (student, student_bias, teacher, teacher_bias)
+    gradient = block_gradient(buffers, *biased, None, statistics, factors, factor, residual, unit_temperature)
+    out.copy_(gradient)

@@ -33,13 +33,13 @@ def add_product(total: Tensor | None, left: Tensor, right: Tensor, last: bool) -
 
 
 def add_column_sums(total: Tensor | None, gradient: Tensor) -> Tensor:
-    """total + the sum over the rows of ``gradient`` (n, V); fp32."""
+    """total + the sum over the rows of ``gradient`` (n, V); fp64."""
     if gradient.device.type == "cpu" and gradient.dtype != torch.float32:
         # A product with ones: torch's own sum over rows takes ten times as long in 16 bits on a CPU.
-        sums = torch.mm(gradient.new_ones(1, gradient.shape[0]), gradient).squeeze(0).float()
+        sums = torch.mm(gradient.new_ones(1, gradient.shape[0]), gradient).squeeze(0)
     else:
         sums = gradient.sum(0, dtype=torch.float32)
-    return sums if total is None else total.add_(sums)
+    return sums.double() if total is None else total.add_(sums)
 
 
 def add_in_blocks(total: Tensor, addend: Tensor) -> Tensor:

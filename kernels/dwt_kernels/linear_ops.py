@@ -14,10 +14,12 @@ from torch import Tensor
 
 from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Objective
 from dwt_kernels.backends import backend_module
-from dwt_kernels.chunked import chunked_losses_and_gradients
+from dwt_kernels.chunked import chunked_statistics_and_gradients
 from dwt_kernels.head import Head
 from dwt_kernels.head_gradients import saved_dtype, scaled
 from dwt_kernels.memory_mode import resolve_chunk_rows
+from dwt_kernels.row_formulas import STATISTICS
+from dwt_kernels.scalars import Scalars
 
 INPUTS = (
     "Tensor student_hidden, Tensor student_weight, Tensor? student_bias, "
@@ -60,17 +62,19 @@ def linear_distill(*inputs: Any) -> tuple[Tensor, ...]:
     """
     call = parse(inputs)
     backend = backend_module(call.objective.backend)
-    scales = backend.prepare(call.labels, call.vocab_size, call.objective)
+    scalars = backend.prepare(call.labels, call.vocab_size, call.objective)
     # fp16 has too little range for gradients already divided by thousands of rows: keep them near 1 until they meet
     # the upstream gradient, which holds the loss scale.
-    unit = torch.ones_like(scales[0])
-    relative = scales[2:]
+    unit, relative = torch.ones_like(scalars[0]), scalars
     if call.student.hidden.dtype == torch.float16:
-        unit = relative.abs().amax()
-        relative = torch.where(unit > 0, relative / unit, 0.0)
-    call = call._replace(needed=gradients_made_forward(call))
-    hard, soft, *gradients = losses_and_gradients(call, torch.ones_like(unit, dtype=torch.float32), relative)
-    return *backend.reduce_rows(hard, soft, scales, call.objective.reduction), unit, *gradients
+        unit, relative = unit_gradients(scalars)
+    needed = gradients_made_forward(call)
+    ones = torch.ones_like(unit, dtype=torch.float32)
+    statistics, *gradients = statistics_and_gradients(call._replace(needed=needed), ones, relative)
+    objective = call.objective
+    counting = (objective.ignore_index, objective.soft_all)
+    hard, soft = backend.row_losses(statistics, scalars, call.labels, *counting, call.teacher is not None)
+    return *backend.reduce_rows(hard, soft, scalars, objective.reduction), unit, *gradients
 
 
 @linear_distill.register_fake
@@ -90,8 +94,8 @@ def _linear_distill_fake(*inputs: Any) -> tuple[Tensor, ...]:
 def linear_distill_rows_backward(upstream: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     """The gradients for ``reduction="none"``: everything is computed again with the rows' upstream gradients (N,)."""
     call = parse(inputs)
-    scales = backend_module(call.objective.backend).prepare(call.labels, call.vocab_size, call.objective)
-    return losses_and_gradients(call, upstream, scales[2:])[2:]
+    scalars = backend_module(call.objective.backend).prepare(call.labels, call.vocab_size, call.objective)
+    return statistics_and_gradients(call, upstream, scalars)[1:]
 
 
 @linear_distill_rows_backward.register_fake
@@ -110,8 +114,17 @@ def _scaled_gradient_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype) 
     return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
-def losses_and_gradients(call: LinearCall, upstream: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
-    """hard (N,), soft (N,) and the three gradients, over all rows and columns.
+def unit_gradients(scalars: Tensor) -> tuple[Tensor, Tensor]:
+    """unit (0-d), and ``scalars`` with the gradients' scales divided by it, so that the larger one is 1."""
+    named = Scalars(*scalars.unbind())
+    unit = torch.maximum(named.hard_gradient.abs(), named.soft_gradient.abs())
+    divisor = unit.masked_fill(unit == 0, 1.0)
+    relative = named._replace(hard_gradient=named.hard_gradient / divisor, soft_gradient=named.soft_gradient / divisor)
+    return unit, torch.stack(list(relative))
+
+
+def statistics_and_gradients(call: LinearCall, upstream: Tensor, scalars: Tensor) -> tuple[Tensor, ...]:
+    """Statistics (N, 7) and the three gradients, over all rows and columns.
 
     On a CPU the rows that do not count are left out before the products. On a GPU that would take a host
     synchronisation; the caller who knows the labels leaves them out.
@@ -130,22 +143,23 @@ def losses_and_gradients(call: LinearCall, upstream: Tensor, scales: Tensor) -> 
     teacher = None if teacher is None else teacher.of_columns(call.vocab_size)
     chunk_rows = resolve_chunk_rows(call.memory, call.chunk_rows, objective.backend, student, teacher)
     if chunk_rows is None:
-        from dwt_kernels.logit_free import logit_free_losses_and_gradients
+        from dwt_kernels.logit_free import logit_free_statistics_and_gradients
 
-        hard, soft, *gradients = logit_free_losses_and_gradients(
-            student, teacher, labels, upstream, scales, call.needed, objective
+        statistics, *gradients = logit_free_statistics_and_gradients(
+            student, teacher, labels, upstream, scalars, call.needed, objective
         )
     else:
-        hard, soft, *gradients = chunked_losses_and_gradients(
-            student, teacher, labels, upstream, scales, chunk_rows, call.needed, objective
+        statistics, *gradients = chunked_statistics_and_gradients(
+            student, teacher, labels, upstream, scalars, chunk_rows, call.needed, objective
         )
     if counted is not None:
-        hard, soft = (hard.new_zeros(call.labels.shape).index_copy_(0, counted, rows) for rows in (hard, soft))
+        all_rows = statistics.new_ones(call.labels.shape[0], STATISTICS)
+        statistics = all_rows.index_copy_(0, counted, statistics)
     d_hidden, d_weight, d_bias = (
         whole_gradient(gradient, empty_gradient(tensor, need), None if position else counted)
         for position, (gradient, tensor, need) in enumerate(zip(gradients, call.student, call.needed))
     )
-    return hard, soft, d_hidden, d_weight, d_bias
+    return statistics, d_hidden, d_weight, d_bias
 
 
 def whole_gradient(gradient: Tensor | None, whole: Tensor, rows: Tensor | None) -> Tensor:

@@ -47,35 +47,34 @@ def tile_shape(dtype: torch.dtype) -> TileShape:
     return TileShape(64, 128, 64, 8, stages)
 
 
-def logit_free_losses_and_gradients(
+def logit_free_statistics_and_gradients(
     student: Head,
     teacher: Head | None,
     labels: Tensor,
     upstream: Tensor,
-    scales: Tensor,
+    scalars: Tensor,
     needed: Sequence[bool],
     objective: Objective,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """hard (N,), soft (N,), and the fp32 gradients of student hidden, weight and bias (None where not ``needed``)."""
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Statistics (N, 7), and the fp32 gradients of student hidden, weight and bias (None where not ``needed``)."""
     if torch.are_deterministic_algorithms_enabled():
         raise RuntimeError('memory="logit_free" adds atomically and is not deterministic; use memory="chunked"')
     heads = [None if tensor is None else tensor.contiguous() for tensor in (*student, *(teacher or (None, None, None)))]
     labels = labels.contiguous()
     rows, columns, device = labels.shape[0], student.weight.shape[0], labels.device
-    hard, soft = (torch.zeros(rows, dtype=torch.float32, device=device) for _ in range(2))
+    statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=device)
     sums = [
         torch.zeros(tensor.shape, dtype=torch.float32, device=device) if need and tensor is not None else None
         for tensor, need in zip(student, needed)
     ]
     d_hidden, d_weight, d_bias = sums
     if rows == 0:
-        return hard, soft, d_hidden, d_weight, d_bias
+        return statistics, d_hidden, d_weight, d_bias
     tile = tile_shape(student.hidden.dtype)
     row_blocks, column_blocks = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
     blocks_per_split = triton.cdiv(column_blocks * row_blocks, processors(device) * PROGRAMS_PER_PROCESSOR)
     blocks_per_split = min(blocks_per_split, column_blocks)
     splits = triton.cdiv(column_blocks, blocks_per_split)
-    statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=device)
     partials = torch.empty(rows, splits, PARTIAL.value, dtype=torch.float32, device=device)
     constants = {
         "V": columns,
@@ -93,7 +92,7 @@ def logit_free_losses_and_gradients(
     tile_statistics_kernel[(row_blocks, splits)](
         *heads,
         labels,
-        objective.temperature,
+        scalars,
         partials,
         rows,
         objective.ignore_index,
@@ -104,9 +103,7 @@ def logit_free_losses_and_gradients(
     merge_kernel[(rows,)](
         partials,
         labels,
-        objective.temperature,
-        hard,
-        soft,
+        scalars,
         statistics,
         objective.ignore_index,
         SPLITS=splits,
@@ -118,10 +115,9 @@ def logit_free_losses_and_gradients(
         tile_gradient_kernel[(row_blocks * column_blocks,)](
             *heads,
             labels,
-            objective.temperature,
             statistics,
+            scalars,
             upstream,
-            scales,
             d_hidden,
             d_weight,
             d_bias,
@@ -131,7 +127,7 @@ def logit_free_losses_and_gradients(
             GROUP_ROWS=GROUP_ROWS,
             **constants,
         )
-    return hard, soft, d_hidden, d_weight, d_bias
+    return statistics, d_hidden, d_weight, d_bias
 
 
 def processors(device: torch.device) -> int:

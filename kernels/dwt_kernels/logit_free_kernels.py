@@ -10,7 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dwt_kernels.triton_steps import INTERPRETED, KL_SCALE, LN_2, LOG2_E, MINUS_INF, finite_or_zero
+from dwt_kernels.triton_scalars import FACTOR, HARD_GRADIENT, RESIDUAL, SOFT_GRADIENT
+from dwt_kernels.triton_steps import INTERPRETED, KL_SCALE, LOG2_E, MINUS_INF, finite_or_zero, power
 
 # Fields of a row's partial state: student maximum, its sums at 1 and tau, teacher maximum, its sum, KL sum, label's
 # logit.
@@ -67,7 +68,7 @@ def tile_statistics_kernel(
     teacher_weight,
     teacher_bias,
     labels,
-    temperature,
+    scalars,
     partials,
     rows,
     ignore_index,
@@ -90,7 +91,8 @@ def tile_statistics_kernel(
         counted = row_index < rows
     if tl.max(counted.to(tl.int32), 0) == 0:
         return
-    factor = LOG2_E / tl.load(temperature)
+    factor = tl.load(scalars + FACTOR).to(tl.float32)
+    residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     student_max = tl.full((BLOCK_ROWS,), MINUS_INF, tl.float32)
     teacher_max = tl.full((BLOCK_ROWS,), MINUS_INF, tl.float32)
     student_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -124,7 +126,8 @@ def tile_statistics_kernel(
         student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + tl.sum(tl.exp2(student * LOG2_E), 1)
         student_max = new_student_max
         if teacher_hidden is not None:
-            student_tau_sum = student_tau_sum * tl.exp2(student_shift * factor) + tl.sum(tl.exp2(student * factor), 1)
+            student_tau_sum *= power(student_shift, factor, residual, False)
+            student_tau_sum += tl.sum(power(student, factor, residual, False), 1)
             teacher = logits_tile(
                 teacher_hidden,
                 teacher_weight,
@@ -142,12 +145,12 @@ def tile_statistics_kernel(
             new_teacher_max = tl.maximum(teacher_max, tl.max(teacher, 1))
             teacher_reference = finite_or_zero(new_teacher_max)
             teacher -= teacher_reference[:, None]
-            weights = tl.exp2(teacher * factor)
-            shares = tl.where(weights > 0, weights * ((teacher - student) * (factor * KL_SCALE)), 0.0)
+            weights = power(teacher, factor, residual, False)
+            shares = tl.where(weights > 0, weights * ((teacher - student) * KL_SCALE), 0.0)
             teacher_shift = teacher_max - teacher_reference
             shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
-            rescale = tl.exp2(teacher_shift * factor)
-            kl_sum = rescale * (kl_sum + teacher_sum * (shift * (factor * KL_SCALE))) + tl.sum(shares, 1)
+            rescale = power(teacher_shift, factor, residual, False)
+            kl_sum = rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)) + tl.sum(shares, 1)
             teacher_sum = teacher_sum * rescale + tl.sum(weights, 1)
             teacher_max = new_teacher_max
         start += BLOCK_COLUMNS
@@ -166,9 +169,7 @@ def tile_statistics_kernel(
 def merge_kernel(
     partials,
     labels,
-    temperature,
-    hard,
-    soft,
+    scalars,
     statistics,
     ignore_index,
     SPLITS: tl.constexpr,
@@ -176,14 +177,12 @@ def merge_kernel(
     HAS_TEACHER: tl.constexpr,
     SOFT_ALL: tl.constexpr,
 ):
-    """Program = row: its losses (N,) and statistics (N, 5) from the states of its SPLITS shares of the columns."""
+    """Program = row: its statistics (N, 7) from the states of its SPLITS shares of the columns."""
     row = tl.program_id(0).to(tl.int64)
-    labelled = tl.load(labels + row) != ignore_index
-    if not SOFT_ALL and not labelled:
-        tl.store(hard + row, 0.0)
-        tl.store(soft + row, 0.0)
+    if not SOFT_ALL and tl.load(labels + row) == ignore_index:
         return
-    factor = LOG2_E / tl.load(temperature)
+    factor = tl.load(scalars + FACTOR).to(tl.float32)
+    residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     split = tl.arange(0, SPLITS_BLOCK)
     state = partials + (row * SPLITS + split) * PARTIAL
     present = split < SPLITS
@@ -191,37 +190,24 @@ def merge_kernel(
     row_student_max = tl.max(student_max, 0)
     student_shift = student_max - finite_or_zero(row_student_max)
     student_sum = tl.load(state + 1, mask=present, other=0.0)
-    row_student_sum = tl.sum(student_sum * tl.exp2(student_shift * LOG2_E), 0)
-    log2_sum = tl.log2(row_student_sum)
     label_logit = tl.sum(tl.load(state + 6, mask=present, other=0.0), 0)
-    tl.store(hard + row, tl.where(labelled, tl.log(row_student_sum) - (label_logit - row_student_max), 0.0))
-    student_log2_sum = log2_sum
-    row_teacher_max = row_student_max
-    teacher_log2_sum = log2_sum
-    kl = log2_sum * 0.0
+    row_statistics = statistics + row * 7
+    tl.store(row_statistics, row_student_max)
+    tl.store(row_statistics + 1, tl.sum(student_sum * tl.exp2(student_shift * LOG2_E), 0))
+    tl.store(row_statistics + 6, label_logit - row_student_max)
     if HAS_TEACHER:
         student_tau_sum = tl.load(state + 2, mask=present, other=0.0)
-        row_tau_sum = tl.sum(student_tau_sum * tl.exp2(student_shift * factor), 0)
-        student_log2_sum = tl.log2(row_tau_sum)
         teacher_max = tl.load(state + 3, mask=present, other=MINUS_INF)
         row_teacher_max = tl.max(teacher_max, 0)
         teacher_shift = teacher_max - finite_or_zero(row_teacher_max)
-        rescale = tl.exp2(teacher_shift * factor)
+        rescale = power(teacher_shift, factor, residual, False)
         teacher_sum = tl.load(state + 4, mask=present, other=0.0)
         shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
-        kl_sum = tl.load(state + 5, mask=present, other=0.0) + teacher_sum * (shift * (factor * KL_SCALE))
-        row_teacher_sum = tl.sum(teacher_sum * rescale, 0)
-        teacher_log2_sum = tl.log2(row_teacher_sum)
-        kl_mean = tl.sum(kl_sum * rescale, 0) / row_teacher_sum * (LN_2 / KL_SCALE)
-        kl = kl_mean + tl.log(row_tau_sum / row_teacher_sum)
-    # KL >= 0: what rounding leaves below zero is an error of the sum and nothing else. NaN stays NaN.
-    tl.store(soft + row, tl.where(kl < 0, 0.0, kl))
-    row_statistics = statistics + row * 5
-    tl.store(row_statistics, row_student_max)
-    tl.store(row_statistics + 1, log2_sum)
-    tl.store(row_statistics + 2, student_log2_sum)
-    tl.store(row_statistics + 3, row_teacher_max)
-    tl.store(row_statistics + 4, teacher_log2_sum)
+        kl_sum = tl.load(state + 5, mask=present, other=0.0) + teacher_sum * (shift * KL_SCALE)
+        tl.store(row_statistics + 2, tl.sum(student_tau_sum * power(student_shift, factor, residual, False), 0))
+        tl.store(row_statistics + 3, row_teacher_max)
+        tl.store(row_statistics + 4, tl.sum(teacher_sum * rescale, 0))
+        tl.store(row_statistics + 5, tl.sum(kl_sum * rescale, 0))
 
 
 @triton.jit
@@ -233,10 +219,9 @@ def tile_gradient_kernel(
     teacher_weight,
     teacher_bias,
     labels,
-    temperature,
     statistics,
+    scalars,
     upstream,
-    scales,
     d_hidden,
     d_weight,
     d_bias,
@@ -276,13 +261,13 @@ def tile_gradient_kernel(
         counted = in_range
     if tl.max(counted.to(tl.int32), 0) == 0:
         return
-    tau = tl.load(temperature)
-    factor = LOG2_E / tau
+    factor = tl.load(scalars + FACTOR).to(tl.float32)
+    residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     row_upstream = tl.load(upstream + row_index * upstream_stride, mask=in_range, other=0.0)
-    hard_scale = tl.where(labelled, row_upstream * tl.load(scales).to(tl.float32), 0.0)
-    row_statistics = statistics + row_index.to(tl.int64) * 5
+    hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
+    row_statistics = statistics + row_index.to(tl.int64) * 7
     student_max = tl.load(row_statistics, mask=counted, other=0.0)
-    log2_sum = tl.load(row_statistics + 1, mask=counted, other=0.0)
+    student_sum = tl.load(row_statistics + 1, mask=counted, other=1.0)
     student = logits_tile(
         student_hidden,
         student_weight,
@@ -298,14 +283,13 @@ def tile_gradient_kernel(
         PRECISION,
     )
     student -= student_max[:, None]
-    gradient = hard_scale[:, None] * tl.exp2(student * LOG2_E - log2_sum[:, None])
-    gradient -= tl.where(column_index[None, :] == label[:, None], hard_scale[:, None], 0.0)
+    gradient = tl.div_rn(hard_scale, student_sum)[:, None] * tl.exp2(student * LOG2_E)
     if teacher_hidden is not None:
-        soft_scale = tl.where(counted, row_upstream * tl.load(scales + 1).to(tl.float32) / tau, 0.0)
-        student_log2_sum = tl.load(row_statistics + 2, mask=counted, other=0.0)
+        soft_scale = tl.where(counted, row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32), 0.0)
+        student_tau_sum = tl.load(row_statistics + 2, mask=counted, other=1.0)
         teacher_max = tl.load(row_statistics + 3, mask=counted, other=0.0)
-        teacher_log2_sum = tl.load(row_statistics + 4, mask=counted, other=0.0)
-        gradient += soft_scale[:, None] * tl.exp2(student * factor - student_log2_sum[:, None])
+        teacher_sum = tl.load(row_statistics + 4, mask=counted, other=1.0)
+        gradient += tl.div_rn(soft_scale, student_tau_sum)[:, None] * power(student, factor, residual, False)
         teacher = logits_tile(
             teacher_hidden,
             teacher_weight,
@@ -320,8 +304,9 @@ def tile_gradient_kernel(
             BLOCK_WIDTH,
             PRECISION,
         )
-        teacher = (teacher - teacher_max[:, None]) * factor - teacher_log2_sum[:, None]
-        gradient -= soft_scale[:, None] * tl.exp2(teacher)
+        teacher -= teacher_max[:, None]
+        gradient -= tl.div_rn(soft_scale, teacher_sum)[:, None] * power(teacher, factor, residual, False)
+    gradient -= tl.where(column_index[None, :] == label[:, None], hard_scale[:, None], 0.0)
     # Rows that do not count may hold anything, also infinities: their gradient is 0, not 0 x inf, here and below.
     gradient = tl.where(counted[:, None] & (column_index[None, :] < V), gradient, 0.0)
 

@@ -11,6 +11,7 @@ from dwt_kernels import arguments
 from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Normalizer, Objective, Scalar
 from dwt_kernels.backends import backend_module
 from dwt_kernels.row_formulas import STATISTICS
+from dwt_kernels.scalars import Scalars
 
 
 class DistillLoss(NamedTuple):
@@ -99,21 +100,16 @@ def distill_loss(
 def _distill(
     student: Tensor, teacher: Tensor | None, labels: Tensor, vocab_size: int, *keywords: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, hard, soft, statistics (N, 5), scales (4,) fp64)."""
+    """(loss, hard, soft, statistics (N, 7), scalars (8,) fp64)."""
     objective = Objective(*keywords)
     backend = backend_module(objective.backend)
-    scales = backend.prepare(labels, vocab_size, objective)
-    hard, soft, statistics = backend.row_losses(
-        student[:, :vocab_size],
-        None,
-        None if teacher is None else teacher[:, :vocab_size],
-        None,
-        labels,
-        objective.temperature,
-        objective.ignore_index,
-        objective.soft_all,
-    )
-    return *backend.reduce_rows(hard, soft, scales, objective.reduction), statistics, scales
+    scalars = backend.prepare(labels, vocab_size, objective)
+    counting = (objective.ignore_index, objective.soft_all)
+    student = student[:, :vocab_size]
+    teacher = None if teacher is None else teacher[:, :vocab_size]
+    statistics = backend.row_statistics(student, None, teacher, None, labels, scalars, *counting)
+    hard, soft = backend.row_losses(statistics, scalars, labels, *counting, teacher is not None)
+    return *backend.reduce_rows(hard, soft, scalars, objective.reduction), statistics, scalars
 
 
 @_distill.register_fake
@@ -125,24 +121,23 @@ def _distill_fake(
     shape = (rows,) if objective.reduction == "none" else ()
     loss, hard, soft = (student.new_empty(shape, dtype=torch.float32) for _ in range(3))
     statistics = student.new_empty((rows, STATISTICS), dtype=torch.float32)
-    return loss, hard, soft, statistics, student.new_empty((4,), dtype=torch.float64)
+    return loss, hard, soft, statistics, student.new_empty((len(Scalars._fields),), dtype=torch.float64)
 
 
 @torch.library.custom_op(
     "dwt_kernels::distill_backward",
     mutates_args=(),
-    schema="(Tensor upstream, Tensor statistics, Tensor scales, Tensor student, Tensor? teacher, Tensor labels, "
-    "int vocab_size, Tensor temperature, int ignore_index, bool soft_all, str backend) -> Tensor",
+    schema="(Tensor upstream, Tensor statistics, Tensor scalars, Tensor student, Tensor? teacher, Tensor labels, "
+    "int vocab_size, int ignore_index, bool soft_all, str backend) -> Tensor",
 )
 def _distill_backward(
     upstream: Tensor,
     statistics: Tensor,
-    scales: Tensor,
+    scalars: Tensor,
     student: Tensor,
     teacher: Tensor | None,
     labels: Tensor,
     vocab_size: int,
-    temperature: Tensor,
     ignore_index: int,
     soft_all: bool,
     backend: str,
@@ -152,11 +147,10 @@ def _distill_backward(
     gradient[:, vocab_size:] = 0
     backend_module(backend).row_gradients(
         upstream,
-        scales[2:],
+        scalars,
         student[:, :vocab_size],
         None if teacher is None else teacher[:, :vocab_size],
         labels,
-        temperature,
         statistics,
         ignore_index,
         soft_all,
@@ -166,34 +160,33 @@ def _distill_backward(
 
 
 @_distill_backward.register_fake
-def _distill_backward_fake(upstream: Tensor, statistics: Tensor, scales: Tensor, student: Tensor, *_: Any) -> Tensor:
+def _distill_backward_fake(upstream: Tensor, statistics: Tensor, scalars: Tensor, student: Tensor, *_: Any) -> Tensor:
     return torch.empty(student.shape, dtype=student.dtype, device=student.device)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     student, teacher, labels, vocab_size, *keywords = inputs
-    _, hard, soft, statistics, scales = output
+    _, hard, soft, statistics, scalars = output
     objective = Objective(*keywords)
-    ctx.mark_non_differentiable(hard, soft, statistics, scales)
+    ctx.mark_non_differentiable(hard, soft, statistics, scalars)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(student, teacher, labels, objective.temperature, statistics, scales)
+    ctx.save_for_backward(student, teacher, labels, statistics, scalars)
     ctx.vocab_size, ctx.ignore_index, ctx.soft_all = vocab_size, objective.ignore_index, objective.soft_all
     ctx.backend = objective.backend
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    student, teacher, labels, temperature, statistics, scales = ctx.saved_tensors
+    student, teacher, labels, statistics, scalars = ctx.saved_tensors
     gradient = None
     if upstream is not None:
         gradient = torch.ops.dwt_kernels.distill_backward(
             upstream,
             statistics,
-            scales,
+            scalars,
             student,
             teacher,
             labels,
             ctx.vocab_size,
-            temperature,
             ctx.ignore_index,
             ctx.soft_all,
             ctx.backend,

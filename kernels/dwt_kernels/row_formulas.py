@@ -1,110 +1,121 @@
-"""The objective and its gradient on a block of rows, in plain torch: run as it is, or fused by torch.compile.
+"""The objective's sums and its gradient on a block of rows, in plain torch: run as it is, or fused by torch.compile.
 
-Legend: n rows, V vocabulary columns. Everything is fp32 inside and in powers of 2: exp2 is the cheaper function on
-CPUs and GPUs alike, so logits are multiplied by log2(e) and sums are kept as log2.
+Legend: n rows, V vocabulary columns, z logits, m maxima, f = log2(e) / tau. Everything is fp32 inside and in powers of
+2: exp2 is the cheaper function on CPUs and GPUs alike.
 
-A row's statistics (n, 5) are: the student's maximum m_s, log2 sum exp(z_s - m_s), log2 sum exp((z_s - m_s) / tau),
-the teacher's maximum m_t and log2 sum exp((z_t - m_t) / tau). Maximum and log2 sum stay apart because adding them
-would lose the sum for large logits.
+A row's statistics (n, 7) are, with a = z_s - m_s and b = z_t - m_t,
+    m_s, S_1 = sum 2^(a log2(e)), S = sum 2^(a f), m_t, W = sum 2^(b f), K = sum 2^(b f) (b - a) x KL_SCALE, a[label],
+from which hard = ln S_1 - a[label] and soft = ln 2 (K f / W / KL_SCALE + log2(S / W)). Maximum and sum stay apart
+because adding them would lose the sum for large logits; a probability as a quotient is more exact than as the
+exponential of a difference.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-STATISTICS = 5
-LOG2_E = math.log2(math.e)
-LN_2 = math.log(2)
+from dwt_kernels.scalars import KL_SCALE, LOG2_E, NO_RESIDUAL, Scalars
 
-# sum w x difference can reach V times the largest KL; scaled down by a power of 2 no vocabulary overflows fp32.
-KL_SCALE = 2.0**-20
+STATISTICS = 7
 
 
-def block_losses(
+def block_statistics(
     buffers: Sequence[Tensor],
     student: Tensor,
     student_bias: Tensor | None,
     teacher: Tensor | None,
     teacher_bias: Tensor | None,
     labels: Tensor,
-    labelled: Tensor,
-    temperature: Tensor,
+    factor: Tensor,
+    residual: float | Tensor,
     unit_temperature: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """hard (n,), soft (n,) and statistics (n, 5); hard is 0 on rows that are not ``labelled``.
+) -> Tensor:
+    """Statistics (n, 7), 0 for the teacher's where there is none. ``labels`` (n,) must be columns.
 
-    ``unit_temperature`` promises that ``temperature`` is 1 and saves one exponential in three. ``buffers`` are three
-    of (n, V) fp32 to work in.
+    ``factor`` + ``residual`` is f. ``unit_temperature`` promises that tau is 1 and saves one exponential in three.
+    ``buffers`` are three of (n, V) fp32 to work in.
     """
-    scaled, exponential, weights = buffers
-    student_max = centre(student, student_bias, scaled)
-    label_logit = scaled.gather(1, labels.where(labelled, 0).unsqueeze(1)).squeeze(1)
-    student_sum = torch.mul(scaled, LOG2_E, out=exponential).exp2_().sum(1)
-    hard = (student_sum.log() - label_logit).where(labelled, 0.0)
-    zero = torch.zeros_like(hard)
+    student_centred, teacher_centred, exponential = buffers
+    student_max = centre(student, student_bias, student_centred)
+    label_logit = student_centred.gather(1, labels.unsqueeze(1)).squeeze(1)
+    student_sum = torch.mul(student_centred, LOG2_E, out=exponential).exp2_().sum(1)
+    zero = torch.zeros_like(student_sum)
     if teacher is None:
-        return hard, zero, torch.stack([student_max, student_sum.log2(), zero, zero, zero], 1)
-    factor = LOG2_E / temperature
-    scaled *= factor
-    tau_sum = student_sum if unit_temperature else torch.exp2(scaled, out=exponential).sum(1)
-    teacher_scaled = exponential
-    teacher_max = centre(teacher, teacher_bias, teacher_scaled)
-    teacher_scaled *= factor
-    weight_sum = torch.exp2(teacher_scaled, out=weights).sum(1)
+        return torch.stack([student_max, student_sum, zero, zero, zero, zero, label_logit], 1)
+    tau_sum = student_sum
+    if not unit_temperature:
+        tau_sum = power(student_centred, factor, residual, exponential).sum(1)
+    teacher_max = centre(teacher, teacher_bias, teacher_centred)
+    weights = power(teacher_centred, factor, residual, exponential)
+    weight_sum = weights.sum(1)
     # A teacher logit of -inf has weight 0; its share 0 x inf is a NaN that nansum leaves out. A NaN that comes in is
     # still seen: it is in the other sums too.
-    shares = weights.mul_(teacher_scaled.sub_(scaled).mul_(KL_SCALE)).nansum(1)
-    # The log of the ratio, not the difference of the logs: each of those is rounded at ten times its size.
-    soft = shares / weight_sum * (LN_2 / KL_SCALE) + (tau_sum / weight_sum).log()
-    statistics = torch.stack([student_max, student_sum.log2(), tau_sum.log2(), teacher_max, weight_sum.log2()], 1)
-    # KL >= 0: what rounding leaves below zero is an error of the sum and nothing else. NaN stays NaN.
-    return hard, soft.clamp(min=0), statistics
+    shares = weights.mul_(teacher_centred.sub_(student_centred).mul_(KL_SCALE)).nansum(1)
+    return torch.stack([student_max, student_sum, tau_sum, teacher_max, weight_sum, shares, label_logit], 1)
+
+
+class RowFactors(NamedTuple):
+    """What a row's exponentials are multiplied by: (N, 1) fp32 each, 0 where the hard loss does not count the row.
+
+    Rounded once, from fp64: an error here would be the same in every column.
+    """
+
+    hard: Tensor
+    student_soft: Tensor
+    teacher_soft: Tensor
+    label: Tensor
+
+
+def row_factors(upstream: Tensor, labelled: Tensor, statistics: Tensor, scalars: Tensor) -> Tensor:
+    """``RowFactors`` as (N, 4); ``upstream`` and ``labelled`` are (N,)."""
+    named = Scalars(*scalars.unbind())
+    hard = (upstream * named.hard_gradient).where(labelled, 0.0)
+    soft = upstream * named.soft_gradient
+    _, student_sum, tau_sum, _, weight_sum, _, _ = statistics.double().unbind(1)
+    return torch.stack([hard / student_sum, soft / tau_sum, -soft / weight_sum, -hard], 1).float()
 
 
 def block_gradient(
     buffers: Sequence[Tensor],
-    upstream: Tensor,
     student: Tensor,
-    teacher: Tensor | None,
-    labelled: Tensor,
-    statistics: Tensor,
-    scales: Tensor,
     student_bias: Tensor | None,
+    teacher: Tensor | None,
     teacher_bias: Tensor | None,
-    temperature: Tensor,
+    labels: Tensor | None,
+    statistics: Tensor,
+    factors: Tensor,
+    factor: Tensor,
+    residual: float | Tensor,
     unit_temperature: bool,
 ) -> Tensor:
-    """upstream x (scales[0] p_s + scales[1] / tau (p_s^tau - p_t^tau)): (n, V) fp32, without the label's share.
+    """upstream x (hard_scale (p_s - onehot) + soft_scale (p_s^tau - p_t^tau)): (n, V) fp32.
 
-    ``upstream`` is (n,). The label's share is the caller's to add (``label_share``). ``buffers`` are two of (n, V) fp32
-    to work in; the result is the first.
+    ``factors`` (n, 4) are from ``row_factors``, ``labels`` (n,) columns, or None to leave onehot out. ``buffers`` are
+    three of (n, V) fp32 to work in; the result is the first. The soft difference is small or exact, onehot the largest
+    term, so that this order of additions loses least.
     """
-    student_max, log2_sum, student_log2_sum, teacher_max, teacher_log2_sum = statistics.unsqueeze(2).unbind(1)
-    hard_scale = (upstream * scales[0]).where(labelled, 0.0).unsqueeze(1)
-    gradient, scaled = buffers
-    upcast(student, student_bias, scaled).sub_(student_max)
-    torch.mul(scaled, LOG2_E, out=gradient).sub_(log2_sum).exp2_()
+    row = RowFactors(*factors.unsqueeze(2).unbind(1))
+    gradient, share, centred = buffers
+    if teacher is not None:
+        upcast(teacher, teacher_bias, centred).sub_(statistics[:, 3:4])
+        power(centred, factor, residual, gradient).mul_(row.teacher_soft)
+    upcast(student, student_bias, centred).sub_(statistics[:, 0:1])
     if teacher is None:
-        return gradient.mul_(hard_scale)
-    soft_scale = (upstream * scales[1] / temperature).unsqueeze(1)
-    factor = LOG2_E / temperature
-    if unit_temperature:
-        gradient *= hard_scale + soft_scale
+        torch.mul(centred, LOG2_E, out=gradient).exp2_().mul_(row.hard)
+    elif unit_temperature:
+        torch.mul(centred, LOG2_E, out=share).exp2_()
+        gradient += torch.mul(share, row.student_soft, out=centred)
+        gradient += share.mul_(row.hard)
     else:
-        gradient *= hard_scale
-        gradient += scaled.mul_(factor).sub_(student_log2_sum).exp2_().mul_(soft_scale)
-    upcast(teacher, teacher_bias, scaled).sub_(teacher_max)
-    gradient -= scaled.mul_(factor).sub_(teacher_log2_sum).exp2_().mul_(soft_scale)
+        gradient += power(centred, factor, residual, share).mul_(row.student_soft)
+        gradient += torch.mul(centred, LOG2_E, out=share).exp2_().mul_(row.hard)
+    if labels is not None:
+        gradient.scatter_add_(1, labels.unsqueeze(1), row.label)
     return gradient
-
-
-def label_share(upstream: Tensor, labels: Tensor, labelled: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """The labels' columns (n, 1), 0 where there is none, and - upstream x scales[0] (n, 1), 0 likewise."""
-    return labels.where(labelled, 0).unsqueeze(1), -(upstream * scales[0]).where(labelled, 0.0).unsqueeze(1)
 
 
 def upcast(logits: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -118,3 +129,13 @@ def centre(logits: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     maximum = upcast(logits, bias, out).amax(1)
     out.sub_(maximum.unsqueeze(1))
     return maximum
+
+
+def power(centred: Tensor, factor: Tensor, residual: float | Tensor, out: Tensor) -> Tensor:
+    """2^(centred (factor + residual)), written to ``out``."""
+    torch.mul(centred, factor, out=out)
+    if isinstance(residual, Tensor):
+        out.addcmul_(centred, residual)
+    elif residual != NO_RESIDUAL:
+        out.add_(centred, alpha=residual)
+    return out.exp2_()

@@ -11,9 +11,10 @@ from torch import Tensor
 from dwt_kernels import arguments
 from dwt_kernels.arguments import Objective
 from dwt_kernels.row_formulas import STATISTICS
-from dwt_kernels.scales import reduce_rows as torch_reduce_rows
-from dwt_kernels.triton_kernels import gradient_kernel, losses_kernel
-from dwt_kernels.triton_scalars import prepare_kernel, reduce_kernel
+from dwt_kernels.scalars import Scalars
+from dwt_kernels.scalars import reduce_rows as torch_reduce_rows
+from dwt_kernels.triton_kernels import gradient_kernel, statistics_kernel
+from dwt_kernels.triton_scalars import losses_kernel, prepare_kernel, reduce_kernel
 
 # The largest tile of a row. 4,096 columns on 8 warps are 16 logits of either model a thread: under 80 registers, so
 # that three programs share a multiprocessor and one loads while another waits at a reduction. A whole row of 32k in
@@ -21,8 +22,9 @@ from dwt_kernels.triton_scalars import prepare_kernel, reduce_kernel
 MAX_BLOCK = 4096
 COLUMNS_PER_WARP = 512
 
-# Labels or row losses a step of the one-program kernels.
+# Labels or row losses a step of the kernels that are one program; rows a program of the one from statistics to losses.
 SCALAR_BLOCK = 1024
+LOSSES_BLOCK = 128
 
 
 class Tile(NamedTuple):
@@ -36,10 +38,10 @@ def row_tile(columns: int) -> Tile:
 
 
 def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
-    """The scales (4,) fp64 of ``scales.loss_scales``; bad values raise on a CPU and are asserted on a GPU."""
+    """The ``Scalars`` as (8,) fp64; bad values raise on a CPU and are asserted on a GPU."""
     if labels.device.type == "cpu":
         arguments.check_values(labels, vocab_size, objective)
-    scales = torch.empty(4, dtype=torch.float64, device=labels.device)
+    scalars = torch.empty(len(Scalars._fields), dtype=torch.float64, device=labels.device)
     valid = torch.empty((), dtype=torch.int32, device=labels.device)
     prepare_kernel[(1,)](
         labels,
@@ -48,7 +50,7 @@ def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
         objective.soft_weight,
         objective.hard_normalizer,
         objective.soft_normalizer,
-        scales,
+        scalars,
         valid,
         labels.shape[0],
         labels.stride(0),
@@ -63,105 +65,67 @@ def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
         torch._assert_async(
             valid, "a label is outside 0 .. vocab_size - 1, or temperature or normalizer is not positive and finite"
         )
-    return scales
+    return scalars
 
 
-def reduce_rows(hard: Tensor, soft: Tensor, scales: Tensor, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, hard, soft) as ``scales.reduce_rows``."""
-    if reduction == "none":
-        return torch_reduce_rows(hard, soft, scales, reduction)
-    results = [torch.empty((), dtype=torch.float32, device=hard.device) for _ in range(3)]
-    reduce_kernel[(1,)](hard, soft, scales, *results, hard.shape[0], BLOCK=SCALAR_BLOCK)
-    loss, hard_mean, soft_mean = results
-    return loss, hard_mean, soft_mean
-
-
-def row_losses(
+def row_statistics(
     student: Tensor,
     student_bias: Tensor | None,
     teacher: Tensor | None,
     teacher_bias: Tensor | None,
     labels: Tensor,
-    temperature: Tensor,
+    scalars: Tensor,
     ignore_index: int,
     soft_all: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hard loss (N,), soft loss (N,) and statistics (N, 5), all fp32; the losses are zero on rows that do not count."""
-    statistics = torch.empty(student.shape[0], STATISTICS, dtype=torch.float32, device=student.device)
-    hard, soft = _launch_losses(
-        None,
-        None,
-        student,
-        student_bias,
-        teacher,
-        teacher_bias,
-        labels,
-        temperature,
-        statistics,
-        ignore_index,
-        soft_all,
+) -> Tensor:
+    """(N, 7) fp32 as in ``row_formulas``; not set on rows that do not count."""
+    return _launch_statistics(
+        None, scalars, student, student_bias, teacher, teacher_bias, labels, ignore_index, soft_all
     )
-    return hard, soft, statistics
 
 
-def row_losses_and_gradients(
+def row_statistics_and_gradients(
     upstream: Tensor,
-    scales: Tensor,
+    scalars: Tensor,
     student: Tensor,
     student_bias: Tensor | None,
     teacher: Tensor | None,
     teacher_bias: Tensor | None,
     labels: Tensor,
-    temperature: Tensor,
     ignore_index: int,
     soft_all: bool,
-) -> tuple[Tensor, Tensor]:
-    """Hard and soft losses (N,); the gradient is written over ``student``."""
-    return _launch_losses(
-        upstream,
-        scales,
-        student,
-        student_bias,
-        teacher,
-        teacher_bias,
-        labels,
-        temperature,
-        None,
-        ignore_index,
-        soft_all,
+) -> Tensor:
+    """Statistics (N, 7); the gradient is written over ``student``."""
+    return _launch_statistics(
+        upstream, scalars, student, student_bias, teacher, teacher_bias, labels, ignore_index, soft_all
     )
 
 
-def _launch_losses(
+def _launch_statistics(
     upstream: Tensor | None,
-    scales: Tensor | None,
+    scalars: Tensor,
     student: Tensor,
     student_bias: Tensor | None,
     teacher: Tensor | None,
     teacher_bias: Tensor | None,
     labels: Tensor,
-    temperature: Tensor,
-    statistics: Tensor | None,
     ignore_index: int,
     soft_all: bool,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     rows, columns = student.shape
-    hard, soft = (torch.empty(rows, dtype=torch.float32, device=student.device) for _ in range(2))
+    statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=student.device)
     if rows == 0:
-        return hard, soft
+        return statistics
     tile = row_tile(columns)
-    losses_kernel[(rows,)](
+    statistics_kernel[(rows,)](
         student,
         contiguous(student_bias),
         teacher,
         contiguous(teacher_bias),
         labels,
-        temperature,
-        hard,
-        soft,
         statistics,
+        scalars,
         upstream,
-        scales,
         *student.stride(),
         *strides(teacher),
         labels.stride(0),
@@ -176,22 +140,54 @@ def _launch_losses(
         num_warps=tile.num_warps,
         enable_fp_fusion=True,
     )
+    return statistics
+
+
+def row_losses(
+    statistics: Tensor, scalars: Tensor, labels: Tensor, ignore_index: int, soft_all: bool, has_teacher: bool
+) -> tuple[Tensor, Tensor]:
+    """hard (N,) and soft (N,) fp32 as ``scalars.row_losses``."""
+    rows = labels.shape[0]
+    hard, soft = (torch.empty(rows, dtype=torch.float32, device=labels.device) for _ in range(2))
+    if rows > 0:
+        losses_kernel[(triton.cdiv(rows, LOSSES_BLOCK),)](
+            statistics,
+            scalars,
+            labels,
+            hard,
+            soft,
+            rows,
+            labels.stride(0),
+            ignore_index,
+            BLOCK=LOSSES_BLOCK,
+            HAS_TEACHER=has_teacher,
+            SOFT_ALL=soft_all and has_teacher,
+        )
     return hard, soft
+
+
+def reduce_rows(hard: Tensor, soft: Tensor, scalars: Tensor, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, hard, soft) as ``scalars.reduce_rows``."""
+    if reduction == "none":
+        return torch_reduce_rows(hard, soft, scalars, reduction)
+    results = [torch.empty((), dtype=torch.float32, device=hard.device) for _ in range(3)]
+    reduce_kernel[(1,)](hard, soft, scalars, *results, hard.shape[0], BLOCK=SCALAR_BLOCK)
+    loss, hard_mean, soft_mean = results
+    return loss, hard_mean, soft_mean
 
 
 def row_gradients(
     upstream: Tensor,
-    scales: Tensor,
+    scalars: Tensor,
     student: Tensor,
     teacher: Tensor | None,
     labels: Tensor,
-    temperature: Tensor,
     statistics: Tensor,
     ignore_index: int,
     soft_all: bool,
     out: Tensor,
 ) -> None:
-    """Write the gradient of upstream x (scales[0] hard + scales[1] soft) into ``out`` (N, V), unit column stride."""
+    """Write the gradient of upstream x loss into ``out`` (N, V), which has unit column stride."""
     rows, columns = student.shape
     if rows == 0:
         return
@@ -201,10 +197,9 @@ def row_gradients(
         student,
         teacher,
         labels,
-        temperature,
         statistics,
+        scalars,
         upstream,
-        scales,
         out.stride(0),
         *student.stride(),
         *strides(teacher),

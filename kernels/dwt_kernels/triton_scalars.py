@@ -1,13 +1,40 @@
 # mypy: allow-untyped-defs, disable-error-code="attr-defined"
-"""Two one-program kernels around the row kernels: arguments to scales, and rows to the reported losses.
+"""The small kernels around the rows: arguments to ``Scalars``, statistics to losses, losses to their means.
 
-They replace some twenty small torch operations, whose launches would take longer than the rows at small batches.
+What ``scalars`` does with some thirty torch operations, whose launches would take longer than the rows at small
+batches. In fp64, as there.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from dwt_kernels.triton_steps import KL_SCALE, LOG2_E
+
+# Those of ``scalars``.
+LEAST_RESIDUAL = tl.constexpr(2.0**-26)
+NO_RESIDUAL = tl.constexpr(2.0**-100)
+
+LN_2 = tl.constexpr(0.6931471805599453)
+
+# Positions in the scalars (8,), those of ``scalars.Scalars``.
+HARD_MEAN = tl.constexpr(0)
+SOFT_MEAN = tl.constexpr(1)
+HARD_LOSS = tl.constexpr(2)
+SOFT_LOSS = tl.constexpr(3)
+HARD_GRADIENT = tl.constexpr(4)
+SOFT_GRADIENT = tl.constexpr(5)
+FACTOR = tl.constexpr(6)
+RESIDUAL = tl.constexpr(7)
+
+
+@triton.jit
+def round_down(x):
+    """The largest fp32 not above x > 0, in fp64."""
+    nearest = x.to(tl.float32)
+    below = (nearest.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True)
+    return tl.where(nearest.to(tl.float64) <= x, nearest, below).to(tl.float64)
 
 
 @triton.jit
@@ -18,7 +45,7 @@ def prepare_kernel(
     soft_weight,
     hard_normalizer,
     soft_normalizer,
-    scales,
+    scalars,
     valid,
     rows,
     label_stride,
@@ -29,7 +56,7 @@ def prepare_kernel(
     SOFT_ALL: tl.constexpr,
     TEMPERATURE_SQUARED: tl.constexpr,
 ):
-    """scales (4,) fp64: [0:2] turn summed hard and soft rows into the reported losses, [2:4] also hold the weights.
+    """One program: the scalars (8,) fp64, see ``scalars.Scalars``.
 
     ``valid`` (int32) is 1 if every label, the temperature and the normalizers are in range, else 0.
     """
@@ -44,11 +71,11 @@ def prepare_kernel(
         outside = (label < 0) | (label >= vocab_size)
         invalid_rows += tl.sum(((label != ignore_index) & outside).to(tl.int32), 0)
         start += BLOCK
-    tau = tl.load(temperature)
+    tau = tl.load(temperature).to(tl.float64)
     infinity = float("inf")
     in_range = (invalid_rows == 0) & (tau > 0) & (tau < infinity)
-    hard_scale = tl.full((), 1.0, tl.float64)
-    soft_scale = hard_scale
+    hard_mean = tl.full((), 1.0, tl.float64)
+    soft_mean = hard_mean
     if MEAN:
         hard_divisor = labelled_rows.to(tl.float64)
         counted_rows = labelled_rows
@@ -62,20 +89,68 @@ def prepare_kernel(
             soft_divisor = tl.load(soft_normalizer).to(tl.float64)
             in_range = in_range & (soft_divisor >= 0) & (soft_divisor < infinity)
         # An empty mean is 0 and not NaN.
-        hard_scale = tl.where(labelled_rows == 0, 0.0, 1.0 / hard_divisor)
-        soft_scale = tl.where(counted_rows == 0, 0.0, 1.0 / soft_divisor)
+        hard_mean = tl.where(labelled_rows == 0, 0.0, 1.0 / hard_divisor)
+        soft_mean = tl.where(counted_rows == 0, 0.0, 1.0 / soft_divisor)
     if TEMPERATURE_SQUARED:
-        soft_scale = soft_scale * tau.to(tl.float64) * tau.to(tl.float64)
-    tl.store(scales, hard_scale)
-    tl.store(scales + 1, soft_scale)
-    tl.store(scales + 2, hard_scale * tl.load(hard_weight))
-    tl.store(scales + 3, soft_scale * tl.load(soft_weight))
+        soft_mean = soft_mean * tau * tau
+    hard_loss = hard_mean * tl.load(hard_weight).to(tl.float64)
+    soft_loss = soft_mean * tl.load(soft_weight).to(tl.float64)
+    exponent = tl.full((), LOG2_E, tl.float64) / tau
+    factor = round_down(exponent)
+    residual = exponent - factor
+    residual = tl.where(residual < exponent * LEAST_RESIDUAL, NO_RESIDUAL, residual)
+    tl.store(scalars + HARD_MEAN, hard_mean)
+    tl.store(scalars + SOFT_MEAN, soft_mean)
+    tl.store(scalars + HARD_LOSS, hard_loss)
+    tl.store(scalars + SOFT_LOSS, soft_loss)
+    tl.store(scalars + HARD_GRADIENT, hard_loss)
+    tl.store(scalars + SOFT_GRADIENT, soft_loss / tau)
+    tl.store(scalars + FACTOR, factor)
+    tl.store(scalars + RESIDUAL, residual)
     tl.store(valid, in_range.to(tl.int32))
 
 
 @triton.jit
-def reduce_kernel(hard_rows, soft_rows, scales, loss, hard, soft, rows, BLOCK: tl.constexpr):
-    """loss, hard and soft (0-d fp32) from rows (N,) fp32, summed in fp64 and in a fixed order."""
+def losses_kernel(
+    statistics,
+    scalars,
+    labels,
+    hard,
+    soft,
+    rows,
+    label_stride,
+    ignore_index,
+    BLOCK: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    SOFT_ALL: tl.constexpr,
+):
+    """Program = BLOCK rows: hard = ln S_1 - a[y] and soft = ln 2 (K f / W + log2(S / W)), 0 on rows that do not count.
+
+    In fp64: the soft loss is the sum of two terms that are often larger than it.
+    """
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    in_range = index < rows
+    labelled = tl.load(labels + index.to(tl.int64) * label_stride, mask=in_range, other=ignore_index) != ignore_index
+    counted = in_range if SOFT_ALL else labelled
+    row = statistics + index.to(tl.int64) * 7
+    student_sum = tl.load(row + 1, mask=counted, other=1.0).to(tl.float64)
+    label_logit = tl.load(row + 6, mask=counted, other=0.0).to(tl.float64)
+    tl.store(hard + index, tl.where(labelled, tl.log(student_sum) - label_logit, 0.0).to(tl.float32), mask=in_range)
+    soft_loss = tl.zeros((BLOCK,), tl.float64)
+    if HAS_TEACHER:
+        student_tau_sum = tl.load(row + 2, mask=counted, other=1.0).to(tl.float64)
+        teacher_sum = tl.load(row + 4, mask=counted, other=1.0).to(tl.float64)
+        kl_sum = tl.load(row + 5, mask=counted, other=0.0).to(tl.float64)
+        exponent = (tl.load(scalars + FACTOR) + tl.load(scalars + RESIDUAL)) * (1 / KL_SCALE)
+        kl = kl_sum / teacher_sum * exponent + tl.log2(student_tau_sum / teacher_sum)
+        # KL >= 0: what rounding leaves below zero is an error of the sums and nothing else. NaN stays NaN.
+        soft_loss = tl.where(counted & ~(kl < 0), kl * tl.full((), LN_2, tl.float64), 0.0)
+    tl.store(soft + index, soft_loss.to(tl.float32), mask=in_range)
+
+
+@triton.jit
+def reduce_kernel(hard_rows, soft_rows, scalars, loss, hard, soft, rows, BLOCK: tl.constexpr):
+    """One program: loss, hard and soft (0-d fp32) from rows (N,) fp32, summed in a fixed order."""
     hard_sums = tl.zeros((BLOCK,), tl.float64)
     soft_sums = tl.zeros((BLOCK,), tl.float64)
     start = 0
@@ -86,6 +161,7 @@ def reduce_kernel(hard_rows, soft_rows, scales, loss, hard, soft, rows, BLOCK: t
         start += BLOCK
     hard_sum = tl.sum(hard_sums, 0)
     soft_sum = tl.sum(soft_sums, 0)
-    tl.store(loss, hard_sum * tl.load(scales + 2) + soft_sum * tl.load(scales + 3))
-    tl.store(hard, hard_sum * tl.load(scales))
-    tl.store(soft, soft_sum * tl.load(scales + 1))
+    total = hard_sum * tl.load(scalars + HARD_LOSS) + soft_sum * tl.load(scalars + SOFT_LOSS)
+    tl.store(loss, total.to(tl.float32))
+    tl.store(hard, (hard_sum * tl.load(scalars + HARD_MEAN)).to(tl.float32))
+    tl.store(soft, (soft_sum * tl.load(scalars + SOFT_MEAN)).to(tl.float32))

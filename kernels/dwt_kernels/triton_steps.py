@@ -1,19 +1,20 @@
 # mypy: allow-untyped-defs
 """The steps the row kernels are made of: a block of columns into the running sums, a block of the gradient.
 
-Legend: V vocabulary columns, z logits, m maxima. As in ``row_formulas``, everything is fp32 and in powers of 2.
+Legend: V vocabulary columns, z logits, m maxima, f = log2(e) / tau. As in ``row_formulas``, everything is fp32 and in
+powers of 2.
 
-Forward recurrence. With running maxima m and, for the block at hand, a = z_s - m_s, b = z_t - m_t, f = log2(e) / tau:
+Forward recurrence. With running maxima m and, for the block at hand, a = z_s - m_s and b = z_t - m_t:
 
     S_1 <- S_1 2^((m_s_old - m_s) log2(e)) + sum 2^(a log2(e))
     S   <- S   2^((m_s_old - m_s) f)       + sum 2^(a f)
     W   <- W   2^((m_t_old - m_t) f)       + sum 2^(b f)
-    K   <- (K + W_old shift) 2^((m_t_old - m_t) f) + sum 2^(b f) (b - a) f
+    K   <- (K + W_old shift) 2^((m_t_old - m_t) f) + sum 2^(b f) (b - a)
 
-where ``shift`` is by how much (b - a) f of the columns seen so far changes with the new maxima. Then, in nats,
-hard = ln S_1 - (z_s[y] - m_s) and soft = ln 2 (K / W) + ln (S / W).
+where ``shift`` is by how much b - a of the columns seen so far changes with the new maxima. The losses follow from the
+sums in ``losses_kernel`` of ``triton_scalars``.
 
-Gradient: hard_scale (p_s - onehot) + soft_scale (p_s^tau - p_t^tau), from the logits and the row's statistics.
+Gradient: hard_scale (p_s - onehot) + soft_scale (p_s^tau - p_t^tau), from the logits and the row's sums.
 
 A ``row`` is the tuple (student pointer, student bias, student column stride, teacher pointer, teacher bias, teacher
 column stride); biases (V,) and the teacher may be None.
@@ -25,7 +26,6 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
 MINUS_INF = tl.constexpr(float("-inf"))
 
 # TRITON_INTERPRET=1 was set when Triton was imported: kernels run in Python, on any device, for tests.
@@ -59,17 +59,24 @@ def finite_or_zero(maximum):
 
 
 @triton.jit
+def power(x, factor, residual, UNIT_TEMPERATURE: tl.constexpr):
+    """2^(x f), f being factor + residual; see ``scalars.Scalars``."""
+    return tl.exp2(x * factor) if UNIT_TEMPERATURE else tl.exp2(x * factor + x * residual)
+
+
+@triton.jit
 def add_block(
     state,
     row,
     factor,
+    residual,
     start,
     V: tl.constexpr,
     BLOCK: tl.constexpr,
     MASKED: tl.constexpr,
     UNIT_TEMPERATURE: tl.constexpr,
 ):
-    """One step of the recurrence; ``factor`` is log2(e) / tau, ``state`` is (m_s, S_1, S, m_t, W, K).
+    """One step of the recurrence; ``state`` is (m_s, S_1, S, m_t, W, K).
 
     A reduction over the block costs barriers, so the two maxima are taken in one and the sums in another.
     """
@@ -90,11 +97,11 @@ def add_block(
     student_reference, teacher_reference = finite_or_zero(new_student_max), finite_or_zero(new_teacher_max)
     student -= student_reference
     teacher -= teacher_reference
-    weights = tl.exp2(teacher * factor)
+    weights = power(teacher, factor, residual, UNIT_TEMPERATURE)
     # A teacher logit of -inf has weight 0 and no share, where 0 x inf would be NaN.
-    shares = tl.where(weights > 0, weights * ((teacher - student) * (factor * KL_SCALE)), 0.0)
+    shares = tl.where(weights > 0, weights * ((teacher - student) * KL_SCALE), 0.0)
     exponentials = tl.exp2(student * LOG2_E)
-    tau_exponentials = exponentials if UNIT_TEMPERATURE else tl.exp2(student * factor)
+    tau_exponentials = exponentials if UNIT_TEMPERATURE else power(student, factor, residual, False)
     if INTERPRETED:
         # numpy adds the terms of a joined tensor one after the other, not in pairs, and loses a digit.
         block_student_sum, block_student_tau_sum = tl.sum(exponentials, 0), tl.sum(tau_exponentials, 0)
@@ -106,23 +113,23 @@ def add_block(
         block_teacher_sum, block_kl_sum = tl.split(teacher_sums)
     student_shift, teacher_shift = student_max - student_reference, teacher_max - teacher_reference
     student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + block_student_sum
-    student_tau_sum = student_tau_sum * tl.exp2(student_shift * factor) + block_student_tau_sum
-    rescale = tl.exp2(teacher_shift * factor)
+    student_tau_sum = student_tau_sum * power(student_shift, factor, residual, UNIT_TEMPERATURE) + block_student_tau_sum
+    rescale = power(teacher_shift, factor, residual, UNIT_TEMPERATURE)
     shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
-    kl_sum = rescale * (kl_sum + teacher_sum * (shift * (factor * KL_SCALE))) + block_kl_sum
+    kl_sum = rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)) + block_kl_sum
     teacher_sum = teacher_sum * rescale + block_teacher_sum
     return new_student_max, student_sum, student_tau_sum, new_teacher_max, teacher_sum, kl_sum
 
 
 @triton.jit
-def scan_row(row, factor, V: tl.constexpr, BLOCK: tl.constexpr, UNIT_TEMPERATURE: tl.constexpr):
+def scan_row(row, factor, residual, V: tl.constexpr, BLOCK: tl.constexpr, UNIT_TEMPERATURE: tl.constexpr):
     """The recurrence over a row. The last, partial block is a step of its own, so that the others need no mask."""
     zero = factor * 0.0
     state = zero + MINUS_INF, zero, zero, zero + MINUS_INF, zero, zero
     for start in range(0, V // BLOCK * BLOCK, BLOCK):
-        state = add_block(state, row, factor, start, V, BLOCK, False, UNIT_TEMPERATURE)
+        state = add_block(state, row, factor, residual, start, V, BLOCK, False, UNIT_TEMPERATURE)
     if V % BLOCK != 0:
-        state = add_block(state, row, factor, V // BLOCK * BLOCK, V, BLOCK, True, UNIT_TEMPERATURE)
+        state = add_block(state, row, factor, residual, V // BLOCK * BLOCK, V, BLOCK, True, UNIT_TEMPERATURE)
     return state
 
 
@@ -135,23 +142,26 @@ def write_gradient_block(
     hard_scale,
     soft_scale,
     factor,
-    statistics,
+    residual,
+    sums,
     start,
     V: tl.constexpr,
     BLOCK: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """The gradient of a block of columns into the row ``out``, which may be the student's."""
-    student_max, log2_sum, student_log2_sum, teacher_max, teacher_log2_sum = statistics
+    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum = sums
     student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
     student = load_logits(student_pointer, student_bias, student_stride, start, V, BLOCK, MASKED) - student_max
-    gradient = hard_scale * tl.exp2(student * LOG2_E - log2_sum)
-    columns = start + tl.arange(0, BLOCK)
-    gradient -= tl.where(columns == label, hard_scale, 0.0)
+    # The soft difference is small or exact, onehot the largest term: this order of additions loses least.
+    gradient = tl.zeros((BLOCK,), tl.float32)
     if teacher_pointer is not None:
         teacher = load_logits(teacher_pointer, teacher_bias, teacher_stride, start, V, BLOCK, MASKED) - teacher_max
-        student_probability = tl.exp2(student * factor - student_log2_sum)
-        gradient += soft_scale * (student_probability - tl.exp2(teacher * factor - teacher_log2_sum))
+        gradient = tl.div_rn(soft_scale, student_tau_sum) * power(student, factor, residual, False)
+        gradient -= tl.div_rn(soft_scale, teacher_sum) * power(teacher, factor, residual, False)
+    gradient += tl.div_rn(hard_scale, student_sum) * tl.exp2(student * LOG2_E)
+    columns = start + tl.arange(0, BLOCK)
+    gradient -= tl.where(columns == label, hard_scale, 0.0)
     pointers = out + columns.to(tl.int64) * out_column_stride
     if MASKED:
         tl.store(pointers, gradient.to(out.dtype.element_ty), mask=columns < V)

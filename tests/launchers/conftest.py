@@ -109,6 +109,8 @@ class Cluster:
     def shut_down(self) -> None:
         for number in list(self._hosts):
             self._kill(number)
+        for number in range(1, self.count + 1):
+            _do("ip", "netns", "delete", f"{self._prefix}-{number}", check=False)
         _do("ip", "netns", "delete", self._switch, check=False)
 
     def start(

@@ -129,25 +129,31 @@ def test_too_few_arguments_give_the_usage(
 
 
 def test_without_a_gpu_there_are_two_ranks(run: Run, recorded: Callable[[], list[str]]) -> None:
-    done = run("run_local.sh", "quickstart", "train.max_steps=5")
+    done = run("run_local.sh", "quickstart", "train.max_steps=5", MASTER_PORT="29511")
     assert done.returncode == 0, done.stderr
-    command = "--log_level warning --num_gpus 2 --module dwt_ds.pretrain quickstart train.max_steps=5"
+    command = "--log_level warning --num_gpus 2 --master_port 29511 --module dwt_ds.pretrain quickstart train.max_steps=5"
     assert recorded() == command.split()
 
 
 def test_every_gpu_gets_a_rank(run: Run, programs: Path, recorded: Callable[[], list[str]]) -> None:
     program(programs / "nvidia-smi", "#!/bin/sh\necho 'GPU 0: a'; echo 'GPU 1: a'; echo 'GPU 2: a'\n")
     run("run_local.sh", "quickstart")
-    assert recorded()[2:4] == ["--num_gpus", "3"]
+    assert recorded()[2:5] == ["--num_gpus", "3", "--master_port"]
+    first = recorded()[5]
+    run("run_local.sh", "quickstart")
+    assert recorded()[5] != first, "two runs on one machine need two ports"
 
 
 def test_ranks_and_json_come_from_the_environment(run: Run, recorded: Callable[[], list[str]]) -> None:
-    run("run_local.sh", "a recipe.yaml", "seed=1", RANKS="4", DEEPSPEED_CONFIG="my configs/zero 3.json")
+    settings = {"RANKS": "4", "DEEPSPEED_CONFIG": "my configs/zero 3.json", "MASTER_PORT": "29512"}
+    run("run_local.sh", "a recipe.yaml", "seed=1", **settings)
     assert recorded() == [
         "--log_level",
         "warning",
         "--num_gpus",
         "4",
+        "--master_port",
+        "29512",
         "--module",
         "dwt_ds.pretrain",
         "a recipe.yaml",
@@ -159,7 +165,7 @@ def test_ranks_and_json_come_from_the_environment(run: Run, recorded: Callable[[
 
 def test_one_machine_gets_odd_values_as_they_are(run: Run, recorded: Callable[[], list[str]], tmp_path: Path) -> None:
     run("run_local.sh", "my recipe's.yaml", *ODD)
-    assert recorded()[6:] == ["my recipe's.yaml", *ODD]
+    assert recorded()[8:] == ["my recipe's.yaml", *ODD]
     assert not (tmp_path / "pwned").exists()
 
 

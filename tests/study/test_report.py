@@ -67,6 +67,8 @@ def test_a_studys_report_stands_alone(study: Path) -> None:
     for name in ("figure_2.png", "figure_2_paper.png", "all_eval_hard_loss_tokens.png", "all_less_alone_step.png"):
         assert (study / "report" / "figures" / "teacher_quality" / name).stat().st_size > 5000
     assert "student.layers" in html
+    table = (study / "report" / "results.md").read_text(encoding="utf-8")
+    assert "| with teacher4 | 4.8300 ± 0.0141 | -0.2000 ± 0.0000 |" in table
 
 
 def test_a_study_in_progress_can_be_drawn(study: Path) -> None:
