@@ -66,7 +66,9 @@ def step_traffic(stage: int, zero: ZeroSettings, partition: Partition, accumulat
     times = accumulation if stage == 2 else 1
     calls = _filled_buckets(partition.numels, zero.reduce_bucket)
     hidden = zero.overlap_comm and calls > 1
-    kind = "all_reduce" if zero.multi_rank_all_reduce else "reduce"
+    kind = "all_reduce"
+    if not zero.multi_rank_all_reduce:
+        kind, calls = "reduce", _reduces(partition, zero.reduce_bucket)
     return [
         Traffic(kind, "gradients", size * elements * times, calls * times, hidden),
         Traffic("all_gather", "updated weights", size * partition.padded, 1),
@@ -108,6 +110,17 @@ def _filled_buckets(numels: list[int], bucket: int) -> int:
             sent, filled = sent + 1, 0
         filled += numel
     return sent + 1
+
+
+def _reduces(partition: Partition, bucket: int) -> int:
+    """Reduces to an owner: one for each bucket and each rank that owns a part of it."""
+    calls, owners, filled, end = 0, set[int](), 0, partition.elements
+    for numel in reversed(partition.numels):
+        if filled and filled + numel > bucket:
+            calls, owners, filled = calls + len(owners), set(), 0
+        owners |= set(range((end - numel) // partition.share, (end - 1) // partition.share + 1))
+        filled, end = filled + numel, end - numel
+    return calls + len(owners)
 
 
 def _full_buckets(numels: list[int], bucket: int) -> int:

@@ -34,9 +34,9 @@ _RESULT_HEAD = (
     "seeds",
 )
 _RESULT_NOTE = (
-    "Losses in nats a masked token, lower is better; ± one standard deviation over seeds (n - 1). Differences are taken "
-    "seed by seed: equal seeds have equal data in equal order. FLOPs count the teacher's forward passes, not its own "
-    "training."
+    "Losses in nats a masked token, lower is better; ± one standard deviation over seeds (n - 1). Differences are "
+    "taken seed by seed: equal seeds have equal data in equal order. FLOPs count the teacher's forward passes, not its "
+    "own training."
 )
 # The first tenth of a run is a steep fall that would flatten the rest of a curve.
 _LEFT_OUT = 0.1
@@ -121,7 +121,7 @@ def _facets(students: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def _results(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     lone = {run.seed: run for run in runs if run.is_alone}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, group in by_series(runs).items():
         mean, deviation = mean_and_deviation([run.final_loss for run in group])
         cells, seeds = (name, _with_deviation(mean, deviation, 4)), str(len(group))

@@ -131,7 +131,9 @@ def test_too_few_arguments_give_the_usage(
 def test_without_a_gpu_there_are_two_ranks(run: Run, recorded: Callable[[], list[str]]) -> None:
     done = run("run_local.sh", "quickstart", "train.max_steps=5", MASTER_PORT="29511")
     assert done.returncode == 0, done.stderr
-    command = "--log_level warning --num_gpus 2 --master_port 29511 --module dwt_ds.pretrain quickstart train.max_steps=5"
+    command = (
+        "--log_level warning --num_gpus 2 --master_port 29511 --module dwt_ds.pretrain quickstart train.max_steps=5"
+    )
     assert recorded() == command.split()
 
 

@@ -1,0 +1,28 @@
+"""The exactness check is itself checked: kernels with one fault each must fail it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the faulty kernels run in the interpreter, on CPU tensors")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="starts the interpreter itself")
+@pytest.mark.timeout(1800)
+def test_every_fault_is_caught():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("mutants.py")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
+    sound = {name: result for name, result in results.items() if name.startswith("no fault")}
+    faulty = {name: result for name, result in results.items() if name not in sound}
+    assert sound == {"no fault (triton)": "exact", "no fault (torch)": "exact"}
+    assert len(faulty) >= 12
+    assert set(faulty.values()) == {"caught"}, faulty
