@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu",
         metavar="NAME",
-        help="whose rate the hours are estimated by, as in dwt-ds plan (default: cpu, a100-80 for the paper's scale)",
+        help="whose rate the hours are estimated by, as in dwt-ds plan (default: cpu; a100-80 where there is a GPU and "
+        "for the paper's scale)",
     )
 
 

@@ -19,9 +19,8 @@ _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 # Of our own: labelled tokens, soft rows, real tokens and requests to stop, summed over all ranks before each step.
 COUNTS_BYTES = 4 * 8
 
-# DeepSpeed's: the gradient's norm, and in 16 bits whether it is finite.
-NORM_BYTES = 4
-OVERFLOW_BYTES = {1: 1, 2: 1, 3: 4}
+# DeepSpeed's, by stage: the gradient's norm and whether it is finite (in 16 bits only where these are two calls).
+CHECKS_BYTES = {0: [], 1: [4, 1], 2: [4, 1], 3: [8]}
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,16 @@ def step_traffic(stage: int, zero: ZeroSettings, partition: Partition, accumulat
 
 def _small(stage: int, zero: ZeroSettings) -> Traffic:
     """What every step tells besides: our counts and, where gradients are partitioned, DeepSpeed's two checks."""
-    checks = [] if stage == 0 else [NORM_BYTES]
-    if stage > 0 and zero.precision != "fp32":
-        checks.append(OVERFLOW_BYTES[stage])
+    checks = CHECKS_BYTES[stage]
+    if stage in (1, 2) and zero.precision == "fp32":
+        checks = checks[:1]
     return Traffic("all_reduce", "counts, norm, overflow", COUNTS_BYTES + sum(checks), 1 + len(checks))
 
 
 def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
     """Weights gathered for the forward pass, and for the backward pass where they were let go; gradients scattered."""
     cut = [numel for numel in partition.numels if numel > zero.persistence_threshold]
-    kept_for_backward = zero.max_reuse_distance >= 2 * partition.elements and zero.max_live_parameters >= sum(cut)
+    kept_for_backward = zero.keeps_gathered(partition)
     gathered = zero.element_bytes * sum(-(-numel // partition.ranks) * partition.ranks for numel in cut)
     persistent = zero.element_bytes * (partition.elements - sum(cut))
     scattered = zero.element_bytes * partition.shards * partition.ranks
@@ -97,7 +96,7 @@ def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> lis
     backward = replace(forward, what="weights, for the backward pass", local=zero.hpz > 1)
     return [
         *([forward] if kept_for_backward else [forward, backward]),
-        Traffic("all_gather", "small weights, after the step", persistent, 1),
+        Traffic("all_gather", "small weights, after the step", persistent, len(partition.numels) - len(cut)),
         Traffic("reduce_scatter", "gradients", scattered * accumulation, buckets * accumulation, zero.overlap_comm),
     ]
 

@@ -126,15 +126,12 @@ def _persistent(zero: ZeroSettings, partition: Partition) -> int:
 def _gathered(zero: ZeroSettings, partition: Partition) -> int:
     """Bytes of whole parameters that stage 3 has together at a time.
 
-    A parameter is kept where it is used again within `stage3_max_reuse_distance` elements, as long as no more than
-    `stage3_max_live_parameters` are there; with DeepSpeed's defaults that is the whole of a model below 500M.
+    All of a model below 500M with DeepSpeed's defaults; see `ZeroSettings.keeps_gathered`.
     """
     cut = partition.elements - _persistent(zero, partition)
-    if zero.max_reuse_distance >= 2 * partition.elements:
-        live = min(cut, zero.max_live_parameters)
-    else:
-        live = min(cut, zero.max_live_parameters, zero.max_reuse_distance + zero.prefetch_bucket + partition.largest)
-    return zero.element_bytes * live
+    if not zero.keeps_gathered(partition):
+        cut = min(cut, zero.max_live_parameters, zero.max_reuse_distance + zero.prefetch_bucket + partition.largest)
+    return zero.element_bytes * cut
 
 
 def _waiting(stage: int, zero: ZeroSettings, partition: Partition) -> int:

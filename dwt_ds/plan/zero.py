@@ -92,6 +92,16 @@ class ZeroSettings:
         """Of weights, gradients and what travels."""
         return ELEMENT_BYTES[self.precision]
 
+    def keeps_gathered(self, partition: Partition) -> bool:
+        """Whether stage 3 keeps what it gathered for the forward pass until the backward pass.
+
+        It does where a parameter's next use lies within `stage3_max_reuse_distance` elements, or within what it
+        fetches ahead, as long as no more than `stage3_max_live_parameters` are there.
+        """
+        cut = sum(numel for numel in partition.numels if numel > self.persistence_threshold)
+        within_reach = self.max_reuse_distance >= 2 * partition.elements or self.prefetch_bucket >= cut
+        return within_reach and self.max_live_parameters >= cut
+
 
 def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> ZeroSettings:
     """The settings of a JSON without "auto", as they would be at `stage`."""

@@ -71,7 +71,7 @@ class RunRecord:
         rows = []
         for row in held_out_rows(self.path):
             at = {axis: float(np.interp(row["step"], steps, [each[axis] for each in self.training])) for axis in X_AXES}
-            rows.append({**row, **at})
+            rows.append({**at, **row})
         return rows
 
     @property

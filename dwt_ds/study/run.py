@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from dwt_ds.study.estimate import Cost, estimate
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
@@ -36,7 +38,7 @@ class StudyOptions:
     ranks: int | None = None
     """Processes of a run; None: one a GPU, or the scale's."""
     gpu: str | None = None
-    """Device of the estimate; None: cpu, and a100-80 for the paper's scale."""
+    """Device of the estimate; None: cpu, or a100-80 where there is a GPU and for the paper's scale."""
     overrides: tuple[str, ...] = ()
     """`key=value` for all runs."""
 
@@ -68,7 +70,8 @@ class Study:
                 raise ValueError(f"grid {options.grid}: glue.{key}: unknown key (known: {', '.join(GLUE_KEYS)})")
         folder = StudyFolder(options.out or Path("runs") / "study" / grid.scale)
         ranks = options.ranks or visible_ranks(grid.ranks)
-        gpu = options.gpu or ("a100-80" if grid.scale == "paper" else "cpu")
+        on_gpu = grid.scale == "paper" or torch.cuda.is_available()
+        gpu = options.gpu or ("a100-80" if on_gpu else "cpu")
         with tempfile.TemporaryDirectory() as temporary:
             drafts = Path(temporary)
             recipes = {run.name: folder.write_recipe(run, drafts / f"{run.name}.yaml") for run in grid.runs}

@@ -209,7 +209,8 @@ def test_checkpoints_on_a_tiny_or_read_only_file_system(
         subprocess.run(["umount", str(checkpoints)], check=True)
     assert code == 0, output
     assert output.count("CHECKPOINT NOT SAVED") == 2, output
-    assert (" 0 MB free there" if options != "ro" else "Read-only file system") in output
+    said = r"\([0-3] MB free there\)" if options != "ro" else "Read-only file system"
+    assert re.search(said, output), output[-3000:]
     assert not left
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
 

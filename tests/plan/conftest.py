@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 Measure = Callable[..., list[dict[str, Any]]]
-WORKER = Path(__file__).with_name("measured_run.py")
+WORKER = Path(__file__).parents[2] / "benchmarks" / "measured_run.py"
 
 
 @pytest.fixture(scope="session")

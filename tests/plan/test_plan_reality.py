@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ def plan_of(recipe: str, ranks: int, *overrides: str) -> Plan:
 
 def check_memory(plan: Plan, ranks: list[dict[str, Any]]) -> None:
     memory = plan.memory(plan.stage)
-    at_step, in_backward = memory.moments["optimizer step"], memory.moments["backward pass"]
+    at_step, in_reduction = memory.moments["optimizer step"], memory.moments["reduction"]
     micro = plan.micro
-    fullest = {key: max(rank[key] for rank in ranks) for key in ranks[0] if key not in ("sent", "peak")}
+    fullest = {key: max(rank[key] for rank in ranks) for key in ranks[0] if key not in ("sent", "calls", "peak")}
     assert fullest["weights"] == pytest.approx(at_step[WEIGHTS], rel=SHARE)
     assert fullest["master"] == pytest.approx(at_step[MASTER], rel=SHARE)
     assert fullest["optimizer"] == pytest.approx(at_step[OPTIMIZER], rel=SHARE)
@@ -55,19 +56,26 @@ def check_memory(plan: Plan, ranks: list[dict[str, Any]]) -> None:
     assert fullest["activations"] == pytest.approx(micro.activations + micro.head_gradients, rel=SHARE)
     if "buckets" in fullest:
         copy = min(plan.partition.elements, plan.zero(plan.stage).reduce_bucket) * plan.zero(plan.stage).element_bytes
-        assert fullest["buckets"] == pytest.approx(in_backward[BUCKETS] - (copy if len(ranks) > 1 else 0), rel=SHARE)
+        assert fullest["buckets"] == pytest.approx(in_reduction[BUCKETS] - (copy if len(ranks) > 1 else 0), rel=SHARE)
     assert max(rank["peak"][-1] for rank in ranks) == pytest.approx(memory.peak, rel=SHARE)
 
 
 def check_traffic(plan: Plan, ranks: list[dict[str, Any]]) -> None:
     """Exactly. The last step is left out, in which other things are told too."""
-    names = {"all_reduce": "allreduce", "all_gather": "allgather_base", "reduce": "reduce"}
-    predicted: dict[str, int] = {}
+    names = {
+        "all_reduce": "allreduce",
+        "all_gather": "allgather_base",
+        "reduce": "reduce",
+        "reduce_scatter": "reduce_scatter_base",
+    }
+    sent: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
     for each in plan.traffic(plan.stage):
-        name = names[each.collective]
-        predicted[name] = predicted.get(name, 0) + each.bytes
+        sent[names[each.collective]] += each.bytes
+        calls[names[each.collective]] += each.calls
     for rank in ranks:
-        assert rank["sent"][-1] == predicted
+        assert rank["sent"][-1] == sent
+        assert plan.stage == 3 or rank["calls"][-1] == calls
 
 
 def test_two_ranks_under_zero_2(measure: Measure, recipe: str) -> None:
@@ -87,8 +95,26 @@ def test_two_ranks_under_zero_2(measure: Measure, recipe: str) -> None:
         (2, ["deepspeed.zero_optimization.use_multi_rank_bucket_allreduce=false"]),
         (2, ["deepspeed_config=zero1", "train.gradient_accumulation_steps=2"]),
         (2, ["deepspeed_config=zero0"]),
+        (2, ["deepspeed_config=zero3"]),
+        (
+            2,
+            [
+                "deepspeed_config=zero3",
+                "deepspeed.zero_optimization.stage3_max_reuse_distance=0",
+                "deepspeed.zero_optimization.stage3_prefetch_bucket_size=0",
+            ],
+        ),
     ],
-    ids=["one rank", "fp32, one bucket", "activation checkpointing", "reduce", "ZeRO-1", "ZeRO-0"],
+    ids=[
+        "one rank",
+        "fp32, one bucket",
+        "activation checkpointing",
+        "reduce",
+        "ZeRO-1",
+        "ZeRO-0",
+        "ZeRO-3",
+        "ZeRO-3, weights let go",
+    ],
 )
 def test_other_runs(ranks: int, overrides: list[str], measure: Measure, recipe: str) -> None:
     plan, measured = plan_of(recipe, ranks, *overrides), measure(ranks, recipe, *overrides)

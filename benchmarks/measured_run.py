@@ -1,4 +1,4 @@
-"""A rank of a real run that writes down what it holds and sends; started by the tests, once for each rank.
+"""A rank of a real run that writes down what it holds and sends; scaling.py and tests/plan start one for each rank.
 
 python measured_run.py REPORT RECIPE [key=value ...]
 """
@@ -35,12 +35,15 @@ class SentBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             # Of what is gathered or scattered, the larger side.
             sizes = [storage_view_bytes(each) for each in args if storage_view_bytes(each)]
-            self.bytes[func._schema.name.removeprefix("c10d::").strip("_")] += max(sizes, default=0)
+            name = func._schema.name.removeprefix("c10d::").strip("_")
+            self.bytes[name] += max(sizes, default=0)
+            self.calls[name] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -53,8 +56,9 @@ class MeasuredStudent:
 
     def __init__(self, engine: Any, sent: SentBytes, live: LiveBytes) -> None:
         self._engine, self._sent, self._live = engine, sent, live
-        self.report: dict[str, Any] = {"sent": [], "peak": []}
+        self.report: dict[str, Any] = {"sent": [], "calls": [], "peak": []}
         self._sent_before: Counter[str] = Counter()
+        self._calls_before: Counter[str] = Counter()
         optimizer = engine.optimizer
         if not hasattr(optimizer, "_release_ipg_buffers"):
             return  # only stages 1 and 2 make their bucket anew for each backward pass
@@ -108,7 +112,8 @@ class MeasuredStudent:
         self.report["master"] = storage_bytes([getattr(optimizer, name, None) for name in masters])
         self.report["optimizer"] = storage_bytes(state)
         self.report["sent"].append(dict(self._sent.bytes - self._sent_before))
-        self._sent_before = self._sent.bytes.copy()
+        self.report["calls"].append(dict(self._sent.calls - self._calls_before))
+        self._sent_before, self._calls_before = self._sent.bytes.copy(), self._sent.calls.copy()
         self.report["peak"].append(self._live.peak)
         self._live.reset_peak()
 

@@ -1,0 +1,87 @@
+"""What safety costs: the pause of a save, and the time until a dead rank has ended the run.
+
+python benchmarks/reliability.py --text FILE.txt [--ranks 2]
+
+Trains the paper's student (6 x 768, random teacher of 4 layers left out: it is not saved) for a few steps under ZeRO-2,
+reads the pauses from the progress lines, then starts again, kills one rank with SIGKILL and takes the time until the
+launcher has ended. Adds a row to results/reliability.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from dwt_ds.cli.main import main as dwt_ds
+
+RESULTS = Path(__file__).parent / "results" / "reliability.csv"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path, required=True, help="text to train on, a few MB")
+    parser.add_argument("--ranks", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data = ["--text", str(options.text), "--train-tokenizer", "30522", "--out", str(folder / "data")]
+        assert dwt_ds(["prepare", *data]) == 0
+        settings = [f"data.dir={folder / 'data'}", f"output_dir={folder / 'run'}", "train.micro_batch_size=2"]
+        settings += ["train.epochs=null", "train.checkpoint_every=2", "train.log_every=1", "train.eval_rows=4"]
+        saved = subprocess.run(command(options.ranks, [*settings, "train.max_steps=6"]), capture_output=True, text=True)
+        assert saved.returncode == 0, saved.stdout + saved.stderr
+        pauses = [float(seconds) for seconds in re.findall(r"training waited ([0-9.]+) s", saved.stdout)]
+        checkpoint = max((folder / "run" / "checkpoints").glob("step_*"))
+        size = sum(file.stat().st_size for file in checkpoint.iterdir())
+        seconds = seconds_to_notice(command(options.ranks, [*settings, "train.max_steps=1000"]), folder / "run")
+    row = {
+        "device": f"{os.cpu_count()} CPU cores",
+        "torch": torch.__version__,
+        "ranks": options.ranks,
+        "checkpoint_megabytes": round(size / 1e6),
+        "save_pause_seconds": sorted(pauses)[len(pauses) // 2],
+        "dead_rank_noticed_seconds": round(seconds, 1),
+    }
+    print(row)
+    new = not RESULTS.is_file()
+    with open(RESULTS, "a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def command(ranks: int, settings: list[str]) -> list[str]:
+    """The launcher's command for the paper's student alone."""
+    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
+    return [sys.executable, *deepspeed, "--module", "dwt_ds.pretrain", "paper_alone", *settings]
+
+
+def seconds_to_notice(command: list[str], run: Path) -> float:
+    """From the death of a rank in training to the end of its launcher."""
+    (run / "complete.json").unlink()
+    lines = len((run / "metrics.jsonl").read_text().splitlines())
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len((run / "metrics.jsonl").read_text().splitlines()) < lines + 2:
+        assert process.poll() is None, "the run ended by itself"
+        time.sleep(0.1)
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "--local_rank=1" in p.cmdline()]
+    began = time.monotonic()
+    ranks[0].send_signal(signal.SIGKILL)
+    assert process.wait(timeout=600) != 0
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    main()

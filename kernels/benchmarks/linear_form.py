@@ -1,0 +1,154 @@
+"""linear_distill_loss, chunked and without logits: time, share of the GEMM rate and memory, forward + backward.
+
+    python kernels/benchmarks/linear_form.py [--rounds N]
+
+bf16 hidden states and heads, temperature 2, every row labelled. Against eager torch (products, then the loss on fp32
+upcasts), torch.compile, and Liger's chunked distillation loss (its generalized Jensen-Shannon divergence at beta 0 is
+the same KL divergence) where liger-kernel is installed. The hard part alone also against torch's
+F.linear_cross_entropy, which torch 2.13 has. The share is that of 2 N V (3 H_s + H_t) operations at the rate of a
+product of the student's shape. Results: results/linear_form_DEVICE.csv and .png. On a CPU the shapes are smaller; the
+device column says so. memory="logit_free" needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from dwt_kernels import linear_distill_loss
+from logits_form import TEMPERATURE, eager_loss
+from measure import (
+    DEVICE,
+    Provider,
+    device_name,
+    draw,
+    gemm_operations_per_second,
+    liger_installed,
+    time_all,
+    versions,
+    write_csv,
+)
+from torch import Tensor
+
+
+class Shape(NamedTuple):
+    rows: int
+    vocabulary: int
+    student_width: int
+    teacher_width: int
+
+
+# The first sweep changes the rows, the second the vocabulary. The last shape is the one Liger publishes.
+GPU_SWEEPS = {
+    "rows": [Shape(rows, 30522, 768, 768) for rows in (512, 2048, 8192, 20000, 65536)],
+    "vocabulary": [Shape(8192, vocabulary, 1024, 768) for vocabulary in (30522, 50368, 128256, 256000)],
+    "liger": [Shape(8192, 128256, 2048, 4096)],
+}
+CPU_SWEEPS = {
+    "rows": [Shape(rows, 30522, 768, 768) for rows in (77, 307, 1024)],
+    "vocabulary": [Shape(256, vocabulary, 768, 768) for vocabulary in (8192, 30522, 50368)],
+}
+
+Heads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def eager_linear(
+    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, labels: Tensor
+) -> Tensor:
+    return eager_loss(F.linear(hidden, weight), F.linear(teacher_hidden, teacher_weight), labels)
+
+
+def eager_hard(hidden: Tensor, weight: Tensor, _hidden: Tensor, _weight: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).float(), labels)
+
+
+def torch_linear_hard(hidden: Tensor, weight: Tensor, _hidden: Tensor, _weight: Tensor, labels: Tensor) -> Tensor:
+    return F.linear_cross_entropy(hidden, weight, labels)
+
+
+def ours(memory: str, hard_only: bool = False) -> Callable[..., Tensor]:
+    def loss(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, labels: Tensor) -> Tensor:
+        teacher = (None, None, None) if hard_only else (teacher_hidden, teacher_weight, None)
+        return linear_distill_loss(hidden, weight, None, *teacher, labels, temperature=TEMPERATURE, memory=memory).loss
+
+    return loss
+
+
+def liger_linear(
+    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, labels: Tensor
+) -> Tensor:
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(1.0, 1.0, beta=0.0, temperature=TEMPERATURE)
+    result = loss(hidden, weight, teacher_hidden, teacher_weight, labels)
+    return result[0] if isinstance(result, tuple) else result
+
+
+def step_of(loss: Callable[..., Tensor], heads: Heads) -> Callable[[], Any]:
+    return lambda: torch.autograd.grad(loss(*heads) * 0.5, heads[:2])
+
+
+def losses() -> dict[str, Callable[..., Tensor]]:
+    found = {
+        "dwt_kernels chunked": ours("chunked"),
+        "eager": eager_linear,
+        "torch.compile": torch.compile(eager_linear, dynamic=False),
+        "dwt_kernels chunked, hard only": ours("chunked", hard_only=True),
+        "eager, hard only": eager_hard,
+    }
+    if DEVICE == "cuda":
+        found["dwt_kernels logit_free"] = ours("logit_free")
+    if liger_installed():
+        found["liger chunked"] = liger_linear
+    if hasattr(F, "linear_cross_entropy"):
+        found["F.linear_cross_entropy, hard only"] = torch_linear_hard
+    else:
+        print(f"torch {torch.__version__} has no F.linear_cross_entropy: left out")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20 if DEVICE == "cuda" else 5)
+    rounds = parser.parse_args().rounds
+    lines = []
+    for sweep, shapes in (GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS).items():
+        for shape in shapes:
+            torch._dynamo.reset()
+            rows, vocabulary, student_width, teacher_width = shape
+            heads: list[Tensor] = []
+            for width in (student_width, teacher_width):
+                heads.append(torch.randn(rows, width, device=DEVICE).bfloat16())
+                heads.append(torch.randn(vocabulary, width, device=DEVICE).div_(width**0.5).bfloat16())
+            heads[0].requires_grad_()
+            heads[1].requires_grad_()
+            labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
+            providers = [Provider(name, step_of(loss, (*heads, labels))) for name, loss in losses().items()]
+            rate = gemm_operations_per_second(rows, student_width, vocabulary)
+            for name, timing in time_all(providers, rounds).items():
+                teacher_products = 0 if "hard only" in name else teacher_width
+                needed = 2 * rows * vocabulary * (3 * student_width + teacher_products)
+                line = {
+                    "kernel": "linear form",
+                    "provider": name,
+                    "device": device_name(),
+                    "versions": versions(),
+                    "sweep": sweep,
+                    **shape._asdict(),
+                    "dtype": "bfloat16",
+                    **{field: round(value, 3) for field, value in timing._asdict().items()},
+                    "gemm_tflop_per_s": round(rate / 1e12, 3),
+                    "share_of_gemm_rate": round(needed / (timing.p50_ms / 1e3) / rate, 3),
+                    "rounds": rounds,
+                }
+                lines.append(line)
+                print({key: line[key] for key in ("provider", "rows", "vocabulary", "p50_ms", "peak_mib")}, flush=True)
+    print(write_csv("linear_form", lines))
+    print(draw("linear_form", lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
+
+
+if __name__ == "__main__":
+    main()

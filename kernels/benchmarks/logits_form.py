@@ -1,0 +1,108 @@
+"""distill_loss on logits that are already there: time, share of the copy bandwidth and memory, forward + backward.
+
+    python kernels/benchmarks/logits_form.py [--rounds N]
+
+bf16 logits, temperature 2, every row labelled, against the same loss in eager torch on fp32 upcasts, under
+torch.compile, and from Liger's kernels (KL divergence and cross-entropy) where liger-kernel is installed. The share is
+that of a kernel moving the 10 bytes an element that two passes need. Results: results/logits_form_DEVICE.csv and .png.
+On a CPU the shapes are smaller; the device column says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from dwt_kernels import distill_loss
+from measure import (
+    DEVICE,
+    Provider,
+    copy_bytes_per_second,
+    device_name,
+    draw,
+    liger_installed,
+    time_all,
+    versions,
+    write_csv,
+)
+from torch import Tensor
+
+TEMPERATURE = 2.0
+BYTES_PER_ELEMENT = 10
+# (rows, vocabulary); the first sweep changes the rows, the second the vocabulary.
+GPU_SWEEPS = {
+    "rows": [(rows, 30522) for rows in (512, 2048, 8192, 20000, 65536)],
+    "vocabulary": [(8192, vocabulary) for vocabulary in (30522, 50368, 128256, 256000)],
+}
+CPU_SWEEPS = {
+    "rows": [(rows, 30522) for rows in (64, 256, 1024)],
+    "vocabulary": [(256, vocabulary) for vocabulary in (8192, 30522, 50368)],
+}
+
+
+def eager_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    student, teacher = student.float(), teacher.float()
+    soft = F.kl_div(F.log_softmax(student / TEMPERATURE, 1), F.softmax(teacher / TEMPERATURE, 1), reduction="batchmean")
+    return F.cross_entropy(student, labels) + soft
+
+
+def our_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    return distill_loss(student, teacher, labels, temperature=TEMPERATURE).loss
+
+
+def liger_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    from liger_kernel.transformers import LigerCrossEntropyLoss, LigerKLDIVLoss
+
+    student_log = F.log_softmax(student.float() / TEMPERATURE, 1)
+    soft = LigerKLDIVLoss(reduction="batchmean")(student_log, F.softmax(teacher.float() / TEMPERATURE, 1))
+    # Liger's cross-entropy writes its gradient over its input.
+    return LigerCrossEntropyLoss()(student.clone(), labels) + soft
+
+
+def step_of(loss: Callable[..., Tensor], student: Tensor, *others: Tensor) -> Callable[[], Any]:
+    return lambda: torch.autograd.grad(loss(student, *others) * 0.5, student)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20 if DEVICE == "cuda" else 5)
+    rounds = parser.parse_args().rounds
+    losses = {"dwt_kernels": our_loss, "eager": eager_loss, "torch.compile": torch.compile(eager_loss, dynamic=False)}
+    if liger_installed() and DEVICE == "cuda":
+        losses["liger"] = liger_loss
+    lines = []
+    for sweep, shapes in (GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS).items():
+        for rows, vocabulary in shapes:
+            torch._dynamo.reset()
+            logits = [torch.randn(rows, vocabulary, device=DEVICE).mul_(3).bfloat16() for _ in range(2)]
+            labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
+            student, teacher = logits[0].requires_grad_(), logits[1]
+            providers = [Provider(name, step_of(loss, student, teacher, labels)) for name, loss in losses.items()]
+            bandwidth = copy_bytes_per_second(rows * vocabulary)
+            for name, timing in time_all(providers, rounds).items():
+                needed = BYTES_PER_ELEMENT * rows * vocabulary
+                line = {
+                    "kernel": "logits form",
+                    "provider": name,
+                    "device": device_name(),
+                    "versions": versions(),
+                    "sweep": sweep,
+                    "rows": rows,
+                    "vocabulary": vocabulary,
+                    "dtype": "bfloat16",
+                    **{field: round(value, 3) for field, value in timing._asdict().items()},
+                    "copy_gb_per_s": round(bandwidth / 1e9, 2),
+                    "share_of_copy_bandwidth": round(needed / (timing.p50_ms / 1e3) / bandwidth, 3),
+                    "rounds": rounds,
+                }
+                lines.append(line)
+                print({key: line[key] for key in ("provider", "rows", "vocabulary", "p50_ms", "peak_mib")}, flush=True)
+    print(write_csv("logits_form", lines))
+    print(draw("logits_form", lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
+
+
+if __name__ == "__main__":
+    main()

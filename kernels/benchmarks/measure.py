@@ -1,0 +1,172 @@
+"""What the benchmarks share: clocks, peak memory, the machine's limits, the CSV file and the figure."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# More than any GPU's L2 cache: written between two timed calls, so that each finds its inputs in memory.
+FLUSH_BYTES = 1 << 28
+MEBIBYTE = 1 << 20
+
+
+class Provider(NamedTuple):
+    """One way to compute the loss: ``step`` runs forward and backward."""
+
+    name: str
+    step: Callable[[], Any]
+
+
+class Timing(NamedTuple):
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    peak_mib: float
+
+
+def device_name() -> str:
+    if DEVICE == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"CPU: {models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> str:
+    found = []
+    for package in ("torch", "triton", "liger-kernel"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"python {platform.python_version()}; {'; '.join(found)}"
+
+
+def time_all(providers: Sequence[Provider], rounds: int) -> dict[str, Timing]:
+    """Rounds of all providers alternate, so that a machine whose speed drifts treats them alike."""
+    peaks = {provider.name: peak_mib(provider.step) for provider in providers}
+    seconds: dict[str, list[float]] = {provider.name: [] for provider in providers}
+    for _ in range(rounds):
+        for provider in providers:
+            seconds[provider.name].append(elapsed_seconds(provider.step))
+    return {name: Timing(*percentiles(values), peaks[name]) for name, values in seconds.items()}
+
+
+def percentiles(seconds: Sequence[float]) -> tuple[float, ...]:
+    values = torch.tensor(seconds, dtype=torch.float64) * 1e3
+    return tuple(torch.quantile(values, torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist())
+
+
+def elapsed_seconds(step: Callable[[], Any]) -> float:
+    if DEVICE == "cpu":
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+    torch.empty(FLUSH_BYTES, dtype=torch.int8, device=DEVICE).zero_()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def peak_mib(step: Callable[[], Any]) -> float:
+    """Memory that one step needs beyond what is there before it; also the first run, which compiles."""
+    step()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / MEBIBYTE
+    resettable = Path("/proc/self/clear_refs")
+    if not os.access(resettable, os.W_OK):
+        return float("nan")
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that a step that needs it again is seen
+    resettable.write_text("5")  # Linux: the peak of the resident set starts anew
+    before_kib = resident_kib("VmRSS")
+    step()
+    return max(0, resident_kib("VmHWM") - before_kib) / 1024
+
+
+def resident_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def copy_bytes_per_second(elements: int) -> float:
+    """Bytes read and written a second by a copy of that many bf16 elements."""
+    source = torch.zeros(elements, dtype=torch.bfloat16, device=DEVICE)
+    target = torch.empty_like(source)
+    timing = time_all([Provider("copy", lambda: target.copy_(source))], rounds=7)["copy"]
+    return 4 * elements / (timing.p50_ms / 1e3)
+
+
+def gemm_operations_per_second(rows: int, width: int, columns: int) -> float:
+    """Floating-point operations a second of torch's bf16 (rows x width) @ (width x columns)."""
+    left = torch.randn(rows, width, device=DEVICE).bfloat16()
+    right = torch.randn(columns, width, device=DEVICE).bfloat16()
+    timing = time_all([Provider("gemm", lambda: left @ right.t())], rounds=7)["gemm"]
+    return 2 * rows * width * columns / (timing.p50_ms / 1e3)
+
+
+def liger_installed() -> bool:
+    try:
+        importlib.metadata.version("liger-kernel")
+    except importlib.metadata.PackageNotFoundError:
+        print("liger-kernel is not installed: its losses are left out (pip install liger-kernel)")
+        return False
+    return True
+
+
+def write_csv(name: str, lines: list[dict[str, Any]]) -> Path:
+    path = RESULTS / f"{name}_{DEVICE}.csv"
+    RESULTS.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    return path
+
+
+def draw(name: str, lines: list[dict[str, Any]], sweeps: dict[str, str]) -> Path | None:
+    """Time and memory against rows and against the vocabulary; ``sweeps`` maps a CSV column to the axis' label."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed: no figure (pip install matplotlib)")
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, len(sweeps), figsize=(4.5 * len(sweeps), 6), squeeze=False)
+    for column, (sweep, label) in enumerate(sweeps.items()):
+        swept = [line for line in lines if line["sweep"] == sweep]
+        for provider in dict.fromkeys(line["provider"] for line in swept):
+            own = sorted((line for line in swept if line["provider"] == provider), key=lambda line: line[sweep])
+            places = [line[sweep] for line in own]
+            for row, field in enumerate(("p50_ms", "peak_mib")):
+                axes[row][column].plot(places, [line[field] for line in own], marker="o", label=provider)
+        for row, unit in enumerate(("forward + backward, ms", "extra memory, MiB")):
+            axes[row][column].set(xlabel=label, ylabel=unit, xscale="log", yscale="log")
+            axes[row][column].grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.suptitle(f"{name.replace('_', ' ')}: {lines[0]['device']}", fontsize=9)
+    figure.tight_layout()
+    path = RESULTS / f"{name}_{DEVICE}.png"
+    figure.savefig(path, dpi=70)
+    return path

@@ -1,0 +1,91 @@
+"""What only the plain-torch back end has: blocks of rows, and a gradient fused by torch.compile."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from dwt_kernels import cpu_fusion, distill_loss, torch_backend
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU's path; inputs are on this machine's GPU")
+
+
+def gradient_of(student: torch.Tensor, *others: torch.Tensor, **keywords: float) -> torch.Tensor:
+    student = student.detach().requires_grad_()
+    loss = distill_loss(student, *others, backend="torch", **keywords).loss
+    return torch.autograd.grad(loss * -3.7, student)[0]
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_blocks_of_rows_do_not_change_the_result(make_inputs, monkeypatch, ignored):
+    student, teacher, labels = make_inputs(300)
+    if not ignored:
+        labels = labels.clamp(min=0)
+    whole = distill_loss(student, teacher, labels, backend="torch", temperature=2.0, reduction="none")
+    whole_gradient = gradient_of(student, teacher, labels, temperature=2.0)
+    monkeypatch.setattr(torch_backend, "BLOCK_ELEMENTS", 2000)
+    blocks = list(torch_backend.row_blocks(student, None))
+    assert len(blocks) > 10
+    assert all(buffer.numel() <= 2000 * torch.get_num_threads() for _, buffers in blocks for buffer in buffers)
+    result = distill_loss(student, teacher, labels, backend="torch", temperature=2.0, reduction="none")
+    torch.testing.assert_close(result, whole, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient_of(student, teacher, labels, temperature=2.0), whole_gradient)
+
+
+def test_a_row_longer_than_a_block(make_inputs, monkeypatch):
+    student, teacher, labels = make_inputs(300, rows=4)
+    whole = gradient_of(student, teacher, labels)
+    monkeypatch.setattr(torch_backend, "BLOCK_ELEMENTS", 10)
+    torch.testing.assert_close(gradient_of(student, teacher, labels), whole)
+
+
+@pytest.fixture
+def always_fused(monkeypatch) -> list[bool]:
+    """Fusion for any size; the returned list says for each call whether it was fused."""
+    done: list[bool] = []
+    write_gradient = cpu_fusion.write_gradient
+
+    def recording(*arguments: object) -> bool:
+        done.append(write_gradient(*arguments))
+        return done[-1]
+
+    monkeypatch.setattr(cpu_fusion, "FUSION_ELEMENTS", 1)
+    monkeypatch.setattr(cpu_fusion, "_broken", False)
+    monkeypatch.setattr(cpu_fusion, "write_gradient", recording)
+    return done
+
+
+@pytest.mark.skipif(not cpu_fusion.has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("dtype", "temperature", "hard_only"),
+    [
+        (torch.bfloat16, 2.5, False),
+        pytest.param(torch.float32, 1.0, False, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, 1.0, True, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_fused_gradient_is_as_exact(make_inputs, assert_exact, always_fused, dtype, temperature, hard_only):
+    student, teacher, labels = make_inputs(401, dtype, rows=300)
+    labels = labels.clamp(min=0)
+    teacher = None if hard_only else teacher
+    assert_exact(distill_loss, student, teacher, labels, backend="torch", temperature=temperature, upstream=-3.7)
+    assert always_fused == [True]
+
+
+def test_without_a_working_compiler_the_plain_operations_go_on(make_inputs, monkeypatch, caplog, always_fused):
+    student, teacher, labels = make_inputs(300)
+    labels = labels.clamp(min=0)
+
+    def broken() -> None:
+        raise RuntimeError("no such file: omp.h\nand more")
+
+    monkeypatch.setattr(cpu_fusion, "fused_gradient", broken)
+    with caplog.at_level(logging.WARNING):
+        gradient = gradient_of(student, teacher, labels)
+    assert always_fused == [False]
+    assert "omp.h" in caplog.text
+    assert not cpu_fusion.pays(student)
+    monkeypatch.setattr(cpu_fusion, "FUSION_ELEMENTS", 1 << 40)
+    torch.testing.assert_close(gradient, gradient_of(student, teacher, labels))
