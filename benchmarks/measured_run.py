@@ -95,6 +95,7 @@ class MeasuredStudent:
         optimizer = self._engine.optimizer
         own = getattr(optimizer, "averaged_gradients", {})
         of_parameters = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        self.report["gradient_slices"] = storage_view_bytes([*map(list, filter(None, own.values()))])
         stage_3 = getattr(optimizer, "grad_partitions_flat_buffer", None)
         self.report["gradients"] = storage_bytes([*map(list, filter(None, own.values())), of_parameters, stage_3])
 

@@ -94,13 +94,13 @@ def _measure(ranks: int, options: argparse.Namespace) -> dict[str, Any]:
     steps = [row for row in map(json.loads, lines) if "loss" in row]
     seconds = [after["elapsed_seconds"] - before["elapsed_seconds"] for before, after in zip(steps, steps[1:])]
     row: dict[str, Any] = {
-        "device": platform.processor() or platform.machine(),
+        "device": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "ranks": ranks,
         "seconds_per_step": round(statistics.median(seconds), 4),
         "tokens_per_second": round(statistics.median(each["tokens_per_second"] for each in steps[1:]), 1),
     }
-    for part in ("weights", "master", "optimizer", "gradients", "activations", "teacher"):
+    for part in ("weights", "master", "optimizer", "gradient_slices", "gradients", "activations", "teacher"):
         row[f"{part}_bytes"] = max(report[part] for report in reports)
     row["peak_bytes"] = max(report["peak"][-1] for report in reports)
     row["all_reduce_bytes"] = reports[0]["sent"][-1].get("allreduce", 0) if ranks > 1 else 0
@@ -205,6 +205,12 @@ def _figures(plan: Any) -> dict[str, Any]:
     }
 
 
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(exist_ok=True)
     with open(path, "w", newline="") as file:
@@ -230,7 +236,11 @@ def _draw() -> None:
     figure, (left, *right) = pyplot.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
     measured = _read(MEASURED)
     ranks = [int(row["ranks"]) for row in measured]
-    for key, label, marker in (("optimizer_bytes", "optimizer state", "o"), ("gradients_bytes", "gradients", "s")):
+    for key, label, marker in (
+        ("optimizer_bytes", "optimizer state", "o"),
+        ("gradient_slices_bytes", "gradients, own part", "s"),
+        ("gradients_bytes", "gradients, their buffer", "^"),
+    ):
         left.plot(ranks, [int(row[key]) / 1e6 for row in measured], marker=marker, label=label)
     if measured:
         first = int(measured[0]["optimizer_bytes"]) * ranks[0] / 1e6

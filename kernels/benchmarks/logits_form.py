@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from dwt_kernels import distill_loss
 from measure import (
+    COPY_BYTES,
     DEVICE,
     Provider,
-    copy_bytes_per_second,
+    copy_provider,
     device_name,
     draw,
     liger_installed,
@@ -81,8 +82,9 @@ def main() -> None:
             labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
             student, teacher = logits[0].requires_grad_(), logits[1]
             providers = [Provider(name, step_of(loss, student, teacher, labels)) for name, loss in losses.items()]
-            bandwidth = copy_bytes_per_second(rows * vocabulary)
-            for name, timing in time_all(providers, rounds).items():
+            timings = time_all([*providers, copy_provider()], rounds)
+            bandwidth = 2 * COPY_BYTES / (timings.pop("copy").p50_ms / 1e3)
+            for name, timing in timings.items():
                 needed = BYTES_PER_ELEMENT * rows * vocabulary
                 line = {
                     "kernel": "logits form",

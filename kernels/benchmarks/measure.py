@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # More than any GPU's L2 cache: written between two timed calls, so that each finds its inputs in memory.
-FLUSH_BYTES = 1 << 28
+FLUSH_BYTES = COPY_BYTES = 1 << 28
 MEBIBYTE = 1 << 20
 
 
@@ -108,22 +109,21 @@ def resident_kib(field: str) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
-def copy_bytes_per_second(elements: int) -> float:
-    """Bytes read and written a second by a copy of that many bf16 elements."""
-    source = torch.zeros(elements, dtype=torch.bfloat16, device=DEVICE)
+def copy_provider() -> Provider:
+    """A copy of COPY_BYTES, for the machine's bandwidth; timed between the others, as it drifts with them."""
+    source = torch.zeros(COPY_BYTES, dtype=torch.int8, device=DEVICE)
     target = torch.empty_like(source)
-    timing = time_all([Provider("copy", lambda: target.copy_(source))], rounds=7)["copy"]
-    return 4 * elements / (timing.p50_ms / 1e3)
+    return Provider("copy", lambda: target.copy_(source))
 
 
-def gemm_operations_per_second(rows: int, width: int, columns: int) -> float:
-    """Floating-point operations a second of torch's bf16 (rows x width) @ (width x columns)."""
+def gemm_provider(rows: int, width: int, columns: int) -> Provider:
+    """torch's bf16 (rows x width) @ (width x columns), for the machine's rate; timed between the others."""
     left = torch.randn(rows, width, device=DEVICE).bfloat16()
     right = torch.randn(columns, width, device=DEVICE).bfloat16()
-    timing = time_all([Provider("gemm", lambda: left @ right.t())], rounds=7)["gemm"]
-    return 2 * rows * width * columns / (timing.p50_ms / 1e3)
+    return Provider("gemm", lambda: left @ right.t())
 
 
+@cache
 def liger_installed() -> bool:
     try:
         importlib.metadata.version("liger-kernel")
