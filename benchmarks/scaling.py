@@ -241,7 +241,8 @@ def _draw() -> None:
         ("gradient_slices_bytes", "gradients, own part", "s"),
         ("gradients_bytes", "gradients, their buffer", "^"),
     ):
-        left.plot(ranks, [int(row[key]) / 1e6 for row in measured], marker=marker, label=label)
+        if measured and key in measured[0]:
+            left.plot(ranks, [int(row[key]) / 1e6 for row in measured], marker=marker, label=label)
     if measured:
         first = int(measured[0]["optimizer_bytes"]) * ranks[0] / 1e6
         left.plot(ranks, [first / number for number in ranks], "k:", label="1 / N")
