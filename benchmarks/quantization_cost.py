@@ -16,10 +16,8 @@ Results go to benchmarks/results/quantization_cost.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -31,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import append_row, processor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -70,7 +69,7 @@ def main() -> int:
                 "quantization": name,
                 "data": Path(options.data or options.text or "documentation").name,
                 "rows": len(prepared.train),
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
                 "cores": len(os.sched_getaffinity(0)),
                 "ranks": options.ranks,
                 "torch": torch.__version__,
@@ -93,7 +92,7 @@ def main() -> int:
                 )
                 row["export_megabytes"] = round(_megabytes(exported / "quantized.safetensors"), 2)
             print("\n".join(f"{key:<32} {value}" for key, value in row.items()), flush=True)
-            _append(row)
+            append_row(RESULTS, row)
     return 0
 
 
@@ -211,23 +210,6 @@ def _free_port() -> int:
 
 def _megabytes(file: Path) -> float:
     return file.stat().st_size / 1e6
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _append(row: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="") as handle:
-        writer = csv.DictWriter(handle, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def _options() -> argparse.Namespace:

@@ -10,7 +10,6 @@ launcher has ended. Adds a row to results/reliability.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from rows import append_row, processor
 
 from dwt_ds.cli.main import main as dwt_ds
 
@@ -46,7 +46,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in checkpoint.iterdir())
         seconds = seconds_to_notice(command(options.ranks, [*settings, "train.max_steps=1000"]), folder / "run")
     row = {
-        "device": f"{os.cpu_count()} CPU cores",
+        "device": f"{processor()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "ranks": options.ranks,
         "checkpoint_megabytes": round(size / 1e6),
@@ -54,12 +54,7 @@ def main() -> None:
         "dead_rank_noticed_seconds": round(seconds, 1),
     }
     print(row)
-    new = not RESULTS.is_file()
-    with open(RESULTS, "a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    append_row(RESULTS, row)
 
 
 def command(ranks: int, settings: list[str]) -> list[str]:

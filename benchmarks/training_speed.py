@@ -17,10 +17,8 @@ included and nothing that is recomputed. Results go to benchmarks/results/traini
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -29,11 +27,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rows import append_row, processor
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from dwt_ds.data.prepared import PreparedData
@@ -68,7 +66,7 @@ def main() -> int:
             )
     ratios = [each["ours"] / each["loop"] for each in rounds]
     row = {
-        "device": torch.cuda.get_device_name() if on_gpu else _processor(),
+        "device": torch.cuda.get_device_name() if on_gpu else processor(),
         "cores": len(os.sched_getaffinity(0)),
         "ranks": ranks,
         "torch": torch.__version__,
@@ -84,7 +82,7 @@ def main() -> int:
         ),
     }
     print("\n".join(f"{key:<26} {value}" for key, value in row.items()))
-    _append(row)
+    append_row(RESULTS, row)
     return 0
 
 
@@ -208,23 +206,6 @@ def _make_teacher(data: Path, out: Path) -> int:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _append(row: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="") as handle:
-        writer = csv.DictWriter(handle, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def _options() -> argparse.Namespace:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dwt_ds.data.atomic import atomic_file
+from dwt_ds.data.prepared import file_sha256
 
 MANIFEST = "manifest.json"
 
 
 def file_facts(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Name -> size in bytes and sha256 of files in `folder`."""
-    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -50,15 +50,6 @@ def _problem(file: Path, expected: dict[str, Any]) -> str:
     size = file.stat().st_size
     if size != expected["bytes"]:
         return f"{file.name}: {size} bytes, the manifest says {expected['bytes']}"
-    if sha256(file) != expected["sha256"]:
+    if file_sha256(file) != expected["sha256"]:
         return f"{file.name}: the contents have changed (sha256 differs)"
     return ""
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dwt_ds.data.manifest import read_manifest as read_data_manifest
-from dwt_ds.manifest_files import MANIFEST, problems, sha256
+from dwt_ds.data.prepared import file_sha256
+from dwt_ds.manifest_files import MANIFEST, problems
 
 
 class Finding(NamedTuple):
@@ -72,6 +73,6 @@ def _data_problems(folder: Path) -> list[str]:
             wrong.append(f"{shard.name}: missing")
         elif file.stat().st_size != shard.bytes:
             wrong.append(f"{shard.name}: {file.stat().st_size} bytes, the manifest says {shard.bytes}")
-        elif sha256(file) != shard.sha256:
+        elif file_sha256(file) != shard.sha256:
             wrong.append(f"{shard.name}: the contents have changed (sha256 differs)")
     return wrong
