@@ -55,7 +55,7 @@ def parse_error(dotted: str, value: Any) -> str:
 def test_every_field_says_what_it_is(section: type) -> None:
     schema = TypeAdapter(section).json_schema()
     for name, described in schema["properties"].items():
-        if name not in ("data", "student", "fused", "teacher", "distill", "train"):  # the sections' own docstrings say it
+        if "$ref" not in described:  # a section's own docstring says it
             assert len(described.get("description", "")) > 10, name
 
 

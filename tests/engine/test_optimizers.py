@@ -281,6 +281,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # the first use of an optimizer compiles it
 def test_deepspeeds_optimizers_learn_on_a_cpu() -> None:
     cases = dict(ON_A_CPU)
@@ -316,7 +317,7 @@ def test_lion_without_offload_says_what_to_do_on_a_cpu() -> None:
     check_optimizer({"optimizer": {"type": "Lion"}, "zero_optimization": OFFLOAD}, CPU, "my.json")
 
 
-@pytest.mark.parametrize("kind", ["FusedAdam", "DeepSpeedCPUAdam"])
+@pytest.mark.parametrize("kind", ["FusedAdam", pytest.param("DeepSpeedCPUAdam", marks=pytest.mark.slow)])
 def test_a_resumed_adam_goes_on_to_the_last_bit(kind: str) -> None:
     """31 steps, and 26 of them again by an optimizer that loaded the state of step 5."""
     from deepspeed.ops import adam

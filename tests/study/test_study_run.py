@@ -147,11 +147,17 @@ def test_glue_options_become_those_of_the_command() -> None:
 OTHERS = [pytest.param(each, marks=pytest.mark.slow) for each in grid_names() if each != "remapping"]
 
 
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all grids, as `dwt-ds study` has it by default: what they have in common runs once."""
+    return tmp_path_factory.mktemp("study")
+
+
 @pytest.mark.timeout(1800)  # some twenty starts of the launcher
 @pytest.mark.parametrize("name", ["remapping", *OTHERS])
-def test_a_packaged_grid_runs_at_smoke_scale(name: str, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_packaged_grid_runs_at_smoke_scale(name: str, tiny_data: Path, shared_folder: Path) -> None:
     settings = [f"data.dir={tiny_data}", "student.max_positions=32", "train.max_steps=2"]
-    assert main(["study", name, "--out", str(tmp_path), "--ranks", "1", *settings]) == 0
+    assert main(["study", name, "--out", str(shared_folder), "--ranks", "1", *settings]) == 0
     for run in load_grid(name, "smoke").runs:
-        assert (tmp_path / run.name / "export" / "model.safetensors").is_file()
-    assert main(["report", str(tmp_path)]) == 0
+        assert (shared_folder / run.name / "export" / "model.safetensors").is_file()
+    assert main(["report", str(shared_folder)]) == 0
