@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from dwt_kernels import DistillLoss
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dwt_ds.data.batches import Batch
@@ -144,7 +145,10 @@ class Run:
         if last or (train.eval_every and done % train.eval_every == 0):
             self._evaluate(done)
         if not last and train.export_every and done % train.export_every == 0:
-            self._export(done, self._folder.export / f"step_{done:08d}")
+            try:
+                self._export(done, self._folder.export / f"step_{done:08d}")
+            except (OSError, SafetensorError) as error:
+                self._progress.say(f"step {done}/{self.total_steps}  NOT EXPORTED: {error}")
         if self.stopped and not last:
             return  # `finish` saves
         if last or (train.checkpoint_every and done % train.checkpoint_every == 0):

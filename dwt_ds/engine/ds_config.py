@@ -100,6 +100,7 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
     drop_foreign_autos(values)
     check_ds_keys(values, path.name)
     _decide_precision(values, path.name)
+    _keep_the_gradient_check(values, path.name)
     return DeepSpeedJson(path.name, values)
 
 
@@ -194,6 +195,17 @@ def _decide_precision(values: dict[str, Any], source: str) -> None:
         bf16["enabled"] = not fp16.get("enabled")
     if bf16.get("enabled") and fp16.get("enabled"):
         raise ValueError(f"{source}: bf16.enabled and fp16.enabled are both on; switch one off")
+
+
+def _keep_the_gradient_check(values: dict[str, Any], source: str) -> None:
+    """Steps that must not be taken are marked by a NaN in the gradient (guard.py); these keys would let it through."""
+    for section, key in (
+        ("bf16", "check_grad_overflow"),
+        ("bfloat16", "check_grad_overflow"),
+        ("zero_optimization", "compute_grad_norm"),
+    ):
+        if values.get(section, {}).get(key) is False:
+            raise ValueError(f"{source}: {section}.{key}=false: bad steps would reach the optimizer; remove it")
 
 
 def _take_batch_from_total(values: dict[str, Any], recipe: Recipe, source: str, world_size: int) -> None:

@@ -416,6 +416,18 @@ def test_two_precisions_at_once_are_an_error(resolve: Resolve) -> None:
     assert message == "my.json: bf16.enabled and fp16.enabled are both on; switch one off"
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "others"),
+    [("bf16", "check_grad_overflow", {}), ("zero_optimization", "compute_grad_norm", {"stage": 2})],
+)
+def test_the_check_that_skips_bad_steps_stays_on(
+    section: str, key: str, others: dict[str, Any], resolve: Resolve
+) -> None:
+    message = error_of(resolve, {section: {key: False, **others}})
+    assert message == f"my.json: {section}.{key}=false: bad steps would reach the optimizer; remove it"
+    resolve({section: {key: True, **others}})
+
+
 # Files as Hugging Face's documentation shows them, for its Trainer.
 
 TRAINER_PRECISION = {
