@@ -15,6 +15,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
+from dwt_ds.extension_locks import find_locks
+
 # DeepSpeed compiles its operators at its first start on a machine.
 FIRST_START_SECONDS = 300.0
 
@@ -22,6 +24,12 @@ FIRST_START_SECONDS = 300.0
 # another version of ninja looks at them, so all have to find the same one.
 PROGRAMS = Path(sys.executable).parent
 os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
+
+# Operators compiled by another environment would be compiled anew, and a build killed there would stop tests here.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(PROGRAMS.parent / "torch_extensions"))
+for lock in find_locks():
+    if lock.stale(several_hosts=False):
+        Path(lock.path).unlink()
 
 # A busy machine is no fault of an example's.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
