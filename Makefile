@@ -7,6 +7,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# Runs of one test wait for imports and for one another; a second test fills the gaps.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
@@ -16,10 +18,10 @@ quickstart: venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dwt_ds.quickstart
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: venv
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 bench: venv
 	$(BIN)/python benchmarks/training_speed.py

@@ -8,18 +8,20 @@ from typing import Any
 
 
 def check_apex() -> dict[str, Any]:
-    """`installed`; and what is wrong with it: the package index has another package of this name, and NVIDIA's builds
-    without its CUDA extension and then fails where it is used."""
+    """`installed`, and `problem`: the package index has another package of this name, and NVIDIA's builds without its
+    CUDA extensions and then fails where it is used. The probes are those that a run relies on."""
     spec = find_spec("apex")
-    if spec is None or not spec.submodule_search_locations:
-        return {"installed": spec is not None, "problem": "" if spec is None else "not NVIDIA's package"}
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    if not (folder / "normalization").is_dir() or not (folder / "optimizers").is_dir():
+    if spec is None:
+        return {"installed": False, "problem": ""}
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    if not any((folder / "normalization").is_dir() and (folder / "optimizers").is_dir() for folder in folders):
         return {"installed": True, "problem": "not NVIDIA's package"}
-    try:
-        from apex.normalization import FusedLayerNorm
+    import torch
 
-        FusedLayerNorm(8)
-    except Exception as error:  # it fails in its own ways, by what was left out of its build
-        return {"installed": True, "problem": f"{type(error).__name__}: {error}"}
-    return {"installed": True, "problem": ""}
+    from dwt_ds.engine.optimizers import why_not
+    from dwt_ds.models.fused_layer_norm import why_not_apex
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reasons = {"FusedLayerNorm": why_not_apex(device)}
+    reasons |= {name: why_not(f"apex.{name}", device) for name in ("FusedAdam", "FusedLAMB")}
+    return {"installed": True, "problem": "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)}

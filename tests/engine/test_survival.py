@@ -285,6 +285,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(
     assert not list((tmp_path / "changed" / "checkpoints").glob("*.universal"))
 
 
+@pytest.mark.slow
 def test_what_zero_3_does_not_do_is_said(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "deepspeed_config=zero3", "train.checkpoint_every=2"]
     assert launch(1, [*settings, "train.max_steps=2"])[0] == 0

@@ -13,19 +13,37 @@ from pathlib import Path
 import pytest
 import torch
 
-TEST_FILES = ["test_exactness.py", "test_published_values.py", "test_linear.py"]
+TEST_FILES = ["test_exactness.py", "test_published_values.py", "test_linear.py", "test_large.py"]
+
+pytestmark = [
+    pytest.mark.skipif(
+        torch.cuda.is_available(), reason="the same tests run the compiled kernels on this machine's GPU"
+    ),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already in the interpreter"),
+    pytest.mark.timeout(1800),
+]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the same tests run the compiled kernels on this machine's GPU")
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already in the interpreter")
 @pytest.mark.parametrize("file", TEST_FILES)
-@pytest.mark.timeout(1800)
 def test_in_interpreter(file):
+    run_in_interpreter(file, "not slow")
+
+
+@pytest.mark.slow
+def test_slow_ones_in_interpreter():
+    run_in_interpreter("test_large.py", "slow")
+
+
+def run_in_interpreter(file: str, marks: str) -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "--tb=short"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     folder = Path(__file__).parent
     done = subprocess.run(
-        [*command, str(folder / file)], env=environment, cwd=folder.parents[1], capture_output=True, text=True
+        [*command, "-m", marks, str(folder / file)],
+        env=environment,
+        cwd=folder.parents[1],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-6000:]

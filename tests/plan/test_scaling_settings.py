@@ -25,6 +25,13 @@ SETTINGS = {
         "train.micro_batch_size=2",
         "train.gradient_accumulation_steps=2",
     ],
+    "offloaded optimizer": [f"{ZERO}.offload_optimizer.device=cpu"],
+    "ZeRO-3, all offloaded": [
+        f"{ZERO}.stage=3",
+        f"{ZERO}.stage3_param_persistence_threshold=100",
+        f"{ZERO}.offload_optimizer.device=cpu",
+        f"{ZERO}.offload_param.device=cpu",
+    ],
     "ZeRO-3": [f"{ZERO}.stage=3", f"{ZERO}.stage3_param_persistence_threshold=100"],
     "ZeRO-3, weights let go": [
         f"{ZERO}.stage=3",

@@ -1,0 +1,67 @@
+"""Packages called apex that are something else, lack their extensions, or work: real folders, no CUDA."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dwt_ds.doctor.apex_check import check_apex
+from dwt_ds.engine.optimizers import why_not
+from dwt_ds.models.fused_layer_norm import why_not_apex
+
+WITHOUT_EXTENSIONS = """
+class FusedLayerNorm:
+    def __init__(self, *_, **__):
+        raise RuntimeError("built without CUDA extensions")
+FusedAdam = FusedLAMB = FusedLayerNorm
+"""
+WORKING = """
+from torch.nn import LayerNorm as FusedLayerNorm
+from torch.optim import AdamW
+class FusedAdam(AdamW):
+    pass
+class FusedLAMB(AdamW):
+    def __init__(self, parameters, max_grad_norm, **settings):
+        super().__init__(parameters, **settings)
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def make(code: str) -> None:
+        for module in ("normalization", "optimizers"):
+            (tmp_path / "apex" / module).mkdir(parents=True)
+            (tmp_path / "apex" / module / "__init__.py").write_text(code, encoding="utf-8")
+        (tmp_path / "apex" / "__init__.py").touch()
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "apex"]:
+            del sys.modules[name]
+        why_not.cache_clear()
+        why_not_apex.cache_clear()
+
+    forget()
+    monkeypatch.syspath_prepend(tmp_path)
+    yield make
+    forget()
+
+
+def test_a_working_one_has_no_problem(install: Callable[[str], None]) -> None:
+    install(WORKING)
+    assert check_apex() == {"installed": True, "problem": ""}
+
+
+def test_one_without_its_extensions_is_told_part_by_part(install: Callable[[str], None]) -> None:
+    install(WITHOUT_EXTENSIONS)
+    reason = "RuntimeError: built without CUDA extensions"
+    problem = f"FusedLayerNorm: {reason}; FusedAdam: {reason}; FusedLAMB: {reason}"
+    assert check_apex() == {"installed": True, "problem": problem}
+
+
+def test_the_other_package_of_that_name_is_told(install: Callable[[str], None], tmp_path: Path) -> None:
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    assert check_apex() == {"installed": True, "problem": "not NVIDIA's package"}

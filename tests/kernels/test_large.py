@@ -1,0 +1,53 @@
+"""Vocabularies of 256,000, and logits at offsets that 32 bits do not hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dwt_kernels import distill_loss
+
+VOCABULARY = 256_000
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_largest_vocabulary(backend, make_inputs, assert_exact, temperature):
+    inputs = make_inputs(VOCABULARY, torch.bfloat16, rows=4)
+    assert_exact(distill_loss, *inputs, backend=backend, temperature=temperature)
+
+
+def test_rows_far_apart(backend, make_inputs):
+    """The last row begins 2 x (2^30 + 8) elements after the first."""
+    student, teacher, labels = make_inputs(401, torch.bfloat16, rows=3)
+    labels[1] = 7
+    far = []
+    for near in (student, teacher):
+        stride = 2**30 + 8
+        storage = torch.empty(2 * stride + near.shape[1], dtype=near.dtype, device=near.device)
+        far.append(storage.as_strided(near.shape, (stride, 1)))
+        far[-1].copy_(near)
+    expected = _with_gradient(student, teacher, labels, backend)
+    for ours, exact in zip(_with_gradient(*far, labels, backend), expected):
+        torch.testing.assert_close(ours, exact, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_more_logits_than_32_bits_count(backend, make_inputs):
+    """The gradient of the last rows lies beyond 2^31 elements. All rows share one row's memory; most do not count."""
+    rows = 2**31 // VOCABULARY + 3
+    student, teacher, labels = make_inputs(VOCABULARY, torch.bfloat16, rows=1)
+    all_labels = torch.full((rows,), -100, device=labels.device)
+    all_labels[[0, -2, -1]] = labels[0]
+    expected = _with_gradient(student, teacher, labels, backend, normalizer=3)
+    shape = (rows, VOCABULARY)
+    loss, gradient = _with_gradient(student.expand(shape), teacher.expand(shape), all_labels, backend, normalizer=3)
+    torch.testing.assert_close(loss, 3 * expected[0])
+    for row in (0, -2, -1):
+        torch.testing.assert_close(gradient[row], expected[1][0], rtol=0, atol=0)
+    assert not gradient[1].any()
+    assert not gradient[-3].any()
+
+
+def _with_gradient(student, teacher, labels, backend, **keywords):
+    student = student.detach().requires_grad_()
+    loss = distill_loss(student, teacher, labels, backend=backend, temperature=2.0, **keywords).loss
+    return loss.detach(), torch.autograd.grad(loss, student)[0]
