@@ -7,6 +7,7 @@ waits for it without end and without a word.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +33,21 @@ class Lock:
 
 
 def extensions_folder() -> Path:
-    """Where torch puts compiled extensions."""
+    """Where torch puts the extensions that this Python compiles, each in a folder of its name."""
+    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if chosen is not None:
+        return Path(chosen)
+    from torch import version
     from torch.utils.cpp_extension import get_default_build_root
 
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
+    built_for = f"rocm{version.hip}" if version.hip else f"cu{version.cuda}" if version.cuda else "cpu"
+    return Path(get_default_build_root(), f"{python}_{built_for.replace('.', '')}")
 
 
 def find_locks() -> list[Lock]:
-    """All locks; torch's own folder has one level more, for Python and CUDA versions."""
-    folder = extensions_folder()
-    paths = sorted({*folder.glob("*/lock"), *folder.glob("*/*/lock")})
+    """All locks in that folder."""
+    paths = sorted(extensions_folder().glob("*/lock"))
     opened = _open_files() if paths else set()
     locks = []
     for path in paths:

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
 from dwt_ds.doctor.probe import _build_operators
-from dwt_ds.extension_locks import find_locks
+from dwt_ds.extension_locks import extensions_folder, find_locks
 
 
 @pytest.fixture
@@ -15,6 +16,16 @@ def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     (tmp_path / "cpu_adam").mkdir()
     return tmp_path
+
+
+def test_the_folder_is_the_one_that_torch_builds_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen in (None, str(tmp_path / "chosen")):
+        monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
+        if chosen:
+            monkeypatch.setenv("TORCH_EXTENSIONS_DIR", chosen)
+        else:
+            monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+        assert extensions_folder() == Path(cpp_extension._get_build_directory("cpu_adam", verbose=False)).parent
 
 
 def test_without_a_build_there_is_no_lock(extensions: Path) -> None:
