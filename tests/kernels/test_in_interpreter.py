@@ -26,21 +26,12 @@ pytestmark = [
 
 @pytest.mark.parametrize("file", TEST_FILES)
 def test_in_interpreter(file):
-    run_in_interpreter(file, "not slow")
-
-
-@pytest.mark.slow
-def test_slow_ones_in_interpreter():
-    run_in_interpreter("test_large.py", "slow")
-
-
-def run_in_interpreter(file: str, marks: str) -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "--tb=short"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     folder = Path(__file__).parent
     done = subprocess.run(
-        [*command, "-m", marks, str(folder / file)],
+        [*command, "-m", "not slow", str(folder / file)],
         env=environment,
         cwd=folder.parents[1],
         capture_output=True,
