@@ -71,10 +71,10 @@ DEVICES = {
     "l40s": Device("l40s", int(44.5 * GIB), 362, 91.6, 32e9, _gbit(1, 100), _MFU),
 }
 
-# benchmarks/results/training_speed.csv: 885 GFLOP/s on two cores of an AMD EPYC, of which training reached 68%; fp32
+# benchmarks/results/training_speed.csv: 813 GFLOP/s on two cores of an AMD EPYC, of which training reached 63%; fp32
 # is a quarter of it there.
-_CPU_CORE_TFLOPS = 0.44
-_CPU_MFU = 0.68
+_CPU_CORE_TFLOPS = 0.41
+_CPU_MFU = 0.63
 DEVICE_NAMES = (*DEVICES, "cpu")
 
 
