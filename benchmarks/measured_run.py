@@ -75,19 +75,20 @@ class MeasuredStudent:
         return getattr(self._engine, name)
 
     def __call__(self, *inputs: Any) -> Any:
-        parameters = {p.untyped_storage()._cdata for p in self._engine.module.parameters()}
-        kept: dict[int, int] = {}
+        parameters = list(self._engine.module.parameters())
+        kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage._cdata not in parameters:
-                kept[storage._cdata] = storage.nbytes()
+            # ZeRO-3 gathers weights on the way: what is a parameter's now may not have been before.
+            if all(storage._cdata != each.untyped_storage()._cdata for each in parameters):
+                kept[storage._cdata] = storage
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = self._engine(*inputs)
         if self._engine.module.training:
-            self.report["activations"] = sum(kept.values())
+            self.report["activations"] = sum(storage.nbytes() for storage in kept.values())
         return loss
 
     def backward(self, loss: torch.Tensor) -> None:
