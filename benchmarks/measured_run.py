@@ -136,10 +136,12 @@ def main(report: Path, recipe: str, overrides: list[str]) -> None:
     del existing
     student = MeasuredStudent(run.student, sent, live)
     run.student = student  # type: ignore[assignment]
-    if run.teacher is not None:
-        student.report["teacher"] = storage_bytes(list(run.teacher.model.parameters()))
     with live, sent:
         train(run)
+    if run.teacher is not None:
+        parameters = list(run.teacher.model.parameters())
+        shards = [getattr(parameter, "ds_tensor", None) for parameter in parameters]
+        student.report["teacher"] = storage_bytes([parameters, shards, list(run.teacher.head)])
     report.with_name(f"{report.name}.{rank()}").write_text(json.dumps(student.report))
     stop_ranks()
 

@@ -131,6 +131,7 @@ def _start_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Teac
             kernel_inject=config.kernel_inject,
             device=ranks.device(),
             seq_len=seq_len,
+            sharded=config.sharded,
             trust_remote_code=config.trust_remote_code,
         )
     check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
@@ -181,7 +182,7 @@ def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEn
         _say(f"quantization-aware: {settled.quantization.describe()}")
     if teacher is None:
         return None
-    theirs = parameter_count(teacher.model)
+    theirs = teacher.parameters
     device = ranks.device()
     loss = teacher_held_out_loss(
         teacher,

@@ -119,6 +119,9 @@ class TeacherConfig:
     """Precision of the teacher's forward pass; auto: the student's."""
     kernel_inject: bool | Literal["auto"] = "auto"
     """DeepSpeed's injected inference kernels; auto: used where a probe finds that they run and agree."""
+    sharded: bool = False
+    """Cut the teacher's weights over the ranks and gather them layer by layer (ZeRO-3), for one too large to be whole
+    on every rank; its head stays whole."""
     trust_remote_code: bool = False
     """Run Python code that comes with the teacher's folder. Leave it off for models you did not write."""
 

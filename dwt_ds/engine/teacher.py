@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import deepspeed
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dwt_ds.distill.objective import MicroBatch, TeacherView
-from dwt_ds.models.build import load_masked_lm
+from dwt_ds.engine.sharded_teacher import shard_over_ranks
+from dwt_ds.models.build import load_masked_lm, parameter_count
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
 
 logger = logging.getLogger(__name__)
@@ -32,11 +35,15 @@ class TeacherEngine:
             that the hidden states stay close.
         device: where it computes.
         seq_len: longest row; the injected kernels size their workspace by it.
+        sharded: cut the weights over the ranks, which then have to call it equally often; kernels are not injected.
 
     Raises:
         FileNotFoundError: nothing at the path.
         ValueError: no masked LM whose head can be split off, or `kernel_inject=True` where injection does not work.
     """
+
+    head: tuple[Tensor, Tensor | None]
+    """Weight (V, H) and bias (V,), whole on every rank."""
 
     def __init__(
         self,
@@ -46,21 +53,32 @@ class TeacherEngine:
         kernel_inject: bool | str,
         device: torch.device,
         seq_len: int,
+        sharded: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         self._path, self._dtype, self._device, self._seq_len = path, _DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code
         self.injected = False
-        gathered = self._load()
-        if kernel_inject is not False:
+        gathered = self._load(torch.device("cpu") if sharded else device)
+        self.parameters = parameter_count(gathered)
+        if sharded and kernel_inject is True:
+            raise ValueError("teacher.kernel_inject=true: not with teacher.sharded=true; set it to auto or false")
+        if kernel_inject is not False and not sharded:
             problem = self._inject(gathered)
             if problem:
                 if kernel_inject is True:
                     raise ValueError(f"teacher.kernel_inject=true: {problem}; set it to auto or false")
                 logger.info("teacher %s: kernels not injected (%s)", path, problem)
+        self._gathered = gathered
+        if sharded:
+            # The loss reads the head outside of the forward pass, where nobody would gather it.
+            weight, bias = gathered.decoder_weight, gathered.decoder_bias
+            self.head = weight.detach().clone().to(device), None if bias is None else bias.detach().clone().to(device)
+            self._engine = self._shard(gathered)
+            return
         if not self.injected:
             self._engine = self._start(gathered, inject=False)
-        self._gathered = gathered
+        self.head = gathered.decoder_weight, gathered.decoder_bias
 
     @property
     def model(self) -> PreTrainedModel:
@@ -70,37 +88,34 @@ class TeacherEngine:
     @property
     def vocabulary_rows(self) -> int:
         """Rows of the decoder: the vocabulary, and padding if there is any."""
-        return int(self._gathered.decoder_weight.shape[0])
+        return int(self.head[0].shape[0])
 
     @torch.no_grad()
     def __call__(self, batch: MicroBatch) -> TeacherView:
         """Hidden states at the rows' positions, and the head that turns them into logits."""
         hidden = self._engine(batch.input_ids, batch.attention_mask, batch.positions)
-        return TeacherView(hidden, self._gathered.decoder_weight, self._gathered.decoder_bias)
+        return TeacherView(hidden, *self.head)
 
-    def _load(self) -> GatheredMaskedLM:
+    def _load(self, device: torch.device) -> GatheredMaskedLM:
         model = load_masked_lm(self._path, dtype=self._dtype, trust_remote_code=self._trust_remote_code)
-        gathered = GatheredMaskedLM(model).to(self._device)
+        gathered = GatheredMaskedLM(model).to(device)
         check_against_own_logits(gathered)
         return gathered
 
     def _start(self, gathered: GatheredMaskedLM, *, inject: bool) -> nn.Module:
-        # It also rounds buffers that the model keeps in fp32, such as the frequencies of rotary positions.
-        buffers = {
-            (module, name): buffer
-            for module in gathered.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-            if buffer.is_floating_point()
-        }
-        engine = deepspeed.init_inference(
-            gathered,
-            config={"dtype": self._dtype, "replace_with_kernel_inject": inject, "max_out_tokens": self._seq_len},
-        )
-        for (module, name), buffer in buffers.items():
-            module._buffers[name] = buffer
+        config = {"dtype": self._dtype, "replace_with_kernel_inject": inject, "max_out_tokens": self._seq_len}
+        with _buffers_unrounded(gathered, self._device):
+            engine = deepspeed.init_inference(gathered, config=config)
         # init_inference does none of these.
         engine.module.eval()
         engine.module.requires_grad_(False)
+        return engine
+
+    def _shard(self, gathered: GatheredMaskedLM) -> nn.Module:
+        gathered.eval().requires_grad_(False)
+        with _buffers_unrounded(gathered, self._device):
+            engine = shard_over_ranks(gathered, self._dtype)
+        engine.eval()
         return engine
 
     @torch.no_grad()
@@ -113,7 +128,7 @@ class TeacherEngine:
         plain: Tensor = gathered(tokens, None, positions).float()
         try:
             # Injection replaces layers in place, so it gets a model of its own.
-            candidate = self._load()
+            candidate = self._load(self._device)
             engine = self._start(candidate, inject=True)
             moved = ((engine(tokens, None, positions).float() - plain).abs().max() / plain.abs().max()).item()
         except Exception as error:  # whatever a kernel library raises, the plain engine is still there
@@ -124,3 +139,17 @@ class TeacherEngine:
         gathered.model = candidate.model
         self._engine, self.injected = engine, True
         return ""
+
+
+@contextmanager
+def _buffers_unrounded(gathered: GatheredMaskedLM, device: torch.device) -> Iterator[None]:
+    """DeepSpeed's engines round all buffers to their dtype; models keep some in fp32, such as rotary frequencies."""
+    buffers = {
+        (module, name): buffer
+        for module in gathered.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }
+    yield
+    for (module, name), buffer in buffers.items():
+        module._buffers[name] = buffer.to(device)

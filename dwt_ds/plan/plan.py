@@ -12,6 +12,7 @@ from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.memory import STAGES, RankMemory, rank_memory
 from dwt_ds.plan.settings import Settings
 from dwt_ds.plan.shapes import Shapes, buffer_bytes
+from dwt_ds.plan.sharded_teacher import ShardedTeacher
 from dwt_ds.plan.simulation import MicroBatchBytes, Simulator, forward_flops
 from dwt_ds.plan.speed import StepTime, Work, step_time
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
@@ -41,6 +42,13 @@ class Plan:
         return Simulator(self.settings, self.shapes, on_cpu=self.device.is_cpu)
 
     @cached_property
+    def sharded_teacher(self) -> ShardedTeacher | None:
+        """None where every rank has all of the teacher."""
+        teacher = self.simulator.teacher
+        sharded = self.settings.config.teacher.sharded and self.ranks > 1
+        return ShardedTeacher(teacher, self.ranks) if sharded and teacher is not None else None
+
+    @cached_property
     def partition(self) -> Partition:
         return Partition(self.shapes.trainable_numels, self.ranks)
 
@@ -63,7 +71,7 @@ class Plan:
             self.partition,
             micro or self.micro,
             frozen_bytes=self.frozen_bytes,
-            teacher_bytes=self.simulator.teacher_bytes(),
+            teacher_bytes=self.sharded_teacher.bytes if self.sharded_teacher else self.simulator.teacher_bytes(),
             accumulation=self.settings.config.train.gradient_accumulation_steps,
         )
 
@@ -102,7 +110,8 @@ class Plan:
     def traffic(self, stage: int) -> list[Traffic]:
         """Collectives of a step at a ZeRO stage."""
         accumulation = self.settings.config.train.gradient_accumulation_steps
-        return step_traffic(stage, self.zero(stage), self.partition, accumulation)
+        students = step_traffic(stage, self.zero(stage), self.partition, accumulation)
+        return [*students, self.sharded_teacher.traffic(accumulation)] if self.sharded_teacher else students
 
     def step_time(self, stage: int) -> StepTime:
         """Seconds of a step at a ZeRO stage."""

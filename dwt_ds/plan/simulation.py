@@ -58,8 +58,13 @@ class Simulator:
             if not on_cpu:  # a CPU's dropout does nothing in evaluation
                 imitate_device(self._teacher.model, "auto", on_cpu=False)
 
+    @property
+    def teacher(self) -> GatheredMaskedLM | None:
+        """The teacher in the dtype that it computes in."""
+        return self._teacher
+
     def teacher_bytes(self) -> int:
-        """The teacher's weights and tables."""
+        """The teacher's weights and tables, whole."""
         return 0 if self._teacher is None else _bytes_of(self._teacher)
 
     def micro_batch(self, rows: int) -> MicroBatchBytes:

@@ -17,7 +17,11 @@ from dwt_ds.engine.ranks import start_ranks, stop_ranks
 from dwt_ds.engine.teacher import TeacherEngine
 from transformers import AutoModelForMaskedLM
 start_ranks()
-teacher = TeacherEngine(sys.argv[1], dtype="bf16", kernel_inject=False, device=torch.device("cpu"), seq_len=24)
+sharded = sys.argv[2] == "sharded"
+settings = {"dtype": "bf16", "kernel_inject": False, "device": torch.device("cpu"), "seq_len": 24, "sharded": sharded}
+teacher = TeacherEngine(sys.argv[1], **settings)
+assert teacher.parameters == sum(p.numel() for p in AutoModelForMaskedLM.from_pretrained(sys.argv[1]).parameters())
+assert (sum(p.numel() for p in teacher.model.parameters()) < teacher.parameters) == sharded
 model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
 tokens = torch.randint(5, 90, (2, 24), generator=torch.Generator().manual_seed(0))
 positions = torch.tensor([1, 20, 25, 47])
@@ -38,8 +42,9 @@ stop_ranks()
 """
 
 
+@pytest.mark.parametrize("cut", ["whole", "sharded"])
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_the_engine_answers_as_the_model_and_keeps_its_buffers(family: str, tmp_path: Path) -> None:
+def test_the_engine_answers_as_the_model_and_keeps_its_buffers(family: str, cut: str, tmp_path: Path) -> None:
     import torch
 
     from dwt_ds.config import StudentConfig
@@ -52,7 +57,9 @@ def test_the_engine_answers_as_the_model_and_keeps_its_buffers(family: str, tmp_
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path)
-    done = subprocess.run([sys.executable, "-c", CHECK, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, str(tmp_path), cut], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     # Rotary frequencies are the buffers of a ModernBERT.
     assert ("float32" in done.stdout) == (family == "modernbert"), done.stdout

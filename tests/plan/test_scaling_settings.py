@@ -32,6 +32,8 @@ SETTINGS = {
         f"{ZERO}.offload_optimizer.device=cpu",
         f"{ZERO}.offload_param.device=cpu",
     ],
+    "sharded teacher": ["teacher.sharded=true"],
+    "ZeRO-3, sharded teacher": [f"{ZERO}.stage=3", "teacher.sharded=true"],
     "ZeRO-3": [f"{ZERO}.stage=3", f"{ZERO}.stage3_param_persistence_threshold=100"],
     "ZeRO-3, weights let go": [
         f"{ZERO}.stage=3",
