@@ -26,12 +26,6 @@ SETTINGS = {
         "train.gradient_accumulation_steps=2",
     ],
     "offloaded optimizer": [f"{ZERO}.offload_optimizer.device=cpu"],
-    "ZeRO-3, all offloaded": [
-        f"{ZERO}.stage=3",
-        f"{ZERO}.stage3_param_persistence_threshold=100",
-        f"{ZERO}.offload_optimizer.device=cpu",
-        f"{ZERO}.offload_param.device=cpu",
-    ],
     "sharded teacher": ["teacher.sharded=true"],
     "ZeRO-3, sharded teacher": [f"{ZERO}.stage=3", "teacher.sharded=true"],
     "ZeRO-3": [f"{ZERO}.stage=3", f"{ZERO}.stage3_param_persistence_threshold=100"],
