@@ -125,6 +125,10 @@ class TeacherConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the teacher's folder. Leave it off for models you did not write."""
 
+    def __post_init__(self) -> None:
+        if self.sharded and self.kernel_inject is True:
+            raise ValueError("kernel_inject=true: not for a sharded teacher; set it to auto, or sharded to false")
+
 
 @dataclass(config=_STRICT)
 class DistillConfig:

@@ -29,7 +29,7 @@ os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(PROGRAMS.parent / "torch_extensions"))
 for lock in find_locks():
     if lock.stale(several_hosts=False):
-        Path(lock.path).unlink()
+        Path(lock.path).unlink(missing_ok=True)  # the other worker may have been faster
 
 # A busy machine is no fault of an example's.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

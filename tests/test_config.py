@@ -156,6 +156,11 @@ def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed(
         ("teacher", None, "teacher=None: must be a mapping of settings"),
         ("student.config", [1], "student.config=[1]: must be a mapping of settings"),
         ("deepspeed", "x", "deepspeed='x': must be a mapping of settings"),
+        (
+            "teacher",
+            {"sharded": True, "kernel_inject": True},
+            "teacher.kernel_inject=true: not for a sharded teacher; set it to auto, or sharded to false",
+        ),
     ],
 )
 def test_a_wrong_type_or_range_is_told_by_field_value_and_fix(dotted: str, value: Any, message: str) -> None:

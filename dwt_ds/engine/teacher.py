@@ -61,8 +61,6 @@ class TeacherEngine:
         self.injected = False
         gathered = self._load(torch.device("cpu") if sharded else device)
         self.parameters = parameter_count(gathered)
-        if sharded and kernel_inject is True:
-            raise ValueError("teacher.kernel_inject=true: not with teacher.sharded=true; set it to auto or false")
         if kernel_inject is not False and not sharded:
             problem = self._inject(gathered)
             if problem:
