@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/study/SCALE")
     parser.add_argument("--seeds", metavar="A,B", help="in place of the grid's, or the scale's")
     parser.add_argument("--ranks", type=int, metavar="N", help="processes a run; default: one a GPU, or the scale's")
+    parser.add_argument(
+        "--glue",
+        metavar="DIR|hub",
+        help="fine-tune every export on GLUE and score it: a folder of GLUE's TSVs, or nyu-mll/glue on the hub",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list runs, steps, tokens and hours, and run nothing")
     parser.add_argument(
         "--gpu",
@@ -47,6 +52,7 @@ def main(args: argparse.Namespace) -> int:
         seeds=_seeds(args.seeds),
         ranks=args.ranks,
         gpu=args.gpu,
+        glue=args.glue,
         overrides=tuple(args.overrides),
     )
     return run_study(options, dry_run=args.dry_run)

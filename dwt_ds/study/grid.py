@@ -72,11 +72,12 @@ def grid_names() -> list[str]:
     return sorted(path.stem for path in GRIDS_FOLDER.glob("*.yaml") if path.stem != _COMMON)
 
 
-def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None) -> Grid:
+def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: str | None = None) -> Grid:
     """Read a grid given as a file or as the name of a packaged one.
 
     Args:
         seeds: in place of the grid's, or the scale's.
+        glue: fine-tune all exports on GLUE from this folder, or from the "hub"; None: only if the grid says so.
 
     Raises:
         FileNotFoundError: no such grid.
@@ -111,9 +112,15 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None) -> Grid
         scale=scale,
         figure=content.get("figure"),
         ranks=size["ranks"],
-        glue=content.get("glue") or {},
+        glue=_fine_tuning(size["glue"], content.get("glue"), glue),
         runs=list(unique.values()),
     )
+
+
+def _fine_tuning(of_scale: dict[str, Any], of_grid: dict[str, Any] | None, asked: str | None) -> dict[str, Any]:
+    if of_grid is None and asked is None:
+        return {}
+    return merged(of_scale, {**(of_grid or {}), **({} if asked is None else {"dir": asked})})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
 from dwt_ds.study.launch import pretrain_command, run_logged, visible_ranks
 from dwt_ds.study.read_run import held_out_rows
-from dwt_ds.study.scores import GLUE_KEYS, score_exports
+from dwt_ds.study.scores import GLUE_KEYS, HUB, score_exports
 from dwt_ds.supervise import STOPPED
 
 FINISHED, WAITING = "finished", "waiting"
@@ -39,6 +39,8 @@ class StudyOptions:
     """Processes of a run; None: one a GPU, or the scale's."""
     gpu: str | None = None
     """Device of the estimate; None: cpu, or a100-80 where there is a GPU and for the paper's scale."""
+    glue: str | None = None
+    """Fine-tune all exports on GLUE from this folder, or from the "hub"; None: only if the grid says so."""
     overrides: tuple[str, ...] = ()
     """`key=value` for all runs."""
 
@@ -64,10 +66,13 @@ class Study:
             key = override.partition("=")[0]
             if key in _NOT_OVERRIDDEN:
                 raise ValueError(f"override {override!r}: the study sets {key} itself; use --out or --seeds, say")
-        grid = load_grid(options.grid, options.scale, options.seeds)
+        grid = load_grid(options.grid, options.scale, options.seeds, options.glue)
         for key in grid.glue:
             if key not in GLUE_KEYS:
                 raise ValueError(f"grid {options.grid}: glue.{key}: unknown key (known: {', '.join(GLUE_KEYS)})")
+        data = grid.glue.get("dir", HUB)
+        if data != HUB and not Path(data).is_dir():
+            raise FileNotFoundError(f"GLUE folder {data!r}: no such folder; give one with GLUE's TSVs, or {HUB}")
         folder = StudyFolder(options.out or Path("runs") / "study" / grid.scale)
         ranks = options.ranks or visible_ranks(grid.ranks)
         on_gpu = grid.scale == "paper" or torch.cuda.is_available()

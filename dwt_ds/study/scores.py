@@ -10,7 +10,8 @@ from typing import Any
 from dwt_ds.run_folder import RunFolder
 from dwt_ds.study.launch import run_logged
 
-# Keys of a grid's `glue` section, which are options of `dwt-ds glue`.
+HUB = "hub"
+# Keys of a grid's `glue` section, which are options of `dwt-ds glue`; `dir` may be HUB, that command's default.
 GLUE_KEYS = (
     "dir",
     "tasks",
@@ -49,6 +50,8 @@ def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:
     """`dwt-ds glue` with the grid's options."""
     options = []
     for key, value in glue.items():
+        if key == "dir" and value == HUB:
+            continue
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         options += ["--glue-dir" if key == "dir" else f"--{key.replace('_', '-')}", text]
     return [sys.executable, "-m", "dwt_ds.cli.main", "glue", "--model", str(model), "--out", str(out), *options]

@@ -11,6 +11,7 @@ import yaml
 
 from dwt_ds.cli.main import main
 from dwt_ds.recipe import load_recipe
+from dwt_ds.study import launch, scores
 from dwt_ds.study import run as study_run
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import grid_names, load_grid
@@ -126,6 +127,7 @@ def test_a_folder_with_other_settings_is_refused(
         (["teacher_quality", "train.max_step=3"], "train.max_step: unknown key; did you mean 'max_steps'"),
         (["teacher_quality", "--seeds", "a"], "--seeds='a'"),
         (["nothing"], "no such file and no packaged grid"),
+        (["soft_weight", "--glue", "nowhere"], "GLUE folder 'nowhere': no such folder"),
     ],
 )
 def test_mistakes_are_told_before_the_first_run(
@@ -142,6 +144,31 @@ def test_glue_options_become_those_of_the_command() -> None:
 
     command = glue_command(Path("m"), Path("o"), {"dir": "g", "tasks": ["CoLA", "MRPC"], "max_steps": 5})
     assert " ".join(command[3:]) == "glue --model m --out o --glue-dir g --tasks CoLA,MRPC --max-steps 5"
+    assert glue_command(Path("m"), Path("o"), {"dir": "hub"})[3:] == ["glue", "--model", "m", "--out", "o"]
+
+
+def test_asked_for_scores_every_export_of_a_run_is_fine_tuned(
+    fail_layers: list[int], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(command: list[str], log: Path) -> int:
+        if "glue" not in command:
+            return launch.run_logged(command, log)
+        options = dict(zip(command[4::2], command[5::2]))
+        assert options["--glue-dir"] == str(tmp_path)
+        assert options["--max-steps"] == "2"  # the scale's
+        scored.append(options["--model"])
+        return 0
+
+    scored: list[str] = []
+    monkeypatch.setattr(study_run, "run_logged", answer)
+    monkeypatch.setattr(scores, "run_logged", answer)
+    study = tmp_path / "study"
+    half_way = study / "alone-s42" / "export" / "step_00000006"
+    half_way.mkdir(parents=True)
+    arguments = ["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]
+    assert main([*arguments, "--glue", str(tmp_path)]) == 0
+    runs = [run.name for run in load_grid("remapping", "smoke").runs]
+    assert sorted(scored) == sorted([str(half_way), *(str(study / name / "export") for name in runs)])
 
 
 # `starts` differs from `remapping` by the method alone; each method is tested with the models, and here time is short.
