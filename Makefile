@@ -1,7 +1,7 @@
 # make quickstart | test | test-slow | bench | lint        (see README.md)
 #
 # PYTHON       interpreter for the virtual environment             (default: python3)
-# TORCH_INDEX  address of an index of CPU builds of torch, for machines without a GPU
+# TORCH_INDEX  address of an index of CPU builds of torch, for machines without a GPU; if it does not answer, make stops
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -34,11 +34,14 @@ venv: $(VENV)/.installed
 # A torch from a CPU index carries a "+cpu" version; where pip finds none, the plain one is taken, which brings
 # gigabytes of CUDA packages along.
 $(VENV)/.installed: setup.py constraints.txt constraints-cpu.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "setuptools>=70" wheel ninja
 ifeq ($(HAS_GPU),)
-	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)+cpu" 2>/dev/null \
-	  || $(BIN)/python -m pip install "torch==$(TORCH)"
+ifneq ($(TORCH_INDEX),)
+	$(BIN)/python -m pip install -q --index-url $(TORCH_INDEX) "torch==$(TORCH)+cpu"
+else
+	$(BIN)/python -m pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(BIN)/python -m pip install "torch==$(TORCH)"
+endif
 	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -c constraints-cpu.txt -e ".[dev]"
 else
 	$(BIN)/python -m pip install "torch==$(TORCH)"

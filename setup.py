@@ -46,6 +46,7 @@ setup(
     extras_require={
         "study": STUDY,
         "monitor": MONITOR,
+        "wandb": ["wandb>=0.16"],
         "quantization": QUANTIZATION,
         "lamb": LAMB,
         "dev": [

@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -67,6 +66,8 @@ def main() -> int:
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
+    if options.steps < 3:
+        parser.error(f"--steps {options.steps}: must be at least 3, since the first one and the last are not looked at")
     if options.part == "measure":
         ranks = [int(number) for number in options.ranks.split(",")]
         _write(MEASURED, [_measure(number, options) for number in ranks])
@@ -84,21 +85,22 @@ def _measure(ranks: int, options: argparse.Namespace) -> dict[str, Any]:
             f"teacher.path={_random_teacher(options.data, folder / 'teacher')}",
             f"output_dir={folder / 'run'}",
             f"train.max_steps={options.steps}",
-            "train.log_every=1",
+            # Beyond the last: a logged step sums its losses over the ranks, which others do not.
+            f"train.log_every={options.steps + 1}",
             "train.eval_rows=16",
             "train.eval_every=0",
             "train.checkpoint_every=0",
         ]
         reports = _run_ranks(ranks, folder, overrides)
         lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    steps = [row for row in map(json.loads, lines) if "loss" in row]
-    seconds = [after["elapsed_seconds"] - before["elapsed_seconds"] for before, after in zip(steps, steps[1:])]
+    first, last = (row for row in map(json.loads, lines) if "loss" in row)
+    seconds = last["elapsed_seconds"] - first["elapsed_seconds"]
     row: dict[str, Any] = {
         "device": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "ranks": ranks,
-        "seconds_per_step": round(statistics.median(seconds), 4),
-        "tokens_per_second": round(statistics.median(each["tokens_per_second"] for each in steps[1:]), 1),
+        "seconds_per_step": round(seconds / (last["step"] - first["step"]), 4),
+        "tokens_per_second": round(last["tokens_per_second"], 1),
     }
     for part in ("weights", "master", "optimizer", "gradient_slices", "gradients", "activations", "teacher"):
         row[f"{part}_bytes"] = max(report[part] for report in reports)

@@ -35,6 +35,7 @@ from rows import append_row, processor
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.local_launch import launcher_options, visible_ranks
 
 MICRO_BATCH, SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS = 16, 128, 768, 6, 4
 RESULTS = Path(__file__).parent / "results" / "training_speed.csv"
@@ -44,7 +45,7 @@ def main() -> int:
     """Prints the figures and appends them to the CSV."""
     options = _options()
     on_gpu = torch.cuda.is_available()
-    ranks = options.ranks or (torch.cuda.device_count() if on_gpu else 1)
+    ranks = options.ranks or visible_ranks(without_gpu=1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         packed, sentences = folder / "packed", folder / "sentences"
@@ -177,8 +178,8 @@ def pretrain_tokens_per_second(data: Path, teacher: Path, output: Path, steps: i
         "train.eval_every": 0,
         "train.checkpoint_every": 0,
     }
-    command = [Path(sys.executable).with_name("deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
-    command += ["--module", "dwt_ds.pretrain", "paper_weak", *(f"{key}={value}" for key, value in settings.items())]
+    command = [Path(sys.executable).with_name("deepspeed"), *launcher_options(ranks), "--module", "dwt_ds.pretrain"]
+    command += ["paper_weak", *(f"{key}={value}" for key, value in settings.items())]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     first = next(row for row in rows if row["step"] == warm_up)

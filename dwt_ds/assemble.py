@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from dwt_ds.config import DataConfig
+from dwt_ds.config import DataConfig, TrainConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.masks import Masking
 from dwt_ds.distill.adaptive import AdaptiveWeight
@@ -21,8 +23,8 @@ from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_data, require_same_software
 from dwt_ds.engine.checkpoint import RunState
 from dwt_ds.engine.optimizers import check_optimizer
-from dwt_ds.engine.resume import load_checkpoint, newest_checkpoint
-from dwt_ds.engine.student import StudentEngine, quieten_deepspeed, start_student
+from dwt_ds.engine.resume import NewestCheckpoint, check_world_size, load_checkpoint, newest_checkpoint
+from dwt_ds.engine.student import StudentEngine, check_monitors, check_precision, quieten_deepspeed, start_student
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.loading import as_micro_batch
 from dwt_ds.models.build import (
@@ -43,9 +45,9 @@ from dwt_ds.run import Run
 from dwt_ds.run_folder import RunFolder
 from dwt_ds.settings_diff import changed_settings
 from dwt_ds.settle import Settled, check_student, identity, naming, run_facts, settle, sizes, timeout_seconds
+from dwt_ds.software import host_name
 from dwt_ds.stop import StopRequest
-
-logger = logging.getLogger(__name__)
+from dwt_ds.stuck import StuckWatch
 
 
 def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, stop: StopRequest) -> Run | None:
@@ -64,6 +66,8 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     with ranks.all_or_none():
         tokenizer = settled.data.tokenizer()
         check_student(settled, tokenizer)
+        check_precision(settled.ds)
+        check_monitors(settled.ds)
         check_optimizer(settled.ds_values, ranks.device(), settled.ds.source)
         check_layer_norm(settled.config.fused.layer_norm, ranks.device())
         facts = run_facts(settled)
@@ -74,7 +78,11 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
         _say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
         return None
 
+    stuck = _watch(folder, settled.config.train)
+    checkpoint = newest_checkpoint(folder.checkpoints)
     with ranks.all_or_none():
+        if checkpoint.path is not None:
+            check_world_size(checkpoint.path, settled.ds.zero_stage)
         teacher = _start_teacher(settled, tokenizer)
         objective = _build_objective(settled, tokenizer)
     with ranks.all_or_none():
@@ -84,7 +92,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     teacher_loss = _introduce(settled, objective, teacher)
     torch.manual_seed(settled.config.seed + 1 + ranks.rank())
     student = start_student(objective, settled.ds_values)
-    state = _resume(student, folder, settled, facts)
+    state = _resume(student, checkpoint, folder, settled, facts)
     adaptive = _adaptive_weight(settled, teacher_loss, state)
     train = settled.config.train
     batches = StepBatches(
@@ -113,9 +121,27 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
             folder=folder,
             state=state,
             facts=facts,
-            progress=Progress(state.step, settled.total_steps, shown=ranks.rank() == 0),
+            progress=Progress(
+                state.step,
+                settled.total_steps,
+                hard_weight=settled.config.distill.hard_weight,
+                shown=ranks.rank() == 0,
+            ),
             stop=stop,
+            stuck=stuck,
         )
+    )
+
+
+def _watch(folder: RunFolder, train: TrainConfig) -> StuckWatch:
+    return StuckWatch(
+        folder.path,
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
+        host=host_name(),
+        # A collective that times out ends the run, and then nobody is left to look.
+        seconds=min(train.report_stuck_after_seconds, train.collective_timeout_seconds / 2),
+        say=_say,
     )
 
 
@@ -150,7 +176,10 @@ def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Di
     model = build_student(config.student, **sizes(settled, tokenizer))
     if config.student.init != "random":
         assert config.teacher.path is not None  # _check_growth refused it
-        grow(load_masked_lm(config.teacher.path, dtype=torch.float32), model, config.student.init, seed=config.seed)
+        teacher = load_masked_lm(
+            config.teacher.path, dtype=torch.float32, trust_remote_code=config.teacher.trust_remote_code
+        )
+        grow(teacher, model, config.student.init, seed=config.seed)
     if config.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if ranks.device().type == "cpu":
@@ -191,18 +220,21 @@ def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEn
         ranks.sum_over_ranks,
         device,
     )
+    judged = "no held-out rows to measure it by" if math.isnan(loss) else f"held-out MLM loss {loss:.4f}"
     _say(
-        f"teacher: {config.teacher.path}, {theirs:,} parameters ({theirs / ours:.2f} of the student's), "
-        f"held-out MLM loss {loss:.4f}{', kernels injected' if teacher.injected else ''}"
+        f"teacher: {config.teacher.path}, {theirs:,} parameters ({theirs / ours:.2f} of the student's), {judged}; "
+        f"{teacher.injection}"
     )
     if theirs > ours:
         _say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
     return loss
 
 
-def _resume(student: StudentEngine, folder: RunFolder, settled: Settled, facts: dict[str, Any]) -> RunState:
-    path, damaged = newest_checkpoint(folder.checkpoints)
-    for problem in damaged:
+def _resume(
+    student: StudentEngine, checkpoint: NewestCheckpoint, folder: RunFolder, settled: Settled, facts: dict[str, Any]
+) -> RunState:
+    path = checkpoint.path
+    for problem in checkpoint.damaged:
         _say(f"checkpoint not used: {problem}")
     state = RunState()
     if path is None:
@@ -223,10 +255,8 @@ def _resume(student: StudentEngine, folder: RunFolder, settled: Settled, facts: 
 
 def _adaptive_weight(settled: Settled, teacher_loss: float | None, state: RunState) -> AdaptiveWeight | None:
     schedule = settled.config.distill.soft_weight
-    if schedule.schedule != "adaptive":
-        return None
-    if teacher_loss is None:
-        raise ValueError("distill.soft_weight.schedule='adaptive': there is no teacher to follow; set teacher.path")
+    if schedule.schedule != "adaptive" or teacher_loss is None:
+        return None  # alone, a student has no soft loss to weigh
     adaptive = AdaptiveWeight(schedule, teacher_loss, ranks.device())
     if state.adaptive:
         adaptive.load_state_dict(state.adaptive)
@@ -254,4 +284,5 @@ def _masking(data: DataConfig) -> Masking:
 
 def _say(text: str) -> None:
     if ranks.rank() == 0:
-        print(text, flush=True)
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
@@ -101,7 +102,8 @@ class StudentConfig:
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation; auto: eager on a CPU, sdpa on a GPU."""
     init: str = "random"
-    """Where the weights start: random, or filled from the teacher by a growth method (`remap`: the paper's)."""
+    """Where the weights start: random, or filled from the teacher: remap (the paper's), stack, bert2bert or interlace
+    for depth; fna, net2net, fpi or aki for width; both as in stack+fpi. See docs/growth.md."""
     quantization: str | dict[str, Any] = "none"
     """Quantization-aware training: none, w8a8, w4a8, or a mapping with weight_bits, activation_bits, modules,
     start_step and group_size; see docs/quantization.md."""
@@ -187,7 +189,7 @@ class TrainConfig:
     """Share of the steps in which the learning rate rises."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay, where the optimizer has it."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """Adam's decay rates."""
     eps: PositiveFloat = 1e-8
     """Adam's epsilon."""

@@ -18,6 +18,7 @@ from dwt_ds.models.quantization_settings import Quantization
 from dwt_ds.progress import Progress
 from dwt_ds.run_folder import RunFolder
 from dwt_ds.stop import StopRequest
+from dwt_ds.stuck import StuckWatch
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,4 @@ class Parts:
     """What a checkpoint's manifest and the export's card say of data, tokenizer and model."""
     progress: Progress
     stop: StopRequest
+    stuck: StuckWatch

@@ -12,8 +12,9 @@ from tqdm import tqdm
 class Progress:
     """Prints for rank 0; silent on the others."""
 
-    def __init__(self, first_step: int, total_steps: int, *, shown: bool) -> None:
+    def __init__(self, first_step: int, total_steps: int, *, hard_weight: float = 1.0, shown: bool) -> None:
         self._total_steps = total_steps
+        self._hard = "hard" if hard_weight == 1 else f"{hard_weight:.3g} x hard"
         self._shown = shown
         silent = not (shown and sys.stdout.isatty())
         self._bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=silent, file=sys.stdout)
@@ -25,7 +26,7 @@ class Progress:
     def line(self, row: Mapping[str, Any], *, peak_memory_bytes: int, seconds_left: float) -> None:
         """The line of a logged step, from its metrics row."""
         self.say(
-            f"step {row['step']}/{self._total_steps}  loss {row['loss']:.4f} = hard {row['hard_loss']:.4f}"
+            f"step {row['step']}/{self._total_steps}  loss {row['loss']:.4f} = {self._hard} {row['hard_loss']:.4f}"
             f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}  lr {row['learning_rate']:.2e}"
             f"  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
             f"  data wait {row['data_wait_share']:.0%}  mem {peak_memory_bytes / 2**30:.1f} GiB"

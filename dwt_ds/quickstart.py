@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from dwt_ds.local_launch import launcher_options, visible_ranks
 from dwt_ds.quiet import quieten_libraries
 
 DATA = Path("data/quickstart")
@@ -48,9 +49,8 @@ def main() -> int:
             ]
         )
     for name, overrides in RUN_OVERRIDES.items():
-        ranks = torch.cuda.device_count() if torch.cuda.is_available() else 2
-        launch = f"deepspeed --log_level warning --num_gpus {ranks} --module dwt_ds.pretrain quickstart"
-        _run([*launch.split(), *overrides, f"output_dir={RUNS}/{name}"])
+        launch = ["deepspeed", *launcher_options(visible_ranks(without_gpu=2)), "--module", "dwt_ds.pretrain"]
+        _run([*launch, "quickstart", *overrides, f"output_dir={RUNS}/{name}"])
     _print_table()
     _draw_curves(RUNS / "curves.png")
     _fill_mask(RUNS / "distilled" / "export")

@@ -34,8 +34,6 @@ from dwt_ds.meter import Meter
 from dwt_ds.model_card import model_card
 from dwt_ds.models.quantization import enable
 from dwt_ds.parts import Parts
-from dwt_ds.software import host_name
-from dwt_ds.stuck import StuckWatch
 
 # Looks at a request to stop during validation cost a collective each.
 _BATCHES_BETWEEN_LOOKS = 8
@@ -53,14 +51,8 @@ class Run:
         self._loader = iter(step_loader(parts.batches, parts.state.step, parts.total_steps, parts.config))
         self._meter = Meter(parts.state.tokens, parts.state.elapsed_seconds)
         self._guard = Guard(parts.config.train, ranks.sum_over_ranks, self.device, parts.state.guard)
-        self._stuck = StuckWatch(
-            self._folder.path,
-            ranks.rank(),
-            ranks.world_size(),
-            host_name(),
-            parts.config.train.report_stuck_after_seconds,
-            parts.progress.say,
-        )
+        self._stuck = parts.stuck
+        self._stuck.beat(parts.state.step)
         self._held_out = HeldOut(float("nan"), float("nan"))
         self._done = self._saved = parts.state.step
         self.stopped = self._agree_to_stop()
@@ -77,6 +69,7 @@ class Run:
         """The look at the held-out text that the last start was stopped in."""
         due = self.first_step and self.config.train.eval_every and self.first_step % self.config.train.eval_every == 0
         if due and not ranks.from_rank_0(self._folder.has_held_out_loss(self.first_step)):
+            self.begin_step(self.first_step - 1)
             self._evaluate(self.first_step)
 
     def begin_step(self, step: int) -> None:
@@ -158,13 +151,14 @@ class Run:
 
     def finish(self) -> None:
         """Export the student and mark the run as complete; a run that was asked to stop is saved instead."""
-        self._stuck.end()
         if self.stopped and self._done < self.total_steps:
             self._stop_early()
+            self._stuck.end()
             return
         self._export(self.total_steps, self._folder.export)
         if ranks.rank() == 0:
             self._folder.finish(self.total_steps)
+        self._stuck.end()
         self._progress.close()
         tokens = self._meter.tokens
         self._progress.say(f"done: {self.total_steps} steps, {tokens:,} tokens; exported to {self._folder.export}")

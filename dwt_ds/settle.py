@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -46,10 +46,13 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None)
             f"train.expected_world_size={meant}: the run came up with {ranks.world_size()} ranks; "
             "check the hostfile and the launcher's options"
         )
-    ds = load_ds_json(deepspeed_config or recipe.config.deepspeed_config, recipe.config.deepspeed)
+    if deepspeed_config is not None:
+        recipe = replace(recipe, config=replace(recipe.config, deepspeed_config=deepspeed_config))
+    ds = load_ds_json(recipe.config.deepspeed_config, recipe.config.deepspeed)
     config, ds_values = settle_batch(recipe, ds, ranks.world_size())
     with naming("data.dir"):
         data = PreparedData.open(config.data.dir)
+    check_adaptive(config, len(data.validation))
     rows = int(ds_values["train_batch_size"])
     if len(data.train) < rows:
         raise ValueError(
@@ -65,6 +68,18 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None)
     if quantization is not None:
         check_start_step(quantization, total_steps)
     return Settled(config, ds, ds_values, data, total_steps, quantization)
+
+
+def check_adaptive(config: RunConfig, validation_rows: int | None) -> None:
+    """Whether there is held-out text to measure a teacher by whose loss the soft weight is to follow.
+
+    `validation_rows` is None where nobody knows. Raises ValueError.
+    """
+    if config.distill.soft_weight.schedule == "adaptive" and config.teacher.path is not None and validation_rows == 0:
+        raise ValueError(
+            f"distill.soft_weight.schedule='adaptive': {config.data.dir} has no held-out rows for the teacher; "
+            "prepare it with --validation above 0, or choose another schedule"
+        )
 
 
 def timeout_seconds(recipe: str, overrides: list[str]) -> float:
@@ -83,7 +98,10 @@ def run_facts(settled: Settled) -> dict[str, Any]:
         for name in ("family", "layers", "hidden_size", "num_heads", "intermediate_size", "max_positions", "config")
     }
     with naming("teacher.path"):
-        teacher = weights_origin(settled.config.teacher.path) if ranks.rank() == 0 else None
+        chosen = settled.config.teacher
+        teacher = None
+        if ranks.rank() == 0:
+            teacher = weights_origin(chosen.path, trust_remote_code=chosen.trust_remote_code)
     settings = {**settled.config.to_dict(), "deepspeed": settled.ds_values}
     facts = {
         "data": manifest.fingerprint,
@@ -116,7 +134,7 @@ def check_student(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> None:
     if path is None:
         raise ValueError(f"student.init={init!r}: there is no teacher to start from; set teacher.path or init=random")
     with naming("teacher.path"):
-        teacher = load_model_config(path)
+        teacher = load_model_config(path, trust_remote_code=settled.config.teacher.trust_remote_code)
     check_growth(teacher, student, init)
 
 

@@ -1,8 +1,9 @@
 """Which rank keeps the others waiting, and where it stands.
 
 A rank that hangs shows itself to the others only as a collective that does not end. Here every rank looks at itself:
-when its last sign of life is too old it writes down its stack. Ranks that wait stand in a collective; the one they
-wait for stands elsewhere, or has written nothing. Rank 0 reads what all have written and says so.
+when its last sign of life is too old it writes down its stack and what its process groups remember. The rank that the
+others wait for has begun fewer collectives than they have, or has written nothing; where a collective blocks the thread
+that calls it, as on a CPU, it is also the one that stands elsewhere. Rank 0 reads what all have written and says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from dwt_ds.engine.flight_recorder import collectives_begun, collectives_block, recorded_collectives
 
 _COLLECTIVES = ("distributed_c10d.py", "comm/torch.py", "comm/comm.py")
 _WRITING_SECONDS = 2.0
@@ -34,7 +37,7 @@ class StuckWatch:
     """
 
     def __init__(
-        self, folder: Path, rank: int, world_size: int, host: str, seconds: float, say: Callable[[str], None]
+        self, folder: Path, *, rank: int, world_size: int, host: str, seconds: float, say: Callable[[str], None]
     ) -> None:
         self._folder, self._rank, self._world_size, self._host = folder / "stuck", rank, world_size, host
         self._seconds, self._say = seconds, say
@@ -63,6 +66,7 @@ class StuckWatch:
                     self._say(self._report())
 
     def _write(self) -> None:
+        recorded = recorded_collectives()
         stack = traceback.extract_stack(sys._current_frames()[self._main])
         place = next((f for f in reversed(stack) if "dwt_ds" in Path(f.filename).parts), stack[-1])
         facts = {
@@ -70,11 +74,13 @@ class StuckWatch:
             "host": self._host,
             "step": self._step,
             "place": f"{Path(place.filename).name}:{place.lineno} {place.name}",
-            "in_collective": any(frame.filename.endswith(_COLLECTIVES) for frame in stack),
+            "collectives_begun": collectives_begun(recorded),
+            "elsewhere": collectives_block() and not any(frame.filename.endswith(_COLLECTIVES) for frame in stack),
             "stack": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in stack],
         }
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"rank_{self._rank:05d}.json"
+        file.with_suffix(".collectives.json").write_text(recorded, encoding="utf-8")
         unfinished = file.with_suffix(".tmp")
         unfinished.write_text(json.dumps(facts, indent=2), encoding="utf-8")
         os.replace(unfinished, file)
@@ -88,14 +94,15 @@ class StuckWatch:
             if file.is_file() and file.stat().st_mtime > began
         ]
         silent = sorted(set(files) - {facts["rank"] for facts in found})
+        most = max((facts["collectives_begun"] for facts in found), default=0)
+        behind = [facts for facts in found if facts["collectives_begun"] < most]
         lines = [f"no step for {self._seconds:.0f} s, {self._step} are done; stacks of all ranks in {self._folder}"]
         lines += [
             f"  rank {facts['rank']} on {facts['host']} keeps the others waiting at {facts['place']}"
-            for facts in found
-            if not facts["in_collective"]
+            for facts in behind or [facts for facts in found if facts["elsewhere"]]
         ]
         if silent:
             lines.append(f"  silent: rank {', '.join(map(str, silent))}; dead, stopped, or its disk does not answer")
         if len(lines) == 1:
-            lines.append("  all ranks wait in collectives: look at the network")
+            lines.append("  all ranks wait in the same collective: look at the network")
         return "\n".join(lines)

@@ -3,7 +3,7 @@
 #
 #   launchers/run_multinode.sh HOSTFILE RECIPE [key=value ...]
 #
-# MASTER_ADDR=ADDRESS      address of the first machine that the others reach (default: the hostfile's first)
+# MASTER_ADDR=ADDRESS      address of rank 0's machine that the others reach (default: the first host in use)
 # MASTER_PORT=PORT         a free port there (default: 29500)
 # DEEPSPEED_CONFIG=FILE    your own DeepSpeed JSON
 # LAUNCHER=NAME            pdsh (default), openmpi, mpich, impi or slurm
@@ -16,24 +16,29 @@ set -euo pipefail
 hostfile=$1
 shift
 
-# DeepSpeed would go on with this machine alone where there is no such file, and end in a traceback at a bad line.
-hosts=$(python -m dwt_ds.doctor.hostfile "$hostfile") || exit 2
+# Over all lines: an sbatch script may break them.
+read -r -d '' -a options <<<"${DEEPSPEED_ARGS:-}" || true
+# DeepSpeed would go on with this machine alone where there is no such file, and end in a traceback at a bad line. Rank 0
+# is on the first host that its filters leave. dwt_ds/doctor/launch.py follows this script: change both.
+hosts=$(python -m dwt_ds.doctor.hostfile "$hostfile" ${options[@]+"${options[@]}"}) || exit 2
 master=${MASTER_ADDR:-$(head -n 1 <<<"$hosts")}
 
 arguments=("$@")
 [[ -z ${DEEPSPEED_CONFIG:-} ]] || arguments+=(--deepspeed_config "$DEEPSPEED_CONFIG")
 settings=("${arguments[@]}")
-read -r -a options <<<"${DEEPSPEED_ARGS:-}"
 [[ -z ${LAUNCHER:-} ]] || options+=(--launcher "$LAUNCHER")
 [[ -z ${MASTER_PORT:-} ]] || options+=(--master_port "$MASTER_PORT")
 launcher_args=${LAUNCHER_ARGS:-}
 program=(--module dwt_ds.pretrain)
 
 launcher=pdsh
-[[ ! " ${options[*]} " =~ \ --launcher[\ =]([^\ ]+) ]] || launcher=${BASH_REMATCH[1],,}
+# The last one counts.
+[[ ! " ${options[*]} " =~ .*\ --launcher[\ =]([^\ ]+) ]] || launcher=${BASH_REMATCH[1],,}
 [[ ! " ${options[*]} " =~ \ --no_ssh\  ]] || launcher=none
 if [[ $hosts == localhost ]]; then
   launcher=none
+  # DeepSpeed logs in to every first host, this machine too.
+  options+=(--no_ssh_check)
 else
   # One host alone, DeepSpeed would take for this machine, whatever its name.
   options+=(--force_multi)
@@ -57,6 +62,8 @@ case $launcher in
     ;;
   *)
     # DeepSpeed's commands for MPICH and Slurm are wrong with --module, and none of these tells the ranks where to meet.
+    # They need no ssh either, but for what mpirun does itself.
+    options+=(--no_ssh_check)
     program=("$(cd "$(dirname "$0")" && pwd)/pretrain.py")
     export MASTER_ADDR=$master MASTER_PORT=${MASTER_PORT:-29500}
     [[ $launcher != openmpi ]] || launcher_args="-x MASTER_ADDR -x MASTER_PORT $launcher_args"

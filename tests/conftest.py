@@ -79,6 +79,17 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_vo
 
 
 @pytest.fixture(scope="session")
+def sentence_data(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_vocabulary: Path) -> Path:
+    """As `tiny_data`, but with a sentence a row, and nothing held out."""
+    from dwt_ds.cli.main import main
+
+    folder = tmp_path_factory.mktemp("data") / "sentences"
+    arguments = f"prepare --text {tiny_text} --tokenizer {tiny_vocabulary} --out {folder} --seq-len 32 --workers 1"
+    assert main([*arguments.split(), "--validation", "0", "--one-sentence-per-row"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """A random BERT of 1 layer x 16 with the tokenizer of `tiny_data`, in Hugging Face format."""
     import torch

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
+from dwt_ds.manifest_files import write_manifest
+
 Launch = Callable[..., tuple[int, str]]
 
 # The first start on a machine compiles DeepSpeed's operators.
@@ -73,24 +75,24 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "DeepSpeed's old quantization": (
         ["deepspeed.compression_training={{}}"],
-        ["zero2_fp32.json: compression_training: DeepSpeed took it out in 2026; set student.quantization"],
+        ["deepspeed.compression_training: DeepSpeed took it out in 2026; set student.quantization"],
     ),
     "json missing": (["deepspeed_config=zero22"], ["deepspeed_config='zero22'", "did you mean 'zero2_"]),
     "json key unknown": (
         ["deepspeed.zero_optimization.stagee=1"],
-        ["zero2_fp32.json: zero_optimization.stagee: unknown key; did you mean 'stage'?"],
+        ["deepspeed.zero_optimization.stagee: unknown key; did you mean 'stage'?"],
     ),
     "json and recipe differ": (
         ["deepspeed.gradient_clipping=0.5", "train.max_grad_norm=1.0"],
-        ["train.max_grad_norm=1.0 (recipe) and gradient_clipping=0.5 (zero2_fp32.json) differ"],
+        ["train.max_grad_norm=1.0 (recipe) and deepspeed.gradient_clipping=0.5 differ"],
     ),
     "batch does not divide": (
         ["deepspeed.train_batch_size=30"],
-        ["train_batch_size=30 (zero2_fp32.json) does not divide by micro-batch 4 x 2 ranks", "a multiple of 8"],
+        ["deepspeed.train_batch_size=30 does not divide by micro-batch 4 x 2 ranks", "a multiple of 8"],
     ),
     "batch does not come out": (
         ["deepspeed.train_batch_size=16", "train.gradient_accumulation_steps=3"],
-        ["train_batch_size=16 (zero2_fp32.json) is not micro-batch 4 x accumulation 3 x 2 ranks = 24"],
+        ["deepspeed.train_batch_size=16 is not micro-batch 4 x accumulation 3 x 2 ranks = 24"],
     ),
     "other number of ranks": (["train.expected_world_size=4"], ["train.expected_world_size=4", "came up with 2 ranks"]),
     "teacher missing": (
@@ -127,6 +129,26 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["output_dir={run}", "data.dir={other}"],
         ["output_dir='{run}': holds another run (data there", "choose another output_dir or delete it"],
     ),
+    "no fp16 here": (
+        ["deepspeed_config=zero2_fp16"],
+        ["zero2_fp16.json: fp16.enabled=true: DeepSpeed has no fp16 on this device (cpu); choose bf16 or fp32"],
+    ),
+    "monitor not installed": (
+        ["deepspeed.comet.enabled=true"],
+        ["comet.enabled=true: comet_ml is not installed; pip install comet_ml"],
+    ),
+    "no held-out text to follow": (
+        ["data.dir={unheld}", "distill.soft_weight={{schedule: adaptive, start: 4}}"],
+        ["distill.soft_weight.schedule='adaptive': {unheld} has no held-out rows"],
+    ),
+    "checkpoint of other ranks": (
+        ["output_dir={three}", "deepspeed.zero_optimization.stage=0"],
+        ["step_00000001 was written by 3 ranks, this run has 2, and ZeRO-0 does not go on", "start it with 3"],
+    ),
+    "kernels into a sharded teacher": (
+        ["teacher.sharded=true", "teacher.kernel_inject=true"],
+        ["teacher.kernel_inject=true: not for a sharded teacher"],
+    ),
     "folder is a file": (["output_dir={recipe}"], ["output_dir='{recipe}': {recipe} is a file; name a folder"]),
 }
 
@@ -145,16 +167,24 @@ class Said(NamedTuple):
 
 @pytest.fixture(scope="module")
 def places(
-    tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Path, tiny_recipe: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_data: Path,
+    sentence_data: Path,
+    tiny_teacher: Path,
+    tiny_recipe: Path,
 ) -> dict[str, str]:
     tmp = tmp_path_factory.mktemp("places")
-    folders = {name: tmp / name for name in ("empty", "half", "damaged", "other", "gpt2", "swapped", "mute", "short")}
+    names = ("empty", "half", "damaged", "other", "unheld", "three", "gpt2", "swapped", "mute", "short")
+    folders = {name: tmp / name for name in names}
     (folders["empty"]).mkdir()
     (folders["half"] / "unfinished").mkdir(parents=True)
     shutil.copytree(tiny_data, folders["damaged"])
     next((folders["damaged"] / "train").glob("*.arrow")).unlink()
     shutil.copytree(tiny_data, folders["other"])
     rewrite(folders["other"] / "manifest.json", lambda manifest: manifest.update(fingerprint="0" * 64))
+    shutil.copytree(sentence_data, folders["unheld"])
+    (folders["three"] / "checkpoints" / "step_00000001").mkdir(parents=True)
+    write_manifest(folders["three"] / "checkpoints" / "step_00000001", {"files": {}, "world_size": 3})
 
     tokenizer_files = shutil.ignore_patterns("config.json", "*.safetensors")
     GPT2LMHeadModel(GPT2Config(vocab_size=298, n_embd=16, n_layer=1, n_head=2)).save_pretrained(folders["gpt2"])

@@ -47,6 +47,13 @@ def test_a_logged_step_is_one_plain_line_where_there_is_no_terminal(capsys: pyte
     assert err == ""
 
 
+def test_another_hard_weight_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(0, 100, hard_weight=0.5, shown=True)
+    progress.line(ROW, peak_memory_bytes=1, seconds_left=1)
+    progress.close()
+    assert "loss 6.5000 = 0.5 x hard 5.2500 + 2.5 x soft 0.5000" in capsys.readouterr().out
+
+
 def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(0, 100, shown=False)
     progress.advance()

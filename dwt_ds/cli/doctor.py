@@ -2,7 +2,9 @@
 
 Compares versions over the hosts; looks at GPUs and driver, ssh, names, network interfaces, clocks, disks and the shared
 folder; checks the loss kernel against its fp64 reference on each device; builds DeepSpeed's operators; times a
-collective over all ranks. Exits with 0 if everything is in order, with 1 if a check failed.
+collective over all ranks. DEEPSPEED_ARGS, LAUNCHER, LAUNCHER_ARGS, MASTER_ADDR and MASTER_PORT count as for
+launchers/run_multinode.sh. Exits with 0 if everything is in order, with 1 if a check failed, with 2 if the hostfile or
+one of these cannot be used.
 """
 
 from __future__ import annotations

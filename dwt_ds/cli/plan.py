@@ -1,8 +1,8 @@
 """Say what a run will need, before it is started.
 
 Shows the settings that are not the defaults, steps and epochs, the memory of a rank part by part at each ZeRO stage,
-the largest micro-batch that fits, hours, traffic, disk, and the command that starts the run. Needs no data, no teacher
-and no GPU, and starts nothing: what is missing is assumed, and the plan says so.
+the largest micro-batch that fits, hours, traffic, disk, and the command that starts the run; with --config all settings
+as resolved. Needs no data, no teacher and no GPU, and starts nothing: what is missing is assumed, and the plan says so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--network-gbps", type=float, metavar="X", help="of a machine to the others, all its cards (default: by --gpu)"
     )
     parser.add_argument("--data", metavar="DIR", help="a prepared data folder (default: the recipe's)")
+    parser.add_argument("--config", action="store_true", help="after the plan, all of the recipe and of the JSON")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -35,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.data.manifest import read_manifest
     from dwt_ds.plan.hardware import find_device
     from dwt_ds.plan.plan import Plan
-    from dwt_ds.plan.report import report
+    from dwt_ds.plan.report import report, resolved
     from dwt_ds.plan.settings import settle
     from dwt_ds.plan.shapes import build_shapes
 
@@ -50,6 +51,8 @@ def main(args: argparse.Namespace) -> int:
     settings = settle(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
     plan = Plan(settings, build_shapes(settings), device, args.nodes, args.mfu or device.mfu)
     print(report(plan, overrides, args.deepspeed_config, args.recipe))
+    if args.config:
+        print(f"\n{resolved(settings)}")
     return 0
 
 

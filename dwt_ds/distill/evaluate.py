@@ -13,7 +13,7 @@ from dwt_ds.distill.objective import LossScale, MicroBatch, TeacherView
 
 
 class HeldOut(NamedTuple):
-    """Means over the labelled tokens of the validation rows."""
+    """Means over the labelled tokens of the validation rows; NaN without any."""
 
     hard_loss: float
     soft_loss: float
@@ -45,7 +45,7 @@ def held_out_loss(
         loss = objective(batch, teacher(batch) if teacher else None, scale)
         sums += torch.stack([loss.hard.double(), loss.soft.double(), (batch.labels >= 0).sum().double()])
     hard, soft, count = add_up(sums).tolist()
-    return HeldOut(hard / max(count, 1), soft / max(count, 1))
+    return HeldOut(hard / count, soft / count) if count else HeldOut(float("nan"), float("nan"))
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def teacher_held_out_loss(
     add_up: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> float:
-    """Masked-token cross-entropy of the teacher itself."""
+    """Masked-token cross-entropy of the teacher itself; NaN without a labelled token."""
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         view = teacher(batch)
@@ -66,4 +66,4 @@ def teacher_held_out_loss(
         )
         sums += torch.stack([loss.hard.double(), (batch.labels >= 0).sum().double()])
     hard, count = add_up(sums).tolist()
-    return hard / max(count, 1)
+    return hard / count if count else float("nan")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import socket
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from dwt_ds.doctor.hosts import run
+from dwt_ds.doctor.launch import Launch
+from dwt_ds.software import package_folder
 
 # As dwt_ds/engine/collective_check.py prints it; only the engine's room imports DeepSpeed.
 _ANSWER = "dwt-ds collective: "
@@ -18,18 +19,21 @@ _MODULE = "dwt_ds.engine.collective_check"
 _SECONDS = 1200.0
 
 
-def time_collective(hostfile: Path | None, master_address: str, local_ranks: int) -> dict[str, Any]:
-    """What rank 0 measured, or {"problem": ...} with the last telling line of the launch.
+def time_collective(launch: Launch | None, gpus: int) -> dict[str, Any]:
+    """What rank 0 measured, or {"problem": ...} with the last telling line of the start.
 
-    `local_ranks` counts without a hostfile. DEEPSPEED_ARGS is heeded as launchers/run_multinode.sh does.
+    None is this machine alone, with its `gpus` as torch counts them, or two CPU ranks.
     """
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning"]
-    if hostfile is None:
-        command += ["--num_gpus", str(local_ranks), "--master_port", str(_free_port()), "--hostfile", os.devnull]
+    program, variables = ["--module", _MODULE], {}
+    if launch is None:
+        command += _here(gpus, os.environ)
     else:
-        command += ["--hostfile", str(hostfile), "--master_addr", master_address, "--force_multi"]
-        command += shlex.split(os.environ.get("DEEPSPEED_ARGS", ""))
-    code, out, err = run([*command, "--module", _MODULE], _SECONDS)
+        command += launch.options
+        variables = launch.variables
+        if not launch.takes_modules:
+            program = [str(package_folder("dwt_ds") / "engine" / "collective_check.py")]
+    code, out, err = run([*command, *program], _SECONDS, variables)
     for line in out.splitlines():
         # pdsh puts the host's name before each line.
         _, found, answer = line.partition(_ANSWER)
@@ -37,6 +41,16 @@ def time_collective(hostfile: Path | None, master_address: str, local_ranks: int
             measured: dict[str, Any] = json.loads(answer)
             return measured
     return {"problem": _telling_line(f"{out}\n{err}") or f"ended with exit code {code} and no answer"}
+
+
+def _here(gpus: int, environment: Mapping[str, str]) -> list[str]:
+    """Options for this machine alone, as launchers/run_local.sh has them."""
+    port = environment.get("MASTER_PORT") or str(_free_port())
+    options = ["--hostfile", os.devnull, "--master_port", port]
+    # With --num_gpus DeepSpeed would take the machine's first GPUs, not those that are named.
+    if gpus and environment.get("CUDA_VISIBLE_DEVICES"):
+        return options
+    return [*options, "--num_gpus", str(gpus or 2)]
 
 
 def _telling_line(output: str) -> str:

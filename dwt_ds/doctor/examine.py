@@ -13,9 +13,10 @@ from typing import Any
 
 from dwt_ds.doctor.collective import time_collective
 from dwt_ds.doctor.findings import Finding
-from dwt_ds.doctor.hostfile import Host, deepspeed_env_paths, read_deepspeed_env, read_hostfile
+from dwt_ds.doctor.hostfile import Host, deepspeed_env_paths, read_deepspeed_env
 from dwt_ds.doctor.hosts import ask, reach
 from dwt_ds.doctor.judge import judge_collective, judge_host, judge_reach
+from dwt_ds.doctor.launch import PROGRAMS, how_to_launch
 from dwt_ds.doctor.probe import Question
 from dwt_ds.software import host_name
 
@@ -26,34 +27,31 @@ _VISIBLE_SECONDS = 60.0
 def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> list[Finding]:
     """Every finding, by host in the hostfile's order; `say` gets a line on what is under way.
 
-    Raises ValueError for a hostfile or .deepspeed_env that cannot be used.
+    Hosts that the launcher's filters leave out are not asked. Raises ValueError for a hostfile, a .deepspeed_env or
+    variables for the launcher that cannot be used.
     """
-    hosts = read_hostfile(hostfile) if hostfile else []
-    # As run_multinode.sh: a hostfile of this machine alone needs no ssh.
-    over_ssh = bool(hosts) and [host.name for host in hosts] != ["localhost"]
-    variables = read_deepspeed_env(deepspeed_env_paths()) if over_ssh else {}
-    if not over_ssh:
-        hosts = [Host(host_name(), hosts[0].slots if hosts else 0)]
+    launch = how_to_launch(hostfile, os.environ) if hostfile else None
+    remote = launch if launch and launch.over_ssh else None
+    variables = read_deepspeed_env(deepspeed_env_paths()) if remote else {}
+    hosts = launch.hosts if launch else [Host(host_name(), 0)]
     findings: list[Finding] = []
-    if over_ssh:
+    if remote:
         say(f"asking {len(hosts)} host(s) over ssh")
         with ThreadPoolExecutor(max_workers=64) as pool:
             reached = list(pool.map(lambda host: reach(host.name), hosts))
         for host, how in zip(hosts, reached):
             findings += judge_reach(host.name, how)
-        there = shutil.which("pdsh") is not None
-        fix = "apt-get install pdsh, or start with LAUNCHER=openmpi (docs/multinode.md)"
-        findings.append(Finding("pdsh", "", there, "installed here" if there else "not installed here", fix))
+        if remote.launcher in PROGRAMS:
+            findings.append(_look_for_launcher(remote.launcher))
         if any(how.problem for how in reached):
             return findings
 
-    master = (os.environ.get("MASTER_ADDR") or hosts[0].name) if over_ssh else ""
     say("checking every host; where operators were never compiled, this takes minutes")
-    answers = _ask_all(hosts, shared, master, variables, over_ssh=over_ssh)
+    answers = _ask_all(hosts, shared, remote.master if remote else "", variables, over_ssh=remote is not None)
     first = next((answer for answer in answers if "problem" not in answer), {})
     for host, answer in zip(hosts, answers):
         slots = host.slots or None
-        findings += judge_host(host.name, slots, answer, first, several_hosts=over_ssh and len(hosts) > 1)
+        findings += judge_host(host.name, slots, answer, first, several_hosts=len(hosts) > 1)
     if any("problem" in answer for answer in answers):
         return findings
 
@@ -63,12 +61,17 @@ def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> 
         return findings
 
     gpus = answers[0]["torch_gpus"]
-    local_ranks = hosts[0].slots or gpus or 2
-    ranks_meant = sum(host.slots for host in hosts) if over_ssh else local_ranks
+    ranks_meant = sum(host.slots for host in hosts) or gpus or 2
     say(f"timing a collective over {ranks_meant} ranks")
-    measured = time_collective(hostfile if over_ssh else None, master, local_ranks)
-    findings.append(judge_collective(measured, ranks_meant))
+    findings.append(judge_collective(time_collective(launch, gpus), ranks_meant))
     return findings
+
+
+def _look_for_launcher(name: str) -> Finding:
+    program, fix = PROGRAMS[name]
+    there = shutil.which(program) is not None
+    found = f"{name}: {program} is {'' if there else 'not '}installed here"
+    return Finding("launcher", "", there, found, f"{fix}, or start with another LAUNCHER (docs/multinode.md)")
 
 
 def _ask_all(

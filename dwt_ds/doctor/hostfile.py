@@ -1,14 +1,20 @@
 """The two files a user writes for several hosts, read strictly; DeepSpeed forgives too much or ends in a traceback.
 
-python -m dwt_ds.doctor.hostfile FILE      prints the hosts' names, one a line, or says what is wrong and exits with 2
+python -m dwt_ds.doctor.hostfile FILE [OPTION ...]
+
+prints the names of the hosts that DeepSpeed's launcher would use with these options, one a line, or says what is wrong
+and exits with 2.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from dwt_ds.doctor.options import Options, read_options
 
 EXAMPLE = "launchers/hostfile.example"
 # A name, an IPv4 address or an alias of ssh's configuration. pdsh gives a meaning to [] , : @ and a leading ^ or -.
@@ -55,6 +61,52 @@ def read_hostfile(path: Path) -> list[Host]:
     return list(hosts.values())
 
 
+def active_hosts(hosts: Sequence[Host], options: Options) -> list[Host]:
+    """The hosts that DeepSpeed's filters leave, in the hostfile's order, with the slots they leave; rank 0 is on the
+    first.
+
+    Raises ValueError of one line where the filters contradict each other, name what the hostfile does not have, or
+    leave nothing.
+    """
+    filters = [(name, text) for name, text in (("--include", options.include), ("--exclude", options.exclude)) if text]
+    if len(filters) == 2:
+        raise ValueError("DEEPSPEED_ARGS: --include and --exclude do not go together; give one of them")
+    if filters:
+        name, text = filters[0]
+        if options.num_nodes >= 0 or options.num_gpus >= 0:
+            raise ValueError(f"DEEPSPEED_ARGS: {name} does not go with --num_nodes or --num_gpus; give one of them")
+        named = _named_slots(f"{name} {text}", text, hosts)
+        counts = [(host, len(named.get(host.name, ()))) for host in hosts]
+        left = [Host(host.name, count if options.include else host.slots - count) for host, count in counts]
+        active = [host for host in left if host.slots]
+        if not active:
+            raise ValueError(f"DEEPSPEED_ARGS: {name} {text} leaves no host; leave out fewer")
+        return active
+    first = hosts[: options.num_nodes] if options.num_nodes > 0 else hosts
+    # DeepSpeed takes that many whatever the hostfile says.
+    return [Host(host.name, options.num_gpus if options.num_gpus > 0 else host.slots) for host in first]
+
+
+def _named_slots(option: str, text: str, hosts: Sequence[Host]) -> dict[str, set[int]]:
+    """Name -> slots of every NODE_SPEC; a host named without slots has all of them."""
+    slots_of = {host.name: host.slots for host in hosts}
+    named: dict[str, set[int]] = {}
+    for spec in text.split("@"):
+        name, colon, numbers = spec.partition(":")
+        if name not in slots_of:
+            raise ValueError(
+                f'DEEPSPEED_ARGS: {option}: the hostfile has no "{name}"; name its hosts, as in node-1@node-2:0,1'
+            )
+        slots = named.setdefault(name, set())
+        for number in numbers.split(",") if colon else []:
+            if not number.isdecimal() or int(number) >= slots_of[name]:
+                raise ValueError(
+                    f'DEEPSPEED_ARGS: {option}: {name} has no slot "{number}"; it has 0 to {slots_of[name] - 1}'
+                )
+            slots.add(int(number))
+    return {name: slots or set(range(slots_of[name])) for name, slots in named.items()}
+
+
 def deepspeed_env_paths() -> list[Path]:
     """Where DeepSpeed's launcher looks for variables for the other hosts; a later file goes over an earlier one."""
     return [path for path in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")) if path.is_file()]
@@ -81,9 +133,9 @@ def read_deepspeed_env(paths: list[Path]) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """For run_multinode.sh: check both files, print the hosts."""
+    """For the scripts: check both files and the options, print the hosts."""
     try:
-        hosts = read_hostfile(Path(arguments[0]))
+        hosts = active_hosts(read_hostfile(Path(arguments[0])), read_options(arguments[1:]))
         read_deepspeed_env(deepspeed_env_paths())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

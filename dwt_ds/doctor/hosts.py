@@ -32,7 +32,7 @@ class Reach(NamedTuple):
 
 
 def reach(host: str) -> Reach:
-    """Log in without a password, as pdsh will, and ask for the time."""
+    """Log in without a password, as pdsh and mpirun will, and ask for the time."""
     asked = time.time()
     code, out, err = run([*_SSH, host, "date +%s.%N"], timeout_seconds=60.0)
     answered = time.time()
@@ -61,8 +61,11 @@ def ask(host: str | None, question: Question, variables: Mapping[str, str]) -> d
     return {"problem": _last_line(err) or f"ended with exit code {code} and no answer"}
 
 
-def run(command: Sequence[str], timeout_seconds: float) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr; 124 after the time, with nothing left running here."""
+def run(
+    command: Sequence[str], timeout_seconds: float, variables: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr, with `variables` over the environment; 124 after the time, with nothing left
+    running here."""
     try:
         process = subprocess.Popen(
             command,
@@ -71,6 +74,7 @@ def run(command: Sequence[str], timeout_seconds: float) -> tuple[int, str, str]:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            env={**os.environ, **(variables or {})},
             start_new_session=True,
         )
     except OSError as error:

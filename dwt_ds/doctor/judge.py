@@ -18,7 +18,10 @@ SKEW_SECONDS = 2.0
 def judge_reach(host: str, reached: Reach) -> list[Finding]:
     """ssh, and the host's clock against ours."""
     if reached.problem:
-        fix = f"make `ssh -o BatchMode=yes {host} true` work: name or address, key without a password, known host key"
+        fix = (
+            f"make `ssh -o BatchMode=yes {host} true` work: name or address, key without a password, known host key; "
+            "on a Slurm cluster without ssh: docs/multinode.md"
+        )
         return [Finding("ssh", host, False, reached.problem, fix)]
     skew = abs(reached.clock_ahead_seconds) - reached.uncertain_seconds
     if skew > SKEW_SECONDS:
@@ -34,13 +37,13 @@ def judge_host(
 ) -> list[Finding]:
     """Everything one host told of itself; `first` are the first host's answers, which it has to match.
 
-    `slots` is how many ranks the hostfile gives it, None without a hostfile.
+    `slots` is how many ranks the hostfile and the launcher's filters give it, None without a hostfile.
     """
     if "problem" in answers:
         fix = "install the same dwt_ds at the same path, with the same virtual environment, on every host"
         return [Finding("package", host, False, answers["problem"], fix)]
     findings = [
-        _software(host, answers["software"], first["software"]),
+        _software(host, answers["software"], first["software"], gpus=bool(answers["gpus"] or answers["torch_gpus"])),
         _gpus(host, slots, answers, first["gpus"]),
         *_network(host, answers, several_hosts=several_hosts),
         _shared(host, answers["shared"]),
@@ -56,7 +59,7 @@ def judge_collective(measured: Mapping[str, Any], ranks_meant: int) -> Finding:
     """The timed all-reduce over all ranks."""
     fix = (
         "see docs/multinode.md: a firewall between the hosts, the wrong interface (GLOO_SOCKET_IFNAME, "
-        "NCCL_SOCKET_IFNAME in .deepspeed_env), a port in use (--master_port in DEEPSPEED_ARGS)"
+        "NCCL_SOCKET_IFNAME in .deepspeed_env), a port in use (MASTER_PORT)"
     )
     if "problem" in measured:
         return Finding("collective", "", False, measured["problem"], fix)
@@ -70,9 +73,11 @@ def judge_collective(measured: Mapping[str, Any], ranks_meant: int) -> Finding:
     return Finding("collective", "", True, found)
 
 
-def _software(host: str, ours: Mapping[str, str], first: Mapping[str, str]) -> Finding:
+def _software(host: str, ours: Mapping[str, str], first: Mapping[str, str], *, gpus: bool) -> Finding:
     other = [f"{name} {ours.get(name)} (first host: {first[name]})" for name in first if ours.get(name) != first[name]]
-    missing = [name for name in ("torch", "deepspeed", "transformers") if ours[name] == "none"]
+    # On a CPU the loss is torch's; on a GPU, without Triton, it would be in silence.
+    needed = ("torch", "deepspeed", "transformers", *(("triton",) if gpus else ()))
+    missing = [name for name in needed if ours[name] == "none"]
     if other or missing:
         found = ", ".join([*other, *(f"{name} is not installed" for name in missing)])
         return Finding("versions", host, False, found, "install the same set on every host (constraints.txt)")
@@ -92,8 +97,8 @@ def _gpus(host: str, slots: int | None, answers: Mapping[str, Any], first_gpus: 
         fix = "install a torch built for CUDA, and a driver that is new enough for it"
         return Finding("GPUs", host, False, found, fix)
     if slots is not None and slots > usable:
-        fix = f"write slots={usable} into the hostfile"
-        return Finding("GPUs", host, False, f"{found}; the hostfile gives it {slots} slots", fix)
+        fix = f"write slots={usable} into the hostfile, and no higher --num_gpus into DEEPSPEED_ARGS"
+        return Finding("GPUs", host, False, f"{found}; the run gives it {slots} slots", fix)
     if first_gpus and driver != first_gpus[0]["driver_version"]:
         found = f"{found}; the first host's driver is {first_gpus[0]['driver_version']}"
         return Finding("GPUs", host, False, found, "install the same driver on every host")
@@ -174,11 +179,13 @@ def _disks(host: str, free_bytes: Mapping[str, int]) -> list[Finding]:
 def _kernels(host: str, kernels: list[dict[str, Any]]) -> list[Finding]:
     findings = []
     for answer in kernels:
-        kind = "torch" if answer["device"] == "cpu" else "Triton"
-        found = f"{answer['device']}: {kind} kernel within {answer['error']:.0e} of the fp64 reference"
+        kind = "Triton" if answer["backend"] == "triton" else "torch"
+        errors = ", ".join(f"{error:.0e} in {dtype}" for dtype, error in answer["errors"].items())
+        found = f"{answer['device']}: {kind}, within {errors} of the fp64 reference"
         if answer["problem"]:
-            found = f"{answer['device']}: {kind} kernel: {answer['problem']}"
-        fix = "distill.backend=torch trains without it; report this with the versions above"
+            found = f"{answer['device']}: {kind}: {answer['problem']}"
+        around = "distill.backend=torch trains without it; " if kind == "Triton" else ""
+        fix = f"{around}report this with the versions above"
         findings.append(Finding("loss kernel", host, not answer["problem"], found, fix))
     return findings
 

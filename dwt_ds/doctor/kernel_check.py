@@ -1,50 +1,86 @@
-"""The loss kernels on this host's devices against the formula in fp64."""
+"""The loss that training computes, on this host's devices, against the formula in fp64."""
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-# fp32 against fp64 over a few hundred terms a row; a wrong kernel is off by far more.
-_TOLERANCE = 1e-4
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Of the largest value. fp32 over a few hundred terms a row; bf16 rounds logits and gradients to 8 bits. A wrong kernel
+# is off by far more.
+_TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
+# Nothing here is a multiple of a kernel's blocks, and the last chunk is smaller than the others.
+_ROWS, _COLUMNS, _WIDTHS, _CHUNK_ROWS = 64, 997, (40, 72), 24
 
 
 def check_kernels() -> list[dict[str, Any]]:
-    """One answer a device: its name, the largest relative error of loss and gradient, and what is wrong, if anything.
+    """One answer a device: its name, the back end that a run uses there, the largest relative error by dtype, and what
+    is wrong, if anything.
 
-    On a GPU this compiles the Triton kernels; on a CPU it is the torch back end.
+    On a GPU this compiles the Triton kernels, where there is a Triton; else it is the torch back end.
     """
     import torch
 
     devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else ["cpu"]
-    answers = []
-    for device in devices:
-        try:
-            error = _largest_error(device)
-            problem = "" if error <= _TOLERANCE else f"off by {error:.1e} of the reference, {_TOLERANCE:.0e} is allowed"
-        except Exception as failure:  # whatever a compiler or driver raises is this check's finding
-            error = float("nan")
-            problem = f"{type(failure).__name__}: {next(iter(str(failure).splitlines()), 'no message')}"
-        answers.append({"device": device, "error": error, "problem": problem})
-    return answers
+    return [check_device(device, _backend(device)) for device in devices]
 
 
-def _largest_error(device: str) -> float:
+def check_device(device: str, backend: str) -> dict[str, Any]:
+    """The answer of one device; the torch back end has no logit-free form."""
+    errors: dict[str, float] = {}
+    problems = []
+    for dtype, tolerance in _TOLERANCES.items():
+        for memory in ("chunked", "logit_free") if backend == "triton" else ("chunked",):
+            try:
+                error = _largest_error(device, backend, memory, dtype)
+            except Exception as failure:  # whatever a compiler or driver raises is this check's finding
+                reason = next(iter(str(failure).splitlines()), "no message")
+                problems.append(f"{memory} in {dtype}: {type(failure).__name__}: {reason}")
+                continue
+            errors[dtype] = max(error, errors.get(dtype, 0.0))
+            if not error <= tolerance:
+                problems.append(f"{memory} in {dtype}: off by {error:.1e} of the reference, {tolerance:.0e} is allowed")
+    return {"device": device, "backend": backend, "errors": errors, "problem": "; ".join(problems)}
+
+
+def _backend(device: str) -> str:
+    """What backend="auto" comes to; named, so that a Triton that does not import is an error and not torch."""
+    return "triton" if device != "cpu" and find_spec("triton") is not None else "torch"
+
+
+def _largest_error(device: str, backend: str, memory: str, dtype: str) -> float:
+    """Of the loss and the student's gradients, each against the largest value of the reference."""
     import torch
-    from dwt_kernels import distill_loss
+    from dwt_kernels import linear_distill_loss
     from dwt_kernels.reference import reference_distill_loss
 
     draw = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(64, 997, generator=draw) * 4 for _ in range(2))
-    labels = torch.randint(0, 997, (64,), generator=draw)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+
+    def head(width: int) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = torch.randn(_ROWS, width, generator=draw)
+        weight = torch.randn(_COLUMNS, width, generator=draw) * 4 / width**0.5
+        return hidden.to(kind), weight.to(kind), torch.randn(_COLUMNS, generator=draw).to(kind)
+
+    def logits(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return hidden.double() @ weight.double().T + bias.double()
+
+    student, teacher = head(_WIDTHS[0]), head(_WIDTHS[1])
+    labels = torch.randint(0, _COLUMNS, (_ROWS,), generator=draw)
     labels[::3] = -100
-    exact_student = student.double().requires_grad_()
-    exact, _, _ = reference_distill_loss(exact_student, teacher, labels, temperature=2.0, soft_weight=3.0)
-    exact.backward()
-    ours_student = student.to(device).requires_grad_()
-    ours = distill_loss(ours_student, teacher.to(device), labels.to(device), temperature=2.0, soft_weight=3.0)
-    ours.loss.backward()
-    assert exact_student.grad is not None
-    assert ours_student.grad is not None
-    loss_error = ((ours.loss.cpu() - exact).abs() / exact.abs()).item()
-    gradient_error = (ours_student.grad.cpu() - exact_student.grad).abs().max() / exact_student.grad.abs().max()
-    return max(loss_error, gradient_error.item())
+    objective: dict[str, Any] = {"temperature": 2.0, "soft_weight": 3.0}
+    exact = [tensor.double().requires_grad_() for tensor in student]
+    loss, _, _ = reference_distill_loss(logits(*exact), logits(*teacher), labels, **objective)
+    right = [loss, *torch.autograd.grad(loss, exact)]
+
+    hidden, weight, bias = (tensor.to(device).requires_grad_() for tensor in student)
+    teacher_hidden, teacher_weight, teacher_bias = (tensor.to(device) for tensor in teacher)
+    objective |= {"backend": backend, "memory": memory}
+    objective |= {"chunk_rows": _CHUNK_ROWS} if memory == "chunked" else {}
+    heads = (hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias)
+    ours = linear_distill_loss(*heads, labels.to(device), **objective)
+    mine = [ours.loss, *torch.autograd.grad(ours.loss, [hidden, weight, bias])]
+    # Not Python's max, which would lose a NaN.
+    return torch.stack([(m.cpu() - r).abs().max() / r.abs().max() for m, r in zip(mine, right)]).max().item()

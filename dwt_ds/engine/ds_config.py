@@ -16,7 +16,9 @@ from pydantic import ValidationError
 
 import dwt_ds
 from dwt_ds.config import RunConfig, TrainConfig
-from dwt_ds.engine.ds_keys import check_ds_keys, drop_foreign_autos
+from dwt_ds.engine.ds_keys import check_ds_keys
+from dwt_ds.engine.ds_origin import Origin, first_auto, get_place, lay_over, set_place
+from dwt_ds.engine.ds_types import drop_settings_of_another_type, optimizer_settings, schedule_needs, schedule_settings
 from dwt_ds.recipe import Recipe, must_be, nearest
 
 # Field of RunConfig.train -> its place in the JSON, and whether the JSON gets it where it says nothing.
@@ -77,7 +79,8 @@ def packaged_ds_configs() -> dict[str, Path]:
 def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJson:
     """Read a JSON by path or packaged name and lay the nested `overrides` over it.
 
-    Raises FileNotFoundError or a one-line ValueError for a file that is missing, is not JSON, or has an unknown key.
+    Raises FileNotFoundError or a one-line ValueError for a file that is missing, is not JSON, or has an unknown key;
+    what the overrides wrote is named as `deepspeed.key`.
     """
     packaged = packaged_ds_configs()
     path = Path(name_or_path)
@@ -96,11 +99,12 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
         raise ValueError(f"{path.name}: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path.name}: holds {type(values).__name__}; a DeepSpeed JSON is an object in braces")
-    _lay_over(values, overrides, path.name)
-    drop_foreign_autos(values)
-    check_ds_keys(values, path.name)
-    _decide_precision(values, path.name)
-    _keep_the_gradient_check(values, path.name)
+    drop_settings_of_another_type(values, overrides)
+    lay_over(values, overrides, path.name)
+    check_ds_keys(values, path.name, overrides)
+    origin = Origin(path.name, overrides)
+    _decide_precision(values, origin)
+    _keep_the_gradient_check(values, origin)
     return DeepSpeedJson(path.name, values)
 
 
@@ -113,31 +117,34 @@ def settle_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[Ru
     values = copy.deepcopy(ds.values)
     values.setdefault("optimizer", copy.deepcopy(_DEFAULT_OPTIMIZER)).setdefault("params", {})
     values.setdefault("scheduler", copy.deepcopy(_DEFAULT_SCHEDULER)).setdefault("params", {})
-    _take_batch_from_total(values, recipe, ds.source, world_size)
+    origin = Origin(ds.source, recipe.config.deepspeed)
+    _take_batch_from_total(values, recipe, origin, world_size)
 
     train = recipe.config.train
     for field, place, always in _SHARED:
         written = f"train.{field}" in recipe.written
-        ours, theirs = getattr(train, field), _get(values, place)
+        ours, theirs = getattr(train, field), get_place(values, place)
         ours = list(ours) if isinstance(ours, tuple) else ours
         if theirs is None and not (always or written):
             continue
         if theirs is None or theirs == "auto":
-            _set(values, place, ours)
+            if written:
+                _check_optimizer_has(place, str(values["optimizer"]["type"]), f"train.{field}={ours}", origin)
+            set_place(values, place, ours)
         elif written and theirs != ours:
             raise ValueError(
-                f"train.{field}={ours} (recipe) and {place}={theirs} ({ds.source}) differ; "
-                f'set the one in the JSON to "auto" or make them equal'
+                f"train.{field}={ours} (recipe) and {origin.assignment(place, theirs)} differ; "
+                f"{origin.leave_to_recipe(place)} or make them equal"
             )
         else:
-            train = _with(train, field, theirs, f"{ds.source}: {place}")
+            train = _with(train, field, theirs, origin.name(place))
 
     rows = train.micro_batch_size * train.gradient_accumulation_steps * world_size
-    total = _get(values, "train_batch_size")
+    total = get_place(values, "train_batch_size")
     if total not in (None, "auto", rows):
         raise ValueError(
-            f"train_batch_size={total} ({ds.source}) is not micro-batch {train.micro_batch_size} x accumulation "
-            f'{train.gradient_accumulation_steps} x {world_size} ranks = {rows}; set it to "auto"'
+            f"{origin.assignment('train_batch_size', total)} is not micro-batch {train.micro_batch_size} x "
+            f'accumulation {train.gradient_accumulation_steps} x {world_size} ranks = {rows}; set it to "auto"'
         )
     values["train_batch_size"] = rows
     return replace(recipe.config, train=train), values
@@ -146,32 +153,55 @@ def settle_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[Ru
 def fill_steps(
     values: dict[str, Any], recipe: Recipe, config: RunConfig, total_steps: int, source: str
 ) -> dict[str, Any]:
-    """Fill what depends on the number of optimizer steps, and make sure that no "auto" is left."""
+    """Fill what depends on the number of optimizer steps, and make sure that no "auto" is left.
+
+    Raises ValueError naming both sides of a conflict, an "auto" without a value, or what the schedule still needs.
+    """
     values = copy.deepcopy(values)
-    params = values["scheduler"]["params"]
+    origin = Origin(source, recipe.config.deepspeed)
+    schedule, params = str(values["scheduler"]["type"]), values["scheduler"]["params"]
+    needs = schedule_needs(schedule)
+    # Where the rate is not written, DeepSpeed has one of its own.
+    always = {*needs, "warmup_max_lr"} & schedule_settings(schedule)
     train = config.train
     warmup_steps = max(1, round(train.warmup_ratio * total_steps))
     length = "train.epochs" if train.max_steps is None else "train.max_steps"
     by_recipe = {
         "warmup_min_lr": ("", 0.0),
         "warmup_max_lr": ("train.learning_rate", train.learning_rate),
+        "cycle_max_lr": ("train.learning_rate", train.learning_rate),
         "warmup_num_steps": ("train.warmup_ratio", warmup_steps),
         "total_num_steps": (length, total_steps),
     }
     for key, (field, ours) in by_recipe.items():
-        theirs = params.get(key)
-        if theirs == "auto":
+        place, theirs = f"scheduler.params.{key}", params.get(key)
+        if theirs == "auto" or (theirs is None and key in always):
             params[key] = ours
         elif theirs is not None and field in recipe.written and theirs != ours:
             raise ValueError(
-                f"{field} gives {ours:g} (recipe) and scheduler.params.{key}={theirs} ({source}) differ; "
-                f'set the one in the JSON to "auto" or make them equal'
+                f"{field} gives {ours:g} (recipe) and {origin.assignment(place, theirs)} differ; "
+                f"{origin.leave_to_recipe(place)} or make them equal"
             )
+    missing = next((key for key in needs if key not in params), None)
+    if missing is not None:
+        section = origin.name("scheduler.type").removesuffix(".type")
+        raise ValueError(f"{section}.params: {schedule} needs {missing}; write it")
     _size_zero_buckets(values.get("zero_optimization", {}), config.student.hidden_size)
-    left = _first_auto(values)
+    left = first_auto(values)
     if left:
-        raise ValueError(f'{source}: {left}="auto": the recipe has no value for it; write the value')
+        raise ValueError(f'{origin.name(left)}="auto": the recipe has no value for it; write the value')
     return values
+
+
+def _check_optimizer_has(place: str, optimizer: str, written: str, origin: Origin) -> None:
+    """Whether what the recipe wrote down for `place` is a setting of the optimizer; base recipes count as written."""
+    section, _, setting = place.rpartition(".")
+    if section == "optimizer.params" and setting not in optimizer_settings(optimizer):
+        where = "deepspeed.optimizer.type" if origin.overridden("optimizer.type") else origin.source
+        raise ValueError(
+            f"{written}: the optimizer {optimizer} ({where}) has no such setting; remove it (a base of the recipe may "
+            "have it), or choose another optimizer"
+        )
 
 
 def _size_zero_buckets(section: dict[str, Any], hidden_size: int) -> None:
@@ -186,7 +216,7 @@ def _size_zero_buckets(section: dict[str, Any], hidden_size: int) -> None:
             section[key] = elements
 
 
-def _decide_precision(values: dict[str, Any], source: str) -> None:
+def _decide_precision(values: dict[str, Any], origin: Origin) -> None:
     """Files written for Hugging Face leave both precisions on "auto"; that is bf16 here."""
     bf16, fp16 = values.get("bf16", {}), values.get("fp16", {})
     if fp16.get("enabled") == "auto":
@@ -194,10 +224,11 @@ def _decide_precision(values: dict[str, Any], source: str) -> None:
     if bf16.get("enabled") == "auto":
         bf16["enabled"] = not fp16.get("enabled")
     if bf16.get("enabled") and fp16.get("enabled"):
-        raise ValueError(f"{source}: bf16.enabled and fp16.enabled are both on; switch one off")
+        second = origin.name("fp16.enabled").removeprefix(f"{origin.source}: ")
+        raise ValueError(f"{origin.name('bf16.enabled')} and {second} are both on; switch one off")
 
 
-def _keep_the_gradient_check(values: dict[str, Any], source: str) -> None:
+def _keep_the_gradient_check(values: dict[str, Any], origin: Origin) -> None:
     """Steps that must not be taken are marked by a NaN in the gradient (guard.py); these keys would let it through."""
     for section, key in (
         ("bf16", "check_grad_overflow"),
@@ -205,22 +236,23 @@ def _keep_the_gradient_check(values: dict[str, Any], source: str) -> None:
         ("zero_optimization", "compute_grad_norm"),
     ):
         if values.get(section, {}).get(key) is False:
-            raise ValueError(f"{source}: {section}.{key}=false: bad steps would reach the optimizer; remove it")
+            place = origin.name(f"{section}.{key}")
+            raise ValueError(f"{place}=false: bad steps would reach the optimizer; remove it")
 
 
-def _take_batch_from_total(values: dict[str, Any], recipe: Recipe, source: str, world_size: int) -> None:
+def _take_batch_from_total(values: dict[str, Any], recipe: Recipe, origin: Origin, world_size: int) -> None:
     """A JSON with a total and a micro-batch but no accumulation leaves the division to be done, as for DeepSpeed."""
-    total = _get(values, "train_batch_size")
+    total = get_place(values, "train_batch_size")
     if not isinstance(total, int) or "train.gradient_accumulation_steps" in recipe.written:
         return
-    if _get(values, "gradient_accumulation_steps") not in (None, "auto"):
+    if get_place(values, "gradient_accumulation_steps") not in (None, "auto"):
         return
-    micro = _get(values, "train_micro_batch_size_per_gpu")
+    micro = get_place(values, "train_micro_batch_size_per_gpu")
     micro = micro if isinstance(micro, int) and micro > 0 else recipe.config.train.micro_batch_size
     if total < 1 or total % (micro * world_size):
         raise ValueError(
-            f"train_batch_size={total} ({source}) does not divide by micro-batch {micro} x {world_size} ranks; "
-            f"choose a multiple of {micro * world_size}"
+            f"{origin.assignment('train_batch_size', total)} does not divide by micro-batch {micro} x {world_size} "
+            f"ranks; choose a multiple of {micro * world_size}"
         )
     values["gradient_accumulation_steps"] = total // (micro * world_size)
 
@@ -234,43 +266,9 @@ def _with(train: TrainConfig, field: str, value: Any, place: str) -> TrainConfig
         raise ValueError(f"{place}={value!r}: must be {must_be(error.errors()[0])}") from None
 
 
-def _lay_over(values: dict[str, Any], overrides: Mapping[str, Any], source: str) -> None:
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            below = values.setdefault(key, {})
-            if not isinstance(below, dict):
-                raise ValueError(f"deepspeed.{key}: {source} has the value {below!r} there, which has no parts")
-            _lay_over(below, value, source)
-        else:
-            values[key] = value
-
-
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice!r} stands twice in one section; remove one")
     return dict(pairs)
-
-
-def _get(values: Mapping[str, Any], place: str) -> Any:
-    for part in place.split("."):
-        if not isinstance(values, Mapping):
-            return None
-        values = values.get(part)  # type: ignore[assignment]
-    return values
-
-
-def _set(values: dict[str, Any], place: str, value: Any) -> None:
-    *parents, last = place.split(".")
-    for part in parents:
-        values = values.setdefault(part, {})
-    values[last] = value
-
-
-def _first_auto(values: Any, place: str = "") -> str:
-    if values == "auto":
-        return place
-    if isinstance(values, Mapping):
-        return next((found for k, v in values.items() if (found := _first_auto(v, f"{place}.{k}".strip(".")))), "")
-    return ""

@@ -50,11 +50,41 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, source: 
     Raises:
         ValueError: one line that says what to install or build, or which setting does not fit.
     """
+    check_optimizer_and_stage(ds_values, source)
     section = ds_values.get("optimizer", {})
-    zero = ds_values.get("zero_optimization", {})
-    stage = int(zero.get("stage", 0))
-    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
     name = str(section.get("type", ""))
+    said = f"{source}: optimizer.type={name!r}"
+    if name.lower() == "lamb":
+        chosen = choose_lamb(device)
+        known = CLIENT_OPTIMIZERS.get(chosen)
+        foreign = [] if known is None else sorted(set(section.get("params", {})) - known)
+        if foreign:
+            raise ValueError(f"{said}: {chosen}, which stands for it here, has no setting {foreign[0]}; remove it")
+    elif name.lower() == "lion" and not _offloaded(ds_values):
+        if why_not("deepspeed.FusedLion", device):
+            raise ValueError(
+                f"{said} is not usable here ({why_not('deepspeed.FusedLion', device)}); on a CPU, set "
+                "zero_optimization.offload_optimizer.device to cpu, or use AdamW"
+            )
+    elif name in CLIENT_OPTIMIZERS:
+        reason = why_not(name, device)
+        if reason:
+            fix = _INSTALL_LAMB if name.startswith("pytorch") else BUILD_APEX
+            raise ValueError(f"{said} is not usable here ({reason}); {fix}")
+
+
+def check_optimizer_and_stage(ds_values: Mapping[str, Any], source: str) -> None:
+    """Whether the optimizer that a DeepSpeed JSON names goes with its ZeRO stage and offload, on any device.
+
+    Args:
+        ds_values: the JSON.
+        source: names the file in messages.
+
+    Raises:
+        ValueError: one line that says which setting to change.
+    """
+    stage = int(ds_values.get("zero_optimization", {}).get("stage", 0))
+    name = str(ds_values.get("optimizer", {}).get("type", ""))
     said = f"{source}: optimizer.type={name!r}"
     if (name.lower() == "lamb" or name in _LAMBS) and stage > 0:
         raise ValueError(
@@ -66,25 +96,13 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, source: 
             f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe "
             "if it treats each number by itself), or use AdamW"
         )
-    if name.lower() == "lamb":
-        chosen = choose_lamb(device)
-        known = CLIENT_OPTIMIZERS.get(chosen)
-        foreign = [] if known is None else sorted(set(section.get("params", {})) - known)
-        if foreign:
-            raise ValueError(f"{said}: {chosen}, which stands for it here, has no setting {foreign[0]}; remove it")
-    elif name.lower() == "lion" and not offloaded:
-        if why_not("deepspeed.FusedLion", device):
-            raise ValueError(
-                f"{said} is not usable here ({why_not('deepspeed.FusedLion', device)}); on a CPU, set "
-                "zero_optimization.offload_optimizer.device to cpu, or use AdamW"
-            )
-    elif name in CLIENT_OPTIMIZERS:
-        reason = why_not(name, device)
-        if reason:
-            fix = _INSTALL_LAMB if name.startswith("pytorch") else BUILD_APEX
-            raise ValueError(f"{said} is not usable here ({reason}); {fix}")
-        if offloaded:
-            raise ValueError(f"{said} does not work on offloaded state; remove offload_optimizer, or use AdamW")
+    if name in CLIENT_OPTIMIZERS and _offloaded(ds_values):
+        raise ValueError(f"{said} does not work on offloaded state; remove offload_optimizer, or use AdamW")
+
+
+def _offloaded(ds_values: Mapping[str, Any]) -> bool:
+    offload = ds_values.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return bool(offload.get("device", "none") != "none")
 
 
 def choose_lamb(device: torch.device) -> str:

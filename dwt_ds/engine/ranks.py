@@ -42,7 +42,7 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_SIZE"])))
     if get_accelerator().device_name() == "cpu":
         keep_freed_memory()
-    # What every collective did last is kept, and written down when one times out, by NCCL's group and by gloo's.
+    # What every collective did last is kept: NCCL's group writes it down when one times out, stuck.py before that.
     for name, value in (("TORCH_FR_BUFFER_SIZE", "2000"), ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")):
         os.environ.setdefault(name, value)
     get_accelerator().set_device(local_rank())

@@ -7,7 +7,7 @@ import contextlib
 import io
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from deepspeed.checkpoint import ds_to_universal
@@ -20,15 +20,32 @@ from dwt_ds.engine.student import StudentEngine
 from dwt_ds.manifest_files import problems, read_manifest
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint whose files match its manifest, and what is wrong with newer ones.
+class NewestCheckpoint(NamedTuple):
+    """What there is to go on from."""
 
-    Rank 0 looks and tells the others.
+    path: Path | None
+    """The newest complete checkpoint whose files match its manifest."""
+    damaged: list[str]
+    """What is wrong with newer ones."""
+
+
+def newest_checkpoint(folder: Path) -> NewestCheckpoint:
+    """The newest good checkpoint. Rank 0 looks and tells the others."""
+    return NewestCheckpoint(*from_rank_0(newest_good(folder) if rank() == 0 else None))
+
+
+def check_world_size(path: Path, zero_stage: int) -> None:
+    """Whether a run of this many ranks can go on from a checkpoint; nothing of the run is needed yet.
+
+    Raises:
+        ValueError: another number wrote it, and the ZeRO stage does not allow that.
     """
-    found: tuple[Path | None, list[str]] = (None, [])
-    if rank() == 0:
-        found = newest_good(folder)
-    return from_rank_0(found)
+    wrote = read_manifest(path)["world_size"]
+    if wrote != world_size() and zero_stage not in (1, 2):
+        raise ValueError(
+            f"{path.name} was written by {wrote} ranks, this run has {world_size()}, and ZeRO-{zero_stage} does not go "
+            f"on with another number; start it with {wrote}"
+        )
 
 
 def load_checkpoint(engine: StudentEngine, path: Path, seed: int) -> tuple[RunState, dict[str, Any]]:
@@ -39,14 +56,14 @@ def load_checkpoint(engine: StudentEngine, path: Path, seed: int) -> tuple[RunSt
 
     Args:
         engine: as `start_student` made it.
-        path: from `newest_checkpoint`.
+        path: from `newest_checkpoint`, with `check_world_size` passed.
         seed: of the new random streams.
 
     Returns:
         The state to go on from, and the checkpoint's manifest.
 
     Raises:
-        ValueError: the ZeRO stage does not allow another number of ranks, or DeepSpeed cannot read it.
+        ValueError: DeepSpeed cannot read it.
     """
     manifest = read_manifest(path)
     state = RunState(**manifest["state"])
@@ -54,12 +71,6 @@ def load_checkpoint(engine: StudentEngine, path: Path, seed: int) -> tuple[RunSt
         _load(engine, path)
         restore_generators(path / f"generators_{rank():05d}.pt")
         return state, manifest
-    if engine.zero_optimization_stage() not in (1, 2):
-        raise ValueError(
-            f"{path.name} was written by {manifest['world_size']} ranks, this run has {world_size()}, and ZeRO-"
-            f"{engine.zero_optimization_stage()} does not go on with another number; start it with "
-            f"{manifest['world_size']}"
-        )
     universal = path.parent / f"{path.name}.universal"
     with all_or_none():
         if rank() == 0:

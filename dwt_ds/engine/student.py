@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine as StudentEngine
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
+from dwt_ds.engine.ds_config import DeepSpeedJson
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
 from dwt_ds.engine.ranks import world_size
+
+_MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 
 
 def quieten_deepspeed() -> None:
@@ -22,6 +27,25 @@ def quieten_deepspeed() -> None:
     deepspeed_logger.setLevel(logging.WARNING)
     # It warns of every schedule's very first look at its learning rate.
     deepspeed_logger.addFilter(lambda record: "before it has started" not in record.getMessage())
+
+
+def check_precision(ds: DeepSpeedJson) -> None:
+    """Whether this device computes in the precision that the JSON asks for (ValueError)."""
+    device = get_accelerator()
+    supported = {"fp32": True, "bf16": device.is_bf16_supported(), "fp16": device.is_fp16_supported()}
+    if not supported[ds.precision]:
+        others = " or ".join(name for name in ("bf16", "fp32") if supported[name])
+        raise ValueError(
+            f"{ds.source}: {ds.precision}.enabled=true: DeepSpeed has no {ds.precision} on this device "
+            f"({device.device_name()}); choose {others}, as in zero2_{others.split()[0]}"
+        )
+
+
+def check_monitors(ds: DeepSpeedJson) -> None:
+    """Whether the packages of the JSON's monitors are installed; DeepSpeed would fail on rank 0 alone (ValueError)."""
+    for section, package in _MONITOR_PACKAGES.items():
+        if ds.values.get(section, {}).get("enabled") and find_spec(package) is None:
+            raise ValueError(f"{ds.source}: {section}.enabled=true: {package} is not installed; pip install {package}")
 
 
 def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEngine:
@@ -38,7 +62,8 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         dist_init_required=False,
     )
     if isinstance(engine.optimizer, torch.optim.Optimizer):
-        skip_steps_that_are_not_finite(engine.optimizer)
+        engine.clip_fp32_gradients = lambda: None
+        clip_and_step_if_finite(engine.optimizer, float(engine.gradient_clipping()))
     return engine
 
 
@@ -68,18 +93,26 @@ def loss_scale(engine: StudentEngine) -> float | None:
     return float(engine.optimizer.cur_scale) if engine.fp16_enabled() else None
 
 
-def skip_steps_that_are_not_finite(optimizer: torch.optim.Optimizer) -> None:
-    """Give a plain optimizer the check that DeepSpeed's own wrappers have; ZeRO-0 in fp32 runs without a wrapper.
+def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+    """Give a plain optimizer what DeepSpeed's own wrappers have; ZeRO-0 in fp32 runs without a wrapper.
 
-    DeepSpeed reads `overflow` after each step: it counts the step as skipped and leaves the learning rate alone.
+    DeepSpeed reads `overflow` after each step: it counts the step as skipped and leaves the learning rate alone. It
+    reads the norm before clipping too, which its own clipping of plain optimizers does not keep.
+
+    Args:
+        max_norm: gradients are clipped to this global norm; 0 switches it off.
     """
     take_step = optimizer.step
 
     def step_if_finite(closure: None = None) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        finite = bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite = bool(torch.isfinite(norm))
+        optimizer._global_grad_norm = float(norm)  # type: ignore[attr-defined]
         optimizer.overflow = not finite  # type: ignore[attr-defined]
         if finite:
+            if max_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
             take_step()
 
     optimizer.step = step_if_finite  # type: ignore[method-assign,assignment]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,8 +16,6 @@ from dwt_ds.engine.sharded_teacher import shard_over_ranks
 from dwt_ds.models.build import load_masked_lm, parameter_count
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
 
-logger = logging.getLogger(__name__)
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Injected kernels round differently; more than this share of the largest logit means another function.
@@ -32,7 +29,7 @@ class TeacherEngine:
         path: Hugging Face folder or name.
         dtype: "fp32", "bf16" or "fp16".
         kernel_inject: True, False, or "auto": use DeepSpeed's injected kernels where a probe finds that they run and
-            that the hidden states stay close.
+            that the logits stay close.
         device: where it computes.
         seq_len: longest row; the injected kernels size their workspace by it.
         sharded: cut the weights over the ranks, which then have to call it equally often; kernels are not injected.
@@ -59,6 +56,8 @@ class TeacherEngine:
         self._path, self._dtype, self._device, self._seq_len = path, _DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code
         self.injected = False
+        self.injection = "kernels not injected"
+        """Whether kernels are injected, and the reason or how far they moved the logits; for people."""
         gathered = self._load(torch.device("cpu") if sharded else device)
         self.parameters = parameter_count(gathered)
         if kernel_inject is not False and not sharded:
@@ -66,7 +65,7 @@ class TeacherEngine:
             if problem:
                 if kernel_inject is True:
                     raise ValueError(f"teacher.kernel_inject=true: {problem}; set it to auto or false")
-                logger.info("teacher %s: kernels not injected (%s)", path, problem)
+                self.injection += f" ({problem})"
         self._gathered = gathered
         if sharded:
             # The loss reads the head outside of the forward pass, where nobody would gather it.
@@ -123,20 +122,27 @@ class TeacherEngine:
             return f"DeepSpeed injects kernels on CUDA devices only, this is {get_accelerator().device_name()}"
         tokens = torch.randint(0, gathered.decoder_weight.shape[0], (2, self._seq_len), device=self._device)
         positions = torch.arange(0, tokens.numel(), 3, device=self._device)
-        plain: Tensor = gathered(tokens, None, positions).float()
+        plain = _logits(gathered(tokens, None, positions), gathered)
         try:
             # Injection replaces layers in place, so it gets a model of its own.
             candidate = self._load(self._device)
             engine = self._start(candidate, inject=True)
-            moved = ((engine(tokens, None, positions).float() - plain).abs().max() / plain.abs().max()).item()
+            injected = _logits(engine(tokens, None, positions), candidate)
+            moved = ((injected - plain).abs().max() / plain.abs().max()).item()
         except Exception as error:  # whatever a kernel library raises, the plain engine is still there
             return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
         if not moved <= _INJECTION_TOLERANCE:
-            return f"injected kernels moved the hidden states by {moved:.3f} of the largest"
-        logger.info("teacher %s: kernels injected, hidden states moved by %.4f of the largest", self._path, moved)
+            return f"injected kernels moved the logits by {moved:.3f} of the largest"
+        self.injection = f"kernels injected, which moved the logits by {moved:.4f} of the largest"
         gathered.model = candidate.model
         self._engine, self.injected = engine, True
         return ""
+
+
+def _logits(hidden: Tensor, gathered: GatheredMaskedLM) -> Tensor:
+    """fp32 logits (N, V) of hidden states (N, H)."""
+    bias = gathered.decoder_bias
+    return hidden.float() @ gathered.decoder_weight.float().T + (0.0 if bias is None else bias.float())
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
@@ -12,9 +11,16 @@ import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from dwt_ds.config import StudentConfig
+from dwt_ds.models.student_checks import (
+    INTERMEDIATE_FIELDS,
+    check_family,
+    check_head_width,
+    check_sizes,
+    checked_extras,
+    with_aliases,
+)
 
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 
@@ -44,17 +50,6 @@ _DROPOUT_FIELDS = (
     "embedding_dropout",
     "mlp_dropout",
 )
-_INTERMEDIATE_FIELDS = ("intermediate_size", "hidden_dim", "ffn_dim")
-_DECIDED_ELSEWHERE = {
-    "vocab_size": "the data folder",
-    "pad_token_id": "the data folder",
-    "num_hidden_layers": "student.layers",
-    "hidden_size": "student.hidden_size",
-    "num_attention_heads": "student.num_heads",
-    "intermediate_size": "student.intermediate_size",
-    "max_position_embeddings": "student.max_positions",
-    "attn_implementation": "student.attention",
-}
 
 
 def student_model_config(
@@ -75,22 +70,15 @@ def student_model_config(
         pad_token_id, cls_token_id, sep_token_id: the tokenizer's.
 
     Raises:
-        ValueError: one line naming field, value and fix: unknown family, heads that do not divide the width, rows
-            longer than the positions, unknown or misplaced fields in `student.config`.
+        ValueError: one line naming field, value and fix: unknown family, heads that do not divide the width or are
+            too odd for rotary positions, rows longer than the positions, unknown or misplaced fields or unknown
+            activations in `student.config`.
     """
-    _check_family(student.family)
-    if student.hidden_size % student.num_heads:
-        raise ValueError(
-            f"student.num_heads={student.num_heads} does not divide student.hidden_size={student.hidden_size}; "
-            "choose a number of heads that does"
-        )
-    if seq_len > student.max_positions:
-        raise ValueError(
-            f"student.max_positions={student.max_positions} is shorter than the data folder's rows of {seq_len} tokens;"
-            f" set student.max_positions to {seq_len} or more, or prepare shorter rows"
-        )
+    check_family(student.family)
+    check_sizes(student, seq_len)
     defaults = AutoConfig.for_model(student.family)
-    fields = _with_aliases(defaults)
+    check_head_width(student, defaults)
+    fields = with_aliases(defaults)
     decided = {
         "vocab_size": vocab_size,
         "pad_token_id": pad_token_id,
@@ -100,17 +88,17 @@ def student_model_config(
         "hidden_size": student.hidden_size,
         "num_attention_heads": student.num_heads,
         "max_position_embeddings": student.max_positions + position_offset(defaults, pad_token_id),
-        **dict.fromkeys(_INTERMEDIATE_FIELDS, student.intermediate_size or 4 * student.hidden_size),
+        **dict.fromkeys(INTERMEDIATE_FIELDS, student.intermediate_size or 4 * student.hidden_size),
         **dict.fromkeys(_DROPOUT_FIELDS, student.dropout),
     }
     for name, value in (("cls_token_id", cls_token_id), ("sep_token_id", sep_token_id)):
         decided[name] = value
     settings = {name: value for name, value in decided.items() if name in fields}
-    settings.update(_checked_extras(student, defaults, fields))
+    settings.update(checked_extras(student, defaults, fields))
     try:
         return AutoConfig.for_model(student.family, **settings)
     except Exception as error:  # each configuration class raises what it likes
-        raise ValueError(f"student.config={student.config}: {_one_line(error)}") from error
+        raise ValueError(f"{_family_or_config(student)}: {_one_line(error)}") from error
 
 
 def build_student(
@@ -124,7 +112,8 @@ def build_student(
 ) -> PreTrainedModel:
     """A randomly initialised student in fp32, in training mode; seed it with `torch.manual_seed` before the call.
 
-    Arguments and errors are those of `student_model_config`.
+    Arguments and errors are those of `student_model_config`; also a ValueError for an attention that the family or
+    the machine lacks.
     """
     config = student_model_config(
         student,
@@ -138,7 +127,10 @@ def build_student(
     try:
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
     except Exception as error:  # each model class raises what it likes
-        raise ValueError(f"student.family={student.family!r}: {_one_line(error)}") from error
+        if _builds_with_eager_attention(config):
+            told = f"student.attention={student.attention!r}: {_one_line(error)}; use eager or auto"
+            raise ValueError(told) from error
+        raise ValueError(f"{_family_or_config(student)}: {_one_line(error)}") from error
     return model.train()
 
 
@@ -163,7 +155,7 @@ def load_masked_lm(
         FileNotFoundError: no such folder, or no model in it.
         ValueError: not a masked language model, weights missing, or code that was not allowed to run.
     """
-    where = str(path)
+    where = without_tilde(path)
     _check_folder(where)
     config = _load_config(where, trust_remote_code)
     try:
@@ -229,36 +221,16 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _check_family(family: str) -> None:
-    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return
-    near = difflib.get_close_matches(family.lower(), MODEL_FOR_MASKED_LM_MAPPING_NAMES, n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]!r}?" if near else "use bert, roberta, distilbert, modernbert, electra or albert"
-    raise ValueError(f"student.family={family!r} is no Hugging Face model type with a masked-LM class; {fix}")
-
-
-def _with_aliases(config: PretrainedConfig) -> set[str]:
-    return {name for name in vars(config) if not name.startswith("_")} | set(type(config).attribute_map)
-
-
-def _checked_extras(student: StudentConfig, defaults: PretrainedConfig, fields: set[str]) -> dict[str, Any]:
-    aliases = {own: general for general, own in type(defaults).attribute_map.items()}
-    for name in student.config:
-        if name not in fields:
-            near = difflib.get_close_matches(name, sorted(fields), n=1)
-            fix = f"did you mean {near[0]!r}?" if near else "remove it"
-            raise ValueError(f"student.config.{name} is no field of {type(defaults).__name__}; {fix}")
-        general = "intermediate_size" if name in _INTERMEDIATE_FIELDS else aliases.get(name, name)
-        if general in _DECIDED_ELSEWHERE:
-            raise ValueError(f"student.config.{name} is decided by {_DECIDED_ELSEWHERE[general]}; remove it here")
-    return dict(student.config)
-
-
 def load_model_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration of the model that `load_masked_lm` would load, and its errors; no weights are read."""
-    where = str(path)
+    where = without_tilde(path)
     _check_folder(where)
     return _load_config(where, trust_remote_code)
+
+
+def without_tilde(path: str | os.PathLike[str]) -> str:
+    """A model's path with `~` replaced by the home folder, as transformers needs it; a name on the hub stays."""
+    return os.path.expanduser(path)
 
 
 def _masked_lm_class(config: PretrainedConfig) -> Any:
@@ -267,8 +239,22 @@ def _masked_lm_class(config: PretrainedConfig) -> Any:
     return AutoModelForMaskedLM._model_mapping[type(config)] if known else None
 
 
+def _builds_with_eager_attention(config: PretrainedConfig) -> bool:
+    try:
+        with torch.device("meta"):
+            AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+    except Exception:  # the same that was raised before: the attention is not to blame
+        return False
+    return True
+
+
+def _family_or_config(student: StudentConfig) -> str:
+    """What to look at when a family's classes refuse their settings: those that the recipe added, if any."""
+    return f"student.config={student.config}" if student.config else f"student.family={student.family!r}"
+
+
 def _check_folder(where: str) -> None:
-    folder = Path(where).expanduser()
+    folder = Path(where)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"model path {where!r} has no config.json; give a folder in Hugging Face format")

@@ -45,6 +45,24 @@ DEPTH_MAPS: dict[str, Callable[[int, int, int], int]] = {
 }
 WIDTH_METHODS = ("fna", "net2net", "fpi", "aki")
 
+# Fields of a configuration that change what the same weights compute; a family has some of them.
+_OF_THE_FUNCTION = (
+    "hidden_act",
+    "hidden_activation",
+    "activation",
+    "layer_norm_eps",
+    "norm_eps",
+    "position_embedding_type",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "global_rope_theta",
+    "local_rope_theta",
+    "local_attention",
+    "global_attn_every_n_layers",
+    "layer_types",
+)
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -134,7 +152,8 @@ def check_growth(teacher_config: PretrainedConfig, student_config: PretrainedCon
 
     Raises:
         ValueError: unknown method, different or unsupported families, a smaller student, head sizes that differ, sizes
-            that FPI cannot double, or architectures that do not match; one line each.
+            that FPI cannot double, or architectures that do not match in weights or in what they compute with them;
+            one line each.
     """
     depth, width = parse_method(method)
     family, theirs = student_config.model_type, teacher_config.model_type
@@ -200,12 +219,17 @@ def _smaller(field: str, student: int, teacher: int, method: str) -> str:
 def _check_architectures(
     teacher_config: PretrainedConfig, student_config: PretrainedConfig, method: str, sources: list[int]
 ) -> None:
-    for field in ("hidden_act", "hidden_activation", "activation"):
-        theirs, ours = (getattr(config, field, None) for config in (teacher_config, student_config))
-        if theirs != ours:
+    for field in _OF_THE_FUNCTION:
+        if not hasattr(teacher_config, field) or not hasattr(student_config, field):
+            continue
+        theirs, ours = getattr(teacher_config, field), getattr(student_config, field)
+        wanted = theirs
+        if field == "layer_types":  # one a layer; which the student's further ones are is its own business
+            wanted = [*theirs, *ours[len(theirs) :]]
+        if wanted != ours:
             raise ValueError(
                 f"student.init={method!r}: the student's {field} is {ours!r}, the teacher's {theirs!r}; "
-                f"set student.config.{field}={theirs}"
+                f"set student.config.{field}={wanted}"
             )
     if student_config.tie_word_embeddings and not teacher_config.tie_word_embeddings:
         raise ValueError(

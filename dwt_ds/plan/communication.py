@@ -8,8 +8,10 @@ Bytes are those of the tensors handed to the collectives. On the wire a ring all
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dwt_ds.config import RunConfig
 from dwt_ds.plan.hardware import LATENCY_SECONDS, LINK_SHARE, Device
 from dwt_ds.plan.zero import STAGE_0_BUCKET, Partition, ZeroSettings
 
@@ -18,6 +20,9 @@ _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 
 # Of our own: labelled tokens, soft rows, real tokens and requests to stop, summed over all ranks before each step.
 COUNTS_BYTES = 4 * 8
+
+# Also of our own, fp32: the step's loss, for the guard against spikes, and its three means, for the adaptive weight.
+SPIKE_BYTES, LOSSES_BYTES = 4, 3 * 4
 
 # DeepSpeed's, by stage: the gradient's norm and whether it is finite (in 16 bits only where these are two calls).
 CHECKS_BYTES = {0: [], 1: [4, 1], 2: [4, 1], 3: [8]}
@@ -34,34 +39,71 @@ class Traffic:
     calls: int
     hidden: bool = False
     """It runs beside the backward pass (overlap_comm)."""
-    local: bool = False
-    """It stays within a machine (hpZ)."""
+    group: int | None = None
+    """Ranks that talk with one another, next to one another in number; None: all."""
+
+    def group_of(self, ranks: int) -> int:
+        """Ranks that talk with one another, in a run of `ranks`."""
+        return ranks if self.group is None else self.group
 
     def sent_bytes(self, ranks: int) -> float:
         """Bytes that each rank sends."""
-        return _PASSES[self.collective] * (ranks - 1) / ranks * self.bytes
+        group = self.group_of(ranks)
+        return _PASSES[self.collective] * (group - 1) / group * self.bytes
 
     def seconds(self, ranks: int, bytes_per_second: float) -> float:
         """Time on links of this rate."""
-        if ranks == 1:
-            return 0.0
-        latency = self.calls * LATENCY_SECONDS * math.ceil(math.log2(ranks))
+        latency = self.calls * LATENCY_SECONDS * math.ceil(math.log2(self.group_of(ranks)))
         return self.sent_bytes(ranks) / bytes_per_second + latency
 
 
-def step_traffic(stage: int, zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
+def own_sums(config: RunConfig) -> list[int]:
+    """Bytes of each sum over the ranks that this package makes itself in an optimizer step.
+
+    A logged step has the losses' once more, which is left out.
+    """
+    sums = [COUNTS_BYTES]
+    if config.train.spike_sigma is not None:
+        sums.append(SPIKE_BYTES)
+    if config.distill.soft_weight.schedule == "adaptive" and config.teacher.path is not None:
+        sums.append(LOSSES_BYTES)
+    return sums
+
+
+def step_traffic(
+    stage: int, zero: ZeroSettings, partition: Partition, accumulation: int, own: Sequence[int]
+) -> list[Traffic]:
     """The collectives of one optimizer step at a ZeRO stage; none for a single rank.
 
-    ZeRO-2 reduces in every micro-batch, since a rank keeps its own part only; the stages below it once a step.
+    Args:
+        stage: ZeRO stage.
+        zero: the JSON's numbers at that stage.
+        partition: the trainable parameters over the ranks.
+        accumulation: micro-batches a step.
+        own: bytes of our own small sums, as `own_sums` gives them.
     """
     if partition.ranks == 1:
         return []
-    size, elements = zero.element_bytes, partition.elements
     if stage == 0:
         calls = _full_buckets(partition.numels, STAGE_0_BUCKET)
-        return [Traffic("all_reduce", "gradients", size * elements, calls), _small(stage, zero)]
-    if stage == 3:
-        return [*_stage_3(zero, partition, accumulation), _small(stage, zero)]
+        large = [Traffic("all_reduce", "gradients", zero.element_bytes * partition.elements, calls)]
+    elif stage == 3:
+        large = _stage_3(zero, partition, accumulation)
+    else:
+        large = _stages_1_and_2(stage, zero, partition, accumulation)
+    checks = CHECKS_BYTES[stage]
+    if stage in (1, 2) and zero.precision == "fp32":
+        checks = checks[:1]
+    small = [*own, *checks]
+    return [*large, Traffic("all_reduce", "counts, norm and the like", sum(small), len(small))]
+
+
+def _stages_1_and_2(stage: int, zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
+    """Gradients reduced, weights gathered.
+
+    ZeRO-2 reduces in every micro-batch, since a rank keeps its own part only; ZeRO-1 once a step.
+    """
+    size = zero.element_bytes
     times = accumulation if stage == 2 else 1
     calls = _filled_buckets(partition.numels, zero.reduce_bucket)
     hidden = zero.overlap_comm and calls > 1
@@ -69,18 +111,9 @@ def step_traffic(stage: int, zero: ZeroSettings, partition: Partition, accumulat
     if not zero.multi_rank_all_reduce:
         kind, calls = "reduce", _reduces(partition, zero.reduce_bucket)
     return [
-        Traffic(kind, "gradients", size * elements * times, calls * times, hidden),
+        Traffic(kind, "gradients", size * partition.elements * times, calls * times, hidden),
         Traffic("all_gather", "updated weights", size * partition.padded, 1),
-        _small(stage, zero),
     ]
-
-
-def _small(stage: int, zero: ZeroSettings) -> Traffic:
-    """What every step tells besides: our counts and, where gradients are partitioned, DeepSpeed's two checks."""
-    checks = CHECKS_BYTES[stage]
-    if stage in (1, 2) and zero.precision == "fp32":
-        checks = checks[:1]
-    return Traffic("all_reduce", "counts, norm, overflow", COUNTS_BYTES + sum(checks), 1 + len(checks))
 
 
 def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
@@ -93,7 +126,8 @@ def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> lis
     buckets = _filled_buckets(partition.numels, zero.reduce_bucket)
     calls = len(cut) * accumulation
     forward = Traffic("all_gather", "weights", gathered * accumulation, calls, zero.overlap_comm)
-    backward = replace(forward, what="weights, for the backward pass", local=zero.hpz > 1)
+    group = min(zero.hpz, partition.ranks) if zero.hpz > 1 else None
+    backward = replace(forward, what="weights, for the backward pass", group=group)
     return [
         *([forward] if kept_for_backward else [forward, backward]),
         Traffic("all_gather", "small weights, after the step", persistent, len(partition.numels) - len(cut)),

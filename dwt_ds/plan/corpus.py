@@ -28,6 +28,10 @@ class Corpus:
     """Real tokens, padding not."""
     vocab_size: int
     pad_token_id: int
+    validation_rows: int | None
+    """Held-out rows; None: not known."""
+    fingerprint: str | None
+    """What the data folder's manifest says of its rows; None: there is no folder, and the figures are assumed."""
     source: str
     """Where the figures come from, for people."""
 
@@ -53,6 +57,8 @@ def corpus_of(data: DataConfig) -> Corpus:
         tokens_per_row=tokens_per_row,
         vocab_size=manifest.vocab_size,
         pad_token_id=int(manifest.settings["pad_id"]),
+        validation_rows=manifest.validation_rows,
+        fingerprint=manifest.fingerprint,
         source=f"{data.dir}: {manifest.sentences_kept:,} sentences in {manifest.rows:,} rows{form}",
     )
 
@@ -66,6 +72,8 @@ def paper_corpus(missing: str) -> Corpus:
         tokens_per_row=float(PAPER_SEQ_LEN),
         vocab_size=PAPER_VOCABULARY,
         pad_token_id=0,
+        validation_rows=None,
+        fingerprint=None,
         source=(
             f"assumed, since {missing} is not there: the paper's {PAPER_SENTENCES / 1e6:.0f}M sentences of "
             f"{TOKENS_PER_SENTENCE} tokens, packed into {rows:,} rows of {PAPER_SEQ_LEN} tokens, vocabulary "

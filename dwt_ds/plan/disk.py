@@ -6,13 +6,16 @@ from dwt_ds.plan.zero import Partition, ZeroSettings
 
 
 def checkpoint_bytes(stage: int, zero: ZeroSettings, partition: Partition, frozen_bytes: int) -> int:
-    """All ranks' files together: weights in the training precision, fp32 master weights, optimizer state."""
+    """All ranks' files together: weights in the training precision, fp32 master weights, optimizer state.
+
+    Stage 3 writes no weights besides the master weights, of which they are made again.
+    """
     master = 0 if stage == 0 and zero.precision == "fp32" else 4
     if stage == 0:
         elements = partition.elements
     else:
         elements = (partition.shards if stage == 3 else partition.share) * partition.ranks
-    weights = elements if stage == 3 else partition.elements
+    weights = 0 if stage == 3 else partition.elements
     return zero.element_bytes * weights + (master + 4 * zero.moments) * elements + frozen_bytes
 
 

@@ -23,7 +23,7 @@ class RankMemory:
 
     stage: int
     moments: dict[str, Parts]
-    """Bytes by part at the moments that can be the fullest: loss, backward pass, reduction, optimizer step."""
+    """Bytes by part at the moments that can be the fullest: teacher, loss, backward pass, reduction, optimizer step."""
     host: Parts
     """Bytes in the machine's own memory, by part, where the JSON offloads to it."""
 
@@ -33,14 +33,14 @@ class RankMemory:
         return max(self.moments, key=lambda name: sum(self.moments[name].values()))
 
     @property
-    def parts(self) -> Parts:
-        """Bytes by part at the fullest moment."""
-        return self.moments[self.fullest]
-
-    @property
     def peak(self) -> int:
         """Bytes at the fullest moment."""
-        return sum(self.parts.values())
+        return sum(self.moments[self.fullest].values())
+
+    @property
+    def most(self) -> Parts:
+        """Most bytes of each part at any moment; they do not all come at once."""
+        return {part: max(parts[part] for parts in self.moments.values()) for part in PARTS}
 
 
 def rank_memory(
@@ -51,6 +51,7 @@ def rank_memory(
     *,
     frozen_bytes: int,
     teacher_bytes: int,
+    teacher_gathered_bytes: int,
     accumulation: int,
 ) -> RankMemory:
     """What a rank holds at `stage`.
@@ -61,7 +62,8 @@ def rank_memory(
         partition: the trainable parameters over the ranks.
         micro: what one micro-batch adds.
         frozen_bytes: parameters and tables of the student that are not trained.
-        teacher_bytes: the teacher's weights.
+        teacher_bytes: the teacher's weights, as a rank holds them from step to step.
+        teacher_gathered_bytes: what its forward pass gathers of them at a time, if they are sharded.
         accumulation: micro-batches a step.
     """
     held, host = _held(stage, zero, partition)
@@ -74,6 +76,12 @@ def rank_memory(
     sent_at_the_end = stage <= 1 or partition.elements <= zero.reduce_bucket
     kept = micro.activations + micro.head_gradients
 
+    teacher = {
+        **held,
+        GRADIENTS: earlier,
+        TEACHER: teacher_bytes + teacher_gathered_bytes,
+        TEMPORARIES: micro.teacher_peak,
+    }
     loss = {**held, GRADIENTS: earlier, ACTIVATIONS: micro.activations, LOSS: micro.loss_peak - micro.activations}
     backward = {
         **held,
@@ -88,10 +96,16 @@ def rank_memory(
     step = {**held, GRADIENTS: gradients, TEMPORARIES: temporaries}
     if stage == 3:
         for moment in (loss, backward):
-            moment[WEIGHTS] += _gathered(zero, partition)
-        for moment in (loss, step):
+            moment[WEIGHTS] += gathered_bytes(zero, partition)
+        for moment in (teacher, loss, step):
             moment[BUCKETS] = bucket
-    moments = {"loss": loss, "backward pass": backward, "reduction": reduction, "optimizer step": step}
+    moments = {
+        "teacher": teacher,
+        "loss": loss,
+        "backward pass": backward,
+        "reduction": reduction,
+        "optimizer step": step,
+    }
     return RankMemory(stage, {name: _ordered(parts) for name, parts in moments.items()}, host)
 
 
@@ -123,7 +137,7 @@ def _persistent(zero: ZeroSettings, partition: Partition) -> int:
     return sum(numel for numel in partition.numels if numel <= zero.persistence_threshold)
 
 
-def _gathered(zero: ZeroSettings, partition: Partition) -> int:
+def gathered_bytes(zero: ZeroSettings, partition: Partition) -> int:
     """Bytes of whole parameters that stage 3 has together at a time.
 
     All of a model below 500M with DeepSpeed's defaults; see `ZeroSettings.keeps_gathered`.

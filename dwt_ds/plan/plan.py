@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dwt_ds.models.growth_plan import GrowthPlan, check_growth
-from dwt_ds.plan.communication import Traffic, step_traffic
+from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.disk import checkpoint_bytes
 from dwt_ds.plan.hardware import Device
-from dwt_ds.plan.memory import STAGES, RankMemory, rank_memory
+from dwt_ds.plan.memory import STAGES, RankMemory, gathered_bytes, rank_memory
 from dwt_ds.plan.settings import Settings
 from dwt_ds.plan.shapes import Shapes, buffer_bytes
 from dwt_ds.plan.sharded_teacher import ShardedTeacher
-from dwt_ds.plan.simulation import MicroBatchBytes, Simulator, forward_flops
+from dwt_ds.plan.simulation import DTYPES, MicroBatchBytes, Simulator, forward_flops, recomputed_flops
 from dwt_ds.plan.speed import StepTime, Work, step_time
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 
@@ -72,8 +72,22 @@ class Plan:
             micro or self.micro,
             frozen_bytes=self.frozen_bytes,
             teacher_bytes=self.sharded_teacher.bytes if self.sharded_teacher else self.simulator.teacher_bytes(),
+            teacher_gathered_bytes=self._teacher_gathered_bytes,
             accumulation=self.settings.config.train.gradient_accumulation_steps,
         )
+
+    @cached_property
+    def _teacher_gathered_bytes(self) -> int:
+        """What a sharded teacher's forward pass has together at a time; nothing is kept for a second use.
+
+        Twice: DeepSpeed copies the weights out of the buffer that they arrive in, and keeps both.
+        """
+        if self.sharded_teacher is None:
+            return 0
+        model = self.sharded_teacher.model
+        precision = next(name for name, dtype in DTYPES.items() if dtype == model.decoder_weight.dtype)
+        zero = zero_settings({"zero_optimization": {"stage3_max_reuse_distance": 0}}, precision, 3)
+        return 2 * gathered_bytes(zero, Partition([parameter.numel() for parameter in model.parameters()], self.ranks))
 
     @cached_property
     def micro(self) -> MicroBatchBytes:
@@ -105,12 +119,16 @@ class Plan:
         student, teacher = (
             0 if each is None else forward_flops(each, corpus.seq_len, labels, corpus.vocab_size) for each in models
         )
-        return Work(student, teacher)
+        again = 0
+        if self.settings.config.train.activation_checkpointing:
+            again = recomputed_flops(self.shapes.student, corpus.seq_len, labels)
+        return Work(student, teacher, again)
 
     def traffic(self, stage: int) -> list[Traffic]:
         """Collectives of a step at a ZeRO stage."""
         accumulation = self.settings.config.train.gradient_accumulation_steps
-        students = step_traffic(stage, self.zero(stage), self.partition, accumulation)
+        own = own_sums(self.settings.config)
+        students = step_traffic(stage, self.zero(stage), self.partition, accumulation, own)
         return [*students, self.sharded_teacher.traffic(accumulation)] if self.sharded_teacher else students
 
     def step_time(self, stage: int) -> StepTime:
@@ -125,6 +143,16 @@ class Plan:
             nodes=self.nodes,
             ranks=self.ranks,
         )
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run at the JSON's ZeRO stage."""
+        return self.step_time(self.stage).total * self.settings.total_steps / 3600
+
+    @property
+    def flops(self) -> float:
+        """Operations of training, all ranks; looks at the held-out text are not counted."""
+        return float(self.work.per_row * self.settings.rows_per_step * self.settings.total_steps)
 
     @property
     def tokens(self) -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import yaml
 
 from dwt_ds.plan.communication import bytes_per_second
 from dwt_ds.plan.disk import export_bytes
@@ -11,7 +14,7 @@ from dwt_ds.plan.hardware import GIB, LATENCY_SECONDS, LINK_SHARE, RESERVED_SHAR
 from dwt_ds.plan.launch import launch_commands
 from dwt_ds.plan.memory import PARTS, STAGES, RankMemory
 from dwt_ds.plan.plan import Plan
-from dwt_ds.plan.settings import changes
+from dwt_ds.plan.settings import Settings, changes
 from dwt_ds.plan.speed import traffic_seconds
 
 Lines = list[str]
@@ -27,9 +30,7 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
         "data": [plan.settings.corpus.source],
         "models": _models(plan),
         "batch and length": _batch(plan),
-        f"memory of a rank at its fullest moment, micro-batch {plan.settings.config.train.micro_batch_size}": (
-            _memory(plan)
-        ),
+        f"memory of a rank, micro-batch {plan.settings.config.train.micro_batch_size}": _memory(plan),
         "speed": _speed(plan),
         "traffic of a step": _traffic(plan),
         "disk": _disk(plan),
@@ -40,6 +41,13 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
     for heading, lines in sections.items():
         parts.append(f"\n{heading}\n" + "\n".join(f"  {line}" for line in lines))
     return "\n".join(parts)
+
+
+def resolved(settings: Settings) -> str:
+    """The whole recipe as YAML and the DeepSpeed JSON, as a run's folder has them in config.yaml and ds_config.json."""
+    recipe = yaml.safe_dump(settings.config.to_dict(), sort_keys=False)
+    values = json.dumps(settings.ds_values, indent=2)
+    return f"recipe, resolved\n{recipe}\nDeepSpeed JSON, resolved ({settings.ds.source})\n{values}"
 
 
 def _settings(plan: Plan) -> Lines:
@@ -85,12 +93,17 @@ def _memory(plan: Plan) -> Lines:
     by_stage = [plan.memory(stage) for stage in STAGES]
     names = [f"ZeRO-{stage}{' *' if stage == plan.stage else ''}" for stage in STAGES]
     rows: list[Sequence[str]] = [("GiB", *names)]
-    rows += [(part, *(_gib(memory.parts[part]) for memory in by_stage)) for part in PARTS]
-    rows.append(("all", *(_gib(memory.peak) for memory in by_stage)))
-    rows.append(("fullest in the", *(memory.fullest for memory in by_stage)))
+    rows += [(part, *(_gib(memory.most[part]) for memory in by_stage)) for part in PARTS]
+    rows.append(("all, at the fullest moment", *(_gib(memory.peak) for memory in by_stage)))
+    rows.append(("which is the", *(memory.fullest for memory in by_stage)))
     largest = plan.largest_micro_batches()
     rows.append(("largest micro-batch", *(f"{largest[stage]:,}" for stage in STAGES)))
-    lines = [*_table(rows), f"* the JSON's. {_room(plan)}", *_host(by_stage[plan.stage])]
+    lines = [
+        *_table(rows),
+        "each part at its most; parts do not all peak at once, so that the fullest moment holds less than their sum",
+        f"* the JSON's. {_room(plan)}",
+        *_host(by_stage[plan.stage]),
+    ]
     logit_rows = plan.simulator.logit_rows(plan.settings.config.train.micro_batch_size)
     lines.append("no logits in memory" if logit_rows is None else f"logits of {logit_rows:,} rows at a time")
     return lines
@@ -115,16 +128,20 @@ def _speed(plan: Plan) -> Lines:
     time = plan.step_time(plan.stage)
     rows = settings.rows_per_step
     peak = plan.device.flops_per_second(settings.ds.precision)
-    total = work.per_row * rows * settings.total_steps
-    hours = time.total * settings.total_steps / 3600
-    return [
+    lines = [
         f"{work.per_row / 1e9:,.2f} GFLOP a row (student {3 * work.student_forward / 1e9:,.2f}, teacher "
-        f"{work.teacher_forward / 1e9:,.2f}), {total:.3g} FLOP in all",
+        f"{work.teacher_forward / 1e9:,.2f}), {plan.flops:.3g} FLOP in all",
         f"at {plan.mfu:.0%} of {peak / 1e12:,.4g} TFLOP/s a rank (assumed; --mfu): {1e3 * time.compute:,.2f} ms a "
         f"step, and {1e3 * time.exposed:,.2f} ms waiting for traffic",
-        f"{rows * settings.corpus.tokens_per_row / time.total:,.0f} tokens/s, {hours:,.1f} hours, "
-        f"{hours * plan.ranks:,.0f} device hours, scaling efficiency {time.efficiency:.0%}",
+        f"{rows * settings.corpus.tokens_per_row / time.total:,.0f} tokens/s, {plan.hours:,.1f} hours, "
+        f"{plan.hours * plan.ranks:,.0f} device hours, scaling efficiency {time.efficiency:.0%}",
     ]
+    if work.recomputed:
+        lines.insert(1, f"{work.recomputed / 1e9:,.2f} GFLOP a row once more (activation checkpointing): time only")
+    zero = plan.zero(plan.stage)
+    if zero.optimizer_on_cpu or zero.parameters_on_cpu:
+        lines.append("offload: transfers and the optimizer on the CPU are not counted")
+    return lines
 
 
 def _traffic(plan: Plan) -> Lines:

@@ -9,9 +9,11 @@ from typing import Any
 
 from dwt_ds.config import RunConfig
 from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
-from dwt_ds.models.quantization_settings import Quantization, parse_quantization
+from dwt_ds.engine.optimizers import check_optimizer_and_stage
+from dwt_ds.models.quantization_settings import Quantization, check_start_step, parse_quantization
 from dwt_ds.plan.corpus import Corpus, corpus_of
 from dwt_ds.recipe import Recipe, load_recipe
+from dwt_ds.settle import check_adaptive
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class Settings:
 
 
 def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None, world_size: int) -> Settings:
-    """As `dwt_ds.assemble.settle`, with the paper's corpus where the data folder is missing.
+    """As `dwt_ds.settle.settle`, with the paper's corpus where the data folder is missing.
 
-    Raises ValueError and OSError of one line for the mistakes that a run would stop at.
+    Raises ValueError and OSError of one line for the mistakes that a run would stop at, but for those that show only
+    on its devices or in the data's rows.
     """
     recipe = load_recipe(recipe_name, overrides)
     meant = recipe.config.train.expected_world_size
@@ -60,25 +63,30 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None,
     ds = load_ds_json(deepspeed_config or recipe.config.deepspeed_config, recipe.config.deepspeed)
     config, ds_values = settle_batch(recipe, ds, world_size)
     corpus = corpus_of(config.data)
+    check_adaptive(config, corpus.validation_rows)
     rows = int(ds_values["train_batch_size"])
     train = config.train
     if train.max_steps is None and train.epochs is None:
         raise ValueError("train.max_steps: not set, nor is train.epochs; set one of them")
     total_steps = train.max_steps or math.ceil((train.epochs or 0) * corpus.rows / rows)
     ds_values = fill_steps(ds_values, recipe, config, total_steps, ds.source)
+    check_optimizer_and_stage(ds_values, ds.source)
     quantization = parse_quantization(config.student.quantization)
+    if quantization is not None:
+        check_start_step(quantization, total_steps)
     return Settings(recipe, config, ds, ds_values, corpus, total_steps, world_size, quantization)
 
 
 def changes(config: RunConfig) -> list[tuple[str, Any, Any]]:
     """(dotted key, value, default) of all settings that are not the defaults."""
-    ours, defaults = dict(_flat(config.to_dict())), dict(_flat(RunConfig().to_dict()))
+    ours, defaults = dict(flat(config.to_dict())), dict(flat(RunConfig().to_dict()))
     return [(key, value, defaults.get(key)) for key, value in ours.items() if value != defaults.get(key)]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything that is not itself a mapping, or is an empty one."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -51,8 +51,12 @@ class Shapes:
         return 0 if self.teacher is None else parameter_count(self.teacher)
 
 
-def build_shapes(settings: Settings) -> Shapes:
+def build_shapes(settings: Settings, trainer: Settings | None = None) -> Shapes:
     """Both models as a run would build them, but for the attention implementation, which depends on the device.
+
+    Args:
+        settings: of the run.
+        trainer: of the run that is going to train its teacher; None: `find_teacher` looks for one.
 
     Raises:
         ValueError: what `build_student` raises for settings that make no model.
@@ -70,7 +74,7 @@ def build_shapes(settings: Settings) -> Shapes:
             ) from error
         if settings.quantization is not None:
             _quantize(student, settings.quantization)
-    teacher = find_teacher(settings)
+    teacher = find_teacher(settings) if trainer is None else _trained_by(trainer)
     gathered = None if teacher is None else meta_model(teacher.config)
     return Shapes(student, gathered, "" if teacher is None else teacher.source)
 
@@ -117,6 +121,11 @@ def find_teacher(settings: Settings) -> Teacher | None:
     student, why = _assumed_teacher(settings, path)
     config = student_model_config(student, **_sizes(settings))
     return Teacher(config, f"assumed, since {path} is not there: {config.model_type}, {_size_words(config)} ({why})")
+
+
+def _trained_by(trainer: Settings) -> Teacher:
+    config = student_model_config(trainer.config.student, **_sizes(trainer))
+    return Teacher(config, f"{config.model_type}, {_size_words(config)}, trained by the run {trainer.recipe.name}")
 
 
 def _assumed_teacher(settings: Settings, path: str) -> tuple[StudentConfig, str]:

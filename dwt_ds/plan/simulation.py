@@ -131,6 +131,22 @@ def forward_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int,
     return counter.get_total_flops() + 2 * labels_per_row * vocab_size * int(hidden.shape[-1])
 
 
+def recomputed_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int) -> int:
+    """Operations of one row's forward pass that activation checkpointing does again in the backward pass."""
+    counts = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(gathered).train()
+        model.model.set_attn_implementation("eager")
+        if checkpointing:
+            model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            positions = torch.zeros(labels_per_row, dtype=torch.int64)
+            model(torch.zeros(1, seq_len, dtype=torch.int64), None, positions).sum().backward()
+        counts.append(counter.get_total_flops())
+    without, with_checkpointing = counts
+    return int(with_checkpointing - without)
+
+
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 

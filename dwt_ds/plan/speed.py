@@ -10,14 +10,16 @@ from dwt_ds.plan.hardware import Device
 
 @dataclass(frozen=True)
 class Work:
-    """Operations that one row of the data needs; nothing that is recomputed counts."""
+    """Operations for one row of the data."""
 
     student_forward: int
     teacher_forward: int
+    recomputed: int = 0
+    """Of the student's forward pass, done again in the backward pass (activation checkpointing): time, but no work."""
 
     @property
     def per_row(self) -> int:
-        """Forward and twice as much backward for the student, forward alone for the teacher."""
+        """What the models need: forward and twice as much backward for the student, forward alone for the teacher."""
         return 3 * self.student_forward + self.teacher_forward
 
 
@@ -48,8 +50,9 @@ def step_time(
 
     Traffic that overlaps the backward pass costs nothing as long as it is shorter; the last bucket always waits.
     """
-    compute = rows * work.per_row / (mfu * device.flops_per_second(precision))
-    backward = rows * 2 * work.student_forward / (mfu * device.flops_per_second(precision))
+    row_seconds = rows / (mfu * device.flops_per_second(precision))
+    compute = (work.per_row + work.recomputed) * row_seconds
+    backward = (2 * work.student_forward + work.recomputed) * row_seconds
     seconds = {each.what: traffic_seconds(each, device, nodes, ranks) for each in traffic}
     exposed = 0.0
     for each in traffic:
@@ -59,7 +62,6 @@ def step_time(
 
 
 def traffic_seconds(traffic: Traffic, device: Device, nodes: int, ranks: int) -> float:
-    """Time of one kind of collective: over all machines, or within each."""
-    if traffic.local:
-        return traffic.seconds(ranks // nodes, bytes_per_second(device, 1))
-    return traffic.seconds(ranks, bytes_per_second(device, nodes))
+    """Time of one kind of collective: over all machines, or within each where every group has a machine's ranks."""
+    within = (ranks // nodes) % traffic.group_of(ranks) == 0
+    return traffic.seconds(ranks, bytes_per_second(device, 1 if within else nodes))

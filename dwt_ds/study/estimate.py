@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import torch
-
-from dwt_ds.models.build import build_student
-from dwt_ds.models.masked_lm import GatheredMaskedLM
-from dwt_ds.plan.hardware import find_device
-from dwt_ds.plan.settings import Settings, settle
-from dwt_ds.plan.simulation import forward_flops
-from dwt_ds.plan.speed import Work
+from dwt_ds.plan.hardware import Device
+from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.settings import Settings
+from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.study.grid import StudyRun
 
 
@@ -29,45 +24,42 @@ class Cost:
     hours: float
 
 
-def estimate(
-    runs: Sequence[StudyRun], recipes: Mapping[str, Path], overrides: Sequence[str], ranks: int, gpu: str
-) -> dict[str, Cost]:
-    """Cost of each run, by name.
+def estimate(runs: Sequence[StudyRun], settings: Mapping[str, Settings], device: Device) -> dict[str, Cost]:
+    """Cost of each run, by name, as `dwt-ds plan` has it for one machine.
 
     Args:
-        recipes: of each run, by name.
-        overrides: `key=value`, on top of all recipes.
-        ranks: processes of a run.
-        gpu: a device's name in dwt_ds/plan/hardware.py; its rate and the share of it that training reaches are taken
-            from there.
+        runs: of a grid, the teachers' among them.
+        settings: of each run, by name.
+        device: of a rank.
 
     Raises:
-        ValueError, OSError: a recipe that makes no run; one line.
+        ValueError: a model that cannot be built; one line.
     """
-    device = find_device(gpu, ranks)
-    settled = {run.name: settle(str(recipes[run.name]), list(overrides), None, ranks) for run in runs}
-    by_shape: dict[str, int] = {}  # most runs of a study have one student
-    flops = {}
-    for name, settings in settled.items():
-        shape = repr((replace(settings.config.student, init="random"), settings.corpus, settings.labels_per_row))
-        if shape not in by_shape:
-            by_shape[shape] = student_forward_flops(settings)
-        flops[name] = by_shape[shape]
+    known: dict[str, Cost] = {}  # many runs differ in what costs nothing
     costs = {}
     for run in runs:
-        settings = settled[run.name]
-        work = Work(flops[run.name], flops[run.teacher_run] if run.teacher_run else 0)
-        rows = settings.total_steps * settings.rows_per_step
-        total = float(rows * work.per_row)
-        rate = ranks * device.mfu * device.flops_per_second(settings.ds.precision)
-        costs[run.name] = Cost(settings.total_steps, rows * settings.corpus.tokens_per_row, total, total / rate / 3600)
+        trainer = settings[run.teacher_run] if run.teacher_run else None
+        alike = _what_costs(settings[run.name], trainer)
+        if alike not in known:
+            known[alike] = _cost(settings[run.name], trainer, device)
+        costs[run.name] = known[alike]
     return costs
 
 
-def student_forward_flops(settings: Settings) -> int:
-    """Operations of the student's forward pass over one row."""
-    corpus = settings.corpus
-    sizes = {"vocab_size": corpus.vocab_size, "seq_len": corpus.seq_len, "pad_token_id": corpus.pad_token_id}
-    with torch.device("meta"):
-        student = GatheredMaskedLM(build_student(settings.config.student, **sizes))
-    return forward_flops(student, corpus.seq_len, settings.labels_per_row, corpus.vocab_size)
+def _cost(settings: Settings, trainer: Settings | None, device: Device) -> Cost:
+    plan = Plan(settings, build_shapes(settings, trainer), device, nodes=1, mfu=device.mfu)
+    return Cost(settings.total_steps, plan.tokens, plan.flops, plan.hours)
+
+
+def _what_costs(settings: Settings, trainer: Settings | None) -> str:
+    """Equal for runs that differ in nothing but their seed, their teacher's weights and where they start."""
+    config = settings.config
+    teacher = None if trainer is None else trainer.config.student
+    config = replace(
+        config,
+        output_dir="",
+        seed=0,
+        student=replace(config.student, init="random"),
+        teacher=replace(config.teacher, path=None if trainer is None else ""),
+    )
+    return repr((config, teacher, settings.ds_values, settings.corpus))

@@ -10,7 +10,7 @@ Several grids may share one folder, and then share the runs they have in common.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,8 @@ from typing import Any
 import yaml
 
 from dwt_ds.data.atomic import atomic_file
-from dwt_ds.recipe import load_recipe
 from dwt_ds.run_folder import RunFolder
-from dwt_ds.study.differences import dotted
 from dwt_ds.study.grid import Grid, StudyRun
-
-# Settings that may change between two starts of a run without making it another run.
-_MAY_CHANGE = ("output_dir", "train.log_every", "train.checkpoint_every", "train.keep_last", "train.eval_every")
 
 
 class StudyFolder:
@@ -57,20 +52,6 @@ class StudyFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         return path
-
-    def check_same(self, run: StudyRun, recipe: Path, overrides: Sequence[str]) -> None:
-        """Refuse a folder whose run of this name was made with other settings (ValueError)."""
-        path = self.path / run.name / "config.yaml"
-        if not path.is_file():
-            return
-        there = dict(dotted(yaml.safe_load(path.read_text(encoding="utf-8"))))
-        loaded = load_recipe(str(recipe), overrides)
-        for key, value in dotted(loaded.config.to_dict()):
-            if key in loaded.written and key not in _MAY_CHANGE and there.get(key) != value:
-                raise ValueError(
-                    f"{self.path / run.name}: was made with {key}={there.get(key)!r}, this study says {value!r}; "
-                    "choose another --out or delete that run"
-                )
 
     def write_grid(self, grid: Grid, status: Mapping[str, str]) -> None:
         """Record the grid and how its runs ended."""

@@ -61,8 +61,8 @@ class Grid:
     """Number of the paper's figure that it redraws."""
     ranks: int
     """Processes of a run where there is no GPU."""
-    glue: dict[str, Any]
-    """Options of the fine-tuning of each run's exports; empty: none."""
+    glue: dict[str, Any] | None
+    """Options of the fine-tuning of each run's exports, empty for all defaults; None: no fine-tuning."""
     runs: list[StudyRun]
     """Teachers first."""
 
@@ -112,14 +112,16 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
         scale=scale,
         figure=content.get("figure"),
         ranks=size["ranks"],
-        glue=_fine_tuning(size["glue"], content.get("glue"), glue),
+        glue=_fine_tuning(f"grid {path}", size["glue"], content.get("glue"), glue),
         runs=list(unique.values()),
     )
 
 
-def _fine_tuning(of_scale: dict[str, Any], of_grid: dict[str, Any] | None, asked: str | None) -> dict[str, Any]:
+def _fine_tuning(where: str, of_scale: dict[str, Any], of_grid: Any, asked: str | None) -> dict[str, Any] | None:
     if of_grid is None and asked is None:
-        return {}
+        return None
+    if not isinstance(of_grid, (dict, type(None))):
+        raise ValueError(f"{where}: glue={of_grid!r} must be a mapping of options; write {{dir: hub}}, say")
     return merged(of_scale, {**(of_grid or {}), **({} if asked is None else {"dir": asked})})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,20 +11,17 @@ from pathlib import Path
 
 import torch
 
+from dwt_ds.local_launch import launcher_options
+
 PROGRAMS = Path(sys.executable).parent
-
-
-def visible_ranks(without_gpu: int) -> int:
-    """Processes of a run: one a GPU, or `without_gpu`."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else without_gpu
 
 
 def pretrain_command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
     """What starts the run of a recipe, supervised so that its exit code can be believed."""
-    launcher = ["deepspeed", "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", str(_free_port())]
     arguments = [str(recipe), *overrides]
     supervised = [sys.executable, "-m", "dwt_ds.supervise", *arguments, "--"]
-    return [*supervised, str(PROGRAMS / launcher[0]), *launcher[1:], "--module", "dwt_ds.pretrain", *arguments]
+    launcher = [str(PROGRAMS / "deepspeed"), *launcher_options(ranks)]
+    return [*supervised, *launcher, "--module", "dwt_ds.pretrain", *arguments]
 
 
 def run_logged(command: Sequence[str], log: Path) -> int:
@@ -59,9 +55,3 @@ def run_logged(command: Sequence[str], log: Path) -> int:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -14,7 +14,7 @@ from dwt_ds.study.figures import Styles
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.page import Page
 from dwt_ds.study.read_run import X_AXES, RunRecord, by_series, compare_with_alone, mean_and_deviation
-from dwt_ds.study.saving import Saving, saving
+from dwt_ds.study.saving import Saving, saving, whole_training
 
 HTML = "index.html"
 MARKDOWN = "results.md"
@@ -30,13 +30,15 @@ _RESULT_HEAD = (
     "less the lone student's",
     "tokens to its final loss",
     "tokens saved",
+    "FLOPs to its final loss",
     "FLOPs saved",
     "seeds",
 )
 _RESULT_NOTE = (
     "Losses in nats a masked token, lower is better; ± one standard deviation over seeds (n - 1). Differences are "
-    "taken seed by seed: equal seeds have equal data in equal order. FLOPs count the teacher's forward passes, not its "
-    "own training."
+    "taken seed by seed: equal seeds have equal data in equal order. The lone student's tokens and FLOPs are those of "
+    "its whole training, of which the others save a share. FLOPs count the teacher's forward passes, not its own "
+    "training."
 )
 # The first tenth of a run is a steep fall that would flatten the rest of a curve.
 _LEFT_OUT = 0.1
@@ -127,7 +129,9 @@ def _results(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
         cells, seeds = (name, _with_deviation(mean, deviation, 4)), str(len(group))
         pairs = [(run, lone[run.seed]) for run in group if run.teacher_run is not None and run.seed in lone]
         if not pairs:
-            rows.append((*cells, "", "", "", "", seeds))
+            costs = [whole_training(run) for run in group if run.is_alone]
+            tokens, flops = [each[0] for each in costs], [each[1] for each in costs]
+            rows.append((*cells, "", _tokens(tokens), "", _flops(flops), "", seeds))
             continue
         difference = mean_and_deviation([run.final_loss - other.final_loss for run, other in pairs])
         savings = [saving(run, other) for run, other in pairs]
@@ -135,14 +139,28 @@ def _results(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _saving_cells(savings: Sequence[Saving]) -> tuple[str, str, str]:
+def _saving_cells(savings: Sequence[Saving]) -> tuple[str, str, str, str]:
     tokens = [each.tokens for each in savings if each.tokens is not None]
     if len(tokens) < len(savings):
-        return ("never" if not tokens else f"{len(tokens)} of {len(savings)} seeds", "", "")
-    share = mean_and_deviation([100 * each.tokens_saved for each in savings if each.tokens_saved is not None])
-    flops = [100 * each.flops_saved for each in savings if each.flops_saved is not None]
-    in_flops = _with_deviation(*mean_and_deviation(flops), 0, "%") if len(flops) == len(savings) else "not known"
-    return f"{sum(tokens) / len(tokens) / 1e6:,.2f} M", _with_deviation(*share, 0, "%"), in_flops
+        return ("never" if not tokens else f"{len(tokens)} of {len(savings)} seeds", "", "", "")
+    shares = _share([each.tokens_saved for each in savings]), _share([each.flops_saved for each in savings])
+    return _tokens(tokens), shares[0], _flops([each.flops for each in savings]), shares[1]
+
+
+def _tokens(values: Sequence[float]) -> str:
+    return f"{mean_and_deviation(values)[0] / 1e6:,.2f} M" if values else ""
+
+
+def _flops(values: Sequence[float | None]) -> str:
+    known = [each for each in values if each is not None]
+    if len(known) < len(values):
+        return "not known"
+    return f"{mean_and_deviation(known)[0]:.2e}" if known else ""
+
+
+def _share(values: Sequence[float | None]) -> str:
+    known = [100 * each for each in values if each is not None]
+    return _with_deviation(*mean_and_deviation(known), 0, "%") if len(known) == len(values) else "not known"
 
 
 def _figure_2(page: Page, runs: Sequence[RunRecord], folder: Path) -> None:

@@ -12,12 +12,18 @@ from pathlib import Path
 
 import torch
 
+from dwt_ds.data.manifest import read_manifest
+from dwt_ds.local_launch import visible_ranks
+from dwt_ds.plan.hardware import find_device
+from dwt_ds.plan.settings import Settings, settle
+from dwt_ds.quickstart import DATA, VOCABULARY
 from dwt_ds.study.estimate import Cost, estimate
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
-from dwt_ds.study.launch import pretrain_command, run_logged, visible_ranks
+from dwt_ds.study.launch import pretrain_command, run_logged
 from dwt_ds.study.read_run import held_out_rows
-from dwt_ds.study.scores import GLUE_KEYS, HUB, score_exports
+from dwt_ds.study.same_run import check_same
+from dwt_ds.study.scores import GLUE_KEYS, HUB, exports_without_results, fine_tunings_each, score_exports
 from dwt_ds.supervise import STOPPED
 
 FINISHED, WAITING = "finished", "waiting"
@@ -53,6 +59,8 @@ class Study:
     folder: StudyFolder
     ranks: int
     overrides: tuple[str, ...]
+    settings: dict[str, Settings]
+    """Of each run, by name."""
     costs: dict[str, Cost]
 
     @classmethod
@@ -67,23 +75,42 @@ class Study:
             if key in _NOT_OVERRIDDEN:
                 raise ValueError(f"override {override!r}: the study sets {key} itself; use --out or --seeds, say")
         grid = load_grid(options.grid, options.scale, options.seeds, options.glue)
-        for key in grid.glue:
+        glue = grid.glue or {}
+        for key in glue:
             if key not in GLUE_KEYS:
                 raise ValueError(f"grid {options.grid}: glue.{key}: unknown key (known: {', '.join(GLUE_KEYS)})")
-        data = grid.glue.get("dir", HUB)
-        if data != HUB and not Path(data).is_dir():
-            raise FileNotFoundError(f"GLUE folder {data!r}: no such folder; give one with GLUE's TSVs, or {HUB}")
+        tasks = glue.get("dir", HUB)
+        if tasks != HUB and not Path(tasks).is_dir():
+            raise FileNotFoundError(f"GLUE folder {tasks!r}: no such folder; give one with GLUE's TSVs, or {HUB}")
         folder = StudyFolder(options.out or Path("runs") / "study" / grid.scale)
         ranks = options.ranks or visible_ranks(grid.ranks)
         on_gpu = grid.scale == "paper" or torch.cuda.is_available()
-        gpu = options.gpu or ("a100-80" if on_gpu else "cpu")
+        device = find_device(options.gpu or ("a100-80" if on_gpu else "cpu"), ranks)
+        settings = {}
         with tempfile.TemporaryDirectory() as temporary:
             drafts = Path(temporary)
-            recipes = {run.name: folder.write_recipe(run, drafts / f"{run.name}.yaml") for run in grid.runs}
-            costs = estimate(grid.runs, recipes, options.overrides, ranks, gpu)
             for run in grid.runs:
-                folder.check_same(run, recipes[run.name], options.overrides)
-        return cls(grid, folder, ranks, options.overrides, costs)
+                recipe = folder.write_recipe(run, drafts / f"{run.name}.yaml")
+                settings[run.name] = settle(str(recipe), list(options.overrides), None, ranks)
+        for run in grid.runs:
+            check_same(folder.path / run.name, settings[run.name])
+        costs = estimate(grid.runs, settings, device)
+        return cls(grid, folder, ranks, options.overrides, settings, costs)
+
+    def check_data(self) -> None:
+        """Whether the data of the runs that are not finished are there.
+
+        Raises:
+            FileNotFoundError: they are not; one line.
+        """
+        for run in self._due():
+            data = self.settings[run.name].config.data.dir
+            if Path(data) == DATA and not DATA.is_dir():
+                raise FileNotFoundError(
+                    f"data.dir={data!r}: no such folder; run dwt-ds prepare --docs --train-tokenizer {VOCABULARY} "
+                    f"--seq-len 128 --out {data}, or make quickstart"
+                )
+            read_manifest(Path(data))
 
     def plan_table(self) -> str:
         """Runs, steps, tokens and hours, for people."""
@@ -91,10 +118,27 @@ class Study:
         lines = [f"{'run':<{width}}  {'steps':>9}  {'tokens':>10}  {'PFLOP':>10}  {'hours':>8}"]
         for run in self.grid.runs:
             lines.append(f"{run.name:<{width}}  {_cells(self.costs[run.name])}  {self._status(run)}".rstrip())
-        due = [self.costs[run.name] for run in self.grid.runs if not self.folder.is_finished(run.name)]
+        due = [self.costs[run.name] for run in self._due()]
         total = Cost(*(sum(getattr(cost, key) for cost in due) for key in ("steps", "tokens", "flops", "hours")))
         lines.append(f"{f'{len(due)} to run':<{width}}  {_cells(total)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._fine_tunings(), *self._assumptions()])
+
+    def _due(self) -> list[StudyRun]:
+        return [run for run in self.grid.runs if not self.folder.is_finished(run.name)]
+
+    def _fine_tunings(self) -> list[str]:
+        if self.grid.glue is None:
+            return []
+        (tasks, seeds), exports = fine_tunings_each(self.grid.glue), 0
+        for name, settings in self.settings.items():
+            every = settings.config.train.export_every
+            exports += exports_without_results(self.folder.run(name), settings.total_steps, every)
+        each = f"{exports} exports x {tasks} tasks x {seeds} seeds"
+        return [f"plus {exports * tasks * seeds:,} fine-tunings ({each}), not in the hours"]
+
+    def _assumptions(self) -> list[str]:
+        corpora = dict.fromkeys(settings.corpus for settings in self.settings.values())
+        return [f"data: {corpus.source}" for corpus in corpora if corpus.fingerprint is None]
 
     def _status(self, run: StudyRun) -> str:
         return FINISHED if self.folder.is_finished(run.name) else ""
@@ -128,7 +172,7 @@ class Study:
                 raise KeyboardInterrupt
             if code != 0:
                 return f"failed with exit code {code} after {time.monotonic() - began:.0f} s; see {log}"
-        if self.grid.glue:
+        if self.grid.glue is not None:
             code = score_exports(self.folder.run(run.name), self.grid.glue, log)
             if code != 0:
                 return f"pre-trained, but its fine-tuning failed with exit code {code}; see {log}"
@@ -142,6 +186,8 @@ class Study:
 def run_study(options: StudyOptions, *, dry_run: bool, tell: Callable[[str], None] = print) -> int:
     """The study, or only its plan; exit code 0 if all runs are finished, 1 if not, 130 if it was interrupted."""
     study = Study.open(options)
+    if not dry_run:
+        study.check_data()
     tell(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each\n")
     tell(study.plan_table())
     if dry_run:

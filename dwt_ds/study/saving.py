@@ -38,11 +38,17 @@ def saving(run: RunRecord, alone: RunRecord) -> Saving:
     steps = first_reached([row["step"] for row in run.held_out], losses, level)
     if tokens is None:
         return Saving(None, None, None, None, None)
-    of_alone = alone.held_out[-1]["tokens"]
-    ours, theirs = flops_per_token(run), flops_per_token(alone)
-    flops = None if ours is None else tokens * ours
-    flops_saved = None if ours is None or theirs is None else 1 - tokens * ours / (of_alone * theirs)
-    return Saving(steps, tokens, 1 - tokens / of_alone, flops, flops_saved)
+    all_tokens, all_flops = whole_training(alone)
+    each = flops_per_token(run)
+    flops = None if each is None else tokens * each
+    flops_saved = None if flops is None or all_flops is None else 1 - flops / all_flops
+    return Saving(steps, tokens, 1 - tokens / all_tokens, flops, flops_saved)
+
+
+def whole_training(run: RunRecord) -> tuple[float, float | None]:
+    """Tokens and operations up to the last look at the held-out text; operations are None if they cannot be told."""
+    tokens, each = float(run.held_out[-1]["tokens"]), flops_per_token(run)
+    return tokens, None if each is None else tokens * each
 
 
 def first_reached(xs: Sequence[float], losses: Sequence[float], level: float) -> float | None:

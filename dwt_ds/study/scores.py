@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dwt_ds.glue.tasks import SEVEN
 from dwt_ds.run_folder import RunFolder
 from dwt_ds.study.launch import run_logged
 
@@ -25,6 +26,8 @@ GLUE_KEYS = (
     "precision",
 )
 FOLDER = "glue"
+# Of `dwt-ds glue`, where the grid names none.
+_SEEDS = 3
 
 
 def exports(run: RunFolder) -> Iterator[tuple[int, Path]]:
@@ -41,9 +44,32 @@ def score_exports(run: RunFolder, glue: Mapping[str, Any], log: Path) -> int:
     """
     worst = 0
     for step, folder in exports(run):
-        out = run.path / FOLDER / f"step_{step:08d}"
-        worst = run_logged(glue_command(folder, out, glue), log) or worst
+        worst = run_logged(glue_command(folder, _results(run, step).parent, glue), log) or worst
     return worst
+
+
+def exports_without_results(run: RunFolder, steps: int, export_every: int) -> int:
+    """Exports of a run that have not been fine-tuned yet; of an unfinished run, those that it is going to make.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        export_every: optimizer steps between the exports along the way; 0: none.
+    """
+    if run.finished_steps():
+        made = [step for step, _ in exports(run)]
+    else:
+        made = [*(range(export_every, steps, export_every) if export_every else ()), steps]
+    return sum(not _results(run, step).is_file() for step in made)
+
+
+def fine_tunings_each(glue: Mapping[str, Any]) -> tuple[int, int]:
+    """(tasks, seeds) that every export is fine-tuned on."""
+    tasks = glue.get("tasks", SEVEN)
+    return len(tasks.split(",") if isinstance(tasks, str) else tasks), int(glue.get("seeds", _SEEDS))
+
+
+def _results(run: RunFolder, step: int) -> Path:
+    return run.path / FOLDER / f"step_{step:08d}" / "results.json"
 
 
 def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,46 @@ import pytest
 # Operators may have to be compiled.
 pytestmark = pytest.mark.timeout(900)
 
+# Reaches this machine under every name but that of a host that is dead, and writes down whom it was asked for.
+SSH = """#!/bin/bash
+host=${{@: -2:1}}
+echo "$host" >> {asked}
+[[ $host != 127.0.0.9 ]] || {{ echo 'No route to host' >&2; exit 255; }}
+exec sh -c "${{@: -1}}"
+"""
+# As Slurm's: as many tasks as -n says, with the variables of --export and its own.
+SRUN = """#!{python}
+import os, subprocess, sys
+words = sys.argv[1:]
+tasks = int(words[words.index("-n") + 1])
+assert words[words.index("--nodelist") + 1] == "127.0.0.1,127.0.0.2"
+(export,) = [word for word in words if word.startswith("--export=ALL,")]
+given = dict(pair.split("=") for pair in export.split(",")[1:])
+numbers = [{{"SLURM_PROCID": str(i), "SLURM_NTASKS": str(tasks), "SLURM_LOCALID": "0"}} for i in range(tasks)]
+step = {{"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}}
+command = words[words.index(export) + 1 :]
+ranks = [subprocess.Popen(command, env={{**os.environ, **given, **step, **own}}) for own in numbers]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+
 CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """For the front of PATH: a cluster whose ssh and Slurm are this machine's."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    texts = {
+        "ssh": SSH.format(asked=tmp_path / "asked"),
+        "srun": SRUN.format(python=sys.executable),
+        "sinfo": "#!/bin/sh\n",
+        "pdsh": f"#!/bin/sh\ntouch {tmp_path}/pdsh-was-run; exit 1\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    return folder
 
 
 def doctor(arguments: Sequence[str], tmp_path: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -39,11 +79,8 @@ def test_a_machine_without_gpu_or_ssh_is_in_order(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_host_that_ssh_does_not_reach_fails_with_a_fix(tmp_path: Path) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
+def test_a_host_that_ssh_does_not_reach_fails_with_a_fix(programs: Path, tmp_path: Path) -> None:
     (programs / "ssh").write_text("#!/bin/sh\necho 'No route to host' >&2; exit 255\n", encoding="utf-8")
-    (programs / "ssh").chmod(0o755)
     (tmp_path / "hosts").write_text("node-1 slots=1\nnode-2 slots=1\n", encoding="utf-8")
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     done = doctor(["--hostfile", "hosts"], tmp_path, {"PATH": path, "HOME": str(tmp_path)})
@@ -51,6 +88,36 @@ def test_a_host_that_ssh_does_not_reach_fails_with_a_fix(tmp_path: Path) -> None
     assert "No route to host  ->  make `ssh -o BatchMode=yes node-2 true` work" in done.stdout
     assert sum(line.startswith("FAIL  ssh ") for line in done.stdout.splitlines()) == 2
     assert done.stdout.splitlines()[-1].endswith("of 3 checks failed")
+
+
+def test_a_cluster_without_pdsh_whose_dead_host_is_left_out_is_in_order(programs: Path, tmp_path: Path) -> None:
+    names = ["127.0.0.9", "127.0.0.1", "127.0.0.2"]
+    (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in names), encoding="utf-8")
+    (tmp_path / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=lo\n", encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    settings = {"DEEPSPEED_ARGS": "--exclude 127.0.0.9", "LAUNCHER": "slurm", "MASTER_PORT": port}
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    done = doctor(["--hostfile", "hosts"], tmp_path, {"PATH": path, **settings})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "slurm: sinfo is installed here" in done.stdout
+    assert "2 ranks on 1 host(s)" in done.stdout
+    assert set((tmp_path / "asked").read_text(encoding="utf-8").split()) == {"127.0.0.1", "127.0.0.2"}
+    assert not (tmp_path / "pdsh-was-run").exists()
+
+
+def test_the_launcher_that_is_asked_for_must_be_there(programs: Path, tmp_path: Path) -> None:
+    (programs / "sinfo").unlink()
+    (programs / "ssh").write_text("#!/bin/sh\nexit 255\n", encoding="utf-8")
+    (tmp_path / "hosts").write_text("node-1 slots=1\n", encoding="utf-8")
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    done = doctor(["--hostfile", "hosts"], tmp_path, {"PATH": path, "HOME": str(tmp_path), "LAUNCHER": "slurm"})
+    assert done.returncode == 1, done.stderr
+    assert "slurm: sinfo is not installed here  ->  start where Slurm's commands are, inside an alloc" in done.stdout
+    done = doctor(["--hostfile", "hosts"], tmp_path, {"HOME": str(tmp_path), "LAUNCHER": "mvapich"})
+    assert done.returncode == 2
+    assert done.stderr == "error: LAUNCHER=mvapich: no such launcher; one of pdsh, openmpi, mpich, impi, slurm\n"
 
 
 def test_a_hostfile_that_is_missing_or_names_a_host_twice_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,10 @@ from dwt_ds.doctor.judge import judge_collective, judge_host, judge_reach
 GOOD: dict[str, Any] = {
     "host": "node-2",
     "first_host": "node-1",
-    "software": {"python": "3.11", "torch": "2.13.0", "deepspeed": "0.19.8", "transformers": "5.23.0", "dwt_ds": "1"},
+    "software": {
+        **{"python": "3.11", "torch": "2.13.0", "deepspeed": "0.19.8", "transformers": "5.23.0", "triton": "3.9.0"},
+        "dwt_ds": "1",
+    },
     "gpus": [{"name": "NVIDIA H100", "driver_version": "570.1", "memory.total": "81559 MiB"}] * 2,
     "torch_gpus": 2,
     "interfaces": {
@@ -29,7 +32,7 @@ GOOD: dict[str, Any] = {
     "shared": {"problem": "", "seen_after_seconds": 0.1},
     "free_bytes": {"/shared": 100 * 2**30},
     "locks": [],
-    "kernels": [{"device": "cuda:0", "error": 1e-7, "problem": ""}],
+    "kernels": [{"device": "cuda:0", "backend": "triton", "errors": {"fp32": 1e-7, "bf16": 8e-3}, "problem": ""}],
     "operators": [{"name": "cpu_adam", "seconds": 1.0, "problem": ""}],
     "apex": {"installed": False, "problem": ""},
 }
@@ -77,9 +80,9 @@ def test_a_good_host_has_no_bad_finding() -> None:
         ({"shared": {"problem": "not visible"}}, "shared folder", "not visible", "same file system"),
         ({"free_bytes": {"/shared": 2**30}}, "disk", "1 GiB free in /shared", "make room"),
         (
-            {"kernels": [{"device": "cuda:0", "error": 0.1, "problem": "off by 1e-01"}]},
+            {"kernels": [{"device": "cuda:0", "backend": "triton", "errors": {}, "problem": "off by 1e-01"}]},
             "loss kernel",
-            "off by 1e-01",
+            "cuda:0: Triton: off by 1e-01",
             "distill.backend=torch",
         ),
         (
@@ -128,6 +131,22 @@ def test_a_machine_alone_needs_no_names_and_no_gpu() -> None:
     cpu = {**GOOD, "gpus": [], "torch_gpus": 0}
     findings = judge_host("node-1", None, cpu, cpu, several_hosts=False)
     assert all(finding.good for finding in findings)
+
+
+def test_a_gpu_without_triton_is_short_of_it_and_its_loss_is_called_torchs() -> None:
+    answers = {
+        **GOOD,
+        "software": {**GOOD["software"], "triton": "none"},
+        "kernels": [{**GOOD["kernels"][0], "backend": "torch"}],
+    }
+    findings = judge_host("node-1", 2, answers, answers, several_hosts=True)
+    assert [(finding.check, finding.found) for finding in findings if not finding.good] == [
+        ("versions", "triton is not installed")
+    ]
+    (kernel,) = [finding for finding in findings if finding.check == "loss kernel"]
+    assert kernel.found == "cuda:0: torch, within 1e-07 in fp32, 8e-03 in bf16 of the fp64 reference"
+    cpu = {**answers, "gpus": [], "torch_gpus": 0}
+    assert all(finding.good for finding in judge_host("node-1", None, cpu, cpu, several_hosts=False))
 
 
 def test_a_host_that_does_not_answer_or_is_out_of_time_is_bad() -> None:

@@ -10,7 +10,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from dwt_ds.config import RunConfig
 from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, packaged_ds_configs, settle_batch
-from dwt_ds.recipe import Recipe, load_recipe
+from dwt_ds.recipe import Recipe
 
 PUBLIC_CONFIGS = {
     "zero0": (0, "bf16"),
@@ -22,35 +22,6 @@ PUBLIC_CONFIGS = {
     "zero3": (3, "bf16"),
 }
 Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Callable[..., Recipe]:
-    """A recipe that writes down nothing but its overrides."""
-
-    def load(*overrides: str) -> Recipe:
-        path = tmp_path / "mine.yaml"
-        path.write_text("{}\n", encoding="utf-8")
-        return load_recipe(str(path), overrides)
-
-    return load
-
-
-@pytest.fixture
-def resolve(tmp_path: Path, recipe: Callable[..., Recipe]) -> Resolve:
-    """Recipe (by its overrides) and JSON made to agree, for two ranks and 100 steps unless told otherwise."""
-
-    def settle(
-        ds: Any, *overrides: str, world_size: int = 2, total_steps: int = 100
-    ) -> tuple[RunConfig, dict[str, Any]]:
-        loaded = recipe(*overrides)
-        path = tmp_path / "my.json"
-        path.write_text(ds if isinstance(ds, str) else json.dumps(ds), encoding="utf-8")
-        ds_json = load_ds_json(str(path), loaded.config.deepspeed)
-        config, values = settle_batch(loaded, ds_json, world_size)
-        return config, fill_steps(values, loaded, config, total_steps, ds_json.source)
-
-    return settle
 
 
 def error_of(resolve: Resolve, ds: Any, *overrides: str, **keywords: Any) -> str:
@@ -181,9 +152,11 @@ def test_overrides_reach_into_the_file_or_add_to_it(resolve: Resolve) -> None:
 
 def test_overrides_are_held_to_the_same_keys(resolve: Resolve) -> None:
     message = error_of(resolve, {}, "deepspeed.zero_optimization.stagee=1")
-    assert message == "my.json: zero_optimization.stagee: unknown key; did you mean 'stage'?"
+    assert message == "deepspeed.zero_optimization.stagee: unknown key; did you mean 'stage'?"
     message = error_of(resolve, {"steps_per_print": 5}, "deepspeed.steps_per_print.x=1")
     assert message == "deepspeed.steps_per_print: my.json has the value 5 there, which has no parts"
+    message = error_of(resolve, {"zero_optimization": {"stage": 2}}, "deepspeed.zero_optimization.stage.x=1")
+    assert message == "deepspeed.zero_optimization.stage: my.json has the value 2 there, which has no parts"
 
 
 def test_another_optimizer_by_override_leaves_out_what_it_does_not_have(recipe: Callable[..., Recipe]) -> None:
@@ -371,6 +344,18 @@ def test_a_short_run_still_warms_up_for_a_step(resolve: Resolve) -> None:
     _, values = resolve({}, "train.learning_rate=1e-3", total_steps=3)
     params = values["scheduler"]["params"]
     assert (params["warmup_num_steps"], params["warmup_max_lr"]) == (1, 1e-3)
+
+
+def test_a_schedule_gets_the_length_and_the_rate_that_it_does_not_have_from_the_recipe(resolve: Resolve) -> None:
+    rate = {"warmup_max_lr": 2e-3}  # DeepSpeed would take 0.001
+    for name, params in (
+        ("WarmupDecayLR", {**rate, "total_num_steps": 100}),
+        ("WarmupCosineLR", {"total_num_steps": 100}),
+    ):
+        _, values = resolve({"scheduler": {"type": name}}, "train.learning_rate=2e-3")
+        assert values["scheduler"]["params"] == params
+    message = error_of(resolve, {"scheduler": {"type": "OneCycle", "params": {"cycle_max_lr": 0.1}}})
+    assert message == "my.json: scheduler.params: OneCycle needs cycle_min_lr; write it"
 
 
 @pytest.mark.parametrize(

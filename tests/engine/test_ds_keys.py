@@ -3,11 +3,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import deepspeed
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from dwt_ds.engine import ds_keys
-from dwt_ds.engine.ds_keys import TOP_LEVEL_KEYS, check_ds_keys, drop_foreign_autos
+from dwt_ds.engine.ds_keys import TOP_LEVEL_KEYS, check_ds_keys
 
 
 class Asked(dict[str, Any]):
@@ -74,6 +75,37 @@ def test_no_key_is_known_that_deepspeed_never_reads() -> None:
     assert TOP_LEVEL_KEYS & ds_keys._INSTEAD.keys() == set()
 
 
+def asked_inside(place: str) -> set[str]:
+    """What DeepSpeed's configuration looks up in the section at a dotted place."""
+    *above, last = place.split(".")
+    config: dict[str, Any] = {"train_batch_size": 1}
+    around = config
+    for part in above:
+        around = around.setdefault(part, {})
+    around[last] = asked = Asked({})
+    DeepSpeedConfig(config)
+    return asked.keys_asked
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "activation_checkpointing",
+        "aio",
+        "checkpoint",
+        "checkpoint.parallel_write",
+        "data_types",
+        "flops_profiler",
+        "torch_autocast",
+    ],
+)
+def test_the_keys_inside_a_section_are_those_that_deepspeed_reads(place: str) -> None:
+    known = ds_keys._SECTIONS[place]
+    assert isinstance(known, frozenset)
+    refused = {key.rpartition(".")[2] for key in ds_keys._INSTEAD if key.startswith(f"{place}.")}
+    assert asked_inside(place) - refused == known - refused
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -90,6 +122,28 @@ def test_no_key_is_known_that_deepspeed_never_reads() -> None:
             {"zero_optimization": {"offload_param": {"nvme_pat": "x"}}},
             "zero_optimization.offload_param.nvme_pat: unknown key; did you mean 'nvme_path'?",
         ),
+        (
+            {"zero_optimization": {"zenflow": {"topk_ratioo": 0.1}}},
+            "zero_optimization.zenflow.topk_ratioo: unknown key; did you mean 'topk_ratio'?",
+        ),
+        (
+            {"zero_optimization": {"leaf_module": {"class": []}}},
+            "zero_optimization.leaf_module.class: unknown key; did you mean 'classes'?",
+        ),
+        ({"aio": {"block_sizee": 1}}, "aio.block_sizee: unknown key; did you mean 'block_size'?"),
+        (
+            {"checkpoint": {"tag_validatin": "Warn"}},
+            "checkpoint.tag_validatin: unknown key; did you mean 'tag_validation'?",
+        ),
+        (
+            {"checkpoint": {"parallel_write": {"pipeline_stages": True}}},
+            "checkpoint.parallel_write.pipeline_stages: unknown key; did you mean 'pipeline_stage'?",
+        ),
+        ({"timers": {"throughputt": {}}}, "timers.throughputt: unknown key; did you mean 'throughput'?"),
+        (
+            {"timers": {"throughput": {"synchronised": False}}},
+            "timers.throughput.synchronised: unknown key; did you mean 'synchronized'?",
+        ),
         ({"fp16": {"loss_scale_windw": 1}}, "fp16.loss_scale_windw: unknown key; did you mean 'loss_scale_window'?"),
         ({"tensorboard": {"outputpath": "x"}}, "tensorboard.outputpath: unknown key; did you mean 'output_path'?"),
         ({"wandb": {"grup": "x"}}, "wandb.grup: unknown key; did you mean 'group'?"),
@@ -99,6 +153,14 @@ def test_no_key_is_known_that_deepspeed_never_reads() -> None:
         (
             {"optimizer": {"type": "AdamW", "params": {"beta": [0.9, 0.99]}}},
             "optimizer.params.beta: AdamW has no such setting; did you mean 'betas'?",
+        ),
+        (
+            {"optimizer": {"type": "SGD", "params": {"ns_method": "gram"}}},
+            "optimizer.params.ns_method: SGD has no such setting",
+        ),
+        (
+            {"optimizer": {"type": "Muon", "params": {"ns_steps": 5}}},
+            "optimizer.params.ns_steps: Muon has no such setting; did you mean 'eps'?",
         ),
         (
             {"scheduler": {"type": "WarmupLR", "params": {"total_num_steps": 10}}},
@@ -147,6 +209,12 @@ def test_an_unknown_type_is_told_with_the_nearest_name(config: dict[str, Any], m
             {"zero_optimization": {"offload_optimizer": {"device": "gpu"}}},
             "zero_optimization.offload_optimizer.device='gpu': must be one of 'none', 'cpu', 'nvme'",
         ),
+        (
+            {"zero_optimization": {"zenflow": {"topk_ratio": 2.0}}},
+            "zero_optimization.zenflow.topk_ratio=2.0: must be below 1",
+        ),
+        ({"zero_optimization": {"zenflow": True}}, "zero_optimization.zenflow=True: must be a section in braces"),
+        ({"timers": {"throughput": {"enabled": 1.5}}}, "timers.throughput.enabled=1.5: must be true or false"),
         ({"bf16": {"enabled": "false"}}, "bf16.enabled='false': must be true or false"),
         ({"bf16": True}, "bf16=True: must be a section in braces"),
         ({"optimizer": "AdamW"}, "optimizer='AdamW': must be a section in braces"),
@@ -165,6 +233,14 @@ def test_an_unknown_type_is_told_with_the_nearest_name(config: dict[str, Any], m
         (
             {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "ten"}}},
             "scheduler.params.warmup_num_steps='ten': must be a number",
+        ),
+        (
+            {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": "low"}}},
+            "scheduler.params.cycle_min_lr='low': must be a number",
+        ),
+        (
+            {"scheduler": {"type": "OneCycle", "params": {"cycle_momentum": "no"}}},
+            "scheduler.params.cycle_momentum='no': must be true or false",
         ),
     ],
 )
@@ -207,6 +283,32 @@ def test_splitting_one_model_over_ranks_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"hybrid_engine": {"enabledd": True}}, "hybrid_engine: it is for models that generate text while they train"),
+        ({"autotuning": {"foo": 1}}, "autotuning: DeepSpeed would end the run"),
+        ({"data_efficiency": {"foo": 1}}, "data_efficiency: the training loop draws its own rows"),
+        ({"datastates_ckpt": {"foo": 1}}, "datastates_ckpt: a checkpoint must be complete"),
+        ({"expert_parallel": {"foo": 1}}, "expert_parallel: no student here has experts"),
+        ({"use_data_before_expert_parallelism": True}, "use_data_before_expert_parallelism: no student here has"),
+        ({"weight_quantization": {"foo": 1}}, "weight_quantization: DeepSpeed reads it for inference alone"),
+        ({"checkpoint": {"load_universal": True}}, "checkpoint.load_universal: a resume on another number of ranks"),
+        ({"checkpoint": {"writer": {"foo": 1}}}, "checkpoint.writer: DeepSpeed 0.19.8 does not read back"),
+        ({"aio": {"thread_count": 1}}, "aio.thread_count: DeepSpeed calls it intra_op_parallelism by now; rename it"),
+    ],
+)
+def test_what_would_do_nothing_or_harm_here_is_refused_with_the_reason(config: dict[str, Any], message: str) -> None:
+    assert check_error(config).startswith(message)
+
+
+def test_what_the_overrides_wrote_is_named_as_theirs() -> None:
+    config = {"bf16": {"enabledd": True}}
+    for overrides, named in (({}, "my.json: bf16"), (config, "deepspeed.bf16"), ({"bf16": {}}, "my.json: bf16")):
+        with pytest.raises(ValueError, match=f"^{named}.enabledd: unknown key; did you mean 'enabled'"):
+            check_ds_keys(config, "my.json", overrides)
+
+
+@pytest.mark.parametrize(
     "config",
     [
         {"optimizer": {"type": "Adam", "params": {"lr": 1e-3, "adam_w_mode": False, "torch_adam": True}}},
@@ -214,7 +316,9 @@ def test_splitting_one_model_over_ranks_is_refused(key: str) -> None:
         {"optimizer": {"type": "Lamb", "params": {"lr": 1e-3, "max_coeff": 10.0}}},
         {"optimizer": {"type": "Lion", "params": {"lr": 1e-4, "betas": [0.9, 0.99]}}},
         {"optimizer": {"type": "Muon", "params": {"lr": 1e-3, "momentum": 0.95, "adam_lr": 1e-4}}},
+        {"optimizer": {"type": "Muon", "params": {"lr": 1e-3, "betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.1}}},
         {"optimizer": {"type": "SGD", "params": {"lr": 1e-1, "momentum": 0.9, "nesterov": True}}},
+        {"optimizer": {"type": "adagrad", "params": {"lr": 1e-2, "eps": 1e-10, "lr_decay": 0.0}}},
         {"scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": [0.0, 0.0], "warmup_type": "log"}}},
         {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": 1e-3}}},
         {"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": "auto", "cos_min_ratio": 0.1}}},
@@ -223,26 +327,17 @@ def test_splitting_one_model_over_ranks_is_refused(key: str) -> None:
         {"zero_optimization": {"stage": 2, "offload_optimizer": None, "reduce_bucket_size": 5e8}},
         {"zero_optimization": {"stage": "auto"}},
         {"steps_per_print": None, "gradient_clipping": 1},
-        {"aio": {"anything": 1}, "data_efficiency": {"enabled": False}},
+        {"aio": {"block_size": 1048576, "queue_depth": 8, "intra_op_parallelism": 1, "use_gds": False}},
+        {"checkpoint": {"checkpoint_serialization": False, "parallel_write": {"pipeline_stage": True}}},
+        {"timers": {"throughput": {"enabled": True, "synchronized": False}}},
+        {"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1, "select_strategy": "auto"}}},
+        {"zero_optimization": {"stage": 3, "zenflow": None, "leaf_module": {"names": ["experts"]}}},
     ],
 )
 def test_what_deepspeed_knows_is_let_through(config: dict[str, Any]) -> None:
     check_ds_keys(config, "my.json")
 
 
-def test_autos_of_another_optimizer_are_dropped_but_not_values() -> None:
-    config = {
-        "optimizer": {"type": "SGD", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "momentum": 0.9}},
-        "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": "auto", "total_num_steps": "auto"}},
-    }
-    drop_foreign_autos(config)
-    assert config == {
-        "optimizer": {"type": "SGD", "params": {"lr": "auto", "momentum": 0.9}},
-        "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": "auto"}},
-    }
-
-
-def test_a_value_of_another_optimizer_is_told() -> None:
-    config = {"optimizer": {"type": "SGD", "params": {"lr": "auto", "eps": 1e-8}}}
-    drop_foreign_autos(config)
-    assert check_error(config).startswith("optimizer.params.eps: SGD has no such setting")
+@pytest.mark.skipif(not hasattr(deepspeed, "resolve_per_head_muon_after_sharding"), reason="of a newer DeepSpeed")
+def test_muons_setting_of_newer_versions_is_let_through() -> None:
+    check_ds_keys({"optimizer": {"type": "Muon", "params": {"lr": 1e-3, "per_head_muon": True}}}, "my.json")

@@ -24,7 +24,14 @@ from torch import nn
 
 from dwt_ds.engine import optimizers
 from dwt_ds.engine.ds_config import load_ds_json
-from dwt_ds.engine.optimizers import catch_up, check_optimizer, choose_lamb, client_optimizer, why_not
+from dwt_ds.engine.optimizers import (
+    catch_up,
+    check_optimizer,
+    check_optimizer_and_stage,
+    choose_lamb,
+    client_optimizer,
+    why_not,
+)
 from dwt_ds.recipe import load_recipe
 
 Launch = Callable[..., tuple[int, str]]
@@ -144,6 +151,28 @@ def test_one_that_deepspeed_has_not_tried_under_zero_needs_a_word() -> None:
     check_optimizer({**values, "zero_optimization": {"stage": 0}}, CPU, "my.json")
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimizer": {"type": "Lamb"}, "zero_optimization": {"stage": 1}}, "set the stage to 0"),
+        ({"optimizer": {"type": "SGD"}, "zero_optimization": {"stage": 2}}, "zero_allow_untested_optimizer to true"),
+        ({"optimizer": {"type": "apex.FusedAdam"}, "zero_optimization": OFFLOAD}, "not work on offloaded state"),
+    ],
+)
+def test_what_no_device_can_do_is_told_without_one(
+    values: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_device(*_: Any) -> str:
+        raise AssertionError("a device was asked")
+
+    monkeypatch.setattr(optimizers, "why_not", no_device)
+    with pytest.raises(ValueError, match=f"^my.json: optimizer.type=.*{words}") as caught:
+        check_optimizer_and_stage(values, "my.json")
+    assert check_error(values) == str(caught.value)
+    check_optimizer_and_stage({"optimizer": {"type": "AdamW"}, "zero_optimization": OFFLOAD}, "my.json")
+    check_optimizer_and_stage({"optimizer": {"type": "Lamb"}}, "my.json")
+
+
 class TestLamb:
     @pytest.mark.parametrize("name", ["Lamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb"])
     def test_it_is_refused_under_zero_whose_pieces_have_no_layers(self, name: str) -> None:
@@ -238,7 +267,7 @@ for name, optimizer, zero in json.loads(sys.argv[1]):
     engine = start_student(model, values)
     losses = []
     for _ in range(3):
-        loss = engine(torch.ones(2, 8)).square().mean()
+        loss = engine(torch.ones(2, 8, device=ranks.device())).square().mean()
         engine.backward(loss)
         engine.step()
         losses.append(loss.item())
@@ -256,11 +285,21 @@ ON_A_CPU: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "Lamb": ({"type": "Lamb", "params": {"lr": 0.01}}, {"stage": 0}, "Lamb"),
 }
 
+# Those that have CUDA kernels of DeepSpeed's own.
+ON_A_GPU: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "AdamW": ({"type": "AdamW", "params": {"lr": 0.01}}, {"stage": 2}, "FusedAdam"),
+    "AdamW offloaded": ({"type": "AdamW", "params": {"lr": 0.01}}, OFFLOAD, "DeepSpeedCPUAdam"),
+    "Lion": ({"type": "Lion", "params": {"lr": 0.01}}, {"stage": 2}, "FusedLion"),
+    "Muon": ({"type": "Muon", "params": {"lr": 0.01}}, {"stage": 2}, "MuonWithAuxAdam"),
+    "Lamb": ({"type": "Lamb", "params": {"lr": 0.01}}, {"stage": 0}, "FusedLamb"),
+}
+
 
 def run_steps(
-    cases: dict[str, tuple[dict[str, Any], dict[str, Any], str]], timeout_seconds: float = 800
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any], str]], *, on_gpu: bool = False, timeout_seconds: float = 800
 ) -> dict[str, tuple[str, list[float]]]:
-    settings = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "RANK": "0"}
+    device = {"CUDA_VISIBLE_DEVICES": "0"} if on_gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    settings = {**device, "OMP_NUM_THREADS": "1", "RANK": "0"}
     settings |= {"WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     asked = json.dumps([[name, optimizer, zero] for name, (optimizer, zero, _) in cases.items()])
     done = subprocess.run(
@@ -289,6 +328,16 @@ def test_deepspeeds_optimizers_learn_on_a_cpu() -> None:
         del cases["Lamb"]
     done = run_steps(cases)
     assert {name: kind for name, (kind, _) in done.items()} == {name: kind for name, (_, _, kind) in cases.items()}
+    for name, (_, losses) in done.items():
+        assert losses[2] < losses[1] < losses[0], name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # as above
+def test_deepspeeds_optimizers_learn_on_a_gpu() -> None:
+    done = run_steps(ON_A_GPU, on_gpu=True)
+    assert {name: kind for name, (kind, _) in done.items()} == {name: kind for name, (_, _, kind) in ON_A_GPU.items()}
     for name, (_, losses) in done.items():
         assert losses[2] < losses[1] < losses[0], name
 

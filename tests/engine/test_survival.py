@@ -329,7 +329,12 @@ def test_a_stuck_rank_is_named_and_the_run_ends(faulty: Launch, tiny_recipe: Pat
     assert "no step for 3 s, 3 are done" in output
     assert re.search(r"rank 1 on \S+ keeps the others waiting at pretrain.py:\d+ train", output)
     waiting = json.loads((tmp_path / "stuck" / "rank_00000.json").read_text())
-    assert waiting["in_collective"]
+    late = json.loads((tmp_path / "stuck" / "rank_00001.json").read_text())
+    assert late["elsewhere"]
+    assert not waiting["elsewhere"]
+    assert waiting["collectives_begun"] > late["collectives_begun"] > 0
+    remembered = json.loads((tmp_path / "stuck" / "rank_00000.collectives.json").read_text())["entries"]
+    assert remembered[-1]["profiling_name"] == "gloo:all_reduce"
 
 
 def test_a_run_that_keeps_every_so_many_steps(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:

@@ -131,10 +131,15 @@ class Cluster:
         )
 
     def run(
-        self, number: int, command: Sequence[str], *, timeout_seconds: float = 300.0
+        self,
+        number: int,
+        command: Sequence[str],
+        environment: dict[str, str] | None = None,
+        *,
+        timeout_seconds: float = 300.0,
     ) -> subprocess.CompletedProcess[str]:
         """The same, to its end; pytest's failure if it hangs."""
-        return end_of(self.start(number, command), timeout_seconds)
+        return end_of(self.start(number, command, environment), timeout_seconds)
 
     def replace(self, number: int, path: Path, other: Path) -> None:
         """From now on this host finds `other` at `path`, file or folder."""

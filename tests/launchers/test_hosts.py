@@ -6,6 +6,7 @@ One host with as many ranks is what they are compared with. All runs are of 40 s
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -45,10 +46,12 @@ def hostfile(cluster: Any, slots: dict[int, int]) -> Path:
     return path
 
 
-def run_on(cluster: Any, slots: dict[int, int], recipe: Path, output: Path, *overrides: str) -> Done:
+def run_on(
+    cluster: Any, slots: dict[int, int], recipe: Path, output: Path, *overrides: str, **environment: str
+) -> Done:
     """run_multinode.sh on the first of the hosts."""
     arguments = [str(recipe), f"output_dir={output}", *SETTINGS, *overrides]
-    done: Done = cluster.run(next(iter(slots)), [SCRIPT, hostfile(cluster, slots), *arguments])
+    done: Done = cluster.run(next(iter(slots)), [SCRIPT, hostfile(cluster, slots), *arguments], environment)
     return done
 
 
@@ -129,18 +132,19 @@ def test_a_host_with_other_data_is_refused_with_a_table(
 
 
 def test_another_number_of_ranks_than_meant_is_refused(cluster: Any, tiny_recipe: Path, tmp_path: Path) -> None:
-    done = run_on(cluster, {1: 1, 2: 1}, tiny_recipe, tmp_path / "run", "train.expected_world_size=3")
+    filters = {"DEEPSPEED_ARGS": "--exclude node-3"}
+    done = run_on(cluster, {3: 1, 1: 1, 2: 1}, tiny_recipe, tmp_path / "run", "train.expected_world_size=3", **filters)
     assert done.returncode not in (0, 75), done.stdout
     assert "train.expected_world_size=3: the run came up with 2 ranks; check the hostfile" in done.stdout
 
 
-def test_a_lost_host_ends_the_run_which_goes_on_without_it(
+def test_a_lost_host_ends_the_run_which_goes_on_on_the_others(
     cluster: Any, tiny_recipe: Path, tmp_path: Path, on_one_host: Callable[[int], list[dict[str, Any]]]
 ) -> None:
     output = tmp_path / "run"
     limit = f"train.collective_timeout_seconds={COLLECTIVE_SECONDS}"
     arguments = [str(tiny_recipe), f"output_dir={output}", *SETTINGS, limit]
-    process = cluster.start(3, [SCRIPT, hostfile(cluster, {3: 1, 4: 1}), *arguments])
+    process = cluster.start(2, [SCRIPT, hostfile(cluster, {2: 1, 3: 1, 4: 2}), *arguments])
     pointer = output / "checkpoints" / "latest"
     give_up = time.monotonic() + 200
     while not pointer.is_file() and process.poll() is None and time.monotonic() < give_up:
@@ -152,32 +156,45 @@ def test_a_lost_host_ends_the_run_which_goes_on_without_it(
     finally:
         process.kill()
         cluster.boot(4)
-    print(f"ended {time.monotonic() - began:.1f} s after the loss")
+    print(f"ended {time.monotonic() - began:.1f} s after the loss\n{text}")
     assert process.returncode != 0, text
+    for host in (2, 3):
+        assert re.search(f"node-{host}: ssh exited with exit code [1-9]", text), text
+        assert ranks_on(cluster, host) == "0", f"node-{host}\n{text}"
     lost_at = metrics(output)[-1]["step"]
     assert lost_at < 40, f"lost too late to show anything\n{text}"
 
     fewer = tmp_path / "fewer"
     shutil.copytree(output, fewer)
-    done = run_on(cluster, {3: 2}, tiny_recipe, output, limit)
+    done = run_on(cluster, {2: 2, 3: 2}, tiny_recipe, output, limit)
     assert done.returncode == 0, done.stdout
     assert "resuming from" in done.stdout
-    assert metrics(output) == on_one_host(2)
+    assert metrics(output) == on_one_host(4)
 
-    # With one rank, that takes two micro-batches a step: the same text, summed in another order.
-    done = run_on(cluster, {3: 1}, tiny_recipe, fewer, limit, "train.gradient_accumulation_steps=2")
+    # With half the ranks, that takes two micro-batches a step: the same text, summed in another order.
+    done = run_on(cluster, {2: 1, 3: 1}, tiny_recipe, fewer, limit, "train.gradient_accumulation_steps=2")
     assert done.returncode == 0, done.stdout
     assert "resuming from" in done.stdout
-    whole = {row["step"]: row["loss"] for row in on_one_host(2) if "loss" in row}
+    whole = {row["step"]: row["loss"] for row in on_one_host(4) if "loss" in row}
     ours = {row["step"]: row["loss"] for row in metrics(fewer) if "loss" in row}
     assert ours.keys() == whole.keys()
     assert ours == pytest.approx(whole, rel=0.02)
 
 
+def ranks_on(cluster: Any, host: int) -> str:
+    """How many processes of a run a host still has."""
+    count = "import psutil; print(sum('dwt_ds.pretrain' in process.cmdline() for process in psutil.process_iter()))"
+    done: Done = cluster.run(host, [sys.executable, "-c", count])
+    return done.stdout.strip()
+
+
 def test_the_doctor_finds_good_hosts_good_and_bad_ones_bad(cluster: Any, tmp_path: Path) -> None:
     assert host_name() not in ("node-1", "node-2")
-    command = [sys.executable, "-m", "dwt_ds.cli.main", "doctor", "--hostfile", hostfile(cluster, {1: 1, 2: 1})]
-    done = cluster.run(1, command, timeout_seconds=600)
+    # One that is not there, and is left out.
+    hosts = hostfile(cluster, {9: 1, 1: 1, 2: 1})
+    command = [sys.executable, "-m", "dwt_ds.cli.main", "doctor", "--hostfile", hosts]
+    filters = {"DEEPSPEED_ARGS": "--exclude node-9"}
+    done = cluster.run(1, command, filters, timeout_seconds=600)
     assert done.returncode == 0, done.stdout
     for words in ("answers without a password", "eth0 10.77.0.2", "2 ranks on 2 host(s)", "everything is in order"):
         assert words in done.stdout, done.stdout
@@ -190,7 +207,7 @@ def test_the_doctor_finds_good_hosts_good_and_bad_ones_bad(cluster: Any, tmp_pat
     cluster.replace(2, shared, tmp_path / "empty")
     cluster.replace(2, Path("/etc/hosts"), tmp_path / "hosts")
     try:
-        done = cluster.run(1, [*command, "--shared", shared], timeout_seconds=600)
+        done = cluster.run(1, [*command, "--shared", shared], filters, timeout_seconds=600)
     finally:
         cluster.put_back(2, shared)
         cluster.put_back(2, Path("/etc/hosts"))

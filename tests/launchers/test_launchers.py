@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dwt_ds.doctor.hostfile import read_deepspeed_env
+from dwt_ds.doctor.launch import how_to_launch
 
 FOLDER = Path(__file__).parents[2] / "launchers"
 SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
@@ -45,6 +46,7 @@ ODD = [
     "data.dir='quoted words'",
 ]
 SETTINGS = ("RANKS", "DEEPSPEED_CONFIG", "DEEPSPEED_ARGS", "LAUNCHER", "LAUNCHER_ARGS", "MASTER_ADDR", "MASTER_PORT")
+DEVICES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -67,7 +69,7 @@ def program(path: Path, text: str) -> None:
 @pytest.fixture
 def run(tmp_path: Path, programs: Path) -> Run:
     def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        clean = {k: v for k, v in os.environ.items() if k not in SETTINGS}
+        clean = {k: v for k, v in os.environ.items() if k not in (*SETTINGS, *DEVICES)}
         return subprocess.run(
             [str(FOLDER / name), *arguments],
             env={**clean, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path), **environment},
@@ -165,6 +167,37 @@ def test_ranks_and_json_come_from_the_environment(run: Run, recorded: Callable[[
     ]
 
 
+@pytest.mark.parametrize(
+    ("environment", "where"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "2,3,5", "RANKS": "2"}, ["--include", "localhost:2,3"]),
+        ({"CUDA_VISIBLE_DEVICES": "", "RANKS": "3"}, ["--num_gpus", "3"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ["--num_gpus", "8"]),
+        ({"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cpu", "RANKS": "2"}, ["--num_gpus", "2"]),
+    ],
+)
+def test_the_gpus_that_are_named_are_used(
+    environment: dict[str, str], where: list[str], run: Run, programs: Path, recorded: Callable[[], list[str]]
+) -> None:
+    program(programs / "nvidia-smi", "#!/bin/sh\nfor i in 0 1 2 3 4 5 6 7; do echo GPU $i; done\n")
+    done = run("run_local.sh", "quickstart", MASTER_PORT="29511", **environment)
+    assert done.returncode == 0, done.stderr
+    assert recorded()[2:] == [*where, "--master_port", "29511", "--module", "dwt_ds.pretrain", "quickstart"]
+
+
+def test_gpus_that_deepspeed_cannot_take_are_told(run: Run, tmp_path: Path) -> None:
+    done = run("run_local.sh", "quickstart", CUDA_VISIBLE_DEVICES="2,3", RANKS="4")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: RANKS=4: CUDA_VISIBLE_DEVICES=2,3 are fewer GPUs; name more, or lower RANKS\n",
+    )
+    done = run("run_local.sh", "quickstart", CUDA_VISIBLE_DEVICES="GPU-8932f937")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: CUDA_VISIBLE_DEVICES=GPU-8932f937: DeepSpeed wants numbers; write 2,3 or")
+    assert not (tmp_path / "record").exists()
+
+
 def test_one_machine_gets_odd_values_as_they_are(run: Run, recorded: Callable[[], list[str]], tmp_path: Path) -> None:
     run("run_local.sh", "my recipe's.yaml", *ODD)
     assert recorded()[8:] == ["my recipe's.yaml", *ODD]
@@ -212,11 +245,81 @@ def test_address_json_and_further_options_come_from_the_environment(
     assert recorded() == command.split()
 
 
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ("--exclude node-1", "node-2"),
+        ("--exclude node-1:0", "node-1"),
+        ("--include node-2", "node-2"),
+        ("--include=node-2:0@node-1:1", "node-1"),
+        ("-e node-1@node-3\n--log_level info", "node-2"),
+        ("--log_level info\n-i node-3", "node-3"),
+        ("--num_nodes 1", "node-1"),
+    ],
+)
+def test_the_ranks_meet_at_the_first_machine_that_the_filters_leave(
+    options: str, first: str, run: Run, recorded: Callable[[], list[str]], hostfile: Callable[[str], str]
+) -> None:
+    slots = hostfile("node-1 slots=2\nnode-2 slots=2\nnode-3 slots=2\n")
+    done = run("run_multinode.sh", slots, "paper_weak", DEEPSPEED_ARGS=options)
+    assert done.returncode == 0, done.stderr
+    command = f"--hostfile hosts --master_addr {first} {options} --force_multi --module"
+    assert recorded()[2:-2] == command.split()
+
+
+def test_a_filter_that_deepspeed_would_stop_at_is_told(
+    run: Run, hostfile: Callable[[str], str], tmp_path: Path
+) -> None:
+    done = run("run_multinode.sh", hostfile(HOSTS), "quickstart", DEEPSPEED_ARGS="--exclude node-3")
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: DEEPSPEED_ARGS: --exclude node-3: the hostfile has no "node-3"; name its')
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "record").exists()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"MASTER_ADDR": "10.0.0.2", "MASTER_PORT": "29511", "LAUNCHER_ARGS": "-l"},
+        {"DEEPSPEED_ARGS": "--exclude node-1\n--ssh_port 2222"},
+        {"DEEPSPEED_ARGS": "--include localhost:1"},
+        {"DEEPSPEED_ARGS": "--no_ssh --node_rank 0", "LAUNCHER": "slurm"},
+        {"LAUNCHER": "OpenMPI", "LAUNCHER_ARGS": "--mca a b"},
+        {"LAUNCHER": "openmpi", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29511"},
+        {"DEEPSPEED_ARGS": "--launcher=mpich"},
+        {"LAUNCHER": "impi", "DEEPSPEED_ARGS": "--launcher pdsh"},
+        {"LAUNCHER": "slurm", "DEEPSPEED_ARGS": "--exclude localhost", "LAUNCHER_ARGS": "--time 5"},
+    ],
+    ids=str,
+)
+def test_the_doctor_starts_its_collective_as_the_script_starts_a_run(
+    environment: dict[str, str],
+    run: Run,
+    programs: Path,
+    recorded: Callable[[], list[str]],
+    hostfile: Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    recorder = RECORDER.format(record=tmp_path / "record")
+    program(programs / "deepspeed", recorder + 'echo "$MASTER_ADDR $MASTER_PORT"')
+    slots = hostfile("node-1 slots=2\nlocalhost slots=2\nnode-2 slots=2\n")
+    done = run("run_multinode.sh", slots, "quickstart", **environment)
+    assert done.returncode == 0, done.stderr
+    launch = how_to_launch(tmp_path / slots, environment)
+    words = [word if word != str(tmp_path / slots) else slots for word in launch.options]
+    modules = ["--module", "dwt_ds.pretrain"] if launch.takes_modules else [str(FOLDER / "pretrain.py")]
+    assert recorded() == ["--log_level", "warning", *words, *modules, "quickstart"]
+    found = {**environment, **launch.variables}
+    assert done.stdout == f"{found.get('MASTER_ADDR', '')} {found.get('MASTER_PORT', '')}\n"
+
+
 def test_a_hostfile_of_this_machine_alone_needs_no_other(
     run: Run, recorded: Callable[[], list[str]], hostfile: Callable[[str], str]
 ) -> None:
     run("run_multinode.sh", hostfile("localhost slots=2"), "quickstart", *ODD)
     assert "--force_multi" not in recorded()
+    assert "--no_ssh_check" in recorded()
     assert recorded()[-len(ODD) :] == ODD
 
 
@@ -248,7 +351,7 @@ def test_other_launchers_get_a_file_to_run_and_their_own_options(
     meet = "-x MASTER_ADDR -x MASTER_PORT " if name == "openmpi" else ""
     assert recorded()[4:-1] == [
         *("--master_addr", "node-1", "--launcher", name, "--master_port", "29511", "--force_multi"),
-        *(f"--launcher_args={meet}--time 5", str(FOLDER / "pretrain.py"), "quickstart", *ODD[:-1]),
+        *("--no_ssh_check", f"--launcher_args={meet}--time 5", str(FOLDER / "pretrain.py"), "quickstart", *ODD[:-1]),
     ]
 
 
@@ -261,7 +364,8 @@ def test_what_deepspeed_makes_of_it_starts_the_training(
         program(programs / command, f'#!/bin/sh\nexec {programs / "recorder"} "$@"\n')
     python = str(Path(sys.executable))
     program(programs / "deepspeed", f'#!/bin/sh\nexec {python} {Path(python).with_name("deepspeed")} "$@"\n')
-    program(programs / "ssh", "#!/bin/sh\nexit 0\n")
+    # A cluster may have no ssh between its machines.
+    program(programs / "ssh", "#!/bin/sh\nexit 255\n")
     slots = hostfile("node-1 slots=2\nnode-2 slots=2\n")
     done = run("run_multinode.sh", slots, "quickstart", *ODD, LAUNCHER=name, DS_ACCELERATOR="cpu")
     assert done.returncode == 0, done.stderr
@@ -348,6 +452,33 @@ def test_a_job_on_cpus_has_the_ranks_it_is_given(
     del slurm["SLURM_GPUS_ON_NODE"]
     run("slurm.sbatch", "quickstart", RANKS_PER_NODE="2", **slurm)
     assert "train.expected_world_size=4" in recorded()
+
+
+@pytest.mark.parametrize("expectation", ["train.expected_world_size=8", "train.expected_world_size=null"])
+def test_the_users_own_expectation_of_a_job_stands(
+    expectation: str, run: Run, slurm: dict[str, str], recorded: Callable[[], list[str]]
+) -> None:
+    run("slurm.sbatch", "quickstart", expectation, "output_dir=a train.expected_world_size=b", **slurm)
+    assert recorded()[-2:] == [expectation, "output_dir=a train.expected_world_size=b"]
+
+
+def test_only_an_argument_of_its_own_is_the_users_expectation(
+    run: Run, slurm: dict[str, str], recorded: Callable[[], list[str]]
+) -> None:
+    run("slurm.sbatch", "quickstart", "output_dir=a train.expected_world_size=b", **slurm)
+    assert recorded()[-1] == "train.expected_world_size=16"
+
+
+def test_a_job_has_the_variables_of_both_files_to_their_last_lines(
+    run: Run, slurm: dict[str, str], programs: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\nNCCL_IB_HCA=mlx5_0,mlx5_1", encoding="utf-8")
+    (tmp_path / ".deepspeed_env").write_bytes(b"NCCL_DEBUG=WARN\r\nNCCL_SOCKET_IFNAME=eth0 eth1=x")
+    program(programs / "deepspeed", '#!/bin/sh\necho "$NCCL_DEBUG|$NCCL_IB_HCA|$NCCL_SOCKET_IFNAME|"\n')
+    done = run("slurm.sbatch", "quickstart", HOME=str(home), **slurm)
+    assert done.stdout == "WARN|mlx5_0,mlx5_1|eth0 eth1=x|\n", done.stderr
 
 
 def test_a_failed_job_has_the_runs_exit_code_and_is_not_queued_again(

@@ -9,17 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers.utils import is_flash_attn_2_available
 
 from dwt_ds.config import StudentConfig
 from dwt_ds.models.build import (
     build_student,
     check_row_length,
     load_masked_lm,
+    load_model_config,
     longest_row,
     parameter_count,
     student_model_config,
 )
 from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
+from dwt_ds.models.origin import weights_origin
 
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]
 DATA = {"vocab_size": 61, "seq_len": 20, "pad_token_id": 1, "cls_token_id": 2, "sep_token_id": 3}
@@ -86,13 +89,40 @@ def test_extra_fields_reach_the_configuration() -> None:
         ({"family": "distilbert", "config": {"dim": 2}}, "student.config.dim is decided by student.hidden_size"),
         ({"config": {"vocab_size": 2}}, "student.config.vocab_size is decided by the data folder"),
         ({"config": {"layer_norm_eps": "tiny"}}, "student.config=.*layer_norm_eps.*expected float, got str"),
-        ({"config": {"hidden_act": "no_such"}}, "student.family='bert': .*no_such"),
+        (
+            {"config": {"hidden_act": "geluu"}},
+            "^student.config.hidden_act='geluu' is no activation of transformers; did you mean 'gelu'",
+        ),
+        ({"family": "distilbert", "config": {"activation": "no_such"}}, "^student.config.activation='no_such' is no"),
+        (
+            {"family": "big_bird", "config": {"attention_type": "no_such"}},
+            r"^student.config=\{'attention_type': 'no_such'\}: ",
+        ),
+        ({"family": "fnet", "attention": "sdpa"}, "^student.attention='sdpa': .*; use eager or auto$"),
+        ({"family": "modernbert", "hidden_size": 30, "num_heads": 6}, "^student.num_heads=6 makes heads of 5 channels"),
+        ({"family": "roformer", "hidden_size": 30, "num_heads": 6}, "positions of 'roformer' need an even width"),
+        (
+            {"family": "esm", "hidden_size": 30, "num_heads": 6, "config": {"position_embedding_type": "rotary"}},
+            "rotary positions of 'esm' need an even width per head; choose another",
+        ),
     ],
 )
 def test_mistakes_get_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         build_student(tiny_student(**changes), **DATA)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="flash-attn is installed")
+def test_flash_attention_without_its_package_is_told_as_the_attentions() -> None:
+    with pytest.raises(ValueError, match="^student.attention='flash_attention_2': .*; use eager or auto$") as caught:
+        build_student(tiny_student(attention="flash_attention_2"), **DATA)
+    assert "\n" not in str(caught.value)
+
+
+def test_odd_heads_are_fine_without_rotary_positions() -> None:
+    for family in ("bert", "esm"):
+        assert student_model_config(tiny_student(family=family, hidden_size=30, num_heads=6), **DATA).hidden_size == 30
 
 
 def test_roberta_gets_the_rows_its_offset_needs() -> None:
@@ -128,6 +158,17 @@ def test_a_saved_model_loads_the_same(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(input_ids=input_ids).logits, model(input_ids=input_ids).logits, rtol=0, atol=0)
     assert load_masked_lm(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
     check_against_own_logits(GatheredMaskedLM(loaded))
+
+
+def test_a_tilde_stands_for_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build_student(tiny_student(), **DATA).save_pretrained(tmp_path / "runs" / "teacher")
+    assert load_masked_lm("~/runs/teacher").config.hidden_size == 16
+    assert load_masked_lm(Path("~/runs/teacher")).config.hidden_size == 16
+    assert load_model_config("~/runs/teacher").hidden_size == 16
+    assert weights_origin("~/runs/teacher") == weights_origin(str(tmp_path / "runs" / "teacher"))
+    with pytest.raises(FileNotFoundError, match=f"^model path '{tmp_path}/runs/nothing' does not exist"):
+        load_model_config("~/runs/nothing")
 
 
 def test_missing_paths_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from dwt_ds.config import StudentConfig
 from dwt_ds.models.build import student_model_config
+from dwt_ds.models.growth_layout import GROWABLE_FAMILIES
 from dwt_ds.models.growth_plan import DEPTH_MAPS, WIDTH_METHODS, check_growth, layer_sources, parse_method
 
 DATA = {"vocab_size": 31, "seq_len": 8, "pad_token_id": 0}
 TEACHER = {"layers": 2, "hidden_size": 16, "num_heads": 4, "intermediate_size": 24, "max_positions": 8}
 WIDER = {"hidden_size": 32, "num_heads": 8, "intermediate_size": 48}
+MODERN = {"family": "modernbert"}
+SLOW_ROTATION = {kind: {"rope_type": "default", "rope_theta": 5000} for kind in ("full_attention", "sliding_attention")}
 
 
 def config(**changes: Any) -> Any:
@@ -102,6 +107,26 @@ def test_a_plan_says_where_each_layer_comes_from() -> None:
         ({}, {**WIDER, "intermediate_size": 36}, "stack+fpi", "intermediate_size=36 is no multiple .*; set it to 48"),
         ({}, {"config": {"hidden_act": "relu"}}, "remap", "hidden_act is 'relu', the teacher's 'gelu'; set"),
         (
+            {"config": {"layer_norm_eps": 1e-5}},
+            {"config": {"layer_norm_eps": 1e-12}},
+            "fpi",
+            "layer_norm_eps is 1e-12, the teacher's 1e-05; set student.config.layer_norm_eps=1e-05",
+        ),
+        ({**MODERN, "config": {"norm_eps": 1e-6}}, MODERN, "fpi", "set student.config.norm_eps=1e-06"),
+        ({**MODERN, "config": {"local_attention": 4}}, MODERN, "fpi", "set student.config.local_attention=4"),
+        (
+            {**MODERN, "config": {"rope_parameters": SLOW_ROTATION}},
+            MODERN,
+            "remap",
+            "the student's rope_parameters is .*; set student.config.rope_parameters=.*'rope_theta': 5000",
+        ),
+        (
+            {**MODERN, "config": {"layer_types": ["full_attention", "full_attention"]}},
+            {**MODERN, "layers": 3},
+            "stack",
+            r"set student.config.layer_types=\['full_attention', 'full_attention', 'sliding_attention'\]",
+        ),
+        (
             {"config": {"tie_word_embeddings": False}},
             {},
             "remap",
@@ -138,3 +163,18 @@ def test_impossible_growth_is_refused_before_anything_is_allocated(
         check_growth(*configs, method)
     assert "\n" not in str(caught.value)
     assert allocated == []
+
+
+@pytest.mark.parametrize("family", GROWABLE_FAMILIES)
+def test_a_teacher_read_from_its_folder_computes_as_a_student_of_the_same_settings(family: str, tmp_path: Path) -> None:
+    config(family=family).save_pretrained(tmp_path)
+    for method in ("remap", "fpi"):
+        check_growth(AutoConfig.from_pretrained(tmp_path), config(family=family), method)
+
+
+def test_a_field_that_only_one_configuration_has_is_no_difference() -> None:
+    """Configurations on the hub carry fields of older classes."""
+    teacher = config(family="modernbert")
+    teacher.layer_norm_eps = 1e-3
+    assert not hasattr(config(family="modernbert"), "layer_norm_eps")
+    check_growth(teacher, config(family="modernbert"), "fpi")

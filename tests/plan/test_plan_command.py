@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -123,8 +124,25 @@ def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["paper_weak", "train.expected_world_size=16"], "the plan is for 8 ranks"),
         (["paper_week"], "did you mean 'paper_weak'?"),
         (["paper_weak", "train.epochs=null"], "train.max_steps: not set"),
+        (["paper_weak", "deepspeed.optimizer.type=Lamb"], "LAMB scales each layer's step by its norm"),
+        (
+            ["paper_weak", "student.quantization={start_step: 99999999}"],
+            "start_step=99999999: the run has 1058350 steps",
+        ),
         (["paper_weak", "--data", "nowhere"], "data folder nowhere does not exist"),
     ],
 )
 def test_mistakes(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in mistake(capsys, *arguments)
+
+
+def test_an_adaptive_weight_needs_held_out_rows(
+    tiny_data: Path, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adaptive = "distill.soft_weight={schedule: adaptive, start: 4}"
+    settle(str(tiny_recipe), [adaptive], None, 1)
+    manifest = json.loads((tiny_data / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "validation_rows": 0}))
+    error = mistake(capsys, str(tiny_recipe), adaptive, "--data", str(tmp_path), "--gpu", "cpu")
+    assert "no held-out rows" in error
+    settle(str(tiny_recipe), [adaptive, f"data.dir={tmp_path}", "teacher.path=null"], None, 1)

@@ -1,7 +1,8 @@
-"""Plans against real runs: bytes of live tensors by part, their peak, and what collectives carry."""
+"""Plans against real runs: bytes of live tensors by part, their peak, what collectives carry, and checkpoints."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from dwt_ds.plan.shapes import build_shapes
 Measure = Callable[..., list[dict[str, Any]]]
 SHARE = 0.10
 """How far a measured figure may lie from the predicted one."""
+DISK_SHARE = 0.02
+"""The same for a checkpoint, which has manifest and generators besides."""
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +82,25 @@ def check_traffic(plan: Plan, ranks: list[dict[str, Any]]) -> None:
         assert plan.stage == 3 or plan.sharded_teacher or rank["calls"][-1] == calls
 
 
-def test_two_ranks_under_zero_2(measure: Measure, recipe: str) -> None:
-    overrides = ["train.gradient_accumulation_steps=2"]
+def check_disk(plan: Plan, run_folder: Path) -> None:
+    files = (run_folder / "checkpoints" / "step_00000003").iterdir()
+    assert sum(file.stat().st_size for file in files) == pytest.approx(plan.checkpoint_bytes, rel=DISK_SHARE)
+
+
+def test_two_ranks_under_zero_2(measure: Measure, recipe: str, tmp_path: Path) -> None:
+    """With all the sums that a step can have."""
+    overrides = [
+        f"output_dir={tmp_path}",
+        "train.gradient_accumulation_steps=2",
+        "train.spike_sigma=6",
+        "distill.soft_weight.schedule=adaptive",
+    ]
     plan, ranks = plan_of(recipe, 2, *overrides), measure(2, recipe, *overrides)
     check_memory(plan, ranks)
     check_traffic(plan, ranks)
+    check_disk(plan, tmp_path)
+    assert plan.settings.ds_values == json.loads((tmp_path / "ds_config.json").read_text())
+    assert plan.settings.config.to_dict() == yaml.safe_load((tmp_path / "config.yaml").read_text())
 
 
 @pytest.mark.slow
@@ -117,11 +134,28 @@ def test_two_ranks_under_zero_2(measure: Measure, recipe: str) -> None:
         "ZeRO-3, weights let go",
     ],
 )
-def test_other_runs(ranks: int, overrides: list[str], measure: Measure, recipe: str) -> None:
+def test_other_runs(ranks: int, overrides: list[str], measure: Measure, recipe: str, tmp_path: Path) -> None:
+    overrides = [f"output_dir={tmp_path}", *overrides]
     plan, measured = plan_of(recipe, ranks, *overrides), measure(ranks, recipe, *overrides)
     check_memory(plan, measured)
+    check_disk(plan, tmp_path)
     if ranks > 1:
         check_traffic(plan, measured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "sharded"), [(1, "false"), (2, "true")], ids=["whole", "sharded"])
+def test_a_teacher_that_needs_more_than_its_student(
+    ranks: int, sharded: str, measure: Measure, recipe: str, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    wide = {"hidden_size": 256, "intermediate_size": 16384}
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(tiny_teacher, **wide)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(tmp_path)
+    overrides = [f"teacher.path={tmp_path}", f"teacher.sharded={sharded}"]
+    overrides += ["student.layers=1", "student.hidden_size=32", "student.num_heads=2"]
+    plan, measured = plan_of(recipe, ranks, *overrides), measure(ranks, recipe, *overrides)
+    check_memory(plan, measured)
+    assert plan.memory(plan.stage).fullest == "teacher"
 
 
 @pytest.mark.slow

@@ -34,6 +34,11 @@ SETTINGS = {
         f"{ZERO}.stage3_max_reuse_distance=0",
         f"{ZERO}.stage3_prefetch_bucket_size=0",
     ],
+    "ZeRO-3, activation checkpointing": [
+        f"{ZERO}.stage=3",
+        f"{ZERO}.stage3_param_persistence_threshold=100",
+        "train.activation_checkpointing=true",
+    ],
     "ZeRO-3 with hpZ": [
         f"{ZERO}.stage=3",
         f"{ZERO}.stage3_param_persistence_threshold=100",

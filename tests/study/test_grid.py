@@ -78,6 +78,7 @@ def test_a_grid_may_bring_labels_and_axes_of_its_own(tmp_path: Path) -> None:
     [
         ({"run": []}, "run: unknown key; did you mean 'runs'"),
         ({"runs": []}, "runs is empty"),
+        ({"glue": "hub", "runs": [{"teacher": "none"}]}, "glue='hub' must be a mapping of options"),
         ({"runs": ["alone"]}, "'alone' must be a mapping with a teacher"),
         ({"runs": [{"teacher": "teacher9"}]}, "teacher='teacher9' is unknown"),
         ({"runs": [{"teacher": "none", "wieght": "w1"}]}, "wieght: unknown axis; did you mean 'weight'"),
@@ -94,3 +95,14 @@ def test_mistakes_are_told_in_one_line(grid: object, message: str, tmp_path: Pat
 def test_an_unknown_grid_names_the_packaged_ones() -> None:
     with pytest.raises(FileNotFoundError, match="did you mean 'teacher_quality'"):
         load_grid("teacher_qality", "smoke")
+
+
+def test_fine_tuning_is_asked_for_by_the_grid_or_the_caller(tmp_path: Path) -> None:
+    alone = {"runs": [{"teacher": "none"}]}
+    grid = write(tmp_path, alone)
+    assert load_grid(grid, "paper").glue is None
+    assert load_grid(grid, "paper", glue="tsv").glue == {"dir": "tsv"}
+    assert load_grid(write(tmp_path, {**alone, "glue": {}}), "paper").glue == {}  # all defaults
+    grid = write(tmp_path, {**alone, "glue": {"dir": "mine", "seeds": 2}})
+    assert load_grid(grid, "smoke").glue == {"dir": "mine", "seeds": 2, "max_train_rows": 32, "max_steps": 2}
+    assert load_grid(grid, "paper", glue="hub").glue == {"dir": "hub", "seeds": 2}

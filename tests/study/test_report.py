@@ -9,7 +9,8 @@ import yaml
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from dwt_ds.cli.main import main
-from dwt_ds.recipe import load_recipe
+from dwt_ds.models.build import student_model_config
+from dwt_ds.recipe import load_recipe, parse_run_config
 from dwt_ds.study.differences import differing_settings
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
@@ -69,6 +70,32 @@ def test_a_studys_report_stands_alone(study: Path) -> None:
     assert "student.layers" in html
     table = (study / "report" / "results.md").read_text(encoding="utf-8")
     assert "| with teacher4 | 4.8300 ± 0.0141 | -0.2000 ± 0.0000 |" in table
+
+
+def test_the_saving_is_told_in_tokens_and_operations(study: Path) -> None:
+    for config in study.glob("*/config.yaml"):
+        student = parse_run_config(yaml.safe_load(config.read_text())).student
+        sizes = {"vocab_size": 298, "seq_len": 32, "pad_token_id": 0}
+        student_model_config(student, **sizes).save_pretrained(config.parent / "export")
+    assert main(["report", str(study)]) == 0
+    rows = [line.split(" | ") for line in (study / "report" / "results.md").read_text(encoding="utf-8").splitlines()]
+    head, table = rows[2], {row[0].removeprefix("| "): row for row in rows[4:]}
+    columns = [head.index(f"{unit} {what}") for what in ("to its final loss", "saved") for unit in ("tokens", "FLOPs")]
+    runs = {name: RunRecord(name, study / name) for name in ("alone-s1", "with_teacher4-s1")}
+    alone, helped = flops_per_token(runs["alone-s1"]), flops_per_token(runs["with_teacher4-s1"])
+    assert alone is not None
+    assert helped is not None
+    # 1,200 tokens; from 6.0 at step 8 to 4.82 at step 12, or 4.84: the lone student's 5.02, or 5.04, after 11.3 steps.
+    tokens = 100 * (8 + 4 * 0.98 / 1.18), 100 * (8 + 4 * 0.96 / 1.16)
+    assert [table["alone"][each] for each in columns] == ["0.00 M", f"{1200 * alone:.2e}", "", ""]
+    mean, shares = sum(tokens) / 2, [100 * (1 - each / 1200) for each in tokens]
+    in_flops = [100 * (1 - each * helped / (1200 * alone)) for each in tokens]
+    assert [table["with teacher4"][each] for each in columns] == [
+        "0.00 M",
+        f"{mean * helped:.2e}",
+        f"{sum(shares) / 2:.0f} ± 0%",
+        f"{sum(in_flops) / 2:.0f} ± 0%",
+    ]
 
 
 def test_a_study_in_progress_can_be_drawn(study: Path) -> None:

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +9,17 @@ import pytest
 import yaml
 
 from dwt_ds.cli.main import main
-from dwt_ds.recipe import load_recipe
+from dwt_ds.models.build import student_model_config
+from dwt_ds.plan.hardware import find_device
+from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.settings import settle
+from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.study import launch, scores
 from dwt_ds.study import run as study_run
+from dwt_ds.study.estimate import Cost
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import grid_names, load_grid
-
-# Stands for a pre-training: complete at once, or failing if told so.
-STAND_IN = """
-import json, pathlib, sys
-folder, config, fails = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-folder.mkdir(parents=True, exist_ok=True)
-with open(folder / "starts", "a") as file:
-    file.write("started\\n")
-if fails == "True":
-    sys.exit("no luck")
-(folder / "config.yaml").write_text(config)
-(folder / "metrics.jsonl").write_text(json.dumps({"step": 12, "eval_hard_loss": 5.5, "eval_soft_loss": 0.1}) + "\\n")
-(folder / "export").mkdir(exist_ok=True)
-(folder / "complete.json").write_text('{"steps": 12}')
-"""
-
-
-@pytest.fixture
-def fail_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
-    """Runs of so many layers fail; nothing is trained."""
-    program, failing = tmp_path / "stand_in.py", list[int]()
-    program.write_text(STAND_IN, encoding="utf-8")
-
-    def command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
-        config = load_recipe(str(recipe), overrides).config
-        fails = config.student.layers in failing
-        return [sys.executable, str(program), config.output_dir, yaml.safe_dump(config.to_dict()), str(fails)]
-
-    monkeypatch.setattr(study_run, "pretrain_command", command)
-    return failing
+from dwt_ds.study.run import Study, StudyOptions
 
 
 def starts(study: Path, name: str) -> int:
@@ -108,16 +83,67 @@ def test_a_dry_run_tells_steps_tokens_and_hours_and_leaves_nothing(
     assert not study.exists()
 
 
-def test_a_folder_with_other_settings_is_refused(
+def test_missing_data_are_told_before_the_first_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[..., str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "teacher_quality", "--dry-run"]) == 0
+    assert "data: assumed, since data/quickstart is not there: the paper's 30M sentences" in capsys.readouterr().out
+    fix = "run dwt-ds prepare --docs --train-tokenizer 8000 --seq-len 128 --out data/quickstart"
+    assert f"data.dir='data/quickstart': no such folder; {fix}" in refusal("study", "teacher_quality")
+    assert "data folder nowhere does not exist" in refusal("study", "teacher_quality", "data.dir=nowhere")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_finished_runs_need_no_data(fail_layers: list[int], tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "manifest.json").write_bytes((tiny_data / "manifest.json").read_bytes())
+    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={data}"]
+    assert main([*arguments, "student.max_positions=128"]) == 0
+    data.rename(tmp_path / "gone")
+    assert main([*arguments, "student.max_positions=128"]) == 0
+
+
+def test_a_runs_hours_are_those_of_its_plan(tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    options = StudyOptions(grid="remapping", out=out, ranks=2, gpu="cpu", overrides=(f"data.dir={tiny_data}",))
+    study = Study.open(options)
+    for run in study.grid.runs:
+        recipe = study.folder.write_recipe(run, study.folder.recipe(run.name))
+        settings = settle(str(recipe), list(options.overrides), None, 2)
+        if run.teacher_run is None:
+            sizes = {"vocab_size": settings.corpus.vocab_size, "seq_len": 32, "pad_token_id": 0}
+            student_model_config(settings.config.student, **sizes).save_pretrained(study.folder.run(run.name).export)
+        device = find_device("cpu", 2)
+        plan = Plan(settings, build_shapes(settings), device, nodes=1, mfu=device.mfu)
+        assert study.costs[run.name] == Cost(12, plan.tokens, plan.flops, plan.hours)
+        assert plan.step_time(plan.stage).exposed > 0
+
+
+def test_a_dry_run_counts_the_fine_tunings(
     fail_layers: list[int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
+    study = tmp_path / "study"
+    arguments = ["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]
+    scored = [*arguments, "--glue", str(tmp_path), "--dry-run"]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "fine-tunings" not in capsys.readouterr().out
+    assert main(scored) == 0
+    # Four runs of 12 steps with an export every 6; the smoke scale has one seed.
+    assert "plus 56 fine-tunings (8 exports x 7 tasks x 1 seeds), not in the hours" in capsys.readouterr().out
+
     assert main(arguments) == 0
-    assert main([*arguments, "train.learning_rate=0.5"]) == 2
-    error = capsys.readouterr().err
-    assert "train.learning_rate=0.001, this study says 0.5" in error
-    assert error.count("\n") == 1
-    assert main([*arguments, "train.log_every=3"]) == 0  # says nothing about what is learned
+    (study / "alone-s42" / "export" / "step_00000006").mkdir()
+    results = study / "teacher4-s42" / "glue" / "step_00000012" / "results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text("{}")
+    assert main(scored) == 0
+    # The stand-in keeps the last export only, but for the one above.
+    assert "plus 28 fine-tunings (4 exports x 7 tasks x 1 seeds)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -171,8 +197,11 @@ def test_asked_for_scores_every_export_of_a_run_is_fine_tuned(
     assert sorted(scored) == sorted([str(half_way), *(str(study / name / "export") for name in runs)])
 
 
-# `starts` differs from `remapping` by the method alone; each method is tested with the models, and here time is short.
+# `starts` would be fifteen more runs; FEW_STARTS has one of each kind.
 OTHERS = [pytest.param(each, marks=pytest.mark.slow) for each in grid_names() if each not in ("remapping", "starts")]
+FEW_STARTS = {
+    "runs": [{"teacher": "teacher4", "start": "stack"}, {"teacher": "narrow4", "start": ["fna", "interlace+fna"]}]
+}
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +210,28 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
 
 
+def run_at_smoke_scale(grid: str, data: Path, folder: Path) -> None:
+    """Two steps a run by the launcher; then all is finished, there are figures, and a second start accepts the runs."""
+    settings = [f"data.dir={data}", "student.max_positions=32", "train.max_steps=2"]
+    arguments = ["study", grid, "--out", str(folder), "--ranks", "1", *settings]
+    assert main(arguments) == 0
+    for run in load_grid(grid, "smoke").runs:
+        assert (folder / run.name / "export" / "model.safetensors").is_file()
+    assert main([*arguments, "--dry-run"]) == 0
+    assert main(["report", str(folder)]) == 0
+
+
 @pytest.mark.timeout(1800)  # some twenty starts of the launcher
 @pytest.mark.parametrize("name", ["remapping", *OTHERS])
 def test_a_packaged_grid_runs_at_smoke_scale(name: str, tiny_data: Path, shared_folder: Path) -> None:
-    settings = [f"data.dir={tiny_data}", "student.max_positions=32", "train.max_steps=2"]
-    assert main(["study", name, "--out", str(shared_folder), "--ranks", "1", *settings]) == 0
-    for run in load_grid(name, "smoke").runs:
-        assert (shared_folder / run.name / "export" / "model.safetensors").is_file()
-    assert main(["report", str(shared_folder)]) == 0
+    run_at_smoke_scale(name, tiny_data, shared_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_kind_of_start_runs_at_smoke_scale(tiny_data: Path, shared_folder: Path, tmp_path: Path) -> None:
+    packaged = load_grid("starts", "smoke").runs
+    grid = tmp_path / "few_starts.yaml"
+    grid.write_text(yaml.safe_dump(FEW_STARTS), encoding="utf-8")
+    assert {run.name for run in load_grid(str(grid), "smoke").runs} <= {run.name for run in packaged}
+    run_at_smoke_scale(str(grid), tiny_data, shared_folder)

@@ -1,0 +1,82 @@
+"""Who wrote a value of a DeepSpeed JSON: the file, or the recipe's `deepspeed` section that lies over it.
+
+A place is a dotted name inside the JSON, such as `optimizer.params.lr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Names places as their writer knows them, for messages."""
+
+    source: str
+    """The file."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What lies over it, nested as the JSON is."""
+
+    def overridden(self, place: str) -> bool:
+        """Whether the overrides have something there."""
+        values: Any = self.overrides
+        for part in place.split("."):
+            if not isinstance(values, Mapping) or part not in values:
+                return False
+            values = values[part]
+        return True
+
+    def name(self, place: str) -> str:
+        """`my.json: optimizer.params.lr`, or `deepspeed.optimizer.params.lr`, to begin a message with."""
+        return f"deepspeed.{place}" if self.overridden(place) else f"{self.source}: {place}"
+
+    def assignment(self, place: str, value: Any) -> str:
+        """`optimizer.params.lr=0.002 (my.json)`, or `deepspeed.optimizer.params.lr=0.002`, within a message."""
+        return f"deepspeed.{place}={value}" if self.overridden(place) else f"{place}={value} ({self.source})"
+
+    def leave_to_recipe(self, place: str) -> str:
+        """What to do so that the recipe decides there."""
+        return f"remove deepspeed.{place}" if self.overridden(place) else 'set the one in the JSON to "auto"'
+
+
+def get_place(values: Mapping[str, Any], place: str) -> Any:
+    """The value there, or None."""
+    for part in place.split("."):
+        if not isinstance(values, Mapping):
+            return None
+        values = values.get(part)  # type: ignore[assignment]
+    return values
+
+
+def set_place(values: dict[str, Any], place: str, value: Any) -> None:
+    """Put a value there, with the sections around it."""
+    *parents, last = place.split(".")
+    for part in parents:
+        values = values.setdefault(part, {})
+    values[last] = value
+
+
+def first_auto(values: Any, place: str = "") -> str:
+    """The first place, below the given one, whose value is "auto"; empty if there is none."""
+    if values == "auto":
+        return place
+    if isinstance(values, Mapping):
+        return next((found for k, v in values.items() if (found := first_auto(v, f"{place}.{k}".strip(".")))), "")
+    return ""
+
+
+def lay_over(values: dict[str, Any], overrides: Mapping[str, Any], source: str, above: str = "") -> None:
+    """Write the nested `overrides` into `values`, the contents of the file `source`.
+
+    Raises ValueError for an override inside of something that is no section; `above` is where the call stands.
+    """
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            below = values.setdefault(key, {})
+            if not isinstance(below, dict):
+                raise ValueError(f"deepspeed.{above}{key}: {source} has the value {below!r} there, which has no parts")
+            lay_over(below, value, source, f"{above}{key}.")
+        else:
+            values[key] = value

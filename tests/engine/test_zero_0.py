@@ -1,0 +1,42 @@
+"""A run in fp32 without ZeRO, whose optimizer DeepSpeed does not wrap, on rows of one sentence, none held out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dwt_ds.data.prepared import PreparedData
+
+Launch = Callable[..., tuple[int, str]]
+
+
+def test_its_folder_tells_what_was_run(launch: Launch, tiny_recipe: Path, sentence_data: Path, tmp_path: Path) -> None:
+    json_file = tmp_path / "mine.json"
+    json_file.write_text(json.dumps({"zero_optimization": {"stage": 0}, "gradient_clipping": 0.5}))
+    arguments = [str(tiny_recipe), f"output_dir={tmp_path / 'run'}", f"data.dir={sentence_data}", "train.max_steps=80"]
+    code, text = launch(1, [*arguments, "--deepspeed_config", str(json_file)])
+    assert code == 0, text
+    assert "ZeRO-0, fp32" in text
+    assert "no held-out rows to measure it by" in text
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    norms = [row["grad_norm"] for row in rows if "loss" in row]
+    assert len(norms) == 80
+    assert max(norms) > 0.5, "before clipping"
+    assert [row["eval_hard_loss"] for row in rows if "eval_hard_loss" in row] == [None]
+    lengths = PreparedData.open(sentence_data).train.lengths
+    assert rows[-2]["tokens"] == lengths.sum() < 80 * 4 * 32, "an epoch, padding not counted"
+    assert "held-out" not in (tmp_path / "run" / "export" / "README.md").read_text()
+    # The folder's own recipe makes the same run again.
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["deepspeed_config"] == str(json_file)
+    saved["output_dir"] = str(tmp_path / "again")
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(saved))
+    code, text = launch(1, [str(tmp_path / "again.yaml")])
+    assert code == 0, text
+    again = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in again if "loss" in row] == [row["loss"] for row in rows if "loss" in row]
+    assert [row["grad_norm"] for row in again if "loss" in row] == pytest.approx(norms)

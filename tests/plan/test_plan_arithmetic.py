@@ -1,0 +1,109 @@
+"""What a plan computes of traffic, time and memory, where no run is needed to know the right answer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dwt_ds.plan.communication import Traffic, bytes_per_second, own_sums, step_traffic
+from dwt_ds.plan.hardware import LATENCY_SECONDS, find_device
+from dwt_ds.plan.memory import ACTIVATIONS, GRADIENTS, PARTS
+from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.settings import settle
+from dwt_ds.plan.shapes import build_shapes
+from dwt_ds.plan.simulation import forward_flops, recomputed_flops
+from dwt_ds.plan.speed import traffic_seconds
+from dwt_ds.plan.zero import Partition, zero_settings
+from dwt_ds.recipe import load_recipe
+
+BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
+
+
+def plan_of(recipe: str, *overrides: str) -> Plan:
+    device = find_device("h100", 8)
+    settings = settle(recipe, list(overrides), None, 8)
+    return Plan(settings, build_shapes(settings), device, nodes=1, mfu=device.mfu)
+
+
+def second_gathering(hpz: int) -> Traffic:
+    """Of the weights for the backward pass, by 16 ranks."""
+    section = {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0, "zero_hpz_partition_size": hpz}
+    zero = zero_settings({"zero_optimization": section}, "bf16", 3)
+    traffic = step_traffic(3, zero, Partition([1 << 20] * 4, 16), 1, [])
+    return next(each for each in traffic if each.what == "weights, for the backward pass")
+
+
+@pytest.mark.parametrize(
+    ("hpz", "group", "machines"), [(1, 16, 2), (2, 2, 1), (4, 4, 1), (8, 8, 1), (16, 16, 2), (32, 16, 2)]
+)
+def test_hpz_gathers_over_its_own_partition(hpz: int, group: int, machines: int) -> None:
+    """Two machines of eight: over the network only where a partition is larger than a machine."""
+    device, traffic = find_device("h100", 8, network_gbps=400), second_gathering(hpz)
+    sent = (group - 1) / group * 2 * 4 * (1 << 20)
+    assert traffic.sent_bytes(16) == sent
+    seconds = sent / bytes_per_second(device, machines) + 4 * LATENCY_SECONDS * math.log2(group)
+    assert traffic_seconds(traffic, device, nodes=2, ranks=16) == pytest.approx(seconds)
+
+
+def test_a_partition_that_lies_over_two_machines_is_not_local() -> None:
+    device = find_device("h100", 3)
+    traffic = second_gathering(2)  # of three ranks a machine: 0 1 | 2, 3 | 4 5
+    slow = traffic.seconds(6, bytes_per_second(device, 2))
+    assert traffic_seconds(traffic, device, nodes=2, ranks=6) == slow > traffic.seconds(6, bytes_per_second(device, 1))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sums"),
+    [
+        ([], [32]),
+        (["train.spike_sigma=6"], [32, 4]),
+        (["distill.soft_weight.schedule=adaptive"], [32, 12]),
+        (["distill.soft_weight.schedule=adaptive", "teacher.path=null"], [32]),
+    ],
+)
+def test_what_a_step_sums_besides(overrides: list[str], sums: list[int]) -> None:
+    assert own_sums(load_recipe("paper_weak", overrides).config) == sums
+
+
+def test_activation_checkpointing_costs_time_and_no_work() -> None:
+    plain, again = plan_of("paper_weak"), plan_of("paper_weak", "train.activation_checkpointing=true")
+    corpus, labels = plain.settings.corpus, plain.settings.labels_per_row
+    six, one = (
+        forward_flops(plan.shapes.student, corpus.seq_len, labels, corpus.vocab_size)
+        for plan in (plain, plan_of("paper_weak", "student.layers=1"))
+    )
+    # All layers but the last, which is not checkpointed.
+    assert recomputed_flops(plain.shapes.student, corpus.seq_len, labels) == six - one
+    assert again.work.per_row == plain.work.per_row
+    assert again.step_time(2).compute == pytest.approx(
+        plain.step_time(2).compute * (1 + (six - one) / plain.work.per_row)
+    )
+
+
+def test_the_largest_micro_batch_leaves_room_for_the_teacher() -> None:
+    """The teacher has 4 layers x 768."""
+    small = ["student.layers=1", "student.hidden_size=32", "student.num_heads=2", f"{BUCKET}=1000000"]
+    plan = plan_of("paper_weak", *small)
+    rows = plan.largest_micro_batches()[2]
+    micro = plan.simulator.micro_batch(rows)
+    needed = plan.simulator.teacher_bytes() + micro.teacher_peak
+    assert 0.9 * plan.device.usable_bytes < needed <= plan.device.usable_bytes
+    assert plan.memory(2, micro).fullest == "teacher"
+
+
+def test_a_sharded_teacher_is_gathered_for_its_forward_pass() -> None:
+    whole, sharded = plan_of("paper_weak").memory(2), plan_of("paper_weak", "teacher.sharded=true").memory(2)
+    held, gathered = (sharded.moments[moment]["teacher"] for moment in ("loss", "teacher"))
+    assert held < 0.6 * whole.moments["loss"]["teacher"]
+    assert gathered > 1.4 * held
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_each_part_at_its_most(stage: int) -> None:
+    memory = plan_of("paper_weak").memory(stage)
+    assert memory.most[ACTIVATIONS] == memory.moments["loss"][ACTIVATIONS] > 0
+    assert memory.most[GRADIENTS] > 0
+    for part in PARTS:
+        assert memory.most[part] == max(moment[part] for moment in memory.moments.values())
+    assert memory.peak == max(sum(moment.values()) for moment in memory.moments.values()) < sum(memory.most.values())

@@ -1,0 +1,62 @@
+"""A stand-in for the pre-trainings of a study."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dwt_ds.cli.main import main
+from dwt_ds.plan.settings import settle
+from dwt_ds.study import run as study_run
+
+# Stands for a pre-training: complete at once, or failing if told so.
+STAND_IN = """
+import json, pathlib, sys
+folder, config, ds_config, identity, fails = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder / "starts", "a") as file:
+    file.write("started\\n")
+if fails == "True":
+    sys.exit("no luck")
+(folder / "config.yaml").write_text(config)
+(folder / "ds_config.json").write_text(ds_config)
+(folder / "run.json").write_text(identity)
+(folder / "metrics.jsonl").write_text(json.dumps({"step": 12, "eval_hard_loss": 5.5, "eval_soft_loss": 0.1}) + "\\n")
+(folder / "export").mkdir(exist_ok=True)
+(folder / "complete.json").write_text('{"steps": 12}')
+"""
+
+
+@pytest.fixture
+def fail_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """Runs of so many layers fail; nothing is trained."""
+    program, failing = tmp_path / "stand_in.py", list[int]()
+    program.write_text(STAND_IN, encoding="utf-8")
+
+    def command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
+        settings = settle(str(recipe), list(overrides), None, ranks)
+        config, identity = settings.config, {"data": settings.corpus.fingerprint}
+        files = [yaml.safe_dump(config.to_dict()), json.dumps(settings.ds_values), json.dumps(identity)]
+        return [sys.executable, str(program), config.output_dir, *files, str(config.student.layers in failing)]
+
+    monkeypatch.setattr(study_run, "pretrain_command", command)
+    return failing
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refusal(*arguments)`: what the command says to something that it refuses; one line."""
+
+    def refused(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main([*arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    return refused

@@ -1,0 +1,86 @@
+"""Runs of a folder that a study takes over, and runs that it refuses to take for its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from dwt_ds.cli.main import main
+
+
+def test_a_folder_with_other_settings_is_refused(
+    fail_layers: list[int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
+    assert main([*arguments, "train.warmup_ratio=0.2"]) == 0
+    error = refusal(*arguments, "train.warmup_ratio=0.2", "train.learning_rate=0.5")
+    assert "train.learning_rate=0.001, this study says 0.5" in error
+    assert "train.warmup_ratio=0.2, this study says 0.05" in refusal(*arguments)  # a default of this study
+    arguments.append("train.warmup_ratio=0.2")
+    assert "deepspeed={}" in refusal(*arguments, "deepspeed.prescale_gradients=true")
+    # These say nothing about what is learned.
+    assert main([*arguments, "train.log_every=3", "train.export_every=0", "data.workers=1"]) == 0
+
+    # As an older version would have left it, which had fewer settings.
+    path = tmp_path / "study" / "alone-s42" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["fused"], config["teacher"]["sharded"], config["train"]["spike_sigma"]
+    path.write_text(yaml.safe_dump(config))
+    assert main(arguments) == 0
+    assert "fused.layer_norm='auto'" in refusal(*arguments, "fused.layer_norm=torch")
+
+    # A study that has moved, called by its whole path.
+    (tmp_path / "study").rename(tmp_path / "moved")
+    assert main(["study", "remapping", "--out", str(tmp_path / "moved"), *arguments[4:], "--dry-run"]) == 0
+
+
+def test_a_folder_with_another_batch_or_other_data_is_refused(
+    fail_layers: list[int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    arguments = ["study", "remapping", "--out", str(tmp_path / "study")]
+    assert main([*arguments, f"data.dir={tiny_data}"]) == 0
+    error = refusal(*arguments, f"data.dir={tiny_data}", "--ranks", "1")
+    assert "train_batch_size=8, this study says 4" in error
+    assert main([*arguments, f"data.dir={tiny_data}", "--ranks", "1", "train.micro_batch_size=8"]) == 0
+
+    manifest = json.loads((tiny_data / "manifest.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert main([*arguments, f"data.dir={other}"]) == 0  # the same rows elsewhere
+    (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0123"}))
+    assert "this study says '0123'" in refusal(*arguments, f"data.dir={other}")
+    assert "data.dir=" in refusal(*arguments, f"data.dir={tmp_path / 'nowhere'}", "--dry-run")
+
+
+def test_what_only_the_json_says_is_compared_too(
+    fail_layers: list[int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    params = {"lr": "auto", "betas": [0.9, 0.98], "eps": "auto", "weight_decay": 0.02}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"optimizer": {"type": "AdamW", "params": params}}))
+    settings = [f"data.dir={tiny_data}", f"deepspeed_config={path}"]
+    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), *settings]
+    assert main(arguments) == 0
+    assert "decay: 0.02" in (tmp_path / "study" / "alone-s42" / "config.yaml").read_text()
+    assert main(arguments) == 0
+    path.write_text(json.dumps({"optimizer": {"type": "Adam", "params": params}}))
+    assert "optimizer.type='AdamW', this study says 'Adam'" in refusal(*arguments)
+    path.write_text(json.dumps({"optimizer": {"type": "AdamW", "params": {**params, "weight_decay": 0.03}}}))
+    assert "train.weight_decay=0.02, this study says 0.03" in refusal(*arguments)
+
+
+def test_runs_without_a_teacher_have_no_use_for_a_soft_weight(
+    fail_layers: list[int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
+    adaptive = "distill.soft_weight={schedule: adaptive, start: 4, end: 0}"
+    assert main([*arguments, adaptive]) == 0
+    assert "with_teacher4-s42: was made with distill.soft_weight.schedule='adaptive'" in refusal(*arguments)
+    grid = tmp_path / "alone.yaml"
+    grid.write_text("runs: [{teacher: none}]")
+    assert main(["study", str(grid), *arguments[2:]]) == 0
+    assert (tmp_path / "study" / "alone-s42" / "starts").read_text() == "started\n"
