@@ -54,7 +54,7 @@ def main() -> None:
     lines = []
     for vocabulary in VOCABULARIES:
         rows = min(most_rows, MOST_LOGITS // vocabulary)
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
             generator = torch.Generator().manual_seed(vocabulary)
             logits = [torch.randn(rows, vocabulary, generator=generator).mul_(3) for _ in range(2)]
             student, teacher = (each.to(DEVICE, dtype) for each in logits)

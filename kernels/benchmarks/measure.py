@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import ctypes
 import importlib.metadata
+import math
 import os
 import platform
 import time
@@ -31,10 +32,17 @@ class Provider(NamedTuple):
 
 
 class Timing(NamedTuple):
+    """``error`` is empty, or says in one line why there are no figures; they are then NaN."""
+
     p20_ms: float
     p50_ms: float
     p80_ms: float
     peak_mib: float
+    error: str = ""
+
+    def rounded(self) -> dict[str, float | str]:
+        """The fields as the CSV holds them."""
+        return {name: value if isinstance(value, str) else round(value, 3) for name, value in self._asdict().items()}
 
 
 def device_name() -> str:
@@ -56,13 +64,33 @@ def versions() -> str:
 
 
 def time_all(providers: Sequence[Provider], rounds: int) -> dict[str, Timing]:
-    """Rounds of all providers alternate, so that a machine whose speed drifts treats them alike."""
-    peaks = {provider.name: peak_mib(provider.step) for provider in providers}
+    """Rounds of all providers alternate, so that a machine whose speed drifts treats them alike.
+
+    One that fails, for want of memory or because another version of its package wants other arguments, takes no further
+    part and has its error in its ``Timing``.
+    """
+    peaks: dict[str, float] = {}
     seconds: dict[str, list[float]] = {provider.name: [] for provider in providers}
-    for _ in range(rounds):
-        for provider in providers:
-            seconds[provider.name].append(elapsed_seconds(provider.step))
-    return {name: Timing(*percentiles(values), peaks[name]) for name, values in seconds.items()}
+    errors: dict[str, str] = {}
+    for turn in range(rounds + 1):
+        for name, step in providers:
+            if name in errors:
+                continue
+            try:
+                if turn == 0:
+                    peaks[name] = peak_mib(step)
+                else:
+                    seconds[name].append(elapsed_seconds(step))
+            except Exception as error:
+                errors[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                print(f"{name} failed: {errors[name]}", flush=True)
+            if name in errors and DEVICE == "cuda":
+                torch.cuda.empty_cache()
+    nothing = [math.nan] * 4
+    return {
+        name: Timing(*nothing, errors[name]) if name in errors else Timing(*percentiles(values), peaks[name])
+        for name, values in seconds.items()
+    }
 
 
 def percentiles(seconds: Sequence[float]) -> tuple[float, ...]:

@@ -61,7 +61,10 @@ def resolve_objective(
         raise ValueError(f"ignore_index must be an int, got {ignore_index!r}")
     if isinstance(temperature, (int, float)) and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    hard_normalizer, soft_normalizer = normalizer if isinstance(normalizer, (tuple, list)) else (normalizer, normalizer)
+    normalizers = normalizer if isinstance(normalizer, (tuple, list)) else (normalizer, normalizer)
+    if len(normalizers) != 2:
+        raise ValueError(f"normalizer must be one value or a pair (hard, soft), got {len(normalizers)} values")
+    hard_normalizer, soft_normalizer = normalizers
     for value in (hard_normalizer, soft_normalizer):
         if isinstance(value, (int, float)) and not 0 < value < float("inf"):
             raise ValueError(f"normalizer must be positive and finite, got {value}")

@@ -1,7 +1,16 @@
 """The linear form in chunks of rows: two products, the row kernel, and the gradients' products, chunk after chunk.
 
-Extra memory at the peak: two logit buffers (chunk_rows, V) in the hidden states' dtype (the gradient is written over
-the student's), and the gradients, dW and db in fp32 while they are summed.
+Extra memory at the peak, in bytes, with b those of an element of the hidden states:
+
+    forward     2 b chunk_rows V    logits; the gradient is written over the student's (fp32 block buffers on a CPU)
+              + b chunk_rows H_s    the chunk's hidden states without ignored rows
+              + 4 V H_s             dW while it is summed, in fp32
+              + b V H_s             on a CPU in 16 bits with several chunks: one chunk's share of dW
+              + b N H_s             d hidden
+
+When the chunks are done and their logits freed, dW is brought to the dtype and shape it waits in, and for that moment
+exists in both: another 2 V H_s for bf16, another 4 V H_s for fp32 with padded columns, else nothing. The backward pass
+holds what waits, the gradients it returns, and an fp32 block of ``head_gradients.GPU_BLOCK_ELEMENTS``.
 """
 
 from __future__ import annotations
@@ -62,6 +71,9 @@ def chunked_statistics_and_gradients(
         if d_hidden is not None:
             torch.mm(gradient, student.weight, out=d_hidden[index])
         if need_weight:
+            if not (objective.soft_all and teacher is not None):
+                # An ignored row's gradient is 0, but its hidden state may be NaN, and so would their product be.
+                hidden = hidden.masked_fill((labels[index] == objective.ignore_index).unsqueeze(1), 0)
             d_weight = add_product(d_weight, gradient.t(), hidden, last=index.stop == rows)
         if need_bias:
             d_bias = add_column_sums(d_bias, gradient)

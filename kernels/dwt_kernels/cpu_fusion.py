@@ -22,8 +22,8 @@ from dwt_kernels.scalars import Scalars
 # 0.9 ns of a core for each element, here 15 ms a call, so within about a thousand training steps.
 FUSION_ELEMENTS = 1 << 24
 
-# Elements of one call of the fused code: large for few calls, bounded because the generated code copies its result
-# once, and because after too many recompilations torch runs the plain operations instead, which need temporaries.
+# Elements of one call of the fused code: large for few calls, bounded because its result is copied once, and because
+# after too many recompilations torch runs the plain operations instead, which need temporaries.
 BLOCK_ELEMENTS = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,10 @@ def write_gradient(
     unit_temperature: bool,
     out: Tensor,
 ) -> bool:
-    """Write ``block_gradient`` into ``out`` (N, V); False if the compiler failed. ``labels`` (N,) are columns.
+    """Write ``block_gradient`` into ``out`` (N, V), which may be the student's; False if the compiler failed.
 
-    The labels' columns are computed apart in fp32 and stored last, because ``out`` may be rounded to 16 bits.
+    ``labels`` (N,) are columns. These are computed apart in fp32 and stored last, because ``out`` may be rounded to 16
+    bits. A row may hold anything, and so may then its gradient; no other row sees it.
     """
     global _broken
     columns = labels.unsqueeze(1)
@@ -87,15 +88,16 @@ def write_gradient(
     )
     block_count = -(-rows.student.numel() // BLOCK_ELEMENTS)
     for out_block, block in zip(out.tensor_split(block_count), rows.blocks(block_count)):
-        for tensor in (out_block, *block):
+        for tensor in block:
             if tensor is not None:
                 torch._dynamo.mark_dynamic(tensor, 0)
         try:
-            fused_gradient()(out_block, *block, student_bias, teacher_bias, *constants)
+            gradient = fused_gradient()(out.dtype, *block, student_bias, teacher_bias, *constants)
         except Exception as error:  # whatever the compiler stumbles over, the plain operations do the same
             _broken = True
             logger.warning("fusing the loss gradient failed, going on without: %s", str(error).splitlines()[0])
             return False
+        out_block.copy_(gradient)
     # Not scatter_, which copies all of ``out`` on a CPU.
     out[torch.arange(out.shape[0]), labels] = at_label.squeeze(1).to(out.dtype)
     return True
@@ -103,11 +105,16 @@ def write_gradient(
 
 @cache
 def fused_gradient() -> Any:
-    return torch.compile(_gradient_into)
+    """``_rounded_gradient`` compiled.
+
+    It returns its result because it must not write to a view of a tensor that it reads: of such views torch.compile's
+    code takes the first call's offsets for all, and in place every block would land in the first.
+    """
+    return torch.compile(_rounded_gradient)
 
 
-def _gradient_into(
-    out: Tensor,
+def _rounded_gradient(
+    dtype: torch.dtype,
     student: Tensor,
     teacher: Tensor | None,
     statistics: Tensor,
@@ -117,8 +124,8 @@ def _gradient_into(
     factor: Tensor,
     residual: Tensor,
     unit_temperature: bool,
-) -> None:
-    buffers = [torch.empty(out.shape, dtype=torch.float32) for _ in range(3)]  # the compiler elides them
+) -> Tensor:
+    buffers = [torch.empty(student.shape, dtype=torch.float32) for _ in range(3)]  # the compiler elides them
     biased = (student, student_bias, teacher, teacher_bias)
     gradient = block_gradient(buffers, *biased, None, statistics, factors, factor, residual, unit_temperature)
-    out.copy_(gradient)
+    return gradient.to(dtype)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Elements of an fp32 temporary that stays in a core's L2 cache. torch's mixed-dtype arithmetic over whole tensors is
-# several times slower on a CPU than a conversion and an fp32 operation block by block.
-BLOCK_ELEMENTS = 1 << 17
+# Elements of an fp32 temporary. On a CPU one that stays in a core's L2 cache: torch's mixed-dtype arithmetic over whole
+# tensors is several times slower there than a conversion and an fp32 operation block by block. On a GPU 64 MiB, a tenth
+# of a millisecond's work, so that a whole dW is not held in fp32 beside the one in 16 bits.
+CPU_BLOCK_ELEMENTS = 1 << 17
+GPU_BLOCK_ELEMENTS = 1 << 24
 
 
 def saved_dtype(parameter: Tensor) -> torch.dtype:
@@ -22,7 +24,9 @@ def saved_dtype(parameter: Tensor) -> torch.dtype:
 
 def add_product(total: Tensor | None, left: Tensor, right: Tensor, last: bool) -> Tensor:
     """total + left @ right; fp32, or the inputs' dtype when this is the first and ``last`` contribution on a CPU."""
-    if left.device.type != "cpu" and left.dtype != torch.float32:
+    if left.dtype == torch.float32:
+        return torch.mm(left, right) if total is None else total.addmm_(left, right)
+    if left.device.type != "cpu":
         if total is None:
             return torch.mm(left, right, out_dtype=torch.float32)
         return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
@@ -57,12 +61,14 @@ def scaled(tensor: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         # By a number, torch multiplies 16-bit tensors in fp32 and in one pass: eight times as fast as by blocks.
         return torch.mul(tensor, factor.item(), out=out)
     for target, block in zip(blocks(out), blocks(tensor)):
-        target.copy_(block.float().mul_(factor))
+        # A copy even of fp32, which .float() would return itself: ``tensor`` is saved for another backward pass.
+        target.copy_(block.to(torch.float32, copy=True).mul_(factor))
     return out
 
 
 def blocks(tensor: Tensor) -> list[Tensor]:
-    """Row blocks that fit in the cache on a CPU; the whole tensor on a GPU."""
-    if tensor.device.type != "cpu" or tensor.numel() == 0:
+    """Blocks of rows, at least one row each, of at most CPU_BLOCK_ELEMENTS or GPU_BLOCK_ELEMENTS."""
+    if tensor.numel() == 0:
         return [tensor]
-    return list(tensor.split(max(1, BLOCK_ELEMENTS * tensor.shape[0] // tensor.numel())))
+    elements = CPU_BLOCK_ELEMENTS if tensor.device.type == "cpu" else GPU_BLOCK_ELEMENTS
+    return list(tensor.split(max(1, elements * tensor.shape[0] // tensor.numel())))

@@ -16,12 +16,18 @@ from torch import Tensor
 
 from dwt_kernels.arguments import Objective
 from dwt_kernels.head import Head
-from dwt_kernels.logit_free_kernels import PARTIAL, merge_kernel, tile_gradient_kernel, tile_statistics_kernel
+from dwt_kernels.logit_free_gradient_kernel import tile_gradient_kernel
+from dwt_kernels.logit_free_kernels import PARTIAL, merge_kernel, tile_statistics_kernel
 from dwt_kernels.row_formulas import STATISTICS
 from dwt_kernels.triton_backend import row_stride
+from dwt_kernels.triton_launch import launch
 
 # Programs of the statistics kernel for each multiprocessor: enough to even out the last wave.
 PROGRAMS_PER_PROCESSOR = 4
+
+
+# A thread each; together with the powers of two above it, few kernels for any number of rows.
+LEAST_SPLITS_BLOCK = 128
 
 
 class TileShape(NamedTuple):
@@ -89,7 +95,9 @@ def logit_free_statistics_and_gradients(
         "num_stages": tile.num_stages,
         "enable_fp_fusion": True,
     }
-    tile_statistics_kernel[(row_blocks, splits)](
+    launch(
+        tile_statistics_kernel,
+        (row_blocks, splits),
         *heads,
         labels,
         scalars,
@@ -97,22 +105,26 @@ def logit_free_statistics_and_gradients(
         rows,
         objective.ignore_index,
         blocks_per_split * tile.columns,
-        SPLITS=splits,
+        splits,
         **constants,
     )
-    merge_kernel[(rows,)](
+    launch(
+        merge_kernel,
+        (rows,),
         partials,
         labels,
         scalars,
         statistics,
         objective.ignore_index,
-        SPLITS=splits,
-        SPLITS_BLOCK=triton.next_power_of_2(splits),
+        splits,
+        SPLITS_BLOCK=max(LEAST_SPLITS_BLOCK, triton.next_power_of_2(splits)),
         HAS_TEACHER=teacher is not None,
         SOFT_ALL=constants["SOFT_ALL"],
     )
     if any(needed):
-        tile_gradient_kernel[(row_blocks * column_blocks,)](
+        launch(
+            tile_gradient_kernel,
+            (row_blocks * column_blocks,),
             *heads,
             labels,
             statistics,

@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs
-"""The linear form without logits in memory: tiles of both models' logits live in registers and are computed twice.
+"""The rows' statistics without logits in memory: tiles of both models' logits live in registers.
 
-Legend: N rows, V vocabulary columns, H hidden widths; a tile is BLOCK_ROWS x BLOCK_COLUMNS logits. The recurrence and
-the gradient are those of ``triton_steps``, on tiles and with a running state for each row.
+Legend: N rows, V vocabulary columns, H hidden widths; a tile is BLOCK_ROWS x BLOCK_COLUMNS logits. The recurrence is
+that of ``triton_steps``, on tiles and with a running state for each row. ``logit_free_gradient_kernel`` computes the
+tiles once more.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dwt_kernels.triton_scalars import FACTOR, HARD_GRADIENT, RESIDUAL, SOFT_GRADIENT
+from dwt_kernels.triton_scalars import FACTOR, RESIDUAL
 from dwt_kernels.triton_steps import INTERPRETED, KL_SCALE, LOG2_E, MINUS_INF, finite_or_zero, power
 
 # Fields of a row's partial state: student maximum, its sums at 1 and tau, teacher maximum, its sum, KL sum, label's
 # logit.
 PARTIAL = tl.constexpr(7)
+
+# Integers that change with the number of rows: the compiler is not to make variants for 1 and for multiples of 16.
+ROW_COUNTS = ("rows", "splits")
 
 
 @triton.jit
@@ -59,7 +63,7 @@ def logits_tile(
     return tl.where(column_index[None, :] < V, logits, MINUS_INF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def tile_statistics_kernel(
     student_hidden,
     student_weight,
@@ -73,17 +77,17 @@ def tile_statistics_kernel(
     rows,
     ignore_index,
     columns_per_split,
+    splits,
     V: tl.constexpr,
     STUDENT_WIDTH: tl.constexpr,
     TEACHER_WIDTH: tl.constexpr,
-    SPLITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     SOFT_ALL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program = (block of rows, share of the columns): the rows' state over those, (N, SPLITS, PARTIAL) fp32."""
+    """Program = (block of rows, share of the columns): the rows' state over those, (N, splits, PARTIAL) fp32."""
     row_index = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     label = tl.load(labels + row_index, mask=row_index < rows, other=ignore_index)
     counted = label != ignore_index
@@ -154,7 +158,7 @@ def tile_statistics_kernel(
             teacher_sum = teacher_sum * rescale + tl.sum(weights, 1)
             teacher_max = new_teacher_max
         start += BLOCK_COLUMNS
-    state = partials + (row_index.to(tl.int64) * SPLITS + tl.program_id(1)) * PARTIAL
+    state = partials + (row_index.to(tl.int64) * splits + tl.program_id(1)) * PARTIAL
     in_range = row_index < rows
     tl.store(state, student_max, mask=in_range)
     tl.store(state + 1, student_sum, mask=in_range)
@@ -165,27 +169,27 @@ def tile_statistics_kernel(
     tl.store(state + 6, label_logit, mask=in_range)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def merge_kernel(
     partials,
     labels,
     scalars,
     statistics,
     ignore_index,
-    SPLITS: tl.constexpr,
+    splits,
     SPLITS_BLOCK: tl.constexpr,
     HAS_TEACHER: tl.constexpr,
     SOFT_ALL: tl.constexpr,
 ):
-    """Program = row: its statistics (N, 7) from the states of its SPLITS shares of the columns."""
+    """Program = row: its statistics (N, 7) from the states of its ``splits`` <= SPLITS_BLOCK shares of columns."""
     row = tl.program_id(0).to(tl.int64)
     if not SOFT_ALL and tl.load(labels + row) == ignore_index:
         return
     factor = tl.load(scalars + FACTOR).to(tl.float32)
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     split = tl.arange(0, SPLITS_BLOCK)
-    state = partials + (row * SPLITS + split) * PARTIAL
-    present = split < SPLITS
+    state = partials + (row * splits + split) * PARTIAL
+    present = split < splits
     student_max = tl.load(state, mask=present, other=MINUS_INF)
     row_student_max = tl.max(student_max, 0)
     student_shift = student_max - finite_or_zero(row_student_max)
@@ -208,122 +212,3 @@ def merge_kernel(
         tl.store(row_statistics + 3, row_teacher_max)
         tl.store(row_statistics + 4, tl.sum(teacher_sum * rescale, 0))
         tl.store(row_statistics + 5, tl.sum(kl_sum * rescale, 0))
-
-
-@triton.jit
-def tile_gradient_kernel(
-    student_hidden,
-    student_weight,
-    student_bias,
-    teacher_hidden,
-    teacher_weight,
-    teacher_bias,
-    labels,
-    statistics,
-    scalars,
-    upstream,
-    d_hidden,
-    d_weight,
-    d_bias,
-    rows,
-    upstream_stride,
-    ignore_index,
-    V: tl.constexpr,
-    STUDENT_WIDTH: tl.constexpr,
-    TEACHER_WIDTH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    GROUP_ROWS: tl.constexpr,
-    SOFT_ALL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Program = tile: its logits again, their gradient dz; dz @ weight, dz.T @ hidden, column sums added atomically.
-
-    d_hidden (N, H), d_weight (V, H) and d_bias (V,) are fp32, zero at the start, None where not wanted.
-    """
-    # GROUP_ROWS blocks of rows meet all columns before the next ones come: their hidden states stay in the L2 cache,
-    # and the weights are read once for each group.
-    row_blocks = tl.cdiv(rows, BLOCK_ROWS)
-    column_blocks: tl.constexpr = (V + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
-    program = tl.program_id(0)
-    first_row_block = program // (GROUP_ROWS * column_blocks) * GROUP_ROWS
-    group_rows = tl.minimum(row_blocks - first_row_block, GROUP_ROWS)
-    in_group = program % (GROUP_ROWS * column_blocks)
-    row_index = (first_row_block + in_group % group_rows) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    column_index = in_group // group_rows * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-
-    in_range = row_index < rows
-    label = tl.load(labels + row_index, mask=in_range, other=ignore_index)
-    labelled = label != ignore_index
-    counted = labelled
-    if SOFT_ALL:
-        counted = in_range
-    if tl.max(counted.to(tl.int32), 0) == 0:
-        return
-    factor = tl.load(scalars + FACTOR).to(tl.float32)
-    residual = tl.load(scalars + RESIDUAL).to(tl.float32)
-    row_upstream = tl.load(upstream + row_index * upstream_stride, mask=in_range, other=0.0)
-    hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
-    row_statistics = statistics + row_index.to(tl.int64) * 7
-    student_max = tl.load(row_statistics, mask=counted, other=0.0)
-    student_sum = tl.load(row_statistics + 1, mask=counted, other=1.0)
-    student = logits_tile(
-        student_hidden,
-        student_weight,
-        student_bias,
-        rows,
-        row_index,
-        column_index,
-        V,
-        STUDENT_WIDTH,
-        BLOCK_ROWS,
-        BLOCK_COLUMNS,
-        BLOCK_WIDTH,
-        PRECISION,
-    )
-    student -= student_max[:, None]
-    gradient = tl.div_rn(hard_scale, student_sum)[:, None] * tl.exp2(student * LOG2_E)
-    if teacher_hidden is not None:
-        soft_scale = tl.where(counted, row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32), 0.0)
-        student_tau_sum = tl.load(row_statistics + 2, mask=counted, other=1.0)
-        teacher_max = tl.load(row_statistics + 3, mask=counted, other=0.0)
-        teacher_sum = tl.load(row_statistics + 4, mask=counted, other=1.0)
-        gradient += tl.div_rn(soft_scale, student_tau_sum)[:, None] * power(student, factor, residual, False)
-        teacher = logits_tile(
-            teacher_hidden,
-            teacher_weight,
-            teacher_bias,
-            rows,
-            row_index,
-            column_index,
-            V,
-            TEACHER_WIDTH,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-            BLOCK_WIDTH,
-            PRECISION,
-        )
-        teacher -= teacher_max[:, None]
-        gradient -= tl.div_rn(soft_scale, teacher_sum)[:, None] * power(teacher, factor, residual, False)
-    gradient -= tl.where(column_index[None, :] == label[:, None], hard_scale[:, None], 0.0)
-    # Rows that do not count may hold anything, also infinities: their gradient is 0, not 0 x inf, here and below.
-    gradient = tl.where(counted[:, None] & (column_index[None, :] < V), gradient, 0.0)
-
-    if d_bias is not None:
-        tl.atomic_add(d_bias + column_index, tl.sum(gradient, 0), mask=column_index < V, sem="relaxed")
-    rounded = gradient.to(student_hidden.dtype.element_ty)
-    for start in range(0, STUDENT_WIDTH, BLOCK_WIDTH):
-        depth = start + tl.arange(0, BLOCK_WIDTH)
-        hidden_mask = counted[:, None] & (depth[None, :] < STUDENT_WIDTH)
-        weight_mask = (column_index[:, None] < V) & (depth[None, :] < STUDENT_WIDTH)
-        hidden_offsets = row_index.to(tl.int64)[:, None] * STUDENT_WIDTH + depth[None, :]
-        weight_offsets = column_index.to(tl.int64)[:, None] * STUDENT_WIDTH + depth[None, :]
-        if d_hidden is not None:
-            weight = tl.load(student_weight + weight_offsets, mask=weight_mask, other=0.0)
-            share = multiply(rounded, weight, PRECISION)
-            tl.atomic_add(d_hidden + hidden_offsets, share, mask=hidden_mask, sem="relaxed")
-        if d_weight is not None:
-            hidden = tl.load(student_hidden + hidden_offsets, mask=hidden_mask, other=0.0)
-            share = multiply(tl.trans(rounded), hidden, PRECISION)
-            tl.atomic_add(d_weight + weight_offsets, share, mask=weight_mask, sem="relaxed")

@@ -80,26 +80,31 @@ def row_gradients(
     label_columns = labels.where(labelled, 0)
     factors = row_factors(upstream.expand(labels.shape), labelled, statistics, scalars)
     constants = exponent_constants(named)
-    if counted is None and cpu_fusion.pays(student):
-        rows = cpu_fusion.RowInputs(student, teacher, statistics, factors)
-        if cpu_fusion.write_gradient(rows, student_bias, teacher_bias, label_columns, named, constants[-1], out):
-            return
-    for index, buffers in row_blocks(student, counted):
-        gradient = block_gradient(
-            buffers,
-            student[index],
-            student_bias,
-            None if teacher is None else teacher[index],
-            teacher_bias,
-            label_columns[index],
-            statistics[index],
-            factors[index],
-            *constants,
-        )
-        out[index] = gradient if isinstance(index, slice) else gradient.to(out.dtype)
-    if counted is not None or out.device.type != "cpu":
-        every_row = soft_all and teacher is not None
-        out.masked_fill_(~(labelled | every_row).unsqueeze(1), 0)
+    rows = cpu_fusion.RowInputs(student, teacher, statistics, factors)
+    # The fused code takes every row, which repays where most count. What it makes of the others is overwritten.
+    most_count = counted is None or 2 * counted.shape[0] >= labels.shape[0]
+    if not (
+        most_count
+        and cpu_fusion.pays(student)
+        and cpu_fusion.write_gradient(rows, student_bias, teacher_bias, label_columns, named, constants[-1], out)
+    ):
+        for index, buffers in row_blocks(student, counted):
+            gradient = block_gradient(
+                buffers,
+                student[index],
+                student_bias,
+                None if teacher is None else teacher[index],
+                teacher_bias,
+                label_columns[index],
+                statistics[index],
+                factors[index],
+                *constants,
+            )
+            out[index] = gradient if isinstance(index, slice) else gradient.to(out.dtype)
+    if counted is not None:
+        out.index_fill_(0, (~labelled).nonzero().squeeze(1), 0)
+    elif out.device.type != "cpu" and not (soft_all and teacher is not None):
+        out.masked_fill_(~labelled.unsqueeze(1), 0)
 
 
 def row_statistics_and_gradients(

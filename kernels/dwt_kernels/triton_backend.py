@@ -14,6 +14,7 @@ from dwt_kernels.row_formulas import STATISTICS
 from dwt_kernels.scalars import Scalars
 from dwt_kernels.scalars import reduce_rows as torch_reduce_rows
 from dwt_kernels.triton_kernels import gradient_kernel, statistics_kernel
+from dwt_kernels.triton_launch import launch
 from dwt_kernels.triton_scalars import losses_kernel, prepare_kernel, reduce_kernel
 
 # The largest tile of a row. 4,096 columns on 8 warps are 16 logits of either model a thread: under 80 registers, so
@@ -43,7 +44,9 @@ def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
         arguments.check_values(labels, vocab_size, objective)
     scalars = torch.empty(len(Scalars._fields), dtype=torch.float64, device=labels.device)
     valid = torch.empty((), dtype=torch.int32, device=labels.device)
-    prepare_kernel[(1,)](
+    launch(
+        prepare_kernel,
+        (1,),
         labels,
         objective.temperature,
         objective.hard_weight,
@@ -117,7 +120,9 @@ def _launch_statistics(
     if rows == 0:
         return statistics
     tile = row_tile(columns)
-    statistics_kernel[(rows,)](
+    launch(
+        statistics_kernel,
+        (rows,),
         student,
         contiguous(student_bias),
         teacher,
@@ -150,7 +155,9 @@ def row_losses(
     rows = labels.shape[0]
     hard, soft = (torch.empty(rows, dtype=torch.float32, device=labels.device) for _ in range(2))
     if rows > 0:
-        losses_kernel[(triton.cdiv(rows, LOSSES_BLOCK),)](
+        launch(
+            losses_kernel,
+            (triton.cdiv(rows, LOSSES_BLOCK),),
             statistics,
             scalars,
             labels,
@@ -171,7 +178,7 @@ def reduce_rows(hard: Tensor, soft: Tensor, scalars: Tensor, reduction: str) -> 
     if reduction == "none":
         return torch_reduce_rows(hard, soft, scalars, reduction)
     results = [torch.empty((), dtype=torch.float32, device=hard.device) for _ in range(3)]
-    reduce_kernel[(1,)](hard, soft, scalars, *results, hard.shape[0], BLOCK=SCALAR_BLOCK)
+    launch(reduce_kernel, (1,), hard, soft, scalars, *results, hard.shape[0], BLOCK=SCALAR_BLOCK)
     loss, hard_mean, soft_mean = results
     return loss, hard_mean, soft_mean
 
@@ -192,7 +199,9 @@ def row_gradients(
     if rows == 0:
         return
     tile = row_tile(columns)
-    gradient_kernel[(rows, triton.cdiv(columns, tile.block))](
+    launch(
+        gradient_kernel,
+        (rows, triton.cdiv(columns, tile.block)),
         out,
         student,
         teacher,

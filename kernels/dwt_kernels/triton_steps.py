@@ -83,6 +83,7 @@ def add_block(
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
     student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
     student = load_logits(student_pointer, student_bias, student_stride, start, V, BLOCK, MASKED)
+    # Not an early return: the compiler would go on to what follows it, and load from a teacher that is None.
     if teacher_pointer is None:
         new_student_max = tl.maximum(student_max, tl.max(student, 0))
         student_reference = finite_or_zero(new_student_max)
@@ -90,35 +91,38 @@ def add_block(
         rescale = tl.exp2((student_max - student_reference) * LOG2_E)
         student_sum = student_sum * rescale + tl.sum(exponentials, 0)
         return new_student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum
-    teacher = load_logits(teacher_pointer, teacher_bias, teacher_stride, start, V, BLOCK, MASKED)
-    block_student_max, block_teacher_max = tl.split(tl.max(tl.join(student, teacher), 0))
-    new_student_max = tl.maximum(student_max, block_student_max)
-    new_teacher_max = tl.maximum(teacher_max, block_teacher_max)
-    student_reference, teacher_reference = finite_or_zero(new_student_max), finite_or_zero(new_teacher_max)
-    student -= student_reference
-    teacher -= teacher_reference
-    weights = power(teacher, factor, residual, UNIT_TEMPERATURE)
-    # A teacher logit of -inf has weight 0 and no share, where 0 x inf would be NaN.
-    shares = tl.where(weights > 0, weights * ((teacher - student) * KL_SCALE), 0.0)
-    exponentials = tl.exp2(student * LOG2_E)
-    tau_exponentials = exponentials if UNIT_TEMPERATURE else power(student, factor, residual, False)
-    if INTERPRETED:
-        # numpy adds the terms of a joined tensor one after the other, not in pairs, and loses a digit.
-        block_student_sum, block_student_tau_sum = tl.sum(exponentials, 0), tl.sum(tau_exponentials, 0)
-        block_teacher_sum, block_kl_sum = tl.sum(weights, 0), tl.sum(shares, 0)
     else:
-        sums = tl.sum(tl.join(tl.join(exponentials, tau_exponentials), tl.join(weights, shares)), 0)
-        student_sums, teacher_sums = tl.split(sums)
-        block_student_sum, block_student_tau_sum = tl.split(student_sums)
-        block_teacher_sum, block_kl_sum = tl.split(teacher_sums)
-    student_shift, teacher_shift = student_max - student_reference, teacher_max - teacher_reference
-    student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + block_student_sum
-    student_tau_sum = student_tau_sum * power(student_shift, factor, residual, UNIT_TEMPERATURE) + block_student_tau_sum
-    rescale = power(teacher_shift, factor, residual, UNIT_TEMPERATURE)
-    shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
-    kl_sum = rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)) + block_kl_sum
-    teacher_sum = teacher_sum * rescale + block_teacher_sum
-    return new_student_max, student_sum, student_tau_sum, new_teacher_max, teacher_sum, kl_sum
+        teacher = load_logits(teacher_pointer, teacher_bias, teacher_stride, start, V, BLOCK, MASKED)
+        block_student_max, block_teacher_max = tl.split(tl.max(tl.join(student, teacher), 0))
+        new_student_max = tl.maximum(student_max, block_student_max)
+        new_teacher_max = tl.maximum(teacher_max, block_teacher_max)
+        student_reference, teacher_reference = finite_or_zero(new_student_max), finite_or_zero(new_teacher_max)
+        student -= student_reference
+        teacher -= teacher_reference
+        weights = power(teacher, factor, residual, UNIT_TEMPERATURE)
+        # A teacher logit of -inf has weight 0 and no share, where 0 x inf would be NaN.
+        shares = tl.where(weights > 0, weights * ((teacher - student) * KL_SCALE), 0.0)
+        exponentials = tl.exp2(student * LOG2_E)
+        tau_exponentials = exponentials if UNIT_TEMPERATURE else power(student, factor, residual, False)
+        if INTERPRETED:
+            # numpy adds the terms of a joined tensor one after the other, not in pairs, and loses a digit.
+            block_student_sum, block_student_tau_sum = tl.sum(exponentials, 0), tl.sum(tau_exponentials, 0)
+            block_teacher_sum, block_kl_sum = tl.sum(weights, 0), tl.sum(shares, 0)
+        else:
+            sums = tl.sum(tl.join(tl.join(exponentials, tau_exponentials), tl.join(weights, shares)), 0)
+            student_sums, teacher_sums = tl.split(sums)
+            block_student_sum, block_student_tau_sum = tl.split(student_sums)
+            block_teacher_sum, block_kl_sum = tl.split(teacher_sums)
+        student_shift, teacher_shift = student_max - student_reference, teacher_max - teacher_reference
+        student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + block_student_sum
+        student_tau_sum = (
+            student_tau_sum * power(student_shift, factor, residual, UNIT_TEMPERATURE) + block_student_tau_sum
+        )
+        rescale = power(teacher_shift, factor, residual, UNIT_TEMPERATURE)
+        shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
+        kl_sum = rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)) + block_kl_sum
+        teacher_sum = teacher_sum * rescale + block_teacher_sum
+        return new_student_max, student_sum, student_tau_sum, new_teacher_max, teacher_sum, kl_sum
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Compiles every Triton kernel for GPUs that are not here and prints what the assemblers say about registers.
 
-Usage: assemble.py TARGET, one of TARGETS. Prints a JSON list of {kernel, registers, spilled_bytes}. Must not run with
-TRITON_INTERPRET set. NVIDIA: Triton's own assembler on the PTX, with -v; AMD: the comments in the assembly.
+Usage: assemble.py TARGET, one of TARGETS. Prints a JSON list of {case, registers, spilled_bytes, shared_bytes}. Must
+not run with TRITON_INTERPRET set. NVIDIA: Triton's own assembler on the PTX, with -v; AMD: comments in the assembly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
-from dwt_kernels import logit_free_kernels, triton_kernels, triton_scalars
+from dwt_kernels.logit_free_gradient_kernel import tile_gradient_kernel
+from dwt_kernels.logit_free_kernels import merge_kernel, tile_statistics_kernel
+from dwt_kernels.triton_kernels import gradient_kernel, statistics_kernel
+from dwt_kernels.triton_scalars import losses_kernel, prepare_kernel, reduce_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -38,11 +41,12 @@ TENSOR_DTYPES = {
     "hard_normalizer": "*fp64",
     "soft_normalizer": "*fp64",
     "valid": "*i32",
-    **dict.fromkeys(("student", "teacher", "out", "student_hidden", "student_weight"), "*bf16"),
-    **dict.fromkeys(("teacher_hidden", "teacher_weight", "student_bias", "teacher_bias"), "*bf16"),
     **dict.fromkeys(("statistics", "upstream", "partials", "hard", "soft", "loss", "hard_rows", "soft_rows"), "*fp32"),
     **dict.fromkeys(("d_hidden", "d_weight", "d_bias"), "*fp32"),
 }
+# In the dtype of the case.
+MODEL_TENSORS = ("student", "teacher", "out", "student_hidden", "student_weight", "student_bias")
+MODEL_TENSORS += ("teacher_hidden", "teacher_weight", "teacher_bias")
 COLUMN_STRIDES = ("student_column_stride", "teacher_column_stride")
 
 
@@ -51,34 +55,56 @@ class Case(NamedTuple):
     kernel: Any
     constants: dict[str, Any]
     options: dict[str, int]
+    dtype: str = "bf16"
 
 
 def cases(backend: str) -> list[Case]:
-    """As triton_backend and logit_free launch them, at BERT's vocabulary in bf16."""
+    """As triton_backend and logit_free launch them: every kernel at BERT's vocabulary in bf16, and its variants."""
     row = {"V": 30522, "BLOCK": 4096, "STUDENT_ALIGNMENT": 2, "TEACHER_ALIGNMENT": 2, "SOFT_ALL": False}
+    short_row = {**row, "V": 401, "BLOCK": 512, "STUDENT_ALIGNMENT": 1, "TEACHER_ALIGNMENT": 1}
     no_bias = {"student_bias": None, "teacher_bias": None}
+    forward = {**no_bias, "upstream": None, "IN_PLACE_GRADIENT": False}
+    in_place = {"IN_PLACE_GRADIENT": True}
+    hard_only = {"teacher": None, "teacher_bias": None}
+    out = {"OUT_ALIGNMENT": 2}
+    row_options = {"num_warps": 8}
+
     tile = {"V": 30522, "STUDENT_WIDTH": 1024, "TEACHER_WIDTH": 768, "BLOCK_ROWS": 64, "BLOCK_COLUMNS": 128}
     tile |= {"BLOCK_WIDTH": 64, "SOFT_ALL": False, "PRECISION": "ieee"}
+    fp32_tile = {**tile, "BLOCK_COLUMNS": 64, "BLOCK_WIDTH": 32}
+    group = {"GROUP_ROWS": 16}
+    no_teacher = {"teacher_hidden": None, "teacher_weight": None, "teacher_bias": None, "TEACHER_WIDTH": 0}
     tile_options = {"num_warps": 8, "num_stages": 2 if backend == "hip" else 3}
+
     prepare = {"BLOCK": 1024, "MEAN": True, "SOFT_ALL": False, "TEMPERATURE_SQUARED": True}
+    local_counts = {"hard_normalizer": None, "soft_normalizer": None}
     losses = {"BLOCK": 128, "HAS_TEACHER": True, "SOFT_ALL": False}
-    merge = {"SPLITS": 20, "SPLITS_BLOCK": 32, "HAS_TEACHER": True, "SOFT_ALL": False}
-    forward = {**row, **no_bias, "upstream": None, "IN_PLACE_GRADIENT": False}
+    merge = {"SPLITS_BLOCK": 128, "HAS_TEACHER": True, "SOFT_ALL": False}
+    scalar_options = {"num_warps": 4}
     return [
-        Case("statistics", triton_kernels.statistics_kernel, forward, {"num_warps": 8}),
-        Case(
-            "statistics and gradient",
-            triton_kernels.statistics_kernel,
-            {**row, "IN_PLACE_GRADIENT": True},
-            {"num_warps": 8},
-        ),
-        Case("gradient", triton_kernels.gradient_kernel, {**row, "OUT_ALIGNMENT": 2}, {"num_warps": 8}),
-        Case("tile statistics", logit_free_kernels.tile_statistics_kernel, {**tile, "SPLITS": 20}, tile_options),
-        Case("merge", logit_free_kernels.merge_kernel, merge, {"num_warps": 4}),
-        Case("tile gradient", logit_free_kernels.tile_gradient_kernel, {**tile, "GROUP_ROWS": 16}, tile_options),
-        Case("prepare", triton_scalars.prepare_kernel, prepare, {"num_warps": 4}),
-        Case("losses", triton_scalars.losses_kernel, losses, {"num_warps": 4}),
-        Case("reduce", triton_scalars.reduce_kernel, {"BLOCK": 1024}, {"num_warps": 4}),
+        Case("statistics", statistics_kernel, {**row, **forward}, row_options),
+        Case("statistics, hard only", statistics_kernel, {**row, **forward, **hard_only}, row_options),
+        Case("statistics, fp32", statistics_kernel, {**row, **forward}, row_options, "fp32"),
+        Case("statistics, V < BLOCK", statistics_kernel, {**short_row, **forward}, {"num_warps": 1}, "fp16"),
+        Case("statistics and gradient", statistics_kernel, {**row, **in_place}, row_options),
+        Case("statistics and gradient, hard only", statistics_kernel, {**row, **in_place, **hard_only}, row_options),
+        Case("statistics and gradient, V < BLOCK", statistics_kernel, {**short_row, **in_place}, {"num_warps": 1}),
+        Case("gradient", gradient_kernel, {**row, **out}, row_options),
+        Case("gradient, hard only", gradient_kernel, {**row, **out, "teacher": None}, row_options),
+        Case("gradient, fp32", gradient_kernel, {**row, **out}, row_options, "fp32"),
+        Case("gradient, V < BLOCK", gradient_kernel, {**short_row, **out}, {"num_warps": 1}, "fp16"),
+        Case("tile statistics", tile_statistics_kernel, tile, tile_options),
+        Case("tile statistics, hard only", tile_statistics_kernel, {**tile, **no_teacher}, tile_options),
+        Case("merge", merge_kernel, merge, scalar_options),
+        Case("merge, hard only", merge_kernel, {**merge, "HAS_TEACHER": False}, scalar_options),
+        Case("tile gradient", tile_gradient_kernel, {**tile, **group}, tile_options),
+        Case("tile gradient, hard only", tile_gradient_kernel, {**tile, **group, **no_teacher}, tile_options, "fp16"),
+        Case("tile gradient, fp32", tile_gradient_kernel, {**fp32_tile, **group}, tile_options, "fp32"),
+        Case("prepare", prepare_kernel, prepare, scalar_options),
+        Case("prepare, local counts", prepare_kernel, {**prepare, **local_counts}, scalar_options),
+        Case("losses", losses_kernel, losses, scalar_options),
+        Case("losses, hard only", losses_kernel, {**losses, "HAS_TEACHER": False}, scalar_options),
+        Case("reduce", reduce_kernel, {"BLOCK": 1024}, scalar_options),
     ]
 
 
@@ -86,11 +112,8 @@ def compile_for(case: Case, target: GPUTarget) -> Any:
     constants = dict(case.constants)
     # A stride of 1 is a constant at every launch: Triton specializes on it.
     constants.update({name: 1 for name in COLUMN_STRIDES if name in case.kernel.arg_names})
-    signature = {
-        name: "constexpr" if name in constants else TENSOR_DTYPES.get(name, "i32") for name in case.kernel.arg_names
-    }
-    if case.name == "reduce":  # its hard and soft are sums, its inputs rows
-        signature.update(hard_rows="*fp32", soft_rows="*fp32")
+    dtypes = {**TENSOR_DTYPES, **dict.fromkeys(MODEL_TENSORS, f"*{case.dtype}")}
+    signature = {name: "constexpr" if name in constants else dtypes.get(name, "i32") for name in case.kernel.arg_names}
     pointers = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if signature[name].startswith("*")}
     source = ASTSource(case.kernel, signature, constexprs=constants, attrs=pointers)
     return triton.compile(source, target=target, options=case.options)
@@ -119,12 +142,13 @@ def main(name: str) -> None:
         triton.knobs.nvidia.ptxas.path = str(ASSEMBLER)
     report = []
     for case in cases(target.backend):
-        assembly = compile_for(case, target).asm
+        compiled = compile_for(case, target)
         if target.backend == "cuda":
-            registers, spilled = nvidia_registers(assembly["ptx"], ARCHITECTURES[name])
+            registers, spilled = nvidia_registers(compiled.asm["ptx"], ARCHITECTURES[name])
         else:
-            registers, spilled = amd_registers(assembly["amdgcn"])
-        report.append({"kernel": case.name, "registers": registers, "spilled_bytes": spilled})
+            registers, spilled = amd_registers(compiled.asm["amdgcn"])
+        line = {"case": case.name, "registers": registers, "spilled_bytes": spilled}
+        report.append({**line, "shared_bytes": compiled.metadata.shared})
     print(json.dumps(report))
 
 

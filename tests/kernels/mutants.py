@@ -1,5 +1,6 @@
-"""Runs the exactness check on the kernels as they are and on copies with one fault each; prints what it saw.
+"""Runs a check against the reference on the kernels as they are and on copies with one fault each; prints what it saw.
 
+The logits form is checked as in test_exactness.py, by torch's own error; the linear form by a tolerance.
 test_mutations.py starts it with TRITON_INTERPRET=1. A line is "name: exact" or "name: caught".
 """
 
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -19,16 +21,22 @@ HERE = Path(__file__).parent
 
 
 class Mutant(NamedTuple):
+    """``old`` in ``file`` becomes ``new``. ``memory``: the linear form in that mode is checked; None: logits."""
+
     name: str
     backend: str
     file: str
     old: str
     new: str
+    memory: str | None = None
 
 
 MUTANTS = [
     Mutant("no fault", "triton", "triton_steps.py", "", ""),
     Mutant("no fault", "torch", "row_formulas.py", "", ""),
+    Mutant("no fault", "triton", "triton_steps.py", "", "", "chunked"),
+    Mutant("no fault", "triton", "triton_steps.py", "", "", "logit_free"),
+    Mutant("no fault", "torch", "row_formulas.py", "", "", "chunked"),
     Mutant(
         "sum not rescaled",
         "triton",
@@ -116,34 +124,144 @@ MUTANTS = [
         "weights = power(teacher_centred, factor,",
         "weights = power(teacher_centred, factor * 2,",
     ),
+    Mutant(
+        "soft gradient not divided by tau",
+        "triton",
+        "triton_scalars.py",
+        "tl.store(scalars + SOFT_GRADIENT, soft_loss / tau)",
+        "tl.store(scalars + SOFT_GRADIENT, soft_loss)",
+    ),
+    Mutant(
+        "the mean divides by every row",
+        "triton",
+        "triton_scalars.py",
+        "hard_divisor = labelled_rows.to(tl.float64)",
+        "hard_divisor = rows.to(tl.float64)",
+    ),
+    Mutant(
+        "upstream gradient in place ignored",
+        "triton",
+        "triton_kernels.py",
+        "        row_upstream = tl.load(upstream + row_index * upstream_stride)\n        hard",
+        "        row_upstream = 1.0\n        hard",
+        "chunked",
+    ),
+    Mutant(
+        "last block in place left out",
+        "triton",
+        "triton_kernels.py",
+        "        if V % BLOCK != 0:\n            write_gradient_block(",
+        "        if V < 0:\n            write_gradient_block(",
+        "chunked",
+    ),
+    Mutant(
+        "gradient in place without the bias",
+        "triton",
+        "triton_steps.py",
+        "student = load_logits(student_pointer, student_bias, student_stride, start, V, BLOCK, MASKED) - student_max",
+        "student = load_logits(student_pointer, None, student_stride, start, V, BLOCK, MASKED) - student_max",
+        "chunked",
+    ),
+    Mutant(
+        "dW of the last chunk only",
+        "triton",
+        "head_gradients.py",
+        "else total.addmm_(left, right)",
+        "else torch.mm(left, right)",
+        "chunked",
+    ),
+    Mutant(
+        "waiting gradients meet no upstream gradient",
+        "triton",
+        "head_gradients.py",
+        "return torch.mul(tensor, factor, out=out)",
+        "return out.copy_(tensor)",
+        "chunked",
+    ),
+    Mutant(
+        "shares of the columns not rescaled",
+        "triton",
+        "logit_free_kernels.py",
+        "tl.sum(student_sum * tl.exp2(student_shift * LOG2_E), 0)",
+        "tl.sum(student_sum, 0)",
+        "logit_free",
+    ),
+    Mutant(
+        "tiles' columns not masked",
+        "triton",
+        "logit_free_kernels.py",
+        "return tl.where(column_index[None, :] < V, logits, MINUS_INF)",
+        "return logits",
+        "logit_free",
+    ),
+    Mutant(
+        "tiles' gradient at tau 1",
+        "triton",
+        "logit_free_gradient_kernel.py",
+        "[:, None] * power(student, factor, residual, False)",
+        "[:, None] * tl.exp2(student * LOG2_E)",
+        "logit_free",
+    ),
 ]
 
 
-def exactness_check(folder: Path, backend: str) -> str:
-    """ "exact" or "caught", by conftest.py's comparison, for the copy of the package in ``folder``."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("dwt_kernels", "conftest")]:
+def load(name: str) -> ModuleType:
+    """A file of this folder as a module, importing whatever package is first on the path now."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_logits_form(backend: str) -> None:
+    from dwt_kernels import distill_loss
+
+    generator = torch.Generator().manual_seed(0)
+    # Logits that grow with the column: the maxima come late, in the second block of the kernel.
+    slope = torch.linspace(-6, 6, 5000)
+    student, teacher = (torch.randn(6, 5000, generator=generator) + slope for _ in range(2))
+    labels = torch.tensor([3, -100, 4999, 4096, -100, 2500])
+    keywords = {"backend": backend, "temperature": 2.0, "upstream": -3.7}
+    load("conftest").assert_as_exact_as_torch(distill_loss, student, teacher, labels, **keywords)
+
+
+def check_linear_form(backend: str, memory: str) -> None:
+    """Losses and the three gradients, in two chunks or three shares of the columns."""
+    from dwt_kernels import linear_distill_loss
+
+    linear = load("test_linear")
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.linspace(-6, 6, 300)
+    heads = []
+    for width in (8, 6):
+        hidden, weight = torch.randn(6, width, generator=generator), torch.randn(300, width, generator=generator)
+        heads.append([hidden, weight / width**0.5, slope.clone()])
+    inputs = linear.Heads(*heads, torch.tensor([3, -100, 299, 128, 40, 250]))
+    mode = {"backend": backend, "memory": memory, "chunk_rows": 3}
+    for reduction in ("mean", "none"):
+        keywords = {"temperature": 2.0, "reduction": reduction}
+        found = linear.with_gradients(linear_distill_loss, inputs, -3.7, None, **keywords, **mode)
+        exact = linear.with_gradients(linear.reference, inputs, -3.7, torch.float64, **keywords)
+        for ours, theirs in zip(found, exact):
+            torch.testing.assert_close([each.double() for each in ours], theirs, rtol=1e-4, atol=1e-5)
+
+
+def check(folder: Path, mutant: Mutant) -> str:
+    """ "exact" or "caught", for the copy of the package in ``folder``."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("dwt_kernels", "conftest", "test_linear")]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
     try:
-        spec = importlib.util.spec_from_file_location("conftest", HERE / "conftest.py")
-        assert spec is not None
-        assert spec.loader is not None
-        conftest = importlib.util.module_from_spec(spec)
-        sys.modules["conftest"] = conftest
-        spec.loader.exec_module(conftest)
-        from dwt_kernels import distill_loss
-
-        generator = torch.Generator().manual_seed(0)
-        # Logits that grow with the column: the maxima come late, in the second block of the kernel.
-        slope = torch.linspace(-6, 6, 5000)
-        student, teacher = (torch.randn(6, 5000, generator=generator) + slope for _ in range(2))
-        labels = torch.tensor([3, -100, 4999, 4096, -100, 2500])
-        keywords = {"backend": backend, "temperature": 2.0, "upstream": -3.7}
-        try:
-            conftest.assert_as_exact_as_torch(distill_loss, student, teacher, labels, **keywords)
-        except AssertionError:
-            return "caught"
+        if mutant.memory is None:
+            check_logits_form(mutant.backend)
+        else:
+            check_linear_form(mutant.backend, mutant.memory)
         return "exact"
+    except AssertionError:
+        return "caught"
     finally:
         sys.path.remove(str(folder))
 
@@ -164,7 +282,8 @@ def main() -> None:
                 file.write_text(text.replace("torch.ops.dwt_kernels", f"torch.ops.mutant{number}"))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                print(f"{mutant.name} ({mutant.backend}): {exactness_check(Path(folder), mutant.backend)}", flush=True)
+                checked = f"{mutant.backend}, {mutant.memory or 'logits'}"
+                print(f"{mutant.name} ({checked}): {check(Path(folder), mutant)}", flush=True)
 
 
 if __name__ == "__main__":

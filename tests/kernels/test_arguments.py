@@ -75,6 +75,9 @@ def test_tensors(name, arguments):
         ("normalizer", -3.0),
         ("normalizer", float("nan")),
         ("normalizer", (3.0, 0.0)),
+        ("normalizer", ()),
+        ("normalizer", (1,)),
+        ("normalizer", [1, 2, 3]),
         ("normalizer", torch.tensor(-1.0)),
         ("normalizer", torch.ones(2)),
         ("reduction", "batchmean"),
@@ -113,6 +116,7 @@ HEAD = {"hidden": (3, 4), "weight": (7, 4), "bias": (7,)}
         ("chunk_rows", {"chunk_rows": 0}),
         ("chunk_rows", {"chunk_rows": 2.0}),
         ("temperature", {"temperature": 0.0}),
+        ("normalizer", {"normalizer": (1, 2, 3)}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

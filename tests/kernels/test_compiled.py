@@ -23,7 +23,9 @@ def inputs(device: str, rows: int = 6, columns: int = 40) -> tuple[Tensor, Tenso
     return student.requires_grad_(), teacher, torch.randint(0, columns, (rows,), generator=generator).to(device)
 
 
-def compiled_graphs(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[list[str]]]:
+def compiled_graphs(
+    function: Callable[..., Any], dynamic: bool | None = None
+) -> tuple[Callable[..., Any], list[list[str]]]:
     """``function`` compiled whole, and the operators of every graph made for it, forward and backward."""
     graphs: list[list[str]] = []
 
@@ -33,7 +35,8 @@ def compiled_graphs(function: Callable[..., Any]) -> tuple[Callable[..., Any], l
 
     from torch._dynamo.backends.common import aot_autograd
 
-    return torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=record, bw_compiler=record)), graphs
+    recorder = aot_autograd(fw_compiler=record, bw_compiler=record)
+    return torch.compile(function, fullgraph=True, dynamic=dynamic, backend=recorder), graphs
 
 
 def test_one_operator_each_way(device):
@@ -81,6 +84,26 @@ def test_values_of_scalar_tensors_do_not_recompile(device):
         scalars = [torch.tensor(float(step + offset), device=device) for offset in range(3)]
         torch.testing.assert_close(compiled(student, *scalars), loss_of(student, *scalars))
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_changing_number_of_rows(backend, device, linear):
+    """One graph each way for any number of rows. Also run in the interpreter, for the back end "triton"."""
+
+    def loss_of(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        keywords = {"temperature": 2.0, "backend": backend}
+        if linear:
+            eye = torch.eye(40, device=student.device)
+            return linear_distill_loss(student, eye, None, teacher, eye, None, labels, **keywords).loss
+        return distill_loss(student, teacher, labels, **keywords).loss
+
+    compiled, graphs = compiled_graphs(loss_of, dynamic=True)
+    for rows in (6, 9, 14):
+        student, teacher, labels = inputs(device, rows)
+        loss, expected = compiled(student, teacher, labels), loss_of(student, teacher, labels)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(torch.autograd.grad(loss, student), torch.autograd.grad(expected, student))
+    assert len(graphs) == 2
 
 
 def test_inductor_takes_it(device):

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from dwt_kernels import cpu_fusion, distill_loss, torch_backend
+from dwt_kernels.arguments import resolve_objective
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU's path; inputs are on this machine's GPU")
 
@@ -72,6 +73,38 @@ def test_fused_gradient_is_as_exact(make_inputs, assert_exact, always_fused, dty
     teacher = None if hard_only else teacher
     assert_exact(distill_loss, student, teacher, labels, backend="torch", temperature=temperature, upstream=-3.7)
     assert always_fused == [True]
+
+
+@pytest.mark.skipif(not cpu_fusion.has_compiler(), reason="needs a C++ compiler")
+def test_fused_gradient_with_rows_that_do_not_count(make_inputs, monkeypatch, always_fused):
+    """They may hold anything, and are zero. Where few rows count, those alone are computed, one operation at a time."""
+    student, teacher, labels = make_inputs(401, rows=300)
+    ignored = labels == -100
+    student[ignored], teacher[ignored] = float("nan"), float("inf")
+    fused = gradient_of(student, teacher, labels, temperature=2.5)
+    few = torch.where(torch.arange(300) < 100, labels, -100)
+    gradient_of(student, teacher, few, temperature=2.5)
+    assert always_fused == [True]
+    monkeypatch.setattr(cpu_fusion, "FUSION_ELEMENTS", 1 << 40)
+    torch.testing.assert_close(fused, gradient_of(student, teacher, labels, temperature=2.5))
+    assert not fused[ignored].any()
+
+
+@pytest.mark.skipif(not cpu_fusion.has_compiler(), reason="needs a C++ compiler")
+def test_fused_gradient_in_place(make_inputs, monkeypatch, always_fused):
+    """As the linear form asks for it, over the student's logits and in several blocks."""
+    student, teacher, labels = make_inputs(401, rows=300)
+    labels = labels.clamp(min=0)
+    expected = gradient_of(student, teacher, labels, temperature=2.5)
+    monkeypatch.setattr(cpu_fusion, "BLOCK_ELEMENTS", 401 * 70)
+    keywords = {"hard_weight": 1.0, "soft_weight": 1.0, "ignore_index": -100, "soft_positions": "labelled"}
+    keywords |= {"temperature": 2.5, "temperature_squared": False, "normalizer": None, "reduction": "mean"}
+    objective = resolve_objective(labels.device, **keywords, backend="torch")
+    scalars = torch_backend.prepare(labels, 401, objective)
+    inputs = (student, None, teacher, None, labels)
+    torch_backend.row_statistics_and_gradients(torch.tensor(-3.7), scalars, *inputs, -100, False)
+    assert always_fused == [True, True]
+    torch.testing.assert_close(student, expected)
 
 
 def test_without_a_working_compiler_the_plain_operations_go_on(make_inputs, monkeypatch, caplog, always_fused):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dwt_kernels import distill_loss
-from dwt_kernels.reference import reference_distill_loss, reference_rows
+from dwt_kernels.reference import reference_distill_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,12 +18,14 @@ def test_sizes_and_dtypes(backend, make_inputs, assert_exact, columns, dtype):
     assert_exact(distill_loss, *make_inputs(columns, dtype), backend=backend, temperature=2.0)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7, 2.5, 8.0])
+@pytest.mark.parametrize(
+    ("temperature", "columns"), [(0.5, 5000), (1.0, 401), (1.7, 401), (2.5, 401), (8.0, 5000)], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_temperatures(backend, make_inputs, assert_exact, temperature, dtype):
-    assert_exact(
-        distill_loss, *make_inputs(401, dtype), backend=backend, temperature=temperature, temperature_squared=True
-    )
+def test_temperatures(backend, make_inputs, assert_exact, temperature, columns, dtype):
+    """The extremes over two blocks, whose sums are rescaled by exponentials at the temperature."""
+    keywords = {"temperature": temperature, "temperature_squared": True}
+    assert_exact(distill_loss, *make_inputs(columns, dtype), backend=backend, **keywords)
 
 
 @pytest.mark.parametrize(("columns", "vocab_size"), [(30522, None), (30528, 30522)])
@@ -166,101 +168,6 @@ def test_no_rows(backend, device):
     assert student.grad.shape == (0, 70)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_same_models(backend, make_inputs, dtype, temperature):
-    student, _, labels = make_inputs(5000, dtype)
-    soft = distill_loss(student, student.clone(), labels, backend=backend, temperature=temperature).soft
-    assert -1e-7 <= soft <= 1e-6
-
-
-def test_nearly_the_same_models(backend, make_inputs):
-    student, _, labels = make_inputs(5000)
-    teacher = student * (1 + 1e-6)
-    soft = distill_loss(student, teacher, labels, backend=backend, reduction="none", temperature=1.3).soft
-    assert (soft >= -1e-7).all()
-    assert (soft <= 1e-6).all()
-
-
-@pytest.mark.parametrize("magnitude", [1e4, 3e37])
-@pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_large_logits(backend, device, magnitude, temperature):
-    """Maxima that come late, ties, all logits equal, and models that contradict each other."""
-    columns = 5000
-    student, teacher = torch.zeros(4, columns, device=device), torch.zeros(4, columns, device=device)
-    student[0, -1], teacher[0, 3] = magnitude, magnitude
-    student[1], teacher[1] = magnitude, magnitude
-    student[2, ::2], student[2, 1::2] = magnitude, -magnitude
-    teacher[2, ::4], teacher[2, 1::4], teacher[2, 2::4] = magnitude, magnitude, -magnitude
-    student[3], teacher[3] = -magnitude, torch.linspace(-magnitude, magnitude, columns)
-    labels = torch.tensor([0, 4999, 1, 7], device=device)
-    exact_student = student.double().requires_grad_()
-    student.requires_grad_()
-    keywords = {"temperature": temperature, "reduction": "none"}
-    exact = reference_distill_loss(exact_student, teacher, labels, **keywords)
-    result = distill_loss(student, teacher, labels, backend=backend, **keywords)
-    torch.testing.assert_close(
-        [value.double() for value in result], [value.detach() for value in exact], rtol=1e-6, atol=1e-6
-    )
-    result.loss.sum().backward()
-    exact[0].sum().backward()
-    torch.testing.assert_close(student.grad.double(), exact_student.grad, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("hidden", [slice(0, 1), slice(0, 4096), slice(4096, None), slice(1, None)], ids=str)
-def test_teacher_of_minus_infinity(backend, make_inputs, assert_exact, hidden):
-    """One column, whole blocks before or after the finite ones, and all but one."""
-    student, teacher, labels = make_inputs(5000)
-    teacher[:, hidden] = float("-inf")
-    for temperature in (1.0, 1.7, 2.0, 2.5):
-        assert_exact(distill_loss, student, teacher, labels, backend=backend, temperature=temperature)
-
-
-def test_both_minus_infinity(backend, make_inputs, assert_exact):
-    """Columns that both models exclude carry no probability and no gradient, as if they were not there."""
-    student, teacher, labels = make_inputs(5000)
-    student[:, :4500], teacher[:, :4500] = float("-inf"), float("-inf")
-    labels[labels >= 0] = 4700
-    kept = distill_loss(student[:, 4500:], teacher[:, 4500:], labels.where(labels < 0, 200), backend=backend)
-    student.requires_grad_()
-    result = distill_loss(student, teacher, labels, backend=backend)
-    result.loss.backward()
-    torch.testing.assert_close(result, kept)
-    assert (student.grad[:, :4500] == 0).all()
-
-
-def test_impossible_student_has_infinite_divergence(backend, make_inputs):
-    student, teacher, labels = make_inputs(300)
-    student[0, 5] = float("-inf")
-    labels[0] = 6
-    assert distill_loss(student, teacher, labels, backend=backend, reduction="none").soft[0] == float("inf")
-
-
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-@pytest.mark.parametrize("model", ["student", "teacher"])
-def test_overflow_is_seen(backend, make_inputs, poison, model):
-    """DeepSpeed skips a step whose loss is not finite: a NaN or an overflow must not vanish in the sums."""
-    student, teacher, labels = make_inputs(5000)
-    (student if model == "student" else teacher)[0, 4500] = poison
-    assert not torch.isfinite(distill_loss(student, teacher, labels, backend=backend, temperature=2.0).loss)
-
-
-@pytest.mark.parametrize("probability", [0.9, 0.99, 0.999])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_gradient_of_a_confident_prediction(backend, device, probability, dtype):
-    """p - 1 at the true class must be rounded once. Rounding p first was 20% off at 0.99 and 100% at 0.999, where
-    torch is 0.5% off (Liger-Kernel pull request 1329, V = 32,000, bf16)."""
-    columns = 32000 if device == "cuda" else 3200
-    student = torch.zeros(2, columns, dtype=dtype, device=device)
-    student[:, 5] = torch.logit(torch.tensor(probability)) + torch.log(torch.tensor(columns - 1.0))
-    student.requires_grad_()
-    labels = torch.full((2,), 5, device=device)
-    distill_loss(student, None, labels, backend=backend).loss.backward()
-    exact = (torch.softmax(student.detach().double(), 1)[0, 5] - 1) / 2
-    # One rounding to nearest; the interpreter truncates.
-    assert abs(student.grad[0, 5].double() / exact - 1) <= torch.finfo(dtype).eps
-
-
 def test_inputs_do_not_change(backend, make_inputs):
     student, teacher, labels = make_inputs(300, torch.bfloat16)
     copies = student.clone(), teacher.clone(), labels.clone()
@@ -291,28 +198,26 @@ def test_backward_twice(backend, make_inputs):
     temperature=st.floats(0.5, 8.0),
     scale=st.floats(0.0, 30.0),
     soft_positions=st.sampled_from(["labelled", "all"]),
+    ignored=st.sets(st.integers(0, 2)),
     seed=st.integers(0, 1000),
 )
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_any_shape(backend, device, reduction, rows, columns, temperature, scale, soft_positions, seed):
-    """Properties that hold whatever comes: the reference's losses, KL >= 0, gradients of a row that sum to zero."""
+def test_any_shape(backend, device, reduction, rows, columns, temperature, scale, soft_positions, ignored, seed):
+    """What holds whatever comes: the reference's losses and gradient, KL >= 0, a row's gradient that sums to zero."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (torch.randn(rows, columns, generator=generator) * scale for _ in range(2))
     labels = torch.randint(0, columns, (rows,), generator=generator)
-    exact_hard, exact_soft = reference_rows(student, teacher, labels, temperature)
+    for row in ignored:
+        labels[row:][:1] = -100
+    keywords = {"temperature": temperature, "soft_positions": soft_positions, "reduction": reduction}
+    exact_student = student.double().requires_grad_()
+    exact = reference_distill_loss(exact_student, teacher, labels, **keywords)
+    exact[0].sum().backward()
     student = student.to(device).requires_grad_()
-    result = distill_loss(
-        student,
-        teacher.to(device),
-        labels.to(device),
-        backend=backend,
-        temperature=temperature,
-        soft_positions=soft_positions,
-        reduction=reduction,
-    )
+    result = distill_loss(student, teacher.to(device), labels.to(device), backend=backend, **keywords)
     result.loss.sum().backward()
-    reduce = {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[reduction]
-    torch.testing.assert_close(result.hard.cpu().double(), reduce(exact_hard), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(result.soft.cpu().double(), reduce(exact_soft), rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(result, exact):
+        torch.testing.assert_close(ours.detach().cpu().double(), theirs.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(student.grad.cpu().double(), exact_student.grad, rtol=1e-4, atol=1e-6)
     assert (result.soft >= 0).all()
     assert student.grad.sum(1).abs().max() <= 1e-5

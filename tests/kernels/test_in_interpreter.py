@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-TEST_FILES = ["test_exactness.py", "test_published_values.py", "test_linear.py", "test_large.py"]
+# What one process runs: importing takes it some seconds.
+RUNS = [
+    ["test_exactness.py"],
+    ["test_extreme_values.py", "test_published_values.py"],
+    ["test_linear.py", "test_linear_parts.py", "test_launch.py"],
+    ["test_large.py", "test_compiled.py::test_changing_number_of_rows"],
+]
 
 pytestmark = [
     pytest.mark.skipif(
@@ -24,14 +30,14 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("file", TEST_FILES)
-def test_in_interpreter(file):
+@pytest.mark.parametrize("files", RUNS, ids=" ".join)
+def test_in_interpreter(files):
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "--tb=short"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     folder = Path(__file__).parent
     done = subprocess.run(
-        [*command, "-m", "not slow", str(folder / file)],
+        [*command, "-m", "not slow", *(str(folder / file) for file in files)],
         env=environment,
         cwd=folder.parents[1],
         capture_output=True,

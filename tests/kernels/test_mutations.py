@@ -1,4 +1,4 @@
-"""The exactness check is itself checked: kernels with one fault each must fail it."""
+"""The comparisons with the reference are themselves checked: kernels with one fault each must fail them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def test_every_fault_is_caught():
     results = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
     sound = {name: result for name, result in results.items() if name.startswith("no fault")}
     faulty = {name: result for name, result in results.items() if name not in sound}
-    assert sound == {"no fault (triton)": "exact", "no fault (torch)": "exact"}
-    assert len(faulty) >= 12
+    assert len(sound) == 5
+    assert set(sound.values()) == {"exact"}, sound
+    assert len(faulty) == 23
     assert set(faulty.values()) == {"caught"}, faulty

@@ -1,0 +1,89 @@
+"""The benchmarks' machinery, not their figures: a provider that fails loses its own line and nothing else."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import dwt_kernels
+import pytest
+import torch
+
+FOLDER = Path(dwt_kernels.__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path):
+    """A function that imports a benchmark; its results go to ``tmp_path``."""
+    if not FOLDER.exists():
+        pytest.skip("the package is installed without its benchmarks")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(importlib.import_module("measure"), "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--rounds", "2"])
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in ("measure", "logits_form", "linear_form"):
+        sys.modules.pop(name, None)
+
+
+def test_a_provider_that_fails_leaves_the_others_timed(benchmark):
+    measure = benchmark("measure")
+    calls = []
+
+    def late() -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise TypeError("no such argument: beta\nand more")
+
+    def at_once() -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    providers = [measure.Provider("late", late), measure.Provider("at once", at_once)]
+    timings = measure.time_all([*providers, measure.Provider("sound", lambda: None)], rounds=5)
+    assert timings["late"].error == "TypeError: no such argument: beta"
+    assert timings["at once"].error == "OutOfMemoryError: out of memory"
+    assert len(calls) == 4
+    assert math.isnan(timings["late"].p50_ms)
+    assert timings["sound"].error == ""
+    assert timings["sound"].p50_ms >= 0
+
+
+def test_the_csv_is_written_after_each_shape(benchmark, monkeypatch, tmp_path):
+    """Eager torch fails at every shape; at the second, something that is no provider does."""
+    logits_form = benchmark("logits_form")
+    shapes = {"rows": [(3, 50), (4, 50)]}
+    monkeypatch.setattr(logits_form, "GPU_SWEEPS", shapes)
+    monkeypatch.setattr(logits_form, "CPU_SWEEPS", shapes)
+    monkeypatch.setattr(benchmark("measure"), "COPY_BYTES", 1 << 10)
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("eager failed")
+
+    def second_shape_fails(rows: int, *others: object, **keywords: object) -> torch.Tensor:
+        if rows == 4:
+            raise KeyboardInterrupt
+        return torch.zeros(rows, *others, **keywords)
+
+    monkeypatch.setattr(logits_form, "eager_loss", failing)
+    monkeypatch.setattr(torch, "randn", second_shape_fails)
+    with pytest.raises(KeyboardInterrupt):
+        logits_form.main()
+    (file,) = tmp_path.glob("*.csv")
+    with file.open() as lines:
+        by_provider = {line["provider"]: line for line in csv.DictReader(lines)}
+    assert by_provider["dwt_kernels"]["error"] == ""
+    assert float(by_provider["dwt_kernels"]["p50_ms"]) > 0
+    assert "eager failed" in by_provider["eager"]["error"]
+
+
+@pytest.mark.parametrize("name", ["logits_form", "linear_form"])
+def test_every_vocabulary_is_measured_at_512_rows_on_a_gpu(benchmark, name):
+    shapes = [tuple(shape)[:2] for sweep in benchmark(name).GPU_SWEEPS.values() for shape in sweep]
+    assert {vocabulary for _, vocabulary in shapes} == {vocabulary for rows, vocabulary in shapes if rows == 512}

@@ -1,0 +1,77 @@
+"""The linear form's parts called directly: on a CPU the public function leaves ignored rows out before they see one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dwt_kernels import head_gradients, linear_distill_loss
+from dwt_kernels.arguments import resolve_objective
+from dwt_kernels.backends import backend_module
+from dwt_kernels.chunked import chunked_statistics_and_gradients
+from dwt_kernels.head import Head
+from torch import Tensor
+
+KEYWORDS = {
+    "temperature": 2.0,
+    "hard_weight": 1.0,
+    "soft_weight": 1.0,
+    "ignore_index": -100,
+    "soft_positions": "labelled",
+    "temperature_squared": False,
+    "normalizer": 5,
+    "reduction": "mean",
+}
+
+
+def chunked_gradients(backend: str, student: Head, teacher: Head | None, labels: Tensor) -> list[Tensor]:
+    """d hidden, d weight and d bias in chunks of three rows, none left out."""
+    objective = resolve_objective(labels.device, **KEYWORDS, backend=backend)
+    scalars = backend_module(backend).prepare(labels, student.weight.shape[0], objective)
+    upstream = torch.ones((), device=labels.device)
+    inputs = (student, teacher, labels, upstream, scalars)
+    _, *gradients = chunked_statistics_and_gradients(*inputs, 3, [True] * 3, objective)
+    return gradients
+
+
+@pytest.mark.parametrize("hard_only", [False, True])
+def test_poisoned_rows_that_do_not_count_reach_no_gradient(backend, device, hard_only):
+    """On a GPU nobody knows which rows count before the products: an ignored row's zeros meet its NaN in dW."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = 8, 50
+
+    def head(width: int) -> Head:
+        shapes = ((rows, width), (columns, width), (columns,))
+        return Head(*(torch.randn(shape, generator=generator).to(device) for shape in shapes))
+
+    student, teacher = head(6), None if hard_only else head(4)
+    labels = torch.arange(rows, device=device)
+    labels[[1, 6]] = -100
+    expected = chunked_gradients(backend, student, teacher, labels)
+    student.hidden[1], student.hidden[6] = float("nan"), float("inf")
+    if teacher is not None:
+        teacher.hidden[1] = float("nan")
+    poisoned = chunked_gradients(backend, student, teacher, labels)
+    torch.testing.assert_close(poisoned, expected)
+    assert not poisoned[0][1].any()
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "meta"])
+@pytest.mark.parametrize("shape", [(300_000, 300), (100_000_000,), (2, 100_000_000)])
+def test_fp32_temporaries_are_bounded(device_type, shape):
+    """ "meta" stands for a GPU: everything that is not a CPU's."""
+    tensor = torch.empty((), dtype=torch.bfloat16, device=device_type).expand(shape)
+    blocks = head_gradients.blocks(tensor)
+    assert sum(block.shape[0] for block in blocks) == shape[0]
+    most = head_gradients.CPU_BLOCK_ELEMENTS if device_type == "cpu" else head_gradients.GPU_BLOCK_ELEMENTS
+    assert most * 4 <= 64 << 20
+    assert max(block.numel() for block in blocks) <= max(most, tensor[0].numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_waits_for_the_backward_pass_is_not_changed_by_it(device, dtype):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=generator).to(device, dtype) for shape in ((8, 6), (50, 6)))
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    loss = linear_distill_loss(*leaves, None, None, None, None, torch.arange(8, device=device)).loss
+    first, second = (torch.autograd.grad(loss * scale, leaves, retain_graph=True) for scale in (1.0, 2.0))
+    torch.testing.assert_close(second, tuple(2 * gradient for gradient in first))
