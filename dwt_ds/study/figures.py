@@ -83,7 +83,7 @@ def curves(
         plt.close(figure)
         return None
     axes.set(xlabel=X_NAMES[x], ylabel=Y_NAMES[y])
-    axes.legend(fontsize=_LEGEND_POINTS, framealpha=0.8)
+    _legend_below(figure, axes)
     if y == "less_alone":
         axes.axhline(0.0, color="black", linewidth=0.8)
     return _save(figure, path)
@@ -100,7 +100,7 @@ def scores_along(runs: Sequence[RunRecord], styles: Styles, tasks: str, path: Pa
             steps, [mean for mean, _ in points], errors, label=name, capsize=3, markersize=4, **styles.of(name)
         )
     axes.set(xlabel="optimizer steps of the pre-training", ylabel=f"fine-tuned score: {tasks}")
-    axes.legend(fontsize=_LEGEND_POINTS)
+    _legend_below(figure, axes)
     return _save(figure, path)
 
 
@@ -166,6 +166,14 @@ def _canvas() -> tuple[Figure, Axes]:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Names under the axes, which keep their height: within them they would hide where the lines end."""
+    handles, names = axes.get_legend_handles_labels()
+    rows = -(-len(names) // 2)
+    figure.set_figheight(_SIZE[1] + rows * _LEGEND_POINTS * 1.6 / 72)
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=_LEGEND_POINTS, frameon=False)
 
 
 def _save(figure: Figure, path: Path) -> Path:
