@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.config import RunConfig, TrainConfig
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.distill.adaptive import check_adaptive
 from dwt_ds.engine import ranks
 from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
 from dwt_ds.models.build import load_model_config, student_model_config
@@ -68,18 +69,6 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None)
     if quantization is not None:
         check_start_step(quantization, total_steps)
     return Settled(config, ds, ds_values, data, total_steps, quantization)
-
-
-def check_adaptive(config: RunConfig, validation_rows: int | None) -> None:
-    """Whether there is held-out text to measure a teacher by whose loss the soft weight is to follow.
-
-    `validation_rows` is None where nobody knows. Raises ValueError.
-    """
-    if config.distill.soft_weight.schedule == "adaptive" and config.teacher.path is not None and validation_rows == 0:
-        raise ValueError(
-            f"distill.soft_weight.schedule='adaptive': {config.data.dir} has no held-out rows for the teacher; "
-            "prepare it with --validation above 0, or choose another schedule"
-        )
 
 
 def timeout_seconds(recipe: str, overrides: list[str]) -> float:

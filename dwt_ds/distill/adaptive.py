@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dwt_ds.config import Schedule
+from dwt_ds.config import RunConfig, Schedule
 
 # What is remembered: two averages, and over how many steps they go.
 _HARD, _SOFT, _COUNT = range(3)
@@ -74,3 +74,15 @@ class AdaptiveWeight:
         """Go on from another run's `state_dict`, with the teacher's loss as it was measured there."""
         self._seen.copy_(torch.tensor([state["hard"], state["soft"], state["count"]]))
         self._teacher_loss.fill_(state["teacher_loss"])
+
+
+def check_adaptive(config: RunConfig, validation_rows: int | None) -> None:
+    """Whether there is held-out text to measure a teacher by whose loss the soft weight is to follow.
+
+    `validation_rows` is None where nobody knows. Raises ValueError.
+    """
+    if config.distill.soft_weight.schedule == "adaptive" and config.teacher.path is not None and validation_rows == 0:
+        raise ValueError(
+            f"distill.soft_weight.schedule='adaptive': {config.data.dir} has no held-out rows for the teacher; "
+            "prepare it with --validation above 0, or choose another schedule"
+        )

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dwt_ds.config import RunConfig
+from dwt_ds.distill.adaptive import check_adaptive
 from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
 from dwt_ds.engine.optimizers import check_optimizer_and_stage
 from dwt_ds.models.quantization_settings import Quantization, check_start_step, parse_quantization
 from dwt_ds.plan.corpus import Corpus, corpus_of
 from dwt_ds.recipe import Recipe, load_recipe
-from dwt_ds.settle import check_adaptive
 
 
 @dataclass(frozen=True)
