@@ -66,8 +66,11 @@ def write_gradient(
     scalars: Scalars,
     unit_temperature: bool,
     out: Tensor,
-) -> bool:
-    """Write ``block_gradient`` into ``out`` (N, V), which may be the student's; False if the compiler failed.
+) -> None:
+    """Write ``block_gradient`` into ``out`` (N, V), which may be the student's.
+
+    Where the compiler fails, this block and the rest are made by plain operations, since those before it may have
+    replaced their logits already.
 
     ``labels`` (N,) are columns. These are computed apart in fp32 and stored last, because ``out`` may be rounded to 16
     bits. A row may hold anything, and so may then its gradient; no other row sees it.
@@ -86,21 +89,21 @@ def write_gradient(
         rows.factors,
         *constants,
     )
+    compute = fused_gradient()
     block_count = -(-rows.student.numel() // BLOCK_ELEMENTS)
     for out_block, block in zip(out.tensor_split(block_count), rows.blocks(block_count)):
         for tensor in block:
             if tensor is not None:
                 torch._dynamo.mark_dynamic(tensor, 0)
         try:
-            gradient = fused_gradient()(out.dtype, *block, student_bias, teacher_bias, *constants)
+            gradient = compute(out.dtype, *block, student_bias, teacher_bias, *constants)
         except Exception as error:  # whatever the compiler stumbles over, the plain operations do the same
-            _broken = True
+            _broken, compute = True, _rounded_gradient
             logger.warning("fusing the loss gradient failed, going on without: %s", str(error).splitlines()[0])
-            return False
+            gradient = compute(out.dtype, *block, student_bias, teacher_bias, *constants)
         out_block.copy_(gradient)
     # Not scatter_, which copies all of ``out`` on a CPU.
     out[torch.arange(out.shape[0]), labels] = at_label.squeeze(1).to(out.dtype)
-    return True
 
 
 @cache

@@ -83,11 +83,9 @@ def row_gradients(
     rows = cpu_fusion.RowInputs(student, teacher, statistics, factors)
     # The fused code takes every row, which repays where most count. What it makes of the others is overwritten.
     most_count = counted is None or 2 * counted.shape[0] >= labels.shape[0]
-    if not (
-        most_count
-        and cpu_fusion.pays(student)
-        and cpu_fusion.write_gradient(rows, student_bias, teacher_bias, label_columns, named, constants[-1], out)
-    ):
+    if most_count and cpu_fusion.pays(student):
+        cpu_fusion.write_gradient(rows, student_bias, teacher_bias, label_columns, named, constants[-1], out)
+    else:
         for index, buffers in row_blocks(student, counted):
             gradient = block_gradient(
                 buffers,

@@ -47,9 +47,9 @@ def always_fused(monkeypatch) -> list[bool]:
     done: list[bool] = []
     write_gradient = cpu_fusion.write_gradient
 
-    def recording(*arguments: object) -> bool:
-        done.append(write_gradient(*arguments))
-        return done[-1]
+    def recording(*arguments: object) -> None:
+        write_gradient(*arguments)
+        done.append(not cpu_fusion._broken)
 
     monkeypatch.setattr(cpu_fusion, "FUSION_ELEMENTS", 1)
     monkeypatch.setattr(cpu_fusion, "_broken", False)
@@ -90,9 +90,11 @@ def test_fused_gradient_with_rows_that_do_not_count(make_inputs, monkeypatch, al
     assert not fused[ignored].any()
 
 
-@pytest.mark.skipif(not cpu_fusion.has_compiler(), reason="needs a C++ compiler")
-def test_fused_gradient_in_place(make_inputs, monkeypatch, always_fused):
+@pytest.mark.parametrize("compiler", ["works", "fails at the second block"])
+def test_fused_gradient_in_place(compiler, make_inputs, monkeypatch, always_fused):
     """As the linear form asks for it, over the student's logits and in several blocks."""
+    if not cpu_fusion.has_compiler():
+        pytest.skip("needs a C++ compiler")
     student, teacher, labels = make_inputs(401, rows=300)
     labels = labels.clamp(min=0)
     expected = gradient_of(student, teacher, labels, temperature=2.5)
@@ -101,9 +103,19 @@ def test_fused_gradient_in_place(make_inputs, monkeypatch, always_fused):
     keywords |= {"temperature": 2.5, "temperature_squared": False, "normalizer": None, "reduction": "mean"}
     objective = resolve_objective(labels.device, **keywords, backend="torch")
     scalars = torch_backend.prepare(labels, 401, objective)
+    calls: list[object] = []
+
+    def fails_at_the_second_block(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise RuntimeError("out of memory")
+        return cpu_fusion._rounded_gradient(*arguments)
+
+    if compiler != "works":
+        monkeypatch.setattr(cpu_fusion, "fused_gradient", lambda: fails_at_the_second_block)
     inputs = (student, None, teacher, None, labels)
     torch_backend.row_statistics_and_gradients(torch.tensor(-3.7), scalars, *inputs, -100, False)
-    assert always_fused == [True, True]
+    assert always_fused == [True, compiler == "works"]
     torch.testing.assert_close(student, expected)
 
 
@@ -111,10 +123,10 @@ def test_without_a_working_compiler_the_plain_operations_go_on(make_inputs, monk
     student, teacher, labels = make_inputs(300)
     labels = labels.clamp(min=0)
 
-    def broken() -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("no such file: omp.h\nand more")
 
-    monkeypatch.setattr(cpu_fusion, "fused_gradient", broken)
+    monkeypatch.setattr(cpu_fusion, "fused_gradient", lambda: broken)
     with caplog.at_level(logging.WARNING):
         gradient = gradient_of(student, teacher, labels)
     assert always_fused == [False]
