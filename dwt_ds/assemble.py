@@ -68,7 +68,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
         check_student(settled, tokenizer)
         check_precision(settled.ds)
         check_monitors(settled.ds)
-        check_optimizer(settled.ds_values, ranks.device(), settled.ds.source)
+        check_optimizer(settled.ds_values, ranks.device(), settled.ds.origin)
         check_layer_norm(settled.config.fused.layer_norm, ranks.device())
         facts = run_facts(settled)
         folder = RunFolder(settled.config.output_dir)
@@ -175,7 +175,7 @@ def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Di
     torch.manual_seed(config.seed)
     model = build_student(config.student, **sizes(settled, tokenizer))
     if config.student.init != "random":
-        assert config.teacher.path is not None  # _check_growth refused it
+        assert config.teacher.path is not None  # check_student refused it
         teacher = load_masked_lm(
             config.teacher.path, dtype=torch.float32, trust_remote_code=config.teacher.trust_remote_code
         )

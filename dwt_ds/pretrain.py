@@ -6,6 +6,7 @@ deepspeed --num_gpus 2 --module dwt_ds.pretrain quickstart train.max_steps=100
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import sys
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON, by path or packaged name")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
+    faulthandler.enable()  # a crash inside of a library says which line of Python led there
     stop = StopRequest()
     stop.listen()
     quieten_libraries()

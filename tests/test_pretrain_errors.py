@@ -135,7 +135,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "monitor not installed": (
         ["deepspeed.comet.enabled=true"],
-        ["comet.enabled=true: comet_ml is not installed; pip install comet_ml"],
+        ["deepspeed.comet.enabled=true: comet_ml is not installed; pip install comet_ml"],
     ),
     "no held-out text to follow": (
         ["data.dir={unheld}", "distill.soft_weight={{schedule: adaptive, start: 4}}"],
@@ -298,7 +298,7 @@ def test_a_mistake_is_told_once_in_one_line_and_stops_both_ranks(
         assert len(rank.err.splitlines()) == len(rank.errors), rank.err
 
 
-@pytest.mark.parametrize("name", list(MISTAKES))
+@pytest.mark.parametrize("name", [name for name, (words, _) in MISTAKES.items() if "output_dir" not in " ".join(words)])
 def test_a_mistake_in_the_settings_leaves_no_folder_behind(
     name: str, said: dict[str, list[Said]], places: dict[str, str]
 ) -> None:

@@ -78,7 +78,7 @@ def draw_masks(
     if masking.draw == "bernoulli":
         chosen = maskable & (uniform(choice) < masking.probability)
     else:
-        wanted = _labels_a_row(maskable, lengths, masking.probability)
+        wanted = np.minimum(labels_by_length(lengths, masking.probability), maskable.sum(axis=1))
         if word_of_token is None:
             chosen = _lowest(np.where(maskable, choice, _NEVER), wanted)
         else:
@@ -98,11 +98,12 @@ def draw_masks(
     return MaskedRows(masked, positions, labels)
 
 
-def _labels_a_row(maskable: np.ndarray, lengths: np.ndarray, probability: float) -> np.ndarray:
-    """(B,) int64. Counted from the row's length without its outer two special tokens, so that a full row has the same
-    number of labels wherever documents meet in it; at least 1 and at most the tokens that may be labelled."""
-    by_length = np.floor(probability * np.maximum(lengths.astype(np.int64) - 2, 0) + 0.5).astype(np.int64)
-    return np.minimum(np.maximum(by_length, 1), maskable.sum(axis=1))
+def labels_by_length(lengths: np.ndarray, probability: float) -> np.ndarray:
+    """Labelled tokens, at least 1, of rows with `lengths` (B,) real tokens, if so many may be labelled: (B,) int64.
+
+    Counted without the outer two special tokens, so that a full row has the same number wherever documents meet in it.
+    """
+    return np.maximum(np.floor(probability * np.maximum(lengths.astype(np.int64) - 2, 0) + 0.5).astype(np.int64), 1)
 
 
 def _lowest(choice: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -50,9 +50,9 @@ _DEFAULT_SCHEDULER = {
 
 @dataclass(frozen=True)
 class DeepSpeedJson:
-    """A DeepSpeed JSON as the user wrote it, overrides applied, keys checked; `source` names it in messages."""
+    """A DeepSpeed JSON as the user wrote it, overrides applied, keys checked; `origin` names its places in messages."""
 
-    source: str
+    origin: Origin
     values: dict[str, Any]
 
     @property
@@ -105,7 +105,7 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
     origin = Origin(path.name, overrides)
     _decide_precision(values, origin)
     _keep_the_gradient_check(values, origin)
-    return DeepSpeedJson(path.name, values)
+    return DeepSpeedJson(origin, values)
 
 
 def settle_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[RunConfig, dict[str, Any]]:
@@ -117,7 +117,7 @@ def settle_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[Ru
     values = copy.deepcopy(ds.values)
     values.setdefault("optimizer", copy.deepcopy(_DEFAULT_OPTIMIZER)).setdefault("params", {})
     values.setdefault("scheduler", copy.deepcopy(_DEFAULT_SCHEDULER)).setdefault("params", {})
-    origin = Origin(ds.source, recipe.config.deepspeed)
+    origin = ds.origin
     _take_batch_from_total(values, recipe, origin, world_size)
 
     train = recipe.config.train
@@ -151,14 +151,13 @@ def settle_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[Ru
 
 
 def fill_steps(
-    values: dict[str, Any], recipe: Recipe, config: RunConfig, total_steps: int, source: str
+    values: dict[str, Any], recipe: Recipe, config: RunConfig, total_steps: int, origin: Origin
 ) -> dict[str, Any]:
     """Fill what depends on the number of optimizer steps, and make sure that no "auto" is left.
 
     Raises ValueError naming both sides of a conflict, an "auto" without a value, or what the schedule still needs.
     """
     values = copy.deepcopy(values)
-    origin = Origin(source, recipe.config.deepspeed)
     schedule, params = str(values["scheduler"]["type"]), values["scheduler"]["params"]
     needs = schedule_needs(schedule)
     # Where the rate is not written, DeepSpeed has one of its own.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dwt_ds.engine.ds_origin import Origin
 from dwt_ds.models.fused_layer_norm import BUILD_APEX
 
 # Settings of each that the JSON may write; apex's own clipping is left out, since DeepSpeed has clipped already.
@@ -39,23 +40,23 @@ _TESTED_UNDER_ZERO = frozenset({"adam", "adamw", "adagrad", "lion", "muon", "ape
 _LAMBS = (DEEPSPEED_LAMB, "apex.FusedLAMB", "pytorch_optimizer.Lamb")
 
 
-def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, source: str) -> None:
+def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: Origin) -> None:
     """Whether the optimizer that a DeepSpeed JSON names can run here; nothing of the model is needed.
 
     Args:
         ds_values: the JSON.
         device: of the student.
-        source: names the file in messages.
+        origin: names its places in messages.
 
     Raises:
         ValueError: one line that says what to install or build, or which setting does not fit.
     """
-    check_optimizer_and_stage(ds_values, source)
+    check_optimizer_and_stage(ds_values, origin)
     section = ds_values.get("optimizer", {})
     name = str(section.get("type", ""))
-    said = f"{source}: optimizer.type={name!r}"
+    said = f"{origin.name('optimizer.type')}={name!r}"
     if name.lower() == "lamb":
-        chosen = choose_lamb(device)
+        chosen = choose_lamb(device, said)
         known = CLIENT_OPTIMIZERS.get(chosen)
         foreign = [] if known is None else sorted(set(section.get("params", {})) - known)
         if foreign:
@@ -73,19 +74,19 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, source: 
             raise ValueError(f"{said} is not usable here ({reason}); {fix}")
 
 
-def check_optimizer_and_stage(ds_values: Mapping[str, Any], source: str) -> None:
+def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> None:
     """Whether the optimizer that a DeepSpeed JSON names goes with its ZeRO stage and offload, on any device.
 
     Args:
         ds_values: the JSON.
-        source: names the file in messages.
+        origin: names its places in messages.
 
     Raises:
         ValueError: one line that says which setting to change.
     """
     stage = int(ds_values.get("zero_optimization", {}).get("stage", 0))
     name = str(ds_values.get("optimizer", {}).get("type", ""))
-    said = f"{source}: optimizer.type={name!r}"
+    said = f"{origin.name('optimizer.type')}={name!r}"
     if (name.lower() == "lamb" or name in _LAMBS) and stage > 0:
         raise ValueError(
             f"{said} with zero_optimization.stage={stage}: LAMB scales each layer's step by its norm, and ZeRO "
@@ -105,8 +106,8 @@ def _offloaded(ds_values: Mapping[str, Any]) -> bool:
     return bool(offload.get("device", "none") != "none")
 
 
-def choose_lamb(device: torch.device) -> str:
-    """The first LAMB that runs here.
+def choose_lamb(device: torch.device, said: str = "optimizer.type='Lamb'") -> str:
+    """The first LAMB that runs here; `said` is what asked for one.
 
     Raises:
         ValueError: none does.
@@ -115,7 +116,7 @@ def choose_lamb(device: torch.device) -> str:
     usable = next((name for name, reason in reasons.items() if not reason), None)
     if usable is None:
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise ValueError(f"optimizer.type='Lamb' is not usable here ({told}); {_INSTALL_LAMB}, or use AdamW")
+        raise ValueError(f"{said} is not usable here ({told}); {_INSTALL_LAMB}, or use AdamW")
     return usable
 
 

@@ -36,7 +36,7 @@ def check_precision(ds: DeepSpeedJson) -> None:
     if not supported[ds.precision]:
         others = " or ".join(name for name in ("bf16", "fp32") if supported[name])
         raise ValueError(
-            f"{ds.source}: {ds.precision}.enabled=true: DeepSpeed has no {ds.precision} on this device "
+            f"{ds.origin.name(f'{ds.precision}.enabled')}=true: DeepSpeed has no {ds.precision} on this device "
             f"({device.device_name()}); choose {others}, as in zero2_{others.split()[0]}"
         )
 
@@ -45,7 +45,8 @@ def check_monitors(ds: DeepSpeedJson) -> None:
     """Whether the packages of the JSON's monitors are installed; DeepSpeed would fail on rank 0 alone (ValueError)."""
     for section, package in _MONITOR_PACKAGES.items():
         if ds.values.get(section, {}).get("enabled") and find_spec(package) is None:
-            raise ValueError(f"{ds.source}: {section}.enabled=true: {package} is not installed; pip install {package}")
+            place = ds.origin.name(f"{section}.enabled")
+            raise ValueError(f"{place}=true: {package} is not installed; pip install {package}")
 
 
 def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEngine:

@@ -23,7 +23,7 @@ class OfficialSplit:
 
 @dataclass(frozen=True)
 class Task:
-    """One task. Columns are those of GLUE's TSV files; `hub_columns` those of `nyu-mll/glue`."""
+    """One task. Columns are those of GLUE's TSV files; `hub_sentences` those of `nyu-mll/glue`."""
 
     name: str
     """GLUE's name, which is also the folder's."""

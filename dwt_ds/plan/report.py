@@ -37,7 +37,7 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
         "start it": commands,
     }
     title = f"{plan.settings.recipe.name}: {plan.nodes} x {plan.ranks // plan.nodes} {plan.device.name}"
-    parts = [f"{title}, ZeRO-{plan.stage}, {plan.settings.ds.precision} ({plan.settings.ds.source})"]
+    parts = [f"{title}, ZeRO-{plan.stage}, {plan.settings.ds.precision} ({plan.settings.ds.origin.source})"]
     for heading, lines in sections.items():
         parts.append(f"\n{heading}\n" + "\n".join(f"  {line}" for line in lines))
     return "\n".join(parts)
@@ -47,7 +47,7 @@ def resolved(settings: Settings) -> str:
     """The whole recipe as YAML and the DeepSpeed JSON, as a run's folder has them in config.yaml and ds_config.json."""
     recipe = yaml.safe_dump(settings.config.to_dict(), sort_keys=False)
     values = json.dumps(settings.ds_values, indent=2)
-    return f"recipe, resolved\n{recipe}\nDeepSpeed JSON, resolved ({settings.ds.source})\n{values}"
+    return f"recipe, resolved\n{recipe}\nDeepSpeed JSON, resolved ({settings.ds.origin.source})\n{values}"
 
 
 def _settings(plan: Plan) -> Lines:

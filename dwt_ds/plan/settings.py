@@ -69,8 +69,8 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None,
     if train.max_steps is None and train.epochs is None:
         raise ValueError("train.max_steps: not set, nor is train.epochs; set one of them")
     total_steps = train.max_steps or math.ceil((train.epochs or 0) * corpus.rows / rows)
-    ds_values = fill_steps(ds_values, recipe, config, total_steps, ds.source)
-    check_optimizer_and_stage(ds_values, ds.source)
+    ds_values = fill_steps(ds_values, recipe, config, total_steps, ds.origin)
+    check_optimizer_and_stage(ds_values, ds.origin)
     quantization = parse_quantization(config.student.quantization)
     if quantization is not None:
         check_start_step(quantization, total_steps)

@@ -24,6 +24,7 @@ GLUE_KEYS = (
     "max_train_rows",
     "max_steps",
     "precision",
+    "quantize",
 )
 FOLDER = "glue"
 # Of `dwt-ds glue`, where the grid names none.

@@ -40,6 +40,6 @@ def resolve(tmp_path: Path, recipe: Callable[..., Recipe]) -> Resolve:
         path.write_text(ds if isinstance(ds, str) else json.dumps(ds), encoding="utf-8")
         ds_json = load_ds_json(str(path), loaded.config.deepspeed)
         config, values = settle_batch(loaded, ds_json, world_size)
-        return config, fill_steps(values, loaded, config, total_steps, ds_json.source)
+        return config, fill_steps(values, loaded, config, total_steps, ds_json.origin)
 
     return settle

@@ -10,6 +10,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from dwt_ds.config import RunConfig
 from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, packaged_ds_configs, settle_batch
+from dwt_ds.engine.ds_origin import Origin
 from dwt_ds.recipe import Recipe
 
 PUBLIC_CONFIGS = {
@@ -57,7 +58,7 @@ def test_every_packaged_file_is_filled_by_the_recipe_and_taken_by_deepspeed(
     assert (ds.zero_stage, ds.precision) == PUBLIC_CONFIGS[name]
     assert autos(ds.values)
     config, values = settle_batch(loaded, ds, world_size)
-    values = fill_steps(values, loaded, config, 200, ds.source)
+    values = fill_steps(values, loaded, config, 200, ds.origin)
     assert autos(values) == []
     assert config == loaded.config
     assert values["train_batch_size"] == 4 * 3 * world_size
@@ -89,7 +90,7 @@ def test_filling_changes_neither_the_file_nor_the_recipe(recipe: Callable[..., R
     loaded = recipe()
     config, values = settle_batch(loaded, ds, 2)
     half = json.dumps(values)
-    fill_steps(values, loaded, config, 10, ds.source)
+    fill_steps(values, loaded, config, 10, ds.origin)
     assert json.dumps(ds.values) == before
     assert json.dumps(values) == half
 
@@ -163,7 +164,7 @@ def test_another_optimizer_by_override_leaves_out_what_it_does_not_have(recipe: 
     loaded = recipe("deepspeed.optimizer.type=SGD", "train.learning_rate=0.1")
     ds = load_ds_json("zero2_fp32", loaded.config.deepspeed)
     config, values = settle_batch(loaded, ds, 1)
-    values = fill_steps(values, loaded, config, 10, ds.source)
+    values = fill_steps(values, loaded, config, 10, ds.origin)
     assert values["optimizer"] == {"type": "SGD", "params": {"lr": 0.1, "weight_decay": 0.0}}
 
 
@@ -507,4 +508,4 @@ def test_a_trainers_zero_3_file_with_nvme_works_and_its_buckets_follow_the_width
 
 
 def test_the_property_of_an_empty_json_is_no_zero() -> None:
-    assert DeepSpeedJson("x", {}).zero_stage == 0
+    assert DeepSpeedJson(Origin("x"), {}).zero_stage == 0

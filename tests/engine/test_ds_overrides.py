@@ -14,6 +14,8 @@ from dwt_ds.config import RunConfig
 from dwt_ds.engine.ds_config import fill_steps, load_ds_json, packaged_ds_configs, settle_batch
 from dwt_ds.engine.ds_keys import check_ds_keys
 from dwt_ds.engine.ds_types import drop_settings_of_another_type
+from dwt_ds.engine.optimizers import check_optimizer_and_stage
+from dwt_ds.engine.student import check_precision
 from dwt_ds.recipe import Recipe, load_recipe
 
 Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
@@ -32,7 +34,7 @@ def from_packaged(name: str, loaded: Recipe) -> dict[str, Any]:
     """A packaged JSON filled by a recipe, for one rank and 40 steps."""
     ds = load_ds_json(name, loaded.config.deepspeed)
     config, values = settle_batch(loaded, ds, 1)
-    return fill_steps(values, loaded, config, 40, ds.source)
+    return fill_steps(values, loaded, config, 40, ds.origin)
 
 
 @pytest.mark.parametrize(
@@ -225,3 +227,11 @@ def test_a_setting_that_a_base_recipe_wrote_counts(tmp_path: Path) -> None:
     path.write_text("base: paper_lamb\ndeepspeed:\n  optimizer: {type: SGD}\n", encoding="utf-8")
     message = error_of(from_packaged, "zero0", load_recipe(str(path)))
     assert message.startswith("train.eps=1e-06: the optimizer SGD (deepspeed.optimizer.type) has no such setting")
+
+
+def test_checks_of_the_device_name_the_override_too() -> None:
+    overrides = {"fp16": {"enabled": True}, "bf16": {"enabled": False}, "optimizer": {"type": "Lamb"}}
+    ds = load_ds_json("zero2_bf16", overrides)
+    assert error_of(check_optimizer_and_stage, ds.values, ds.origin).startswith("deepspeed.optimizer.type='Lamb' with")
+    if not torch.cuda.is_available():
+        assert error_of(check_precision, ds).startswith("deepspeed.fp16.enabled=true: DeepSpeed has no fp16")

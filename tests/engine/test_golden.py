@@ -1,7 +1,6 @@
 """Losses of a 20-step run, stored: a refactor that changes the arithmetic shows here.
 
-Written anew, after a change that is meant to change them, by `python tests/engine/test_golden.py` with REWRITE_GOLDEN=1
-set for pytest.
+REWRITE_GOLDEN=1 writes them anew, after a change that is meant to change them.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from torch import nn
 
 from dwt_ds.engine import optimizers
 from dwt_ds.engine.ds_config import load_ds_json
+from dwt_ds.engine.ds_origin import Origin
 from dwt_ds.engine.optimizers import (
     catch_up,
     check_optimizer,
@@ -37,6 +38,7 @@ from dwt_ds.recipe import load_recipe
 Launch = Callable[..., tuple[int, str]]
 
 CPU = torch.device("cpu")
+MINE = Origin("my.json")
 OFFLOAD = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
 
 
@@ -70,7 +72,7 @@ def install_apex(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> None:
 
 def check_error(ds_values: dict[str, Any]) -> str:
     with pytest.raises(ValueError, match=".") as caught:
-        check_optimizer(ds_values, CPU, "my.json")
+        check_optimizer(ds_values, CPU, MINE)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -80,7 +82,7 @@ class TestApex:
     def test_a_usable_one_is_constructed_with_the_settings_of_the_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
         install_apex(monkeypatch, FusedAdam=FakeFused, FusedLAMB=FakeFused)
         section = {"type": "apex.FusedLAMB", "params": {"lr": 0.5, "weight_decay": 0.1}}
-        check_optimizer({"optimizer": section}, CPU, "my.json")
+        check_optimizer({"optimizer": section}, CPU, MINE)
         make = client_optimizer(section, CPU)
         assert make is not None
         made = make([nn.Parameter(torch.ones(2))])
@@ -147,8 +149,8 @@ class TestApex:
 def test_one_that_deepspeed_has_not_tried_under_zero_needs_a_word() -> None:
     values: dict[str, Any] = {"optimizer": {"type": "SGD"}, "zero_optimization": {"stage": 1}}
     assert "set zero_allow_untested_optimizer to true" in check_error(values)
-    check_optimizer({**values, "zero_allow_untested_optimizer": True}, CPU, "my.json")
-    check_optimizer({**values, "zero_optimization": {"stage": 0}}, CPU, "my.json")
+    check_optimizer({**values, "zero_allow_untested_optimizer": True}, CPU, MINE)
+    check_optimizer({**values, "zero_optimization": {"stage": 0}}, CPU, MINE)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +169,10 @@ def test_what_no_device_can_do_is_told_without_one(
 
     monkeypatch.setattr(optimizers, "why_not", no_device)
     with pytest.raises(ValueError, match=f"^my.json: optimizer.type=.*{words}") as caught:
-        check_optimizer_and_stage(values, "my.json")
+        check_optimizer_and_stage(values, MINE)
     assert check_error(values) == str(caught.value)
-    check_optimizer_and_stage({"optimizer": {"type": "AdamW"}, "zero_optimization": OFFLOAD}, "my.json")
-    check_optimizer_and_stage({"optimizer": {"type": "Lamb"}}, "my.json")
+    check_optimizer_and_stage({"optimizer": {"type": "AdamW"}, "zero_optimization": OFFLOAD}, MINE)
+    check_optimizer_and_stage({"optimizer": {"type": "Lamb"}}, MINE)
 
 
 class TestLamb:
@@ -363,7 +365,7 @@ def test_lion_without_offload_says_what_to_do_on_a_cpu() -> None:
     assert "set zero_optimization.offload_optimizer.device to cpu" in check_error(
         {"optimizer": {"type": "Lion"}, "zero_optimization": {"stage": 2}}
     )
-    check_optimizer({"optimizer": {"type": "Lion"}, "zero_optimization": OFFLOAD}, CPU, "my.json")
+    check_optimizer({"optimizer": {"type": "Lion"}, "zero_optimization": OFFLOAD}, CPU, MINE)
 
 
 @pytest.mark.parametrize("kind", ["FusedAdam", pytest.param("DeepSpeedCPUAdam", marks=pytest.mark.slow)])

@@ -1,0 +1,70 @@
+"""The tour in CONTRIBUTING.md: it names every room, and imports run down it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {
+    path.name
+    for path in (ROOT / "dwt_ds").iterdir()
+    if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").is_file()
+}
+
+
+def rows_of_the_tour() -> dict[str, int]:
+    """Room (`run.py`, or `engine` for a folder) -> the row of the table that it stands in."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = [(name.removeprefix("dwt_ds/").rstrip("/"), row) for row, cell in enumerate(rows) for name in ticked(cell)]
+    assert len(named) == len(dict(named)), "a room stands in two rows"
+    return dict(named)
+
+
+def ticked(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def imports(folder: Path) -> Iterator[tuple[Path, str]]:
+    """(file, module) of every import in the Python files there, those inside of functions too."""
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield from ((path, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def room_of(module: str) -> str:
+    name = module.split(".")[1]
+    return name if name in ROOMS else f"{name}.py"
+
+
+def test_every_room_stands_in_the_tour() -> None:
+    assert set(rows_of_the_tour()) >= ROOMS
+
+
+def test_imports_run_down_the_tour() -> None:
+    rows, package = rows_of_the_tour(), ROOT / "dwt_ds"
+    up = {
+        f"{importer} imports {imported}"
+        for path, module in imports(package)
+        if module.startswith("dwt_ds.")
+        and (imported := room_of(module)) in rows
+        and (importer := path.relative_to(package).parts[0]) in rows
+        and rows[imported] < rows[importer]
+    }
+    assert not up
+
+
+def test_deepspeed_and_triton_are_known_in_one_room_each() -> None:
+    found = {
+        (module.split(".")[0], path.relative_to(ROOT).parts[:2])
+        for folder in (ROOT / "dwt_ds", ROOT / "kernels" / "dwt_kernels")
+        for path, module in imports(folder)
+        if module.split(".")[0] in ("deepspeed", "triton")
+    }
+    assert found == {("deepspeed", ("dwt_ds", "engine")), ("triton", ("kernels", "dwt_kernels"))}
