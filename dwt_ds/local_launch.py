@@ -17,10 +17,16 @@ def launcher_options(ranks: int) -> list[str]:
     """So many local ranks that meet at a free port.
 
     DeepSpeed forgets CUDA_VISIBLE_DEVICES when it is given `--num_gpus`, so the devices are named where that is set.
+    Raises ValueError where they are too few, or named in a way that DeepSpeed does not read.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if torch.cuda.is_available() else ""
-    devices = ",".join(visible.split(",")[:ranks])
-    chosen = ["--include", f"localhost:{devices}"] if devices else ["--num_gpus", str(ranks)]
+    devices = [name.strip() for name in visible.split(",") if name.strip()]
+    if devices and (len(devices) < ranks or not all(name.isdigit() for name in devices[:ranks])):
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES={visible!r} with {ranks} ranks: DeepSpeed needs the number of a GPU for each rank, "
+            "such as 0,1"
+        )
+    chosen = ["--include", f"localhost:{','.join(devices[:ranks])}"] if devices else ["--num_gpus", str(ranks)]
     return ["--log_level", "warning", *chosen, "--master_port", str(_free_port())]
 
 

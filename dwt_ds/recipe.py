@@ -35,6 +35,7 @@ _MUST_BE = {
     "int_type": "a whole number",
     "less_than": "below {lt:g}",
     "less_than_equal": "at most {le:g}",
+    "list_type": "a list",
     "literal_error": "{expected}",
     "missing": "a longer list",
     "string_type": "text, in quotes if it looks like a number",

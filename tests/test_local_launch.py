@@ -29,3 +29,11 @@ def test_the_launcher_takes_the_devices_that_are_visible(
     assert [first, second] == options
     assert port == "--master_port"
     assert 1024 <= int(number) < 65536
+
+
+@pytest.mark.parametrize(("visible", "ranks"), [("0,1", 4), ("GPU-8932f937,GPU-17cc", 2)])
+def test_devices_that_deepspeed_cannot_take_are_told(visible: str, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ValueError, match=f"CUDA_VISIBLE_DEVICES='{visible}' with {ranks} ranks: "):
+        launcher_options(ranks)

@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.plan.settings import settle
     from dwt_ds.plan.shapes import build_shapes
 
-    per_node = args.gpus_per_node or (2 if args.gpu == "cpu" else 8)
+    per_node = args.gpus_per_node if args.gpus_per_node is not None else (2 if args.gpu == "cpu" else 8)
     _check_above_0({"--nodes": args.nodes, "--gpus-per-node": per_node, "--network-gbps": args.network_gbps})
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")

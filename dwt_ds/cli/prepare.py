@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sources = parser.add_argument_group("what to read")
-    sources.add_argument("--text", nargs="+", default=[], metavar="FILE", help="files or globs")
+    sources.add_argument("--text", nargs="+", action="extend", default=[], metavar="FILE", help="files or globs")
     sources.add_argument(
         "--dataset",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME[:CONFIG[:SPLIT]]",
         help="datasets on the Hugging Face hub, or local folders that `datasets` reads; SPLIT is train by default",

@@ -45,6 +45,8 @@ def main(args: argparse.Namespace) -> int:
     # Imported here: --help should not wait for torch.
     from dwt_ds.study.run import StudyOptions, run_study
 
+    if args.ranks is not None and args.ranks < 1:
+        raise ValueError(f"--ranks {args.ranks}: must be at least 1")
     options = StudyOptions(
         grid=args.grid,
         scale=args.scale,

@@ -25,7 +25,7 @@ class Masking:
     random_share: float = 0.1
     """Share of the predicted tokens that are shown as a random ordinary token; the rest are shown as they are."""
     draw: str = "fixed"
-    """"fixed": every row of n tokens gets round(probability * n) labels; "bernoulli": each token by itself."""
+    """"fixed": every row of n tokens gets round(probability * (n - 2)) labels; "bernoulli": each token by itself."""
     whole_word: bool = False
     """Choose whole words. With "fixed" a word that would pass the row's number is passed over for the next."""
 

@@ -23,6 +23,8 @@ def check_kernels() -> list[dict[str, Any]]:
     """
     import torch
 
+    # NVIDIA's containers let fp32 products be rounded to TF32, which would be taken for the kernels' error.
+    torch.set_float32_matmul_precision("highest")
     devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else ["cpu"]
     return [check_device(device, _backend(device)) for device in devices]
 

@@ -35,12 +35,6 @@ class Settings:
         return int(self.ds_values["train_batch_size"])
 
     @property
-    def zero(self) -> dict[str, Any]:
-        """The JSON's ZeRO section."""
-        section: dict[str, Any] = self.ds_values.get("zero_optimization", {})
-        return section
-
-    @property
     def labels_per_row(self) -> int:
         """Rows of the head for a row of the data: labelled tokens, or all where the soft loss sees all."""
         if self.config.distill.soft_positions == "all":

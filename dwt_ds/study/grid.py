@@ -19,15 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from dwt_ds.recipe import nearest
+from dwt_ds.recipe import must_be, nearest
 
 GRIDS_FOLDER = Path(__file__).parent / "grids"
 SCALES = ("smoke", "small", "paper")
 NO_TEACHER = "none"
 ALONE = "alone"
 _COMMON = "common"
-_GRID_KEYS = ("title", "figure", "seeds", "settings", "teachers", "axes", "glue", "runs")
+# What stands under each key of a grid's file; a `glue` section is looked at with the options of the command.
+_GRID_KEYS: dict[str, Any] = {
+    "title": str,
+    "figure": int,
+    "seeds": list[int],
+    "settings": dict[str, Any],
+    "teachers": dict[str, dict[str, Any]],
+    "axes": dict[str, dict[str, dict[str, Any]]],
+    "glue": Any,
+    "runs": list[Any],
+}
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,6 @@ class StudyRun:
     """Axis -> label, the default labels included; for a run that makes a teacher, only `makes`."""
     teacher_run: str | None = None
     """Name of the run whose export is this one's teacher."""
-
-    @property
-    def makes_teacher(self) -> bool:
-        """Whether it is trained for others to learn from."""
-        return "makes" in self.labels
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,15 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
     """
     path = _find(grid)
     content, common = _read(path), _read(GRIDS_FOLDER / f"{_COMMON}.yaml")
-    for key in content:
+    for key, value in content.items():
         if key not in _GRID_KEYS:
             raise ValueError(f"grid {path}: {key}: unknown key{nearest(str(key), _GRID_KEYS)}")
+        try:
+            TypeAdapter(_GRID_KEYS[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, (key, *first["loc"])))
+            raise ValueError(f"grid {path}: {place}={first['input']!r}: must be {must_be(first)}") from None
     if scale not in common["scales"]:
         raise ValueError(f"--scale={scale!r}: use {', '.join(SCALES)}")
     size = common["scales"][scale]

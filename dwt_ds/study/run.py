@@ -153,12 +153,12 @@ class Study:
         self.folder.write_grid(self.grid, status)
         for number, run in enumerate(self.grid.runs, start=1):
             tell(f"[{number}/{len(self.grid.runs)}] {run.name}")
-            status[run.name] = self._run_one(run, status, tell)
+            status[run.name] = self._run_one(run, tell)
             self.folder.write_grid(self.grid, status)
             tell(f"    {status[run.name]}{self._held_out(run)}")
         return status
 
-    def _run_one(self, run: StudyRun, status: dict[str, str], tell: Callable[[str], None]) -> str:
+    def _run_one(self, run: StudyRun, tell: Callable[[str], None]) -> str:
         if run.teacher_run is not None and not self.folder.is_finished(run.teacher_run):
             return f"skipped: its teacher {run.teacher_run} is not there"
         log = self.folder.log(run.name)

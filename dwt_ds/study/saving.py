@@ -20,7 +20,6 @@ from dwt_ds.study.read_run import RunRecord
 class Saving:
     """Where a run first has the held-out loss that the lone student ends with; None: it never has, or not told."""
 
-    steps: float | None
     tokens: float | None
     tokens_saved: float | None
     """Share of the lone student's tokens."""
@@ -35,14 +34,13 @@ def saving(run: RunRecord, alone: RunRecord) -> Saving:
     level = alone.final_loss
     losses = [row["eval_hard_loss"] for row in run.held_out]
     tokens = first_reached([row["tokens"] for row in run.held_out], losses, level)
-    steps = first_reached([row["step"] for row in run.held_out], losses, level)
     if tokens is None:
-        return Saving(None, None, None, None, None)
+        return Saving(None, None, None, None)
     all_tokens, all_flops = whole_training(alone)
     each = flops_per_token(run)
     flops = None if each is None else tokens * each
     flops_saved = None if flops is None or all_flops is None else 1 - flops / all_flops
-    return Saving(steps, tokens, 1 - tokens / all_tokens, flops, flops_saved)
+    return Saving(tokens, 1 - tokens / all_tokens, flops, flops_saved)
 
 
 def whole_training(run: RunRecord) -> tuple[float, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -59,14 +60,14 @@ def resolve_objective(
     check_choice("soft_positions", soft_positions, SOFT_POSITIONS)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise ValueError(f"ignore_index must be an int, got {ignore_index!r}")
-    if isinstance(temperature, (int, float)) and not 0 < temperature < float("inf"):
+    if isinstance(temperature, Real) and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     normalizers = normalizer if isinstance(normalizer, (tuple, list)) else (normalizer, normalizer)
     if len(normalizers) != 2:
         raise ValueError(f"normalizer must be one value or a pair (hard, soft), got {len(normalizers)} values")
     hard_normalizer, soft_normalizer = normalizers
     for value in (hard_normalizer, soft_normalizer):
-        if isinstance(value, (int, float)) and not 0 < value < float("inf"):
+        if isinstance(value, Real) and not 0 < value < float("inf"):
             raise ValueError(f"normalizer must be positive and finite, got {value}")
     return Objective(
         temperature=scalar_tensor("temperature", temperature, device),
@@ -113,9 +114,9 @@ def scalar_tensor(name: str, value: Scalar, device: torch.device) -> Tensor:
         if value.requires_grad:
             raise ValueError(f"{name} requires grad, but no gradient reaches it; pass {name}.detach()")
         return value if value.dtype == torch.float64 else value.to(torch.float32)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are Real too
         raise ValueError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
-    return torch.full((), value, dtype=torch.float64, device=device)
+    return torch.full((), float(value), dtype=torch.float64, device=device)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -160,13 +161,16 @@ def check_teacher_frozen(tensors: Mapping[str, Tensor | None]) -> None:
             raise ValueError(f"{name} requires grad, but no gradient reaches the teacher; pass {name}.detach()")
 
 
-def resolve_vocab_size(vocab_size: int | None, student_columns: int, teacher_columns: int | None) -> int:
-    """The number of columns that carry probability. The two widths may differ only when ``vocab_size`` says so."""
+def resolve_vocab_size(of: str, vocab_size: int | None, student_columns: int, teacher_columns: int | None) -> int:
+    """The number of columns that carry probability. The two widths may differ only when ``vocab_size`` says so.
+
+    ``of``: what has them, "logits" or "weight", for messages.
+    """
     if vocab_size is None:
         if teacher_columns is not None and teacher_columns != student_columns:
             raise ValueError(
-                f"the teacher has {teacher_columns} vocabulary columns and the student {student_columns}; "
-                "pass vocab_size if the rest is padding"
+                f"teacher_{of} is {teacher_columns} words wide and student_{of} {student_columns}; pass vocab_size if "
+                "the rest is padding"
             )
         vocab_size = student_columns
     widest = student_columns if teacher_columns is None else min(student_columns, teacher_columns)

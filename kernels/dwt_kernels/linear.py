@@ -39,7 +39,8 @@ def linear_distill_loss(
 
     Args:
         student_hidden: (N, H_s); student_weight: (V, H_s); student_bias: (V,) or None. Same dtype for the first two.
-        teacher_hidden: (N, H_t); teacher_weight: (V, H_t); teacher_bias: (V,) or None. All None: the hard loss only.
+        teacher_hidden: (N, H_t); teacher_weight: (V, H_t); teacher_bias: (V,) or None. teacher_hidden None: the hard
+            loss only, whatever the other two are.
         memory: "chunked": logits of ``chunk_rows`` rows at a time; "logit_free" (Triton only): none in device memory;
             "auto" chooses.
         chunk_rows: rows in a chunk; None chooses few and large ones.
@@ -48,11 +49,10 @@ def linear_distill_loss(
     Raises:
         ValueError: as in ``distill_loss``.
     """
-    has_teacher = teacher_hidden is not None
-    if has_teacher != (teacher_weight is not None) or (teacher_bias is not None and not has_teacher):
-        raise ValueError(
-            "teacher_hidden and teacher_weight come together (teacher_bias only with them); pass both or neither"
-        )
+    if teacher_hidden is None:
+        teacher_weight = teacher_bias = None
+    elif teacher_weight is None:
+        raise ValueError("teacher_weight is None beside a teacher_hidden; pass both, or teacher_hidden=None")
     rows = check_head("student", student_hidden, student_weight, student_bias)
     teacher_columns = None
     if teacher_hidden is not None and teacher_weight is not None:
@@ -81,7 +81,7 @@ def linear_distill_loss(
     )
     if memory == "logit_free" and objective.backend != "triton":
         raise ValueError('memory="logit_free" needs backend="triton"; on a CPU use "chunked" with a small chunk_rows')
-    vocab_size = arguments.resolve_vocab_size(vocab_size, student_weight.shape[0], teacher_columns)
+    vocab_size = arguments.resolve_vocab_size("weight", vocab_size, student_weight.shape[0], teacher_columns)
     in_autocast = torch.is_autocast_enabled(student_hidden.device.type)
     if in_autocast:
         dtype = torch.get_autocast_dtype(student_hidden.device.type)

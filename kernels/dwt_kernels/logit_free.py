@@ -42,13 +42,15 @@ class TileShape(NamedTuple):
 GROUP_ROWS = 16
 
 
-def tile_shape(dtype: torch.dtype) -> TileShape:
-    """Two fp32 accumulators of 64 x 128 on 8 warps take 64 registers a thread; 128 x 128 spills on every target.
+def tile_shape(*dtypes: torch.dtype) -> TileShape:
+    """For operands of these dtypes.
+
+    Two fp32 accumulators of 64 x 128 on 8 warps take 64 registers a thread; 128 x 128 spills on every target.
 
     AMD's 64 KiB of shared memory hold two stages of the pipeline, NVIDIA's three. fp32 operands take twice the room.
     """
     stages = 2 if torch.version.hip else 3
-    if dtype == torch.float32:
+    if torch.float32 in dtypes:
         return TileShape(64, 64, 32, 8, stages)
     return TileShape(64, 128, 64, 8, stages)
 
@@ -76,7 +78,7 @@ def logit_free_statistics_and_gradients(
     d_hidden, d_weight, d_bias = sums
     if rows == 0:
         return statistics, d_hidden, d_weight, d_bias
-    tile = tile_shape(student.hidden.dtype)
+    tile = tile_shape(*(head.hidden.dtype for head in (student, teacher) if head is not None))
     row_blocks, column_blocks = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
     blocks_per_split = triton.cdiv(column_blocks * row_blocks, processors(device) * PROGRAMS_PER_PROCESSOR)
     blocks_per_split = min(blocks_per_split, column_blocks)

@@ -83,7 +83,7 @@ def distill_loss(
         reduction=reduction,
         backend=backend,
     )
-    vocab_size = arguments.resolve_vocab_size(vocab_size, columns, teacher_columns)
+    vocab_size = arguments.resolve_vocab_size("logits", vocab_size, columns, teacher_columns)
     loss, hard, soft, _, _ = torch.ops.dwt_kernels.distill(
         student_logits, teacher_logits, labels, vocab_size, *objective
     )

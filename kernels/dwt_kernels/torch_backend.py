@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dwt_kernels import arguments, cpu_fusion
 from dwt_kernels.arguments import Objective
+from dwt_kernels.head_gradients import GPU_BLOCK_ELEMENTS
 from dwt_kernels.row_formulas import STATISTICS, block_gradient, block_statistics, row_factors
 from dwt_kernels.scalars import LOG2_E_FP32, NO_RESIDUAL, Scalars, compute_scalars, reduce_rows, row_losses
 
@@ -143,7 +144,9 @@ def row_blocks(logits: Tensor, counted: Tensor | None) -> Iterator[tuple[slice |
     rows, columns = logits.shape
     if counted is not None:
         rows = counted.shape[0]
-    blocks = -(-rows // max(1, BLOCK_ELEMENTS * torch.get_num_threads() // columns))
+    on_cpu = logits.device.type == "cpu"
+    elements = BLOCK_ELEMENTS * torch.get_num_threads() if on_cpu else GPU_BLOCK_ELEMENTS
+    blocks = -(-rows // max(1, elements // columns))
     workspace = logits.new_empty(3, -(-rows // max(1, blocks)), columns, dtype=torch.float32)
     for block in range(blocks):
         start, stop = rows * block // blocks, rows * (block + 1) // blocks

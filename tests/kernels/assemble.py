@@ -24,13 +24,14 @@ from triton.compiler import ASTSource
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 # The newer of Triton's two assemblers; the older one does not read its PTX for the last two architectures.
 ASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas-blackwell"
-ARCHITECTURES = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100a"}
+ARCHITECTURES = {"sm_80": "sm_80", "sm_89": "sm_89", "sm_90": "sm_90a", "sm_100": "sm_100a"}
 
 TENSOR_DTYPES = {
     "labels": "*i64",
@@ -56,6 +57,8 @@ class Case(NamedTuple):
     constants: dict[str, Any]
     options: dict[str, int]
     dtype: str = "bf16"
+    teacher_dtype: str = ""
+    """Where it is another."""
 
 
 def cases(backend: str) -> list[Case]:
@@ -100,6 +103,7 @@ def cases(backend: str) -> list[Case]:
         Case("tile gradient", tile_gradient_kernel, {**tile, **group}, tile_options),
         Case("tile gradient, hard only", tile_gradient_kernel, {**tile, **group, **no_teacher}, tile_options, "fp16"),
         Case("tile gradient, fp32", tile_gradient_kernel, {**fp32_tile, **group}, tile_options, "fp32"),
+        Case("tile gradient, fp32 teacher", tile_gradient_kernel, {**fp32_tile, **group}, tile_options, "bf16", "fp32"),
         Case("prepare", prepare_kernel, prepare, scalar_options),
         Case("prepare, local counts", prepare_kernel, {**prepare, **local_counts}, scalar_options),
         Case("losses", losses_kernel, losses, scalar_options),
@@ -113,6 +117,8 @@ def compile_for(case: Case, target: GPUTarget) -> Any:
     # A stride of 1 is a constant at every launch: Triton specializes on it.
     constants.update({name: 1 for name in COLUMN_STRIDES if name in case.kernel.arg_names})
     dtypes = {**TENSOR_DTYPES, **dict.fromkeys(MODEL_TENSORS, f"*{case.dtype}")}
+    if case.teacher_dtype:
+        dtypes.update({name: f"*{case.teacher_dtype}" for name in MODEL_TENSORS if name.startswith("teacher")})
     signature = {name: "constexpr" if name in constants else dtypes.get(name, "i32") for name in case.kernel.arg_names}
     pointers = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if signature[name].startswith("*")}
     source = ASTSource(case.kernel, signature, constexprs=constants, attrs=pointers)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from dwt_kernels import distill_loss, linear_distill_loss
@@ -34,7 +35,7 @@ def assert_one_line(error: pytest.ExceptionInfo[ValueError], name: str) -> None:
         ("teacher_logits", (logits(), logits(rows=2), LABELS)),
         ("teacher_logits", (logits(), logits().requires_grad_(), LABELS)),
         ("teacher_logits", (logits(), logits().to("meta"), LABELS)),
-        ("vocab_size", (logits(), logits(columns=8), LABELS)),
+        ("teacher_logits is 8 words wide and student_logits 7; pass vocab_size", (logits(), logits(columns=8), LABELS)),
         ("labels", (logits(), logits(), LABELS.int())),
         ("labels", (logits(), logits(), LABELS[:2])),
         ("labels", (logits(), logits(), [0, 6, -100])),
@@ -105,11 +106,10 @@ HEAD = {"hidden": (3, 4), "weight": (7, 4), "bias": (7,)}
         ("teacher_hidden", {"teacher_hidden": torch.zeros(2, 4)}),
         ("teacher_weight", {"teacher_weight": torch.zeros(7, 3)}),
         ("teacher_weight", {"teacher_weight": None}),
-        ("teacher_hidden", {"teacher_hidden": None, "teacher_weight": None}),
         ("teacher_hidden", {"teacher_hidden": torch.zeros(3, 4, requires_grad=True)}),
         ("teacher_weight", {"teacher_weight": torch.zeros(7, 4, requires_grad=True)}),
         ("teacher_bias", {"teacher_bias": torch.zeros(7, requires_grad=True)}),
-        ("vocab_size", {"teacher_weight": torch.zeros(8, 4), "teacher_bias": torch.zeros(8)}),
+        ("teacher_weight is 8 words", {"teacher_weight": torch.zeros(8, 4), "teacher_bias": torch.zeros(8)}),
         ("labels", {"labels": LABELS[:2]}),
         ("memory", {"memory": "tiled"}),
         ("memory", {"memory": "logit_free", "backend": "torch"}),
@@ -125,6 +125,21 @@ def test_linear_form(name, changes):
     with pytest.raises(ValueError, match=name) as error:
         linear_distill_loss(**{**heads, "labels": LABELS, **changes})
     assert_one_line(error, name)
+
+
+def test_without_teacher_hidden_it_is_the_hard_loss():
+    student = torch.randn(3, 4), torch.randn(7, 4), None
+    teacher = torch.randn(7, 5), torch.randn(7)
+    assert linear_distill_loss(*student, None, *teacher, LABELS) == linear_distill_loss(
+        *student, None, None, None, LABELS
+    )
+
+
+def test_numbers_of_numpy_are_numbers():
+    values = {"temperature": np.float32(2.0), "soft_weight": np.int64(3), "normalizer": (np.float64(2.0), 1)}
+    plain = {"temperature": 2.0, "soft_weight": 3, "normalizer": (2.0, 1)}
+    models = torch.randn(3, 7), torch.randn(3, 7)
+    assert distill_loss(*models, LABELS, **values) == distill_loss(*models, LABELS, **plain)
 
 
 def test_triton_without_a_gpu_says_what_to_do():

@@ -52,7 +52,7 @@ def test_a_block_is_a_product_and_defaults_are_left_out_of_names(tmp_path: Path)
     # One teacher for all seeds.
     assert (last.seed, last.teacher_run) == (2, "teacher1-s1")
     teacher = grid.runs[1]
-    assert teacher.makes_teacher
+    assert teacher.labels == {"makes": "teacher1"}
     assert teacher.settings["student"]["layers"] == 1
     assert teacher.settings["student"]["hidden_size"] == last.settings["student"]["hidden_size"] == 32
 
@@ -79,6 +79,12 @@ def test_a_grid_may_bring_labels_and_axes_of_its_own(tmp_path: Path) -> None:
         ({"run": []}, "run: unknown key; did you mean 'runs'"),
         ({"runs": []}, "runs is empty"),
         ({"glue": "hub", "runs": [{"teacher": "none"}]}, "glue='hub' must be a mapping of options"),
+        ({"seeds": 42, "runs": [{"teacher": "none"}]}, "seeds=42: must be a list"),
+        ({"seeds": [42, "x"], "runs": [{"teacher": "none"}]}, "seeds.1='x': must be a whole number"),
+        ({"settings": 3, "runs": [{"teacher": "none"}]}, "settings=3: must be a mapping"),
+        ({"teachers": ["a"], "runs": [{"teacher": "none"}]}, "teachers=['a']: must be a mapping"),
+        ({"axes": {"weight": ["w1"]}, "runs": [{"teacher": "none"}]}, "axes.weight=['w1']: must be a mapping"),
+        ({"runs": 5}, "runs=5: must be a list"),
         ({"runs": ["alone"]}, "'alone' must be a mapping with a teacher"),
         ({"runs": [{"teacher": "teacher9"}]}, "teacher='teacher9' is unknown"),
         ({"runs": [{"teacher": "none", "wieght": "w1"}]}, "wieght: unknown axis; did you mean 'weight'"),

@@ -42,7 +42,7 @@ def study(tmp_path: Path, tiny_data: Path) -> Path:
     for run in grid.runs:
         recipe = folder.write_recipe(run, folder.recipe(run.name))
         config = load_recipe(str(recipe), [f"data.dir={tiny_data}"]).config.to_dict()
-        end = ends[run.labels["makes"]] if run.makes_teacher else 5.0 + 0.02 * run.seed
+        end = ends[run.labels["makes"]] if "makes" in run.labels else 5.0 + 0.02 * run.seed
         if run.teacher_run:
             end += ends[run.labels["teacher"]] - 5.4
         write_run(folder.path / run.name, {4: 7.0, 8: 6.0, 12: end}, config)
