@@ -90,15 +90,20 @@ def curves(
 
 
 def scores_along(runs: Sequence[RunRecord], styles: Styles, tasks: str, path: Path) -> Path:
-    """Fine-tuned scores of the exports along the pre-training (the paper's figures 3 and 4)."""
+    """Fine-tuned scores of the exports along the pre-training (the paper's figures 3 and 4).
+
+    The bars are a standard deviation over the seeds of pre-training and fine-tuning together.
+    """
     figure, axes = _canvas()
-    for name, group in by_series([run for run in runs if run.scores]).items():
-        steps = sorted(set.intersection(*(set(run.scores) for run in group)))
-        points = [mean_and_deviation([run.scores[step] for run in group]) for step in steps]
+    series = by_series([run for run in runs if run.scores])
+    for number, (name, group) in enumerate(series.items()):
+        steps = np.array(sorted(set.intersection(*(set(run.scores) for run in group))))
+        points = [mean_and_deviation([score for run in group for score in run.scores[step]]) for step in steps]
         errors = [deviation or 0.0 for _, deviation in points]
-        axes.errorbar(
-            steps, [mean for mean, _ in points], errors, label=name, capsize=3, markersize=4, **styles.of(name)
-        )
+        # Side by side, so that the bars can be told apart.
+        aside = (number - (len(series) - 1) / 2) * 0.012 * (steps[-1] - steps[0])
+        means = [mean for mean, _ in points]
+        axes.errorbar(steps + aside, means, errors, label=name, capsize=3, markersize=4, **styles.of(name))
     axes.set(xlabel="optimizer steps of the pre-training", ylabel=f"fine-tuned score: {tasks}")
     _legend_below(figure, axes)
     return _save(figure, path)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -80,14 +81,19 @@ class RunRecord:
         return float(self.held_out[-1]["eval_hard_loss"])
 
     @cached_property
-    def scores(self) -> dict[int, float]:
-        """Optimizer step -> fine-tuned score in points: the mean of the seven tasks, or of those there are."""
+    def scores(self) -> dict[int, list[float]]:
+        """Optimizer step -> fine-tuned score of each fine-tuning seed, in points; steps without one are left out."""
         found = {}
         for path in sorted((self.path / GLUE_FOLDER).glob("step_*/results.json")):
-            score = glue_score(json.loads(path.read_text(encoding="utf-8")))
-            if score is not None:
-                found[int(path.parent.name.removeprefix("step_"))] = score
+            scores = glue_scores(json.loads(path.read_text(encoding="utf-8")))
+            if scores:
+                found[int(path.parent.name.removeprefix("step_"))] = scores
         return found
+
+    @property
+    def final_scores(self) -> list[float]:
+        """Those of the last export that was fine-tuned."""
+        return self.scores[max(self.scores)]
 
     @cached_property
     def scored_tasks(self) -> list[str]:
@@ -111,13 +117,14 @@ def held_out_rows(run: Path) -> list[dict[str, Any]]:
     return [row for row in metrics_rows(run) if row.get("eval_hard_loss") is not None]
 
 
-def glue_score(results: dict[str, Any]) -> float | None:
-    """One number of a results.json of `dwt-ds glue`: the mean of the seven, or of the tasks among them that it has."""
-    whole = results["mean_of_seven"]["mean"]
-    if whole is not None:
-        return float(whole)
-    scores = [task["score"]["mean"] for name, task in results["tasks"].items() if name in SEVEN]
-    return sum(scores) / len(scores) if scores else None
+def glue_scores(results: dict[str, Any]) -> list[float]:
+    """A number a seed out of a results.json of `dwt-ds glue`: the mean of the seven tasks, or of those it has."""
+    whole = results["mean_of_seven"]["by_seed"]
+    if whole:
+        return list(whole.values())
+    tasks = [task["score"]["by_seed"] for name, task in results["tasks"].items() if name in SEVEN]
+    seeds = sorted(set.intersection(*map(set, tasks))) if tasks else []
+    return [fmean(task[seed] for task in tasks) for seed in seeds]
 
 
 def by_series(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dwt_ds.plan.settings import changes
@@ -172,8 +173,8 @@ def _figure_2(page: Page, runs: Sequence[RunRecord], folder: Path) -> None:
         teacher = by_name[str(group[0].teacher_run)]
         points[name] = {"teacher": teacher.final_loss, "students": [run.final_loss for run in group]}
         if teacher.scores and all(run.scores for run in group):
-            last = [run.scores[max(run.scores)] for run in group]
-            scores[name] = {"teacher": teacher.scores[max(teacher.scores)], "students": last}
+            last = [fmean(run.final_scores) for run in group]
+            scores[name] = {"teacher": fmean(teacher.final_scores), "students": last}
     shown: list[tuple[Path | None, str]] = [
         (
             figures.paper_teacher_quality(folder / "figure_2_paper.png"),
@@ -186,7 +187,7 @@ def _figure_2(page: Page, runs: Sequence[RunRecord], folder: Path) -> None:
             (ours, "The same from our runs, by held-out MLM loss; both axes are turned, so up and right is better.")
         )
     if scores and lone and all(run.scores for run in lone):
-        alone = [run.scores[max(run.scores)] for run in lone]
+        alone = [fmean(run.final_scores) for run in lone]
         text = f"The same by fine-tuned score ({_tasks(lone)})."
         shown.append((figures.teacher_quality(scores, alone, "score", folder / "figure_2_scores.png"), text))
     page.figures(shown)
@@ -199,7 +200,8 @@ def _figures_3_and_4(
     scored = [run for run in students if run.scores]
     if scored:
         path = figures.scores_along(scored, styles, _tasks(scored), folder / f"figure_{number}.png")
-        page.figures([(path, f"The paper's figure {number} from our runs: fine-tuned scores along the pre-training.")])
+        text = f"The paper's figure {number} from our runs: fine-tuned scores along the pre-training, "
+        page.figures([(path, text + "with a standard deviation over the seeds of both.")])
         return
     if not students:
         return
