@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -154,6 +156,33 @@ def launch() -> Callable[..., tuple[int, str]]:
         return run_to_the_end(command, timeout_seconds, {**cpu, **(environment or {})})
 
     return launch_ranks
+
+
+@pytest.fixture(scope="session")
+def watch(launch: Callable[..., tuple[int, str]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Watched]:
+    """`watch(arguments)` is `launch` of two ranks that note what they see of their run (engine/watched_pretrain.py)."""
+
+    def watch_ranks(arguments: Sequence[str]) -> Watched:
+        notes = tmp_path_factory.mktemp("notes")
+        path = os.pathsep.join([str(Path(__file__).parent / "engine"), os.environ.get("PYTHONPATH", "")])
+        environment = {"NOTES": str(notes), "PYTHONPATH": path}
+        code, output = launch(2, arguments, module="watched_pretrain", environment=environment)
+        return Watched(code, output, [json.loads(file.read_text()) for file in sorted(notes.iterdir())])
+
+    return watch_ranks
+
+
+class Watched(NamedTuple):
+    code: int
+    output: str
+    notes: list[dict[str, Any]]
+    """By rank."""
+
+
+@pytest.fixture
+def port() -> int:
+    """A TCP port for the ranks of one launch to meet at."""
+    return free_port()
 
 
 def run_to_the_end(

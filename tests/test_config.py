@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from dwt_ds.config import (
     DataConfig,
     DistillConfig,
+    FusedConfig,
     RunConfig,
     Schedule,
     StudentConfig,
@@ -20,7 +21,7 @@ from dwt_ds.config import (
 )
 from dwt_ds.recipe import parse_run_config
 
-SECTIONS = [RunConfig, DataConfig, StudentConfig, TeacherConfig, DistillConfig, TrainConfig, Schedule]
+SECTIONS = [RunConfig, DataConfig, StudentConfig, FusedConfig, TeacherConfig, DistillConfig, TrainConfig, Schedule]
 # Every leaf of the tree by its dotted name, but for the two mappings that other rooms check.
 LEAVES = sorted(
     f"{prefix}{field.name}"
@@ -28,6 +29,7 @@ LEAVES = sorted(
         ("", RunConfig),
         ("data.", DataConfig),
         ("student.", StudentConfig),
+        ("fused.", FusedConfig),
         ("teacher.", TeacherConfig),
         ("distill.", DistillConfig),
         ("distill.soft_weight.", Schedule),

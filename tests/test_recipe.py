@@ -22,6 +22,7 @@ PUBLIC_RECIPES = {
     "paper_strong",
     "paper_decay",
     "paper_remap",
+    "paper_lamb",
     "large",
 }
 Write = Callable[..., str]
@@ -47,7 +48,7 @@ def one_line(error: BaseException) -> str:
 
 
 def test_the_packaged_recipes_are_the_promised_ones() -> None:
-    assert set(recipe_names()) == PUBLIC_RECIPES | {"paper_lamb"}
+    assert set(recipe_names()) == PUBLIC_RECIPES
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC_RECIPES))
@@ -65,7 +66,7 @@ def test_no_two_packaged_recipes_share_an_output_folder() -> None:
     assert len(set(folders)) == len(folders)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in PUBLIC_RECIPES if name.startswith("paper_")))
+@pytest.mark.parametrize("name", sorted(name for name in PUBLIC_RECIPES - {"paper_lamb"} if name.startswith("paper_")))
 def test_paper_recipes_have_the_numbers_of_the_paper(name: str) -> None:
     config = load_recipe(name).config
     train, student = config.train, config.student
@@ -81,6 +82,17 @@ def test_paper_recipes_have_the_numbers_of_the_paper(name: str) -> None:
     assert config.distill.soft_positions == "labelled"
     assert config.distill.temperature_squared is False
     assert config.deepspeed_config == "zero2_bf16"
+
+
+def test_the_lamb_recipe_is_the_weak_one_at_8192_rows_with_the_numbers_of_lambs_paper() -> None:
+    """You et al. (2020), table 4: the rate 5 / (2^1 x 10^3), warm-up over a twentieth of the steps."""
+    config, weak = load_recipe("paper_lamb").config, load_recipe("paper_weak").config
+    train = config.train
+    assert (config.student, config.teacher, config.distill) == (weak.student, weak.teacher, weak.distill)
+    assert train.micro_batch_size * train.gradient_accumulation_steps * 8 == 8192
+    assert (train.learning_rate, train.warmup_ratio, train.weight_decay) == (5 / 2000, 1 / 20, 0.01)
+    assert (train.epochs, train.max_steps) == (20, None)
+    assert (config.deepspeed_config, config.deepspeed["optimizer"]["type"]) == ("zero0", "Lamb")
 
 
 @pytest.mark.parametrize(

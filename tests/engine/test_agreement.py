@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -107,6 +108,7 @@ def test_a_rank_with_other_data_stops_all_before_training(tiny_recipe: Path, tin
     other = tmp_path / "other"
     shutil.copytree(tiny_data, other)
     manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
+    manifest_fingerprint = manifest["fingerprint"]
     manifest.update(fingerprint="f" * 64)
     (other / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     run = [str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
@@ -114,7 +116,13 @@ def test_a_rank_with_other_data_stops_all_before_training(tiny_recipe: Path, tin
     assert [rank.code for rank in said] == [2, 2], said
     first, *table = said[0].err.splitlines()
     assert first.startswith("error: the hosts read different data or settings; put the same files at the same path")
-    assert [line.split()[0] for line in table] == ["what", "data", "ffffffffffff", "settings", table[4].split()[0]]
+    heading, ours, theirs, *settings = (line.split() for line in table)
+    assert (heading[0], ours[:2], theirs[0]) == ("what", ["data", manifest_fingerprint[:12]], "ffffffffffff")
+    assert settings[0][0] == "settings"
+    digests = [settings[0][1], settings[1][0]]
+    assert all(re.fullmatch("[0-9a-f]{12}", digest) for digest in digests), table
+    assert digests[0] != digests[1]
+    assert len(settings) == 2, table
     assert "tokenizer" not in said[0].err
     assert said[1].err == ""
     assert not (tmp_path / "run").exists()

@@ -13,15 +13,14 @@ import pytest
 pytestmark = pytest.mark.timeout(600)
 
 SHARED_MEMORY = Path("/dev/shm")
+CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="no /dev/shm")
-def test_a_collective_over_two_ranks_is_timed_and_leaves_no_shared_memory_behind() -> None:
-    port = "29671"
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", port]
-    done = subprocess.run(
-        [*command, "--module", "dwt_ds.engine.collective_check"], capture_output=True, text=True, timeout=500
-    )
+def test_a_collective_over_two_ranks_is_timed_and_leaves_no_shared_memory_behind(port: int) -> None:
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(port)]
+    command += ["--module", "dwt_ds.engine.collective_check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, **CPU})
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("dwt-ds collective: "))
     measured = json.loads(line.partition(": ")[2])
@@ -41,6 +40,5 @@ start_ranks(7.0)
 groups = [dist.group.WORLD, dist.new_group([0])]
 print([group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups])
 """
-    settings = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **settings})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **CPU})
     assert done.stdout.splitlines()[-1:] == ["[7.0, 7.0]"], done.stderr

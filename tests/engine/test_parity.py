@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM
 
+from dwt_ds.cli.main import main
 from dwt_ds.config import StudentConfig
-from dwt_ds.data.batches import Batch, StepBatches
+from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.masks import Masking
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.models.build import build_student
@@ -39,8 +41,10 @@ SETTINGS = [
 
 
 def run(launch: Launch, ranks: int, recipe: Path, output: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Rows of the metrics; what it said is in the file `said`."""
     code, text = launch(ranks, [str(recipe), f"output_dir={output}", *SETTINGS, *overrides])
     assert code == 0, text
+    (output / "said").write_text(text)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -66,13 +70,35 @@ def global_batches(data: PreparedData, micro_batch_size: int, accumulation: int,
     return [[batch for batches in of_rank for batch in batches[step]] for step in range(STEPS)]
 
 
-def test_two_ranks_equal_plain_adamw(launch: Launch, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path) -> None:
-    overrides = ["train.micro_batch_size=1", "train.gradient_accumulation_steps=2"]
-    rows = run(launch, 2, tiny_recipe, tmp_path / "run", *overrides)
+@pytest.fixture(scope="module")
+def padded_data(tiny_text: Path, tiny_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_data`, but with the end of every document padded."""
+    folder = tmp_path_factory.mktemp("padded") / "data"
+    arguments = f"prepare --text {tiny_text} --tokenizer {tiny_vocabulary} --out {folder} --seq-len 32 --workers 1"
+    assert main([*arguments.split(), "--keep-documents-apart", "--validation", "0.1"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("positions", "folder"), [("labelled", "tiny_data"), ("all", "tiny_data"), ("all", "padded_data")]
+)
+def test_two_ranks_equal_plain_adamw(
+    positions: str,
+    folder: str,
+    launch: Launch,
+    tiny_recipe: Path,
+    tiny_teacher: Path,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    data = PreparedData.open(request.getfixturevalue(folder))
+    overrides = ["train.micro_batch_size=1", "train.gradient_accumulation_steps=2", f"data.dir={data.folder}"]
+    rows = run(launch, 2, tiny_recipe, tmp_path / "run", *overrides, f"distill.soft_positions={positions}")
     trained = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "export")
 
-    data = PreparedData.open(tiny_recipe_value(tiny_recipe, "dir"))
     steps = global_batches(data, micro_batch_size=1, accumulation=2, world_size=2)
+    padded = sum(batch.token_count < 31 for step in steps for batch in step)
+    assert padded > 20 if folder == "padded_data" else padded < 2
     per_rank = [[sum(len(b.labels) for b in step[:2]), sum(len(b.labels) for b in step[2:])] for step in steps]
     assert any(0 in counts and sum(counts) > 0 for counts in per_rank), "the test wants a rank without labels"
     assert any(counts[0] != counts[1] for counts in per_rank)
@@ -82,7 +108,7 @@ def test_two_ranks_equal_plain_adamw(launch: Launch, tiny_recipe: Path, tiny_tea
     tokenizer = data.tokenizer()
     plain = build_student(shape, vocab_size=len(tokenizer), seq_len=32, pad_token_id=tokenizer.pad_token_id)
     teacher = AutoModelForMaskedLM.from_pretrained(tiny_teacher).eval()
-    expected_losses = train_plainly(plain, teacher, steps, losses(rows, "learning_rate"))
+    expected_losses = train_plainly(plain, teacher, steps, losses(rows, "learning_rate"), positions)
 
     torch.testing.assert_close(losses(rows), expected_losses, rtol=0, atol=1e-5)
     assert plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
@@ -92,23 +118,28 @@ def test_two_ranks_equal_plain_adamw(launch: Launch, tiny_recipe: Path, tiny_tea
 
 
 def train_plainly(
-    student: torch.nn.Module, teacher: torch.nn.Module, steps: list[list[Batch]], learning_rates: list[float]
+    student: torch.nn.Module,
+    teacher: torch.nn.Module,
+    steps: list[list[Batch]],
+    learning_rates: list[float],
+    positions: str,
 ) -> list[float]:
     """AdamW on the mean over each step's whole global batch, by the formula and full logits; the losses."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=1.0, weight_decay=0.01)
     losses = []
     for step, learning_rate in zip(steps, learning_rates):
-        count = sum(len(batch.labels) for batch in step)
+        hard_count = soft_count = sum(len(batch.labels) for batch in step)
+        if positions == "all":
+            soft_count = sum(batch.token_count for batch in step)
         loss = torch.zeros(())
         for batch in step:
-            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            logits = student(**inputs).logits.flatten(0, 1)[batch.positions]
+            logits = all_logits(student, batch)
             with torch.no_grad():
-                teacher_logits = teacher(**inputs).logits.flatten(0, 1)[batch.positions]
-            hard = F.cross_entropy(logits, batch.labels, reduction="sum")
-            p = F.softmax(teacher_logits / TEMPERATURE, -1)
-            log_ratio = F.log_softmax(teacher_logits / TEMPERATURE, -1) - F.log_softmax(logits / TEMPERATURE, -1)
-            loss = loss + (hard + SOFT_WEIGHT * (p * log_ratio).sum()) / max(count, 1)
+                teacher_logits = all_logits(teacher, batch)
+            hard = F.cross_entropy(logits[batch.positions], batch.labels, reduction="sum")
+            rows = batch.attention_mask.flatten().bool() if positions == "all" else batch.positions
+            soft = divergence(teacher_logits[rows], logits[rows])
+            loss = loss + hard / max(hard_count, 1) + SOFT_WEIGHT * soft / max(soft_count, 1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP)
@@ -119,8 +150,23 @@ def train_plainly(
     return losses
 
 
-def test_one_rank_equals_two_at_the_same_global_batch(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
-    two = run(launch, 2, tiny_recipe, tmp_path / "two", "train.micro_batch_size=2")
+def all_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """(B x S, V)."""
+    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.flatten(0, 1)
+
+
+def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) at the temperature, summed over the rows."""
+    teacher_log, student_log = (F.log_softmax(each / TEMPERATURE, -1) for each in (teacher_logits, logits))
+    return (teacher_log.exp() * (teacher_log - student_log)).sum()
+
+
+def test_one_rank_equals_two_at_the_same_global_batch(
+    launch: Launch, tiny_recipe: Path, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """And both look at the held-out text as plain models do; the second of two ranks has the fewer rows of it."""
+    held_out_rows = "train.eval_rows=13"
+    two = run(launch, 2, tiny_recipe, tmp_path / "two", "train.micro_batch_size=2", held_out_rows)
     one = run(
         launch,
         1,
@@ -128,11 +174,27 @@ def test_one_rank_equals_two_at_the_same_global_batch(launch: Launch, tiny_recip
         tmp_path / "one",
         "train.micro_batch_size=2",
         "train.gradient_accumulation_steps=2",
+        held_out_rows,
     )
     assert losses(one, "tokens") == losses(two, "tokens")
     torch.testing.assert_close(losses(one), losses(two), rtol=0, atol=1e-5)
-    held_out = [[row["eval_hard_loss"] for row in rows if "eval_hard_loss" in row] for rows in (one, two)]
-    torch.testing.assert_close(held_out[0], held_out[1], rtol=0, atol=1e-5)
+
+    data = PreparedData.open(tiny_data)
+    whole = {"micro_batch_size": 13, "max_rows": 13, "rank": 0, "world_size": 1, "masking": MASKING}
+    [batch] = validation_batches(data.validation, data.facts, **whole)
+    with torch.no_grad():
+        teacher_logits = all_logits(AutoModelForMaskedLM.from_pretrained(tiny_teacher).eval(), batch)[batch.positions]
+        for name, rows in (("one", one), ("two", two)):
+            exported = AutoModelForMaskedLM.from_pretrained(tmp_path / name / "export").eval()
+            logits = all_logits(exported, batch)[batch.positions]
+            [held_out] = [row for row in rows if "eval_hard_loss" in row]
+            assert held_out["eval_hard_loss"] == pytest.approx(F.cross_entropy(logits, batch.labels).item(), abs=1e-5)
+            soft = divergence(teacher_logits, logits).item() / len(batch.labels)
+            assert held_out["eval_soft_loss"] == pytest.approx(soft, abs=1e-5)
+            said = re.search(r"teacher: .*held-out MLM loss ([\d.]+)", (tmp_path / name / "said").read_text())
+            assert said is not None
+            expected = F.cross_entropy(teacher_logits, batch.labels).item()
+            assert float(said[1]) == pytest.approx(expected, abs=6e-5)
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +223,3 @@ def test_monitor_sections_of_the_json_get_the_metrics(monitored_run: tuple[Path,
     assert [float(line.split(",")[1]) for line in written] == pytest.approx(losses(rows, "soft_loss"))
     assert list((folder / "csv_monitor" / "job").glob("*eval_hard_loss.csv"))
     assert list((folder / "tensorboard" / "job").glob("events.out.tfevents.*"))
-
-
-def tiny_recipe_value(recipe: Path, key: str) -> str:
-    import yaml
-
-    return str(yaml.safe_load(recipe.read_text())["data"][key])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from safetensors.torch import load_file
 
 Launch = Callable[..., tuple[int, str]]
 
+# Many more than a run takes between its first checkpoint and its death.
+STEPS = 80
 # Dropout on, the epoch's end inside the run, micro-batches of several accumulation steps.
 SETTINGS = [
-    "train.max_steps=40",
+    f"train.max_steps={STEPS}",
     "train.checkpoint_every=4",
     "train.gradient_accumulation_steps=2",
-    "train.eval_every=10",
+    "train.eval_every=20",
     "student.dropout=0.2",
     "distill.soft_weight={schedule: linear, start: 4, end: 1}",
 ]
@@ -35,36 +38,39 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
-def kill_after_checkpoint(recipe: Path, output: Path, ranks: int) -> int:
+def kill_after_checkpoint(recipe: Path, output: Path, ranks: int, port: int, *settings: str) -> int:
     """Start a run, SIGKILL all of its processes once a checkpoint stands; the step of the newest then."""
     programs = Path(sys.executable).parent
-    command = [sys.executable, str(programs / "deepspeed"), "--num_gpus", str(ranks), "--master_port", "29617"]
-    command += ["--module", "dwt_ds.pretrain", str(recipe), f"output_dir={output}", *SETTINGS]
+    command = [sys.executable, str(programs / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(port)]
+    command += ["--module", "dwt_ds.pretrain", str(recipe), f"output_dir={output}", *SETTINGS, *settings]
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    settings = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
-    process = subprocess.Popen(command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
+    cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PATH": path}
+    process = subprocess.Popen(command, env={**os.environ, **cpu}, stdout=subprocess.DEVNULL)
     pointer = output / "checkpoints" / "latest"
     waited_until = time.monotonic() + 200
     while not pointer.is_file() and time.monotonic() < waited_until and process.poll() is None:
         time.sleep(0.005)
-    for each in [process_of(process.pid), *process_of(process.pid).children(recursive=True)]:
-        each.send_signal(signal.SIGKILL)
+    assert process.poll() is None, "it ended by itself"
+    launcher = psutil.Process(process.pid)
+    for each in [launcher, *launcher.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            each.send_signal(signal.SIGKILL)
     process.wait()
     return int(pointer.read_text().split("_")[1])
 
 
-def process_of(pid: int) -> psutil.Process:
-    return psutil.Process(pid)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_killed_run_resumes_bit_identically(ranks: int, launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 1)])
+def test_a_killed_run_resumes_bit_identically(
+    ranks: int, workers: int, launch: Launch, port: int, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Also if batches come from other processes than those of the run that nothing happened to."""
     code, output = launch(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'straight'}", *SETTINGS])
     assert code == 0, output
-    step = kill_after_checkpoint(tiny_recipe, tmp_path / "killed", ranks)
-    assert 4 <= step < 40, "killed too late to show anything"
+    loading = f"data.workers={workers}"
+    step = kill_after_checkpoint(tiny_recipe, tmp_path / "killed", ranks, port, loading)
+    assert 4 <= step < STEPS, "killed too late to show anything"
 
-    code, output = launch(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'killed'}", *SETTINGS])
+    code, output = launch(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'killed'}", *SETTINGS, loading])
     assert code == 0, output
     assert "resuming from" in output
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")

@@ -258,15 +258,26 @@ def test_a_loss_spike_is_skipped(faulty: Launch, tiny_recipe: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 2)])
+@pytest.mark.parametrize(
+    ("before", "after", "stage", "precision"),
+    [(2, 1, 2, "fp32"), (1, 2, 2, "fp32"), (4, 2, 2, "fp32"), (2, 1, 1, "fp32"), (1, 2, 1, "bf16"), (2, 1, 2, "bf16")],
+)
 def test_another_number_of_ranks_goes_on_with_the_same_losses(
-    before: int, after: int, launch: Launch, faulty: Launch, tiny_recipe: Path, tmp_path: Path
+    before: int,
+    after: int,
+    stage: int,
+    precision: str,
+    launch: Launch,
+    faulty: Launch,
+    tiny_recipe: Path,
+    tmp_path: Path,
 ) -> None:
     """The same global batch of 16 rows, dropout off: data order, masks, optimizer and losses go on as they were."""
 
     def settings(ranks: int, run: str) -> list[str]:
         batch = ["train.micro_batch_size=4", f"train.gradient_accumulation_steps={4 // ranks}"]
         fixed = ["student.dropout=0", "train.max_steps=12", "train.eval_every=5"]
+        fixed += [f"deepspeed_config=zero2_{precision}", f"deepspeed.zero_optimization.stage={stage}"]
         return [str(tiny_recipe), f"output_dir={tmp_path / run}", *batch, *fixed]
 
     code, output = launch(before, settings(before, "straight"))
@@ -278,10 +289,12 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(
     assert f"it was written by {before} ranks" in output
     straight, changed = metrics(tmp_path / "straight"), metrics(tmp_path / "changed")
     assert [row["step"] for row in straight] == [row["step"] for row in changed]
+    # In bf16 other sums of micro-batches are other roundings.
+    close = 1e-5 if precision == "fp32" else 1e-2
     for ours, theirs in zip(changed, straight, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            assert value == pytest.approx(theirs[name], abs=1e-5), (ours["step"], name)
+            assert value == pytest.approx(theirs[name], abs=close), (ours["step"], name)
     assert not list((tmp_path / "changed" / "checkpoints").glob("*.universal"))
 
 
@@ -337,10 +350,17 @@ def test_a_stuck_rank_is_named_and_the_run_ends(faulty: Launch, tiny_recipe: Pat
     assert remembered[-1]["profiling_name"] == "gloo:all_reduce"
 
 
+def test_a_crash_below_python_says_where(faulty: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = [f"output_dir={tmp_path / 'run'}", "train.max_steps=8"]
+    code, output = faulty(1, [str(tiny_recipe), *settings], "signal SIGSEGV training 0")
+    assert code != 0
+    assert "Fatal Python error: Segmentation fault" in output
+    assert re.search(r'pretrain\.py", line \d+ in train', output), output
+
+
 def test_a_run_that_keeps_every_so_many_steps(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = ["train.checkpoint_every=1", "train.keep_last=1", "train.keep_every=3", "train.max_steps=7"]
     assert launch(1, [str(tiny_recipe), f"output_dir={tmp_path}", *settings])[0] == 0
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))
     assert kept == ["step_00000003", "step_00000006", "step_00000007"]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["keep_every"] == 3
-    assert (tmp_path.stat().st_mode & 0o777) != 0o777

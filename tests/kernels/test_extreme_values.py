@@ -15,14 +15,14 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def test_same_models(backend, make_inputs, dtype, temperature):
     student, _, labels = make_inputs(5000, dtype)
     soft = distill_loss(student, student.clone(), labels, backend=backend, temperature=temperature).soft
-    assert -1e-7 <= soft <= 1e-6
+    assert 0 <= soft <= 1e-6
 
 
 def test_nearly_the_same_models(backend, make_inputs):
     student, _, labels = make_inputs(5000)
     teacher = student * (1 + 1e-6)
     soft = distill_loss(student, teacher, labels, backend=backend, reduction="none", temperature=1.3).soft
-    assert (soft >= -1e-7).all()
+    assert (soft >= 0).all()
     assert (soft <= 1e-6).all()
 
 

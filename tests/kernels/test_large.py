@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from dwt_kernels import distill_loss
+from dwt_kernels.arguments import resolve_objective
+from dwt_kernels.backends import backend_module
 
 VOCABULARY = 256_000
 
@@ -19,15 +21,29 @@ def test_rows_far_apart(backend, make_inputs):
     """The last row begins 2 x (2^30 + 8) elements after the first."""
     student, teacher, labels = make_inputs(401, torch.bfloat16, rows=3)
     labels[1] = 7
-    far = []
-    for near in (student, teacher):
-        stride = 2**30 + 8
-        storage = torch.empty(2 * stride + near.shape[1], dtype=near.dtype, device=near.device)
-        far.append(storage.as_strided(near.shape, (stride, 1)))
-        far[-1].copy_(near)
     expected = _with_gradient(student, teacher, labels, backend)
-    for ours, exact in zip(_with_gradient(*far, labels, backend), expected):
+    for ours, exact in zip(_with_gradient(_far_apart(student), _far_apart(teacher), labels, backend), expected):
         torch.testing.assert_close(ours, exact, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_rows_of_a_gradient_far_apart(backend, make_inputs, in_place):
+    """As above, of what is written: a gradient of its own, and one over the student's logits."""
+    student, teacher, labels = make_inputs(401, torch.bfloat16, rows=3)
+    labels[1] = 7
+    rows = backend_module(backend)
+    keywords = {"temperature": 2.0, "hard_weight": 1.0, "soft_weight": 1.0, "temperature_squared": False}
+    keywords |= {"normalizer": None, "reduction": "mean", "ignore_index": -100, "soft_positions": "labelled"}
+    objective = resolve_objective(labels.device, **keywords, backend=backend)
+    scalars, upstream = rows.prepare(labels, 401, objective), torch.ones((), device=labels.device)
+    far = _far_apart(student)
+    if in_place:
+        rows.row_statistics_and_gradients(upstream, scalars, far, None, teacher, None, labels, -100, False)
+    else:
+        statistics = rows.row_statistics(student, None, teacher, None, labels, scalars, -100, False)
+        rows.row_gradients(upstream, scalars, student, teacher, labels, statistics, -100, False, far)
+    _, expected = _with_gradient(student, teacher, labels, backend)
+    torch.testing.assert_close(far, expected)
 
 
 @pytest.mark.slow
@@ -47,6 +63,13 @@ def test_more_logits_than_32_bits_count(backend, make_inputs):
         assert (gradient[row].float() - exact).norm() < 2**-8 * exact.norm()
     assert not gradient[1].any()
     assert not gradient[-3].any()
+
+
+def _far_apart(near):
+    """The same rows 2^30 + 8 elements apart, in memory that is touched only where they are."""
+    stride = 2**30 + 8
+    storage = torch.empty((near.shape[0] - 1) * stride + near.shape[1], dtype=near.dtype, device=near.device)
+    return storage.as_strided(near.shape, (stride, 1)).copy_(near)
 
 
 def _with_gradient(student, teacher, labels, backend, **keywords):

@@ -6,13 +6,15 @@ What gloo cannot show: on a CPU `overlap_comm` has no second stream, so the arit
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-Launch = Callable[..., tuple[int, str]]
+Watch = Callable[..., Any]
 
 pytestmark = pytest.mark.slow
 ZERO = "deepspeed.zero_optimization"
@@ -49,24 +51,59 @@ SETTINGS = {
 }
 
 
-def losses(launch: Launch, recipe: Path, output: Path, overrides: list[str]) -> list[float]:
-    code, text = launch(2, [str(recipe), f"output_dir={output}", *COMMON, *overrides])
+def losses(watch: Watch, recipe: Path, output: Path, overrides: list[str]) -> tuple[list[float], dict[str, Any]]:
+    """Also rank 0's notes (tests/engine/watched_pretrain.py)."""
+    code, text, notes = watch([str(recipe), f"output_dir={output}", *COMMON, *overrides])
     assert code == 0, text
     rows = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row["loss"] for row in rows if "loss" in row], notes[0]
 
 
 @pytest.fixture(scope="module")
-def plain(launch: Launch, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    return losses(launch, tiny_recipe, tmp_path_factory.mktemp("plain") / "run", [])
+def plain(
+    watch: Watch, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[float], dict[str, Any]]:
+    return losses(watch, tiny_recipe, tmp_path_factory.mktemp("plain") / "run", [])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_losses_are_those_of_plain_zero_2(
-    name: str, plain: list[float], launch: Launch, tiny_recipe: Path, tmp_path: Path
+    name: str, plain: tuple[list[float], dict[str, Any]], watch: Watch, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    assert len(plain) == 6
-    assert losses(launch, tiny_recipe, tmp_path / "run", SETTINGS[name]) == pytest.approx(plain, abs=1e-5)
+    expected, plain_notes = plain
+    assert len(expected) == 6
+    found, notes = losses(watch, tiny_recipe, tmp_path / "run", SETTINGS[name])
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert_in_effect(name, notes, plain_notes)
+
+
+def assert_in_effect(name: str, notes: dict[str, Any], plain: dict[str, Any]) -> None:
+    """That the settings are not ignored, since equal losses would not tell."""
+    collectives, before = Counter(notes["collectives"]), Counter(plain["collectives"])
+    optimizer = notes["optimizer"]
+    assert plain["optimizer"] == {
+        "is": "DeepSpeedZeroOptimizer",
+        "overlap_comm": False,
+        "partition_gradients": True,
+        "cpu_offload": False,
+    }
+    if name.startswith("overlap_comm"):
+        assert optimizer["overlap_comm"]
+        assert collectives["all_reduce"] >= before["all_reduce"] + 6 * 3, "in several buckets a step"
+    if name == "reduce to the owner":
+        assert before["reduce"] == 0
+        assert collectives["reduce"] >= 6 * 2, "to each of two ranks"
+    if name.startswith("ZeRO-1"):
+        assert not optimizer["partition_gradients"]
+    if name == "offloaded optimizer":
+        assert optimizer["cpu_offload"]
+    if name.startswith("ZeRO-3"):
+        assert optimizer["is"] == "DeepSpeedZeroOptimizer_Stage3"
+        # Once for both passes; the first step, which learns the order, for each.
+        gatherings = collectives["gathered"] / notes["parameters"] / 6
+        assert gatherings > (1.5 if "let go" in name or "hpZ" in name else 0.9)
+        assert gatherings < 1.5 or name != "ZeRO-3"
+        assert (collectives["in the second partition"] >= 6) == ("hpZ" in name)
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +118,21 @@ def wide_teacher(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def whole_teacher(
-    launch: Launch, tiny_recipe: Path, wide_teacher: str, tmp_path_factory: pytest.TempPathFactory
+    watch: Watch, tiny_recipe: Path, wide_teacher: str, tmp_path_factory: pytest.TempPathFactory
 ) -> list[float]:
-    return losses(launch, tiny_recipe, tmp_path_factory.mktemp("whole") / "run", [wide_teacher])
+    return losses(watch, tiny_recipe, tmp_path_factory.mktemp("whole") / "run", [wide_teacher])[0]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_losses_with_a_sharded_teacher_are_those_with_a_whole_one(
     stage: int,
     whole_teacher: list[float],
-    plain: list[float],
+    plain: tuple[list[float], dict[str, Any]],
     wide_teacher: str,
-    launch: Launch,
+    watch: Watch,
     tiny_recipe: Path,
     tmp_path: Path,
 ) -> None:
     overrides = [wide_teacher, "teacher.sharded=true", f"{ZERO}.stage={stage}"]
-    assert whole_teacher != pytest.approx(plain, abs=1e-2)  # this teacher does make a difference
-    assert losses(launch, tiny_recipe, tmp_path / "run", overrides) == pytest.approx(whole_teacher, abs=1e-5)
+    assert whole_teacher != pytest.approx(plain[0], abs=1e-2)  # this teacher does make a difference
+    assert losses(watch, tiny_recipe, tmp_path / "run", overrides)[0] == pytest.approx(whole_teacher, abs=1e-5)

@@ -14,15 +14,16 @@ from dwt_ds.cli.main import main
 from dwt_ds.plan.settings import settle
 from dwt_ds.study import run as study_run
 
-# Stands for a pre-training: complete at once, or failing if told so.
+# Stands for a pre-training: complete at once, or ending with another exit code if told so.
 STAND_IN = """
 import json, pathlib, sys
-folder, config, ds_config, identity, fails = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+folder, config, ds_config, identity, code = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "starts", "a") as file:
     file.write("started\\n")
-if fails == "True":
-    sys.exit("no luck")
+if code != "0":
+    print("no luck")
+    sys.exit(int(code))
 (folder / "config.yaml").write_text(config)
 (folder / "ds_config.json").write_text(ds_config)
 (folder / "run.json").write_text(identity)
@@ -33,19 +34,19 @@ if fails == "True":
 
 
 @pytest.fixture
-def fail_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
-    """Runs of so many layers fail; nothing is trained."""
-    program, failing = tmp_path / "stand_in.py", list[int]()
+def exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, int]:
+    """What runs end with, by their layers, where it is not 0; nothing is trained."""
+    program, codes = tmp_path / "stand_in.py", dict[int, int]()
     program.write_text(STAND_IN, encoding="utf-8")
 
     def command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
         settings = settle(str(recipe), list(overrides), None, ranks)
         config, identity = settings.config, {"data": settings.corpus.fingerprint}
         files = [yaml.safe_dump(config.to_dict()), json.dumps(settings.ds_values), json.dumps(identity)]
-        return [sys.executable, str(program), config.output_dir, *files, str(config.student.layers in failing)]
+        return [sys.executable, str(program), config.output_dir, *files, str(codes.get(config.student.layers, 0))]
 
     monkeypatch.setattr(study_run, "pretrain_command", command)
-    return failing
+    return codes
 
 
 @pytest.fixture

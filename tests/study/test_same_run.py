@@ -12,7 +12,7 @@ from dwt_ds.cli.main import main
 
 
 def test_a_folder_with_other_settings_is_refused(
-    fail_layers: list[int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
     assert main([*arguments, "train.warmup_ratio=0.2"]) == 0
@@ -38,7 +38,7 @@ def test_a_folder_with_other_settings_is_refused(
 
 
 def test_a_folder_with_another_batch_or_other_data_is_refused(
-    fail_layers: list[int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     arguments = ["study", "remapping", "--out", str(tmp_path / "study")]
     assert main([*arguments, f"data.dir={tiny_data}"]) == 0
@@ -57,7 +57,7 @@ def test_a_folder_with_another_batch_or_other_data_is_refused(
 
 
 def test_what_only_the_json_says_is_compared_too(
-    fail_layers: list[int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     params = {"lr": "auto", "betas": [0.9, 0.98], "eps": "auto", "weight_decay": 0.02}
     path = tmp_path / "mine.json"
@@ -74,7 +74,7 @@ def test_what_only_the_json_says_is_compared_too(
 
 
 def test_runs_without_a_teacher_have_no_use_for_a_soft_weight(
-    fail_layers: list[int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
     adaptive = "distill.soft_weight={schedule: adaptive, start: 4, end: 0}"

@@ -20,6 +20,7 @@ from dwt_ds.study.estimate import Cost
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import grid_names, load_grid
 from dwt_ds.study.run import Study, StudyOptions
+from dwt_ds.supervise import STOPPED
 
 
 def starts(study: Path, name: str) -> int:
@@ -28,11 +29,11 @@ def starts(study: Path, name: str) -> int:
 
 
 def test_a_failure_does_not_lose_the_others_and_the_next_start_goes_on(
-    fail_layers: list[int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "study"
     arguments = ["study", "teacher_quality", "--out", str(study), f"data.dir={tiny_data}"]
-    fail_layers.append(2)
+    exit_codes[2] = 1
     assert main(arguments) == 1
     said = capsys.readouterr().out
     assert "5 of 7 runs are finished" in said
@@ -42,7 +43,7 @@ def test_a_failure_does_not_lose_the_others_and_the_next_start_goes_on(
     status = {run["name"]: run["status"] for run in json.loads((study / "teacher_quality.json").read_text())["runs"]}
     assert status["with_teacher1-s42"] == "finished"
 
-    fail_layers.clear()
+    exit_codes.clear()
     assert main(arguments) == 0
     assert "7 of 7 runs are finished" in capsys.readouterr().out
     assert [starts(study, name) for name in ("teacher4-s42", "teacher2-s42", "with_teacher2-s42")] == [1, 2, 1]
@@ -50,6 +51,27 @@ def test_a_failure_does_not_lose_the_others_and_the_next_start_goes_on(
     # Another grid takes over the runs that it has in common with this one.
     assert main(["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]) == 0
     assert [starts(study, name) for name in ("alone-s42", "with_teacher4-s42", "with_teacher4-remap-s42")] == [1, 1, 1]
+
+
+def test_an_interrupted_run_ends_the_study_and_the_next_start_goes_on_with_it(
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's supervisor says that it saved and may go on."""
+    study = tmp_path / "study"
+    arguments = ["study", "teacher_quality", "--out", str(study), f"data.dir={tiny_data}"]
+    exit_codes[2] = STOPPED
+    assert main(arguments) == 130
+    assert "interrupted: the same command goes on from here" in capsys.readouterr().err
+    order = [run.name for run in load_grid("teacher_quality", "smoke").runs]
+    at = order.index("teacher2-s42")
+    assert 0 < at < len(order) - 1
+    assert [starts(study, name) for name in order] == [1] * (at + 1) + [0] * (len(order) - at - 1)
+    status = [run["status"] for run in json.loads((study / "teacher_quality.json").read_text())["runs"]]
+    assert status == ["finished"] * at + ["waiting"] * (len(order) - at)
+
+    exit_codes.clear()
+    assert main(arguments) == 0
+    assert [starts(study, name) for name in order] == [2 if name == "teacher2-s42" else 1 for name in order]
 
 
 def test_a_students_recipe_names_its_teachers_export(tmp_path: Path) -> None:
@@ -98,7 +120,7 @@ def test_missing_data_are_told_before_the_first_run(
     assert not (tmp_path / "runs").exists()
 
 
-def test_finished_runs_need_no_data(fail_layers: list[int], tiny_data: Path, tmp_path: Path) -> None:
+def test_finished_runs_need_no_data(exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "manifest.json").write_bytes((tiny_data / "manifest.json").read_bytes())
@@ -125,7 +147,7 @@ def test_a_runs_hours_are_those_of_its_plan(tiny_data: Path, tmp_path: Path) -> 
 
 
 def test_a_dry_run_counts_the_fine_tunings(
-    fail_layers: list[int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "study"
     arguments = ["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]
@@ -174,7 +196,7 @@ def test_glue_options_become_those_of_the_command() -> None:
 
 
 def test_asked_for_scores_every_export_of_a_run_is_fine_tuned(
-    fail_layers: list[int], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(command: list[str], log: Path) -> int:
         if "glue" not in command:

@@ -1,0 +1,86 @@
+"""`dwt_ds.pretrain` whose ranks note what they see of their run in $NOTES/rank_R.json; run as a module by the launcher.
+
+soft_weights   of every step, as this rank's loss has them
+optimizer      settings as DeepSpeed's optimizer has them after the last step
+collectives    what DeepSpeed did within training steps: calls by name, and elements that it gathered
+parameters     the student's elements
+teacher        its parameters' dtype
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+# Attributes of the stages' optimizers; None where one has no such thing.
+SETTINGS = ("overlap_comm", "partition_gradients", "cpu_offload")
+
+
+def count_collectives(counts: Counter[str], now: dict[str, bool]) -> None:
+    from deepspeed.comm.torch import TorchBackend
+    from deepspeed.utils import groups
+
+    def count(name: str) -> None:
+        plain = getattr(TorchBackend, name)
+
+        def counting(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            if now["training"]:
+                counts[name] += 1
+                counts["gathered"] += keywords["output_tensor"].numel() if name == "all_gather_into_tensor" else 0
+                second = groups._get_zero_param_intra_parallel_group()
+                counts["in the second partition"] += second is not None and keywords.get("group") is second
+            return plain(self, *arguments, **keywords)
+
+        setattr(TorchBackend, name, counting)
+
+    for name in ("all_reduce", "reduce", "all_gather_into_tensor"):
+        count(name)
+
+
+def watch() -> None:
+    from dwt_ds.run import Run
+
+    counts: Counter[str] = Counter()
+    now = {"training": False}
+    soft_weights: list[float] = []
+    plain_begin, plain_scale, plain_end, plain_finish = Run.begin_step, Run.scale_for, Run.end_step, Run.finish
+    count_collectives(counts, now)
+
+    def begin_step(self: Run, step: int) -> None:
+        plain_begin(self, step)
+        now["training"] = True
+
+    def scale_for(self: Run, step: int, micro_batches: Any) -> Any:
+        scale = plain_scale(self, step, micro_batches)
+        soft_weights.append(float(scale.soft_weight))
+        return scale
+
+    def end_step(self: Run, step: int) -> None:
+        now["training"] = False
+        plain_end(self, step)
+
+    def finish(self: Run) -> None:
+        optimizer = self.student.optimizer
+        parameters = [getattr(each, "ds_numel", each.numel()) for each in self.student.module.parameters()]
+        notes = {
+            "soft_weights": soft_weights,
+            "optimizer": {"is": type(optimizer).__name__} | {name: getattr(optimizer, name, None) for name in SETTINGS},
+            "collectives": counts,
+            "parameters": sum(parameters),
+            "teacher": str(next(self.teacher.model.parameters()).dtype) if self.teacher else None,
+        }
+        (Path(os.environ["NOTES"]) / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(notes))
+        plain_finish(self)
+
+    Run.begin_step, Run.scale_for, Run.end_step, Run.finish = begin_step, scale_for, end_step, finish
+
+
+if __name__ == "__main__":
+    from dwt_ds.pretrain import main
+
+    watch()
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""The first command of the README, with runs of four steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dwt_ds import quickstart
+
+SHORT = ["train.max_steps=4", "train.log_every=2", "train.eval_every=2", "train.eval_rows=16"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_it_trains_teacher_and_students_and_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = {name: [*words, *SHORT] for name, words in quickstart.RUN_OVERRIDES.items()}
+    monkeypatch.setattr(quickstart, "RUN_OVERRIDES", overrides)
+    assert quickstart.main() == 0
+    said = capfd.readouterr().out
+    table = said[said.index("model       held-out MLM loss") :].splitlines()
+    assert [line.split()[0] for line in table[1:4]] == ["teacher", "alone", "distilled"]
+    assert all(8 < float(line.split()[1]) < 10 for line in table[1:4]), "near log(8000) after four steps"
+    assert "[MASK] = " in said
+    assert (tmp_path / "runs" / "quickstart" / "curves.png").stat().st_size > 10_000
+    for name, teacher in (("teacher", None), ("alone", None), ("distilled", "runs/quickstart/teacher/export")):
+        run = tmp_path / "runs" / "quickstart" / name
+        assert (run / "complete.json").is_file()
+        assert yaml.safe_load((run / "config.yaml").read_text())["teacher"]["path"] == teacher
+    # The data are kept for the next start.
+    capfd.readouterr()
+    assert quickstart.main() == 0
+    said = capfd.readouterr().out
+    assert "dwt-ds prepare" not in said
+    assert said.count("already finished at step 4") == 3
