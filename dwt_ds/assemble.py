@@ -6,12 +6,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dwt_ds.config import DataConfig, TrainConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
@@ -24,10 +26,19 @@ from dwt_ds.engine.agreement import require_same_data, require_same_software
 from dwt_ds.engine.checkpoint import RunState
 from dwt_ds.engine.optimizers import check_optimizer
 from dwt_ds.engine.resume import NewestCheckpoint, check_world_size, load_checkpoint, newest_checkpoint
-from dwt_ds.engine.student import StudentEngine, check_monitors, check_precision, quieten_deepspeed, start_student
+from dwt_ds.engine.student import (
+    StudentEngine,
+    check_monitors,
+    check_precision,
+    leave_overflows_to_the_guard,
+    quieten_deepspeed,
+    start_student,
+)
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.loading import as_micro_batch
+from dwt_ds.manifest_files import read_manifest
 from dwt_ds.models.build import (
+    attention_implementation,
     build_student,
     load_masked_lm,
     longest_row,
@@ -73,7 +84,8 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
         facts = run_facts(settled)
         folder = RunFolder(settled.config.output_dir)
         folder.check_identity(identity(facts))
-        finished_steps = folder.finished_steps()
+        finished_steps = folder.finished_steps() if ranks.rank() == 0 else 0
+    finished_steps = ranks.from_every_rank(finished_steps)[0]  # another host may see the file later than rank 0
     if finished_steps >= settled.total_steps:
         _say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
         return None
@@ -83,8 +95,11 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     with ranks.all_or_none():
         if checkpoint.path is not None:
             check_world_size(checkpoint.path, settled.ds.zero_stage)
+            _check_length(checkpoint.path, settled)
         teacher = _start_teacher(settled, tokenizer)
         objective = _build_objective(settled, tokenizer)
+    if teacher is not None:
+        teacher.start()
     with ranks.all_or_none():
         if ranks.rank() == 0:
             folder.begin(identity(facts), settled.config.to_dict(), settled.ds_values)
@@ -93,6 +108,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     torch.manual_seed(settled.config.seed + 1 + ranks.rank())
     student = start_student(objective, settled.ds_values)
     state = _resume(student, checkpoint, folder, settled, facts)
+    leave_overflows_to_the_guard(student)
     adaptive = _adaptive_weight(settled, teacher_loss, state)
     train = settled.config.train
     batches = StepBatches(
@@ -145,6 +161,17 @@ def _watch(folder: RunFolder, train: TrainConfig) -> StuckWatch:
     )
 
 
+def _check_length(checkpoint: Path, settled: Settled) -> None:
+    step = int(read_manifest(checkpoint)["state"]["step"])
+    if step > settled.total_steps:
+        train = settled.config.train
+        asked = f"train.epochs={train.epochs}" if train.max_steps is None else f"train.max_steps={train.max_steps}"
+        raise ValueError(
+            f"{asked}: {checkpoint} stands at step {step} of a longer run, this one would have {settled.total_steps}; "
+            f"set train.max_steps={step} or more, or choose another output_dir"
+        )
+
+
 def _start_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> TeacherEngine | None:
     config = settled.config.teacher
     if config.path is None:
@@ -186,12 +213,25 @@ def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Di
         use_cpu_dropout(model)
     gathered = GatheredMaskedLM(model).to(ranks.device())
     fuse_layer_norms(model, config.fused.layer_norm, ranks.device())
-    check_against_own_logits(gathered)
-    freeze_unused_parameters(gathered)
+    with _attention_of_fp32(model):
+        check_against_own_logits(gathered)
+        freeze_unused_parameters(gathered)
     if settled.quantization is not None:
         # After the check above: rounding makes a large difference of a tiny one.
         prepare(model, settled.quantization)
     return DistillObjective(gathered, config.distill, settled.data.manifest.vocab_size)
+
+
+@contextmanager
+def _attention_of_fp32(model: PreTrainedModel) -> Iterator[None]:
+    """FlashAttention computes in 16 bits only, and the student is in fp32 until DeepSpeed casts it."""
+    chosen = model.config._attn_implementation
+    if chosen == "flash_attention_2":
+        model.config._attn_implementation = attention_implementation("auto", type(model))
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = chosen
 
 
 def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEngine | None) -> float | None:
@@ -247,8 +287,9 @@ def _resume(
             _say(f"it was written by {manifest['world_size']} ranks: optimizer shards cut anew, new dropout streams")
         for change in changed_settings(manifest["settings"], facts["settings"]):
             _say(f"changed since that checkpoint: {change}")
-    if ranks.rank() == 0:
-        folder.cut_metrics_back(state.step)
+    with ranks.all_or_none():
+        if ranks.rank() == 0:
+            folder.cut_metrics_back(state.step)
     start = {"step": state.step, "ranks": ranks.world_size(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     return replace(state, starts=[*state.starts, {**start, "versions": facts["versions"]}])
 

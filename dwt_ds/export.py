@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from dwt_ds.data.atomic import replace_folder
 from dwt_ds.manifest_files import file_facts, write_manifest
-from dwt_ds.models.build import longest_row
+from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantization_settings import Quantization
 from dwt_ds.models.quantized_export import write_quantized
 
@@ -31,14 +33,18 @@ def write_export(
         model: any copy of the student; only its configuration and tying are used.
         weights: fp32 state dict, tied weights once.
         card: text of README.md.
-        folder: replaced if it exists, but for the exports of earlier steps in it (`step_*`); a half-written one never
-            stands under this name.
+        folder: replaced if it exists, but for the exports of earlier steps in it (`step_*`); neither a half-written
+            nor a half-deleted one ever stands under this name.
         quantization: what the student was trained with; the rounded model goes to `folder`/quantized.
 
     Raises:
         RuntimeError: the folder, read back, gives other logits than the weights it was made from.
     """
-    plain = type(model)(model.config).float()
+    config = copy.deepcopy(model.config)
+    if config._attn_implementation == "flash_attention_2":
+        # It computes in 16 bits on a GPU only.
+        config._attn_implementation = attention_implementation("auto", type(model))
+    plain = type(model)(config).float()
     missing, unexpected = plain.load_state_dict(dict(weights), strict=False)
     tensors = plain.state_dict()
     loaded = {tensors[name].data_ptr() for name in weights if name in tensors}
@@ -65,8 +71,7 @@ def write_export(
     names = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
     write_manifest(temporary, {"files": file_facts(temporary, names)})
     _move_steps(folder, temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    replace_folder(temporary, folder)
 
 
 def _move_steps(source: Path, target: Path) -> None:

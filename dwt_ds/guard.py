@@ -62,7 +62,8 @@ class Guard:
         """Note whether the optimizer skipped the step.
 
         Raises:
-            TooManySkipsError: more than `max_skipped_share` of the last `skip_window` steps were skipped.
+            TooManySkipsError: this step was skipped, and with it more than `max_skipped_share` of the last
+                `skip_window`. A good step never raises, or a run could not go on from the window it ended with.
         """
         self._recent.append(skipped)
         if self._config.spike_sigma is not None:
@@ -70,7 +71,7 @@ class Guard:
                 self._losses = torch.cat([self._losses, self._total[None]])[-self._config.spike_window :]
             self._step_loss = torch.zeros_like(self._step_loss)
         count, most = sum(self._recent), self._config.max_skipped_share * self._config.skip_window
-        if count > most:
+        if skipped and count > most:
             raise TooManySkipsError(
                 f"{count} of the last {len(self._recent)} steps were skipped, train.max_skipped_share="
                 f"{self._config.max_skipped_share} allows {most:g} of {self._config.skip_window}; "

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import os
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from dwt_ds.quiet import quieten_libraries
@@ -34,35 +36,52 @@ def train(run: Run) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, assemble, train. Exit code 0 when the run is complete, 2 for a user's mistake."""
+    """Parse, assemble, train. Exit code 0 when the run is complete, 2 for a user's mistake, 3 for too many skips."""
     parser = argparse.ArgumentParser(prog="dwt_ds.pretrain", description=__doc__)
     parser.add_argument("recipe", help="path of a recipe, or the name of a packaged one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the recipe's")
     parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON, by path or packaged name")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
-    faulthandler.enable()  # a crash inside of a library says which line of Python led there
+    # A crash inside of a library says which line of Python led there; sys.stderr may be no file.
+    faulthandler.enable(file=2)
     stop = StopRequest()
     stop.listen()
     quieten_libraries()
+    from dwt_ds.engine.ranks import stop_ranks
+
+    try:
+        code = _assemble_and_train(options, stop)
+    except Exception:
+        # Of this rank alone, perhaps: to leave the group, NCCL would wait for the others, and they for this rank. The
+        # launcher ends them.
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    stop_ranks()
+    return code
+
+
+def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
+    """The exit code of an end that all ranks come to."""
     from dwt_ds.assemble import assemble
-    from dwt_ds.engine.ranks import OtherRankError, stop_ranks
+    from dwt_ds.engine.ranks import OtherRankError
     from dwt_ds.guard import TooManySkipsError
 
     try:
         run = assemble(options.recipe, options.overrides, options.deepspeed_config, stop)
-        if run is not None:
-            train(run)
     except OtherRankError:
         return 2
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    try:
+        if run is not None:
+            train(run)
     except TooManySkipsError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 3
-    finally:
-        stop_ranks()
     return 0
 
 

@@ -17,6 +17,7 @@ import torch
 
 from dwt_ds.local_launch import launcher_options, visible_ranks
 from dwt_ds.quiet import quieten_libraries
+from dwt_ds.run_folder import RunFolder
 
 DATA = Path("data/quickstart")
 RUNS = Path("runs/quickstart")
@@ -35,22 +36,12 @@ def main() -> int:
     """Exit code 0 when all three runs are complete."""
     began = time.perf_counter()
     if not (DATA / "manifest.json").is_file():
-        _run(
-            [
-                "dwt-ds",
-                "prepare",
-                "--docs",
-                "--train-tokenizer",
-                str(VOCABULARY),
-                "--seq-len",
-                "128",
-                "--out",
-                str(DATA),
-            ]
-        )
+        words = ["--docs", "--train-tokenizer", str(VOCABULARY), "--seq-len", "128", "--out", str(DATA)]
+        exit_code = _run(["dwt-ds", "prepare", *words])
+        if exit_code:
+            raise SystemExit(f"error: the command above failed with exit code {exit_code}")
     for name, overrides in RUN_OVERRIDES.items():
-        launch = ["deepspeed", *launcher_options(visible_ranks(without_gpu=2)), "--module", "dwt_ds.pretrain"]
-        _run([*launch, "quickstart", *overrides, f"output_dir={RUNS}/{name}"])
+        _train(RunFolder(f"{RUNS}/{name}"), overrides)
     _print_table()
     _draw_curves(RUNS / "curves.png")
     _fill_mask(RUNS / "distilled" / "export")
@@ -59,14 +50,25 @@ def main() -> int:
     return 0
 
 
-def _run(command: list[str]) -> None:
+def _train(folder: RunFolder, overrides: list[str]) -> None:
+    try:
+        options = launcher_options(visible_ranks(without_gpu=2))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    began = time.time()
+    words = ["quickstart", *overrides, f"output_dir={folder.path}"]
+    exit_code = _run(["deepspeed", *options, "--module", "dwt_ds.pretrain", *words])
+    # The launcher ends with 0 too when its ranks were stopped or killed.
+    if not folder.is_complete(exit_code, began):
+        raise SystemExit(f"error: {folder.path} is not complete (exit code {exit_code}); the same command goes on")
+
+
+def _run(command: list[str]) -> int:
     print(f"\n$ {' '.join(command)}", flush=True)
     program = Path(sys.executable).with_name(command[0])
     # Without it DeepSpeed's launcher warns on machines without a GPU that it found none.
     accelerator = {} if torch.accelerator.is_available() else {"DS_ACCELERATOR": "cpu"}
-    completed = subprocess.run([str(program), *command[1:]], env={**os.environ, **accelerator})
-    if completed.returncode:
-        raise SystemExit(f"error: the command above failed with exit code {completed.returncode}")
+    return subprocess.run([str(program), *command[1:]], env={**os.environ, **accelerator}).returncode
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

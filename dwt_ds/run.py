@@ -66,11 +66,16 @@ class Run:
             yield step
 
     def _catch_up(self) -> None:
-        """The look at the held-out text that the last start was stopped in."""
-        due = self.first_step and self.config.train.eval_every and self.first_step % self.config.train.eval_every == 0
-        if due and not ranks.from_rank_0(self._folder.has_held_out_loss(self.first_step)):
+        """The look at the held-out text that the last start was stopped in, or did not come back from."""
+        if self._evaluation_due(self.first_step) and not ranks.from_rank_0(
+            self._folder.has_held_out_loss(self.first_step)
+        ):
             self.begin_step(self.first_step - 1)
             self._evaluate(self.first_step)
+
+    def _evaluation_due(self, done: int) -> bool:
+        every = self.config.train.eval_every
+        return done > 0 and (done == self.total_steps or (every > 0 and done % every == 0))
 
     def begin_step(self, step: int) -> None:
         """Switch fake quantization on at its first step, and after a resume beyond it."""
@@ -120,7 +125,7 @@ class Run:
         return self._guard.poison(loss.loss, last=self.student.is_gradient_accumulation_boundary())
 
     def end_step(self, step: int) -> None:
-        """Log, look at the held-out text, save: whatever is due after optimizer step `step` (counted from 0)."""
+        """Log, save, look at the held-out text: whatever is due after optimizer step `step` (counted from 0)."""
         done, train = step + 1, self.config.train
         self._done = done
         self._stuck.beat(done)
@@ -135,17 +140,16 @@ class Run:
         if last or done == 1 or done % train.log_every == 0:
             self._log(done)
         began = time.perf_counter()
-        if last or (train.eval_every and done % train.eval_every == 0):
+        # Before anything that could fail; `finish` saves a run that is stopped.
+        if last or (not self.stopped and train.checkpoint_every and done % train.checkpoint_every == 0):
+            self._save(done)
+        if self._evaluation_due(done):
             self._evaluate(done)
         if not last and train.export_every and done % train.export_every == 0:
             try:
                 self._export(done, self._folder.export / f"step_{done:08d}")
             except (OSError, SafetensorError) as error:
                 self._progress.say(f"step {done}/{self.total_steps}  NOT EXPORTED: {error}")
-        if self.stopped and not last:
-            return  # `finish` saves
-        if last or (train.checkpoint_every and done % train.checkpoint_every == 0):
-            self._save(done)
         self._meter.paused(time.perf_counter() - began)
         self._stuck.beat(done)
 

@@ -17,13 +17,14 @@ from dwt_ds.stop import STOP_FILE
 _IDENTITY = "run.json"
 _COMPLETE = "complete.json"
 _METRICS = "metrics.jsonl"
+_SKIPPED = "skipped.jsonl"
 
 
 class RunFolder:
     """Paths and files of one run. Reading is for every rank, writing for rank 0."""
 
     def __init__(self, output_dir: str) -> None:
-        self.path = Path(output_dir)
+        self.path = Path(output_dir).expanduser()
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
         self.metrics = self.path / _METRICS
@@ -63,6 +64,10 @@ class RunFolder:
         marker = self.path / _COMPLETE
         return marker.is_file() and marker.stat().st_mtime >= seconds
 
+    def is_complete(self, exit_code: int, began: float) -> bool:
+        """Whether the run is done, after a launcher that began at `began`; its exit code alone does not tell."""
+        return self.finished_since(began) or (exit_code == 0 and self.finished_steps() > 0)
+
     def finish(self, steps: int) -> None:
         """Mark the run as done."""
         self._write(_COMPLETE, json.dumps({"steps": steps}) + "\n")
@@ -74,7 +79,7 @@ class RunFolder:
 
     def add_skip(self, row: Mapping[str, Any]) -> None:
         """Append to skipped.jsonl which rows of the data a skipped step had."""
-        self._append(self.path / "skipped.jsonl", json.dumps(row) + "\n")
+        self._append(self.path / _SKIPPED, json.dumps(row) + "\n")
 
     def _append(self, path: Path, line: str) -> None:
         """Append a line; what a full disk does not take waits for the next one."""
@@ -94,19 +99,22 @@ class RunFolder:
 
     def has_held_out_loss(self, step: int) -> bool:
         """Whether the held-out losses after `step` are in metrics.jsonl."""
-        rows = map(json.loads, self._metric_lines())
+        rows = map(json.loads, self._lines(_METRICS))
         return any(row["step"] == step and "eval_hard_loss" in row for row in rows)
 
     def cut_metrics_back(self, step: int) -> None:
-        """Drop the rows after `step`, so that each step stands there once after a resume."""
-        kept = [line for line in self._metric_lines() if json.loads(line)["step"] <= step]
-        self._write(_METRICS, "".join(kept))
+        """Drop the rows after `step`, of skipped.jsonl too, so that each step stands there once after a resume."""
+        for name in (_METRICS, _SKIPPED):
+            kept = [line for line in self._lines(name) if json.loads(line)["step"] <= step]
+            if name == _METRICS or (self.path / name).is_file():
+                self._write(name, "".join(kept))
 
-    def _metric_lines(self) -> list[str]:
-        """Whole lines of metrics.jsonl; a kill may have torn the last."""
-        if not self.metrics.is_file():
+    def _lines(self, name: str) -> list[str]:
+        """Whole lines of a file of rows; a kill may have torn the last."""
+        file = self.path / name
+        if not file.is_file():
             return []
-        return [line for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if "}\n" in line]
+        return [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if "}\n" in line]
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """A JSON object of this folder, None if the file is not there."""

@@ -113,7 +113,8 @@ def identity(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_student(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Whether the student can start as it should, from the configurations alone."""
+    """Whether the student can start as it should, from the configurations alone (ValueError, FileNotFoundError)."""
+    _check_attention(settled)
     init, path = settled.config.student.init, settled.config.teacher.path
     student = student_model_config(settled.config.student, **sizes(settled, tokenizer))
     if settled.quantization is not None:
@@ -125,6 +126,14 @@ def check_student(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> None:
     with naming("teacher.path"):
         teacher = load_model_config(path, trust_remote_code=settled.config.teacher.trust_remote_code)
     check_growth(teacher, student, init)
+
+
+def _check_attention(settled: Settled) -> None:
+    if settled.config.student.attention == "flash_attention_2" and settled.ds.precision == "fp32":
+        raise ValueError(
+            "student.attention='flash_attention_2': it computes in bf16 and fp16, the DeepSpeed JSON says fp32; "
+            "use sdpa, or a JSON such as zero2_bf16"
+        )
 
 
 def sizes(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from dwt_ds.engine.flight_recorder import collectives_begun, collectives_block, recorded_collectives
@@ -60,7 +61,8 @@ class StuckWatch:
             beat = self._beat
             if time.monotonic() - beat > self._seconds and beat != reported:
                 reported = beat
-                self._write()
+                with suppress(OSError):  # rank 0 calls a rank silent that cannot write
+                    self._write()
                 if self._rank == 0:
                     self._done.wait(_WRITING_SECONDS)
                     self._say(self._report())
@@ -87,13 +89,13 @@ class StuckWatch:
 
     def _report(self) -> str:
         began = time.time() - self._seconds - 4 * _WRITING_SECONDS
-        files = {rank: self._folder / f"rank_{rank:05d}.json" for rank in range(self._world_size)}
-        found = [
-            json.loads(file.read_text(encoding="utf-8"))
-            for file in files.values()
-            if file.is_file() and file.stat().st_mtime > began
-        ]
-        silent = sorted(set(files) - {facts["rank"] for facts in found})
+        found = []
+        for rank in range(self._world_size):
+            file = self._folder / f"rank_{rank:05d}.json"
+            with suppress(OSError):
+                if file.stat().st_mtime > began:
+                    found.append(json.loads(file.read_text(encoding="utf-8")))
+        silent = sorted(set(range(self._world_size)) - {facts["rank"] for facts in found})
         most = max((facts["collectives_begun"] for facts in found), default=0)
         behind = [facts for facts in found if facts["collectives_begun"] < most]
         lines = [f"no step for {self._seconds:.0f} s, {self._step} are done; stacks of all ranks in {self._folder}"]

@@ -16,7 +16,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from dwt_ds.recipe import load_recipe
 from dwt_ds.run_folder import RunFolder
@@ -62,7 +65,7 @@ def watch(command: list[str], folder: RunFolder) -> int:
         time.sleep(_POLL_SECONDS)
     (folder.path / STOP_FILE).unlink(missing_ok=True)
     _end_what_is_left(process.pid)
-    if folder.finished_since(began) or (process.returncode == 0 and folder.finished_steps()):
+    if folder.is_complete(process.returncode, began):
         return 0
     return process.returncode if process.returncode > 0 else STOPPED
 
@@ -77,16 +80,28 @@ def _end_what_is_left(session: int) -> None:
     give_up = time.monotonic() + _LEFT_OVER_SECONDS
     while _group_lives(session):
         if time.monotonic() > give_up:
-            os.killpg(session, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(session, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
 
 
 def _group_lives(group: int) -> bool:
+    """Whether a process of the group does anything yet; dead ones that nobody reaps stay in it."""
+    with suppress(ChildProcessError):  # ours are those that lost their parent where this is a container's first process
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
     try:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
         return False
-    return True
+    return any(_lives_in(group, process) for process in psutil.process_iter())
+
+
+def _lives_in(group: int, process: psutil.Process) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, psutil.Error):
+        return False
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dwt_ds.data.manifest import read_manifest as read_data_manifest
-from dwt_ds.data.prepared import file_sha256
+from dwt_ds.data.prepared import PreparedData, file_sha256
 from dwt_ds.manifest_files import MANIFEST, problems
 
 
@@ -39,8 +39,11 @@ def verify(path: Path) -> list[Finding]:
 def _verify_run(run: Path) -> list[Finding]:
     found = []
     for folder in sorted((run / "checkpoints").iterdir()):
-        if folder.name.endswith((".tmp", ".universal")):
+        if folder.name.endswith(".tmp"):
             found.append(Finding(folder, "unfinished", ["half-written; the next save removes it"]))
+        elif folder.name.endswith(".universal"):
+            left = "left by a start with another number of ranks that was killed; delete it"
+            found.append(Finding(folder, "unfinished", [left]))
         elif folder.is_dir():
             found.append(_verify_one(folder))
     exports = [run / "export", *sorted((run / "export").glob("step_*"))]
@@ -75,4 +78,19 @@ def _data_problems(folder: Path) -> list[str]:
             wrong.append(f"{shard.name}: {file.stat().st_size} bytes, the manifest says {shard.bytes}")
         elif file_sha256(file) != shard.sha256:
             wrong.append(f"{shard.name}: the contents have changed (sha256 differs)")
+    return wrong or _beside_the_rows(folder)
+
+
+def _beside_the_rows(folder: Path) -> list[str]:
+    """What has no checksum in the manifest: the rows themselves and the tokenizer's fingerprint tell."""
+    try:
+        data = PreparedData.open(folder)
+    except (OSError, EOFError, ValueError) as error:
+        return [str(error)]
+    wrong = []
+    for check in (data.train.verify_lengths, data.validation.verify_lengths, data.verify_tokenizer):
+        try:
+            check()
+        except ValueError as error:
+            wrong.append(str(error))
     return wrong

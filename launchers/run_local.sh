@@ -10,7 +10,8 @@
 set -euo pipefail
 [[ $# -ge 1 ]] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-gpus=$(nvidia-smi -L 2>/dev/null | wc -l) || gpus=0
+# GPUs that are cut into MIG instances list these below them.
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || gpus=0
 where=(--num_gpus "${RANKS:-$(( gpus > 0 ? gpus : 2 ))}")
 devices=${CUDA_VISIBLE_DEVICES:-}
 if [[ -n $devices && ${DS_ACCELERATOR:-} != cpu ]]; then

@@ -30,7 +30,7 @@ os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
 # Operators compiled by another environment would be compiled anew, and a build killed there would stop tests here.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(PROGRAMS.parent / "torch_extensions"))
 for lock in find_locks():
-    if lock.stale(several_hosts=False):
+    if not lock.held:
         Path(lock.path).unlink(missing_ok=True)  # the other worker may have been faster
 
 # A busy machine is no fault of an example's.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.utils import cpp_extension
@@ -15,6 +16,8 @@ from dwt_ds.extension_locks import extensions_folder, find_locks
 def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     (tmp_path / "cpu_adam").mkdir()
+    # Where the tests themselves run in a container.
+    monkeypatch.setattr("dwt_ds.extension_locks._FIRST_PID_NAMESPACE", os.stat("/proc/self/ns/pid").st_ino)
     return tmp_path
 
 
@@ -60,3 +63,32 @@ def test_an_operator_with_a_stale_lock_is_not_waited_for(extensions: Path) -> No
         ("cpu_adam", "not tried: a lock stands"),
         ("fused_adam", "not tried: a lock stands"),
     ]
+
+
+@pytest.mark.parametrize("hidden", ["host", "container", "user"])
+def test_a_lock_whose_holder_cannot_be_seen_is_stale_by_age_alone(
+    hidden: str, extensions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build on another host with the same home folder, in another container, or of another user."""
+    path, written = extensions / "cpu_adam" / "lock", extensions / "cpu_adam" / "cpu_adam.o"
+    path.touch()
+    written.touch()
+    assert find_locks()[0].stale(several_hosts=False)
+    if hidden == "host":
+        disks = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint="/tmp", fstype="nfs4")]
+        disks.append(SimpleNamespace(mountpoint=str(extensions), fstype="nfs4"))
+        monkeypatch.setattr("psutil.disk_partitions", lambda all: disks)
+    elif hidden == "container":
+        monkeypatch.setattr("dwt_ds.extension_locks._FIRST_PID_NAMESPACE", 1)
+        disk = SimpleNamespace(mountpoint=str(extensions), fstype="ext4")
+        monkeypatch.setattr("psutil.disk_partitions", lambda all: [disk])
+    else:
+        monkeypatch.setattr("os.geteuid", lambda: path.stat().st_uid + 1)
+    (lock,) = find_locks()
+    assert not lock.held
+    assert not lock.stale(several_hosts=False)
+    # A long build's lock is old, what it writes is not.
+    os.utime(path, (1e9, 1e9))
+    assert not find_locks()[0].stale(several_hosts=False)
+    os.utime(written, (1e9, 1e9))
+    assert find_locks()[0].stale(several_hosts=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dwt_ds.cli.main import main
@@ -70,3 +71,44 @@ def test_nothing_to_verify_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["verify", str(tmp_path / "none")]) == 2
     assert main(["verify", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("name a run, a checkpoint, an export or a data set") == 2
+
+
+def test_damage_beside_the_rows_of_a_data_set_is_found(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    file = folder / "train" / "lengths.npy"
+    whole = file.read_bytes()
+    lengths = np.load(file)
+    lengths[:5] = 7
+    np.save(file, lengths)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    first, second = verify(folder)[0].problems
+    assert first == f"{file} does not fit the rows in the Arrow files"
+    assert second.startswith(f"{folder / 'tokenizer'} cannot be loaded (")
+    for torn in (whole[: len(whole) // 2], b"", b"x"):
+        file.write_bytes(torn)
+        assert len(verify(folder)[0].problems) == 1
+    file.unlink()
+    assert "lengths.npy" in verify(folder)[0].problems[0]
+
+
+def test_a_tokenizer_that_was_exchanged_is_found(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    file = folder / "tokenizer" / "tokenizer.json"
+    text = file.read_text(encoding="utf-8")
+    assert '"the"' in text
+    file.write_text(text.replace('"the"', '"teh"'), encoding="utf-8")
+    [problem] = verify(folder)[0].problems
+    assert problem.startswith(f"{folder / 'tokenizer'}: sha256 is ")
+
+
+def test_what_a_killed_conversion_left_is_to_be_deleted_by_hand(tmp_path: Path) -> None:
+    """No save ever removes it."""
+    (tmp_path / "checkpoints" / "step_00000004.universal").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000006.tmp").mkdir()
+    told = {finding.path.name: finding.problems for finding in verify(tmp_path)}
+    assert told == {
+        "step_00000004.universal": ["left by a start with another number of ranks that was killed; delete it"],
+        "step_00000006.tmp": ["half-written; the next save removes it"],
+    }

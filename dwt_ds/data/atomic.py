@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def replace_folder(finished: Path, folder: Path) -> None:
+    """Give `finished` the name of `folder`, which goes if it exists; a half-deleted one never has that name."""
+    former = folder.with_name(folder.name + ".old")
+    shutil.rmtree(former, ignore_errors=True)
+    if folder.exists():
+        folder.rename(former)
+    finished.rename(folder)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -57,42 +57,52 @@ def first_difference(there: Any, here: Any, name: str = "") -> str:
 def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     """The folder inside `out` to work in, for this process alone; kept as it is where the work is interrupted.
 
-    A ValueError from inside, which the same command would meet again, leaves no work folder behind unless it holds
-    finished parts. Raises ValueError where `out` holds something else, an unfinished preparation with other settings,
-    or another process at work.
+    It goes once `out` has its manifest, and at a ValueError from inside, which the same command would meet again,
+    unless it holds finished parts. Raises ValueError where `out` holds something else, an unfinished preparation with
+    other settings, or another process at work.
     """
     work = out / UNFINISHED_NAME
     if out.is_dir() and any(out.iterdir()) and not work.is_dir():
         raise ValueError(f"--out {out} is not empty and holds no data folder: choose another, or remove it")
     work.mkdir(parents=True, exist_ok=True)
-    with open(work / _LOCK_NAME, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"--out {out}: another dwt-ds prepare is at work in it: wait, or end it") from None
-        begun = work / _IDENTITY_NAME
-        if begun.is_file():
-            difference = first_difference(json.loads(begun.read_text(encoding="utf-8")), identity)
-            if difference:
-                raise ValueError(
-                    f"--out {out} holds an unfinished preparation with other settings ({difference}): "
-                    "repeat that command, or remove the folder"
-                )
-        else:
-            with atomic_file(begun) as file:
-                file.write(json.dumps(identity, indent=2).encode())
-        try:
-            yield work
-        except ValueError:
-            if not has_parts(work):
-                shutil.rmtree(work)
-                if not any(out.iterdir()):
-                    out.rmdir()
-            raise
+    of_no_use = False
+    try:
+        with open(work / _LOCK_NAME, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"--out {out}: another dwt-ds prepare is at work in it: wait, or end it") from None
+            _begin(out, work, identity)
+            try:
+                yield work
+            except ValueError:
+                of_no_use = not has_parts(work)
+                raise
+            of_no_use = (out / MANIFEST_NAME).is_file()
+    finally:
+        # Not before the lock is closed: NFS keeps a file that somebody has open, and the folder with it.
+        if of_no_use:
+            shutil.rmtree(work)
+            if not any(out.iterdir()):
+                out.rmdir()
+
+
+def _begin(out: Path, work: Path, identity: dict[str, Any]) -> None:
+    begun = work / _IDENTITY_NAME
+    if not begun.is_file():
+        with atomic_file(begun) as file:
+            file.write(json.dumps(identity, indent=2).encode())
+        return
+    difference = first_difference(json.loads(begun.read_text(encoding="utf-8")), identity)
+    if difference:
+        raise ValueError(
+            f"--out {out} holds an unfinished preparation with other settings ({difference}): "
+            "repeat that command, or remove the folder"
+        )
 
 
 def make_final(out: Path, manifest: Manifest) -> None:
-    """Move the rows out of the work folder and copy the tokenizer, the manifest last; then remove the work folder.
+    """Move the rows out of the work folder and copy the tokenizer, the manifest last; `work_folder` removes the rest.
 
     Stopped at any point before the manifest, the next attempt makes the rows anew from the parts that are still there.
     """
@@ -109,4 +119,3 @@ def make_final(out: Path, manifest: Manifest) -> None:
     sync_folder(out)
     with atomic_file(out / MANIFEST_NAME) as file:
         file.write(manifest.to_json().encode())
-    shutil.rmtree(work)

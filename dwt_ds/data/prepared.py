@@ -12,7 +12,7 @@ import pyarrow as pa
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dwt_ds.data.manifest import PACKED, Manifest, Shard, read_manifest
-from dwt_ds.data.tokenizer import TokenizerFacts
+from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
 
 TRAIN, VALIDATION = "train", "validation"
 LENGTHS_NAME = "lengths.npy"
@@ -98,7 +98,7 @@ class PreparedData:
         Raises FileNotFoundError or ValueError of one line, with the fix, for a folder that is missing, empty,
         half-written, of another version, or whose files are not as long as the manifest says.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         manifest = read_manifest(folder)
         for shard in manifest.shards:
             path = folder / shard.name
@@ -128,13 +128,25 @@ class PreparedData:
         return TokenizerFacts.of(self.tokenizer())
 
     def verify(self) -> None:
-        """Read every file of rows and compare it with the manifest. Raises ValueError naming the first that differs."""
+        """Read every file and compare it with the manifest. Raises ValueError naming the first that differs."""
         for shard in self.manifest.shards:
             digest = file_sha256(self.folder / shard.name)
             if digest != shard.sha256:
                 raise ValueError(f"{self.folder / shard.name}: sha256 is {digest}, the manifest says {shard.sha256}")
         for table in (self.train, self.validation):
             table.verify_lengths()
+        self.verify_tokenizer()
+
+    def verify_tokenizer(self) -> None:
+        """Raises ValueError where the tokenizer is no longer the one that made the rows."""
+        where = self.folder / TOKENIZER_FOLDER
+        try:
+            digest = tokenizer_sha256(self.tokenizer())
+        except Exception as error:  # the tokenizers library has no kinds of errors
+            reason = " ".join(str(error).split())[:150]
+            raise ValueError(f"{where} cannot be loaded ({type(error).__name__}: {reason})") from error
+        if digest != self.manifest.tokenizer_sha256:
+            raise ValueError(f"{where}: sha256 is {digest}, the manifest says {self.manifest.tokenizer_sha256}")
 
 
 def file_sha256(path: Path) -> str:

@@ -165,10 +165,11 @@ def find_files(patterns: list[str], records: RecordForm) -> list[LocalFile]:
         if not found:
             raise FileNotFoundError(f"--text {pattern}: no such file")
         files.extend(LocalFile(path, records) for path in found)
-    names = [str(file.path.resolve()) for file in files]
-    for name in names:
-        if names.count(name) > 1:
+    seen: set[str] = set()
+    for name in (str(file.path.resolve()) for file in files):
+        if name in seen:
             raise ValueError(f"--text {name} is named twice: leave one out")
+        seen.add(name)
     return files
 
 

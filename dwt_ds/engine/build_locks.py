@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch.utils.file_baton import FileBaton
 from dwt_ds.extension_locks import find_locks
 
 _SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BEFORE_TELLING = 30.0
 
 
 def end_waits_for_killed_builds(several_hosts: bool) -> None:
     """From now on torch's wait for a lock that nobody will ever remove is a ValueError that names the file."""
 
     def wait(self: Any) -> None:
-        seen_abandoned = False
+        seen_abandoned, began, told = False, time.monotonic(), False
         while os.path.exists(self.lock_file_path):
             path = os.path.realpath(self.lock_file_path)
             abandoned = [lock for lock in find_locks() if os.path.realpath(lock.path) == path]
@@ -29,6 +31,9 @@ def end_waits_for_killed_builds(several_hosts: bool) -> None:
                         "without end; delete that file"
                     )
                 seen_abandoned = True
+            if not told and time.monotonic() - began > _SECONDS_BEFORE_TELLING:
+                told = True
+                print(f"waiting for the build that holds {self.lock_file_path}", file=sys.stderr, flush=True)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     FileBaton.wait = wait  # type: ignore[method-assign]

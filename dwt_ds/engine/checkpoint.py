@@ -8,7 +8,6 @@ tells.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import time
@@ -22,12 +21,11 @@ from dwt_ds.data.atomic import atomic_file, sync_folder
 from dwt_ds.engine.generators import save_generators
 from dwt_ds.engine.ranks import from_every_rank, local_rank, rank, world_size
 from dwt_ds.engine.student import StudentEngine
-from dwt_ds.manifest_files import MANIFEST, file_facts, write_manifest
+from dwt_ds.engine.weights import master_names
+from dwt_ds.manifest_files import MANIFEST, file_facts, read_manifest, write_manifest
 
 POINTER = "latest"
 _UNFINISHED = ".tmp"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Retention:
     """Which checkpoints stay; the newest complete one always does."""
 
     keep_last: int
-    """So many of the newest."""
+    """So many of the newest; those that a resume passed over, as damaged, are not counted."""
     keep_every: int
     """Also those at multiples of so many steps; 0: none."""
 
@@ -90,7 +88,7 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if rank() == 0:
-        _delete_old(folder, retention)
+        _delete_old(folder, state.step, retention)
     return time.perf_counter() - began
 
 
@@ -118,7 +116,8 @@ def _clear(temporary: Path) -> None:
 
 def _write_shards(engine: StudentEngine, folder: Path, temporary: Path) -> None:
     with _writer_that_returns(engine) as failures:
-        engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
+        names = master_names(engine.module, engine.optimizer)
+        engine.save_checkpoint(str(folder), tag=temporary.name, client_state=names, save_latest=False)
     if failures:
         raise OSError(failures[0])
     try:
@@ -175,10 +174,33 @@ def point_to(checkpoint: Path) -> None:
         file.write(f"{checkpoint.name}\n".encode())
 
 
-def _delete_old(folder: Path, retention: Retention) -> None:
-    for path in complete_checkpoints(folder)[: -retention.keep_last]:
-        step = int(path.name[len("step_") :])
-        if retention.keep_every == 0 or step % retention.keep_every:
+def _delete_old(folder: Path, saved: int, retention: Retention) -> None:
+    """Delete what is older than the `keep_last` newest that the run itself went through, up to step `saved`.
+
+    A resume passes over damaged checkpoints, and they stay where they are. To look for the damage would mean to read
+    all of them at each save; that the run went on from before them, their manifests tell.
+    """
+    by_step = {int(path.name[len("step_") :]): path for path in complete_checkpoints(folder)}
+    ours = _starts(by_step[saved])
+    behind = [step for step, path in by_step.items() if step <= saved and _went_through(ours, step, _starts(path))]
+    for step, path in by_step.items():
+        old = bool(behind) and step < behind[-retention.keep_last :][0]
+        if old and (retention.keep_every == 0 or step % retention.keep_every):
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f"*{_UNFINISHED}"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _starts(checkpoint: Path) -> list[dict[str, Any]] | None:
+    """The starts that led to a checkpoint; None where its manifest does not tell."""
+    try:
+        return list(read_manifest(checkpoint)["state"]["starts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _went_through(ours: list[dict[str, Any]] | None, step: int, starts: list[dict[str, Any]] | None) -> bool:
+    """Whether a run of the starts `ours` has been at the checkpoint of `step` with `starts` behind it."""
+    if ours is None or starts is None or ours[: len(starts)] != starts:
+        return False
+    return len(starts) == len(ours) or step <= int(ours[len(starts)]["step"])

@@ -13,12 +13,12 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def keep_freed_memory() -> bool:
-    """Tell the C library to take large blocks from the heap and never to shrink it; False where it cannot be told."""
+def keep_freed_memory() -> None:
+    """Tell the C library to take large blocks from the heap and never to shrink it, where it can be told."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def forget_shared_buffer(rank: int) -> None:

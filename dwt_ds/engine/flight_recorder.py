@@ -24,7 +24,8 @@ def recorded_collectives() -> str:
 
 def collectives_begun(recorded: str) -> int:
     """How many collectives this rank has begun since its start, over all of its groups."""
-    entries = json.loads(recorded)["entries"] if recorded else []
+    # Before the first collective there is no such key.
+    entries = json.loads(recorded).get("entries", []) if recorded else []
     return max((int(entry["record_id"]) + 1 for entry in entries), default=0)
 
 

@@ -29,6 +29,7 @@ CLIENT_OPTIMIZERS: dict[str, frozenset[str]] = {
 _MODULES = {
     "apex.FusedAdam": "apex.optimizers",
     "apex.FusedLAMB": "apex.optimizers",
+    "deepspeed.FusedAdam": "deepspeed.ops.adam",
     "deepspeed.FusedLamb": "deepspeed.ops.lamb",
     "deepspeed.FusedLion": "deepspeed.ops.lion",
 }
@@ -37,6 +38,8 @@ _MODULES = {
 DEEPSPEED_LAMB = "deepspeed.FusedLamb"
 _INSTALL_LAMB = "pip install pytorch-optimizer"
 _TESTED_UNDER_ZERO = frozenset({"adam", "adamw", "adagrad", "lion", "muon", "apex.fusedadam"})
+# Those of which DeepSpeed compiles its FusedAdam at first use, if torch_adam does not say otherwise.
+_FUSED_ADAMS = frozenset({"adam", "adamw", "muon"})
 _LAMBS = (DEEPSPEED_LAMB, "apex.FusedLAMB", "pytorch_optimizer.Lamb")
 
 
@@ -66,6 +69,14 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
             raise ValueError(
                 f"{said} is not usable here ({why_not('deepspeed.FusedLion', device)}); on a CPU, set "
                 "zero_optimization.offload_optimizer.device to cpu, or use AdamW"
+            )
+    elif name.lower() in _FUSED_ADAMS and device.type == "cuda":
+        fused = not section.get("params", {}).get("torch_adam") and not _offloaded(ds_values)
+        reason = why_not("deepspeed.FusedAdam", device) if fused else ""
+        if reason:
+            raise ValueError(
+                f"{said}: DeepSpeed's FusedAdam is not usable here ({reason}); install nvcc (the CUDA toolkit of "
+                f"torch's version, {torch.version.cuda}), or set deepspeed.optimizer.params.torch_adam to true"
             )
     elif name in CLIENT_OPTIMIZERS:
         reason = why_not(name, device)

@@ -112,6 +112,11 @@ def from_every_rank(value: Any) -> list[Any]:
     return boxes
 
 
+def wait_for_every_rank() -> None:
+    """Return once all ranks have come here. After a broadcast its source may go on before anybody has received it."""
+    from_every_rank(None)
+
+
 @contextmanager
 def all_or_none() -> Iterator[None]:
     """Within the block a mistake on any rank becomes an error on every rank, so that none waits for another.

@@ -15,7 +15,7 @@ from deepspeed.checkpoint import ds_to_universal
 from dwt_ds.engine.checkpoint import RunState, complete_checkpoints
 from dwt_ds.engine.generators import restore_generators
 from dwt_ds.engine.optimizers import catch_up
-from dwt_ds.engine.ranks import all_or_none, from_rank_0, rank, world_size
+from dwt_ds.engine.ranks import all_or_none, from_rank_0, rank, wait_for_every_rank, world_size
 from dwt_ds.engine.student import StudentEngine
 from dwt_ds.manifest_files import problems, read_manifest
 
@@ -80,7 +80,7 @@ def load_checkpoint(engine: StudentEngine, path: Path, seed: int) -> tuple[RunSt
         _load(engine, universal)
     finally:
         engine._config.load_universal_checkpoint = False
-    from_rank_0(None)  # all have read it
+    wait_for_every_rank()  # all have read it
     if rank() == 0:
         shutil.rmtree(universal)
     torch.manual_seed(seed + 1 + rank() + 1000003 * (state.step + 1))

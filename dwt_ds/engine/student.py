@@ -11,13 +11,15 @@ import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine as StudentEngine
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.utils import logger as deepspeed_logger
-from torch import nn
+from torch import Tensor, nn
 
 from dwt_ds.engine.ds_config import DeepSpeedJson
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
 from dwt_ds.engine.ranks import world_size
+from dwt_ds.engine.weights import WITHOUT_ZERO, remember_masters
 
 _MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 
@@ -65,6 +67,10 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
     if isinstance(engine.optimizer, torch.optim.Optimizer):
         engine.clip_fp32_gradients = lambda: None
         clip_and_step_if_finite(engine.optimizer, float(engine.gradient_clipping()))
+    elif isinstance(engine.optimizer, WITHOUT_ZERO):
+        remember_masters(engine.optimizer)
+        if engine.fp16_enabled():
+            begin_with_loss_scale(engine)
     return engine
 
 
@@ -81,7 +87,11 @@ def gradient_divisor(engine: StudentEngine) -> int:
 def gradient_norm(engine: StudentEngine) -> float:
     """Global norm of the last step's gradient before clipping."""
     norm = engine.get_global_grad_norm()
-    return float(norm) if norm is not None else float("nan")
+    if norm is None:
+        return float("nan")
+    # This wrapper alone keeps the norm of the gradients as they came, times the loss scale.
+    unfused = isinstance(engine.optimizer, FP16_UnfusedOptimizer)
+    return float(norm) / (float(engine.optimizer.loss_scale) if unfused else 1.0)
 
 
 def step_was_skipped(engine: StudentEngine) -> bool:
@@ -91,7 +101,31 @@ def step_was_skipped(engine: StudentEngine) -> bool:
 
 def loss_scale(engine: StudentEngine) -> float | None:
     """The dynamic or static loss scale of fp16 training; None in other precisions."""
-    return float(engine.optimizer.cur_scale) if engine.fp16_enabled() else None
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
+
+
+def leave_overflows_to_the_guard(student: StudentEngine) -> None:
+    """Under ZeRO, fp16's loss scaler raises in the middle of a step once its scale can fall no further. The guard
+    counts such a step like any that is skipped, and ends the run after saving. A checkpoint brings its own scaler."""
+    scaler = getattr(student.optimizer, "loss_scaler", None)
+    if scaler is not None:
+        scaler.raise_error_at_min_scale = False
+
+
+def begin_with_loss_scale(engine: StudentEngine) -> None:
+    """Let each backward pass of fp16 without ZeRO begin with the loss scale.
+
+    DeepSpeed 0.19.8 scales losses under ZeRO only, and here divides the gradients by the scale all the same: they
+    would vanish. The hook sets what the pass begins with and does not multiply it, so that a DeepSpeed that scales by
+    itself is left as it is.
+    """
+    backward, steps = engine.backward, engine.gradient_accumulation_steps()
+
+    def scaled_backward(loss: Tensor) -> None:
+        loss.register_hook(lambda gradient: torch.full_like(gradient, float(engine.optimizer.loss_scale) / steps))
+        backward(loss)
+
+    engine.backward = scaled_backward
 
 
 def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -> None:

@@ -33,6 +33,8 @@ class TeacherEngine:
         device: where it computes.
         seq_len: longest row; the injected kernels size their workspace by it.
         sharded: cut the weights over the ranks, which then have to call it equally often; kernels are not injected.
+            That is `start`'s or the first call's work: loading may fail on one rank alone, so none waits for another
+            here.
 
     Raises:
         FileNotFoundError: nothing at the path.
@@ -55,6 +57,7 @@ class TeacherEngine:
     ) -> None:
         self._path, self._dtype, self._device, self._seq_len = path, _DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code
+        self._engine: nn.Module | None = None
         self.injected = False
         self.injection = "kernels not injected"
         """Whether kernels are injected, and the reason or how far they moved the logits; for people."""
@@ -71,10 +74,9 @@ class TeacherEngine:
             # The loss reads the head outside of the forward pass, where nobody would gather it.
             weight, bias = gathered.decoder_weight, gathered.decoder_bias
             self.head = weight.detach().clone().to(device), None if bias is None else bias.detach().clone().to(device)
-            self._engine = self._shard(gathered)
             return
-        if not self.injected:
-            self._engine = self._start(gathered, inject=False)
+        if self._engine is None:
+            self._engine = self._infer(gathered, inject=False)
         self.head = gathered.decoder_weight, gathered.decoder_bias
 
     @property
@@ -87,10 +89,16 @@ class TeacherEngine:
         """Rows of the decoder: the vocabulary, and padding if there is any."""
         return int(self.head[0].shape[0])
 
+    def start(self) -> nn.Module:
+        """The engine, after cutting a sharded teacher's weights if that is still to be done, by all ranks together."""
+        if self._engine is None:
+            self._engine = self._shard(self._gathered)
+        return self._engine
+
     @torch.no_grad()
     def __call__(self, batch: MicroBatch) -> TeacherView:
         """Hidden states at the rows' positions, and the head that turns them into logits."""
-        hidden = self._engine(batch.input_ids, batch.attention_mask, batch.positions)
+        hidden = self.start()(batch.input_ids, batch.attention_mask, batch.positions)
         return TeacherView(hidden, *self.head)
 
     def _load(self, device: torch.device) -> GatheredMaskedLM:
@@ -99,7 +107,7 @@ class TeacherEngine:
         check_against_own_logits(gathered)
         return gathered
 
-    def _start(self, gathered: GatheredMaskedLM, *, inject: bool) -> nn.Module:
+    def _infer(self, gathered: GatheredMaskedLM, *, inject: bool) -> nn.Module:
         config = {"dtype": self._dtype, "replace_with_kernel_inject": inject, "max_out_tokens": self._seq_len}
         with _buffers_unrounded(gathered, self._device):
             engine = deepspeed.init_inference(gathered, config=config)
@@ -126,7 +134,7 @@ class TeacherEngine:
         try:
             # Injection replaces layers in place, so it gets a model of its own.
             candidate = self._load(self._device)
-            engine = self._start(candidate, inject=True)
+            engine = self._infer(candidate, inject=True)
             injected = _logits(engine(tokens, None, positions), candidate)
             moved = ((injected - plain).abs().max() / plain.abs().max()).item()
         except Exception as error:  # whatever a kernel library raises, the plain engine is still there

@@ -1,28 +1,61 @@
-"""The student's full-precision weights, out of any ZeRO stage."""
+"""The student's full-precision weights, out of any ZeRO stage.
+
+Under bf16 and fp16 the optimizer holds the exact weights, the masters; the model's own are their rounded copies.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
+from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
+
+WITHOUT_ZERO = (FP16_Optimizer, FP16_UnfusedOptimizer)
+"""DeepSpeed's wrappers of an optimizer in bf16 or fp16 without ZeRO."""
+
+MASTER_NAMES = "dwt_ds_master_names"
+"""Key in the checkpoint of such a run: its masters' names, group by group in the optimizer's order."""
+
+
+def remember_masters(optimizer: Any) -> None:
+    """Tell each parameter its master, as ZeRO's optimizers do and those `WITHOUT_ZERO` do not."""
+    held = optimizer.fp32_groups_flat if isinstance(optimizer, FP16_Optimizer) else optimizer.fp32_groups
+    for parameters, masters in zip(optimizer.fp16_groups, held):
+        for parameter, master in zip(parameters, _cut(masters, parameters)):
+            parameter._dwt_ds_master = master
+
+
+def master_names(module: nn.Module, optimizer: Any) -> dict[str, list[list[str]]]:
+    """What a checkpoint needs for its masters to be found by name; empty for optimizers that have no need."""
+    if not isinstance(optimizer, WITHOUT_ZERO):
+        return {}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {MASTER_NAMES: [[names[id(parameter)] for parameter in group] for group in optimizer.fp16_groups]}
 
 
 @torch.no_grad()
 def full_fp32_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """State dict of `model` in fp32 on the CPU, tied weights once; every rank must call it, those with `keep` get it.
 
-    Under bf16 and fp16 the optimizer holds the exact weights, in shards; the model's own are their rounded copies.
+    Parameters that are not trained have no master and come as rounded as the model has them.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         full = safe_get_full_fp32_param(parameter)
-        if keep:
-            weights[name] = (parameter if full is None else full).detach().to("cpu", torch.float32, copy=True)
+        if full is None:
+            full = getattr(parameter, "_dwt_ds_master", None)
+        # ZeRO-3 cuts frozen parameters, too.
+        with GatheredParameters([parameter] if full is None else []):
+            if keep:
+                weights[name] = (parameter if full is None else full).detach().to("cpu", torch.float32, copy=True)
     if keep:
         saved = model.state_dict()
         for name, buffer in model.named_buffers():
@@ -40,9 +73,32 @@ def checkpoint_fp32_weights(path: Path) -> dict[str, Tensor]:
     Args:
         path: a committed checkpoint folder (`checkpoints/step_...`).
     """
+    exact: dict[str, Tensor] = {}
     if any(path.glob("*zero_pp_rank_*optim_states.pt")):
         with contextlib.redirect_stdout(io.StringIO()):
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name)
-        return {name: tensor.float() for name, tensor in weights.items()}
-    module = torch.load(path / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in module.items()}
+            exact = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name)
+        exact = {name: tensor.float() for name, tensor in exact.items()}
+    whole = path / "mp_rank_00_model_states.pt"
+    if not whole.is_file():
+        return exact  # of ZeRO-3, whose files have the frozen parameters
+    saved = torch.load(whole, map_location="cpu", weights_only=False)
+    module = saved["module"]
+    for names, masters in zip(saved.get(MASTER_NAMES, []), _saved_masters(saved["optimizer"])):
+        exact |= zip(names, _cut(masters, [module[name] for name in names]))
+    # Tied weights have several names and one master.
+    tied = {module[name].data_ptr(): tensor for name, tensor in exact.items() if name in module}
+    for name, tensor in module.items():
+        exact.setdefault(name, tied.get(tensor.data_ptr(), tensor.float() if tensor.is_floating_point() else tensor))
+    return exact
+
+
+def _saved_masters(optimizer: dict[str, Any] | None) -> list[Any]:
+    """Of a saved optimizer `WITHOUT_ZERO`, by group; empty for others."""
+    return [] if optimizer is None else optimizer.get("fp32_groups_flat", optimizer.get("fp32_groups", []))
+
+
+def _cut(masters: Tensor | list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    """The masters of a group, one a parameter; DeepSpeed's fused wrapper has them in one flat tensor."""
+    if isinstance(masters, Tensor):
+        masters = list(masters.split([parameter.numel() for parameter in parameters]))
+    return [master.detach().view_as(parameter) for master, parameter in zip(masters, parameters)]

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from dwt_ds.data.atomic import replace_folder
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantization import QuantizedWeight, convert, drop_weight_quantizers, prepare, quantized_layers
 from dwt_ds.models.quantization_settings import Quantization, parse_quantization
@@ -87,8 +88,7 @@ def write_quantized(
     if tokenizer is not None:
         tokenizer.save_pretrained(temporary)
     _compare(rounded, load_quantized(temporary))
-    shutil.rmtree(where, ignore_errors=True)
-    temporary.rename(where)
+    replace_folder(temporary, where)
 
 
 def quantize_checkpoint(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dwt_ds.models.build import without_tilde
+
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -21,11 +23,12 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
     """
-    folder = Path(path).expanduser()
+    where = without_tilde(path)
+    folder = Path(where)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise FileNotFoundError(f"tokenizer path {str(path)!r} holds no tokenizer; copy its tokenizer files there")
     try:
-        return AutoTokenizer.from_pretrained(str(path))
+        return AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(f"tokenizer path {str(path)!r} cannot be read: {first}") from error

@@ -20,6 +20,7 @@ start_ranks()
 sharded = sys.argv[2] == "sharded"
 settings = {"dtype": "bf16", "kernel_inject": False, "device": torch.device("cpu"), "seq_len": 24, "sharded": sharded}
 teacher = TeacherEngine(sys.argv[1], **settings)
+teacher.start()
 assert teacher.parameters == sum(p.numel() for p in AutoModelForMaskedLM.from_pretrained(sys.argv[1]).parameters())
 assert (sum(p.numel() for p in teacher.model.parameters()) < teacher.parameters) == sharded
 model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()

@@ -154,3 +154,39 @@ def test_the_real_apex_gives_the_same_logits(dtype: torch.dtype) -> None:
         assert fuse_layer_norms(model, "apex", gpu) == 6
         tolerance = 1e-4 if dtype == torch.float32 else 5e-2
         torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=tolerance, atol=tolerance)
+
+
+class RefusesNoRows(FakeFusedLayerNorm):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.numel() == 0:
+            raise RuntimeError("CUDA error: invalid configuration argument")
+        return super().forward(hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_without_a_label_does_not_reach_the_kernel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_apex(monkeypatch, RefusesNoRows)
+    model = student()
+    assert fuse_layer_norms(model, "apex", CPU) > 0
+    gathered = GatheredMaskedLM(model.to(dtype))  # type: ignore[arg-type]
+    tokens, nowhere = torch.arange(4, 36).view(2, 16), torch.zeros(0, dtype=torch.int64)
+    hidden = gathered(tokens, None, nowhere)
+    assert (hidden.shape, hidden.dtype) == ((0, 16), dtype)
+    hidden.sum().backward()
+    norms = [module for module in model.modules() if isinstance(module, RefusesNoRows)]
+    assert all(norm.weight.grad is not None and not norm.weight.grad.any() for norm in norms)
+    assert gathered(tokens, None, torch.tensor([1])).shape == (1, 16)
+
+
+def test_the_probe_tries_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WrongForNoRows(FakeFusedLayerNorm):
+        seen: list[int] = []
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            self.seen.append(len(hidden))
+            return super().forward(hidden)
+
+    install_apex(monkeypatch, WrongForNoRows)
+    monkeypatch.setattr("dwt_ds.models.fused_layer_norm._taking_no_rows", lambda fused: fused)
+    assert why_not_apex(CPU) == ""
+    assert WrongForNoRows.seen == [4, 0]
