@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from dwt_ds.extension_locks import find_locks
 
 # DeepSpeed compiles its operators at its first start on a machine.
 FIRST_START_SECONDS = 300.0
+ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 # This environment's programs come first in whatever a test starts. DeepSpeed's operators are compiled anew whenever
 # another version of ninja looks at them, so all have to find the same one.
@@ -151,22 +154,64 @@ def launch() -> Callable[..., tuple[int, str]]:
     ) -> tuple[int, str]:
         command = [sys.executable, str(PROGRAMS / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
         command += ["--master_port", str(free_port()), "--module", module, *arguments]
-        cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         timeout_seconds += next(extra_seconds, 0.0)
-        return run_to_the_end(command, timeout_seconds, {**cpu, **(environment or {})})
+        return run_to_the_end(command, timeout_seconds, {**ON_CPU, **(environment or {})})
 
     return launch_ranks
 
 
 @pytest.fixture(scope="session")
-def watch(launch: Callable[..., tuple[int, str]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Watched]:
-    """`watch(arguments)` is `launch` of two ranks that note what they see of their run (engine/watched_pretrain.py)."""
+def train() -> Callable[..., tuple[int, str]]:
+    """`launch` without the launcher, whose two processes cost as much as the ranks: where only what ranks do counts."""
+    extra_seconds = iter([FIRST_START_SECONDS])
+
+    def train_ranks(
+        ranks: int,
+        arguments: Sequence[str],
+        *,
+        environment: dict[str, str] | None = None,
+        module: str = "dwt_ds.pretrain",
+    ) -> tuple[int, str]:
+        together = {**os.environ, **ON_CPU, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        together |= {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), **(environment or {})}
+        give_up = time.monotonic() + 240.0 + next(extra_seconds, 0.0)
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            processes = [
+                subprocess.Popen(
+                    [sys.executable, "-u", "-m", module, *arguments],
+                    env={**together, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                )
+                for rank in range(ranks)
+            ]
+            try:
+                while None in [process.poll() for process in processes]:
+                    if any(process.returncode for process in processes):
+                        give_up = min(give_up, time.monotonic() + 30.0)  # the others may have something to say yet
+                    if time.monotonic() > give_up:
+                        break
+                    time.sleep(0.05)
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.wait()
+            output.seek(0)
+            return next((process.returncode for process in processes if process.returncode), 0), output.read()
+
+    return train_ranks
+
+
+@pytest.fixture(scope="session")
+def watch(train: Callable[..., tuple[int, str]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Watched]:
+    """`watch(arguments)` is `train` of two ranks that note what they see of their run (engine/watched_pretrain.py)."""
 
     def watch_ranks(arguments: Sequence[str]) -> Watched:
         notes = tmp_path_factory.mktemp("notes")
         path = os.pathsep.join([str(Path(__file__).parent / "engine"), os.environ.get("PYTHONPATH", "")])
         environment = {"NOTES": str(notes), "PYTHONPATH": path}
-        code, output = launch(2, arguments, module="watched_pretrain", environment=environment)
+        code, output = train(2, arguments, module="watched_pretrain", environment=environment)
         return Watched(code, output, [json.loads(file.read_text()) for file in sorted(notes.iterdir())])
 
     return watch_ranks

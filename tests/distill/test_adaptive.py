@@ -132,7 +132,7 @@ def logged(run: Path) -> list[dict[str, Any]]:
 
 
 def test_all_ranks_have_it_a_run_logs_it_and_a_resume_goes_on_exactly(
-    launch: Callable[..., tuple[int, str]],
+    train: Callable[..., tuple[int, str]],
     watch: Callable[..., Any],
     tiny_recipe: Path,
     teacher_of_frequencies: Path,
@@ -162,7 +162,7 @@ def test_all_ranks_have_it_a_run_logs_it_and_a_resume_goes_on_exactly(
         file.unlink()
     newest.rmdir()
     before = logged(resumed)
-    code, output = launch(2, [*settings, f"output_dir={resumed}"])
+    code, output = train(2, [*settings, f"output_dir={resumed}"])
     assert code == 0, output
     assert "resuming from" in output
     assert logged(resumed) == before

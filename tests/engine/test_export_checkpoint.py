@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from dwt_ds.cli.main import main
 from dwt_ds.verify import verify
 
-Launch = Callable[..., tuple[int, str]]
+Train = Callable[..., tuple[int, str]]
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,9 @@ Launch = Callable[..., tuple[int, str]]
         pytest.param("zero3", marks=pytest.mark.slow),
     ],
 )
-def test_the_export_of_a_checkpoint_is_the_runs(config: str, launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_the_export_of_a_checkpoint_is_the_runs(config: str, train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = [f"output_dir={tmp_path / 'run'}", "train.max_steps=2", f"deepspeed_config={config}"]
-    code, output = launch(2, [str(tiny_recipe), *settings])
+    code, output = train(2, [str(tiny_recipe), *settings])
     assert code == 0, output
     out = tmp_path / "out"
     assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0

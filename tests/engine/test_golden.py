@@ -15,7 +15,7 @@ import torch
 GOLDEN = Path(__file__).parent.parent / "golden" / "pretrain_20_steps.json"
 
 
-def test_losses_of_20_steps(launch: Callable[..., tuple[int, str]], tiny_recipe: Path, tmp_path: Path) -> None:
+def test_losses_of_20_steps(train: Callable[..., tuple[int, str]], tiny_recipe: Path, tmp_path: Path) -> None:
     settings = [
         "train.max_steps=20",
         "train.learning_rate=2e-3",
@@ -24,7 +24,7 @@ def test_losses_of_20_steps(launch: Callable[..., tuple[int, str]], tiny_recipe:
         "distill.soft_weight={schedule: cosine, start: 4, end: 1}",
         "distill.temperature=2",
     ]
-    code, output = launch(2, [str(tiny_recipe), f"output_dir={tmp_path}", *settings])
+    code, output = train(2, [str(tiny_recipe), f"output_dir={tmp_path}", *settings])
     assert code == 0, output
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = {key: [row[key] for row in rows if key in row] for key in ("hard_loss", "soft_loss", "grad_norm")}

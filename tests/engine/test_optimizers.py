@@ -221,7 +221,7 @@ class TestLamb:
         torch.testing.assert_close(parameter.detach(), x, rtol=1e-5, atol=1e-6)
 
     def test_the_recipe_for_large_batches_starts_and_resumes(
-        self, launch: Launch, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+        self, train: Launch, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
     ) -> None:
         if why_not("pytorch_optimizer.Lamb", CPU):
             pytest.skip("needs pytorch-optimizer, the only LAMB that runs on a CPU")
@@ -229,14 +229,14 @@ class TestLamb:
         small += ["train.micro_batch_size=2", "train.gradient_accumulation_steps=3", "train.max_steps=4"]
         small += [f"data.dir={tiny_data}", f"teacher.path={tiny_teacher}", f"output_dir={tmp_path}"]
         small += ["train.checkpoint_every=2", "train.log_every=1"]
-        code, output = launch(2, ["paper_lamb", *small])
+        code, output = train(2, ["paper_lamb", *small])
         assert code == 0, output
         rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
         straight = [(row["step"], row["loss"]) for row in map(json.loads, rows) if "loss" in row]
         assert len(straight) == 4
         (tmp_path / "complete.json").unlink()
         shutil.rmtree(tmp_path / "checkpoints" / "step_00000004")
-        code, output = launch(2, ["paper_lamb", *small])
+        code, output = train(2, ["paper_lamb", *small])
         assert code == 0, output
         rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert [(row["step"], row["loss"]) for row in map(json.loads, rows) if "loss" in row] == straight

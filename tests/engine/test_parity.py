@@ -20,7 +20,7 @@ from dwt_ds.data.masks import Masking
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.models.build import build_student
 
-Launch = Callable[..., tuple[int, str]]
+Train = Callable[..., tuple[int, str]]
 
 STEPS, SEED, LEARNING_RATE, CLIP, SOFT_WEIGHT, TEMPERATURE = 20, 3, 2e-3, 0.5, 2.0, 1.7
 # Few labels, drawn one by one: counts differ over ranks and micro-batches, and some ranks have none at all.
@@ -40,9 +40,9 @@ SETTINGS = [
 ]
 
 
-def run(launch: Launch, ranks: int, recipe: Path, output: Path, *overrides: str) -> list[dict[str, Any]]:
+def run(train: Train, ranks: int, recipe: Path, output: Path, *overrides: str) -> list[dict[str, Any]]:
     """Rows of the metrics; what it said is in the file `said`."""
-    code, text = launch(ranks, [str(recipe), f"output_dir={output}", *SETTINGS, *overrides])
+    code, text = train(ranks, [str(recipe), f"output_dir={output}", *SETTINGS, *overrides])
     assert code == 0, text
     (output / "said").write_text(text)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -85,7 +85,7 @@ def padded_data(tiny_text: Path, tiny_vocabulary: Path, tmp_path_factory: pytest
 def test_two_ranks_equal_plain_adamw(
     positions: str,
     folder: str,
-    launch: Launch,
+    train: Train,
     tiny_recipe: Path,
     tiny_teacher: Path,
     request: pytest.FixtureRequest,
@@ -93,7 +93,7 @@ def test_two_ranks_equal_plain_adamw(
 ) -> None:
     data = PreparedData.open(request.getfixturevalue(folder))
     overrides = ["train.micro_batch_size=1", "train.gradient_accumulation_steps=2", f"data.dir={data.folder}"]
-    rows = run(launch, 2, tiny_recipe, tmp_path / "run", *overrides, f"distill.soft_positions={positions}")
+    rows = run(train, 2, tiny_recipe, tmp_path / "run", *overrides, f"distill.soft_positions={positions}")
     trained = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "export")
 
     steps = global_batches(data, micro_batch_size=1, accumulation=2, world_size=2)
@@ -162,13 +162,13 @@ def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tens
 
 
 def test_one_rank_equals_two_at_the_same_global_batch(
-    launch: Launch, tiny_recipe: Path, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+    train: Train, tiny_recipe: Path, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     """And both look at the held-out text as plain models do; the second of two ranks has the fewer rows of it."""
     held_out_rows = "train.eval_rows=13"
-    two = run(launch, 2, tiny_recipe, tmp_path / "two", "train.micro_batch_size=2", held_out_rows)
+    two = run(train, 2, tiny_recipe, tmp_path / "two", "train.micro_batch_size=2", held_out_rows)
     one = run(
-        launch,
+        train,
         1,
         tiny_recipe,
         tmp_path / "one",
@@ -199,14 +199,14 @@ def test_one_rank_equals_two_at_the_same_global_batch(
 
 @pytest.fixture(scope="module")
 def monitored_run(
-    launch: Launch, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+    train: Train, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("monitored")
     monitors = [
         f"deepspeed.{name}={{enabled: true, output_path: {folder / name}, job_name: job}}"
         for name in ("csv_monitor", "tensorboard")
     ]
-    return folder, run(launch, 1, tiny_recipe, folder / "run", *monitors)
+    return folder, run(train, 1, tiny_recipe, folder / "run", *monitors)
 
 
 def test_learning_rate_rises_and_falls_linearly(monitored_run: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -17,7 +17,7 @@ from dwt_ds.models.quantization import is_enabled, quantized_layers
 from dwt_ds.models.quantization_settings import parse_quantization
 from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
 
-Launch = Callable[..., tuple[int, str]]
+Train = Callable[..., tuple[int, str]]
 
 pytest.importorskip("torchao")
 
@@ -33,17 +33,17 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def straight(launch: Launch, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(train: Train, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without a stop; dropout on, several micro-batches a step."""
-    return run(launch, tiny_recipe, tmp_path_factory.mktemp("quantized") / "straight", quantized())
+    return run(train, tiny_recipe, tmp_path_factory.mktemp("quantized") / "straight", quantized())
 
 
 def quantized() -> str:
     return f"student.quantization={json.dumps(QUANTIZATION)}"
 
 
-def run(launch: Launch, recipe: Path, output: Path, *changes: str) -> Path:
-    code, text = launch(2, [str(recipe), f"output_dir={output}", *SETTINGS, *changes])
+def run(train: Train, recipe: Path, output: Path, *changes: str) -> Path:
+    code, text = train(2, [str(recipe), f"output_dir={output}", *SETTINGS, *changes])
     assert code == 0, text
     (output / "said.txt").write_text(text)
     return output
@@ -61,9 +61,9 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def test_values_are_rounded_from_the_start_step_on(
-    straight: Path, launch: Launch, tiny_recipe: Path, tmp_path: Path
+    straight: Path, train: Train, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    plain = run(launch, tiny_recipe, tmp_path / "plain")
+    plain = run(train, tiny_recipe, tmp_path / "plain")
     ours, theirs = ([row for row in metrics(folder) if "loss" in row] for folder in (straight, plain))
     assert ours[:START] == theirs[:START]
     assert all(mine["loss"] != other["loss"] for mine, other in zip(ours[START:], theirs[START:]))
@@ -72,7 +72,7 @@ def test_values_are_rounded_from_the_start_step_on(
 
 
 def test_a_resume_after_the_start_step_goes_on_bit_identically(
-    straight: Path, launch: Launch, tiny_recipe: Path, tmp_path: Path
+    straight: Path, train: Train, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     stopped = tmp_path / "stopped"
     shutil.copytree(straight, stopped)
@@ -82,7 +82,7 @@ def test_a_resume_after_the_start_step_goes_on_bit_identically(
     manifest = json.loads((stopped / "checkpoints" / "step_00000005" / "manifest.json").read_text())
     assert parse_quantization(manifest["quantization"]) == parse_quantization(QUANTIZATION)
 
-    run(launch, tiny_recipe, stopped, quantized())
+    run(train, tiny_recipe, stopped, quantized())
     assert "step_00000005 at step 5" in (stopped / "said.txt").read_text()
     assert metrics(stopped) == metrics(straight)
     for name in ("model.safetensors", "quantized/quantized.safetensors"):

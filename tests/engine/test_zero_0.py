@@ -11,14 +11,14 @@ import yaml
 
 from dwt_ds.data.prepared import PreparedData
 
-Launch = Callable[..., tuple[int, str]]
+Train = Callable[..., tuple[int, str]]
 
 
-def test_its_folder_tells_what_was_run(launch: Launch, tiny_recipe: Path, sentence_data: Path, tmp_path: Path) -> None:
+def test_its_folder_tells_what_was_run(train: Train, tiny_recipe: Path, sentence_data: Path, tmp_path: Path) -> None:
     json_file = tmp_path / "mine.json"
     json_file.write_text(json.dumps({"zero_optimization": {"stage": 0}, "gradient_clipping": 0.5}))
     arguments = [str(tiny_recipe), f"output_dir={tmp_path / 'run'}", f"data.dir={sentence_data}", "train.max_steps=80"]
-    code, text = launch(1, [*arguments, "--deepspeed_config", str(json_file)])
+    code, text = train(1, [*arguments, "--deepspeed_config", str(json_file)])
     assert code == 0, text
     assert "ZeRO-0, fp32" in text
     assert "no held-out rows to measure it by" in text
@@ -35,7 +35,7 @@ def test_its_folder_tells_what_was_run(launch: Launch, tiny_recipe: Path, senten
     assert saved["deepspeed_config"] == str(json_file)
     saved["output_dir"] = str(tmp_path / "again")
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(saved))
-    code, text = launch(1, [str(tmp_path / "again.yaml")])
+    code, text = train(1, [str(tmp_path / "again.yaml")])
     assert code == 0, text
     again = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in again if "loss" in row] == [row["loss"] for row in rows if "loss" in row]
