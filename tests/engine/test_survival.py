@@ -58,6 +58,7 @@ def assert_same_run(run: Path, straight: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_at_every_stage_of_a_save(launch: Launch, faulty: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
     """Each kill comes at the next checkpoint of the same run; at the end it equals the run that nothing happened to."""
     kills = [(stage, who) for stage in ("before", "shards", "manifest", "pointer") for who in ("0", "1", "all")]
