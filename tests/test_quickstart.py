@@ -1,13 +1,17 @@
-"""The first command of the README, with runs of four steps."""
+"""The first command of the README: with runs of four steps, and what it takes for a finished run."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from dwt_ds import quickstart
+from dwt_ds.run_folder import RunFolder
 
 SHORT = ["train.max_steps=4", "train.log_every=2", "train.eval_every=2", "train.eval_rows=16"]
 
@@ -37,3 +41,30 @@ def test_it_trains_teacher_and_students_and_shows_them(
     said = capfd.readouterr().out
     assert "dwt-ds prepare" not in said
     assert said.count("already finished at step 4") == 3
+
+
+@pytest.mark.parametrize("answer", ["complete", "stopped", "failed after an earlier run"])
+def test_quickstart_looks_at_the_run_and_not_at_the_launchers_word(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("runs/one")
+    folder.path.mkdir(parents=True)
+    code = {"complete": 1, "stopped": 0, "failed after an earlier run": 2}[answer]
+    if answer != "stopped":
+        folder.finish(4)
+    if answer == "failed after an earlier run":
+        os.utime(folder.path / "complete.json", (1e9, 1e9))
+
+    def launch(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if answer == "complete":
+            folder.finish(4)
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(quickstart.subprocess, "run", launch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if answer == "complete":
+        quickstart._train(folder, [])
+        return
+    with pytest.raises(SystemExit, match=rf"^error: runs/one is not complete \(exit code {code}\)"):
+        quickstart._train(folder, [])

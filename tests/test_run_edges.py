@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from dwt_ds import assemble, export, pretrain, quickstart, settle, stuck, supervise
+from dwt_ds import assemble, export, pretrain, settle
 from dwt_ds.config import RunConfig, StudentConfig, TrainConfig
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.engine import ranks
@@ -335,88 +333,6 @@ def test_a_tilde_is_the_home_folder(tiny_data: Path, tmp_path: Path, monkeypatch
     assert PreparedData.open("~/data").folder == tmp_path / "data"
 
 
-@pytest.fixture
-def zombie_group() -> Iterator[int]:
-    """A process group whose only process is dead, and not reaped by its parent."""
-    parent = (
-        "import os, time\n"
-        "child = os.fork()\n"
-        "if child == 0:\n    os.setsid(); os._exit(0)\n"
-        "os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)\n"
-        "print(child, flush=True); time.sleep(600)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    yield int(process.stdout.readline())
-    process.kill()
-    process.communicate()
-
-
-def test_dead_processes_that_nobody_reaps_are_not_waited_for(zombie_group: int) -> None:
-    os.killpg(zombie_group, 0)  # it is still there
-    assert not supervise._group_lives(zombie_group)
-
-
-def test_processes_that_work_are_waited_for() -> None:
-    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    try:
-        assert supervise._group_lives(process.pid)
-    finally:
-        process.kill()
-        process.wait()
-    assert not supervise._group_lives(process.pid)
-
-
-SUBREAPER = """
-import ctypes, os, subprocess, time
-from dwt_ds import supervise
-ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-launcher = subprocess.Popen(["sh", "-c", "sleep 0.3 & exit 0"], start_new_session=True)
-launcher.wait()
-give_up = time.monotonic() + 20
-while supervise._group_lives(launcher.pid) and time.monotonic() < give_up:
-    time.sleep(0.05)
-print("waited too long" if time.monotonic() > give_up else "seen")
-try:
-    print(os.waitpid(-1, os.WNOHANG))
-except ChildProcessError:
-    print("nothing to reap")
-"""
-
-
-def test_the_first_process_of_a_container_reaps_what_ranks_leave() -> None:
-    """As which this one gets orphans for children (PR_SET_CHILD_SUBREAPER)."""
-    done = subprocess.run([sys.executable, "-c", SUBREAPER], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["seen", "nothing to reap"], done
-
-
-@pytest.mark.parametrize("answer", ["complete", "stopped", "failed after an earlier run"])
-def test_quickstart_looks_at_the_run_and_not_at_the_launchers_word(
-    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = RunFolder("runs/one")
-    folder.path.mkdir(parents=True)
-    code = {"complete": 1, "stopped": 0, "failed after an earlier run": 2}[answer]
-    if answer != "stopped":
-        folder.finish(4)
-    if answer == "failed after an earlier run":
-        os.utime(folder.path / "complete.json", (1e9, 1e9))
-
-    def launch(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        if answer == "complete":
-            folder.finish(4)
-        return subprocess.CompletedProcess(command, code)
-
-    monkeypatch.setattr(quickstart.subprocess, "run", launch)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if answer == "complete":
-        quickstart._train(folder, [])
-        return
-    with pytest.raises(SystemExit, match=rf"^error: runs/one is not complete \(exit code {code}\)"):
-        quickstart._train(folder, [])
-
-
 def test_instances_of_a_gpu_are_no_gpus(tmp_path: Path) -> None:
     listed = "GPU 0: H100 (UUID: GPU-1)\\n  MIG 3g.40gb Device 0: (UUID: MIG-1)\\n  MIG 3g.40gb Device 1: (UUID: MIG-2)"
     for name, text in (("nvidia-smi", f"printf '{listed}\\n'"), ("python", 'echo "$@"')):
@@ -427,29 +343,3 @@ def test_instances_of_a_gpu_are_no_gpus(tmp_path: Path) -> None:
     environment = {**kept, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "MASTER_PORT": "29511"}
     done = subprocess.run([str(script), "quickstart"], env=environment, capture_output=True, text=True)
     assert "--num_gpus 1 --master_port" in done.stdout, done
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_disk_that_does_not_take_the_stacks_does_not_end_the_watch(
-    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stuck, "_WRITING_SECONDS", 0.05)
-    monkeypatch.setattr(stuck, "recorded_collectives", lambda: "{}")
-    monkeypatch.setattr(stuck, "collectives_begun", lambda recorded: 0)
-    monkeypatch.setattr(stuck, "collectives_block", lambda: False)
-    (tmp_path / "stuck").write_text("in the way of the folder")
-    said: list[str] = []
-    watch = stuck.StuckWatch(tmp_path, rank=rank, world_size=2, host="here", seconds=0.2, say=said.append)
-    try:
-        for times in (1, 2):
-            watch.beat(times)
-            give_up = time.monotonic() + 10
-            while len(said) < times and time.monotonic() < give_up and rank == 0:
-                time.sleep(0.05)
-            assert len(said) == (times if rank == 0 else 0)
-        if rank == 1:
-            time.sleep(0.6)
-        assert any(thread.name == "stuck watch" for thread in stuck.threading.enumerate())
-    finally:
-        watch.end()
-    assert all("silent: rank 0, 1" in text for text in said)

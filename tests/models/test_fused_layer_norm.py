@@ -45,8 +45,9 @@ class WrongBackward(FakeFusedLayerNorm):
         return super().forward(hidden.detach()) + 0 * hidden
 
 
-def without_extension(*_: Any, **__: Any) -> nn.Module:
-    raise ModuleNotFoundError("No module named 'fused_layer_norm_cuda'")
+class WithoutExtension:
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'fused_layer_norm_cuda'")
 
 
 def install_apex(monkeypatch: pytest.MonkeyPatch, layer_norm: Any) -> None:
@@ -116,7 +117,7 @@ def test_layer_norms_without_a_bias_stay(monkeypatch: pytest.MonkeyPatch) -> Non
     ("layer_norm", "reason"),
     [
         (None, "ModuleNotFoundError"),
-        (without_extension, "ModuleNotFoundError: No module named 'fused_layer_norm_cuda'"),
+        (WithoutExtension, "ModuleNotFoundError: No module named 'fused_layer_norm_cuda'"),
         (WrongBackward, "its results differ from torch's"),
     ],
 )
