@@ -6,14 +6,12 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dwt_ds.config import DataConfig, TrainConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
@@ -24,6 +22,7 @@ from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_data, require_same_software
 from dwt_ds.engine.checkpoint import RunState
+from dwt_ds.engine.ds_resolved import resolved_recipe
 from dwt_ds.engine.optimizers import check_optimizer
 from dwt_ds.engine.resume import NewestCheckpoint, check_world_size, load_checkpoint, newest_checkpoint
 from dwt_ds.engine.student import (
@@ -37,25 +36,15 @@ from dwt_ds.engine.student import (
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.loading import as_micro_batch
 from dwt_ds.manifest_files import read_manifest
-from dwt_ds.models.build import (
-    attention_implementation,
-    build_student,
-    load_masked_lm,
-    longest_row,
-    parameter_count,
-)
-from dwt_ds.models.cpu_dropout import use_cpu_dropout
-from dwt_ds.models.fused_layer_norm import check_layer_norm, fuse_layer_norms
-from dwt_ds.models.growth import grow
-from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
-from dwt_ds.models.quantization import prepare
-from dwt_ds.models.vocabulary import check_same_vocabulary
+from dwt_ds.models.build import parameter_count
+from dwt_ds.models.fused_layer_norm import check_layer_norm
 from dwt_ds.parts import Parts
 from dwt_ds.progress import Progress
 from dwt_ds.run import Run
 from dwt_ds.run_folder import RunFolder
+from dwt_ds.run_models import build_objective, load_teacher
 from dwt_ds.settings_diff import changed_settings
-from dwt_ds.settle import Settled, check_student, identity, naming, run_facts, settle, sizes, timeout_seconds
+from dwt_ds.settle import Settled, check_student, identity, run_facts, settle, timeout_seconds
 from dwt_ds.software import host_name
 from dwt_ds.stop import StopRequest
 from dwt_ds.stuck import StuckWatch
@@ -64,8 +53,8 @@ from dwt_ds.stuck import StuckWatch
 def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, stop: StopRequest) -> Run | None:
     """Everything up to the first step; None, after saying so, if the run in the folder is already finished.
 
-    Raises ValueError and OSError (one line: field, value, fix) on the rank that found the mistake and OtherRankError
-    on the others.
+    Raises AgreedError (one line: field, value, fix) on the rank that found a mistake and OtherRankError on the others;
+    ValueError and OSError where a rank fails alone.
     """
     quieten_deepspeed()
     ranks.start_ranks(timeout_seconds(recipe, overrides))
@@ -96,13 +85,14 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
         if checkpoint.path is not None:
             check_world_size(checkpoint.path, settled.ds.zero_stage)
             _check_length(checkpoint.path, settled)
-        teacher = _start_teacher(settled, tokenizer)
-        objective = _build_objective(settled, tokenizer)
+        teacher = load_teacher(settled, tokenizer)
+        objective = build_objective(settled, tokenizer)
     if teacher is not None:
         teacher.start()
     with ranks.all_or_none():
         if ranks.rank() == 0:
-            folder.begin(identity(facts), settled.config.to_dict(), settled.ds_values)
+            resolved = resolved_recipe(settled.config, settled.ds_values, settled.total_steps)
+            folder.begin(identity(facts), resolved, settled.ds_values)
             tokenizer.save_pretrained(folder.path / "tokenizer")
     teacher_loss = _introduce(settled, objective, teacher)
     torch.manual_seed(settled.config.seed + 1 + ranks.rank())
@@ -170,68 +160,6 @@ def _check_length(checkpoint: Path, settled: Settled) -> None:
             f"{asked}: {checkpoint} stands at step {step} of a longer run, this one would have {settled.total_steps}; "
             f"set train.max_steps={step} or more, or choose another output_dir"
         )
-
-
-def _start_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> TeacherEngine | None:
-    config = settled.config.teacher
-    if config.path is None:
-        return None
-    seq_len = settled.data.manifest.seq_len
-    with naming("teacher.path"):
-        teacher = TeacherEngine(
-            config.path,
-            dtype=settled.ds.precision if config.dtype == "auto" else config.dtype,
-            kernel_inject=config.kernel_inject,
-            device=ranks.device(),
-            seq_len=seq_len,
-            sharded=config.sharded,
-            trust_remote_code=config.trust_remote_code,
-        )
-    check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
-    longest = longest_row(teacher.model.config)
-    if longest is not None and longest < seq_len:
-        raise ValueError(
-            f"teacher.path={config.path!r}: it reads {longest} tokens, the rows of {settled.config.data.dir} have "
-            f"{seq_len}; prepare shorter rows or choose another teacher"
-        )
-    return teacher
-
-
-def _build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> DistillObjective:
-    config = settled.config
-    torch.manual_seed(config.seed)
-    model = build_student(config.student, **sizes(settled, tokenizer))
-    if config.student.init != "random":
-        assert config.teacher.path is not None  # check_student refused it
-        teacher = load_masked_lm(
-            config.teacher.path, dtype=torch.float32, trust_remote_code=config.teacher.trust_remote_code
-        )
-        grow(teacher, model, config.student.init, seed=config.seed)
-    if config.train.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if ranks.device().type == "cpu":
-        use_cpu_dropout(model)
-    gathered = GatheredMaskedLM(model).to(ranks.device())
-    fuse_layer_norms(model, config.fused.layer_norm, ranks.device())
-    with _attention_of_fp32(model):
-        check_against_own_logits(gathered)
-        freeze_unused_parameters(gathered)
-    if settled.quantization is not None:
-        # After the check above: rounding makes a large difference of a tiny one.
-        prepare(model, settled.quantization)
-    return DistillObjective(gathered, config.distill, settled.data.manifest.vocab_size)
-
-
-@contextmanager
-def _attention_of_fp32(model: PreTrainedModel) -> Iterator[None]:
-    """FlashAttention computes in 16 bits only, and the student is in fp32 until DeepSpeed casts it."""
-    chosen = model.config._attn_implementation
-    if chosen == "flash_attention_2":
-        model.config._attn_implementation = attention_implementation("auto", type(model))
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = chosen
 
 
 def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEngine | None) -> float | None:

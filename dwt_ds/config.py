@@ -226,6 +226,10 @@ class TrainConfig:
     expected_world_size: PositiveInt | None = None
     """Number of ranks the run must come up with; another number stops it before training."""
 
+    def warmup_steps(self, total_steps: int) -> int:
+        """Steps in which the learning rate rises, of a run of `total_steps`."""
+        return max(1, round(self.warmup_ratio * total_steps))
+
 
 @dataclass(config=_STRICT)
 class FusedConfig:

@@ -10,7 +10,7 @@ import faulthandler
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dwt_ds.quiet import quieten_libraries
 from dwt_ds.stop import StopRequest
@@ -53,12 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = _assemble_and_train(options, stop)
     except Exception:
-        # Of this rank alone, perhaps: to leave the group, NCCL would wait for the others, and they for this rank. The
-        # launcher ends them.
         traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        _leave_alone(1)
     stop_ranks()
     return code
 
@@ -66,16 +62,19 @@ def main(arguments: list[str] | None = None) -> int:
 def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
     """The exit code of an end that all ranks come to."""
     from dwt_ds.assemble import assemble
-    from dwt_ds.engine.ranks import OtherRankError
+    from dwt_ds.engine.ranks import AgreedError, OtherRankError
     from dwt_ds.guard import TooManySkipsError
 
     try:
         run = assemble(options.recipe, options.overrides, options.deepspeed_config, stop)
     except OtherRankError:
         return 2
-    except (ValueError, OSError) as error:
+    except AgreedError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        _leave_alone(2)
     try:
         if run is not None:
             train(run)
@@ -83,6 +82,13 @@ def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 3
     return 0
+
+
+def _leave_alone(code: int) -> NoReturn:
+    """End this process; to leave the group, NCCL would wait for ranks that go on. The launcher ends them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from dwt_ds import export
 from dwt_ds.config import RunConfig, StudentConfig, TeacherConfig
 from dwt_ds.export import write_export
+from dwt_ds.manifest_files import problems
 from dwt_ds.model_card import model_card
 from dwt_ds.models.build import build_student
 
@@ -222,3 +225,38 @@ def test_the_card_of_a_model_trained_alone_speaks_of_no_teacher() -> None:
     assert "without a teacher" in card
     assert "pre-trained on masked tokens alone" in card
     assert "Lee et al." not in card
+
+
+def test_the_export_of_a_student_with_flash_attention_is_for_every_machine(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model = student(tokenizer)
+    weights = {name: each.detach().clone() for name, each in model.state_dict().items()}
+    model.config._attn_implementation = "flash_attention_2"
+    write_export(model, weights, tokenizer, "", tmp_path / "export")
+    assert "flash" not in (tmp_path / "export" / "config.json").read_text()
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
+def test_an_export_killed_at_its_very_end_is_whole_or_not_there(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = student(tokenizer), tmp_path / "export"
+    weights = {name: each.detach().clone() for name, each in model.state_dict().items()}
+    write_export(model, weights, tokenizer, "first", folder)
+    plain = shutil.rmtree
+
+    def killed(path: Path, **options: Any) -> None:
+        if (Path(path) / "config.json").is_file():
+            (Path(path) / "config.json").unlink()
+            raise KeyboardInterrupt
+        plain(path, **options)
+
+    monkeypatch.setattr(export.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_export(model, weights, tokenizer, "second", folder)
+    assert problems(folder) == []
+    monkeypatch.undo()
+    write_export(model, weights, tokenizer, "third", folder)
+    assert (folder / "README.md").read_text() == "third"
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]

@@ -6,12 +6,17 @@ import os
 import stat
 import subprocess
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import yaml
 
+from dwt_ds.config import DataConfig
+from dwt_ds.data.prepared import PreparedData
+from dwt_ds.plan.corpus import corpus_of
 from dwt_ds.run_folder import RunFolder
 
 IDENTITY: dict[str, Any] = {"data": "a" * 64, "tokenizer": "b" * 64, "student": {"layers": 2, "hidden_size": 32}}
@@ -174,3 +179,21 @@ def test_metrics_wait_while_the_disk_is_full(tmp_path: Path) -> None:
         assert steps == list(range(1, 901))
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_resume_cuts_the_skipped_steps_back_too(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    for step in (3, 5, 8):
+        folder.add_skip({"step": step, "rows": 4})
+    with open(tmp_path / "skipped.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 9')
+    folder.cut_metrics_back(5)
+    assert [json.loads(line)["step"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()] == [3, 5]
+
+
+def test_a_tilde_is_the_home_folder(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder("~/runs/a").path == tmp_path / "runs" / "a"
+    (tmp_path / "data").symlink_to(tiny_data)
+    assert PreparedData.open("~/data").folder == tmp_path / "data"
+    assert corpus_of(DataConfig(dir="~/data")) == replace(corpus_of(DataConfig(dir=str(tiny_data))), source=ANY)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dwt_ds.engine import ranks
-from dwt_ds.engine.ranks import OtherRankError
+from dwt_ds.engine.ranks import AgreedError, OtherRankError
 from dwt_ds.software import host_name, software
 
 
@@ -26,7 +26,7 @@ class RankFacts(NamedTuple):
 def require_same_software() -> None:
     """Compare versions over all ranks, before anything is built.
 
-    Raises ValueError with a table of who has what on rank 0, OtherRankError on the others.
+    Raises AgreedError with a table of who has what on rank 0, OtherRankError on the others.
     """
     _require_same(software(), "the hosts run different software; install the same on each of them")
 
@@ -44,7 +44,7 @@ def _require_same(facts: dict[str, str], problem: str) -> None:
     if not table:
         return
     if ranks.rank() == 0:
-        raise ValueError(f"{problem}:\n{table}")
+        raise AgreedError(f"{problem}:\n{table}")
     raise OtherRankError(problem)
 
 

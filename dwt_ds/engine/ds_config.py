@@ -163,13 +163,12 @@ def fill_steps(
     # Where the rate is not written, DeepSpeed has one of its own.
     always = {*needs, "warmup_max_lr"} & schedule_settings(schedule)
     train = config.train
-    warmup_steps = max(1, round(train.warmup_ratio * total_steps))
     length = "train.epochs" if train.max_steps is None else "train.max_steps"
     by_recipe = {
         "warmup_min_lr": ("", 0.0),
         "warmup_max_lr": ("train.learning_rate", train.learning_rate),
         "cycle_max_lr": ("train.learning_rate", train.learning_rate),
-        "warmup_num_steps": ("train.warmup_ratio", warmup_steps),
+        "warmup_num_steps": ("train.warmup_ratio", train.warmup_steps(total_steps)),
         "total_num_steps": (length, total_steps),
     }
     for key, (field, ours) in by_recipe.items():

@@ -24,7 +24,11 @@ from dwt_ds.engine.cpu_memory import forget_shared_buffer, keep_freed_memory
 from dwt_ds.engine.rank_environment import fill_rank_environment
 
 
-class OtherRankError(RuntimeError):
+class AgreedError(RuntimeError):
+    """A mistake that ends the run, and of which every rank knows: none waits for another."""
+
+
+class OtherRankError(AgreedError):
     """Another rank found the mistake and says what it is; this one only stops."""
 
 
@@ -121,8 +125,8 @@ def wait_for_every_rank() -> None:
 def all_or_none() -> Iterator[None]:
     """Within the block a mistake on any rank becomes an error on every rank, so that none waits for another.
 
-    The block itself must not communicate. The first rank that failed raises its own exception, the others
-    OtherRankError with the same message.
+    The block itself must not communicate. The first rank that failed raises AgreedError with its own message, the
+    others OtherRankError with the same.
     """
     own: Exception | None = None
     try:
@@ -133,5 +137,5 @@ def all_or_none() -> Iterator[None]:
     if not failures:
         return
     if own is not None and failures[0][0] == rank():
-        raise own
+        raise AgreedError(str(own)) from own
     raise OtherRankError(f"rank {failures[0][0]}: {failures[0][1]}")

@@ -48,7 +48,7 @@ def corpus_of(data: DataConfig) -> Corpus:
 
     Raises ValueError or FileNotFoundError for a folder that is there but of no use.
     """
-    folder = Path(data.dir)
+    folder = Path(data.dir).expanduser()
     if not (folder / MANIFEST_NAME).is_file() and not folder.is_dir():
         return paper_corpus(data.dir)
     manifest = read_manifest(folder)

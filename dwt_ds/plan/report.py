@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dwt_ds.engine.ds_resolved import resolved_recipe
 from dwt_ds.plan.communication import bytes_per_second
 from dwt_ds.plan.disk import export_bytes
 from dwt_ds.plan.hardware import GIB, LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
@@ -45,7 +46,8 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
 
 def resolved(settings: Settings) -> str:
     """The whole recipe as YAML and the DeepSpeed JSON, as a run's folder has them in config.yaml and ds_config.json."""
-    recipe = yaml.safe_dump(settings.config.to_dict(), sort_keys=False)
+    plain = resolved_recipe(settings.config, settings.ds_values, settings.total_steps)
+    recipe = yaml.safe_dump(plain, sort_keys=False)
     values = json.dumps(settings.ds_values, indent=2)
     return f"recipe, resolved\n{recipe}\nDeepSpeed JSON, resolved ({settings.ds.origin.source})\n{values}"
 

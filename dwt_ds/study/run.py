@@ -110,7 +110,7 @@ class Study:
                     f"data.dir={data!r}: no such folder; run dwt-ds prepare --docs --train-tokenizer {VOCABULARY} "
                     f"--seq-len 128 --out {data}, or make quickstart"
                 )
-            read_manifest(Path(data))
+            read_manifest(Path(data).expanduser())
 
     def plan_table(self) -> str:
         """Runs, steps, tokens and hours, for people."""

@@ -67,8 +67,10 @@ def flops_per_token(run: RunRecord) -> float | None:
     """
     data = DataConfig(**run.config["data"])
     teacher = run.config["teacher"]["path"]
-    models = [run.path / "export", *([Path(teacher)] if teacher else [])]
-    if not (Path(data.dir) / MANIFEST_NAME).is_file() or not all((m / "config.json").is_file() for m in models):
+    models = [run.path / "export", *([Path(teacher).expanduser()] if teacher else [])]
+    if not (Path(data.dir).expanduser() / MANIFEST_NAME).is_file() or not all(
+        (m / "config.json").is_file() for m in models
+    ):
         return None
     corpus = corpus_of(data)
     everywhere = run.config["distill"]["soft_positions"] == "all"

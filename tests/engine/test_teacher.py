@@ -5,8 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
+
+from dwt_ds.engine import teacher
+from dwt_ds.engine.teacher import TeacherEngine
 
 # In a process of its own: DeepSpeed starts a process group.
 CHECK = """
@@ -64,3 +71,22 @@ def test_the_engine_answers_as_the_model_and_keeps_its_buffers(family: str, cut:
     assert done.returncode == 0, done.stderr
     # Rotary frequencies are the buffers of a ModernBERT.
     assert ("float32" in done.stdout) == (family == "modernbert"), done.stdout
+
+
+def test_a_sharded_teacher_loads_without_the_other_ranks(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sharded: list[nn.Module] = []
+
+    def shard(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+        sharded.append(model)
+        return model
+
+    monkeypatch.setattr(teacher, "shard_over_ranks", shard)
+    settings: dict[str, Any] = {"dtype": "fp32", "kernel_inject": False, "device": torch.device("cpu"), "seq_len": 32}
+    made = TeacherEngine(str(tiny_teacher), **settings, sharded=True)
+    assert made.vocabulary_rows == 298
+    assert not sharded, "it communicated"
+    tokens = torch.arange(5, 21).reshape(1, 16)
+    batch = SimpleNamespace(input_ids=tokens, attention_mask=None, positions=torch.arange(16))
+    views = [made(batch) for _ in range(2)]  # type: ignore[arg-type]
+    assert len(sharded) == 1
+    assert torch.equal(views[0].hidden, views[1].hidden)

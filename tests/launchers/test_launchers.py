@@ -569,3 +569,14 @@ def test_the_example_hostfile_is_a_good_one(run: Run, recorded: Callable[[], lis
     done = run("run_multinode.sh", str(FOLDER / "hostfile.example"), "quickstart")
     assert done.returncode == 0, done.stderr
     assert recorded()[4:6] == ["--master_addr", "node-1"]
+
+
+def test_instances_of_a_gpu_are_no_gpus(tmp_path: Path) -> None:
+    listed = "GPU 0: H100 (UUID: GPU-1)\\n  MIG 3g.40gb Device 0: (UUID: MIG-1)\\n  MIG 3g.40gb Device 1: (UUID: MIG-2)"
+    for name, text in (("nvidia-smi", f"printf '{listed}\\n'"), ("python", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANKS", "CUDA_VISIBLE_DEVICES")}
+    environment = {**kept, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "MASTER_PORT": "29511"}
+    done = subprocess.run([str(FOLDER / "run_local.sh"), "quickstart"], env=environment, capture_output=True, text=True)
+    assert "--num_gpus 1 --master_port" in done.stdout, done
