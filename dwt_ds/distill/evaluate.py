@@ -60,10 +60,8 @@ def teacher_held_out_loss(
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         view = teacher(batch)
-        bias = None if view.bias is None else view.bias[:vocab_size]
-        loss = linear_distill_loss(
-            view.hidden, view.weight[:vocab_size], bias, None, None, None, batch.labels, reduction="sum"
-        )
+        head = (view.hidden, view.weight, view.bias)
+        loss = linear_distill_loss(*head, None, None, None, batch.labels, vocab_size=vocab_size, reduction="sum")
         sums += torch.stack([loss.hard.double(), (batch.labels >= 0).sum().double()])
     hard, count = add_up(sums).tolist()
     return hard / count if count else float("nan")

@@ -84,20 +84,20 @@ class DistillObjective(nn.Module):
     def forward(self, batch: MicroBatch, teacher: TeacherView | None, scale: LossScale) -> DistillLoss:
         """Loss of one micro-batch, summed over its rows and divided by `scale`'s counts; fp32 scalars."""
         hidden = self.student(batch.input_ids, batch.attention_mask, batch.positions)
-        bias = self.student.decoder_bias
         return linear_distill_loss(
             hidden,
-            self.student.decoder_weight[: self.vocab_size],
-            None if bias is None else bias[: self.vocab_size],
+            self.student.decoder_weight,
+            self.student.decoder_bias,
             None if teacher is None else teacher.hidden,
-            None if teacher is None else teacher.weight[: self.vocab_size],
-            None if teacher is None or teacher.bias is None else teacher.bias[: self.vocab_size],
+            None if teacher is None else teacher.weight,
+            None if teacher is None else teacher.bias,
             batch.labels,
             temperature=scale.temperature,
             hard_weight=self.hard_weight,
             soft_weight=scale.soft_weight,
             soft_positions=self.soft_positions,
             temperature_squared=self.temperature_squared,
+            vocab_size=self.vocab_size,
             normalizer=(scale.hard_rows, scale.soft_rows),
             backend=self.backend,
             memory=self.memory,

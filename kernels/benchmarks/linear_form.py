@@ -79,14 +79,16 @@ def ours(memory: str, hard_only: bool = False) -> Callable[..., Tensor]:
     return loss
 
 
-def liger_linear(
-    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, labels: Tensor
-) -> Tensor:
+def liger_linear(compiled: bool) -> Callable[..., Tensor]:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    loss = LigerFusedLinearJSDLoss(1.0, 1.0, beta=0.0, temperature=TEMPERATURE)
-    result = loss(hidden, weight, teacher_hidden, teacher_weight, labels)
-    return result[0] if isinstance(result, tuple) else result
+    loss = LigerFusedLinearJSDLoss(1.0, 1.0, beta=0.0, temperature=TEMPERATURE, compiled=compiled)
+
+    def of_heads(*heads: Tensor) -> Tensor:
+        result = loss(*heads)
+        return result[0] if isinstance(result, tuple) else result
+
+    return of_heads
 
 
 def step_of(loss: Callable[..., Tensor], heads: Heads) -> Callable[[], Any]:
@@ -104,7 +106,9 @@ def losses() -> dict[str, Callable[..., Tensor]]:
     if DEVICE == "cuda":
         found["dwt_kernels logit_free"] = ours("logit_free")
     if liger_installed():
-        found["liger chunked"] = liger_linear
+        found["liger chunked"] = liger_linear(compiled=True)
+        if DEVICE == "cuda":
+            found["liger chunked, not compiled"] = liger_linear(compiled=False)
     if hasattr(F, "linear_cross_entropy"):
         found["F.linear_cross_entropy, hard only"] = torch_linear_hard
     else:

@@ -57,6 +57,10 @@ def our_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return distill_loss(student, teacher, labels, temperature=TEMPERATURE).loss
 
 
+def our_loss_at_1(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    return distill_loss(student, teacher, labels).loss
+
+
 def liger_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     from liger_kernel.transformers import LigerCrossEntropyLoss, LigerKLDIVLoss
 
@@ -75,8 +79,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20 if DEVICE == "cuda" else 5)
     rounds = parser.parse_args().rounds
     losses = {"dwt_kernels": our_loss, "eager": eager_loss, "torch.compile": torch.compile(eager_loss, dynamic=False)}
-    if liger_installed() and DEVICE == "cuda":
-        losses["liger"] = liger_loss
+    if DEVICE == "cuda":
+        losses["dwt_kernels, temperature 1"] = our_loss_at_1
+        if liger_installed():
+            losses["liger"] = liger_loss
     lines = []
     for sweep, shapes in (GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS).items():
         for rows, vocabulary in shapes:

@@ -24,6 +24,15 @@ FLUSH_BYTES = COPY_BYTES = 1 << 28
 MEBIBYTE = 1 << 20
 
 
+# Two milliseconds of a GPU at 2 GHz: longer than the host takes to issue a step.
+QUEUE_CYCLES = 4_000_000
+
+
+class Elapsed(NamedTuple):
+    device_seconds: float
+    host_seconds: float
+
+
 class Provider(NamedTuple):
     """One way to compute the loss: ``step`` runs forward and backward."""
 
@@ -32,11 +41,16 @@ class Provider(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """``error`` is empty, or says in one line why there are no figures; they are then NaN."""
+    """``error`` is empty, or says in one line why there are no figures; they are then NaN.
+
+    On a GPU the first three are the device's time with its queue full, and ``host_ms`` is what the host took to fill
+    it: a loop that does nothing else waits for the longer of the two. On a CPU there is only one time.
+    """
 
     p20_ms: float
     p50_ms: float
     p80_ms: float
+    host_ms: float
     peak_mib: float
     error: str = ""
 
@@ -70,7 +84,7 @@ def time_all(providers: Sequence[Provider], rounds: int) -> dict[str, Timing]:
     part and has its error in its ``Timing``.
     """
     peaks: dict[str, float] = {}
-    seconds: dict[str, list[float]] = {provider.name: [] for provider in providers}
+    seconds: dict[str, list[Elapsed]] = {provider.name: [] for provider in providers}
     errors: dict[str, str] = {}
     for turn in range(rounds + 1):
         for name, step in providers:
@@ -86,30 +100,36 @@ def time_all(providers: Sequence[Provider], rounds: int) -> dict[str, Timing]:
                 print(f"{name} failed: {errors[name]}", flush=True)
             if name in errors and DEVICE == "cuda":
                 torch.cuda.empty_cache()
-    nothing = [math.nan] * 4
+    nothing = [math.nan] * 5
     return {
-        name: Timing(*nothing, errors[name]) if name in errors else Timing(*percentiles(values), peaks[name])
+        name: Timing(*nothing, errors[name]) if name in errors else Timing(*percentiles_ms(values), peaks[name])
         for name, values in seconds.items()
     }
 
 
-def percentiles(seconds: Sequence[float]) -> tuple[float, ...]:
-    values = torch.tensor(seconds, dtype=torch.float64) * 1e3
-    return tuple(torch.quantile(values, torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist())
+def percentiles_ms(seconds: Sequence[Elapsed]) -> tuple[float, ...]:
+    """The device's 20th, 50th and 80th percentile and the host's median."""
+    device, host = torch.tensor(seconds, dtype=torch.float64).mul(1e3).unbind(1)
+    quantiles = torch.quantile(device, torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    return *quantiles.tolist(), torch.quantile(host, 0.5).item()
 
 
-def elapsed_seconds(step: Callable[[], Any]) -> float:
+def elapsed_seconds(step: Callable[[], Any]) -> Elapsed:
+    start = time.perf_counter()
     if DEVICE == "cpu":
-        start = time.perf_counter()
         step()
-        return time.perf_counter() - start
+        return Elapsed(time.perf_counter() - start, math.nan)
     torch.empty(FLUSH_BYTES, dtype=torch.int8, device=DEVICE).zero_()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # Without something before them, short kernels would be timed as they come from the host.
+    torch.cuda._sleep(QUEUE_CYCLES)
     begin.record()
+    start = time.perf_counter()
     step()
+    host = time.perf_counter() - start
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return Elapsed(begin.elapsed_time(end) / 1e3, host)
 
 
 def peak_mib(step: Callable[[], Any]) -> float:

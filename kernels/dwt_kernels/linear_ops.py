@@ -16,7 +16,7 @@ from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Objective
 from dwt_kernels.backends import backend_module
 from dwt_kernels.chunked import chunked_statistics_and_gradients
 from dwt_kernels.head import Head
-from dwt_kernels.head_gradients import saved_dtype, scaled
+from dwt_kernels.head_gradients import saved_dtype
 from dwt_kernels.memory_mode import resolve_chunk_rows
 from dwt_kernels.row_formulas import STATISTICS
 from dwt_kernels.scalars import Scalars
@@ -82,7 +82,7 @@ def _linear_distill_fake(*inputs: Any) -> tuple[Tensor, ...]:
     call = parse(inputs)
     shape = call.labels.shape if call.objective.reduction == "none" else ()
     losses = [call.labels.new_empty(shape, dtype=torch.float32) for _ in range(3)]
-    gradients = [empty_gradient(*pair) for pair in zip(call.student, gradients_made_forward(call))]
+    gradients = [empty_gradient(*pair, call.labels.device) for pair in zip(call.student, gradients_made_forward(call))]
     return *losses, call.labels.new_empty((), dtype=torch.float64), *gradients
 
 
@@ -101,16 +101,16 @@ def linear_distill_rows_backward(upstream: Tensor, *inputs: Any) -> tuple[Tensor
 @linear_distill_rows_backward.register_fake
 def _linear_distill_rows_backward_fake(upstream: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     call = parse(inputs)
-    return tuple(empty_gradient(*pair) for pair in zip(call.student, call.needed))
+    return tuple(empty_gradient(*pair, call.labels.device) for pair in zip(call.student, call.needed))
 
 
 @torch.library.custom_op("dwt_kernels::scaled", mutates_args=())
-def scaled_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    return scaled(gradient, factor, dtype)
+def scaled_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    return backend_module(backend).scaled(gradient, factor, dtype)
 
 
 @scaled_gradient.register_fake
-def _scaled_gradient_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _scaled_gradient_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
@@ -156,20 +156,26 @@ def statistics_and_gradients(call: LinearCall, upstream: Tensor, scalars: Tensor
         all_rows = statistics.new_ones(call.labels.shape[0], STATISTICS)
         statistics = all_rows.index_copy_(0, counted, statistics)
     d_hidden, d_weight, d_bias = (
-        whole_gradient(gradient, empty_gradient(tensor, need), None if position else counted)
-        for position, (gradient, tensor, need) in enumerate(zip(gradients, call.student, call.needed))
+        whole_gradient(gradient, parameter, need, labels.device, None if position else counted)
+        for position, (gradient, parameter, need) in enumerate(zip(gradients, call.student, call.needed))
     )
     return statistics, d_hidden, d_weight, d_bias
 
 
-def whole_gradient(gradient: Tensor | None, whole: Tensor, rows: Tensor | None) -> Tensor:
-    """``gradient``, which may lack rows that do not count or padded columns, as or in ``whole``; zeros elsewhere."""
-    if gradient is None:
-        return whole.zero_()
+def whole_gradient(
+    gradient: Tensor | None, parameter: Tensor | None, need: bool, device: torch.device, rows: Tensor | None
+) -> Tensor:
+    """As ``empty_gradient``, filled with ``gradient``: of ``rows`` where they are given, maybe without padded columns.
+
+    None, where no row was there to add up, is zero.
+    """
+    if gradient is None or parameter is None:
+        return empty_gradient(parameter, need, device).zero_()
+    if rows is None and gradient.shape == parameter.shape and gradient.dtype == saved_dtype(parameter):
+        return gradient
+    whole = empty_gradient(parameter, need, device)
     if rows is not None:
         return whole.zero_().index_copy_(0, rows, gradient.to(whole.dtype))
-    if gradient.shape == whole.shape and gradient.dtype == whole.dtype:
-        return gradient
     whole[gradient.shape[0] :] = 0
     whole[: gradient.shape[0]] = gradient
     return whole
@@ -179,10 +185,11 @@ def gradients_made_forward(call: LinearCall) -> list[bool]:
     return [need and call.objective.reduction != "none" for need in call.needed]
 
 
-def empty_gradient(tensor: Tensor | None, need: bool) -> Tensor:
-    if tensor is None or not need:
-        return torch.empty(0, device=None if tensor is None else tensor.device)
-    return torch.empty(tensor.shape, dtype=saved_dtype(tensor), device=tensor.device)
+def empty_gradient(parameter: Tensor | None, need: bool, device: torch.device) -> Tensor:
+    """Room for a gradient as it waits for the backward pass; without elements where it is not needed."""
+    if parameter is None or not need:
+        return torch.empty(0, device=device)
+    return torch.empty(parameter.shape, dtype=saved_dtype(parameter), device=device)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -192,6 +199,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.set_materialize_grads(False)
     ctx.needed = list(call.needed)
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in call.student]
+    ctx.backend = call.objective.backend
     ctx.per_row = call.objective.reduction == "none"
     if ctx.per_row:
         ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs))
@@ -212,7 +220,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
         unit, *gradients = ctx.saved_tensors
         factor = (upstream * unit).float()
     results = [
-        scaled_gradient(gradient, factor, dtype) if need else None
+        scaled_gradient(gradient, factor, dtype, ctx.backend) if need else None
         for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needed)
     ]
     return *results, *(None,) * (INPUT_COUNT - len(results))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from dwt_kernels.triton_scalars import FACTOR, RESIDUAL
-from dwt_kernels.triton_steps import INTERPRETED, KL_SCALE, LOG2_E, MINUS_INF, finite_or_zero, power
+from dwt_kernels.triton_steps import INTERPRETED, KL_SCALE, LOG2_E, MINUS_INF, finite_or_zero, merged, power
 
 # Fields of a row's partial state: student maximum, its sums at 1 and tau, teacher maximum, its sum, KL sum, label's
 # logit.
@@ -190,25 +190,24 @@ def merge_kernel(
     split = tl.arange(0, SPLITS_BLOCK)
     state = partials + (row * splits + split) * PARTIAL
     present = split < splits
+    zeros = tl.zeros((SPLITS_BLOCK,), tl.float32)
     student_max = tl.load(state, mask=present, other=MINUS_INF)
-    row_student_max = tl.max(student_max, 0)
-    student_shift = student_max - finite_or_zero(row_student_max)
     student_sum = tl.load(state + 1, mask=present, other=0.0)
-    label_logit = tl.sum(tl.load(state + 6, mask=present, other=0.0), 0)
-    row_statistics = statistics + row * 7
-    tl.store(row_statistics, row_student_max)
-    tl.store(row_statistics + 1, tl.sum(student_sum * tl.exp2(student_shift * LOG2_E), 0))
-    tl.store(row_statistics + 6, label_logit - row_student_max)
+    student_tau_sum, teacher_max, teacher_sum, kl_sum = zeros, zeros, zeros, zeros
     if HAS_TEACHER:
         student_tau_sum = tl.load(state + 2, mask=present, other=0.0)
         teacher_max = tl.load(state + 3, mask=present, other=MINUS_INF)
-        row_teacher_max = tl.max(teacher_max, 0)
-        teacher_shift = teacher_max - finite_or_zero(row_teacher_max)
-        rescale = power(teacher_shift, factor, residual, False)
         teacher_sum = tl.load(state + 4, mask=present, other=0.0)
-        shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
-        kl_sum = tl.load(state + 5, mask=present, other=0.0) + teacher_sum * (shift * KL_SCALE)
-        tl.store(row_statistics + 2, tl.sum(student_tau_sum * power(student_shift, factor, residual, False), 0))
-        tl.store(row_statistics + 3, row_teacher_max)
-        tl.store(row_statistics + 4, tl.sum(teacher_sum * rescale, 0))
-        tl.store(row_statistics + 5, tl.sum(kl_sum * rescale, 0))
+        kl_sum = tl.load(state + 5, mask=present, other=0.0)
+    shares = student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum
+    row_state = merged(shares, factor, residual, HAS_TEACHER)
+    label_logit = tl.sum(tl.load(state + 6, mask=present, other=0.0), 0)
+    row_statistics = statistics + row * 7
+    tl.store(row_statistics, row_state[0])
+    tl.store(row_statistics + 1, row_state[1])
+    tl.store(row_statistics + 6, label_logit - row_state[0])
+    if HAS_TEACHER:
+        tl.store(row_statistics + 2, row_state[2])
+        tl.store(row_statistics + 3, row_state[3])
+        tl.store(row_statistics + 4, row_state[4])
+        tl.store(row_statistics + 5, row_state[5])

@@ -7,10 +7,14 @@ import torch
 from dwt_kernels.head import Head
 
 # Both logit buffers of a chunk together. Large, because every chunk reads and writes the fp32 dW (8 V H bytes). At
-# 4.8 TB/s and 700 TFLOP/s that takes 4% of the time of the products of 4,096 rows, which for V = 128,256 in 16 bits are
-# 2.1 GB. On a CPU (0.8 TFLOP/s) it takes 4% at 1,000 rows, which for V = 30,522 are 122 MB.
-GPU_CHUNK_BYTES = 1 << 31
+# 4.8 TB/s and 700 TFLOP/s that takes 8% of the time of the products of 2,048 rows, which for V = 128,256 in 16 bits are
+# 1.05 GB, as much as the fp32 dW at H = 2,048. On a CPU (0.8 TFLOP/s) it takes 4% at 1,000 rows, which for V = 30,522
+# are 122 MB.
+GPU_CHUNK_BYTES = 1 << 30
 CPU_CHUNK_BYTES = 1 << 29
+
+# Logits that are no matter on any GPU: its free memory, whose query takes longer than small products, is not asked for.
+SMALL_BYTES = 1 << 28
 
 # The logits' share of the free memory of a GPU: gradients, and whatever the backward pass wants, need the rest.
 FREE_MEMORY_SHARE = 0.25
@@ -24,14 +28,16 @@ def resolve_chunk_rows(
 ) -> int | None:
     """Rows in a chunk, all chunks nearly equal; None for logit-free.
 
-    Depends on the shapes alone, except on a GPU with less than 8 GiB free.
+    Depends on the shapes alone, except on a GPU with less than 4 GiB free.
     """
     if memory == "logit_free":
         return None
     rows = student.hidden.shape[0]
     if chunk_rows is None:
         element_bytes = sum(head.hidden.element_size() for head in (student, teacher) if head is not None)
-        chunk_rows = max(1, chunk_bytes(student.hidden.device) // (student.weight.shape[0] * element_bytes))
+        row_bytes = student.weight.shape[0] * element_bytes
+        small = rows * row_bytes <= SMALL_BYTES
+        chunk_rows = rows if small else max(1, chunk_bytes(student.hidden.device) // row_bytes)
         too_small = chunk_rows < min(rows, SMALLEST_CHUNK_ROWS)
         if memory == "auto" and backend == "triton" and too_small and not torch.are_deterministic_algorithms_enabled():
             return None

@@ -13,11 +13,19 @@ from torch import Tensor
 
 from dwt_kernels import arguments, cpu_fusion
 from dwt_kernels.arguments import Objective
-from dwt_kernels.head_gradients import GPU_BLOCK_ELEMENTS
+from dwt_kernels.head_gradients import GPU_BLOCK_ELEMENTS, scaled
 from dwt_kernels.row_formulas import STATISTICS, block_gradient, block_statistics, row_factors
 from dwt_kernels.scalars import LOG2_E_FP32, NO_RESIDUAL, Scalars, compute_scalars, reduce_rows, row_losses
 
-__all__ = ["prepare", "reduce_rows", "row_gradients", "row_losses", "row_statistics", "row_statistics_and_gradients"]
+__all__ = [
+    "prepare",
+    "reduce_rows",
+    "row_gradients",
+    "row_losses",
+    "row_statistics",
+    "row_statistics_and_gradients",
+    "scaled",
+]
 
 # Elements of a block for each thread: 1 MiB in fp32. Smaller blocks lose to the cost of starting an operation
 # (65,536: 1.4 times slower on a Zen 5 core), larger ones leave the cache.

@@ -15,27 +15,59 @@ from dwt_kernels.scalars import Scalars
 from dwt_kernels.scalars import reduce_rows as torch_reduce_rows
 from dwt_kernels.triton_kernels import gradient_kernel, statistics_kernel
 from dwt_kernels.triton_launch import launch
-from dwt_kernels.triton_scalars import losses_kernel, prepare_kernel, reduce_kernel
+from dwt_kernels.triton_scalars import losses_kernel, prepare_kernel, reduce_kernel, scale_kernel
 
-# The largest tile of a row. 4,096 columns on 8 warps are 16 logits of either model a thread: under 80 registers, so
-# that three programs share a multiprocessor and one loads while another waits at a reduction. A whole row of 32k in
-# one tile leaves one program of 32 warps, and nothing to hide its waits (others measured 5% of the bandwidth there).
-MAX_BLOCK = 4096
-COLUMNS_PER_WARP = 512
+# Columns that a thread has of either model at a time, and warps that share a row in the kernel of statistics: under 80
+# registers, so that three programs or more fit a multiprocessor. A whole row of 32k at once leaves one of 32 warps.
+COLUMNS_PER_THREAD = 16
+ROW_WARPS = 8
+THREADS_PER_WARP = 64 if torch.version.hip else 32
+LOAD_BYTES = 16
+
+# A program of the gradient does one block and ends: six of four warps fit a multiprocessor, some of which load while
+# others compute; of twice this size it would be two.
+GRADIENT_BLOCK = 2048
+GRADIENT_WARPS = 4
 
 # Labels or row losses a step of the kernels that are one program; rows a program of the one from statistics to losses.
-SCALAR_BLOCK = 1024
+SCALAR_BLOCK = 4096
+SCALAR_WARPS = 8
 LOSSES_BLOCK = 128
+
+# Elements of a gradient that meets its upstream gradient: 16 a thread.
+SCALE_BLOCK = 4096
+SCALE_WARPS = 8
 
 
 class Tile(NamedTuple):
-    block: int
-    num_warps: int
+    """Columns of a row at a time: each of ``lanes`` threads loads ``width`` neighbours at ``steps`` places.
+
+    ``tail_steps``: as many as the last, partial block needs.
+    """
+
+    steps: int
+    tail_steps: int
+    lanes: int
+    width: int
+
+    @property
+    def num_warps(self) -> int:
+        return max(1, self.lanes // THREADS_PER_WARP)
 
 
-def row_tile(columns: int) -> Tile:
-    block = min(MAX_BLOCK, triton.next_power_of_2(columns))
-    return Tile(block, max(1, block // COLUMNS_PER_WARP))
+def row_tile(student: Tensor, teacher: Tensor | None) -> Tile:
+    """No wider than the alignment of both models' rows, at which the compiler will load."""
+    matrices = [each for each in (student, teacher) if each is not None]
+    width = min(min(LOAD_BYTES // each.element_size(), alignment(each)) for each in matrices)
+    if any(each.stride(1) != 1 for each in matrices):
+        width = 1
+    columns = student.shape[1]
+    room = triton.next_power_of_2(columns)
+    width = min(width, room)
+    lanes = min(ROW_WARPS * THREADS_PER_WARP, max(1, room // COLUMNS_PER_THREAD))
+    steps = min(COLUMNS_PER_THREAD // width, max(1, room // (lanes * width)))
+    rest = columns % (steps * lanes * width)
+    return Tile(steps, triton.next_power_of_2(max(1, triton.cdiv(rest, lanes * width))), lanes, width)
 
 
 def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
@@ -63,6 +95,7 @@ def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
         MEAN=objective.reduction == "mean",
         SOFT_ALL=objective.soft_all,
         TEMPERATURE_SQUARED=objective.temperature_squared,
+        num_warps=SCALAR_WARPS,
     )
     if labels.device.type != "cpu":
         torch._assert_async(
@@ -119,7 +152,7 @@ def _launch_statistics(
     statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=student.device)
     if rows == 0:
         return statistics
-    tile = row_tile(columns)
+    tile = row_tile(student, teacher)
     launch(
         statistics_kernel,
         (rows,),
@@ -137,7 +170,10 @@ def _launch_statistics(
         row_stride(upstream),
         ignore_index,
         V=columns,
-        BLOCK=tile.block,
+        STEPS=tile.steps,
+        TAIL_STEPS=tile.tail_steps,
+        LANES=tile.lanes,
+        WIDTH=tile.width,
         STUDENT_ALIGNMENT=alignment(student),
         TEACHER_ALIGNMENT=alignment(teacher),
         SOFT_ALL=soft_all and teacher is not None,
@@ -178,7 +214,8 @@ def reduce_rows(hard: Tensor, soft: Tensor, scalars: Tensor, reduction: str) -> 
     if reduction == "none":
         return torch_reduce_rows(hard, soft, scalars, reduction)
     results = [torch.empty((), dtype=torch.float32, device=hard.device) for _ in range(3)]
-    launch(reduce_kernel, (1,), hard, soft, scalars, *results, hard.shape[0], BLOCK=SCALAR_BLOCK)
+    rows = hard.shape[0]
+    launch(reduce_kernel, (1,), hard, soft, scalars, *results, rows, BLOCK=SCALAR_BLOCK, num_warps=SCALAR_WARPS)
     loss, hard_mean, soft_mean = results
     return loss, hard_mean, soft_mean
 
@@ -198,10 +235,10 @@ def row_gradients(
     rows, columns = student.shape
     if rows == 0:
         return
-    tile = row_tile(columns)
+    block = min(GRADIENT_BLOCK, triton.next_power_of_2(columns))
     launch(
         gradient_kernel,
-        (rows, triton.cdiv(columns, tile.block)),
+        (rows, triton.cdiv(columns, block)),
         out,
         student,
         teacher,
@@ -216,14 +253,23 @@ def row_gradients(
         row_stride(upstream),
         ignore_index,
         V=columns,
-        BLOCK=tile.block,
+        BLOCK=block,
         OUT_ALIGNMENT=alignment(out),
         STUDENT_ALIGNMENT=alignment(student),
         TEACHER_ALIGNMENT=alignment(teacher),
         SOFT_ALL=soft_all and teacher is not None,
-        num_warps=tile.num_warps,
+        num_warps=max(1, GRADIENT_WARPS * block // GRADIENT_BLOCK),
         enable_fp_fusion=True,
     )
+
+
+def scaled(tensor: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` (contiguous) x ``factor`` (0-d fp32), multiplied in fp32 and rounded once; always new memory."""
+    out = torch.empty_like(tensor, dtype=dtype)
+    if tensor.numel() > 0:
+        programs = (triton.cdiv(tensor.numel(), SCALE_BLOCK),)
+        launch(scale_kernel, programs, out, tensor, factor, tensor.numel(), BLOCK=SCALE_BLOCK, num_warps=SCALE_WARPS)
+    return out
 
 
 def contiguous(bias: Tensor | None) -> Tensor | None:

@@ -9,8 +9,11 @@ import triton.language as tl
 from dwt_kernels.triton_scalars import FACTOR, HARD_GRADIENT, NO_RESIDUAL, RESIDUAL, SOFT_GRADIENT
 from dwt_kernels.triton_steps import LOG2_E, scan_row, write_gradient_block, write_zeros
 
+# A chunk's labels begin wherever its first row does; a kernel for each alignment of theirs would gain nothing.
+ROW_SLICES = ("labels", "upstream")
 
-@triton.jit
+
+@triton.jit(do_not_specialize_on_alignment=ROW_SLICES)
 def statistics_kernel(
     student,
     student_bias,
@@ -28,7 +31,10 @@ def statistics_kernel(
     upstream_stride,
     ignore_index,
     V: tl.constexpr,
-    BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+    TAIL_STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
     STUDENT_ALIGNMENT: tl.constexpr,
     TEACHER_ALIGNMENT: tl.constexpr,
     SOFT_ALL: tl.constexpr,
@@ -49,6 +55,7 @@ def statistics_kernel(
     label = tl.load(labels + row_index * label_stride)
     labelled = label != ignore_index
     student_pointer = student + tl.multiple_of(row_index * student_row_stride, STUDENT_ALIGNMENT)
+    BLOCK: tl.constexpr = STEPS * LANES * WIDTH
     if not SOFT_ALL and not labelled:
         if IN_PLACE_GRADIENT:
             for start in range(0, V, BLOCK):
@@ -68,9 +75,9 @@ def statistics_kernel(
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     # At tau = 1 the student's two sums are one, which saves an exponential in three.
     if (factor == LOG2_E) & (residual == NO_RESIDUAL):
-        state = scan_row(row, factor, residual, V, BLOCK, True)
+        state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, teacher is not None, True)
     else:
-        state = scan_row(row, factor, residual, V, BLOCK, False)
+        state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, teacher is not None, False)
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
     row_statistics = statistics + row_index * 7
     tl.store(row_statistics, student_max)
@@ -120,7 +127,7 @@ def statistics_kernel(
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ROW_SLICES)
 def gradient_kernel(
     out,
     student,

@@ -18,6 +18,9 @@ NO_RESIDUAL = tl.constexpr(2.0**-100)
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
+# What changes from call to call and would otherwise be compiled for anew, by its divisibility by 16 or as 1.
+ROW_COUNTS = ("rows", "elements")
+
 # Positions in the scalars (8,), those of ``scalars.Scalars``.
 HARD_MEAN = tl.constexpr(0)
 SOFT_MEAN = tl.constexpr(1)
@@ -37,7 +40,7 @@ def round_down(x):
     return tl.where(nearest.to(tl.float64) <= x, nearest, below).to(tl.float64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def prepare_kernel(
     labels,
     temperature,
@@ -60,17 +63,20 @@ def prepare_kernel(
 
     ``valid`` (int32) is 1 if every label, the temperature and the normalizers are in range, else 0.
     """
-    labelled_rows = 0
-    invalid_rows = 0
+    # Summed over the block once, after the loop: a reduction in it would be a barrier in every step.
+    labelled_counts = tl.zeros((BLOCK,), tl.int32)
+    invalid_counts = tl.zeros((BLOCK,), tl.int32)
     # while, not range: the interpreter of Triton 3.6 cannot make a range of a kernel argument with numpy 2.4.
     start = 0
     while start < rows:
         index = start + tl.arange(0, BLOCK)
         label = tl.load(labels + index.to(tl.int64) * label_stride, mask=index < rows, other=ignore_index)
-        labelled_rows += tl.sum((label != ignore_index).to(tl.int32), 0)
+        labelled_counts += (label != ignore_index).to(tl.int32)
         outside = (label < 0) | (label >= vocab_size)
-        invalid_rows += tl.sum(((label != ignore_index) & outside).to(tl.int32), 0)
+        invalid_counts += ((label != ignore_index) & outside).to(tl.int32)
         start += BLOCK
+    labelled_rows = tl.sum(labelled_counts, 0)
+    invalid_rows = tl.sum(invalid_counts, 0)
     tau = tl.load(temperature).to(tl.float64)
     infinity = float("inf")
     in_range = (invalid_rows == 0) & (tau > 0) & (tau < infinity)
@@ -110,7 +116,7 @@ def prepare_kernel(
     tl.store(valid, in_range.to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def losses_kernel(
     statistics,
     scalars,
@@ -148,7 +154,16 @@ def losses_kernel(
     tl.store(soft + index, soft_loss.to(tl.float32), mask=in_range)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNTS)
+def scale_kernel(out, tensor, factor, elements, BLOCK: tl.constexpr):
+    """Program = BLOCK elements: out = tensor x factor (0-d fp32), multiplied in fp32 and rounded once."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    in_range = index < elements
+    product = tl.load(tensor + index, mask=in_range).to(tl.float32) * tl.load(factor)
+    tl.store(out + index, product.to(out.dtype.element_ty), mask=in_range)
+
+
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def reduce_kernel(hard_rows, soft_rows, scalars, loss, hard, soft, rows, BLOCK: tl.constexpr):
     """One program: loss, hard and soft (0-d fp32) from rows (N,) fp32, summed in a fixed order."""
     hard_sums = tl.zeros((BLOCK,), tl.float64)

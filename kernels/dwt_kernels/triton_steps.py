@@ -4,7 +4,10 @@
 Legend: V vocabulary columns, z logits, m maxima, f = log2(e) / tau. As in ``row_formulas``, everything is fp32 and in
 powers of 2.
 
-Forward recurrence. With running maxima m and, for the block at hand, a = z_s - m_s and b = z_t - m_t:
+Forward recurrence. A row's columns are dealt out to lanes, a lane being a thread where the launch is as meant. Each has
+its own maxima and sums, and meets the others once, at the row's end (``merged``): a loop with a reduction over the
+block in it would wait at a barrier in every step. With a lane's maxima m and, for its columns at hand, a = z_s - m_s
+and b = z_t - m_t:
 
     S_1 <- S_1 2^((m_s_old - m_s) log2(e)) + sum 2^(a log2(e))
     S   <- S   2^((m_s_old - m_s) f)       + sum 2^(a f)
@@ -36,9 +39,8 @@ KL_SCALE = tl.constexpr(2.0**-20)
 
 
 @triton.jit
-def load_logits(pointer, bias, column_stride, start, V: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """fp32 logits of a block, bias included; -inf past the last column."""
-    columns = start + tl.arange(0, BLOCK)
+def load_logits(pointer, bias, column_stride, columns, V: tl.constexpr, MASKED: tl.constexpr):
+    """fp32 logits of these columns, bias included; -inf past the last one."""
     pointers = pointer + columns.to(tl.int64) * column_stride
     if MASKED:
         logits = tl.load(pointers, mask=columns < V, other=MINUS_INF).to(tl.float32)
@@ -65,6 +67,35 @@ def power(x, factor, residual, UNIT_TEMPERATURE: tl.constexpr):
 
 
 @triton.jit
+def load_lanes(
+    pointer,
+    bias,
+    column_stride,
+    start,
+    V: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """``load_logits`` of a block of columns as (STEPS, LANES, WIDTH): a lane, one thread, loads WIDTH neighbours.
+
+    Loaded in two dimensions and divided then: of a load in three, some versions of Triton give a thread one step of
+    several lanes.
+    """
+    step, place = tl.arange(0, STEPS), tl.arange(0, LANES * WIDTH)
+    columns = start + step[:, None] * (LANES * WIDTH) + place[None, :]
+    logits = load_logits(pointer, bias, column_stride, columns, V, MASKED)
+    return tl.reshape(logits, (STEPS, LANES, WIDTH))
+
+
+@triton.jit
+def lane_sums(x):
+    """Sums (LANES,) of x (STEPS, LANES, WIDTH)."""
+    return tl.sum(tl.sum(x, 2), 0)
+
+
+@triton.jit
 def add_block(
     state,
     row,
@@ -72,69 +103,88 @@ def add_block(
     residual,
     start,
     V: tl.constexpr,
-    BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
     MASKED: tl.constexpr,
     UNIT_TEMPERATURE: tl.constexpr,
 ):
-    """One step of the recurrence; ``state`` is (m_s, S_1, S, m_t, W, K).
-
-    A reduction over the block costs barriers, so the two maxima are taken in one and the sums in another.
-    """
+    """STEPS x LANES x WIDTH columns into ``state``, which is (m_s, S_1, S, m_t, W, K), each (LANES,)."""
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
     student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
-    student = load_logits(student_pointer, student_bias, student_stride, start, V, BLOCK, MASKED)
+    student = load_lanes(student_pointer, student_bias, student_stride, start, V, STEPS, LANES, WIDTH, MASKED)
+    new_student_max = tl.maximum(student_max, tl.max(tl.max(student, 2), 0))
+    student_reference = finite_or_zero(new_student_max)
+    student -= student_reference[None, :, None]
+    student_shift = student_max - student_reference
+    exponentials = tl.exp2(student * LOG2_E)
+    student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + lane_sums(exponentials)
     # Not an early return: the compiler would go on to what follows it, and load from a teacher that is None.
     if teacher_pointer is None:
-        new_student_max = tl.maximum(student_max, tl.max(student, 0))
-        student_reference = finite_or_zero(new_student_max)
-        exponentials = tl.exp2((student - student_reference) * LOG2_E)
-        rescale = tl.exp2((student_max - student_reference) * LOG2_E)
-        student_sum = student_sum * rescale + tl.sum(exponentials, 0)
         return new_student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum
     else:
-        teacher = load_logits(teacher_pointer, teacher_bias, teacher_stride, start, V, BLOCK, MASKED)
-        block_student_max, block_teacher_max = tl.split(tl.max(tl.join(student, teacher), 0))
-        new_student_max = tl.maximum(student_max, block_student_max)
-        new_teacher_max = tl.maximum(teacher_max, block_teacher_max)
-        student_reference, teacher_reference = finite_or_zero(new_student_max), finite_or_zero(new_teacher_max)
-        student -= student_reference
-        teacher -= teacher_reference
+        teacher = load_lanes(teacher_pointer, teacher_bias, teacher_stride, start, V, STEPS, LANES, WIDTH, MASKED)
+        new_teacher_max = tl.maximum(teacher_max, tl.max(tl.max(teacher, 2), 0))
+        teacher_reference = finite_or_zero(new_teacher_max)
+        teacher -= teacher_reference[None, :, None]
+        tau_exponentials = exponentials if UNIT_TEMPERATURE else power(student, factor, residual, False)
+        student_tau_sum *= power(student_shift, factor, residual, UNIT_TEMPERATURE)
+        student_tau_sum += lane_sums(tau_exponentials)
         weights = power(teacher, factor, residual, UNIT_TEMPERATURE)
         # A teacher logit of -inf has weight 0 and no share, where 0 x inf would be NaN.
-        shares = tl.where(weights > 0, weights * ((teacher - student) * KL_SCALE), 0.0)
-        exponentials = tl.exp2(student * LOG2_E)
-        tau_exponentials = exponentials if UNIT_TEMPERATURE else power(student, factor, residual, False)
-        if INTERPRETED:
-            # numpy adds the terms of a joined tensor one after the other, not in pairs, and loses a digit.
-            block_student_sum, block_student_tau_sum = tl.sum(exponentials, 0), tl.sum(tau_exponentials, 0)
-            block_teacher_sum, block_kl_sum = tl.sum(weights, 0), tl.sum(shares, 0)
-        else:
-            sums = tl.sum(tl.join(tl.join(exponentials, tau_exponentials), tl.join(weights, shares)), 0)
-            student_sums, teacher_sums = tl.split(sums)
-            block_student_sum, block_student_tau_sum = tl.split(student_sums)
-            block_teacher_sum, block_kl_sum = tl.split(teacher_sums)
-        student_shift, teacher_shift = student_max - student_reference, teacher_max - teacher_reference
-        student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + block_student_sum
-        student_tau_sum = (
-            student_tau_sum * power(student_shift, factor, residual, UNIT_TEMPERATURE) + block_student_tau_sum
-        )
+        shares = weights * tl.where(weights > 0, (teacher - student) * KL_SCALE, 0.0)
+        teacher_shift = teacher_max - teacher_reference
         rescale = power(teacher_shift, factor, residual, UNIT_TEMPERATURE)
         shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
-        kl_sum = rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)) + block_kl_sum
-        teacher_sum = teacher_sum * rescale + block_teacher_sum
+        kl_sum = rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)) + lane_sums(shares)
+        teacher_sum = teacher_sum * rescale + lane_sums(weights)
         return new_student_max, student_sum, student_tau_sum, new_teacher_max, teacher_sum, kl_sum
 
 
 @triton.jit
-def scan_row(row, factor, residual, V: tl.constexpr, BLOCK: tl.constexpr, UNIT_TEMPERATURE: tl.constexpr):
-    """The recurrence over a row. The last, partial block is a step of its own, so that the others need no mask."""
-    zero = factor * 0.0
-    state = zero + MINUS_INF, zero, zero, zero + MINUS_INF, zero, zero
+def merged(state, factor, residual, HAS_TEACHER: tl.constexpr):
+    """One state, of scalars, out of states (n,) of shares of a row's columns."""
+    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
+    row_student_max = tl.max(student_max, 0)
+    student_shift = student_max - finite_or_zero(row_student_max)
+    row_student_sum = tl.sum(student_sum * tl.exp2(student_shift * LOG2_E), 0)
+    # Not an early return, as above.
+    if HAS_TEACHER:
+        row_teacher_max = tl.max(teacher_max, 0)
+        teacher_shift = teacher_max - finite_or_zero(row_teacher_max)
+        row_student_tau_sum = tl.sum(student_tau_sum * power(student_shift, factor, residual, False), 0)
+        rescale = power(teacher_shift, factor, residual, False)
+        shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
+        row_kl_sum = tl.sum(rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)), 0)
+        row_teacher_sum = tl.sum(teacher_sum * rescale, 0)
+        return row_student_max, row_student_sum, row_student_tau_sum, row_teacher_max, row_teacher_sum, row_kl_sum
+    else:
+        return row_student_max, row_student_sum, 0.0, 0.0, 0.0, 0.0
+
+
+@triton.jit
+def scan_row(
+    row,
+    factor,
+    residual,
+    V: tl.constexpr,
+    STEPS: tl.constexpr,
+    TAIL_STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    UNIT_TEMPERATURE: tl.constexpr,
+):
+    """The recurrence over a row. The last, partial block is apart and shorter, so that the others need no mask."""
+    zeros = tl.zeros((LANES,), tl.float32)
+    state = zeros + MINUS_INF, zeros, zeros, zeros + MINUS_INF, zeros, zeros
+    BLOCK: tl.constexpr = STEPS * LANES * WIDTH
     for start in range(0, V // BLOCK * BLOCK, BLOCK):
-        state = add_block(state, row, factor, residual, start, V, BLOCK, False, UNIT_TEMPERATURE)
+        state = add_block(state, row, factor, residual, start, V, STEPS, LANES, WIDTH, False, UNIT_TEMPERATURE)
     if V % BLOCK != 0:
-        state = add_block(state, row, factor, residual, V // BLOCK * BLOCK, V, BLOCK, True, UNIT_TEMPERATURE)
-    return state
+        start = V // BLOCK * BLOCK
+        state = add_block(state, row, factor, residual, start, V, TAIL_STEPS, LANES, WIDTH, True, UNIT_TEMPERATURE)
+    return merged(state, factor, residual, HAS_TEACHER)
 
 
 @triton.jit
@@ -156,15 +206,15 @@ def write_gradient_block(
     """The gradient of a block of columns into the row ``out``, which may be the student's."""
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum = sums
     student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
-    student = load_logits(student_pointer, student_bias, student_stride, start, V, BLOCK, MASKED) - student_max
+    columns = start + tl.arange(0, BLOCK)
+    student = load_logits(student_pointer, student_bias, student_stride, columns, V, MASKED) - student_max
     # The soft difference is small or exact, onehot the largest term: this order of additions loses least.
     gradient = tl.zeros((BLOCK,), tl.float32)
     if teacher_pointer is not None:
-        teacher = load_logits(teacher_pointer, teacher_bias, teacher_stride, start, V, BLOCK, MASKED) - teacher_max
+        teacher = load_logits(teacher_pointer, teacher_bias, teacher_stride, columns, V, MASKED) - teacher_max
         gradient = tl.div_rn(soft_scale, student_tau_sum) * power(student, factor, residual, False)
         gradient -= tl.div_rn(soft_scale, teacher_sum) * power(teacher, factor, residual, False)
     gradient += tl.div_rn(hard_scale, student_sum) * tl.exp2(student * LOG2_E)
-    columns = start + tl.arange(0, BLOCK)
     gradient -= tl.where(columns == label, hard_scale, 0.0)
     pointers = out + columns.to(tl.int64) * out_column_stride
     if MASKED:

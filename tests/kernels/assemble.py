@@ -1,7 +1,8 @@
-"""Compiles every Triton kernel for GPUs that are not here and prints what the assemblers say about registers.
+"""Compiles every Triton kernel for GPUs that are not here and prints what the assemblies say.
 
-Usage: assemble.py TARGET, one of TARGETS. Prints a JSON list of {case, registers, spilled_bytes, shared_bytes}. Must
-not run with TRITON_INTERPRET set. NVIDIA: Triton's own assembler on the PTX, with -v; AMD: comments in the assembly.
+Usage: assemble.py TARGET, one of TARGETS. Prints a JSON list of {case, registers, spilled_bytes, loops, shared_bytes}.
+Must not run with TRITON_INTERPRET set. NVIDIA: Triton's own assembler on the PTX, with -v, and its disassembler; AMD:
+comments in the assembly.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import triton
 from dwt_kernels.logit_free_gradient_kernel import tile_gradient_kernel
 from dwt_kernels.logit_free_kernels import merge_kernel, tile_statistics_kernel
 from dwt_kernels.triton_kernels import gradient_kernel, statistics_kernel
-from dwt_kernels.triton_scalars import losses_kernel, prepare_kernel, reduce_kernel
+from dwt_kernels.triton_scalars import losses_kernel, prepare_kernel, reduce_kernel, scale_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -42,11 +43,13 @@ TENSOR_DTYPES = {
     "hard_normalizer": "*fp64",
     "soft_normalizer": "*fp64",
     "valid": "*i32",
-    **dict.fromkeys(("statistics", "upstream", "partials", "hard", "soft", "loss", "hard_rows", "soft_rows"), "*fp32"),
+    **dict.fromkeys(
+        ("statistics", "upstream", "partials", "hard", "soft", "loss", "hard_rows", "soft_rows", "factor"), "*fp32"
+    ),
     **dict.fromkeys(("d_hidden", "d_weight", "d_bias"), "*fp32"),
 }
 # In the dtype of the case.
-MODEL_TENSORS = ("student", "teacher", "out", "student_hidden", "student_weight", "student_bias")
+MODEL_TENSORS = ("student", "teacher", "out", "tensor", "student_hidden", "student_weight", "student_bias")
 MODEL_TENSORS += ("teacher_hidden", "teacher_weight", "teacher_bias")
 COLUMN_STRIDES = ("student_column_stride", "teacher_column_stride")
 
@@ -63,14 +66,20 @@ class Case(NamedTuple):
 
 def cases(backend: str) -> list[Case]:
     """As triton_backend and logit_free launch them: every kernel at BERT's vocabulary in bf16, and its variants."""
-    row = {"V": 30522, "BLOCK": 4096, "STUDENT_ALIGNMENT": 2, "TEACHER_ALIGNMENT": 2, "SOFT_ALL": False}
-    short_row = {**row, "V": 401, "BLOCK": 512, "STUDENT_ALIGNMENT": 1, "TEACHER_ALIGNMENT": 1}
+    lanes = 512 if backend == "hip" else 256
+    row = {"V": 30522, "STUDENT_ALIGNMENT": 2, "TEACHER_ALIGNMENT": 2, "SOFT_ALL": False}
+    unaligned = {"STUDENT_ALIGNMENT": 1, "TEACHER_ALIGNMENT": 1}
+    aligned = {"STUDENT_ALIGNMENT": 16, "TEACHER_ALIGNMENT": 16}
+    tile_2 = {**row, "STEPS": 8, "TAIL_STEPS": 4, "LANES": lanes, "WIDTH": 2}
+    tile_8 = {**row, **aligned, "STEPS": 2, "TAIL_STEPS": 1, "LANES": lanes, "WIDTH": 8}
+    short_tile = {**row, **unaligned, "V": 401, "STEPS": 16, "TAIL_STEPS": 16, "LANES": 32, "WIDTH": 1}
+    gradient_row, short_gradient = {**row, "BLOCK": 2048}, {**row, **unaligned, "V": 401, "BLOCK": 512}
     no_bias = {"student_bias": None, "teacher_bias": None}
     forward = {**no_bias, "upstream": None, "IN_PLACE_GRADIENT": False}
     in_place = {"IN_PLACE_GRADIENT": True}
     hard_only = {"teacher": None, "teacher_bias": None}
     out = {"OUT_ALIGNMENT": 2}
-    row_options = {"num_warps": 8}
+    row_options, gradient_options = {"num_warps": 8}, {"num_warps": 4}
 
     tile = {"V": 30522, "STUDENT_WIDTH": 1024, "TEACHER_WIDTH": 768, "BLOCK_ROWS": 64, "BLOCK_COLUMNS": 128}
     tile |= {"BLOCK_WIDTH": 64, "SOFT_ALL": False, "PRECISION": "ieee"}
@@ -79,23 +88,30 @@ def cases(backend: str) -> list[Case]:
     no_teacher = {"teacher_hidden": None, "teacher_weight": None, "teacher_bias": None, "TEACHER_WIDTH": 0}
     tile_options = {"num_warps": 8, "num_stages": 2 if backend == "hip" else 3}
 
-    prepare = {"BLOCK": 1024, "MEAN": True, "SOFT_ALL": False, "TEMPERATURE_SQUARED": True}
+    prepare = {"BLOCK": 4096, "MEAN": True, "SOFT_ALL": False, "TEMPERATURE_SQUARED": True}
     local_counts = {"hard_normalizer": None, "soft_normalizer": None}
     losses = {"BLOCK": 128, "HAS_TEACHER": True, "SOFT_ALL": False}
     merge = {"SPLITS_BLOCK": 128, "HAS_TEACHER": True, "SOFT_ALL": False}
     scalar_options = {"num_warps": 4}
     return [
-        Case("statistics", statistics_kernel, {**row, **forward}, row_options),
-        Case("statistics, hard only", statistics_kernel, {**row, **forward, **hard_only}, row_options),
-        Case("statistics, fp32", statistics_kernel, {**row, **forward}, row_options, "fp32"),
-        Case("statistics, V < BLOCK", statistics_kernel, {**short_row, **forward}, {"num_warps": 1}, "fp16"),
-        Case("statistics and gradient", statistics_kernel, {**row, **in_place}, row_options),
-        Case("statistics and gradient, hard only", statistics_kernel, {**row, **in_place, **hard_only}, row_options),
-        Case("statistics and gradient, V < BLOCK", statistics_kernel, {**short_row, **in_place}, {"num_warps": 1}),
-        Case("gradient", gradient_kernel, {**row, **out}, row_options),
-        Case("gradient, hard only", gradient_kernel, {**row, **out, "teacher": None}, row_options),
-        Case("gradient, fp32", gradient_kernel, {**row, **out}, row_options, "fp32"),
-        Case("gradient, V < BLOCK", gradient_kernel, {**short_row, **out}, {"num_warps": 1}, "fp16"),
+        Case("statistics", statistics_kernel, {**tile_2, **forward}, row_options),
+        Case("statistics, aligned rows", statistics_kernel, {**tile_8, **forward}, row_options),
+        Case("statistics, hard only", statistics_kernel, {**tile_2, **forward, **hard_only}, row_options),
+        Case("statistics, fp32", statistics_kernel, {**tile_2, **forward}, row_options, "fp32"),
+        Case("statistics, V < BLOCK", statistics_kernel, {**short_tile, **forward}, {"num_warps": 1}, "fp16"),
+        Case("statistics and gradient", statistics_kernel, {**tile_8, **in_place}, row_options),
+        Case("statistics and gradient, hard only", statistics_kernel, {**tile_8, **in_place, **hard_only}, row_options),
+        Case("statistics and gradient, V < BLOCK", statistics_kernel, {**short_tile, **in_place}, {"num_warps": 1}),
+        Case("gradient", gradient_kernel, {**gradient_row, **out}, gradient_options),
+        Case(
+            "gradient, aligned rows",
+            gradient_kernel,
+            {**gradient_row, **aligned, "OUT_ALIGNMENT": 16},
+            gradient_options,
+        ),
+        Case("gradient, hard only", gradient_kernel, {**gradient_row, **out, "teacher": None}, gradient_options),
+        Case("gradient, fp32", gradient_kernel, {**gradient_row, **out}, gradient_options, "fp32"),
+        Case("gradient, V < BLOCK", gradient_kernel, {**short_gradient, **out}, {"num_warps": 1}, "fp16"),
         Case("tile statistics", tile_statistics_kernel, tile, tile_options),
         Case("tile statistics, hard only", tile_statistics_kernel, {**tile, **no_teacher}, tile_options),
         Case("merge", merge_kernel, merge, scalar_options),
@@ -104,11 +120,12 @@ def cases(backend: str) -> list[Case]:
         Case("tile gradient, hard only", tile_gradient_kernel, {**tile, **group, **no_teacher}, tile_options, "fp16"),
         Case("tile gradient, fp32", tile_gradient_kernel, {**fp32_tile, **group}, tile_options, "fp32"),
         Case("tile gradient, fp32 teacher", tile_gradient_kernel, {**fp32_tile, **group}, tile_options, "bf16", "fp32"),
-        Case("prepare", prepare_kernel, prepare, scalar_options),
-        Case("prepare, local counts", prepare_kernel, {**prepare, **local_counts}, scalar_options),
+        Case("prepare", prepare_kernel, prepare, row_options),
+        Case("prepare, local counts", prepare_kernel, {**prepare, **local_counts}, row_options),
         Case("losses", losses_kernel, losses, scalar_options),
         Case("losses, hard only", losses_kernel, {**losses, "HAS_TEACHER": False}, scalar_options),
-        Case("reduce", reduce_kernel, {"BLOCK": 1024}, scalar_options),
+        Case("reduce", reduce_kernel, {"BLOCK": 4096}, row_options),
+        Case("scale", scale_kernel, {"BLOCK": 4096}, row_options, "bf16"),
     ]
 
 
@@ -125,21 +142,43 @@ def compile_for(case: Case, target: GPUTarget) -> Any:
     return triton.compile(source, target=target, options=case.options)
 
 
-def nvidia_registers(ptx: str, architecture: str) -> tuple[int, int]:
-    """(registers of a thread, bytes of it spilled to memory)."""
+def of_nvidia(ptx: str, architecture: str) -> dict[str, Any]:
+    """Registers of a thread, bytes of it spilled to memory, and the loops' instructions."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
         command = [str(ASSEMBLER), "-v", f"-arch={architecture}", str(file), "-o", f"{file}.cubin"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        command = [str(ASSEMBLER.with_name("nvdisasm")), "-c", f"{file}.cubin"]
+        assembly = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
-    return int(re.search(r"Used (\d+) registers", report)[1]), sum(map(int, spills))
+    registers = int(re.search(r"Used (\d+) registers", report)[1])
+    return {"registers": registers, "spilled_bytes": sum(map(int, spills)), "loops": loops(assembly)}
 
 
-def amd_registers(assembly: str) -> tuple[int, int]:
+def loops(assembly: str) -> list[dict[str, int]]:
+    """Of every loop in an NVIDIA assembly its instructions, and how many of them wait for other threads."""
+    labels: dict[str, int] = {}
+    operations: list[str] = []
+    found = []
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = len(operations)
+        elif operation := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*(\S+?);?\s", line + " "):
+            operations.append(operation[1])
+            target = re.search(r"BRA.*`\((\.L_\w+)\)", line)
+            # A branch to itself is what follows a kernel's end.
+            if target and labels.get(target[1], len(operations)) < len(operations) - 1:
+                body = operations[labels[target[1]] :]
+                waiting = sum(name.partition(".")[0] in ("BAR", "SHFL") for name in body)
+                found.append({"instructions": len(body), "waiting": waiting})
+    return found
+
+
+def of_amd(assembly: str) -> dict[str, Any]:
     vector = int(re.search(r"\.vgpr_count:\s+(\d+)", assembly)[1])
     spilled = re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", assembly)
-    return vector, 4 * sum(map(int, spilled))
+    return {"registers": vector, "spilled_bytes": 4 * sum(map(int, spilled)), "loops": []}
 
 
 def main(name: str) -> None:
@@ -150,11 +189,10 @@ def main(name: str) -> None:
     for case in cases(target.backend):
         compiled = compile_for(case, target)
         if target.backend == "cuda":
-            registers, spilled = nvidia_registers(compiled.asm["ptx"], ARCHITECTURES[name])
+            found = of_nvidia(compiled.asm["ptx"], ARCHITECTURES[name])
         else:
-            registers, spilled = amd_registers(compiled.asm["amdgcn"])
-        line = {"case": case.name, "registers": registers, "spilled_bytes": spilled}
-        report.append({**line, "shared_bytes": compiled.metadata.shared})
+            found = of_amd(compiled.asm["amdgcn"])
+        report.append({"case": case.name, **found, "shared_bytes": compiled.metadata.shared})
     print(json.dumps(report))
 
 

@@ -146,26 +146,34 @@ def test_autocast_computes_in_fp32(device):
     assert weight.grad.dtype == torch.float32
 
 
+def loss_of_heads(memory: str | None, student: Tensor, teacher: Tensor, labels: Tensor, **keywords: Any) -> Tensor:
+    """Of the logits form (``memory`` None), or of the linear one with biases, in two chunks where it has any."""
+    if memory is None:
+        return distill_loss(student, teacher, labels, **keywords).loss
+    eye, bias = torch.eye(40, device=student.device, dtype=student.dtype), student.new_ones(40)
+    heads = (student, eye.requires_grad_(), bias.requires_grad_(), teacher, eye.detach(), bias.detach())
+    chunk_rows = 4 if memory == "chunked" else None
+    return linear_distill_loss(*heads, labels, memory=memory, chunk_rows=chunk_rows, **keywords).loss
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA graphs")
-@pytest.mark.parametrize("linear", [False, True])
-def test_in_a_cuda_graph(linear):
+@pytest.mark.parametrize("memory", [None, "chunked", "logit_free"])
+def test_in_a_cuda_graph(memory):
     student, teacher, labels = inputs("cuda")
+    student, teacher = student.detach().bfloat16().requires_grad_(), teacher.bfloat16()
     student.grad = torch.zeros_like(student)
-    eye = torch.eye(40, device="cuda")
 
     def step() -> Tensor:
         student.grad.zero_()
-        if linear:
-            loss = linear_distill_loss(student, eye, None, teacher, eye, None, labels, temperature=2.0).loss
-        else:
-            loss = distill_loss(student, teacher, labels, temperature=2.0).loss
+        loss = loss_of_heads(memory, student, teacher, labels, temperature=2.0)
         loss.backward()
         return loss
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
-    torch.cuda.synchronize()
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
@@ -178,12 +186,13 @@ def test_in_a_cuda_graph(linear):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: host synchronisation")
-def test_no_host_synchronisation():
+@pytest.mark.parametrize("memory", [None, "chunked", "logit_free"])
+def test_no_host_synchronisation(memory):
     student, teacher, labels = inputs("cuda")
     scalars = {"temperature": torch.tensor(2.0, device="cuda"), "normalizer": torch.tensor(5.0, device="cuda")}
-    distill_loss(student, teacher, labels, **scalars).loss.backward()
+    loss_of_heads(memory, student, teacher, labels, **scalars).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        distill_loss(student, teacher, labels, **scalars).loss.backward()
+        loss_of_heads(memory, student, teacher, labels, **scalars).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -19,6 +19,7 @@ KERNELS = {
     "statistics_kernel",
     "losses_kernel",
     "reduce_kernel",
+    "scale_kernel",
     "gradient_kernel",
     "tile_statistics_kernel",
     "merge_kernel",

@@ -25,5 +25,5 @@ def test_every_fault_is_caught():
     faulty = {name: result for name, result in results.items() if name not in sound}
     assert len(sound) == 5
     assert set(sound.values()) == {"exact"}, sound
-    assert len(faulty) == 23
+    assert len(faulty) == 26
     assert set(faulty.values()) == {"caught"}, faulty
