@@ -37,7 +37,7 @@ def resolve_chunk_rows(
         element_bytes = sum(head.hidden.element_size() for head in (student, teacher) if head is not None)
         row_bytes = student.weight.shape[0] * element_bytes
         small = rows * row_bytes <= SMALL_BYTES
-        chunk_rows = rows if small else max(1, chunk_bytes(student.hidden.device) // row_bytes)
+        chunk_rows = max(1, rows if small else chunk_bytes(student.hidden.device) // row_bytes)
         too_small = chunk_rows < min(rows, SMALLEST_CHUNK_ROWS)
         if memory == "auto" and backend == "triton" and too_small and not torch.are_deterministic_algorithms_enabled():
             return None

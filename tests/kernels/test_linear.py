@@ -186,6 +186,13 @@ def test_no_row_counts(mode, make_heads, reduction):
     assert all((value == 0).all() for value in (*results, *gradients))
 
 
+def test_no_row_counts_and_nobody_says_how_many_a_chunk_has(backend, make_heads):
+    heads = make_heads()
+    heads.labels.fill_(-100)
+    results, gradients = with_gradients(linear_distill_loss, heads, 1.0, None, backend=backend)
+    assert all((value == 0).all() for value in (*results, *gradients))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_rows_that_do_not_count_may_hold_anything(mode, make_heads, reduction):
     heads = make_heads(ignored=True)
