@@ -31,9 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from dwt_ds.doctor.commands import end_commands_on_signals
     from dwt_ds.doctor.examine import examine
     from dwt_ds.doctor.findings import render
 
+    end_commands_on_signals()
     findings = examine(args.hostfile, args.shared, lambda text: print(text, file=sys.stderr, flush=True))
     print(render(findings, colour=sys.stdout.isatty()))
     return 0 if all(finding.good for finding in findings) else 1

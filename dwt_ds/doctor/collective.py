@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from dwt_ds.doctor.hosts import run
+from dwt_ds.doctor.commands import run
 from dwt_ds.doctor.launch import Launch
 from dwt_ds.software import package_folder
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from dwt_ds.doctor.commands import run
 from dwt_ds.doctor.probe import ANSWER, Question
 
 _SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
@@ -59,35 +58,6 @@ def ask(host: str | None, question: Question, variables: Mapping[str, str]) -> d
             answers: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
             return answers
     return {"problem": _last_line(err) or f"ended with exit code {code} and no answer"}
-
-
-def run(
-    command: Sequence[str], timeout_seconds: float, variables: Mapping[str, str] | None = None
-) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr, with `variables` over the environment; 124 after the time, with nothing left
-    running here."""
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env={**os.environ, **(variables or {})},
-            start_new_session=True,
-        )
-    except OSError as error:
-        return 127, "", f"{command[0]}: {error.strerror}"
-    try:
-        out, err = process.communicate(timeout=timeout_seconds)
-    except BaseException as stopped:
-        os.killpg(process.pid, signal.SIGTERM)
-        out, err = process.communicate()
-        if not isinstance(stopped, subprocess.TimeoutExpired):
-            raise
-        return 124, out, f"no answer within {timeout_seconds:.0f} s"
-    return process.returncode, out, err
 
 
 def _last_line(text: str) -> str:

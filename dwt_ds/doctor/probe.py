@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import psutil
 
 from dwt_ds.doctor.apex_check import check_apex
+from dwt_ds.doctor.commands import end_commands_on_signals, run
 from dwt_ds.doctor.kernel_check import check_kernels
 from dwt_ds.extension_locks import extensions_folder, find_locks
 from dwt_ds.software import host_name, software
@@ -152,18 +152,11 @@ def _free_bytes(shared: Path) -> dict[str, int]:
 
 
 def _build_operators(skip: list[str]) -> list[dict[str, Any]]:
-    """Each in a process of its own group: a build that waits for a lock waits for ever."""
-    command = [sys.executable, "-m", "dwt_ds.engine.ops_check", *skip]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        out, err = process.communicate(timeout=_BUILD_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    """In a process of its own: a build that waits for a lock waits for ever."""
+    code, out, err = run([sys.executable, "-m", "dwt_ds.engine.ops_check", *skip], _BUILD_SECONDS)
+    if code == 124:
         return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s", "seconds": _BUILD_SECONDS}]
-    if process.returncode != 0:
+    if code != 0:
         last = next((line for line in reversed(err.splitlines()) if line.strip()), "no message")
         return [{"name": "all", "problem": last, "seconds": 0.0}]
     answers: list[dict[str, Any]] = json.loads(out.splitlines()[-1])
@@ -171,6 +164,7 @@ def _build_operators(skip: list[str]) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
+    end_commands_on_signals()
     answers = probe(Question(**json.loads(arguments[0])))
     print(f"{ANSWER}{json.dumps(answers)}", flush=True)
     return 0

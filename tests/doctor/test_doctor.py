@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 # Operators may have to be compiled.
@@ -88,6 +91,34 @@ def test_a_host_that_ssh_does_not_reach_fails_with_a_fix(programs: Path, tmp_pat
     assert "No route to host  ->  make `ssh -o BatchMode=yes node-2 true` work" in done.stdout
     assert sum(line.startswith("FAIL  ssh ") for line in done.stdout.splitlines()) == 2
     assert done.stdout.splitlines()[-1].endswith("of 3 checks failed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_goes_on_without_the_doctor(number: signal.Signals, programs: Path, tmp_path: Path) -> None:
+    """Its ssh to two hosts waits for an answer, in two threads, when the doctor is told to end."""
+    (programs / "ssh").write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/waiting\nexec sleep 600\n", encoding="utf-8")
+    (tmp_path / "hosts").write_text("node-1 slots=1\nnode-2 slots=1\n", encoding="utf-8")
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "dwt_ds.cli.main", "doctor", "--hostfile", "hosts"]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **CPU, "PATH": path}, stderr=subprocess.PIPE)
+    try:
+        waiting = _pids(tmp_path / "waiting", 2)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+        assert not any(psutil.pid_exists(pid) for pid in waiting)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _pids(file: Path, count: int) -> list[int]:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        lines = file.read_text().split() if file.is_file() else []
+        if len(lines) == count:
+            return [int(line) for line in lines]
+        time.sleep(0.1)
+    raise AssertionError(f"{file}: fewer than {count} lines")
 
 
 def test_a_cluster_without_pdsh_whose_dead_host_is_left_out_is_in_order(programs: Path, tmp_path: Path) -> None:

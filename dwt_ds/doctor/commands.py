@@ -1,0 +1,63 @@
+"""Commands that end in time, and with the process that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+_running: set[subprocess.Popen[str]] = set()
+
+
+def run(
+    command: Sequence[str], timeout_seconds: float, variables: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr, with `variables` over the environment; 124 after the time, with nothing left
+    running here."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env={**os.environ, **(variables or {})},
+            start_new_session=True,
+        )
+    except OSError as error:
+        return 127, "", f"{command[0]}: {error.strerror}"
+    _running.add(process)
+    try:
+        out, err = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        out, err = process.communicate()
+        return 124, out, f"no answer within {timeout_seconds:.0f} s"
+    finally:
+        _running.discard(process)
+    return process.returncode, out, err
+
+
+def end_commands_on_signals() -> None:
+    """End this process on SIGTERM and Ctrl-C, and first what `run` has running in whatever thread.
+
+    Its commands are in sessions of their own, which a signal to this one's does not reach.
+    """
+
+    def stop(number: int, _: Any) -> None:
+        for process in list(_running):
+            _end(process)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
