@@ -17,6 +17,7 @@ from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.adaptive import check_adaptive
 from dwt_ds.engine import ranks
 from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
+from dwt_ds.engine.ds_resolved import resolved_recipe
 from dwt_ds.models.build import load_model_config, student_model_config
 from dwt_ds.models.growth_plan import check_growth
 from dwt_ds.models.origin import weights_origin
@@ -91,7 +92,8 @@ def run_facts(settled: Settled) -> dict[str, Any]:
         teacher = None
         if ranks.rank() == 0:
             teacher = weights_origin(chosen.path, trust_remote_code=chosen.trust_remote_code)
-    settings = {**settled.config.to_dict(), "deepspeed": settled.ds_values}
+    recipe = resolved_recipe(settled.config, settled.ds_values, settled.total_steps)
+    settings = {**recipe, "deepspeed": settled.ds_values}
     facts = {
         "data": manifest.fingerprint,
         "tokenizer": manifest.tokenizer_sha256,

@@ -86,7 +86,7 @@ AttentionMaskInterface.register(FUSED_ATTENTION, sdpa_mask)
 def chunk_rows(rows: int, row_bytes: int, *, memory: str, on_cpu: bool) -> int | None:
     """Rows whose logits are in memory at once, both models' (`row_bytes` a row); None: none are (logit-free).
 
-    The rule of `dwt_kernels.memory_mode` on a device with 8 GiB free or more.
+    The rule of `dwt_kernels.memory_mode` on a device with 4 GiB free or more.
     """
     if memory == "logit_free":
         return None

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dwt_ds.config import RunConfig
+from dwt_ds.engine.ds_resolved import resolved_recipe
 from dwt_ds.plan.settings import Settings, flat
 from dwt_ds.study.grid import merged
 
@@ -64,7 +65,8 @@ def _pairs(
     stored: Mapping[str, Any], ds_values: Mapping[str, Any], identity: Mapping[str, Any], settings: Settings
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, value there, value here) of all that has to be equal and is known on both sides."""
-    here, fingerprint = settings.config.to_dict(), settings.corpus.fingerprint
+    resolved = resolved_recipe(settings.config, settings.ds_values, settings.total_steps)
+    here, fingerprint = merged(RunConfig().to_dict(), resolved), settings.corpus.fingerprint
     passed_over = list(_MAY_CHANGE)
     if fingerprint and "data" in identity:
         passed_over.append("data.dir")  # its rows tell more than its name

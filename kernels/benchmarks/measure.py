@@ -24,7 +24,7 @@ FLUSH_BYTES = COPY_BYTES = 1 << 28
 MEBIBYTE = 1 << 20
 
 
-# Two milliseconds of a GPU at 2 GHz: longer than the host takes to issue a step.
+# Two milliseconds of a GPU at 2 GHz: longer than the host should take to issue a step.
 QUEUE_CYCLES = 4_000_000
 
 
@@ -44,7 +44,8 @@ class Timing(NamedTuple):
     """``error`` is empty, or says in one line why there are no figures; they are then NaN.
 
     On a GPU the first three are the device's time with its queue full, and ``host_ms`` is what the host took to fill
-    it: a loop that does nothing else waits for the longer of the two. On a CPU there is only one time.
+    it: a loop that does nothing else waits for the longer of the two. Above QUEUE_CYCLES, and with a loss that waits
+    for the device, the queue was not full and all are the host's. On a CPU there is only one time.
     """
 
     p20_ms: float
@@ -115,8 +116,8 @@ def percentiles_ms(seconds: Sequence[Elapsed]) -> tuple[float, ...]:
 
 
 def elapsed_seconds(step: Callable[[], Any]) -> Elapsed:
-    start = time.perf_counter()
     if DEVICE == "cpu":
+        start = time.perf_counter()
         step()
         return Elapsed(time.perf_counter() - start, math.nan)
     torch.empty(FLUSH_BYTES, dtype=torch.int8, device=DEVICE).zero_()

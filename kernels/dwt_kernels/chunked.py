@@ -10,7 +10,7 @@ Extra memory at the peak, in bytes, with b those of an element of the hidden sta
 
 When the chunks are done and their logits freed, dW is brought to the dtype and shape it waits in, and for that moment
 exists in both: another 2 V H_s for bf16, another 4 V H_s for fp32 with padded columns, else nothing. The backward pass
-holds what waits, the gradients it returns, and an fp32 block of ``head_gradients.GPU_BLOCK_ELEMENTS``.
+holds what waits, the gradients it returns, and with plain torch an fp32 block of ``head_gradients.GPU_BLOCK_ELEMENTS``.
 """
 
 from __future__ import annotations

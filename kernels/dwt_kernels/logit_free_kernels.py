@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from dwt_kernels.triton_scalars import FACTOR, RESIDUAL
-from dwt_kernels.triton_steps import INTERPRETED, KL_SCALE, LOG2_E, MINUS_INF, finite_or_zero, merged, power
+from dwt_kernels.triton_steps import INTERPRETED, KL_SCALE, LOG2_E, MINUS_INF, finite_or_zero, merged, power, rescaled
 
 # Fields of a row's partial state: student maximum, its sums at 1 and tau, teacher maximum, its sum, KL sum, label's
 # logit.
@@ -154,7 +154,7 @@ def tile_statistics_kernel(
             teacher_shift = teacher_max - teacher_reference
             shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
             rescale = power(teacher_shift, factor, residual, False)
-            kl_sum = rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)) + tl.sum(shares, 1)
+            kl_sum = rescaled(kl_sum + teacher_sum * (shift * KL_SCALE), rescale) + tl.sum(shares, 1)
             teacher_sum = teacher_sum * rescale + tl.sum(weights, 1)
             teacher_max = new_teacher_max
         start += BLOCK_COLUMNS

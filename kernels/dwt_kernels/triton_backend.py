@@ -24,7 +24,7 @@ ROW_WARPS = 8
 THREADS_PER_WARP = 64 if torch.version.hip else 32
 LOAD_BYTES = 16
 
-# A program of the gradient does one block and ends: six of four warps fit a multiprocessor, some of which load while
+# A program of the gradient does one block and ends: five or six of four warps fit a multiprocessor; some load while
 # others compute; of twice this size it would be two.
 GRADIENT_BLOCK = 2048
 GRADIENT_WARPS = 4

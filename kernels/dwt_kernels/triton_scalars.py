@@ -2,7 +2,7 @@
 """The small kernels around the rows: arguments to ``Scalars``, statistics to losses, losses to their means.
 
 What ``scalars`` does with some thirty torch operations, whose launches would take longer than the rows at small
-batches. In fp64, as there.
+batches. In fp64, as there. And one on a gradient of any size, when the upstream gradient is known.
 """
 
 from __future__ import annotations

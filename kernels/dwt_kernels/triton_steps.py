@@ -67,6 +67,12 @@ def power(x, factor, residual, UNIT_TEMPERATURE: tl.constexpr):
 
 
 @triton.jit
+def rescaled(kl_sum, rescale):
+    """Columns that a new maximum makes negligible have no share, also where they alone diverged to infinity."""
+    return tl.where(rescale > 0, rescale * kl_sum, 0.0)
+
+
+@triton.jit
 def load_lanes(
     pointer,
     bias,
@@ -136,7 +142,7 @@ def add_block(
         teacher_shift = teacher_max - teacher_reference
         rescale = power(teacher_shift, factor, residual, UNIT_TEMPERATURE)
         shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
-        kl_sum = rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)) + lane_sums(shares)
+        kl_sum = rescaled(kl_sum + teacher_sum * (shift * KL_SCALE), rescale) + lane_sums(shares)
         teacher_sum = teacher_sum * rescale + lane_sums(weights)
         return new_student_max, student_sum, student_tau_sum, new_teacher_max, teacher_sum, kl_sum
 
@@ -155,7 +161,7 @@ def merged(state, factor, residual, HAS_TEACHER: tl.constexpr):
         row_student_tau_sum = tl.sum(student_tau_sum * power(student_shift, factor, residual, False), 0)
         rescale = power(teacher_shift, factor, residual, False)
         shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
-        row_kl_sum = tl.sum(rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)), 0)
+        row_kl_sum = tl.sum(rescaled(kl_sum + teacher_sum * (shift * KL_SCALE), rescale), 0)
         row_teacher_sum = tl.sum(teacher_sum * rescale, 0)
         return row_student_max, row_student_sum, row_student_tau_sum, row_teacher_max, row_teacher_sum, row_kl_sum
     else:

@@ -15,17 +15,10 @@ import pytest
 
 ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
-
-# Case -> precision, ZeRO stage, optimizer. Of torch's own, DeepSpeed's wrapper without ZeRO is the unfused one.
 ADAM = {"type": "AdamW", "params": {"lr": 0.01}}
-
-
 TORCH_ADAM = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
-
-
 SGD = {"type": "SGD", "params": {"lr": 0.01}}
-
-
+# Case -> precision, ZeRO stage, optimizer. Of torch's own, DeepSpeed's wrapper without ZeRO is the unfused one.
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "fp16, ZeRO-0, unfused": ("fp16", 0, SGD),
     "fp16, ZeRO-0, fused": ("fp16", 0, ADAM),

@@ -31,6 +31,39 @@ SETTINGS = [
     "distill.soft_weight={schedule: linear, start: 4, end: 1}",
 ]
 
+ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+# Ranks that read a converted checkpoint, one of them late. As with NCCL, a broadcast's source waits for nobody.
+CONVERTED = """
+import sys, time
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+import torch.distributed as dist
+from dwt_ds.engine import ranks, resume
+ranks.start_ranks()
+store, numbers = dist.distributed_c10d._get_default_store(), count()
+
+def broadcast(values, src, device):
+    key = f"broadcast {next(numbers)}"
+    if ranks.rank() == src:
+        store.set(key, "sent")
+    store.get(key)
+
+dist.broadcast_object_list = broadcast
+
+def read(engine, universal):
+    time.sleep(3 * ranks.rank())
+    assert universal.is_dir(), f"rank {ranks.rank()}: deleted before it was read"
+
+resume.read_manifest = lambda path: {"world_size": 3, "state": {}}
+resume._convert = lambda path, universal: universal.mkdir()
+resume._load = read
+engine = SimpleNamespace(_config=SimpleNamespace(load_universal_checkpoint=False))
+resume.load_checkpoint(engine, Path(sys.argv[1]) / "step_00000004", 0)
+ranks.stop_ranks()
+"""
+
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -105,41 +138,6 @@ def test_a_damaged_checkpoint_is_passed_over(launch: Launch, tiny_recipe: Path, 
     assert f"step_00000004/{shard.name}: the contents have changed" in output
     assert "resuming from" in output
     assert "step_00000002 at step 2" in output
-
-
-ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-
-
-# Ranks that read a converted checkpoint, one of them late. As with NCCL, a broadcast's source waits for nobody.
-CONVERTED = """
-import sys, time
-from itertools import count
-from pathlib import Path
-from types import SimpleNamespace
-import torch.distributed as dist
-from dwt_ds.engine import ranks, resume
-ranks.start_ranks()
-store, numbers = dist.distributed_c10d._get_default_store(), count()
-
-def broadcast(values, src, device):
-    key = f"broadcast {next(numbers)}"
-    if ranks.rank() == src:
-        store.set(key, "sent")
-    store.get(key)
-
-dist.broadcast_object_list = broadcast
-
-def read(engine, universal):
-    time.sleep(3 * ranks.rank())
-    assert universal.is_dir(), f"rank {ranks.rank()}: deleted before it was read"
-
-resume.read_manifest = lambda path: {"world_size": 3, "state": {}}
-resume._convert = lambda path, universal: universal.mkdir()
-resume._load = read
-engine = SimpleNamespace(_config=SimpleNamespace(load_universal_checkpoint=False))
-resume.load_checkpoint(engine, Path(sys.argv[1]) / "step_00000004", 0)
-ranks.stop_ranks()
-"""
 
 
 def test_a_converted_checkpoint_stays_until_the_last_rank_has_read_it(tmp_path: Path, port: int) -> None:

@@ -55,8 +55,8 @@ MUTANTS = [
         "divergence not shifted",
         "triton",
         "triton_steps.py",
-        "rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)) + lane_sums(shares)",
-        "rescale * kl_sum + lane_sums(shares)",
+        "rescaled(kl_sum + teacher_sum * (shift * KL_SCALE), rescale) + lane_sums(shares)",
+        "rescaled(kl_sum, rescale) + lane_sums(shares)",
     ),
     Mutant(
         "lanes' sums not rescaled",
@@ -69,8 +69,8 @@ MUTANTS = [
         "lanes' divergences not shifted",
         "triton",
         "triton_steps.py",
-        "tl.sum(rescale * (kl_sum + teacher_sum * (shift * KL_SCALE)), 0)",
-        "tl.sum(rescale * kl_sum, 0)",
+        "tl.sum(rescaled(kl_sum + teacher_sum * (shift * KL_SCALE), rescale), 0)",
+        "tl.sum(rescaled(kl_sum, rescale), 0)",
     ),
     Mutant(
         "tau of the soft loss is 1",

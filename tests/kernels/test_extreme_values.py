@@ -73,6 +73,25 @@ def test_both_minus_infinity(backend, make_inputs, assert_exact):
     assert (student.grad[:, :4500] == 0).all()
 
 
+@pytest.mark.parametrize("columns", [300, 5000])
+def test_columns_that_both_models_rule_out_in_their_own_way(backend, make_inputs, columns):
+    """Most logits are -inf in the student and very low in the teacher: some threads see no others."""
+    student, teacher, labels = make_inputs(columns)
+    kept = torch.arange(7, columns, 50, device=student.device)
+    low = torch.full_like(student, float("-inf"))
+    low[:, kept] = student[:, kept]
+    low_teacher = torch.full_like(teacher, -1e4)
+    low_teacher[:, kept] = teacher[:, kept]
+    places = (labels % len(kept)).where(labels >= 0, -100)
+    keywords = {"backend": backend, "temperature": 2.0}
+    expected = distill_loss(student[:, kept], teacher[:, kept], places, **keywords)
+    low.requires_grad_()
+    result = distill_loss(low, low_teacher, (places * 50 + 7).where(labels >= 0, -100), **keywords)
+    result.loss.backward()
+    torch.testing.assert_close(result, expected)
+    assert low.grad.isfinite().all()
+
+
 def test_impossible_student_has_infinite_divergence(backend, make_inputs):
     student, teacher, labels = make_inputs(300)
     student[0, 5] = float("-inf")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from dwt_ds.cli.main import main
+from dwt_ds.engine.ds_resolved import resolved_recipe
 from dwt_ds.plan.settings import settle
 from dwt_ds.study import run as study_run
 
@@ -42,7 +43,8 @@ def exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, int
     def command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
         settings = settle(str(recipe), list(overrides), None, ranks)
         config, identity = settings.config, {"data": settings.corpus.fingerprint}
-        files = [yaml.safe_dump(config.to_dict()), json.dumps(settings.ds_values), json.dumps(identity)]
+        resolved = resolved_recipe(config, settings.ds_values, settings.total_steps)
+        files = [yaml.safe_dump(resolved), json.dumps(settings.ds_values), json.dumps(identity)]
         return [sys.executable, str(program), config.output_dir, *files, str(codes.get(config.student.layers, 0))]
 
     monkeypatch.setattr(study_run, "pretrain_command", command)

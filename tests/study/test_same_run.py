@@ -84,3 +84,19 @@ def test_runs_without_a_teacher_have_no_use_for_a_soft_weight(
     grid.write_text("runs: [{teacher: none}]")
     assert main(["study", str(grid), *arguments[2:]]) == 0
     assert (tmp_path / "study" / "alone-s42" / "starts").read_text() == "started\n"
+
+
+def test_what_only_the_json_decides_is_the_same(
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    """A schedule without a warm-up leaves the grid's own warm-up without effect, and out of config.yaml."""
+    one_cycle = [
+        "deepspeed.scheduler.type=OneCycle",
+        "deepspeed.scheduler.params={cycle_min_lr: 1e-5, cycle_max_lr: 1e-3}",
+    ]
+    settings = [f"data.dir={tiny_data}", "train.learning_rate=1e-3", "train.warmup_ratio=0.2", *one_cycle]
+    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), *settings]
+    assert main(arguments) == 0
+    assert "warmup_ratio" not in (tmp_path / "study" / "alone-s42" / "config.yaml").read_text()
+    assert main(arguments) == 0
+    assert "cycle_min_lr" in refusal(*arguments, "deepspeed.scheduler.params.cycle_min_lr=2e-5")
