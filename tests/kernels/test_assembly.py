@@ -19,8 +19,8 @@ MOST_SPILLED_BYTES = 32
 MOST_SPILLED_BYTES_OF = {"tile gradient": 1024, "tile statistics": 128}
 # What a program may have of a multiprocessor's.
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-CASES = 27
-STREAMING_LOOPS = 14
+# Cases compiled, and loops in the passes over a row; AMD's assembly is not searched for them.
+COUNTS = {"sm_80": (27, 14), "sm_89": (6, 0), "sm_90": (27, 14), "sm_100": (27, 14), "gfx942": (27, 0)}
 
 
 @pytest.mark.parametrize("target", SHARED_BYTES)
@@ -35,13 +35,12 @@ def test_registers_shared_memory_and_loops(target, tmp_path):
     done = subprocess.run([sys.executable, str(script), target], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert len(report) == CASES
     spilling = [line for line in report if line["spilled_bytes"] > most_spilled_bytes(line["case"])]
     assert not spilling
     assert not [line for line in report if line["shared_bytes"] > SHARED_BYTES[target]]
     # The passes over a row: a thread that met others in every block would wait for memory with them.
     streaming = [loop for line in report if line["case"].startswith("statistics") for loop in line["loops"]]
-    assert len(streaming) == (0 if target.startswith("gfx") else STREAMING_LOOPS)
+    assert (len(report), len(streaming)) == COUNTS[target]
     assert not [loop for loop in streaming if loop["waiting"]]
 
 
