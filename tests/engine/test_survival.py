@@ -36,12 +36,21 @@ BOUND_SECONDS = 120.0
 @pytest.fixture(scope="module")
 def faulty(launch: Launch) -> Launch:
     """`launch` with a fault (faulty_pretrain.py)."""
+    return with_a_fault(launch)
 
-    def launch_faulty(ranks: int, arguments: list[str], fault: str = "none") -> tuple[int, str]:
+
+@pytest.fixture(scope="module")
+def faulty_ranks(train: Launch) -> Launch:
+    """`train`, likewise."""
+    return with_a_fault(train)
+
+
+def with_a_fault(start: Launch) -> Launch:
+    def start_faulty(ranks: int, arguments: list[str], fault: str = "none") -> tuple[int, str]:
         path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-        return launch(ranks, arguments, module="faulty_pretrain", environment={"FAULT": fault, "PYTHONPATH": path})
+        return start(ranks, arguments, module="faulty_pretrain", environment={"FAULT": fault, "PYTHONPATH": path})
 
-    return launch_faulty
+    return start_faulty
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -89,7 +98,7 @@ def test_killed_at_every_stage_of_a_save(launch: Launch, faulty: Launch, tiny_re
 
 @pytest.mark.slow
 def test_stopped_by_signals_wherever_they_come(
-    launch: Launch, faulty: Launch, tiny_recipe: Path, tmp_path: Path
+    train: Launch, faulty_ranks: Launch, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """At the start, in training and in validation, to one rank or all: each start saves, ends with 0, and is gone on
     from; the run equals the undisturbed one."""
@@ -103,15 +112,17 @@ def test_stopped_by_signals_wherever_they_come(
     settings = [*SETTINGS, "train.max_steps=20", "train.eval_every=2", "train.eval_rows=null", "train.log_every=2"]
     settings += ["train.checkpoint_every=0"]
     straight, run = tmp_path / "straight", tmp_path / "run"
-    code, output = launch(2, [str(tiny_recipe), f"output_dir={straight}", *settings])
+    code, output = train(2, [str(tiny_recipe), f"output_dir={straight}", *settings])
     assert code == 0, output
     for number, place, who, step in stops:
-        code, output = faulty(2, [str(tiny_recipe), f"output_dir={run}", *settings], f"signal {number} {place} {who}")
+        code, output = faulty_ranks(
+            2, [str(tiny_recipe), f"output_dir={run}", *settings], f"signal {number} {place} {who}"
+        )
         assert code == 0, output
         assert f"stopped at step {step}/20 ({number})" in output
         assert not (run / "complete.json").exists()
         assert (run / "checkpoints" / f"step_{step:08d}" / "manifest.json").is_file()
-    code, output = launch(2, [str(tiny_recipe), f"output_dir={run}", *settings])
+    code, output = train(2, [str(tiny_recipe), f"output_dir={run}", *settings])
     assert code == 0, output
     assert_same_run(run, straight)
     card = (run / "export" / "README.md").read_text()
@@ -175,10 +186,10 @@ def test_ranks_stop_when_their_launcher_has_died(tiny_recipe: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_full_disk_fails_the_save_and_not_the_run(faulty: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_full_disk_fails_the_save_and_not_the_run(faulty_ranks: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
     """On one rank of two: the others must not wait for it."""
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=8", "train.checkpoint_every=2"]
-    code, output = faulty(2, settings, "full 1 4")
+    code, output = faulty_ranks(2, settings, "full 1 4")
     assert code == 0, output
     assert "step 4/8  CHECKPOINT NOT SAVED: rank 1: " in output
     assert "No space left on device" in output
@@ -193,7 +204,7 @@ def test_a_full_disk_fails_the_save_and_not_the_run(faulty: Launch, tiny_recipe:
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["size=3m", "read-only"])
 def test_checkpoints_on_a_tiny_or_read_only_file_system(
-    trouble: str, launch: Launch, tiny_recipe: Path, tmp_path: Path
+    trouble: str, train: Launch, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     checkpoints = tmp_path / "run" / "checkpoints"
     checkpoints.mkdir(parents=True)
@@ -204,7 +215,7 @@ def test_checkpoints_on_a_tiny_or_read_only_file_system(
     # Weights and optimizer of this student take about 12 MB.
     larger = ["student.hidden_size=256", "student.layers=1", "train.max_steps=4", "train.checkpoint_every=2"]
     try:
-        code, output = launch(2, [str(tiny_recipe), f"output_dir={tmp_path / 'run'}", *larger])
+        code, output = train(2, [str(tiny_recipe), f"output_dir={tmp_path / 'run'}", *larger])
         left = list(checkpoints.iterdir())
     finally:
         subprocess.run(["umount", str(checkpoints)], check=True)
@@ -268,8 +279,8 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(
     after: int,
     stage: int,
     precision: str,
-    launch: Launch,
-    faulty: Launch,
+    train: Launch,
+    faulty_ranks: Launch,
     tiny_recipe: Path,
     tmp_path: Path,
 ) -> None:
@@ -281,11 +292,11 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(
         fixed += [f"deepspeed_config=zero2_{precision}", f"deepspeed.zero_optimization.stage={stage}"]
         return [str(tiny_recipe), f"output_dir={tmp_path / run}", *batch, *fixed]
 
-    code, output = launch(before, settings(before, "straight"))
+    code, output = train(before, settings(before, "straight"))
     assert code == 0, output
-    code, output = faulty(before, settings(before, "changed"), "signal SIGTERM training all")
+    code, output = faulty_ranks(before, settings(before, "changed"), "signal SIGTERM training all")
     assert code == 0, output
-    code, output = launch(after, settings(after, "changed"))
+    code, output = train(after, settings(after, "changed"))
     assert code == 0, output
     assert f"it was written by {before} ranks" in output
     straight, changed = metrics(tmp_path / "straight"), metrics(tmp_path / "changed")
@@ -300,18 +311,18 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(
 
 
 @pytest.mark.slow
-def test_what_zero_3_does_not_do_is_said(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_what_zero_3_does_not_do_is_said(train: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "deepspeed_config=zero3", "train.checkpoint_every=2"]
-    assert launch(1, [*settings, "train.max_steps=2"])[0] == 0
-    code, output = launch(2, [*settings, "train.max_steps=3"])
+    assert train(1, [*settings, "train.max_steps=2"])[0] == 0
+    code, output = train(2, [*settings, "train.max_steps=3"])
     assert code != 0
     assert "ZeRO-3 does not go on with another number; start it with 1" in output
 
 
-def test_missing_and_truncated_files_are_named(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_missing_and_truncated_files_are_named(train: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
     """Two damaged checkpoints, a stray half-written folder: the third is taken."""
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.checkpoint_every=1", "train.keep_last=3"]
-    assert launch(1, settings)[0] == 0
+    assert train(1, settings)[0] == 0
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "step_00000004" / "generators_00000.pt").unlink()
     shard = next((checkpoints / "step_00000003").glob("*model_states.pt"))
@@ -319,7 +330,7 @@ def test_missing_and_truncated_files_are_named(launch: Launch, tiny_recipe: Path
     size = shard.stat().st_size
     (checkpoints / "step_00000009.tmp").mkdir()
     (tmp_path / "complete.json").unlink()
-    code, output = launch(1, settings)
+    code, output = train(1, settings)
     assert code == 0, output
     assert "step_00000004/generators_00000.pt: missing" in output
     assert f"step_00000003/{shard.name}: {size} bytes, the manifest says" in output
@@ -360,9 +371,9 @@ def test_a_crash_below_python_says_where(faulty: Launch, tiny_recipe: Path, tmp_
     assert re.search(r'pretrain\.py", line \d+ in train', output), output
 
 
-def test_a_run_that_keeps_every_so_many_steps(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_run_that_keeps_every_so_many_steps(train: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = ["train.checkpoint_every=1", "train.keep_last=1", "train.keep_every=3", "train.max_steps=7"]
-    assert launch(1, [str(tiny_recipe), f"output_dir={tmp_path}", *settings])[0] == 0
+    assert train(1, [str(tiny_recipe), f"output_dir={tmp_path}", *settings])[0] == 0
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))
     assert kept == ["step_00000003", "step_00000006", "step_00000007"]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["keep_every"] == 3

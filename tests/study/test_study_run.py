@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +233,14 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
 
 
+def without_launcher(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
+    """One rank needs no launcher, whose three processes take longer than two steps."""
+    assert ranks == 1
+    return [sys.executable, "-m", "dwt_ds.pretrain", str(recipe), *overrides]
+
+
 def run_at_smoke_scale(grid: str, data: Path, folder: Path) -> None:
-    """Two steps a run by the launcher; then all is finished, there are figures, and a second start accepts the runs."""
+    """Two steps a run; then all is finished, there are figures, and a second start accepts the runs."""
     settings = [f"data.dir={data}", "student.max_positions=32", "train.max_steps=2"]
     arguments = ["study", grid, "--out", str(folder), "--ranks", "1", *settings]
     assert main(arguments) == 0
@@ -243,15 +250,23 @@ def run_at_smoke_scale(grid: str, data: Path, folder: Path) -> None:
     assert main(["report", str(folder)]) == 0
 
 
-@pytest.mark.timeout(1800)  # some twenty starts of the launcher
+@pytest.mark.timeout(1800)  # some twenty runs
 @pytest.mark.parametrize("name", ["remapping", *OTHERS])
-def test_a_packaged_grid_runs_at_smoke_scale(name: str, tiny_data: Path, shared_folder: Path) -> None:
+def test_a_packaged_grid_runs_at_smoke_scale(
+    name: str, tiny_data: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them by the launcher, as for users."""
+    if name != "remapping":
+        monkeypatch.setattr(study_run, "pretrain_command", without_launcher)
     run_at_smoke_scale(name, tiny_data, shared_folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_every_kind_of_start_runs_at_smoke_scale(tiny_data: Path, shared_folder: Path, tmp_path: Path) -> None:
+def test_every_kind_of_start_runs_at_smoke_scale(
+    tiny_data: Path, shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_run, "pretrain_command", without_launcher)
     packaged = load_grid("starts", "smoke").runs
     grid = tmp_path / "few_starts.yaml"
     grid.write_text(yaml.safe_dump(FEW_STARTS), encoding="utf-8")
