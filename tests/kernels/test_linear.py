@@ -186,6 +186,22 @@ def test_no_row_counts(mode, make_heads, reduction):
     assert all((value == 0).all() for value in (*results, *gradients))
 
 
+def test_columns_that_both_models_rule_out_in_their_own_way(mode, make_heads):
+    """By their biases, -inf in the student's, very low in the teacher's; the first tile has no other columns."""
+    heads = make_heads(columns=300)
+    kept = slice(200, 300)
+    heads.labels.remainder_(100)
+    without = Heads(*([hidden, weight[kept], bias[kept]] for hidden, weight, bias in heads[:2]), heads.labels)
+    heads.student[2][:200], heads.teacher[2][:200] = float("-inf"), -1e4
+    heads = heads._replace(labels=heads.labels + 200)
+    results, gradients = with_gradients(linear_distill_loss, heads, 1.0, None, temperature=2.0, **mode)
+    expected, expected_gradients = with_gradients(linear_distill_loss, without, 1.0, None, temperature=2.0, **mode)
+    torch.testing.assert_close(results, expected)
+    torch.testing.assert_close(gradients[0], expected_gradients[0])
+    torch.testing.assert_close([each[kept] for each in gradients[1:]], expected_gradients[1:])
+    assert not any(each[:200].any() for each in gradients[1:])
+
+
 def test_no_row_counts_and_nobody_says_how_many_a_chunk_has(backend, make_heads):
     heads = make_heads()
     heads.labels.fill_(-100)
