@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["dwt_ds", "dwt_ds.*"]), "dwt_ds.ds_configs", "dwt_kernels"],
     package_dir={"dwt_ds": "dwt_ds", "dwt_ds.ds_configs": "ds_configs", "dwt_kernels": "kernels/dwt_kernels"},
-    package_data={"dwt_ds": ["recipes/*.yaml", "study/grids/*.yaml"], "dwt_ds.ds_configs": ["*.json"]},
+    package_data={"dwt_ds": ["config/recipes/*.yaml", "study/grids/*.yaml"], "dwt_ds.ds_configs": ["*.json"]},
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.19.3",

@@ -25,14 +25,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dwt_ds.data.chunks import Chunk, RowSettings, rows_of_chunk, store_part
-from dwt_ds.data.documentation import InstalledDocumentation
-from dwt_ds.data.duplicates import DuplicateFinder
-from dwt_ds.data.options import PrepareOptions
-from dwt_ds.data.prepare import prepare
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.data.reading import LocalFile, SourceCounts
-from dwt_ds.data.sentences import split_sentences
+from dwt_ds.prepare.chunks import Chunk, RowSettings, rows_of_chunk, store_part
+from dwt_ds.prepare.documentation import InstalledDocumentation
+from dwt_ds.prepare.duplicates import DuplicateFinder
+from dwt_ds.prepare.options import PrepareOptions
+from dwt_ds.prepare.pipeline import prepare
+from dwt_ds.prepare.reading import LocalFile, SourceCounts
+from dwt_ds.prepare.sentences import split_sentences
 
 RESULTS = Path(__file__).parent / "results" / "data_preparing.csv"
 FIELDS = ["measure", "what", "value", "unit", "corpus", "cpu", "python", "versions"]
@@ -120,9 +120,9 @@ def measure_stages(files: list[Path], tokenizer: str | None, folder: Path) -> li
 PREPARE_AND_PRINT_PEAK = """
 import resource, sys
 from pathlib import Path
-from dwt_ds.data.options import PrepareOptions
-from dwt_ds.data.prepare import prepare
-from dwt_ds.data.reading import LocalFile
+from dwt_ds.prepare.options import PrepareOptions
+from dwt_ds.prepare.pipeline import prepare
+from dwt_ds.prepare.reading import LocalFile
 
 if __name__ == "__main__":
     text, out, vocab = sys.argv[1:]

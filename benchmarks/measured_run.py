@@ -16,8 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.plan.tracking import LiveBytes
-from dwt_ds.quiet import quieten_libraries
 
 
 def storage_bytes(tensors: Any) -> int:
@@ -122,10 +122,10 @@ class MeasuredStudent:
 
 def main(report: Path, recipe: str, overrides: list[str]) -> None:
     quieten_libraries()
-    from dwt_ds.assemble import assemble
     from dwt_ds.engine.ranks import rank, stop_ranks
     from dwt_ds.pretrain import train
-    from dwt_ds.stop import StopRequest
+    from dwt_ds.run.assemble import assemble
+    from dwt_ds.run.stop import StopRequest
 
     run = assemble(recipe, overrides, None, StopRequest())
     assert run is not None

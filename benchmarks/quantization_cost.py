@@ -33,15 +33,15 @@ from rows import append_row, processor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from dwt_ds.config import StudentConfig
+from dwt_ds.config.quantization import parse_quantization
+from dwt_ds.config.schema import StudentConfig
 from dwt_ds.data.batches import validation_batches
 from dwt_ds.data.masks import Masking
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.models.build import build_student, load_masked_lm
 from dwt_ds.models.cpu_dropout import use_cpu_dropout
-from dwt_ds.models.masked_lm import GatheredMaskedLM
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.quantization import prepare
-from dwt_ds.models.quantization_settings import parse_quantization
 from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
 
 SEQ_LEN, VOCABULARY, ROWS, HELD_OUT_ROWS = 128, 8000, 16, 512

@@ -130,13 +130,12 @@ def _random_teacher(data: str, folder: Path) -> Path:
     """A teacher of the quickstart's shape: what it has learnt changes no figure here."""
     from transformers import AutoTokenizer
 
+    from dwt_ds.config.recipe import load_recipe
     from dwt_ds.data.manifest import read_manifest
     from dwt_ds.models.build import build_student
-    from dwt_ds.quickstart import RUN_OVERRIDES
-    from dwt_ds.recipe import load_recipe
 
     manifest = read_manifest(Path(data))
-    shape = load_recipe("quickstart", RUN_OVERRIDES["teacher"]).config.student
+    shape = load_recipe("quickstart_teacher").config.student
     pad = int(manifest.settings["pad_id"])
     build_student(shape, vocab_size=manifest.vocab_size, seq_len=manifest.seq_len, pad_token_id=pad).save_pretrained(
         folder
@@ -175,7 +174,7 @@ def _predicted(ranks: int, overrides: list[str]) -> dict[str, Any]:
 
 
 def _on_paper() -> list[dict[str, Any]]:
-    from dwt_ds.quiet import quieten_libraries
+    from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()
     rows = []

@@ -35,7 +35,7 @@ from rows import append_row, processor
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.local_launch import launcher_options, visible_ranks
+from dwt_ds.launch.local import launcher_options, visible_ranks
 
 MICRO_BATCH, SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS = 16, 128, 768, 6, 4
 RESULTS = Path(__file__).parent / "results" / "training_speed.csv"

@@ -12,11 +12,11 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from dwt_ds.quiet import quieten_libraries
-from dwt_ds.stop import StopRequest
+from dwt_ds.base.quiet import quieten_libraries
+from dwt_ds.run.stop import StopRequest
 
 if TYPE_CHECKING:
-    from dwt_ds.run import Run
+    from dwt_ds.run.session import Run
 
 
 def train(run: Run) -> None:
@@ -61,9 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
     """The exit code of an end that all ranks come to."""
-    from dwt_ds.assemble import assemble
     from dwt_ds.engine.ranks import AgreedError, OtherRankError
-    from dwt_ds.guard import TooManySkipsError
+    from dwt_ds.run.assemble import assemble
+    from dwt_ds.run.guard import TooManySkipsError
 
     try:
         run = assemble(options.recipe, options.overrides, options.deepspeed_config, stop)

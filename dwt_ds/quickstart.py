@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 
-from dwt_ds.local_launch import launcher_options, visible_ranks
-from dwt_ds.quiet import quieten_libraries
-from dwt_ds.run_folder import RunFolder
+from dwt_ds.base.quiet import quieten_libraries
+from dwt_ds.launch.local import launcher_options, visible_ranks
+from dwt_ds.run.folder import RunFolder
 
 DATA = Path("data/quickstart")
 RUNS = Path("runs/quickstart")
 VOCABULARY = 8000
 MASKED_SENTENCE = "returns a new [MASK] with the same shape as the input."
 
-# The three runs and what sets them apart from the recipe "quickstart".
-RUN_OVERRIDES: dict[str, list[str]] = {
-    "teacher": ["teacher.path=null", "student.layers=2", "student.hidden_size=192", "student.num_heads=3"],
-    "alone": ["teacher.path=null"],
-    "distilled": [f"teacher.path={RUNS}/teacher/export"],
+# The three runs: a recipe and what is changed in it.
+RUN_RECIPES: dict[str, list[str]] = {
+    "teacher": ["quickstart_teacher"],
+    "alone": ["quickstart", "teacher.path=null"],
+    "distilled": ["quickstart"],
 }
 
 
@@ -40,8 +40,8 @@ def main() -> int:
         exit_code = _run(["dwt-ds", "prepare", *words])
         if exit_code:
             raise SystemExit(f"error: the command above failed with exit code {exit_code}")
-    for name, overrides in RUN_OVERRIDES.items():
-        _train(RunFolder(f"{RUNS}/{name}"), overrides)
+    for name, recipe in RUN_RECIPES.items():
+        _train(RunFolder(f"{RUNS}/{name}"), recipe)
     _print_table()
     _draw_curves(RUNS / "curves.png")
     _fill_mask(RUNS / "distilled" / "export")
@@ -50,13 +50,13 @@ def main() -> int:
     return 0
 
 
-def _train(folder: RunFolder, overrides: list[str]) -> None:
+def _train(folder: RunFolder, recipe: list[str]) -> None:
     try:
         options = launcher_options(visible_ranks(without_gpu=2))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     began = time.time()
-    words = ["quickstart", *overrides, f"output_dir={folder.path}"]
+    words = [*recipe, f"output_dir={folder.path}"]
     exit_code = _run(["deepspeed", *options, "--module", "dwt_ds.pretrain", *words])
     # The launcher ends with 0 too when its ranks were stopped or killed.
     if not folder.is_complete(exit_code, began):
@@ -78,7 +78,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def _print_table() -> None:
     print("\nmodel       held-out MLM loss   seconds   tokens/s")
-    for name in RUN_OVERRIDES:
+    for name in RUN_RECIPES:
         rows = read_metrics(RUNS / name)
         last = next(row for row in reversed(rows) if "loss" in row)
         held_out = next(row["eval_hard_loss"] for row in reversed(rows) if "eval_hard_loss" in row)

@@ -40,5 +40,5 @@ port=${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("12
 
 # The supervisor passes SIGTERM and Ctrl-C on to the ranks, which save and end. Exit code: 0 the run is complete, 75 it
 # was stopped and the same command goes on from its last checkpoint, else an error.
-exec python -m dwt_ds.supervise "${arguments[@]}" -- \
+exec python -m dwt_ds.launch.supervise "${arguments[@]}" -- \
   deepspeed --log_level warning ${where[@]+"${where[@]}"} --master_port "$port" --module dwt_ds.pretrain "${arguments[@]}"

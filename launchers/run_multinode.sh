@@ -19,8 +19,8 @@ shift
 # Over all lines: an sbatch script may break them.
 read -r -d '' -a options <<<"${DEEPSPEED_ARGS:-}" || true
 # DeepSpeed would go on with this machine alone where there is no such file, and end in a traceback at a bad line. Rank 0
-# is on the first host that its filters leave. dwt_ds/doctor/launch.py follows this script: change both.
-hosts=$(python -m dwt_ds.doctor.hostfile "$hostfile" ${options[@]+"${options[@]}"}) || exit 2
+# is on the first host that its filters leave. dwt_ds/launch/doctor_launch.py follows this script: change both.
+hosts=$(python -m dwt_ds.launch.hostfile "$hostfile" ${options[@]+"${options[@]}"}) || exit 2
 master=${MASTER_ADDR:-$(head -n 1 <<<"$hosts")}
 
 arguments=("$@")
@@ -72,6 +72,6 @@ esac
 [[ -z $launcher_args ]] || options+=("--launcher_args=$launcher_args")
 
 # Passes SIGTERM and Ctrl-C on to the ranks of all hosts; exit codes as in run_local.sh.
-exec python -m dwt_ds.supervise "${settings[@]}" -- \
+exec python -m dwt_ds.launch.supervise "${settings[@]}" -- \
   deepspeed --log_level warning --hostfile "$hostfile" --master_addr "$master" ${options[@]+"${options[@]}"} \
   "${program[@]}" "${arguments[@]}"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from dwt_ds.manifest_files import write_manifest
+from dwt_ds.base.files import write_manifest
 
 Launch = Callable[..., tuple[int, str]]
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dwt_ds import quickstart
-from dwt_ds.run_folder import RunFolder
+from dwt_ds.run.folder import RunFolder
 
 SHORT = ["train.max_steps=4", "train.log_every=2", "train.eval_every=2", "train.eval_rows=16"]
 
@@ -22,8 +22,8 @@ def test_it_trains_teacher_and_students_and_shows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    overrides = {name: [*words, *SHORT] for name, words in quickstart.RUN_OVERRIDES.items()}
-    monkeypatch.setattr(quickstart, "RUN_OVERRIDES", overrides)
+    overrides = {name: [*words, *SHORT] for name, words in quickstart.RUN_RECIPES.items()}
+    monkeypatch.setattr(quickstart, "RUN_RECIPES", overrides)
     assert quickstart.main() == 0
     said = capfd.readouterr().out
     table = said[said.index("model       held-out MLM loss") :].splitlines()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dwt_ds.quiet import quieten_libraries
+from dwt_ds.base.quiet import quieten_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     quieten_libraries()
     # Imported here: --help should not wait for DeepSpeed.
-    from dwt_ds.export_checkpoint import export_checkpoint
+    from dwt_ds.export.from_checkpoint import export_checkpoint
 
     step = export_checkpoint(args.run, args.out)
     print(f"{args.out}: the student at step {step}, read back and compared")

@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     missing = [package for module, package in _NEEDS.items() if find_spec(module) is None]
     if missing:
         raise ValueError(f"dwt-ds glue needs {', '.join(missing)}; pip install 'dwt-ds[study]'")
-    from dwt_ds.quiet import quieten_libraries
+    from dwt_ds.base.quiet import quieten_libraries
 
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     quieten_libraries()

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     # Imported here: --help should not wait for torch.
-    from dwt_ds.quiet import quieten_libraries
+    from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()
     from dwt_ds.data.manifest import read_manifest

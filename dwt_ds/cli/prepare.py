@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dwt_ds.data.options import PrepareOptions
+    from dwt_ds.prepare.options import PrepareOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,9 +95,9 @@ def main(args: argparse.Namespace) -> int:
     # Imported here: --help should not wait for transformers.
     from dwt_ds.data.manifest import read_manifest
     from dwt_ds.data.masks import Masking
-    from dwt_ds.data.prepare import prepare
     from dwt_ds.data.prepared import PreparedData
     from dwt_ds.data.show import examples, manifest_table
+    from dwt_ds.prepare.pipeline import prepare
 
     if args.show < 0:
         raise ValueError(f"--show is {args.show}: it must be a number of rows")
@@ -119,10 +119,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> PrepareOptions:
-    from dwt_ds.data.documentation import InstalledDocumentation
-    from dwt_ds.data.hub import HubDataset
-    from dwt_ds.data.options import PrepareOptions
-    from dwt_ds.data.reading import RecordForm, Source, find_files
+    from dwt_ds.prepare.documentation import InstalledDocumentation
+    from dwt_ds.prepare.hub import HubDataset
+    from dwt_ds.prepare.options import PrepareOptions
+    from dwt_ds.prepare.reading import RecordForm, Source, find_files
 
     records = RecordForm(args.text_column, args.records_are_lines)
     sources: list[Source] = [*find_files(args.text, records)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dwt_ds.verify import verify
+from dwt_ds.export.verify import verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

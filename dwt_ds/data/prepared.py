@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dwt_ds.base.files import file_sha256
 from dwt_ds.data.manifest import PACKED, Manifest, Shard, read_manifest
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
 
@@ -147,11 +147,3 @@ class PreparedData:
             raise ValueError(f"{where} cannot be loaded ({type(error).__name__}: {reason})") from error
         if digest != self.manifest.tokenizer_sha256:
             raise ValueError(f"{where}: sha256 is {digest}, the manifest says {self.manifest.tokenizer_sha256}")
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

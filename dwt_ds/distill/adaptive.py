@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dwt_ds.config import RunConfig, Schedule
+from dwt_ds.config.schema import RunConfig, Schedule
 
 # What is remembered: two averages, and over how many steps they go.
 _HARD, _SOFT, _COUNT = range(3)

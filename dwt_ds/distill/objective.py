@@ -13,8 +13,8 @@ import torch
 from dwt_kernels import DistillLoss, linear_distill_loss
 from torch import Tensor, nn
 
-from dwt_ds.config import DistillConfig
-from dwt_ds.models.masked_lm import GatheredMaskedLM
+from dwt_ds.config.schema import DistillConfig
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 
 class MicroBatch(NamedTuple):

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from dwt_ds.base.software import package_folder
 from dwt_ds.doctor.commands import run
-from dwt_ds.doctor.launch import Launch
-from dwt_ds.software import package_folder
+from dwt_ds.launch.doctor_launch import Launch
 
 # As dwt_ds/engine/collective_check.py prints it; only the engine's room imports DeepSpeed.
 _ANSWER = "dwt-ds collective: "

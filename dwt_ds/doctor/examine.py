@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dwt_ds.base.software import host_name
 from dwt_ds.doctor.collective import time_collective
 from dwt_ds.doctor.findings import Finding
-from dwt_ds.doctor.hostfile import Host, deepspeed_env_paths, read_deepspeed_env
 from dwt_ds.doctor.hosts import ask, reach
 from dwt_ds.doctor.judge import judge_collective, judge_host, judge_reach
-from dwt_ds.doctor.launch import PROGRAMS, how_to_launch
 from dwt_ds.doctor.probe import Question
-from dwt_ds.software import host_name
+from dwt_ds.launch.doctor_launch import PROGRAMS, how_to_launch
+from dwt_ds.launch.hostfile import Host, deepspeed_env_paths, read_deepspeed_env
 
 # NFS may keep a folder's old listing for as long.
 _VISIBLE_SECONDS = 60.0

@@ -18,11 +18,11 @@ from typing import Any
 
 import psutil
 
+from dwt_ds.base.software import host_name, software
 from dwt_ds.doctor.apex_check import check_apex
 from dwt_ds.doctor.commands import end_commands_on_signals, run
 from dwt_ds.doctor.kernel_check import check_kernels
-from dwt_ds.extension_locks import extensions_folder, find_locks
-from dwt_ds.software import host_name, software
+from dwt_ds.engine.extension_locks import extensions_folder, find_locks
 
 ANSWER = "dwt-ds probe: "
 # The C++ compiler needs a minute an operator; nvcc on a busy machine several.

@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dwt_ds.base.software import host_name, software
 from dwt_ds.engine import ranks
 from dwt_ds.engine.ranks import AgreedError, OtherRankError
-from dwt_ds.software import host_name, software
 
 
 class RankFacts(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.file_baton import FileBaton
 
-from dwt_ds.extension_locks import find_locks
+from dwt_ds.engine.extension_locks import find_locks
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BEFORE_TELLING = 30.0

@@ -13,9 +13,9 @@ import time
 import torch
 import torch.distributed as dist
 
+from dwt_ds.base.software import host_name
 from dwt_ds.engine import ranks
 from dwt_ds.engine.student import quieten_deepspeed
-from dwt_ds.software import host_name
 
 ANSWER = "dwt-ds collective: "
 # Hosts compile operators, one faster than another, before they meet.

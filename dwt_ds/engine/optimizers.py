@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dwt_ds.engine.ds_origin import Origin
-from dwt_ds.models.fused_layer_norm import BUILD_APEX
+from dwt_ds.engine.ds_json.origin import Origin
+from dwt_ds.models.swaps import BUILD_APEX
 
 # Settings of each that the JSON may write; apex's own clipping is left out, since DeepSpeed has clipped already.
 _ADAM = frozenset({"lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_mode"})

@@ -15,11 +15,11 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
-from dwt_ds.engine.ds_config import DeepSpeedJson
+from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
+from dwt_ds.engine.ds_json.load import DeepSpeedJson
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
 from dwt_ds.engine.ranks import world_size
-from dwt_ds.engine.weights import WITHOUT_ZERO, remember_masters
 
 _MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 

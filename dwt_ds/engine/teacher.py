@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from dwt_ds.distill.objective import MicroBatch, TeacherView
 from dwt_ds.engine.sharded_teacher import shard_over_ranks
 from dwt_ds.models.build import load_masked_lm, parameter_count
-from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

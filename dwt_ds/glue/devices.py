@@ -66,7 +66,7 @@ def share_cores(processes: int) -> None:
 
 def _start_worker(free: Any, processes: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
-    from dwt_ds.quiet import quieten_libraries
+    from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()
     share_cores(processes)

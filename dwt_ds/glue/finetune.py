@@ -20,13 +20,13 @@ from transformers import (
     set_seed,
 )
 
+from dwt_ds.config.quantization import PRESETS
 from dwt_ds.glue.checkpoint import Checkpoint
 from dwt_ds.glue.metrics import metrics_of_logits, task_score
 from dwt_ds.glue.settings import FineTuning
 from dwt_ds.glue.splits import FIRST, LABEL, SECOND, TaskData
 from dwt_ds.glue.tasks import Task
 from dwt_ds.models.quantization import convert, prepare
-from dwt_ds.models.quantization_settings import PRESETS
 
 _PROGRESS_EVERY_SECONDS = 60.0
 # All seeds see the same sample, so that their spread is the fine-tuning's own.

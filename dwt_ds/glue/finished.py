@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.data.atomic import atomic_file
+from dwt_ds.base.files import atomic_file
 
 MADE_WITH = "made_with"
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.data.atomic import atomic_file
+from dwt_ds.base.files import atomic_file
 from dwt_ds.glue import hub, local_files
 from dwt_ds.glue.checkpoint import Checkpoint
 from dwt_ds.glue.devices import spread, visible_gpus

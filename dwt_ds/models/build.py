@@ -12,7 +12,7 @@ from huggingface_hub import model_info, try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from dwt_ds.config import StudentConfig
+from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.student_checks import (
     INTERMEDIATE_FIELDS,
     check_family,

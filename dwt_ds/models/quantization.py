@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from dwt_ds.models.quantization_settings import Quantization
+from dwt_ds.config.quantization import Quantization
 
 _INTEGER_TYPES = {bits: getattr(torch, f"int{bits}") for bits in range(2, 9)}
 

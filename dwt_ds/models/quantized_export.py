@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dwt_ds.data.atomic import replace_folder
+from dwt_ds.base.files import replace_folder
+from dwt_ds.config.quantization import Quantization, parse_quantization
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantization import QuantizedWeight, convert, drop_weight_quantizers, prepare, quantized_layers
-from dwt_ds.models.quantization_settings import Quantization, parse_quantization
 
 WEIGHTS_FILE = "quantized.safetensors"
 SETTINGS_FILE = "quantization.json"

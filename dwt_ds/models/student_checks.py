@@ -9,8 +9,8 @@ from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from dwt_ds.config import StudentConfig
-from dwt_ds.recipe import nearest
+from dwt_ds.config.recipe import nearest
+from dwt_ds.config.schema import StudentConfig
 
 INTERMEDIATE_FIELDS = ("intermediate_size", "hidden_dim", "ffn_dim")
 _DECIDED_ELSEWHERE = {

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dwt_ds.config import RunConfig
+from dwt_ds.config.schema import RunConfig
 from dwt_ds.plan.hardware import LATENCY_SECONDS, LINK_SHARE, Device
 from dwt_ds.plan.zero import STAGE_0_BUCKET, Partition, ZeroSettings
 

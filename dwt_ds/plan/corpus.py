@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dwt_ds.config import DataConfig
+from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.manifest import MANIFEST_NAME, ONE_SENTENCE_PER_ROW, read_manifest
 from dwt_ds.data.masks import labels_by_length
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from dwt_ds.models.growth_plan import GrowthPlan, check_growth
+from dwt_ds.models.growth.plan import GrowthPlan, check_growth
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.disk import checkpoint_bytes
 from dwt_ds.plan.hardware import Device

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dwt_ds.config import RunConfig
+from dwt_ds.config.quantization import Quantization, check_start_step, parse_quantization
+from dwt_ds.config.recipe import Recipe, load_recipe
+from dwt_ds.config.schema import RunConfig
 from dwt_ds.distill.adaptive import check_adaptive
-from dwt_ds.engine.ds_config import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
+from dwt_ds.engine.ds_json.load import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
 from dwt_ds.engine.optimizers import check_optimizer_and_stage
-from dwt_ds.models.quantization_settings import Quantization, check_start_step, parse_quantization
 from dwt_ds.plan.corpus import Corpus, corpus_of
-from dwt_ds.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Settings:
 
 
 def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None, world_size: int) -> Settings:
-    """As `dwt_ds.settle.settle`, with the paper's corpus where the data folder is missing.
+    """As `dwt_ds.run.resolve.settle`, with the paper's corpus where the data folder is missing.
 
     Raises ValueError and OSError of one line for the mistakes that a run would stop at, but for those that show only
     on its devices or in the data's rows.

@@ -8,14 +8,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from dwt_ds.config import StudentConfig
+from dwt_ds.config.quantization import Quantization
+from dwt_ds.config.recipe import load_recipe, recipe_names
+from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student, load_model_config, parameter_count, student_model_config
-from dwt_ds.models.masked_lm import GatheredMaskedLM, freeze_unused_parameters
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, freeze_unused_parameters
 from dwt_ds.models.quantization import prepare
-from dwt_ds.models.quantization_settings import Quantization
 from dwt_ds.plan.settings import Settings
-from dwt_ds.quickstart import RUN_OVERRIDES, RUNS
-from dwt_ds.recipe import load_recipe, recipe_names
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,6 @@ def _assumed_teacher(settings: Settings, path: str) -> tuple[StudentConfig, str]
         recipe = load_recipe(name)
         if path == f"{recipe.config.output_dir}/export":
             return recipe.config.student, f"recipe {name} trains it"
-    if path == f"{RUNS}/teacher/export":
-        return load_recipe("quickstart", RUN_OVERRIDES["teacher"]).config.student, "make quickstart trains it"
     student = settings.config.student
     if student.layers > 12 or student.hidden_size > 768:
         layers, width, heads = 12, 768, 12

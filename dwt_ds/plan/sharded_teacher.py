@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dwt_ds.models.masked_lm import GatheredMaskedLM
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.plan.communication import Traffic
 from dwt_ds.plan.shapes import buffer_bytes
 from dwt_ds.plan.zero import Partition, zero_settings

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dwt_ds.models.masked_lm import GatheredMaskedLM
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.plan.settings import Settings
 from dwt_ds.plan.shapes import Shapes
 from dwt_ds.plan.stand_ins import Loss, chunk_rows, imitate_device

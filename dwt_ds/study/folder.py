@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from dwt_ds.data.atomic import atomic_file
-from dwt_ds.run_folder import RunFolder
+from dwt_ds.base.files import atomic_file
+from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import Grid, StudyRun
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dwt_ds.recipe import must_be, nearest
+from dwt_ds.config.recipe import must_be, nearest
 
 GRIDS_FOLDER = Path(__file__).parent / "grids"
 SCALES = ("smoke", "small", "paper")

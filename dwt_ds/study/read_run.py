@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from dwt_ds.glue.tasks import SEVEN
-from dwt_ds.run_folder import RunFolder
+from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import NO_TEACHER
 from dwt_ds.study.scores import FOLDER as GLUE_FOLDER
 

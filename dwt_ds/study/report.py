@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.plan.settings import changes
-from dwt_ds.recipe import parse_run_config
 from dwt_ds.study import figures
 from dwt_ds.study.differences import differing_settings
 from dwt_ds.study.figures import Styles

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 
+from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.manifest import read_manifest
-from dwt_ds.local_launch import visible_ranks
+from dwt_ds.launch.local import visible_ranks
+from dwt_ds.launch.study_launch import pretrain_command, run_logged
+from dwt_ds.launch.supervise import STOPPED
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.settings import Settings, settle
-from dwt_ds.quickstart import DATA, VOCABULARY
 from dwt_ds.study.estimate import Cost, estimate
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
-from dwt_ds.study.launch import pretrain_command, run_logged
 from dwt_ds.study.read_run import held_out_rows
 from dwt_ds.study.same_run import check_same
 from dwt_ds.study.scores import GLUE_KEYS, HUB, exports_without_results, fine_tunings_each, score_exports
-from dwt_ds.supervise import STOPPED
 
 FINISHED, WAITING = "finished", "waiting"
 # Decided by the study itself.
@@ -105,9 +105,9 @@ class Study:
         """
         for run in self._due():
             data = self.settings[run.name].config.data.dir
-            if Path(data) == DATA and not DATA.is_dir():
+            if data == load_recipe("quickstart").config.data.dir and not Path(data).is_dir():
                 raise FileNotFoundError(
-                    f"data.dir={data!r}: no such folder; run dwt-ds prepare --docs --train-tokenizer {VOCABULARY} "
+                    f"data.dir={data!r}: no such folder; run dwt-ds prepare --docs --train-tokenizer 8000 "
                     f"--seq-len 128 --out {data}, or make quickstart"
                 )
             read_manifest(Path(data).expanduser())

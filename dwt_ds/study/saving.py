@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dwt_ds.config import DataConfig
+from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.manifest import MANIFEST_NAME
 from dwt_ds.models.build import load_model_config
 from dwt_ds.plan.corpus import corpus_of

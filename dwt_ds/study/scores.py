@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.glue.tasks import SEVEN
-from dwt_ds.run_folder import RunFolder
-from dwt_ds.study.launch import run_logged
+from dwt_ds.launch.study_launch import run_logged
+from dwt_ds.run.folder import RunFolder
 
 HUB = "hub"
 # Keys of a grid's `glue` section, which are options of `dwt-ds glue`; `dir` may be HUB, that command's default.

@@ -10,7 +10,7 @@ import pytest
 
 from dwt_ds.doctor.apex_check import check_apex
 from dwt_ds.engine.optimizers import why_not
-from dwt_ds.models.fused_layer_norm import why_not_apex
+from dwt_ds.models.swaps import why_not_apex
 
 WITHOUT_EXTENSIONS = """
 class FusedLayerNorm:

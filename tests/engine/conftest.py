@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dwt_ds.config import RunConfig
-from dwt_ds.engine.ds_config import fill_steps, load_ds_json, settle_batch
-from dwt_ds.recipe import Recipe, load_recipe
+from dwt_ds.config.recipe import Recipe, load_recipe
+from dwt_ds.config.schema import RunConfig
+from dwt_ds.engine.ds_json.load import fill_steps, load_ds_json, settle_batch
 
 Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
 

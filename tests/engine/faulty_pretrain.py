@@ -38,7 +38,7 @@ def die() -> None:
 def kill_in_save(stage: str, who: str, step: str) -> None:
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-    from dwt_ds.engine import checkpoint
+    from dwt_ds.engine.checkpoint import save as checkpoint
 
     name = f"step_{int(step):08d}"
     parts = {"number": 0}
@@ -74,15 +74,15 @@ def kill_in_save(stage: str, who: str, step: str) -> None:
                 checkpoint.point_to = lambda *_: die() if hit(who) else time.sleep(3)
         return plain_save(engine, folder, state, *others)
 
-    import dwt_ds.run
+    import dwt_ds.run.session
 
-    plain_save = dwt_ds.run.save_checkpoint
-    dwt_ds.run.save_checkpoint = save
+    plain_save = dwt_ds.run.session.save_checkpoint
+    dwt_ds.run.session.save_checkpoint = save
 
 
 def signal_itself(number: str, place: str, who: str) -> None:
-    from dwt_ds import run
-    from dwt_ds.run import Run
+    from dwt_ds.run import session as run
+    from dwt_ds.run.session import Run
 
     def send() -> None:
         if hit(who):
@@ -120,7 +120,7 @@ def signal_itself(number: str, place: str, who: str) -> None:
 
 def change_loss(who: str, steps: list[str], factor: float) -> None:
     from dwt_ds.distill.objective import DistillObjective
-    from dwt_ds.run import Run
+    from dwt_ds.run.session import Run
 
     now = {"step": -1}
     plain_scale, plain_forward = Run.scale_for, DistillObjective.forward
@@ -142,7 +142,7 @@ def change_loss(who: str, steps: list[str], factor: float) -> None:
 
 
 def hang(who: str, step: str) -> None:
-    from dwt_ds.run import Run
+    from dwt_ds.run.session import Run
 
     plain = Run.next_micro_batches
 

@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 import pytest
 
+from dwt_ds.base.software import package_folder, software, source_hash
 from dwt_ds.engine.agreement import RankFacts, disagreements
-from dwt_ds.software import package_folder, software, source_hash
 
 # Like the launcher, a rank at a time; a rank may get another torch's version.
 DRIVER = """
 import os, sys
-from dwt_ds.quiet import quieten_libraries
+from dwt_ds.base.quiet import quieten_libraries
 quieten_libraries()
-import torch, dwt_ds.assemble
+import torch, dwt_ds.run.assemble
 torch.__version__ = os.environ.get("OTHER_TORCH", torch.__version__)
 from dwt_ds.pretrain import main
 sys.exit(main(sys.argv[1:]))
@@ -149,7 +149,7 @@ def test_the_table_names_hosts_with_their_ranks() -> None:
 def test_the_hash_follows_every_line_of_the_source(other_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = source_hash("dwt_ds")
     assert ours == source_hash("dwt_ds")
-    monkeypatch.setattr("dwt_ds.software.package_folder", lambda _: other_package / "dwt_ds")
+    monkeypatch.setattr("dwt_ds.base.software.package_folder", lambda _: other_package / "dwt_ds")
     changed = source_hash("dwt_ds")
     assert changed != ours
     (other_package / "dwt_ds" / "engine" / "ranks.py").write_text("", encoding="utf-8")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dwt_ds.engine import optimizers
-from dwt_ds.engine.ds_origin import Origin
+from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.optimizers import check_optimizer
 
 

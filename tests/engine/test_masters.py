@@ -36,14 +36,14 @@ import json, sys, traceback
 from pathlib import Path
 import torch
 from torch import nn
-from dwt_ds.quiet import quieten_libraries
+from dwt_ds.base.quiet import quieten_libraries
 quieten_libraries()
 from deepspeed.accelerator import get_accelerator
 from dwt_ds.engine import ranks
-from dwt_ds.engine.checkpoint import Retention, RunState, save_checkpoint
-from dwt_ds.engine.resume import load_checkpoint
+from dwt_ds.engine.checkpoint.save import Retention, RunState, save_checkpoint
+from dwt_ds.engine.checkpoint.resume import load_checkpoint
 from dwt_ds.engine.student import gradient_norm, loss_scale, quieten_deepspeed, start_student, step_was_skipped
-from dwt_ds.engine.weights import checkpoint_fp32_weights, full_fp32_weights
+from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights, full_fp32_weights
 type(get_accelerator()).is_fp16_supported = lambda self: True  # slow on most CPUs, and enough for these
 quieten_deepspeed()
 ranks.start_ranks()

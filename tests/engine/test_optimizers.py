@@ -22,9 +22,10 @@ import torch
 import yaml
 from torch import nn
 
+from dwt_ds.config.recipe import load_recipe
 from dwt_ds.engine import optimizers
-from dwt_ds.engine.ds_config import load_ds_json
-from dwt_ds.engine.ds_origin import Origin
+from dwt_ds.engine.ds_json.load import load_ds_json
+from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.optimizers import (
     catch_up,
     check_optimizer,
@@ -33,7 +34,6 @@ from dwt_ds.engine.optimizers import (
     client_optimizer,
     why_not,
 )
-from dwt_ds.recipe import load_recipe
 
 Launch = Callable[..., tuple[int, str]]
 
@@ -253,7 +253,7 @@ STEPS = """
 import json, sys
 import torch
 from torch import nn
-from dwt_ds.quiet import quieten_libraries
+from dwt_ds.base.quiet import quieten_libraries
 quieten_libraries()
 from dwt_ds.engine import ranks
 from dwt_ds.engine.student import quieten_deepspeed, start_student

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM
 
 from dwt_ds.cli.main import main
-from dwt_ds.config import StudentConfig
+from dwt_ds.config.schema import StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.masks import Masking
 from dwt_ds.data.prepared import PreparedData

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
+from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.models.quantization import is_enabled, quantized_layers
-from dwt_ds.models.quantization_settings import parse_quantization
 from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
 
 Train = Callable[..., tuple[int, str]]

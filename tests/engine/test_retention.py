@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dwt_ds.engine.checkpoint import Retention, _delete_old
-from dwt_ds.engine.resume import newest_good
-from dwt_ds.manifest_files import file_facts, write_manifest
+from dwt_ds.base.files import file_facts, write_manifest
+from dwt_ds.engine.checkpoint.resume import newest_good
+from dwt_ds.engine.checkpoint.save import Retention, _delete_old
 
 
 class TestRetention:

@@ -55,7 +55,7 @@ stop_ranks()
 def test_the_engine_answers_as_the_model_and_keeps_its_buffers(family: str, cut: str, tmp_path: Path) -> None:
     import torch
 
-    from dwt_ds.config import StudentConfig
+    from dwt_ds.config.schema import StudentConfig
     from dwt_ds.models.build import build_student
 
     torch.manual_seed(0)

@@ -42,7 +42,7 @@ def count_collectives(counts: Counter[str], now: dict[str, bool]) -> None:
 
 
 def watch() -> None:
-    from dwt_ds.run import Run
+    from dwt_ds.run.session import Run
 
     counts: Counter[str] = Counter()
     now = {"training": False}

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from dwt_ds.software import host_name, package_folder
+from dwt_ds.base.software import host_name, package_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

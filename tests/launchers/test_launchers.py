@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dwt_ds.doctor.hostfile import read_deepspeed_env
-from dwt_ds.doctor.launch import how_to_launch
+from dwt_ds.launch.doctor_launch import how_to_launch
+from dwt_ds.launch.hostfile import read_deepspeed_env
 
 FOLDER = Path(__file__).parents[2] / "launchers"
 SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
@@ -19,7 +19,7 @@ printf '%s\\0' "$@" > {record}
 """
 # The scripts' python, without the watch over the launcher, whose tests are elsewhere: the command is run as it is.
 PYTHON = """#!/bin/bash
-if [[ $1 == -m && $2 == dwt_ds.supervise ]]; then
+if [[ $1 == -m && $2 == dwt_ds.launch.supervise ]]; then
   shift 2
   : > {record}
   while [[ $1 != -- ]]; do printf '%s\\0' "$1" >> {record}; shift; done

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 from transformers.utils import is_flash_attn_2_available
 
-from dwt_ds.config import StudentConfig
+from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import (
     build_student,
     check_row_length,
@@ -21,7 +21,7 @@ from dwt_ds.models.build import (
     parameter_count,
     student_model_config,
 )
-from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
 from dwt_ds.models.origin import weights_origin
 
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]

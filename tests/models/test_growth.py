@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from dwt_ds.config import StudentConfig
-from dwt_ds.models import growth
+from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student
-from dwt_ds.models.growth import grow
-from dwt_ds.models.growth_layout import GROWABLE_FAMILIES
-from dwt_ds.models.growth_maps import leading, random_copies, round_robin, widen
-from dwt_ds.models.growth_plan import DEPTH_MAPS, WIDTH_METHODS
+from dwt_ds.models.growth import grow as growth
+from dwt_ds.models.growth.grow import grow
+from dwt_ds.models.growth.layout import GROWABLE_FAMILIES
+from dwt_ds.models.growth.maps import leading, random_copies, round_robin, widen
+from dwt_ds.models.growth.plan import DEPTH_MAPS, WIDTH_METHODS
 
 V, S = 61, 20
 DATA = {"vocab_size": V, "seq_len": S, "pad_token_id": 1, "cls_token_id": 2, "sep_token_id": 3}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from dwt_ds.config import StudentConfig
+from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import student_model_config
-from dwt_ds.models.growth_layout import GROWABLE_FAMILIES
-from dwt_ds.models.growth_plan import DEPTH_MAPS, WIDTH_METHODS, check_growth, layer_sources, parse_method
+from dwt_ds.models.growth.layout import GROWABLE_FAMILIES
+from dwt_ds.models.growth.plan import DEPTH_MAPS, WIDTH_METHODS, check_growth, layer_sources, parse_method
 
 DATA = {"vocab_size": 31, "seq_len": 8, "pad_token_id": 0}
 TEACHER = {"layers": 2, "hidden_size": 16, "num_heads": 4, "intermediate_size": 24, "max_positions": 8}

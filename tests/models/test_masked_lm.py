@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedModel
 
-from dwt_ds.models import last_layer
-from dwt_ds.models.attention_masks import finished_mask
-from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
+from dwt_ds.models.masked_lm import last_layer
+from dwt_ds.models.masked_lm.masks import finished_mask
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
 
 KNOWN = ["bert", "roberta", "distilbert", "modernbert"]
 GENERIC = ["electra", "albert"]
@@ -136,7 +136,7 @@ def test_finished_masks_for_a_gpu_give_the_same_hidden_states(
     gathered = GatheredMaskedLM(model)
     expected = gathered(input_ids, attention_mask, positions)
 
-    monkeypatch.setattr("dwt_ds.models.masked_lm.encoder_mask", finished_mask)
+    monkeypatch.setattr("dwt_ds.models.masked_lm.wrapper.encoder_mask", finished_mask)
     torch.testing.assert_close(gathered(input_ids, attention_mask, positions), expected, rtol=0, atol=1e-12)
 
 

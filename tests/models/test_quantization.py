@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from dwt_ds.config import StudentConfig
+from dwt_ds.config.quantization import Quantization, check_start_step, parse_quantization
+from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student, load_masked_lm
-from dwt_ds.models.growth import grow
-from dwt_ds.models.masked_lm import GatheredMaskedLM, check_against_own_logits
-from dwt_ds.models.quantization_settings import Quantization, check_start_step, parse_quantization
+from dwt_ds.models.growth.grow import grow
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
 
 V, S = 61, 12
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]

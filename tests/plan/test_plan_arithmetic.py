@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.masks import Masking, draw_masks
 from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.plan.communication import Traffic, bytes_per_second, own_sums, step_traffic
@@ -20,7 +21,6 @@ from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.plan.simulation import forward_flops, recomputed_flops
 from dwt_ds.plan.speed import traffic_seconds
 from dwt_ds.plan.zero import Partition, zero_settings
-from dwt_ds.recipe import load_recipe
 
 BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
 

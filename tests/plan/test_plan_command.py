@@ -11,11 +11,11 @@ import torch
 import torch.distributed
 
 from dwt_ds.cli.main import main
-from dwt_ds.config import StudentConfig
+from dwt_ds.config.recipe import recipe_names
+from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student, parameter_count
 from dwt_ds.plan.settings import settle
 from dwt_ds.plan.shapes import build_shapes
-from dwt_ds.recipe import recipe_names
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dwt_ds.models.growth_plan import parse_method
-from dwt_ds.recipe import parse_run_config
+from dwt_ds.config.recipe import parse_run_config
+from dwt_ds.models.growth.plan import parse_method
 from dwt_ds.study.grid import SCALES, grid_names, load_grid
 
 

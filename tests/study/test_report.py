@@ -9,8 +9,8 @@ import yaml
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from dwt_ds.cli.main import main
+from dwt_ds.config.recipe import load_recipe, parse_run_config
 from dwt_ds.models.build import student_model_config
-from dwt_ds.recipe import load_recipe, parse_run_config
 from dwt_ds.study.differences import differing_settings
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid

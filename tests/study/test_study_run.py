@@ -10,18 +10,19 @@ import pytest
 import yaml
 
 from dwt_ds.cli.main import main
+from dwt_ds.launch import study_launch as launch
+from dwt_ds.launch.supervise import STOPPED
 from dwt_ds.models.build import student_model_config
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.settings import settle
 from dwt_ds.plan.shapes import build_shapes
-from dwt_ds.study import launch, scores
 from dwt_ds.study import run as study_run
+from dwt_ds.study import scores
 from dwt_ds.study.estimate import Cost
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import grid_names, load_grid
 from dwt_ds.study.run import Study, StudyOptions
-from dwt_ds.supervise import STOPPED
 
 
 def starts(study: Path, name: str) -> int:

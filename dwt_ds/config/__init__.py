@@ -1,0 +1,1 @@
+"""The settings of a run: the dataclass tree, recipes in YAML, overrides."""

@@ -1,0 +1,1 @@
+"""The DeepSpeed JSON: read, checked, filled in."""

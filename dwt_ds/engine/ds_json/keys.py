@@ -1,0 +1,203 @@
+"""Which keys a DeepSpeed JSON may hold.
+
+DeepSpeed ignores a misspelt section without a word, so every key is checked here before it sees them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from deepspeed.comm.config import CommsLoggerConfig
+from deepspeed.compile.config import CompileConfig
+from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
+from pydantic import BaseModel, ValidationError
+
+from dwt_ds.config.recipe import must_be, nearest
+from dwt_ds.engine.ds_json.origin import Origin
+from dwt_ds.engine.ds_json.types import check_optimizer_section, check_schedule_section
+
+Section = type[BaseModel] | frozenset[str]
+
+# Sections by their place. What is inside a section that is a pydantic model is found in the model.
+_SECTIONS: dict[str, Section] = {
+    "zero_optimization": DeepSpeedZeroConfig,
+    "bf16": DeepSpeedBF16Config,
+    "bfloat16": DeepSpeedBF16Config,
+    "fp16": DeepSpeedFP16Config,
+    "tensorboard": TensorBoardConfig,
+    "wandb": WandbConfig,
+    "csv_monitor": CSVConfig,
+    "comet": CometConfig,
+    "comms_logger": CommsLoggerConfig,
+    "compile": CompileConfig,
+    "optimizer": frozenset({"type", "params", "legacy_fusion"}),
+    "scheduler": frozenset({"type", "params"}),
+    "torch_autocast": frozenset({"enabled", "dtype", "lower_precision_safe_modules"}),
+    "data_types": frozenset({"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"}),
+    "activation_checkpointing": frozenset(
+        {
+            "partition_activations",
+            "number_checkpoints",
+            "contiguous_memory_optimization",
+            "synchronize_checkpoint_boundary",
+            "cpu_checkpointing",
+            "profile",
+        }
+    ),
+    "checkpoint": frozenset({"tag_validation", "checkpoint_serialization", "use_node_local_storage", "parallel_write"}),
+    "checkpoint.parallel_write": frozenset({"pipeline_stage"}),
+    "flops_profiler": frozenset(DeepSpeedFlopsProfilerConfig({}).__dict__),
+    "aio": frozenset(AIO_DEFAULT_DICT),
+    "timers": frozenset({"throughput"}),
+    "timers.throughput": DeepSpeedThroughputTimerConfig,
+}
+
+_SCALARS: dict[str, type] = {
+    "communication_data_type": str,
+    "dataloader_drop_last": bool,
+    "disable_allgather": bool,
+    "disable_python_gc": bool,
+    "dump_state": bool,
+    "gradient_accumulation_steps": int,
+    "gradient_allreduce_op": str,
+    "gradient_clipping": float,
+    "gradient_predivide_factor": float,
+    "log_level": str,
+    "memory_breakdown": bool,
+    "prescale_gradients": bool,
+    "seq_parallel_communication_data_type": str,
+    "steps_per_print": int,
+    "train_batch_size": int,
+    "train_micro_batch_size_per_gpu": int,
+    "vocabulary_size": int,
+    "wall_clock_breakdown": bool,
+    "zero_allow_untested_optimizer": bool,
+    "zero_force_ds_cpu_optimizer": bool,
+}
+_IN_WORDS: dict[type, str] = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+
+TOP_LEVEL_KEYS = _SCALARS.keys() | {name for name in _SECTIONS if "." not in name}
+
+_GONE = "DeepSpeed took it out in 2026"
+_DATA_PARALLEL = "every rank has its own rows here and the whole model's work on them; remove the key"
+_NO_EXPERTS = "no student here has experts; remove the key"
+_INSTEAD = {
+    "aio.thread_count": "DeepSpeed calls it intra_op_parallelism by now; rename it",
+    "amp": f"{_GONE}; use the bf16 or fp16 section",
+    "autotuning": "DeepSpeed would end the run after the steps it measures; remove the section, and see `dwt-ds plan`",
+    "checkpoint.load_universal": "a resume on another number of ranks converts the checkpoint by itself; remove it",
+    "checkpoint.writer": "DeepSpeed 0.19.8 does not read back what its own writers wrote; remove it",
+    "compression_training": f"{_GONE}; set student.quantization in the recipe (w8a8, w4a8 or a mapping)",
+    "curriculum_learning": f"{_GONE}; remove the section",
+    "data_efficiency": "the training loop draws its own rows and runs whole layers; remove the section",
+    "datastates_ckpt": "a checkpoint must be complete when its manifest is written; remove the section",
+    "eigenvalue": f"{_GONE}; remove the section",
+    "elasticity": f"{_GONE}; set the batch sizes",
+    "expert_parallel": _NO_EXPERTS,
+    "graph_harvesting": f"{_GONE}; remove the key",
+    "hybrid_engine": "it is for models that generate text while they train; remove the section",
+    "managed_gradient_accumulation": "the training loop counts its own micro-batches; remove the key",
+    "nebula": f"{_GONE}; remove the section, checkpoints are written without it",
+    "pipeline": _DATA_PARALLEL,
+    "progressive_layer_drop": f"{_GONE}; remove the section",
+    "quantize_training": f"{_GONE}; set student.quantization in the recipe (w8a8, w4a8 or a mapping)",
+    "sequence_parallel_size": _DATA_PARALLEL,
+    "sparse_attention": f"{_GONE}; set student.attention in the recipe",
+    "sparse_gradients": f"{_GONE}; remove the key",
+    "tensor_parallel": _DATA_PARALLEL,
+    "use_data_before_expert_parallelism": _NO_EXPERTS,
+    "weight_quantization": "DeepSpeed reads it for inference alone; set student.quantization in the recipe",
+}
+
+
+def check_ds_keys(config: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> None:
+    """Raise ValueError (one line, nearest right name) for a key or value that DeepSpeed would ignore or refuse.
+
+    `source` names the file in messages; what `overrides` have in it, nested as it is, is named as `deepspeed.key`.
+    """
+    origin = Origin(source, overrides or {})
+    for key, value in config.items():
+        _refuse(key, origin)
+        if key not in TOP_LEVEL_KEYS:
+            raise ValueError(f"{origin.name(key)}: unknown key{nearest(key, TOP_LEVEL_KEYS)}")
+        if key in _SCALARS:
+            _check_scalar(value, key, origin)
+        else:
+            _check_section(value, _SECTIONS[key], key, origin)
+    if "optimizer" in config:
+        check_optimizer_section(config["optimizer"], origin)
+    if "scheduler" in config:
+        check_schedule_section(config["scheduler"], origin)
+
+
+def _refuse(place: str, origin: Origin) -> None:
+    if place in _INSTEAD:
+        raise ValueError(f"{origin.name(place)}: {_INSTEAD[place]}")
+
+
+def _check_scalar(value: Any, key: str, origin: Origin) -> None:
+    kind = _SCALARS[key]
+    if value in ("auto", None) or type(value) is kind or (kind is float and type(value) is int):
+        return
+    raise ValueError(f"{origin.name(key)}={value!r}: must be {_IN_WORDS[kind]}")
+
+
+def _check_section(section: Any, kind: Section, place: str, origin: Origin) -> None:
+    _check_braces(section, place, origin)
+    allowed = _allowed_keys(kind)
+    for key, value in section.items():
+        inner = f"{place}.{key}"
+        _refuse(inner, origin)
+        if key not in allowed:
+            raise ValueError(f"{origin.name(inner)}: unknown key{nearest(key, allowed)}")
+        if key == "enabled" and not isinstance(value, bool) and value != "auto":
+            raise ValueError(f"{origin.name(inner)}={value!r}: must be true or false")
+        section_inside = _section_inside(kind, key, inner)
+        if key == "params":
+            _check_braces(value, inner, origin)
+        elif section_inside is not None and value is not None:
+            _check_section(value, section_inside, inner, origin)
+    if not isinstance(kind, frozenset):
+        _check_values(section, kind, place, origin)
+
+
+def _check_braces(section: Any, place: str, origin: Origin) -> None:
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{origin.name(place)}={section!r}: must be a section in braces")
+
+
+def _section_inside(kind: Section, key: str, place: str) -> Section | None:
+    """What a section holds under `key`, if that is a section, too; the model behind a field that may be null."""
+    if isinstance(kind, frozenset):
+        return _SECTIONS.get(place)
+    field = next((f for name, f in kind.model_fields.items() if key in (name, f.alias)), None)
+    hint = None if field is None else field.annotation
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((each for each in options if inspect.isclass(each) and issubclass(each, BaseModel)), None)
+
+
+def _check_values(section: Mapping[str, Any], model: type[BaseModel], place: str, origin: Origin) -> None:
+    """By DeepSpeed's own class for the section, which would say the same over several lines and only later."""
+    try:
+        # The sections inside have been checked by themselves.
+        model.model_validate({k: v for k, v in section.items() if v != "auto" and not isinstance(v, Mapping)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([place, *map(str, first["loc"][:1])])
+        raise ValueError(f"{origin.name(where)}={first['input']!r}: must be {must_be(first)}") from None
+
+
+def _allowed_keys(kind: Section) -> set[str]:
+    if isinstance(kind, frozenset):
+        return set(kind)
+    aliases = {field.alias for field in kind.model_fields.values() if field.alias}
+    return set(kind.model_fields) | aliases

@@ -1,0 +1,65 @@
+"""A Hugging Face folder out of a checkpoint, long after the run or in the middle of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from dwt_ds.base.files import MANIFEST, problems, read_manifest
+from dwt_ds.config.quantization import parse_quantization
+from dwt_ds.config.schema import StudentConfig
+from dwt_ds.engine.checkpoint.resume import newest_good
+from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
+from dwt_ds.export.model_card import model_card
+from dwt_ds.export.writer import write_export
+from dwt_ds.models.build import build_student
+
+# Names of the student's parameters inside the trained objective.
+_PREFIX = "student.model."
+
+
+def export_checkpoint(path: Path, out: Path) -> int:
+    """Write the student of a run's newest good checkpoint, or of the checkpoint at `path`, to `out`.
+
+    Returns the step it stands at.
+
+    Raises:
+        ValueError: no checkpoint there, a damaged one, or `out` exists.
+        RuntimeError: the folder, read back, gives other logits.
+    """
+    if out.exists():
+        raise ValueError(f"--out {out}: exists already; name a new folder")
+    checkpoint = _find(path)
+    manifest = read_manifest(checkpoint)
+    run = checkpoint.parent.parent
+    facts, state = {key: value for key, value in manifest.items() if key != "files"}, manifest["state"]
+    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
+    student = StudentConfig(**facts["settings"]["student"])
+    model = build_student(
+        student,
+        vocab_size=manifest["vocab_size"],
+        seq_len=manifest["seq_len"],
+        pad_token_id=tokenizer.pad_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+    )
+    weights = checkpoint_fp32_weights(checkpoint)
+    names = model.state_dict().keys()
+    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
+    card = model_card(facts, steps=state["step"], tokens=state["tokens"], starts=state["starts"], held_out_loss=None)
+    quantization = parse_quantization(student.quantization)
+    write_export(model, {n: t for n, t in weights.items() if n in names}, tokenizer, card, out, quantization)
+    return int(state["step"])
+
+
+def _find(path: Path) -> Path:
+    if (path / MANIFEST).is_file():
+        found = problems(path)
+        if found:
+            raise ValueError(f"{path}: damaged: {found[0]}")
+        return path
+    checkpoint, damaged = newest_good(path / "checkpoints")
+    if checkpoint is None:
+        raise ValueError(f"{path}: no good checkpoint there{'; ' + damaged[0] if damaged else ''}")
+    return checkpoint

@@ -1,0 +1,81 @@
+"""The trained student as a Hugging Face folder that plain `transformers` loads."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from dwt_ds.base.files import file_facts, replace_folder, write_manifest
+from dwt_ds.config.quantization import Quantization
+from dwt_ds.models.build import attention_implementation, longest_row
+from dwt_ds.models.quantized_export import write_quantized
+
+
+@torch.no_grad()
+def write_export(
+    model: PreTrainedModel,
+    weights: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    folder: Path,
+    quantization: Quantization | None = None,
+) -> None:
+    """Write model, tokenizer and card to `folder`, after reading them back and comparing.
+
+    Args:
+        model: any copy of the student; only its configuration and tying are used.
+        weights: fp32 state dict, tied weights once.
+        card: text of README.md.
+        folder: replaced if it exists, but for the exports of earlier steps in it (`step_*`); neither a half-written
+            nor a half-deleted one ever stands under this name.
+        quantization: what the student was trained with; the rounded model goes to `folder`/quantized.
+
+    Raises:
+        RuntimeError: the folder, read back, gives other logits than the weights it was made from.
+    """
+    config = copy.deepcopy(model.config)
+    if config._attn_implementation == "flash_attention_2":
+        # It computes in 16 bits on a GPU only.
+        config._attn_implementation = attention_implementation("auto", type(model))
+    plain = type(model)(config).float()
+    missing, unexpected = plain.load_state_dict(dict(weights), strict=False)
+    tensors = plain.state_dict()
+    loaded = {tensors[name].data_ptr() for name in weights if name in tensors}
+    lost = [name for name in missing if tensors[name].data_ptr() not in loaded] + list(unexpected)
+    if lost:
+        raise RuntimeError(f"export: {lost[0]} has no counterpart in {type(plain).__name__}")
+    temporary = folder.with_name(folder.name + ".tmp")
+    _move_steps(temporary, folder)  # left there if the last attempt was stopped at its end
+    shutil.rmtree(temporary, ignore_errors=True)
+    plain.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+
+    reloaded = AutoModelForMaskedLM.from_pretrained(temporary).eval()
+    length = min(16, longest_row(model.config) or 16)
+    tokens = torch.randint(0, len(tokenizer), (2, length), generator=torch.Generator().manual_seed(0))
+    ours, theirs = plain.eval()(input_ids=tokens).logits, reloaded(input_ids=tokens).logits
+    changed = [name for name, tensor in reloaded.state_dict().items() if not torch.equal(tensor, tensors[name])]
+    if changed or not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
+        off = (ours - theirs).abs().max().item()
+        raise RuntimeError(f"export: read back, {len(changed)} tensors differ and the logits by {off:.3g}")
+    if quantization is not None:
+        write_quantized(plain, quantization, temporary / "quantized", tokenizer)
+    names = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
+    write_manifest(temporary, {"files": file_facts(temporary, names)})
+    _move_steps(folder, temporary)
+    replace_folder(temporary, folder)
+
+
+def _move_steps(source: Path, target: Path) -> None:
+    """Move the exports of earlier steps; one that `target` has already stays."""
+    for step in source.glob("step_*"):
+        if not (target / step.name).exists():
+            target.mkdir(parents=True, exist_ok=True)
+            step.rename(target / step.name)

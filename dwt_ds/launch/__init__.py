@@ -1,0 +1,1 @@
+"""Ranks on this machine or on a hostfile's; the watch over a launcher."""

@@ -1,0 +1,1 @@
+"""Student weights that start from a smaller teacher's."""

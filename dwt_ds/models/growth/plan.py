@@ -1,0 +1,260 @@
+"""Which teacher layer each student layer starts from, and whether a growth is possible at all, from sizes alone.
+
+`student.init` is `random`, or a depth map, a width method, or both joined by a plus sign:
+
+    remap | stack | bert2bert | interlace       depth only (the width stays)
+    fna | net2net | fpi | aki                   width, with the depth map remap
+    stack+fpi, interlace+fna, bert2bert+aki     both
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForMaskedLM, PretrainedConfig
+
+from dwt_ds.models.growth.layout import GROWABLE_FAMILIES, in_layer, layer_of, layout_of
+
+
+def _remap(layer: int, teacher: int, _student: int) -> int:
+    return min(layer, teacher - 1)
+
+
+def _stack(layer: int, teacher: int, _student: int) -> int:
+    return layer % teacher
+
+
+def _bert2bert(layer: int, teacher: int, student: int) -> int:
+    whole = student // teacher * teacher
+    return layer % teacher if layer < whole else teacher - (student - layer)
+
+
+def _interlace(layer: int, teacher: int, student: int) -> int:
+    return layer // -(-student // teacher)
+
+
+DEPTH_MAPS: dict[str, Callable[[int, int, int], int]] = {
+    "remap": _remap,  # FNA (Fang et al. 2020, section 3.1), and the paper's: the last layer is repeated
+    "stack": _stack,  # StackBERT (Gong et al. 2019); the rule of LiGO's baselines (Wang et al. 2023)
+    "bert2bert": _bert2bert,  # bert2BERT (Chen et al. 2022): whole copies of the stack, the rest from its top
+    "interlace": _interlace,  # each layer several times in a row (LiGO's InterBERT baseline)
+}
+WIDTH_METHODS = ("fna", "net2net", "fpi", "aki")
+
+# Fields of a configuration that change what the same weights compute; a family has some of them.
+_OF_THE_FUNCTION = (
+    "hidden_act",
+    "hidden_activation",
+    "activation",
+    "layer_norm_eps",
+    "norm_eps",
+    "position_embedding_type",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "global_rope_theta",
+    "local_rope_theta",
+    "local_attention",
+    "global_attn_every_n_layers",
+    "layer_types",
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What growth looks at in a model's configuration."""
+
+    layers: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    embedding_size: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Sizes:
+        """The sizes of one of the growable families."""
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            intermediate_size=config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size,
+            embedding_size=getattr(config, "embedding_size", config.hidden_size),
+        )
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """A growth that was found possible."""
+
+    depth: str
+    width: str | None
+    layer_sources: list[int]
+    teacher: Sizes
+    student: Sizes
+
+    def lines(self) -> list[str]:
+        """One line a student layer, for people."""
+        return [f"student layer {layer} <- teacher layer {source}" for layer, source in enumerate(self.layer_sources)]
+
+
+def parse_method(method: str) -> tuple[str, str | None]:
+    """Depth map and width method (None: depth only) of a `student.init` other than random.
+
+    Raises:
+        ValueError: unknown method; one line with the nearest right name.
+    """
+    depth, plus, width = method.partition("+")
+    if not plus and depth in WIDTH_METHODS:
+        return "remap", depth
+    if depth in DEPTH_MAPS and (width in WIDTH_METHODS or not plus):
+        return depth, width if plus else None
+    known = [
+        "random",
+        *DEPTH_MAPS,
+        *WIDTH_METHODS,
+        *(f"{each}+{other}" for each in DEPTH_MAPS for other in WIDTH_METHODS),
+    ]
+    near = difflib.get_close_matches(method.lower(), known, n=1, cutoff=0.5)
+    fix = f"did you mean {near[0]!r}?" if near else "use random"
+    raise ValueError(
+        f"student.init={method!r} is unknown; {fix} (depth: {', '.join(DEPTH_MAPS)}; width: "
+        f"{', '.join(WIDTH_METHODS)}; both: stack+fpi)"
+    )
+
+
+def layer_sources(method: str, teacher_layers: int, student_layers: int) -> list[int]:
+    """The teacher layer that each student layer is copied from.
+
+    Args:
+        method: a `student.init` other than random; its width part does not matter here.
+        teacher_layers, student_layers: numbers of layers.
+
+    Raises:
+        ValueError: unknown method, or a student with fewer layers than the teacher.
+    """
+    depth, _ = parse_method(method)
+    if student_layers < teacher_layers:
+        raise ValueError(_smaller("student.layers", student_layers, teacher_layers, method))
+    return [DEPTH_MAPS[depth](layer, teacher_layers, student_layers) for layer in range(student_layers)]
+
+
+def check_growth(teacher_config: PretrainedConfig, student_config: PretrainedConfig, method: str) -> GrowthPlan:
+    """Whether the student can start from the teacher by this method; no weights are allocated.
+
+    Raises:
+        ValueError: unknown method, different or unsupported families, a smaller student, head sizes that differ, sizes
+            that FPI cannot double, or architectures that do not match in weights or in what they compute with them;
+            one line each.
+    """
+    depth, width = parse_method(method)
+    family, theirs = student_config.model_type, teacher_config.model_type
+    if family != theirs:
+        raise ValueError(
+            f"student.init={method!r} needs teacher and student of one family, not {theirs!r} and {family!r}; "
+            f"set student.family={theirs}, or student.init=random"
+        )
+    if family not in GROWABLE_FAMILIES:
+        raise ValueError(
+            f"student.init={method!r} does not know the weights of family {family!r}; use student.init=random, or one "
+            f"of {', '.join(GROWABLE_FAMILIES)}"
+        )
+    teacher, student = Sizes.of(teacher_config), Sizes.of(student_config)
+    sources = layer_sources(method, teacher.layers, student.layers)
+    _check_sizes(teacher, student, method, width)
+    _check_architectures(teacher_config, student_config, method, sources)
+    return GrowthPlan(depth, width, sources, teacher, student)
+
+
+def _check_sizes(teacher: Sizes, student: Sizes, method: str, width: str | None) -> None:
+    fields = {
+        "student.hidden_size": (teacher.hidden_size, student.hidden_size),
+        "student.num_heads": (teacher.num_heads, student.num_heads),
+        "student.intermediate_size": (teacher.intermediate_size, student.intermediate_size),
+        "student.config.embedding_size": (teacher.embedding_size, student.embedding_size),
+    }
+    for field, (small, large) in fields.items():
+        if large < small and field != "student.num_heads":
+            raise ValueError(_smaller(field, large, small, method))
+    if teacher.head_size != student.head_size:
+        raise ValueError(
+            f"student.num_heads={student.num_heads} makes heads of {student.head_size} channels, the teacher's have "
+            f"{teacher.head_size}: a head can be copied but not cut or widened, as its attention scores would change; "
+            f"set student.num_heads to {_heads_that_fit(student, teacher)}"
+        )
+    for field, (small, large) in fields.items():
+        if large != small and width is None:
+            raise ValueError(
+                f"student.init={method!r} grows the depth only, but {field}={large} and the teacher's is {small}; "
+                f"name a width method too, such as {method}+fpi"
+            )
+        if width == "fpi" and large % small:
+            raise ValueError(
+                f"student.init={method!r}: {field}={large} is no multiple of the teacher's {small}, and FPI keeps the "
+                f"function only with equally many copies; set it to {(large // small + 1) * small}, or use aki"
+            )
+
+
+def _heads_that_fit(student: Sizes, teacher: Sizes) -> str:
+    if student.hidden_size % teacher.head_size:
+        return f"match, with a hidden_size that is a multiple of {teacher.head_size}"
+    return str(student.hidden_size // teacher.head_size)
+
+
+def _smaller(field: str, student: int, teacher: int, method: str) -> str:
+    return (
+        f"{field}={student} is smaller than the teacher's {teacher}, and student.init={method!r} only grows; "
+        f"set it to {teacher} or more, or student.init=random"
+    )
+
+
+def _check_architectures(
+    teacher_config: PretrainedConfig, student_config: PretrainedConfig, method: str, sources: list[int]
+) -> None:
+    for field in _OF_THE_FUNCTION:
+        if not hasattr(teacher_config, field) or not hasattr(student_config, field):
+            continue
+        theirs, ours = getattr(teacher_config, field), getattr(student_config, field)
+        wanted = theirs
+        if field == "layer_types":  # one a layer; which the student's further ones are is its own business
+            wanted = [*theirs, *ours[len(theirs) :]]
+        if wanted != ours:
+            raise ValueError(
+                f"student.init={method!r}: the student's {field} is {ours!r}, the teacher's {theirs!r}; "
+                f"set student.config.{field}={wanted}"
+            )
+    if student_config.tie_word_embeddings and not teacher_config.tie_word_embeddings:
+        raise ValueError(
+            f"student.init={method!r}: the teacher's decoder is not tied to its embeddings, so a tied student would "
+            "lose it; set student.config.tie_word_embeddings=false"
+        )
+    theirs = set(_parameter_names(teacher_config))
+    for name in _parameter_names(student_config):
+        if layout_of(name) is None:
+            raise ValueError(f"student.init={method!r} does not know the parameter {name}; use student.init=random")
+        layer = layer_of(name)
+        source = name if layer is None else in_layer(name, sources[layer])
+        if source not in theirs and not is_absent_by_design(name):
+            raise ValueError(
+                f"student.init={method!r}: the student has {name}, and the teacher no {source}; give student.config "
+                "the settings of the teacher's config.json"
+            )
+
+
+def is_absent_by_design(name: str) -> bool:
+    """ModernBERT's first layer has no norm before its attention, so a layer grown from it keeps its own."""
+    return ".attn_norm." in name
+
+
+def _parameter_names(config: PretrainedConfig) -> list[str]:
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForMaskedLM.from_config(config)
+    return [name for name, _ in model.named_parameters(remove_duplicate=False)]

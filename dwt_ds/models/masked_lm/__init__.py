@@ -1,0 +1,1 @@
+"""A masked language model split into encoder and head, for every family."""

@@ -1,0 +1,179 @@
+"""A masked language model whose head sees only the rows that count.
+
+The decoder's product with the vocabulary is left to the loss, which takes hidden states and weights. So the encoder's
+output is gathered at the wanted positions before the head, for known families within the last layer already, and no
+(tokens x vocabulary) tensor comes into being.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dwt_ds.models.masked_lm.families import decoder_of, known_transform
+from dwt_ds.models.masked_lm.last_layer import encode_at
+from dwt_ds.models.masked_lm.masks import encoder_mask
+
+
+class GatheredMaskedLM(nn.Module):
+    """Wraps a Hugging Face `*ForMaskedLM`, kept as the submodule `model`.
+
+    Raises:
+        ValueError: the model has no linear output layer to split off.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        decoder_of(model)
+        self.model = model
+        self._transform = known_transform(model)
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        """(V, H_dec), the live parameter: tied to the input embeddings where the model ties them.
+
+        Where quantization-aware training covers the decoder it is the rounded weight, through which gradients pass.
+        """
+        decoder = decoder_of(self.model)
+        quantizer = getattr(decoder, "weight_fake_quantizer", None)
+        return decoder.weight if quantizer is None else quantizer(decoder.weight)
+
+    @property
+    def decoder_bias(self) -> Tensor | None:
+        """(V,), the live parameter, or None where the decoder has none."""
+        return decoder_of(self.model).bias
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """What the decoder multiplies, at the given positions only.
+
+        Args:
+            input_ids: (B, S) int64.
+            attention_mask: (B, S), nonzero on real tokens, or None where all are real (cheapest).
+            positions: (N,) int64, indices into the B * S flattened tokens; N may be 0.
+
+        Returns:
+            (N, H_dec) in the model's dtype; `hidden @ decoder_weight.T + decoder_bias` are the logits.
+        """
+        if self._transform is None:
+            return self._traced(input_ids, attention_mask, positions)
+        mask = encoder_mask(self.model, attention_mask)
+        return self._transform(self.model, encode_at(self.model, input_ids, mask, positions))
+
+    def _traced(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """The same for a head this package does not know: runs the model's own forward between two hooks.
+
+        The first swaps the encoder's output for the gathered rows; the second keeps what reaches the decoder and
+        hands it no rows, so that its product costs nothing.
+        """
+        if attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
+            attention_mask = None
+        seen: list[Tensor] = []
+
+        def gather(_module: nn.Module, _args: object, output: object) -> object:
+            tokens = output[0]  # type: ignore[index]
+            rows = tokens.flatten(0, 1).index_select(0, positions).unsqueeze(0)
+            if isinstance(output, tuple):
+                return (rows, *output[1:])
+            output["last_hidden_state"] = rows  # type: ignore[index]
+            return output
+
+        def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            seen.append(args[0])
+            return (args[0][:, :0], *args[1:])
+
+        hooks = [
+            self.model.base_model.register_forward_hook(gather),
+            decoder_of(self.model).register_forward_pre_hook(keep),
+        ]
+        try:
+            self.model(input_ids=input_ids, attention_mask=attention_mask)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(seen) != 1:
+            raise ValueError(
+                _cannot_split(self.model, f"its decoder ran {len(seen)} times in a forward pass, not once")
+            )
+        return seen[0].flatten(0, -2)
+
+
+@torch.no_grad()
+def check_against_own_logits(gathered: GatheredMaskedLM, *, seq_len: int = 8, tolerance: float | None = None) -> None:
+    """Compares `hidden @ decoder_weight.T + decoder_bias` with the model's own logits on two short random rows.
+
+    A head that scales its logits, or adds something the loss would not see, is found here before training. The model
+    keeps its mode, its device and the state of the global random generator.
+
+    Args:
+        gathered: the wrapped model, in any dtype, on any device.
+        seq_len: tokens a row.
+        tolerance: largest difference allowed, as a share of the largest logit; by default 1e-5 in fp64 and fp32,
+            2e-2 in bf16 and fp16.
+
+    Raises:
+        ValueError: they differ, or the head cannot be split; names the model.
+    """
+    model, weight = gathered.model, gathered.decoder_weight
+    if tolerance is None:
+        tolerance = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 2e-2
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(0, weight.shape[0], (2, seq_len), generator=generator)
+    pad = model.config.pad_token_id
+    if pad is not None and weight.shape[0] > 1:
+        input_ids[input_ids == pad] = 0 if pad else 1
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, seq_len - 2 :] = 0
+    positions = attention_mask.flatten().nonzero().flatten().flip(0)
+    input_ids, attention_mask, positions = (each.to(weight.device) for each in (input_ids, attention_mask, positions))
+
+    was_training = model.training
+    model.eval()
+    try:
+        own = model(input_ids=input_ids, attention_mask=attention_mask).logits.flatten(0, 1)[positions]
+        ours = nn.functional.linear(gathered(input_ids, attention_mask, positions), weight, gathered.decoder_bias)
+    finally:
+        model.train(was_training)
+    if own.shape != ours.shape:
+        raise ValueError(_cannot_split(model, f"its logits are {tuple(own.shape)}, the decoder's {tuple(ours.shape)}"))
+    largest = own.abs().max().item()
+    difference = (own - ours).abs().max().item()
+    if not difference <= tolerance * max(largest, 1e-6):
+        detail = f"hidden x decoder differs from its own logits by {difference:.3g} (largest logit {largest:.3g})"
+        raise ValueError(_cannot_split(model, detail))
+
+
+def freeze_unused_parameters(gathered: GatheredMaskedLM) -> list[str]:
+    """Takes the gradient from parameters that the forward pass never reads, and returns their names.
+
+    Some families carry a pooler or tables for other uses. Left trainable they would be reduced, clipped and decayed
+    for nothing. Families whose head is known here have none, and return at once.
+
+    Raises:
+        ValueError: the model's own logits do read such a parameter, so its head adds something the loss would miss.
+    """
+    if gathered._transform is not None:
+        return []
+    model = gathered.model
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    input_ids = torch.ones((1, 8), dtype=torch.int64, device=gathered.decoder_weight.device)
+    positions = torch.arange(2, device=input_ids.device)
+    hidden = gathered(input_ids, None, positions)
+    ours = nn.functional.linear(hidden, gathered.decoder_weight, gathered.decoder_bias).sum()
+    unused = _without_gradient(ours, trainable)
+    if unused:
+        read = set(unused) - set(_without_gradient(model(input_ids=input_ids).logits.sum(), trainable))
+        if read:
+            raise ValueError(_cannot_split(model, f"its own logits also depend on {min(read)}"))
+    for name in unused:
+        trainable[name].requires_grad_(False)
+    return unused
+
+
+def _without_gradient(result: Tensor, parameters: dict[str, nn.Parameter]) -> list[str]:
+    gradients = torch.autograd.grad(result, list(parameters.values()), allow_unused=True)
+    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
+def _cannot_split(model: PreTrainedModel, why: str) -> str:
+    return f"the head of {type(model).__name__} cannot be split off: {why}; choose another family"

@@ -1,0 +1,202 @@
+"""One chunk of documents made into rows: the work that all cores share.
+
+A chunk's rows depend on the chunk and the settings alone, so neither the number of workers nor an interruption
+changes them. This module is what worker processes import: it stays clear of torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from dwt_ds.base.files import atomic_file
+from dwt_ds.data.hashing import below, hashes, key_of
+from dwt_ds.prepare.packing import Rows, one_sentence_rows, pack
+from dwt_ds.prepare.sentences import split_sentences
+
+_SAMPLE_STREAM = 4
+# Sentences handed to the tokenizer at once: its result objects take some 100 bytes a token.
+_SENTENCES_A_CALL = 1024
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What the rows of a chunk depend on, beside its text."""
+
+    tokenizer_file: str
+    """Path of a tokenizer.json."""
+    cls_id: int
+    sep_id: int
+    vocab_size: int
+    seq_len: int
+    one_sentence_per_row: bool
+    join_documents: bool
+    every: int
+    min_chars: int
+    max_chars: int
+    seed: int
+
+
+@dataclass
+class ChunkCounts:
+    """What happened to the sentences of a chunk."""
+
+    sentences_seen: int = 0
+    sentences_kept: int = 0
+    too_short: int = 0
+    too_long: int = 0
+    not_sampled: int = 0
+    cut_to_row: int = 0
+    tokens: int = 0
+    rows: int = 0
+    validation_rows: int = 0
+
+    def add(self, other: ChunkCounts) -> None:
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Whole documents, some millions of characters together."""
+
+    index: int
+    documents: list[str]
+    """Each its lines, joined by newlines; duplicate lines already left out."""
+    held_out: list[bool]
+    """Which documents go to the validation split."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one chunk."""
+
+    train: Rows
+    validation: Rows
+    counts: ChunkCounts
+
+
+def rows_of_chunk(chunk: Chunk, settings: RowSettings) -> Part:
+    """Split, filter, sample, tokenize and pack the documents of `chunk`."""
+    counts = ChunkCounts()
+    sentences: list[str] = []
+    document_of_sentence: list[int] = []
+    for number, document in enumerate(chunk.documents):
+        for line in document.split("\n"):
+            for sentence in split_sentences(line):
+                counts.sentences_seen += 1
+                if len(sentence) < settings.min_chars:
+                    counts.too_short += 1
+                elif len(sentence) > settings.max_chars:
+                    counts.too_long += 1
+                else:
+                    sentences.append(sentence)
+                    document_of_sentence.append(number)
+    taken = _one_of_every(len(sentences), settings.every, key_of(_SAMPLE_STREAM, settings.seed, chunk.index))
+    counts.not_sampled = len(sentences) - len(taken)
+    counts.sentences_kept = len(taken)
+    ids = _token_ids([sentences[i] for i in taken], settings)
+    documents = np.array([document_of_sentence[i] for i in taken], dtype=np.int64)
+    held_out = np.array(chunk.held_out, dtype=bool)[documents]
+    counts.cut_to_row = sum(len(sentence) > settings.seq_len - 2 for sentence in ids) * settings.one_sentence_per_row
+
+    train = _rows(ids, documents, np.flatnonzero(~held_out), settings)
+    validation = _rows(ids, documents, np.flatnonzero(held_out), settings)
+    counts.tokens = len(train.tokens) + len(validation.tokens)
+    counts.rows, counts.validation_rows = len(train.lengths), len(validation.lengths)
+    return Part(train, validation, counts)
+
+
+def _one_of_every(count: int, every: int, key: int) -> list[int]:
+    """Ascending indices in [0, count): one at random of each `every` consecutive ones.
+
+    A last, shorter group gives its one with probability size / every, so that each index has the same chance.
+    """
+    groups = np.arange(-(-count // every))
+    taken = groups * every + below(hashes(key, groups), every)
+    return taken[taken < count].tolist()
+
+
+def _token_ids(sentences: list[str], settings: RowSettings) -> list[np.ndarray]:
+    tokenizer = _tokenizer(settings.tokenizer_file)
+    dtype = np.uint16 if settings.vocab_size <= 1 << 16 else np.uint32
+    ids: list[np.ndarray] = []
+    for start in range(0, len(sentences), _SENTENCES_A_CALL):
+        encodings = tokenizer.encode_batch_fast(sentences[start : start + _SENTENCES_A_CALL], add_special_tokens=False)
+        ids.extend(np.array(encoding.ids, dtype=dtype) for encoding in encodings)
+    return ids
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: str) -> Tokenizer:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are processes; threads inside them would only compete
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _rows(ids: list[np.ndarray], documents: np.ndarray, chosen: np.ndarray, settings: RowSettings) -> Rows:
+    if settings.one_sentence_per_row:
+        return one_sentence_rows(
+            [ids[i] for i in chosen.tolist()],
+            seq_len=settings.seq_len,
+            cls_id=settings.cls_id,
+            sep_id=settings.sep_id,
+        )
+    starts = np.flatnonzero(np.diff(documents[chosen], prepend=-1))
+    texts = [
+        np.concatenate([ids[i] for i in of_document.tolist()])
+        for of_document in np.split(chosen, starts[1:])
+        if len(of_document)
+    ]
+    return pack(
+        texts,
+        seq_len=settings.seq_len,
+        cls_id=settings.cls_id,
+        sep_id=settings.sep_id,
+        join_documents=settings.join_documents,
+    )
+
+
+def part_path(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:06d}.npz"
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether any part is stored under `folder`."""
+    return any(folder.glob("part-*.npz"))
+
+
+def store_part(item: Chunk | Path, settings: RowSettings, folder: Path) -> ChunkCounts:
+    """Make the rows of a chunk and store them under `folder`, whole or not at all; or take a part stored before."""
+    if isinstance(item, Path):
+        with np.load(item) as arrays:
+            return ChunkCounts(**json.loads(arrays["counts"].tobytes()))
+    part = rows_of_chunk(item, settings)
+    with atomic_file(part_path(folder, item.index)) as file:
+        np.savez(
+            file,
+            train_tokens=part.train.tokens,
+            train_lengths=part.train.lengths,
+            validation_tokens=part.validation.tokens,
+            validation_lengths=part.validation.lengths,
+            counts=np.frombuffer(json.dumps(asdict(part.counts)).encode(), dtype=np.uint8),
+        )
+    return part.counts
+
+
+def read_part(path: Path) -> Part:
+    """A part that `store_part` wrote."""
+    with np.load(path) as arrays:
+        return Part(
+            Rows(arrays["train_tokens"], arrays["train_lengths"]),
+            Rows(arrays["validation_tokens"], arrays["validation_lengths"]),
+            ChunkCounts(**json.loads(arrays["counts"].tobytes())),
+        )

@@ -1,0 +1,121 @@
+"""The output folder while it is being made: who works in it, what it was begun with, and how it becomes final."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dwt_ds.base.files import atomic_file, sync_folder
+from dwt_ds.data.manifest import MANIFEST_NAME, MANIFEST_TABLE_NAME, UNFINISHED_NAME, Manifest, read_manifest
+from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
+from dwt_ds.data.show import manifest_table
+from dwt_ds.prepare.chunks import has_parts
+
+_IDENTITY_NAME = "settings.json"
+_LOCK_NAME = "lock"
+
+
+def finished_manifest(out: Path, identity: dict[str, Any]) -> Manifest | None:
+    """The manifest of `out` where it is finished and was made with the same settings; None where it is still to make.
+
+    Raises ValueError where it was made with other settings.
+    """
+    if not (out / MANIFEST_NAME).exists():
+        return None
+    manifest = read_manifest(out)
+    difference = first_difference(manifest.settings["identity"], identity)
+    if difference:
+        raise ValueError(
+            f"--out {out} already holds data made with other settings ({difference}): "
+            "choose another folder, or remove this one"
+        )
+    return manifest
+
+
+def first_difference(there: Any, here: Any, name: str = "") -> str:
+    """The first place where two JSON values differ, in words; empty where they are equal."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in list(there) + [key for key in here if key not in there]:
+            difference = first_difference(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+            if difference:
+                return difference
+        return ""
+    if isinstance(there, list) and isinstance(here, list):
+        if len(there) != len(here):
+            return f"{name} has {len(there)} entries there, {len(here)} now"
+        pairs = enumerate(zip(there, here, strict=True))
+        return next((d for i, (a, b) in pairs if (d := first_difference(a, b, f"{name}[{i}]"))), "")
+    return "" if there == here else f"{name} is {there} there, {here} now"
+
+
+@contextmanager
+def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
+    """The folder inside `out` to work in, for this process alone; kept as it is where the work is interrupted.
+
+    It goes once `out` has its manifest, and at a ValueError from inside, which the same command would meet again,
+    unless it holds finished parts. Raises ValueError where `out` holds something else, an unfinished preparation with
+    other settings, or another process at work.
+    """
+    work = out / UNFINISHED_NAME
+    if out.is_dir() and any(out.iterdir()) and not work.is_dir():
+        raise ValueError(f"--out {out} is not empty and holds no data folder: choose another, or remove it")
+    work.mkdir(parents=True, exist_ok=True)
+    of_no_use = False
+    try:
+        with open(work / _LOCK_NAME, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"--out {out}: another dwt-ds prepare is at work in it: wait, or end it") from None
+            _begin(out, work, identity)
+            try:
+                yield work
+            except ValueError:
+                of_no_use = not has_parts(work)
+                raise
+            of_no_use = (out / MANIFEST_NAME).is_file()
+    finally:
+        # Not before the lock is closed: NFS keeps a file that somebody has open, and the folder with it.
+        if of_no_use:
+            shutil.rmtree(work)
+            if not any(out.iterdir()):
+                out.rmdir()
+
+
+def _begin(out: Path, work: Path, identity: dict[str, Any]) -> None:
+    begun = work / _IDENTITY_NAME
+    if not begun.is_file():
+        with atomic_file(begun) as file:
+            file.write(json.dumps(identity, indent=2).encode())
+        return
+    difference = first_difference(json.loads(begun.read_text(encoding="utf-8")), identity)
+    if difference:
+        raise ValueError(
+            f"--out {out} holds an unfinished preparation with other settings ({difference}): "
+            "repeat that command, or remove the folder"
+        )
+
+
+def make_final(out: Path, manifest: Manifest) -> None:
+    """Move the rows out of the work folder and copy the tokenizer, the manifest last; `work_folder` removes the rest.
+
+    Stopped at any point before the manifest, the next attempt makes the rows anew from the parts that are still there.
+    """
+    work = out / UNFINISHED_NAME
+    for name in (TRAIN, VALIDATION):
+        shutil.rmtree(out / name, ignore_errors=True)
+        (work / name).rename(out / name)
+    (out / TOKENIZER_FOLDER).mkdir(exist_ok=True)
+    for path in sorted((work / TOKENIZER_FOLDER).iterdir()):
+        with atomic_file(out / TOKENIZER_FOLDER / path.name) as file:
+            file.write(path.read_bytes())
+    with atomic_file(out / MANIFEST_TABLE_NAME) as file:
+        file.write(manifest_table(manifest).encode())
+    sync_folder(out)
+    with atomic_file(out / MANIFEST_NAME) as file:
+        file.write(manifest.to_json().encode())

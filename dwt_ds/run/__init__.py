@@ -1,0 +1,1 @@
+"""A run: settings resolved, models assembled, steps taken."""

@@ -1,0 +1,142 @@
+"""The folder of a run: resolved settings, metrics, checkpoints, and the marks of what it is and whether it is done."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dwt_ds.run.stop import STOP_FILE
+
+_IDENTITY = "run.json"
+_COMPLETE = "complete.json"
+_METRICS = "metrics.jsonl"
+_SKIPPED = "skipped.jsonl"
+
+
+class RunFolder:
+    """Paths and files of one run. Reading is for every rank, writing for rank 0."""
+
+    def __init__(self, output_dir: str) -> None:
+        self.path = Path(output_dir).expanduser()
+        self.checkpoints = self.path / "checkpoints"
+        self.export = self.path / "export"
+        self.metrics = self.path / _METRICS
+        self._waiting: dict[Path, list[str]] = {}
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Refuse a folder that holds a run on other data, another tokenizer or another model shape (ValueError)."""
+        file = next((p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir()), None)
+        if file is not None:
+            raise ValueError(f"output_dir={str(self.path)!r}: {file} is a file; name a folder")
+        there = self._read(_IDENTITY)
+        if there is None:
+            return
+        for key, value in identity.items():
+            if there.get(key) != value:
+                raise ValueError(
+                    f"output_dir={str(self.path)!r}: holds another run ({key} there {_short(there.get(key))}, "
+                    f"here {_short(value)}); choose another output_dir or delete it"
+                )
+
+    def begin(self, identity: Mapping[str, Any], config: Mapping[str, Any], ds_values: Mapping[str, Any]) -> None:
+        """Create the folder, private to its owner, and write the settings as resolved."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.checkpoints.mkdir(exist_ok=True, mode=0o700)
+        (self.path / _COMPLETE).unlink(missing_ok=True)  # of a shorter run that is to go on
+        self._write(_IDENTITY, json.dumps(identity, indent=2) + "\n")
+        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        self._write("ds_config.json", json.dumps(ds_values, indent=2) + "\n")
+
+    def finished_steps(self) -> int:
+        """Steps of the finished run in this folder; 0 if it is not finished."""
+        complete = self._read(_COMPLETE)
+        return 0 if complete is None else int(complete["steps"])
+
+    def finished_since(self, seconds: float) -> bool:
+        """Whether the run was marked as done at or after a time (seconds since the epoch)."""
+        marker = self.path / _COMPLETE
+        return marker.is_file() and marker.stat().st_mtime >= seconds
+
+    def is_complete(self, exit_code: int, began: float) -> bool:
+        """Whether the run is done, after a launcher that began at `began`; its exit code alone does not tell."""
+        return self.finished_since(began) or (exit_code == 0 and self.finished_steps() > 0)
+
+    def finish(self, steps: int) -> None:
+        """Mark the run as done."""
+        self._write(_COMPLETE, json.dumps({"steps": steps}) + "\n")
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one object to metrics.jsonl; NaN and infinity, which JSON does not know, become null."""
+        known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._append(self.metrics, json.dumps(known) + "\n")
+
+    def add_skip(self, row: Mapping[str, Any]) -> None:
+        """Append to skipped.jsonl which rows of the data a skipped step had."""
+        self._append(self.path / _SKIPPED, json.dumps(row) + "\n")
+
+    def _append(self, path: Path, line: str) -> None:
+        """Append a line; what a full disk does not take waits for the next one."""
+        text = "".join(self._waiting.pop(path, [])) + line
+        size = path.stat().st_size if path.is_file() else 0
+        try:
+            with open(path, "a", encoding="utf-8") as handle:
+                handle.write(text)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            self._waiting[path] = [text]
+
+    def forget_stop(self) -> None:
+        """Remove a request to stop: it was met, or it was left over from an earlier start."""
+        (self.path / STOP_FILE).unlink(missing_ok=True)
+
+    def has_held_out_loss(self, step: int) -> bool:
+        """Whether the held-out losses after `step` are in metrics.jsonl."""
+        rows = map(json.loads, self._lines(_METRICS))
+        return any(row["step"] == step and "eval_hard_loss" in row for row in rows)
+
+    def cut_metrics_back(self, step: int) -> None:
+        """Drop the rows after `step`, of skipped.jsonl too, so that each step stands there once after a resume."""
+        for name in (_METRICS, _SKIPPED):
+            kept = [line for line in self._lines(name) if json.loads(line)["step"] <= step]
+            if name == _METRICS or (self.path / name).is_file():
+                self._write(name, "".join(kept))
+
+    def _lines(self, name: str) -> list[str]:
+        """Whole lines of a file of rows; a kill may have torn the last."""
+        file = self.path / name
+        if not file.is_file():
+            return []
+        return [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if "}\n" in line]
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """A JSON object of this folder, None if the file is not there."""
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise ValueError(
+                f"output_dir={str(self.path)!r}: {name} is damaged; delete that file if this is the same run, "
+                "or choose another output_dir"
+            )
+        return content
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

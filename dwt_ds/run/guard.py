@@ -1,0 +1,86 @@
+"""Bad numbers: a step whose loss or gradient is not finite, or whose loss jumps, is skipped on all ranks alike.
+
+A loss that must not be learned from is multiplied by NaN before its backward pass. The gradient then is NaN on this
+rank, after the reduction on every rank, and the optimizer's own check on the global norm skips the step: agreed by
+all, before the optimizer sees it, and without waiting for the device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dwt_ds.config.schema import TrainConfig
+
+
+class TooManySkipsError(RuntimeError):
+    """More of the recent steps were skipped than the recipe allows."""
+
+
+class Guard:
+    """Watches losses and skipped steps.
+
+    Args:
+        config: `spike_sigma`, `spike_window`, `skip_window` and `max_skipped_share` are used.
+        add_up: sums a tensor over the ranks.
+        device: of the losses.
+        state: from `state_dict`, or empty.
+    """
+
+    def __init__(
+        self, config: TrainConfig, add_up: Callable[[Tensor], Tensor], device: torch.device, state: dict[str, Any]
+    ) -> None:
+        self._config, self._add_up = config, add_up
+        self._recent: deque[bool] = deque(state.get("recent_skips", []), maxlen=config.skip_window)
+        losses = state.get("losses", [])[-config.spike_window :]
+        self._losses = torch.tensor(losses, dtype=torch.float32, device=device)
+        self._step_loss = torch.zeros((), device=device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for the checkpoint's manifest."""
+        return {"recent_skips": list(self._recent), "losses": self._losses.tolist()}
+
+    def poison(self, loss: Tensor, *, last: bool) -> Tensor:
+        """`loss` of a micro-batch, or NaN times it where it must not be learned from.
+
+        Args:
+            loss: 0-d, with its graph; what the ranks' micro-batches add up to is the step's loss times a constant.
+            last: whether it is the step's last micro-batch on this rank; a jump of the whole step is seen there.
+        """
+        finite = torch.isfinite(loss.detach())
+        if self._config.spike_sigma is not None:
+            self._step_loss = self._step_loss + loss.detach()
+            if last:
+                finite = finite & ~self._is_spike(self._config.spike_sigma)
+        return loss * torch.where(finite, 1.0, torch.nan)
+
+    def end_step(self, skipped: bool) -> None:
+        """Note whether the optimizer skipped the step.
+
+        Raises:
+            TooManySkipsError: this step was skipped, and with it more than `max_skipped_share` of the last
+                `skip_window`. A good step never raises, or a run could not go on from the window it ended with.
+        """
+        self._recent.append(skipped)
+        if self._config.spike_sigma is not None:
+            if not skipped:
+                self._losses = torch.cat([self._losses, self._total[None]])[-self._config.spike_window :]
+            self._step_loss = torch.zeros_like(self._step_loss)
+        count, most = sum(self._recent), self._config.max_skipped_share * self._config.skip_window
+        if skipped and count > most:
+            raise TooManySkipsError(
+                f"{count} of the last {len(self._recent)} steps were skipped, train.max_skipped_share="
+                f"{self._config.max_skipped_share} allows {most:g} of {self._config.skip_window}; "
+                "skipped.jsonl in the run's folder names their rows"
+            )
+
+    def _is_spike(self, sigma: float) -> Tensor:
+        """Whether the step's loss is over the mean of the window by `sigma` standard deviations, 0-d bool."""
+        self._total = self._add_up(self._step_loss.clone())
+        if len(self._losses) < self._config.spike_window:
+            return torch.zeros((), dtype=torch.bool, device=self._total.device)
+        return self._total > self._losses.mean() + sigma * self._losses.std()

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from dwt_ds.config.recipe import parse_run_config
+from dwt_ds.config.schema import (
+    DataConfig,
+    DistillConfig,
+    FusedConfig,
+    RunConfig,
+    Schedule,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+
+SECTIONS = [RunConfig, DataConfig, StudentConfig, FusedConfig, TeacherConfig, DistillConfig, TrainConfig, Schedule]
+# Every leaf of the tree by its dotted name, but for the two mappings that other rooms check.
+LEAVES = sorted(
+    f"{prefix}{field.name}"
+    for prefix, owner in [
+        ("", RunConfig),
+        ("data.", DataConfig),
+        ("student.", StudentConfig),
+        ("fused.", FusedConfig),
+        ("teacher.", TeacherConfig),
+        ("distill.", DistillConfig),
+        ("distill.soft_weight.", Schedule),
+        ("train.", TrainConfig),
+    ]
+    for field in fields(owner)
+    if not is_dataclass(getattr(owner(), field.name)) and f"{prefix}{field.name}" not in ("deepspeed", "student.config")
+)
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return value
+
+
+def parse_error(dotted: str, value: Any) -> str:
+    with pytest.raises(ValueError, match=".") as caught:
+        parse_run_config(nested(dotted, value))
+    assert not isinstance(caught.value, ValidationError)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_says_what_it_is(section: type) -> None:
+    schema = TypeAdapter(section).json_schema()
+    for name, described in schema["properties"].items():
+        if "$ref" not in described:  # a section's own docstring says it
+            assert len(described.get("description", "")) > 10, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"schedule": "constant", "end": 2.0}, "end=2.0 has no meaning for a constant"),
+        ({"schedule": "linear"}, "end is missing; schedule 'linear'"),
+        ({"schedule": "step"}, "end is missing; schedule 'step'"),
+        ({"schedule": "exponential", "start": 1.0, "end": 0.0}, "needs both above 0; use linear"),
+        ({"schedule": "exponential", "start": 0.0, "end": 1.0}, "needs both above 0; use linear"),
+        ({"schedule": "exponential", "start": -2.0, "end": -1.0}, "needs both above 0; use linear"),
+        ({"span": 0.0}, "greater than 0"),
+        ({"span": 1.5}, "less than or equal to 1"),
+        ({"span_steps": 0}, "greater than 0"),
+        ({"start": float("nan")}, "finite"),
+    ],
+)
+def test_a_schedule_that_means_nothing_is_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Schedule(**arguments)
+
+
+def test_a_constant_may_name_its_end_if_it_is_the_start() -> None:
+    assert Schedule(start=2.0, end=2.0).schedule == "constant"
+
+
+def test_a_number_is_a_constant_schedule() -> None:
+    distill = parse_run_config({"distill": {"soft_weight": 3, "temperature": "2.5"}}).distill
+    assert distill.soft_weight == Schedule("constant", 3.0)
+    assert distill.temperature == Schedule("constant", 2.5)
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "message"),
+    [
+        ("distill.soft_weight", -1, "distill.soft_weight.start=-1.0 must not be negative"),
+        (
+            "distill.soft_weight",
+            {"schedule": "linear", "start": 1, "end": -0.5},
+            "distill.soft_weight.end=-0.5 must not be negative",
+        ),
+        ("distill.temperature", 0, "distill.temperature.start=0.0 must be above 0"),
+        (
+            "distill.temperature",
+            {"schedule": "linear", "start": 2, "end": 0},
+            "distill.temperature.end=0.0 must be above 0",
+        ),
+        ("data.mask_share", 0.95, "data.mask_share=0.95 + random_share=0.1 is above 1; lower one"),
+        (
+            "distill.soft_weight",
+            {"schedule": "cosine"},
+            "distill.soft_weight.end is missing; schedule 'cosine' needs the value it goes to",
+        ),
+    ],
+)
+def test_rules_between_fields_name_the_field(dotted: str, value: Any, message: str) -> None:
+    assert parse_error(dotted, value) == message
+
+
+def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed() -> None:
+    config = parse_run_config({"distill": {"soft_weight": 0}, "data": {"mask_share": 0.9}})
+    assert config.distill.soft_weight.start == 0.0
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "message"),
+    [
+        ("train.max_steps", "abc", "train.max_steps='abc': must be a whole number"),
+        ("train.max_steps", 1.5, "train.max_steps=1.5: must be a whole number"),
+        ("train.max_steps", [3], "train.max_steps=[3]: must be a whole number"),
+        ("train.max_steps", 0, "train.max_steps=0: must be above 0"),
+        ("train.log_every", True, "train.log_every=True: must be a number"),
+        ("train.max_steps", False, "train.max_steps=False: must be a number"),
+        ("data.workers", -1, "data.workers=-1: must be at least 0"),
+        ("data.mask_probability", 1, "data.mask_probability=1: must be below 1"),
+        ("student.dropout", -0.1, "student.dropout=-0.1: must be at least 0"),
+        ("distill.soft_weight.span", 2, "distill.soft_weight.span=2: must be at most 1"),
+        ("train.learning_rate", float("inf"), "train.learning_rate=inf: must be a finite number"),
+        ("train.learning_rate", None, "train.learning_rate=None: must be a number"),
+        ("distill.soft_weight", "abc", "distill.soft_weight.start='abc': must be a number"),
+        ("distill.soft_weight", True, "distill.soft_weight=True: must be a mapping of settings"),
+        ("teacher.kernel_inject", "maybe", "teacher.kernel_inject='maybe': must be true or false or 'auto'"),
+        ("teacher.kernel_inject", 3, "teacher.kernel_inject=3: must be true or false or 'auto'"),
+        ("data.whole_word", 3, "data.whole_word=3: must be true or false"),
+        ("student.init", [1], "student.init=[1]: must be text, in quotes if it looks like a number"),
+        ("output_dir", 2026, "output_dir=2026: must be text, in quotes if it looks like a number"),
+        (
+            "student.attention",
+            "flash",
+            "student.attention='flash': must be 'auto', 'eager', 'sdpa' or 'flash_attention_2'",
+        ),
+        ("train.betas", [0.9], "train.betas=[0.9]: must be a longer list"),
+        ("train.betas", [0.9, 0.99, 1], "train.betas=[0.9, 0.99, 1]: must be a list of 2"),
+        ("train.betas", 0.9, "train.betas=0.9: must be a list"),
+        ("train.betas", ["a", "b"], "train.betas='a': must be a number"),
+        ("data", 3, "data=3: must be a mapping of settings"),
+        ("teacher", None, "teacher=None: must be a mapping of settings"),
+        ("student.config", [1], "student.config=[1]: must be a mapping of settings"),
+        ("deepspeed", "x", "deepspeed='x': must be a mapping of settings"),
+        (
+            "teacher",
+            {"sharded": True, "kernel_inject": True},
+            "teacher.kernel_inject=true: not for a sharded teacher; set it to auto, or sharded to false",
+        ),
+    ],
+)
+def test_a_wrong_type_or_range_is_told_by_field_value_and_fix(dotted: str, value: Any, message: str) -> None:
+    assert parse_error(dotted, value) == message
+
+
+@given(
+    st.sampled_from(LEAVES),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=3)
+    ),
+)
+def test_any_value_anywhere_is_taken_or_refused_in_one_line_naming_the_field(dotted: str, value: Any) -> None:
+    try:
+        parse_run_config(nested(dotted, value))
+    except ValueError as error:
+        message = str(error)
+        assert message.startswith((f"{dotted}=", f"{dotted}.", f"{dotted} ", dotted.rpartition(".")[0] + "."))
+        assert "\n" not in message
+        assert "nput should" not in message
+        assert "validation error" not in message
+
+
+def test_the_plain_dict_goes_through_yaml_and_back() -> None:
+    config = parse_run_config(
+        {
+            "distill": {"soft_weight": {"schedule": "exponential", "start": 4, "end": 0.5, "span_steps": 7}},
+            "train": {"betas": [0.8, 0.95], "eps": 1e-12, "learning_rate": 3e-4, "max_steps": 9},
+            "student": {"config": {"layer_norm_eps": 1e-6, "hidden_act": "relu"}},
+            "deepspeed": {"zero_optimization": {"stage": 1}},
+            "teacher": {"path": "runs/1e5", "kernel_inject": True},
+        }
+    )
+    plain = config.to_dict()
+    assert plain["train"]["betas"] == [0.8, 0.95]
+    again = parse_run_config(yaml.safe_load(yaml.safe_dump(plain)))
+    assert again == config

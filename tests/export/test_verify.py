@@ -1,0 +1,114 @@
+"""`dwt-ds verify` finds every kind of damage, in every kind of folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dwt_ds.base.files import file_facts, problems, write_manifest
+from dwt_ds.cli.main import main
+from dwt_ds.export.verify import verify
+
+
+def folder_with_manifest(folder: Path, name: str = "config.json") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "weights.bin").write_bytes(b"0123456789")
+    (folder / name).write_text("{}")
+    write_manifest(folder, {"files": file_facts(folder, ["weights.bin", name])})
+    return folder
+
+
+def test_untouched_files_match(tmp_path: Path) -> None:
+    assert problems(folder_with_manifest(tmp_path / "x")) == []
+
+
+def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
+    folder = folder_with_manifest(tmp_path / "x")
+    (folder / "weights.bin").write_bytes(b"0123456780")
+    assert problems(folder) == ["weights.bin: the contents have changed (sha256 differs)"]
+    (folder / "weights.bin").write_bytes(b"01")
+    assert problems(folder) == ["weights.bin: 2 bytes, the manifest says 10"]
+    (folder / "weights.bin").unlink()
+    assert problems(folder) == ["weights.bin: missing"]
+    (folder / "manifest.json").write_text("{")
+    assert problems(folder)[0].startswith("manifest.json: ")
+    (folder / "manifest.json").unlink()
+    assert problems(folder) == ["manifest.json: missing"]
+
+
+def test_a_run_is_verified_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    folder_with_manifest(checkpoints / "step_00000002", "generators_00000.pt")
+    damaged = folder_with_manifest(checkpoints / "step_00000004", "generators_00000.pt")
+    folder_with_manifest(tmp_path / "export")
+    assert main(["verify", str(tmp_path)]) == 0
+    (damaged / "weights.bin").unlink()
+    (checkpoints / "step_00000006.tmp").mkdir()
+    assert main(["verify", str(tmp_path)]) == 1
+    output = capsys.readouterr().out
+    assert "weights.bin: missing" in output
+    assert [finding.kind for finding in verify(tmp_path)] == ["checkpoint", "checkpoint", "unfinished", "export"]
+
+
+def test_a_data_set_is_verified(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    [finding] = verify(folder)
+    assert (finding.kind, finding.problems) == ("data set", [])
+    shard = next(folder.rglob("*.arrow"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert verify(folder)[0].problems == [f"{shard.relative_to(folder)}: the contents have changed (sha256 differs)"]
+    shard.unlink()
+    assert verify(folder)[0].problems == [f"{shard.relative_to(folder)}: missing"]
+
+
+def test_nothing_to_verify_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tmp_path / "none")]) == 2
+    assert main(["verify", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("name a run, a checkpoint, an export or a data set") == 2
+
+
+def test_damage_beside_the_rows_of_a_data_set_is_found(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    file = folder / "train" / "lengths.npy"
+    whole = file.read_bytes()
+    lengths = np.load(file)
+    lengths[:5] = 7
+    np.save(file, lengths)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    first, second = verify(folder)[0].problems
+    assert first == f"{file} does not fit the rows in the Arrow files"
+    assert second.startswith(f"{folder / 'tokenizer'} cannot be loaded (")
+    for torn in (whole[: len(whole) // 2], b"", b"x"):
+        file.write_bytes(torn)
+        assert len(verify(folder)[0].problems) == 1
+    file.unlink()
+    assert "lengths.npy" in verify(folder)[0].problems[0]
+
+
+def test_a_tokenizer_that_was_exchanged_is_found(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    file = folder / "tokenizer" / "tokenizer.json"
+    text = file.read_text(encoding="utf-8")
+    assert '"the"' in text
+    file.write_text(text.replace('"the"', '"teh"'), encoding="utf-8")
+    [problem] = verify(folder)[0].problems
+    assert problem.startswith(f"{folder / 'tokenizer'}: sha256 is ")
+
+
+def test_what_a_killed_conversion_left_is_to_be_deleted_by_hand(tmp_path: Path) -> None:
+    """No save ever removes it."""
+    (tmp_path / "checkpoints" / "step_00000004.universal").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000006.tmp").mkdir()
+    told = {finding.path.name: finding.problems for finding in verify(tmp_path)}
+    assert told == {
+        "step_00000004.universal": ["left by a start with another number of ranks that was killed; delete it"],
+        "step_00000006.tmp": ["half-written; the next save removes it"],
+    }

@@ -1,0 +1,64 @@
+"""The work folder goes only when nothing in it is open: NFS would keep the lock's file, and the folder with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dwt_ds.data.manifest import MANIFEST_NAME
+from dwt_ds.prepare import output
+from dwt_ds.prepare.output import work_folder
+
+
+@pytest.fixture(autouse=True)
+def nfs(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders that were removed; one with an open file is not."""
+    removed: list[Path] = []
+    plain = shutil.rmtree
+
+    def rmtree(path: Path, **options: Any) -> None:
+        opened = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        if any(Path(name).is_relative_to(path) for name in opened):
+            raise OSError(39, "Directory not empty", str(path))
+        plain(path, **options)
+        removed.append(path)
+
+    monkeypatch.setattr(output.shutil, "rmtree", rmtree)
+    return removed
+
+
+def test_a_finished_preparation_leaves_no_work_folder(tmp_path: Path, nfs: list[Path]) -> None:
+    out = tmp_path / "out"
+    with work_folder(out, {"a": 1}) as work:
+        (work / "part").write_text("")
+        (out / MANIFEST_NAME).write_text("{}")
+    assert nfs == [work]
+    assert [path.name for path in out.iterdir()] == [MANIFEST_NAME]
+
+
+def test_a_mistake_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no text"), work_folder(tmp_path / "out", {"a": 1}):
+        raise ValueError("no text")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_an_interruption_leaves_the_work_folder(error: BaseException, tmp_path: Path, nfs: list[Path]) -> None:
+    with pytest.raises(type(error)), work_folder(tmp_path / "out", {"a": 1}) as work:
+        raise error
+    with pytest.raises(ValueError, match="other settings"), work_folder(tmp_path / "out", {"a": 2}):
+        pass
+    assert work.is_dir()
+    assert not nfs
+
+
+def test_the_folder_of_another_process_at_work_stays(tmp_path: Path, nfs: list[Path]) -> None:
+    with work_folder(tmp_path / "out", {"a": 1}) as work:
+        with pytest.raises(ValueError, match="another dwt-ds prepare"), work_folder(tmp_path / "out", {"a": 1}):
+            pass
+        assert work.is_dir()
+    assert not nfs

@@ -1,0 +1,465 @@
+"""Preparing a folder: counts, sampling, duplicates, hold-out, independence of workers, interruption, refusals."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from dwt_ds.data.manifest import Manifest
+from dwt_ds.data.prepared import PreparedData, RowTable
+from dwt_ds.prepare import pipeline as prepare_module
+from dwt_ds.prepare.options import PrepareOptions
+from dwt_ds.prepare.pipeline import is_held_out, prepare
+from dwt_ds.prepare.reading import LocalFile
+from dwt_ds.prepare.sentences import split_sentences
+
+Make = Callable[..., PreparedData]
+Documents = Callable[..., list[list[str]]]
+AsText = Callable[[list[list[str]]], str]
+
+
+def text_of(data: PreparedData, table: RowTable) -> list[str]:
+    """Each row's text without spaces and special tokens."""
+    entries = data.tokenizer().convert_ids_to_tokens(list(range(data.manifest.vocab_size)))
+    pieces = [
+        "" if special else entry.removeprefix("##")
+        for entry, special in zip(entries, data.facts.is_special, strict=True)
+    ]
+    ids, lengths = table.rows(np.arange(len(table)))
+    rows = zip(ids.tolist(), lengths.tolist(), strict=True)
+    return ["".join(pieces[index] for index in row[:length]) for row, length in rows]
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split()).lower()
+
+
+def test_packed_rows_hold_the_whole_text_in_order(
+    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
+) -> None:
+    documents = made_up_documents(12, seed=3)
+    (tmp_path / "text.txt").write_text(as_text(documents))
+    data = make(tmp_path / "data", tmp_path / "text.txt", seq_len=32, validation=0.0)
+    assert "".join(text_of(data, data.train)) == squeezed(as_text(documents))
+    lengths = np.asarray(data.train.lengths)
+    assert (lengths[:-1] >= 31).all()
+    ids, _ = data.train.rows(np.arange(len(data.train)))
+    facts = data.facts
+    assert (ids[:, 0] == facts.cls_id).all()
+    assert (ids[np.arange(len(ids)), lengths - 1] == facts.sep_id).all()
+    assert data.manifest.padding_share < 0.05
+    assert data.manifest.documents == 12
+    assert data.manifest.tokens == lengths.sum()
+    assert data.manifest.rows == len(data.train)
+
+
+def test_documents_meet_at_a_separator_or_are_kept_apart(
+    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
+) -> None:
+    documents = made_up_documents(40, seed=4, lines=1)
+    (tmp_path / "text.txt").write_text(as_text(documents))
+    options: dict[str, Any] = {"seq_len": 64, "validation": 0.0}
+    joined = make(tmp_path / "joined", tmp_path / "text.txt", **options)
+    apart = make(tmp_path / "apart", tmp_path / "text.txt", join_documents=False, **options)
+    whole = [squeezed(lines[0]) for lines in documents]
+    assert "".join(text_of(apart, apart.train)) == "".join(whole)
+    for row in text_of(apart, apart.train):
+        assert any(row in document for document in whole)
+    separators = [int((row == joined.facts.sep_id).sum()) for row in joined.train.rows(np.arange(len(joined.train)))[0]]
+    # Each of the 39 borders has its separator, but for those that fall on the end of a row.
+    assert 25 <= sum(separators) - len(joined.train) <= 39
+    assert joined.manifest.padding_share < apart.manifest.padding_share
+    assert squeezed(as_text(documents)) == "".join(text_of(joined, joined.train))
+
+
+def test_one_sentence_per_row(tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText) -> None:
+    documents = made_up_documents(8, seed=5)
+    (tmp_path / "text.txt").write_text(as_text(documents))
+    data = make(tmp_path / "data", tmp_path / "text.txt", seq_len=128, one_sentence_per_row=True, validation=0.0)
+    sentences = [squeezed(s) for lines in documents for line in lines for s in split_sentences(line)]
+    assert text_of(data, data.train) == [s for s in sentences]
+    assert data.manifest.sentences_kept == data.manifest.rows == len(sentences)
+    cut = make(tmp_path / "cut", tmp_path / "text.txt", seq_len=16, one_sentence_per_row=True, validation=0.0)
+    assert cut.manifest.rows == len(sentences)
+    assert int(cut.train.lengths.max()) == 16
+    assert cut.manifest.dropped["cut_to_row"] == int((np.asarray(data.train.lengths) > 16).sum())
+
+
+def test_one_of_every_four_is_uniform_and_by_seed(
+    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
+) -> None:
+    documents = made_up_documents(60, seed=6)
+    (tmp_path / "text.txt").write_text(as_text(documents))
+    sentences = [squeezed(s) for lines in documents for line in lines for s in split_sentences(line)]
+    position = {sentence: index for index, sentence in enumerate(sentences)}
+    assert len(position) == len(sentences)
+    taken_at: list[int] = []
+    picked = []
+    for seed in range(6):
+        out = tmp_path / f"data{seed}"
+        options: dict[str, Any] = {"seed": seed, "one_sentence_per_row": True, "validation": 0.0}
+        data = make(out, tmp_path / "text.txt", every=4, seq_len=128, **options)
+        kept = [position[row] for row in text_of(data, data.train)]
+        assert abs(len(kept) - len(sentences) / 4) <= 1
+        assert kept == sorted(kept)
+        assert [index // 4 for index in kept] == list(range(len(kept)))
+        assert data.manifest.sentences_seen == len(sentences)
+        assert data.manifest.sentences_kept == len(kept)
+        assert data.manifest.dropped["not_sampled"] == len(sentences) - len(kept)
+        taken_at += [index % 4 for index in kept]
+        picked.append(kept)
+    counts = Counter(taken_at)
+    expected = len(taken_at) / 4
+    assert max(abs(counts[place] - expected) for place in range(4)) < 5 * np.sqrt(expected * 0.75)
+    assert picked[0] != picked[1]
+
+
+def test_duplicate_lines_short_and_long_sentences_are_dropped_and_counted(
+    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
+) -> None:
+    documents = made_up_documents(10, seed=7)
+    documents[3].insert(2, documents[1][0])
+    documents[9].append(documents[1][0])
+    documents[4].append("No.")
+    documents[5].append("Long " + "vel " * 100 + "end.")
+    (tmp_path / "text.txt").write_text(as_text(documents))
+    options: dict[str, Any] = {"seq_len": 128, "one_sentence_per_row": True, "validation": 0.0, "max_chars": 300}
+    data = make(tmp_path / "data", tmp_path / "text.txt", **options)
+    dropped = data.manifest.dropped
+    assert (dropped["duplicate_lines"], dropped["too_short"], dropped["too_long"]) == (2, 1, 1)
+    texts = text_of(data, data.train)
+    assert len(texts) == len(set(texts))
+    repeated = [squeezed(s) for s in split_sentences(documents[1][0])]
+    assert [texts.count(s) for s in repeated] == [1] * len(repeated)
+    assert texts.index(repeated[0]) < texts.index(squeezed(split_sentences(documents[2][0])[0]))  # the first stays
+    kept = make(tmp_path / "kept", tmp_path / "text.txt", keep_duplicates=True, **options)
+    assert kept.manifest.rows == data.manifest.rows + 2 * len(repeated)
+
+
+def test_held_out_documents_are_whole_and_in_no_training_row(
+    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
+) -> None:
+    documents = made_up_documents(50, seed=8)
+    (tmp_path / "text.txt").write_text(as_text(documents))
+    options: dict[str, Any] = {"seq_len": 128, "one_sentence_per_row": True, "validation": 0.1}
+    data = make(tmp_path / "data", tmp_path / "text.txt", **options)
+    train, held_out = set(text_of(data, data.train)), set(text_of(data, data.validation))
+    of_document = [{squeezed(s) for line in lines for s in split_sentences(line)} for lines in documents]
+    assert not train & held_out
+    assert sum(sentences <= held_out for sentences in of_document) == 5
+    assert sum(sentences <= train for sentences in of_document) == 45
+    assert data.manifest.validation_documents == 5
+    other = make(tmp_path / "other", tmp_path / "text.txt", seed=1, **options)
+    assert set(text_of(other, other.validation)) != held_out
+
+
+@pytest.mark.parametrize(
+    ("documents", "share", "expected"), [(2, 0.01, 1), (99, 0.01, 1), (1000, 0.01, 10), (7, 0.0, 0)]
+)
+def test_share_held_out(documents: int, share: float, expected: int) -> None:
+    chosen = [sum(is_held_out(n, documents, share, seed) for n in range(documents)) for seed in range(20)]
+    assert set(chosen) == {expected}
+
+
+def test_a_single_document_holds_out_its_last_lines(tmp_path: Path, make: Make, made_up_documents: Documents) -> None:
+    lines = made_up_documents(1, seed=9, lines=50)[0]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    data = make(tmp_path / "data", tmp_path / "text.txt", seq_len=32, validation=0.1)
+    assert "".join(text_of(data, data.validation)) == squeezed("".join(lines[-5:]))
+    assert "".join(text_of(data, data.train)) == squeezed("".join(lines[:-5]))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small corpus makes a dozen chunks."""
+    monkeypatch.setattr(prepare_module, "CHUNK_CHARS", 5000)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_workers_do_not_change_the_result(tmp_path: Path, make: Make, corpus_file: Path) -> None:
+    alone = make(tmp_path / "1", corpus_file, every=2, seq_len=32, workers=1, train_tokenizer=300)
+    spread = make(tmp_path / "3", corpus_file, every=2, seq_len=32, workers=3, train_tokenizer=300)
+    assert alone.manifest.fingerprint == spread.manifest.fingerprint
+    assert alone.manifest.shards == spread.manifest.shards
+    assert alone.manifest.tokenizer_sha256 == spread.manifest.tokenizer_sha256
+    assert (alone.folder / "tokenizer/tokenizer.json").read_bytes() == (
+        spread.folder / "tokenizer/tokenizer.json"
+    ).read_bytes()
+
+
+def test_fingerprint_follows_the_rows(tmp_path: Path, make: Make, corpus_file: Path, packed: PreparedData) -> None:
+    same = make(tmp_path / "same", corpus_file, seq_len=32)
+    other = make(tmp_path / "other", corpus_file, seq_len=32, seed=1)
+    assert same.manifest.fingerprint == packed.manifest.fingerprint
+    assert other.manifest.fingerprint != packed.manifest.fingerprint
+
+
+def test_datasets_opens_the_splits(packed: PreparedData) -> None:
+    train = datasets.load_from_disk(str(packed.folder / "train"))
+    assert len(train) == len(packed.train)
+    ids, lengths = packed.train.rows(np.array([3, 0]))
+    assert train[3]["input_ids"] == ids[0, : lengths[0]].tolist()
+    assert train[0]["input_ids"] == ids[1, : lengths[1]].tolist()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_several_shards_read_as_one_table(
+    tmp_path: Path, make: Make, corpus_file: Path, packed: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dwt_ds.prepare.shards.SHARD_TOKENS", 1500)
+    data = make(tmp_path / "data", corpus_file, seq_len=32)
+    train = [shard for shard in data.manifest.shards if shard.name.startswith("train/")]
+    assert len(train) > 3
+    assert sum(shard.rows for shard in train) == len(data.train)
+    assert squeezed("".join(text_of(data, data.train))) == squeezed("".join(text_of(packed, packed.train)))
+    assert len(datasets.load_from_disk(str(data.folder / "train"))) == len(data.train)
+    data.verify()
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_interrupted_work_goes_on_from_its_parts(
+    tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = make(tmp_path / "straight", corpus_file, seq_len=32)
+    made: list[int] = []
+    original = prepare_module.store_part
+
+    def stopping(item: Any, **options: Any) -> Any:
+        if len(made) == 4:
+            raise Stop
+        made.append(item.index if hasattr(item, "index") else -1)
+        return original(item, **options)
+
+    out = tmp_path / "data"
+    monkeypatch.setattr(prepare_module, "store_part", stopping)
+    with pytest.raises(Stop):
+        make(out, corpus_file, seq_len=32)
+    assert made == [0, 1, 2, 3]
+    with pytest.raises(FileNotFoundError, match="half-written.*again as before"):
+        PreparedData.open(out)
+    with pytest.raises(ValueError, match=r"unfinished preparation with other settings \(seq_len is 32 there, 64 now\)"):
+        make(out, corpus_file, seq_len=64)
+
+    remade: list[int] = []
+
+    def recording(item: Any, **options: Any) -> Any:
+        if hasattr(item, "index"):
+            remade.append(item.index)
+        return original(item, **options)
+
+    monkeypatch.setattr(prepare_module, "store_part", recording)
+    monkeypatch.setattr(prepare_module, "survey", lambda *args, **options: pytest.fail("surveyed again"))
+    resumed = make(out, corpus_file, seq_len=32)
+    assert remade == list(range(4, len(remade) + 4))
+    assert resumed.manifest.fingerprint == straight.manifest.fingerprint
+    assert resumed.manifest.shards == straight.manifest.shards
+    assert not (out / "unfinished").exists()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_stopped_before_the_manifest_it_is_finished_by_the_next(
+    tmp_path: Path, make: Make, corpus_file: Path, packed: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "data"
+    with monkeypatch.context() as patched:
+
+        def stop(manifest: Manifest) -> str:
+            raise Stop
+
+        patched.setattr("dwt_ds.prepare.output.manifest_table", stop)
+        with pytest.raises(Stop):
+            make(out, corpus_file, seq_len=32)
+    assert (out / "train").is_dir()
+    with pytest.raises(FileNotFoundError, match="half-written"):
+        PreparedData.open(out)
+    data = make(out, corpus_file, seq_len=32)
+    assert squeezed("".join(text_of(data, data.train))) == squeezed("".join(text_of(packed, packed.train)))
+
+
+_SLOW_PREPARE = """
+    import sys, time
+    from pathlib import Path
+    from dwt_ds.data import chunks, prepare
+    from dwt_ds.prepare.options import PrepareOptions
+    from dwt_ds.prepare.reading import LocalFile
+
+    prepare.CHUNK_CHARS = 5000
+    original = prepare.store_part
+
+    def slow(item, **options):
+        if not isinstance(item, Path):
+            time.sleep(float(sys.argv[4]))
+        return original(item, **options)
+
+    prepare.store_part = slow
+    prepare.prepare(PrepareOptions(sources=[LocalFile(Path(sys.argv[1]))], out=Path(sys.argv[2]),
+                                   tokenizer=sys.argv[3], seq_len=32, validation=0.1))
+"""
+
+
+def test_killed_at_any_time_it_is_never_taken_for_whole(
+    tmp_path: Path, make: Make, corpus_file: Path, vocab_file: Path
+) -> None:
+    out = tmp_path / "data"
+    command = [sys.executable, "-c", textwrap.dedent(_SLOW_PREPARE), str(corpus_file), str(out), str(vocab_file)]
+    process = subprocess.Popen([*command, "0.1"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "unfinished" / "part-000002.npz").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with pytest.raises(FileNotFoundError, match="half-written"):
+        PreparedData.open(out)
+    subprocess.run([*command, "0"], check=True, stderr=subprocess.DEVNULL)
+    data = PreparedData.open(out)
+    data.verify()
+    prepare_module_chunks = prepare_module.CHUNK_CHARS
+    try:
+        prepare_module.CHUNK_CHARS = 5000
+        straight = make(tmp_path / "straight", corpus_file, seq_len=32)
+    finally:
+        prepare_module.CHUNK_CHARS = prepare_module_chunks
+    assert data.manifest.fingerprint == straight.manifest.fingerprint
+
+
+def test_a_finished_folder_is_left_alone(tmp_path: Path, make: Make, corpus_file: Path) -> None:
+    out = tmp_path / "data"
+    make(out, corpus_file, seq_len=32)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    make(out, corpus_file, seq_len=32, workers=2)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with pytest.raises(ValueError, match=r"already holds data made with other settings \(every is 1 there, 4 now\)"):
+        make(out, corpus_file, seq_len=32, every=4)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_an_output_folder_with_other_things_is_refused(tmp_path: Path, make: Make, corpus_file: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is not empty and holds no data folder"):
+        make(tmp_path, corpus_file)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_another_process_at_work_is_noticed(tmp_path: Path, make: Make, corpus_file: Path) -> None:
+    import fcntl
+
+    out = tmp_path / "data"
+    (out / "unfinished").mkdir(parents=True)
+    with open(out / "unfinished" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another dwt-ds prepare is at work"):
+            make(out, corpus_file)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_disk_full_is_told_and_nothing_is_lost(
+    tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "data"
+    written = 0
+    original = np.savez
+
+    def savez(file: Any, **arrays: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 3:
+            file.write(b"half a part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(file, **arrays)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", savez)
+        with pytest.raises(OSError, match="no space left for --out .*what is finished stays.*repeat the command"):
+            make(out, corpus_file, seq_len=32)
+    left = sorted(path.name for path in (out / "unfinished").iterdir() if "part" in path.name)
+    assert left == ["part-000000.npz", "part-000001.npz", "part-000002.npz"]
+    with pytest.raises(FileNotFoundError, match="half-written"):
+        PreparedData.open(out)
+    make(out, corpus_file, seq_len=32).verify()
+
+
+def test_a_source_that_changes_while_it_is_read(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, made_up_documents: Documents, as_text: AsText
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(as_text(made_up_documents(5)))
+    original = prepare_module.survey
+
+    def then_changed(*args: Any, **options: Any) -> Any:
+        result = original(*args, **options)
+        path.write_text(as_text(made_up_documents(6)))
+        return result
+
+    monkeypatch.setattr(prepare_module, "survey", then_changed)
+    with pytest.raises(ValueError, match="text.txt changed while it was read"):
+        make(tmp_path / "data", path)
+
+
+def test_corpus_without_a_usable_sentence(tmp_path: Path, make: Make) -> None:
+    (tmp_path / "short.txt").write_text("Yes.\n\nNo.\n")
+    with pytest.raises(ValueError, match=r"no training rows: 2 sentences in 2 documents, 0 kept \(too short: 2"):
+        make(tmp_path / "data", tmp_path / "short.txt")
+    assert not (tmp_path / "data").exists()
+    assert make(tmp_path / "data", tmp_path / "short.txt", min_chars=1).manifest.rows == 1
+
+
+def test_no_permission(tmp_path: Path, corpus_file: Path, vocab_file: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, where a folder is asked for")
+    with pytest.raises(OSError, match="blocked"):
+        prepare(PrepareOptions([LocalFile(corpus_file)], blocked / "data", tokenizer=str(vocab_file)))
+    if os.getuid() != 0:
+        readonly = tmp_path / "readonly"
+        readonly.mkdir(mode=0o500)
+        with pytest.raises(PermissionError, match="readonly"):
+            prepare(PrepareOptions([LocalFile(corpus_file)], readonly / "data", tokenizer=str(vocab_file)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sources": []}, "nothing to read"),
+        ({"tokenizer": None}, "either --tokenizer"),
+        ({"train_tokenizer": 500}, "either --tokenizer"),
+        ({"every": 0}, "--every is 0"),
+        ({"seq_len": 4}, "--seq-len is 4"),
+        ({"max_chars": 5}, "--max-chars is 5: it must be at least 10"),
+        ({"validation": 0.7}, "--validation is 0.7"),
+        ({"workers": 0}, "--workers is 0"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"sources": [LocalFile(Path("x.txt"))], "out": Path("out"), "tokenizer": "v.txt"}
+    with pytest.raises(ValueError, match=message):
+        PrepareOptions(**(given | options))
+
+
+def test_manifest_on_disk(packed: PreparedData) -> None:
+    manifest = json.loads((packed.folder / "manifest.json").read_text())
+    assert manifest["rows"] == len(packed.train)
+    assert manifest["validation_rows"] == len(packed.validation)
+    assert set(manifest["versions"]) >= {"tokenizers", "syntok", "datasets"}
+    assert Manifest.from_json(json.dumps(manifest)) == packed.manifest
+    table = (packed.folder / "manifest.txt").read_text()
+    assert f"{manifest['tokens']:,}" in table
+    assert manifest["sources"][0]["name"] in table

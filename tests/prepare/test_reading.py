@@ -1,0 +1,223 @@
+"""Documents out of files of every form, and what happens to bad ones."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from dwt_ds.prepare import reading
+from dwt_ds.prepare.hub import HubDataset
+from dwt_ds.prepare.reading import LocalFile, RecordForm, SourceCounts, find_files
+
+DOCUMENTS = ["A heading\nFirst line of the first.", "Second document, caf\u00e9.", "Third:\nits end."]
+TEXT = "A heading\nFirst line of the first.\n\n\n  Second document, caf\u00e9.  \r\n\t\nThird:\nits end."
+
+
+def read(path: Path, records: RecordForm = RecordForm()) -> tuple[list[str], SourceCounts]:  # noqa: B008
+    counts = SourceCounts()
+    return list(LocalFile(path, records).documents(counts)), counts
+
+
+def compressed(raw: bytes, suffix: str) -> bytes:
+    if suffix == ".zst":
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(raw)
+        return sink.getvalue().to_pybytes()
+    return {"": lambda b: b, ".gz": gzip.compress, ".xz": lzma.compress}[suffix](raw)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [form + suffix for form in (".txt", ".jsonl", ".md") for suffix in ("", ".gz", ".xz", ".zst")] + [".parquet"],
+)
+def test_every_form_and_compression(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"corpus{name}"
+    form, _, suffix = name[1:].partition(".")
+    suffix = suffix and "." + suffix
+    if form == "parquet":
+        pyarrow.parquet.write_table(pa.table({"id": [1, 2, 3], "text": DOCUMENTS}), path)
+    elif form == "jsonl":
+        lines = [json.dumps({"text": document, "id": 1}) for document in DOCUMENTS]
+        path.write_bytes(compressed("\n".join(lines).encode(), suffix))
+    else:
+        path.write_bytes(compressed(TEXT.encode(), suffix))
+    documents, counts = read(path)
+    assert documents == DOCUMENTS
+    assert (counts.documents, counts.lines, counts.skipped) == (3, 5, "")
+    assert counts.characters == sum(map(len, DOCUMENTS))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_several_members_in_one_compressed_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"corpus.txt{suffix}"
+    path.write_bytes(compressed(b"One.\n\n", suffix) + compressed(b"Two.\n", suffix))
+    assert read(path)[0] == ["One.", "Two."]
+
+
+@pytest.mark.parametrize("block", [7, 64, 1 << 20])
+def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(reading, "_PROBE_BYTES", block)
+    path = tmp_path / "corpus.txt"
+    path.write_text(TEXT * 20)
+    documents, counts = read(path)
+    assert "\n\n".join(documents).count("Second document, caf\u00e9.") == 20
+    assert counts.invalid_utf8 == 0
+    assert counts.position == path.stat().st_size
+
+
+def test_invalid_utf8_is_replaced_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "latin1.txt"
+    path.write_bytes(
+        "Good line.\nCaf\u00e9 in Latin-1, na\u00efve.\n\ufffd was there before.\n".encode("latin-1", "replace")
+    )
+    documents, counts = read(path)
+    assert documents == ["Good line.\nCaf\ufffd in Latin-1, na\ufffdve.\n? was there before."]
+    assert counts.invalid_utf8 == 2
+    path.write_text("\ufffd was there before.\n")
+    assert read(path)[1].invalid_utf8 == 0
+
+
+def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "bom.txt"
+    path.write_bytes("\ufeffTitle\n".encode())
+    assert read(path)[0] == ["Title"]
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary")])
+def test_empty_and_binary_files_are_skipped_with_their_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "file.txt"
+    path.write_bytes(content)
+    documents, counts = read(path)
+    assert documents == []
+    assert counts.skipped == reason
+
+
+@pytest.mark.parametrize("separator", [" ", ""])
+def test_a_line_of_fifty_megabytes_is_cut_and_nothing_is_lost(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "long.txt"
+    word = "vel\u00e9" + separator
+    text = word * (50_000_000 // len(word.encode()))
+    path.write_text(text)
+    documents, counts = read(path)
+    assert counts.long_lines_cut >= 40
+    assert all(len(line) <= reading.LINE_CHARS for document in documents for line in document.split("\n"))
+    assert all(len(document) <= reading.DOCUMENT_CHARS + reading.LINE_CHARS + 100 for document in documents)
+    assert "".join("".join(documents).split()) == "".join(text.split())
+    assert counts.invalid_utf8 == 0
+
+
+def test_a_long_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "DOCUMENT_CHARS", 50)
+    path = tmp_path / "long.txt"
+    path.write_text("".join(f"line {n}\n" for n in range(30)) + "\nnext\n")
+    documents, counts = read(path)
+    assert "\n".join(documents) == "\n".join([f"line {n}" for n in range(30)] + ["next"])
+    assert documents[-1] == "next"
+    assert counts.documents == len(documents) > 4
+
+
+def test_unreadable_records_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"text": "Good."}\nnot json\n{"txt": "No text."}\n{"text": 5}\n["text"]\n\n{"text": "\\ud800x"}\n')
+    documents, counts = read(path)
+    assert documents == ["Good.", "?x"]
+    assert (counts.unreadable_records, counts.invalid_utf8) == (4, 1)
+
+
+def test_records_that_are_lines(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"line": text}) + "\n" for text in ["a 1", "a 2", "", "b 1", " ", "", "c 1"]))
+    assert read(path, RecordForm("line", are_lines=True))[0] == ["a 1\na 2", "b 1", "c 1"]
+
+
+def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.parquet"
+    pyarrow.parquet.write_table(pa.table({"id": [1], "body": ["x"]}), path)
+    with pytest.raises(ValueError, match='has no column "text" but id, body: name one with --text-column'):
+        read(path)
+    assert read(path, RecordForm("body"))[0] == ["x"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_damaged_compression_names_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"corpus.txt{suffix}"
+    whole = compressed(b"".join(b"Line %d of many.\n" % n for n in range(20000)), suffix)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"corpus.txt\.\w+ is damaged"):
+        read(path)
+    path.write_bytes(b"this is no archive at all")
+    with pytest.raises(ValueError, match=r"corpus.txt\.\w+ is damaged"):
+        read(path)
+
+
+def test_find_files(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.md"):
+        (tmp_path / name).write_text("x")
+    found = find_files([f"{tmp_path}/*.txt", str(tmp_path / "c.md")], RecordForm())
+    assert [file.path.name for file in found] == ["a.txt", "b.txt", "c.md"]
+    with pytest.raises(FileNotFoundError, match=r"--text .*\*.rst: no such file"):
+        find_files([f"{tmp_path}/*.rst"], RecordForm())
+    with pytest.raises(ValueError, match="is a folder: name its files"):
+        find_files([str(tmp_path)], RecordForm())
+    with pytest.raises(ValueError, match="named twice"):
+        find_files([f"{tmp_path}/*.txt", str(tmp_path / "a.txt")], RecordForm())
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[str], str]:
+    table = datasets.Dataset.from_dict({"text": DOCUMENTS + [None], "id": [1, 2, 3, 4]})
+
+    def save(kind: str) -> str:
+        folder = tmp_path / kind
+        if kind == "disk":
+            table.save_to_disk(str(folder))
+        else:
+            folder.mkdir()
+            table.to_parquet(str(folder / "train.parquet"))
+        return str(folder)
+
+    return save
+
+
+@pytest.mark.parametrize(("kind", "streaming"), [("disk", False), ("parquet", False), ("parquet", True)])
+def test_datasets(saved: Callable[[str], str], kind: str, streaming: bool) -> None:
+    source = HubDataset.parse(saved(kind), streaming, RecordForm())
+    for _ in range(2):  # it is read twice
+        counts = SourceCounts()
+        assert list(source.documents(counts)) == DOCUMENTS
+        assert (counts.unreadable_records, counts.position) == (1, 4)
+    assert source.size == (0 if streaming else 4)
+    assert json.loads(json.dumps(source.identity())) == source.identity()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name", ("name", None, "train")),
+        ("org/name:20231101.en", ("org/name", "20231101.en", "train")),
+        ("name::validation", ("name", None, "validation")),
+    ],
+)
+def test_dataset_names(text: str, expected: tuple[Any, ...]) -> None:
+    source = HubDataset.parse(text, False, RecordForm())
+    assert (source.dataset, source.config, source.split) == expected
+
+
+def test_datasets_that_cannot_be_read(saved: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="write NAME, NAME:CONFIG"):
+        HubDataset.parse("a:b:c:d", False, RecordForm())
+    with pytest.raises(ValueError, match="--dataset .* cannot be loaded: "):
+        list(HubDataset(str(tmp_path / "nowhere")).documents(SourceCounts()))
+    with pytest.raises(ValueError, match='has no column "body" but '):
+        list(HubDataset(saved("disk"), records=RecordForm("body")).documents(SourceCounts()))

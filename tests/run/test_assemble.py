@@ -1,0 +1,66 @@
+"""A run put together, its models built and its settings agreed with each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dwt_ds.base.files import write_manifest
+from dwt_ds.config.schema import RunConfig, StudentConfig, TrainConfig
+from dwt_ds.models.build import build_student
+from dwt_ds.run import assemble
+from dwt_ds.run import models as run_models
+from dwt_ds.run import resolve as settle
+
+
+def test_a_run_shorter_than_its_checkpoint_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"files": {}, "state": {"step": 80}})
+
+    def check(**length: Any) -> None:
+        train = TrainConfig(**length)
+        settled = SimpleNamespace(config=RunConfig(train=train), total_steps=train.max_steps or 60)
+        assemble._check_length(tmp_path, settled)  # type: ignore[arg-type]
+
+    check(max_steps=80)
+    with pytest.raises(ValueError, match="stands at step 80") as caught:
+        check(max_steps=50)
+    assert str(caught.value) == (
+        f"train.max_steps=50: {tmp_path} stands at step 80 of a longer run, this one would have 50; "
+        "set train.max_steps=80 or more, or choose another output_dir"
+    )
+    with pytest.raises(ValueError, match=r"^train.epochs=0.5: .* this one would have 60; set train.max_steps=80 or"):
+        check(epochs=0.5)
+
+
+@pytest.mark.parametrize("family", ["bert", "electra"])
+def test_a_student_with_flash_attention_is_checked_with_another(
+    family: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flash attention is not to be had here: whatever runs the model with it fails, as on a GPU in fp32."""
+    shape = StudentConfig(family=family, layers=1, hidden_size=16, num_heads=2, max_positions=32)
+    tokens = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
+    model = build_student(shape, vocab_size=40, seq_len=32, **tokens)
+    model.config._attn_implementation = "flash_attention_2"
+    monkeypatch.setattr(run_models, "build_student", lambda *_, **__: model)
+    monkeypatch.setattr(run_models, "sizes", lambda *_: {})
+    data = SimpleNamespace(manifest=SimpleNamespace(vocab_size=40))
+    settled = SimpleNamespace(config=RunConfig(), quantization=None, data=data)
+    run_models.build_objective(settled, None)  # type: ignore[arg-type]
+    assert model.config._attn_implementation == "flash_attention_2"
+    with pytest.raises(Exception, match=r"."):
+        model(input_ids=torch.ones(1, 4, dtype=torch.int64))
+
+
+def test_flash_attention_in_fp32_is_a_mistake() -> None:
+    def check(attention: Any, precision: str) -> None:
+        config = RunConfig(student=StudentConfig(attention=attention))
+        settle._check_attention(SimpleNamespace(config=config, ds=SimpleNamespace(precision=precision)))  # type: ignore[arg-type]
+
+    check("flash_attention_2", "bf16")
+    check("sdpa", "fp32")
+    with pytest.raises(ValueError, match="student.attention='flash_attention_2': it computes in bf16 and fp16"):
+        check("flash_attention_2", "fp32")

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import subprocess
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
+
+import pytest
+import yaml
+
+from dwt_ds.config.schema import DataConfig
+from dwt_ds.data.prepared import PreparedData
+from dwt_ds.plan.corpus import corpus_of
+from dwt_ds.run.folder import RunFolder
+
+IDENTITY: dict[str, Any] = {"data": "a" * 64, "tokenizer": "b" * 64, "student": {"layers": 2, "hidden_size": 32}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder(str(tmp_path / "runs" / "one"))
+    run.begin(IDENTITY, {"seed": 1, "data": {"dir": "d"}}, {"train_batch_size": 8})
+    return run
+
+
+def steps(run: RunFolder) -> list[int]:
+    return [json.loads(line)["step"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_resolved_settings_are_written_in_their_order(folder: RunFolder) -> None:
+    text = (folder.path / "config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text) == {"seed": 1, "data": {"dir": "d"}}
+    assert text.startswith("seed")
+    assert json.loads((folder.path / "ds_config.json").read_text(encoding="utf-8")) == {"train_batch_size": 8}
+    assert folder.checkpoints.is_dir()
+    assert not list(folder.path.glob("*.tmp"))
+
+
+def test_the_folder_is_private_to_its_owner(folder: RunFolder) -> None:
+    for path in (folder.path, folder.checkpoints):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_the_same_run_may_begin_again(folder: RunFolder) -> None:
+    again = RunFolder(str(folder.path))
+    again.check_identity(IDENTITY)
+    again.begin(IDENTITY, {"seed": 2}, {})
+    assert yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8")) == {"seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"data": "c" * 64}, f"data there {'a' * 57}..., here {'c' * 57}..."),
+        ({"tokenizer": "short"}, f"tokenizer there {'b' * 57}..., here short"),
+        (
+            {"student": {"layers": 4, "hidden_size": 32}},
+            'student there {"layers": 2, "hidden_size": 32}, here {"layers": 4, "hidden_size": 32}',
+        ),
+        ({"more": 1}, "more there null, here 1"),
+    ],
+)
+def test_a_folder_with_another_run_is_refused_by_what_differs(
+    folder: RunFolder, changed: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match="holds another run") as caught:
+        folder.check_identity({**IDENTITY, **changed})
+    assert str(caught.value) == (
+        f"output_dir={str(folder.path)!r}: holds another run ({words}); choose another output_dir or delete it"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b'{"data": ', b"[1]", b"3", b"\xff"])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("run.json", lambda run: run.check_identity(IDENTITY)), ("complete.json", lambda run: run.finished_steps())],
+)
+def test_a_damaged_mark_is_told_with_its_file(folder: RunFolder, content: bytes, name: str, read: Any) -> None:
+    (folder.path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="damaged") as caught:
+        read(folder)
+    message = str(caught.value)
+    assert message.startswith(f"output_dir={str(folder.path)!r}: {name} is damaged; delete that file")
+    assert "\n" not in message
+
+
+def test_a_folder_that_is_not_there_or_holds_no_run_is_fine(tmp_path: Path) -> None:
+    RunFolder(str(tmp_path / "none")).check_identity(IDENTITY)
+    RunFolder(str(tmp_path)).check_identity(IDENTITY)
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        RunFolder(str(tmp_path / "file")).check_identity(IDENTITY)
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        RunFolder(str(tmp_path / "file" / "below")).check_identity(IDENTITY)
+
+
+def test_a_finished_run_says_how_long_it_was(folder: RunFolder) -> None:
+    assert folder.finished_steps() == 0
+    folder.finish(12)
+    assert folder.finished_steps() == 12
+    assert RunFolder(str(folder.path)).finished_steps() == 12
+    folder.finish(20)
+    assert folder.finished_steps() == 20
+
+
+def test_metrics_are_one_json_object_a_line(folder: RunFolder) -> None:
+    folder.add_metrics({"step": 1, "loss": 2.5})
+    folder.add_metrics({"step": 2, "eval_hard_loss": 2.0})
+    lines = folder.metrics.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1, "loss": 2.5}, {"step": 2, "eval_hard_loss": 2.0}]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_does_not_know_becomes_null(folder: RunFolder, value: float) -> None:
+    folder.add_metrics({"step": 1, "grad_norm": value, "loss": 1.0})
+
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is not JSON")
+
+    row = json.loads(folder.metrics.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert row == {"step": 1, "grad_norm": None, "loss": 1.0}
+
+
+def test_a_resume_cuts_the_metrics_back_to_its_checkpoint(folder: RunFolder) -> None:
+    for step in (1, 2, 3, 3, 4, 5):
+        folder.add_metrics({"step": step})
+    folder.cut_metrics_back(3)
+    assert steps(folder) == [1, 2, 3, 3]
+    folder.add_metrics({"step": 4})
+    folder.cut_metrics_back(4)
+    assert steps(folder) == [1, 2, 3, 3, 4]
+    folder.cut_metrics_back(0)
+    assert steps(folder) == []
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3, "loss": 1.0}', "{", '{"step": 3, "a": {"b": 1}'])
+def test_a_torn_last_line_goes_and_the_next_row_stands_on_its_own(folder: RunFolder, torn: str) -> None:
+    folder.add_metrics({"step": 1})
+    folder.add_metrics({"step": 2})
+    with open(folder.metrics, "a", encoding="utf-8") as handle:
+        handle.write(torn)
+    folder.cut_metrics_back(10)
+    folder.add_metrics({"step": 3})
+    assert steps(folder) == [1, 2, 3]
+
+
+def test_cutting_back_a_run_without_metrics_is_fine(folder: RunFolder) -> None:
+    folder.cut_metrics_back(0)
+    assert steps(folder) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_metrics_wait_while_the_disk_is_full(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    try:
+        folder = RunFolder(str(tmp_path))
+        folder.add_metrics({"step": 1})
+        filler = tmp_path / "filler"
+        with suppress(OSError), open(filler, "wb", buffering=0) as handle:
+            while handle.write(b"x" * 512):
+                pass
+        for step in range(2, 900):
+            folder.add_metrics({"step": step})
+        assert (tmp_path / "metrics.jsonl").read_text().count("\n") < 898, "the disk was not full"
+        filler.unlink()
+        folder.add_metrics({"step": 900})
+        steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, 901))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_resume_cuts_the_skipped_steps_back_too(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    for step in (3, 5, 8):
+        folder.add_skip({"step": step, "rows": 4})
+    with open(tmp_path / "skipped.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 9')
+    folder.cut_metrics_back(5)
+    assert [json.loads(line)["step"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()] == [3, 5]
+
+
+def test_a_tilde_is_the_home_folder(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder("~/runs/a").path == tmp_path / "runs" / "a"
+    (tmp_path / "data").symlink_to(tiny_data)
+    assert PreparedData.open("~/data").folder == tmp_path / "data"
+    assert corpus_of(DataConfig(dir="~/data")) == replace(corpus_of(DataConfig(dir=str(tiny_data))), source=ANY)

@@ -1,0 +1,144 @@
+"""How a run ends: on a mistake, by too many skips, and where one rank fails alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dwt_ds import pretrain
+from dwt_ds.engine import ranks
+from dwt_ds.run import assemble
+from dwt_ds.run.folder import RunFolder
+from dwt_ds.run.guard import TooManySkipsError
+
+Launch = Callable[..., tuple[int, str]]
+
+
+# The launcher's module: `dwt_ds.pretrain`, in which rank 1 fails as EDGE says.
+FAILING = """
+import os, sys, time
+from dwt_ds import run
+from dwt_ds.engine import ranks
+from dwt_ds.pretrain import main
+
+def fail(*arguments, **keywords):
+    if os.environ["RANK"] == "1":
+        raise ValueError("made up")
+    return plain(*arguments, **keywords)
+
+edge = os.environ["EDGE"]
+owner = run.Run if edge == "begin_step" else run
+plain = getattr(owner, edge)
+setattr(owner, edge, fail)
+# As NCCL does, which waits for ranks that do not come.
+ranks.dist.destroy_process_group = lambda: time.sleep(3600)
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """How main() ended: "left" for the process group left, a number for an exit without that."""
+    ends: list[Any] = []
+
+    def leave_at_once(code: int) -> None:
+        ends.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave_at_once)
+    monkeypatch.setattr(ranks, "stop_ranks", lambda: ends.append("left"))
+    monkeypatch.setattr("dwt_ds.run.stop.StopRequest.listen", lambda self: None)
+    monkeypatch.setattr("faulthandler.enable", lambda file: None)
+    return ends
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(ranks.AgreedError("a: b; c"), "error: a: b; c\n"), (ranks.OtherRankError("a"), "")]
+)
+def test_a_mistake_of_which_all_ranks_know_is_no_crash(
+    error: Exception, said: str, ends: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(assemble, "assemble", failing(error))
+    assert pretrain.main(["quickstart"]) == 2
+    assert ends == ["left"]
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("error", [ValueError("a: b; c"), OSError("a: b; c")])
+def test_a_mistake_that_one_rank_found_alone_waits_for_nobody(
+    error: Exception, ends: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(assemble, "assemble", failing(error))
+    with pytest.raises(SystemExit):
+        pretrain.main(["quickstart"])
+    assert ends == [2]
+    assert capsys.readouterr().err == "error: a: b; c\n"
+
+
+def test_too_many_skips_are_an_end_of_all_ranks(ends: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "assemble", lambda *_: object())
+    monkeypatch.setattr(pretrain, "train", failing(TooManySkipsError("many")))
+    assert pretrain.main(["quickstart"]) == 3
+    assert ends == ["left"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("in a batch"), OSError("a file is gone")])
+def test_an_error_in_training_ends_the_process_without_waiting(
+    error: Exception, ends: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(assemble, "assemble", lambda *_: object())
+    monkeypatch.setattr(pretrain, "train", failing(error))
+    with pytest.raises(SystemExit):
+        pretrain.main(["quickstart"])
+    assert ends == [1]
+    told = capfd.readouterr().err
+    assert "Traceback" in told
+    assert str(error) in told
+
+
+@pytest.fixture
+def launch_failing(launch: Launch, tmp_path: Path) -> Launch:
+    (tmp_path / "failing_pretrain.py").write_text(FAILING, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+    def launch_failing(edge: str, arguments: list[str]) -> tuple[int, str]:
+        return launch(2, arguments, module="failing_pretrain", environment={"EDGE": edge, "PYTHONPATH": path})
+
+    return launch_failing
+
+
+def test_one_rank_that_fails_in_a_step_ends_all(launch_failing: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+    code, output = launch_failing("begin_step", [str(tiny_recipe), f"output_dir={tmp_path / 'run'}"])
+    assert code != 0
+    assert "ValueError: made up" in output
+
+
+def test_a_crash_in_the_last_evaluation_costs_only_that(
+    launch_failing: Launch, launch: Launch, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    code, _ = launch_failing("held_out_loss", [str(tiny_recipe), f"output_dir={run}"])
+    assert code != 0
+    assert (run / "checkpoints" / "step_00000004" / "manifest.json").is_file()
+    code, output = launch(2, [str(tiny_recipe), f"output_dir={run}"])
+    assert code == 0, output
+    assert "at step 4" in output
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], "eval_hard_loss" in row) for row in rows] == [
+        *((step, False) for step in (1, 2, 3, 4)),
+        (4, True),
+    ]
+    assert (run / "export" / "model.safetensors").is_file()
+    assert RunFolder(str(run)).finished_steps() == 4
