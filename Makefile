@@ -33,7 +33,7 @@ venv: $(VENV)/.installed
 
 # A torch from a CPU index carries a "+cpu" version; where pip finds none, the plain one is taken, which brings
 # gigabytes of CUDA packages along.
-$(VENV)/.installed: setup.py constraints.txt constraints-cpu.txt
+$(VENV)/.installed: setup.py kernels/setup.py constraints.txt constraints-cpu.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "setuptools>=70" wheel ninja
 ifeq ($(HAS_GPU),)
@@ -42,12 +42,12 @@ ifneq ($(TORCH_INDEX),)
 else
 	$(BIN)/python -m pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(BIN)/python -m pip install "torch==$(TORCH)"
 endif
-	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -c constraints-cpu.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -c constraints-cpu.txt -e ./kernels -e ".[dev]"
 else
 	$(BIN)/python -m pip install "torch==$(TORCH)"
-	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ./kernels -e ".[dev]"
 endif
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info kernels/build kernels/*.egg-info

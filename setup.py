@@ -1,4 +1,4 @@
-"""Packaging of dwt_ds and, beside it, of the loss kernels, which also install alone (`pip install ./kernels`)."""
+"""Packaging of dwt_ds. The loss kernels are a distribution of their own: `pip install ./kernels .` installs both."""
 
 from pathlib import Path
 
@@ -21,12 +21,18 @@ setup(
     description="Distillation from a weak teacher: pre-train masked language models on DeepSpeed",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["dwt_ds", "dwt_ds.*"]), "dwt_ds.ds_configs", "dwt_kernels"],
-    package_dir={"dwt_ds": "dwt_ds", "dwt_ds.ds_configs": "ds_configs", "dwt_kernels": "kernels/dwt_kernels"},
-    package_data={"dwt_ds": ["config/recipes/*.yaml", "study/grids/*.yaml"], "dwt_ds.ds_configs": ["*.json"]},
+    packages=[*find_packages(include=["dwt_ds", "dwt_ds.*"]), "dwt_ds.ds_configs"],
+    package_dir={"dwt_ds": "dwt_ds", "dwt_ds.ds_configs": "ds_configs"},
+    package_data={
+        "dwt_ds": ["py.typed", "config/recipes/*.yaml", "study/grids/*.yaml"],
+        "dwt_ds.ds_configs": ["*.json"],
+    },
     install_requires=[
+        # Released together, with the same version: see kernels/setup.py.
+        f"dwt-kernels=={VERSION}",
         "torch>=2.11",
-        "deepspeed>=0.19.3",
+        # The guard against bad numbers needs DeepSpeed to skip steps as 0.19.8 does.
+        "deepspeed>=0.19.8",
         "transformers>=5.17",
         "datasets>=5.0",
         "triton>=3.6; platform_system == 'Linux'",

@@ -1,4 +1,7 @@
-"""`pip install ./kernels` installs the loss kernels alone: torch, and Triton where it exists, are all they need."""
+"""`pip install ./kernels` installs the loss kernels alone: torch, and Triton where it exists, are all they need.
+
+dwt-ds depends on the same version of this distribution: raise both together (tests/test_packaging.py).
+"""
 
 from pathlib import Path
 

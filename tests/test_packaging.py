@@ -1,0 +1,66 @@
+"""The two distributions: dwt-ds, and dwt-kernels on which it depends."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import dwt_kernels
+import pytest
+
+import dwt_ds
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_both_distributions_have_one_version() -> None:
+    """setup.py requires exactly its own version of dwt-kernels."""
+    assert dwt_ds.__version__ == dwt_kernels.__version__
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, zipfile.ZipFile]:
+    """Distribution -> its wheel, built from a copy, since setuptools writes beside the sources."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
+    for name in ("dwt_ds", "ds_configs", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build"))
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--wheel-dir", str(out), "./kernels", "."], cwd=source, check=True)
+    return {path.name.partition("-")[0]: zipfile.ZipFile(path) for path in out.glob("*.whl")}
+
+
+def files_of(wheel: zipfile.ZipFile) -> set[str]:
+    return {name for name in wheel.namelist() if ".dist-info/" not in name}
+
+
+def files_of_package(folder: Path, name: str, *patterns: str) -> set[str]:
+    found = {path for pattern in patterns for path in folder.rglob(pattern)}
+    return {f"{name}/{path.relative_to(folder).as_posix()}" for path in found}
+
+
+@pytest.mark.slow
+def test_every_file_is_in_exactly_one_wheel(wheels: dict[str, zipfile.ZipFile]) -> None:
+    """So that uninstalling one distribution leaves the other whole."""
+    assert set(wheels) == {"dwt_ds", "dwt_kernels"}
+    kernels = files_of_package(ROOT / "kernels" / "dwt_kernels", "dwt_kernels", "*.py", "py.typed")
+    assert files_of(wheels["dwt_kernels"]) == kernels
+    package = files_of_package(ROOT / "dwt_ds", "dwt_ds", "*.py", "*.yaml", "py.typed")
+    engine_json = files_of_package(ROOT / "ds_configs", "dwt_ds/ds_configs", "*.json")
+    assert files_of(wheels["dwt_ds"]) >= package | engine_json
+    assert {"dwt_kernels/py.typed"} <= kernels
+    assert {"dwt_ds/py.typed", "dwt_ds/config/recipes/quickstart.yaml"} <= package
+    assert "dwt_ds/ds_configs/zero2_bf16.json" in engine_json
+    assert not files_of(wheels["dwt_ds"]) & kernels
+
+
+@pytest.mark.slow
+def test_dwt_ds_depends_on_the_kernels(wheels: dict[str, zipfile.ZipFile]) -> None:
+    wheel = wheels["dwt_ds"]
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    required = wheel.read(metadata).decode().splitlines()
+    assert f"Requires-Dist: dwt-kernels=={dwt_kernels.__version__}" in required
