@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
     """The exit code of an end that all ranks come to."""
-    from dwt_ds.engine.ranks import AgreedError, OtherRankError
+    from dwt_ds.engine.ranks import AllRanksError, OtherRankError
     from dwt_ds.run.assemble import assemble
     from dwt_ds.run.guard import TooManySkipsError
 
@@ -69,7 +69,7 @@ def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
         run = assemble(options.recipe, options.overrides, options.deepspeed_config, stop)
     except OtherRankError:
         return 2
-    except AgreedError as error:
+    except AllRanksError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except (ValueError, OSError) as error:

@@ -18,10 +18,10 @@ def check_apex() -> dict[str, Any]:
         return {"installed": True, "problem": "not NVIDIA's package"}
     import torch
 
-    from dwt_ds.engine.optimizers import why_not
+    from dwt_ds.engine.optimizers import unusable_reason
     from dwt_ds.models.swaps import why_not_apex
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reasons = {"FusedLayerNorm": why_not_apex(device)}
-    reasons |= {name: why_not(f"apex.{name}", device) for name in ("FusedAdam", "FusedLAMB")}
+    reasons |= {name: unusable_reason(f"apex.{name}", device) for name in ("FusedAdam", "FusedLAMB")}
     return {"installed": True, "problem": "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)}

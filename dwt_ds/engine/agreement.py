@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dwt_ds.base.software import host_name, software
 from dwt_ds.engine import ranks
-from dwt_ds.engine.ranks import AgreedError, OtherRankError
+from dwt_ds.engine.ranks import AllRanksError, OtherRankError
 
 
 class RankFacts(NamedTuple):
@@ -26,7 +26,7 @@ class RankFacts(NamedTuple):
 def require_same_software() -> None:
     """Compare versions over all ranks, before anything is built.
 
-    Raises AgreedError with a table of who has what on rank 0, OtherRankError on the others.
+    Raises AllRanksError with a table of who has what on rank 0, OtherRankError on the others.
     """
     _require_same(software(), "the hosts run different software; install the same on each of them")
 
@@ -39,12 +39,12 @@ def require_same_data(fingerprint: str, tokenizer_sha256: str, settings: Mapping
 
 
 def _require_same(facts: dict[str, str], problem: str) -> None:
-    everyone = ranks.from_every_rank(RankFacts(host_name(), facts))
+    everyone = ranks.gather_from_ranks(RankFacts(host_name(), facts))
     table = disagreements(everyone)
     if not table:
         return
     if ranks.rank() == 0:
-        raise AgreedError(f"{problem}:\n{table}")
+        raise AllRanksError(f"{problem}:\n{table}")
     raise OtherRankError(problem)
 
 

@@ -46,7 +46,7 @@ def main() -> int:
     elements = (4 if device.type == "cpu" else 64) * 2**20
     seconds = all_reduce_seconds(device, elements)
     latency = all_reduce_seconds(device, 1)
-    hosts = ranks.from_every_rank(host_name())
+    hosts = ranks.gather_from_ranks(host_name())
     if ranks.rank() == 0:
         size = ranks.world_size()
         answer = {

@@ -65,21 +65,21 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
         if foreign:
             raise ValueError(f"{said}: {chosen}, which stands for it here, has no setting {foreign[0]}; remove it")
     elif name.lower() == "lion" and not _offloaded(ds_values):
-        if why_not("deepspeed.FusedLion", device):
+        if unusable_reason("deepspeed.FusedLion", device):
             raise ValueError(
-                f"{said} is not usable here ({why_not('deepspeed.FusedLion', device)}); on a CPU, set "
+                f"{said} is not usable here ({unusable_reason('deepspeed.FusedLion', device)}); on a CPU, set "
                 "zero_optimization.offload_optimizer.device to cpu, or use AdamW"
             )
     elif name.lower() in _FUSED_ADAMS and device.type == "cuda":
         fused = not section.get("params", {}).get("torch_adam") and not _offloaded(ds_values)
-        reason = why_not("deepspeed.FusedAdam", device) if fused else ""
+        reason = unusable_reason("deepspeed.FusedAdam", device) if fused else ""
         if reason:
             raise ValueError(
                 f"{said}: DeepSpeed's FusedAdam is not usable here ({reason}); install nvcc (the CUDA toolkit of "
                 f"torch's version, {torch.version.cuda}), or set deepspeed.optimizer.params.torch_adam to true"
             )
     elif name in CLIENT_OPTIMIZERS:
-        reason = why_not(name, device)
+        reason = unusable_reason(name, device)
         if reason:
             fix = _INSTALL_LAMB if name.startswith("pytorch") else BUILD_APEX
             raise ValueError(f"{said} is not usable here ({reason}); {fix}")
@@ -123,7 +123,7 @@ def choose_lamb(device: torch.device, said: str = "optimizer.type='Lamb'") -> st
     Raises:
         ValueError: none does.
     """
-    reasons = {name: why_not(name, device) for name in _LAMBS}
+    reasons = {name: unusable_reason(name, device) for name in _LAMBS}
     usable = next((name for name, reason in reasons.items() if not reason), None)
     if usable is None:
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -144,7 +144,7 @@ def client_optimizer(
 
 
 @lru_cache
-def why_not(name: str, device: torch.device) -> str:
+def unusable_reason(name: str, device: torch.device) -> str:
     """Empty if the optimizer of that name takes a step on this device; else the reason why it does not."""
     parameter = nn.Parameter(torch.ones(8, device=device))
     parameter.grad = torch.full_like(parameter, 0.1)
@@ -156,7 +156,7 @@ def why_not(name: str, device: torch.device) -> str:
     return "" if moved else "a step with it did not move a parameter as it should"
 
 
-def catch_up(optimizer: torch.optim.Optimizer) -> None:
+def replay_adam_steps(optimizer: torch.optim.Optimizer) -> None:
     """Take the C++ side of DeepSpeed's CPU Adam through the steps that a loaded checkpoint has behind it.
 
     It multiplies powers of the betas from step to step. After a jump in the step count it begins with std::pow, which

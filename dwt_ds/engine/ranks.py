@@ -24,11 +24,11 @@ from dwt_ds.engine.cpu_memory import forget_shared_buffer, keep_freed_memory
 from dwt_ds.engine.rank_environment import fill_rank_environment
 
 
-class AgreedError(RuntimeError):
+class AllRanksError(RuntimeError):
     """A mistake that ends the run, and of which every rank knows: none waits for another."""
 
 
-class OtherRankError(AgreedError):
+class OtherRankError(AllRanksError):
     """Another rank found the mistake and says what it is; this one only stops."""
 
 
@@ -92,14 +92,14 @@ def device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+def reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum of `values` over all ranks, in place."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def from_rank_0(value: Any) -> Any:
+def broadcast_from_rank_0(value: Any) -> Any:
     """Rank 0's `value` on every rank; anything that pickles, from our own processes only."""
     box = [value]
     if world_size() > 1:
@@ -107,7 +107,7 @@ def from_rank_0(value: Any) -> Any:
     return box[0]
 
 
-def from_every_rank(value: Any) -> list[Any]:
+def gather_from_ranks(value: Any) -> list[Any]:
     """Every rank's `value`, by rank."""
     boxes: list[Any] = [None] * world_size()
     if world_size() == 1:
@@ -116,16 +116,16 @@ def from_every_rank(value: Any) -> list[Any]:
     return boxes
 
 
-def wait_for_every_rank() -> None:
+def barrier() -> None:
     """Return once all ranks have come here. After a broadcast its source may go on before anybody has received it."""
-    from_every_rank(None)
+    gather_from_ranks(None)
 
 
 @contextmanager
-def all_or_none() -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """Within the block a mistake on any rank becomes an error on every rank, so that none waits for another.
 
-    The block itself must not communicate. The first rank that failed raises AgreedError with its own message, the
+    The block itself must not communicate. The first rank that failed raises AllRanksError with its own message, the
     others OtherRankError with the same.
     """
     own: Exception | None = None
@@ -133,9 +133,9 @@ def all_or_none() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         own = error
-    failures = [(r, m) for r, m in enumerate(from_every_rank(str(own) if own else None)) if m is not None]
+    failures = [(r, m) for r, m in enumerate(gather_from_ranks(str(own) if own else None)) if m is not None]
     if not failures:
         return
     if own is not None and failures[0][0] == rank():
-        raise AgreedError(str(own)) from own
+        raise AllRanksError(str(own)) from own
     raise OtherRankError(f"rank {failures[0][0]}: {failures[0][1]}")

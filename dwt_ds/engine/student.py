@@ -71,6 +71,7 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         remember_masters(engine.optimizer)
         if engine.fp16_enabled():
             begin_with_loss_scale(engine)
+    disable_min_scale_error(engine)
     return engine
 
 
@@ -104,10 +105,12 @@ def loss_scale(engine: StudentEngine) -> float | None:
     return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
 
 
-def leave_overflows_to_the_guard(student: StudentEngine) -> None:
-    """Under ZeRO, fp16's loss scaler raises in the middle of a step once its scale can fall no further. The guard
-    counts such a step like any that is skipped, and ends the run after saving. A checkpoint brings its own scaler."""
-    scaler = getattr(student.optimizer, "loss_scaler", None)
+def disable_min_scale_error(engine: StudentEngine) -> None:
+    """Keep ZeRO's fp16 loss scaler from raising in the middle of a step once its scale can fall no further.
+
+    The guard counts such a step as skipped and ends the run after saving.
+    """
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
     if scaler is not None:
         scaler.raise_error_at_min_scale = False
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from dwt_ds.base.files import MANIFEST, problems, read_manifest
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.schema import StudentConfig
-from dwt_ds.engine.checkpoint.resume import newest_good
+from dwt_ds.engine.checkpoint.resume import newest_checkpoint
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
 from dwt_ds.export.model_card import model_card
 from dwt_ds.export.writer import write_export
@@ -59,7 +59,7 @@ def _find(path: Path) -> Path:
         if found:
             raise ValueError(f"{path}: damaged: {found[0]}")
         return path
-    checkpoint, damaged = newest_good(path / "checkpoints")
+    checkpoint, damaged = newest_checkpoint(path / "checkpoints")
     if checkpoint is None:
         raise ValueError(f"{path}: no good checkpoint there{'; ' + damaged[0] if damaged else ''}")
     return checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dwt_ds.engine.ds_json.resolved import resolved_recipe
+from dwt_ds.engine.ds_json.resolve import resolved_recipe
 from dwt_ds.launch.plan_launch import launch_commands
 from dwt_ds.plan.communication import bytes_per_second
 from dwt_ds.plan.disk import export_bytes

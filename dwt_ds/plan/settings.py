@@ -11,7 +11,8 @@ from dwt_ds.config.quantization import Quantization, check_start_step, parse_qua
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.distill.adaptive import check_adaptive
-from dwt_ds.engine.ds_json.load import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
+from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json
+from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
 from dwt_ds.engine.optimizers import check_optimizer_and_stage
 from dwt_ds.plan.corpus import Corpus, corpus_of
 
@@ -55,7 +56,7 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None,
             f"train.expected_world_size={meant}: the plan is for {world_size} ranks; set --nodes and --gpus-per-node"
         )
     ds = load_ds_json(deepspeed_config or recipe.config.deepspeed_config, recipe.config.deepspeed)
-    config, ds_values = settle_batch(recipe, ds, world_size)
+    config, ds_values = resolve_batch(recipe, ds, world_size)
     corpus = corpus_of(config.data)
     check_adaptive(config, corpus.validation_rows)
     rows = int(ds_values["train_batch_size"])
@@ -63,7 +64,7 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None,
     if train.max_steps is None and train.epochs is None:
         raise ValueError("train.max_steps: not set, nor is train.epochs; set one of them")
     total_steps = train.max_steps or math.ceil((train.epochs or 0) * corpus.rows / rows)
-    ds_values = fill_steps(ds_values, recipe, config, total_steps, ds.origin)
+    ds_values = resolve_schedule(ds_values, recipe, config, total_steps, ds.origin)
     check_optimizer_and_stage(ds_values, ds.origin)
     quantization = parse_quantization(config.student.quantization)
     if quantization is not None:

@@ -24,15 +24,19 @@ from dwt_ds.distill.evaluate import teacher_held_out_loss
 from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_data, require_same_software
-from dwt_ds.engine.checkpoint.resume import NewestCheckpoint, check_world_size, load_checkpoint, newest_checkpoint
+from dwt_ds.engine.checkpoint.resume import (
+    NewestCheckpoint,
+    agree_on_newest_checkpoint,
+    check_world_size,
+    load_checkpoint,
+)
 from dwt_ds.engine.checkpoint.save import RunState
-from dwt_ds.engine.ds_json.resolved import resolved_recipe
+from dwt_ds.engine.ds_json.resolve import resolved_recipe
 from dwt_ds.engine.optimizers import check_optimizer
 from dwt_ds.engine.student import (
     StudentEngine,
     check_monitors,
     check_precision,
-    leave_overflows_to_the_guard,
     quieten_deepspeed,
     start_student,
 )
@@ -53,17 +57,17 @@ from dwt_ds.run.stuck import StuckWatch
 def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, stop: StopRequest) -> Run | None:
     """Everything up to the first step; None, after saying so, if the run in the folder is already finished.
 
-    Raises AgreedError (one line: field, value, fix) on the rank that found a mistake and OtherRankError on the others;
+    Raises AllRanksError (one line: field, value, fix) on the rank that found a mistake, OtherRankError on the others;
     ValueError and OSError where a rank fails alone.
     """
     quieten_deepspeed()
     ranks.start_ranks(timeout_seconds(recipe, overrides))
     require_same_software()
-    with ranks.all_or_none():
+    with ranks.raise_on_all_ranks():
         settled = settle(recipe, overrides, deepspeed_config)
     manifest, settings = settled.data.manifest, {**settled.config.to_dict(), "deepspeed": settled.ds_values}
     require_same_data(manifest.fingerprint, manifest.tokenizer_sha256, settings)
-    with ranks.all_or_none():
+    with ranks.raise_on_all_ranks():
         tokenizer = settled.data.tokenizer()
         check_student(settled, tokenizer)
         check_precision(settled.ds)
@@ -74,14 +78,14 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
         folder = RunFolder(settled.config.output_dir)
         folder.check_identity(identity(facts))
         finished_steps = folder.finished_steps() if ranks.rank() == 0 else 0
-    finished_steps = ranks.from_every_rank(finished_steps)[0]  # another host may see the file later than rank 0
+    finished_steps = ranks.gather_from_ranks(finished_steps)[0]  # another host may see the file later than rank 0
     if finished_steps >= settled.total_steps:
         _say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
         return None
 
     stuck = _watch(folder, settled.config.train)
-    checkpoint = newest_checkpoint(folder.checkpoints)
-    with ranks.all_or_none():
+    checkpoint = agree_on_newest_checkpoint(folder.checkpoints)
+    with ranks.raise_on_all_ranks():
         if checkpoint.path is not None:
             check_world_size(checkpoint.path, settled.ds.zero_stage)
             _check_length(checkpoint.path, settled)
@@ -89,7 +93,7 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
         objective = build_objective(settled, tokenizer)
     if teacher is not None:
         teacher.start()
-    with ranks.all_or_none():
+    with ranks.raise_on_all_ranks():
         if ranks.rank() == 0:
             resolved = resolved_recipe(settled.config, settled.ds_values, settled.total_steps)
             folder.begin(identity(facts), resolved, settled.ds_values)
@@ -98,7 +102,6 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     torch.manual_seed(settled.config.seed + 1 + ranks.rank())
     student = start_student(objective, settled.ds_values)
     state = _resume(student, checkpoint, folder, settled, facts)
-    leave_overflows_to_the_guard(student)
     adaptive = _adaptive_weight(settled, teacher_loss, state)
     train = settled.config.train
     batches = StepBatches(
@@ -185,7 +188,7 @@ def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEn
         teacher,
         (batch.to(device) for batch in map(as_micro_batch, _validation(settled)())),
         settled.data.manifest.vocab_size,
-        ranks.sum_over_ranks,
+        ranks.reduce_sum,
         device,
     )
     judged = "no held-out rows to measure it by" if math.isnan(loss) else f"held-out MLM loss {loss:.4f}"
@@ -215,7 +218,7 @@ def _resume(
             _say(f"it was written by {manifest['world_size']} ranks: optimizer shards cut anew, new dropout streams")
         for change in changed_settings(manifest["settings"], facts["settings"]):
             _say(f"changed since that checkpoint: {change}")
-    with ranks.all_or_none():
+    with ranks.raise_on_all_ranks():
         if ranks.rank() == 0:
             folder.cut_metrics_back(state.step)
     start = {"step": state.step, "ranks": ranks.world_size(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}

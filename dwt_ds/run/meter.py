@@ -67,7 +67,7 @@ class Meter:
 
         `divisor` is what DeepSpeed divides a micro-batch's loss by.
         """
-        return ranks.sum_over_ranks(self._loss_parts.clone()) / divisor
+        return ranks.reduce_sum(self._loss_parts.clone()) / divisor
 
     def row(self, divisor: int) -> dict[str, Any]:
         """`losses` of the step just done, and rates since the last row."""

@@ -19,8 +19,8 @@ from dwt_ds.config.schema import RunConfig, TrainConfig
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.adaptive import check_adaptive
 from dwt_ds.engine import ranks
-from dwt_ds.engine.ds_json.load import DeepSpeedJson, fill_steps, load_ds_json, settle_batch
-from dwt_ds.engine.ds_json.resolved import resolved_recipe
+from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json
+from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule, resolved_recipe
 from dwt_ds.models.build import load_model_config, student_model_config
 from dwt_ds.models.growth.plan import check_growth
 from dwt_ds.models.origin import weights_origin
@@ -51,7 +51,7 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None)
     if deepspeed_config is not None:
         recipe = replace(recipe, config=replace(recipe.config, deepspeed_config=deepspeed_config))
     ds = load_ds_json(recipe.config.deepspeed_config, recipe.config.deepspeed)
-    config, ds_values = settle_batch(recipe, ds, ranks.world_size())
+    config, ds_values = resolve_batch(recipe, ds, ranks.world_size())
     with naming("data.dir"):
         data = PreparedData.open(config.data.dir)
     check_adaptive(config, len(data.validation))
@@ -65,7 +65,7 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None)
     if train.max_steps is None and train.epochs is None:
         raise ValueError("train.max_steps: not set, nor is train.epochs; set one of them")
     total_steps = train.max_steps or math.ceil((train.epochs or 0) * len(data.train) / rows)
-    ds_values = fill_steps(ds_values, recipe, config, total_steps, ds.origin)
+    ds_values = resolve_schedule(ds_values, recipe, config, total_steps, ds.origin)
     quantization = parse_quantization(config.student.quantization)
     if quantization is not None:
         check_start_step(quantization, total_steps)

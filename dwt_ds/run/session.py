@@ -50,7 +50,7 @@ class Run:
         self._divisor = gradient_divisor(parts.student)
         self._loader = iter(step_loader(parts.batches, parts.state.step, parts.total_steps, parts.config))
         self._meter = Meter(parts.state.tokens, parts.state.elapsed_seconds)
-        self._guard = Guard(parts.config.train, ranks.sum_over_ranks, self.device, parts.state.guard)
+        self._guard = Guard(parts.config.train, ranks.reduce_sum, self.device, parts.state.guard)
         self._stuck = parts.stuck
         self._stuck.beat(parts.state.step)
         self._held_out = HeldOut(float("nan"), float("nan"))
@@ -67,7 +67,7 @@ class Run:
 
     def _catch_up(self) -> None:
         """The look at the held-out text that the last start was stopped in, or did not come back from."""
-        if self._evaluation_due(self.first_step) and not ranks.from_rank_0(
+        if self._evaluation_due(self.first_step) and not ranks.broadcast_from_rank_0(
             self._folder.has_held_out_loss(self.first_step)
         ):
             self.begin_step(self.first_step - 1)
@@ -103,7 +103,7 @@ class Run:
         labelled = sum(int((batch.labels >= 0).sum()) for batch in micro_batches)
         soft_rows = sum(batch.labels.numel() for batch in micro_batches)
         asked = int(self._asked_to_stop())
-        counts = ranks.sum_over_ranks(torch.tensor([labelled, soft_rows, self._rank_tokens, asked]).to(self.device))
+        counts = ranks.reduce_sum(torch.tensor([labelled, soft_rows, self._rank_tokens, asked]).to(self.device))
         self._ranks_asked_to_stop = counts[3]
         self._meter.begin_step(counts[2])
         divisors = counts[:2].clamp(min=1).float() / self._divisor
@@ -206,7 +206,7 @@ class Run:
             self.teacher,
             (as_micro_batch(batch).to(self.device) for batch in self._until_stopped(self._parts.validation())),
             value_at(self.config.distill.temperature, done - 1, self.total_steps),
-            ranks.sum_over_ranks,
+            ranks.reduce_sum,
             self.device,
         )
         self.student.train()
@@ -237,10 +237,10 @@ class Run:
 
     def _agree_to_stop(self) -> bool:
         asked = torch.tensor([int(self._asked_to_stop())]).to(self.device)
-        return bool(ranks.sum_over_ranks(asked))
+        return bool(ranks.reduce_sum(asked))
 
     def _stop_early(self) -> None:
-        reasons = sorted({reason for reason in ranks.from_every_rank(self._parts.stop.reason) if reason})
+        reasons = sorted({reason for reason in ranks.gather_from_ranks(self._parts.stop.reason) if reason})
         if self._saved < self._done or self._done == 0:
             self._save(self._done)
         if ranks.rank() == 0:

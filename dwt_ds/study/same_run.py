@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from dwt_ds.config.schema import RunConfig
-from dwt_ds.engine.ds_json.resolved import resolved_recipe
+from dwt_ds.engine.ds_json.resolve import resolved_recipe
 from dwt_ds.plan.settings import Settings, flat
 from dwt_ds.study.grid import merged
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dwt_ds.doctor.apex_check import check_apex
-from dwt_ds.engine.optimizers import why_not
+from dwt_ds.engine.optimizers import unusable_reason
 from dwt_ds.models.swaps import why_not_apex
 
 WITHOUT_EXTENSIONS = """
@@ -40,7 +40,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     def forget() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "apex"]:
             del sys.modules[name]
-        why_not.cache_clear()
+        unusable_reason.cache_clear()
         why_not_apex.cache_clear()
 
     forget()

@@ -11,7 +11,8 @@ import pytest
 
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.config.schema import RunConfig
-from dwt_ds.engine.ds_json.load import fill_steps, load_ds_json, settle_batch
+from dwt_ds.engine.ds_json.load import load_ds_json
+from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
 
 Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
 
@@ -39,7 +40,7 @@ def resolve(tmp_path: Path, recipe: Callable[..., Recipe]) -> Resolve:
         path = tmp_path / "my.json"
         path.write_text(ds if isinstance(ds, str) else json.dumps(ds), encoding="utf-8")
         ds_json = load_ds_json(str(path), loaded.config.deepspeed)
-        config, values = settle_batch(loaded, ds_json, world_size)
-        return config, fill_steps(values, loaded, config, total_steps, ds_json.origin)
+        config, values = resolve_batch(loaded, ds_json, world_size)
+        return config, resolve_schedule(values, loaded, config, total_steps, ds_json.origin)
 
     return settle

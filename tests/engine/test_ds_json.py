@@ -10,8 +10,9 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from dwt_ds.config.recipe import Recipe
 from dwt_ds.config.schema import RunConfig
-from dwt_ds.engine.ds_json.load import DeepSpeedJson, fill_steps, load_ds_json, packaged_ds_configs, settle_batch
+from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json, packaged_ds_configs
 from dwt_ds.engine.ds_json.origin import Origin
+from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
 
 PUBLIC_CONFIGS = {
     "zero0": (0, "bf16"),
@@ -57,8 +58,8 @@ def test_every_packaged_file_is_filled_by_the_recipe_and_taken_by_deepspeed(
     ds = load_ds_json(name, {})
     assert (ds.zero_stage, ds.precision) == PUBLIC_CONFIGS[name]
     assert autos(ds.values)
-    config, values = settle_batch(loaded, ds, world_size)
-    values = fill_steps(values, loaded, config, 200, ds.origin)
+    config, values = resolve_batch(loaded, ds, world_size)
+    values = resolve_schedule(values, loaded, config, 200, ds.origin)
     assert autos(values) == []
     assert config == loaded.config
     assert values["train_batch_size"] == 4 * 3 * world_size
@@ -88,9 +89,9 @@ def test_filling_changes_neither_the_file_nor_the_recipe(recipe: Callable[..., R
     ds = load_ds_json("zero2_bf16", {})
     before = json.dumps(ds.values)
     loaded = recipe()
-    config, values = settle_batch(loaded, ds, 2)
+    config, values = resolve_batch(loaded, ds, 2)
     half = json.dumps(values)
-    fill_steps(values, loaded, config, 10, ds.origin)
+    resolve_schedule(values, loaded, config, 10, ds.origin)
     assert json.dumps(ds.values) == before
     assert json.dumps(values) == half
 
@@ -163,8 +164,8 @@ def test_overrides_are_held_to_the_same_keys(resolve: Resolve) -> None:
 def test_another_optimizer_by_override_leaves_out_what_it_does_not_have(recipe: Callable[..., Recipe]) -> None:
     loaded = recipe("deepspeed.optimizer.type=SGD", "train.learning_rate=0.1")
     ds = load_ds_json("zero2_fp32", loaded.config.deepspeed)
-    config, values = settle_batch(loaded, ds, 1)
-    values = fill_steps(values, loaded, config, 10, ds.origin)
+    config, values = resolve_batch(loaded, ds, 1)
+    values = resolve_schedule(values, loaded, config, 10, ds.origin)
     assert values["optimizer"] == {"type": "SGD", "params": {"lr": 0.1, "weight_decay": 0.0}}
 
 

@@ -13,7 +13,8 @@ from deepspeed.runtime import lr_schedules
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.engine.ds_json.keys import check_ds_keys
-from dwt_ds.engine.ds_json.load import fill_steps, load_ds_json, packaged_ds_configs, settle_batch
+from dwt_ds.engine.ds_json.load import load_ds_json, packaged_ds_configs
+from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
 from dwt_ds.engine.ds_json.types import drop_settings_of_another_type
 from dwt_ds.engine.optimizers import check_optimizer_and_stage
 from dwt_ds.engine.student import check_precision
@@ -33,8 +34,8 @@ def error_of(function: Callable[..., Any], *arguments: Any) -> str:
 def from_packaged(name: str, loaded: Recipe) -> dict[str, Any]:
     """A packaged JSON filled by a recipe, for one rank and 40 steps."""
     ds = load_ds_json(name, loaded.config.deepspeed)
-    config, values = settle_batch(loaded, ds, 1)
-    return fill_steps(values, loaded, config, 40, ds.origin)
+    config, values = resolve_batch(loaded, ds, 1)
+    return resolve_schedule(values, loaded, config, 40, ds.origin)
 
 
 @pytest.mark.parametrize(

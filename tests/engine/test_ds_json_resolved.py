@@ -12,8 +12,8 @@ import yaml
 
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.config.schema import RunConfig
-from dwt_ds.engine.ds_json.load import fill_steps, load_ds_json, packaged_ds_configs, settle_batch
-from dwt_ds.engine.ds_json.resolved import resolved_recipe
+from dwt_ds.engine.ds_json.load import load_ds_json, packaged_ds_configs
+from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule, resolved_recipe
 
 Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
 
@@ -29,8 +29,8 @@ BATCH = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8, "gradient_
 def load(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     recipe = load_recipe(str(folder / "config.yaml"), [])
     ds = load_ds_json(str(folder / "ds_config.json"), recipe.config.deepspeed)
-    config, values = settle_batch(recipe, ds, 2)
-    return config, fill_steps(values, recipe, config, 100, ds.origin)
+    config, values = resolve_batch(recipe, ds, 2)
+    return config, resolve_schedule(values, recipe, config, 100, ds.origin)
 
 
 @pytest.mark.parametrize(

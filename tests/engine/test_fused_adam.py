@@ -19,11 +19,11 @@ class TestFusedAdam:
     def _no_nvcc(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
 
-        def why_not(name: str, device: torch.device) -> str:
+        def unusable_reason(name: str, device: torch.device) -> str:
             self.asked.append(name)
             return "MissingCUDAException: CUDA_HOME does not exist, unable to compile CUDA op(s)"
 
-        monkeypatch.setattr(optimizers, "why_not", why_not)
+        monkeypatch.setattr(optimizers, "unusable_reason", unusable_reason)
 
     @pytest.mark.parametrize("name", ["AdamW", "Adam", "Muon"])
     def test_its_absence_is_told_before_the_folder_is_begun(self, name: str) -> None:

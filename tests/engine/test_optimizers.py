@@ -27,12 +27,12 @@ from dwt_ds.engine import optimizers
 from dwt_ds.engine.ds_json.load import load_ds_json
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.optimizers import (
-    catch_up,
     check_optimizer,
     check_optimizer_and_stage,
     choose_lamb,
     client_optimizer,
-    why_not,
+    replay_adam_steps,
+    unusable_reason,
 )
 
 Launch = Callable[..., tuple[int, str]]
@@ -44,9 +44,9 @@ OFFLOAD = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
 
 @pytest.fixture(autouse=True)
 def _forget_probes() -> Iterator[None]:
-    why_not.cache_clear()
+    unusable_reason.cache_clear()
     yield
-    why_not.cache_clear()
+    unusable_reason.cache_clear()
 
 
 class FakeFused(torch.optim.SGD):
@@ -167,7 +167,7 @@ def test_what_no_device_can_do_is_told_without_one(
     def no_device(*_: Any) -> str:
         raise AssertionError("a device was asked")
 
-    monkeypatch.setattr(optimizers, "why_not", no_device)
+    monkeypatch.setattr(optimizers, "unusable_reason", no_device)
     with pytest.raises(ValueError, match=f"^my.json: optimizer.type=.*{words}") as caught:
         check_optimizer_and_stage(values, MINE)
     assert check_error(values) == str(caught.value)
@@ -184,7 +184,7 @@ class TestLamb:
 
     def test_the_first_that_runs_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         usable = {"deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb"}
-        monkeypatch.setattr(optimizers, "why_not", lambda name, device: "" if name in usable else "not here")
+        monkeypatch.setattr(optimizers, "unusable_reason", lambda name, device: "" if name in usable else "not here")
         for expected in ("deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb"):
             assert choose_lamb(CPU) == expected
             usable.remove(expected)
@@ -194,7 +194,7 @@ class TestLamb:
 
     def test_settings_of_another_lamb_are_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         only = "pytorch_optimizer.Lamb"
-        monkeypatch.setattr(optimizers, "why_not", lambda name, device: "" if name == only else "not here")
+        monkeypatch.setattr(optimizers, "unusable_reason", lambda name, device: "" if name == only else "not here")
         message = check_error({"optimizer": {"type": "Lamb", "params": {"lr": 1.0, "max_coeff": 5.0}}})
         assert message == (
             "my.json: optimizer.type='Lamb': pytorch_optimizer.Lamb, which stands for it here, has no setting "
@@ -223,7 +223,7 @@ class TestLamb:
     def test_the_recipe_for_large_batches_starts_and_resumes(
         self, train: Launch, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
     ) -> None:
-        if why_not("pytorch_optimizer.Lamb", CPU):
+        if unusable_reason("pytorch_optimizer.Lamb", CPU):
             pytest.skip("needs pytorch-optimizer, the only LAMB that runs on a CPU")
         small = ["student.layers=1", "student.hidden_size=16", "student.num_heads=2", "student.max_positions=32"]
         small += ["train.micro_batch_size=2", "train.gradient_accumulation_steps=3", "train.max_steps=4"]
@@ -326,7 +326,7 @@ def free_port() -> int:
 @pytest.mark.timeout(900)  # the first use of an optimizer compiles it
 def test_deepspeeds_optimizers_learn_on_a_cpu() -> None:
     cases = dict(ON_A_CPU)
-    if why_not("pytorch_optimizer.Lamb", CPU):
+    if unusable_reason("pytorch_optimizer.Lamb", CPU):
         del cases["Lamb"]
     done = run_steps(cases)
     assert {name: kind for name, (kind, _) in done.items()} == {name: kind for name, (_, _, kind) in cases.items()}
@@ -399,12 +399,12 @@ def test_a_resumed_adam_goes_on_to_the_last_bit(kind: str) -> None:
     walk(make(start), range(3))  # whatever else went through the same C++ object
     resumed = make(middle)
     resumed.load_state_dict(saved)
-    catch_up(resumed)
+    replay_adam_steps(resumed)
     assert torch.equal(walk(resumed, range(5, 31)), straight)
 
 
 needs_apex = pytest.mark.skipif(
-    not torch.cuda.is_available() or bool(why_not("apex.FusedAdam", torch.device("cuda"))),
+    not torch.cuda.is_available() or bool(unusable_reason("apex.FusedAdam", torch.device("cuda"))),
     reason="needs NVIDIA's apex with its CUDA extensions, and a GPU",
 )
 

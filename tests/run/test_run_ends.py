@@ -65,7 +65,7 @@ def failing(error: Exception) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"), [(ranks.AgreedError("a: b; c"), "error: a: b; c\n"), (ranks.OtherRankError("a"), "")]
+    ("error", "said"), [(ranks.AllRanksError("a: b; c"), "error: a: b; c\n"), (ranks.OtherRankError("a"), "")]
 )
 def test_a_mistake_of_which_all_ranks_know_is_no_crash(
     error: Exception, said: str, ends: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -34,3 +34,9 @@ def test_a_disk_that_does_not_take_the_stacks_does_not_end_the_watch(
     finally:
         watch.end()
     assert all("silent: rank 0, 1" in text for text in said)
+
+
+def test_a_rank_that_has_recorded_nothing_has_begun_nothing() -> None:
+    assert stuck.collectives_begun('{"version": "2.10"}') == 0
+    assert stuck.collectives_begun("") == 0
+    assert stuck.collectives_begun('{"entries": [{"record_id": 0}, {"record_id": 4}]}') == 5

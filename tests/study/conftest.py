@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dwt_ds.cli.main import main
-from dwt_ds.engine.ds_json.resolved import resolved_recipe
+from dwt_ds.engine.ds_json.resolve import resolved_recipe
 from dwt_ds.plan.settings import settle
 from dwt_ds.study import run as study_run
 

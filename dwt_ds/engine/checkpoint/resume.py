@@ -15,9 +15,9 @@ from deepspeed.checkpoint import ds_to_universal
 from dwt_ds.base.files import problems, read_manifest
 from dwt_ds.engine.checkpoint.generators import restore_generators
 from dwt_ds.engine.checkpoint.save import RunState, complete_checkpoints
-from dwt_ds.engine.optimizers import catch_up
-from dwt_ds.engine.ranks import all_or_none, from_rank_0, rank, wait_for_every_rank, world_size
-from dwt_ds.engine.student import StudentEngine
+from dwt_ds.engine.optimizers import replay_adam_steps
+from dwt_ds.engine.ranks import barrier, broadcast_from_rank_0, raise_on_all_ranks, rank, world_size
+from dwt_ds.engine.student import StudentEngine, disable_min_scale_error
 
 
 class NewestCheckpoint(NamedTuple):
@@ -29,9 +29,9 @@ class NewestCheckpoint(NamedTuple):
     """What is wrong with newer ones."""
 
 
-def newest_checkpoint(folder: Path) -> NewestCheckpoint:
+def agree_on_newest_checkpoint(folder: Path) -> NewestCheckpoint:
     """The newest good checkpoint. Rank 0 looks and tells the others."""
-    return NewestCheckpoint(*from_rank_0(newest_good(folder) if rank() == 0 else None))
+    return NewestCheckpoint(*broadcast_from_rank_0(newest_checkpoint(folder) if rank() == 0 else None))
 
 
 def check_world_size(path: Path, zero_stage: int) -> None:
@@ -56,7 +56,7 @@ def load_checkpoint(engine: StudentEngine, path: Path, seed: int) -> tuple[RunSt
 
     Args:
         engine: as `start_student` made it.
-        path: from `newest_checkpoint`, with `check_world_size` passed.
+        path: from `agree_on_newest_checkpoint`, with `check_world_size` passed.
         seed: of the new random streams.
 
     Returns:
@@ -72,7 +72,7 @@ def load_checkpoint(engine: StudentEngine, path: Path, seed: int) -> tuple[RunSt
         restore_generators(path / f"generators_{rank():05d}.pt")
         return state, manifest
     universal = path.parent / f"{path.name}.universal"
-    with all_or_none():
+    with raise_on_all_ranks():
         if rank() == 0:
             _convert(path, universal)
     engine._config.load_universal_checkpoint = True
@@ -80,7 +80,7 @@ def load_checkpoint(engine: StudentEngine, path: Path, seed: int) -> tuple[RunSt
         _load(engine, universal)
     finally:
         engine._config.load_universal_checkpoint = False
-    wait_for_every_rank()  # all have read it
+    barrier()  # all have read it
     if rank() == 0:
         shutil.rmtree(universal)
     torch.manual_seed(seed + 1 + rank() + 1000003 * (state.step + 1))
@@ -91,7 +91,8 @@ def _load(engine: StudentEngine, path: Path) -> None:
     loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
     if loaded is None:
         raise ValueError(f"{path}: DeepSpeed found nothing to load; delete the folder to go on from the one before")
-    catch_up(engine.basic_optimizer)
+    replay_adam_steps(engine.basic_optimizer)
+    disable_min_scale_error(engine)  # the checkpoint has a loss scaler of its own
 
 
 def _convert(path: Path, universal: Path) -> None:
@@ -110,8 +111,8 @@ def _convert(path: Path, universal: Path) -> None:
         ds_to_universal.main(options)
 
 
-def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
-    """As `newest_checkpoint`, for one process alone."""
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """As `agree_on_newest_checkpoint`, for one process alone."""
     wrong: list[str] = []
     for path in reversed(complete_checkpoints(folder)):
         found = problems(path)

@@ -20,7 +20,7 @@ from typing import Any
 from dwt_ds.base.files import MANIFEST, atomic_file, file_facts, read_manifest, sync_folder, write_manifest
 from dwt_ds.engine.checkpoint.generators import save_generators
 from dwt_ds.engine.checkpoint.weights import master_names
-from dwt_ds.engine.ranks import from_every_rank, local_rank, rank, world_size
+from dwt_ds.engine.ranks import gather_from_ranks, local_rank, rank, world_size
 from dwt_ds.engine.student import StudentEngine
 
 POINTER = "latest"
@@ -103,7 +103,7 @@ def _together(work: Callable[[], None]) -> None:
         work()
     except OSError as error:
         problem = f"rank {rank()}: {error}"
-    problems = [p for p in from_every_rank(problem) if p]
+    problems = [p for p in gather_from_ranks(problem) if p]
     if problems:
         raise OSError("; ".join(problems))
 

@@ -1,0 +1,192 @@
+"""Recipe and DeepSpeed JSON made to agree: every "auto" filled, every value that both have the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from dwt_ds.config.recipe import Recipe, must_be
+from dwt_ds.config.schema import RunConfig, TrainConfig
+from dwt_ds.engine.ds_json.load import DeepSpeedJson
+from dwt_ds.engine.ds_json.origin import Origin, first_auto, get_place, set_place
+from dwt_ds.engine.ds_json.types import optimizer_settings, schedule_needs, schedule_settings
+
+# Field of RunConfig.train -> its place in the JSON, and whether the JSON gets it where it says nothing.
+_SHARED = (
+    ("micro_batch_size", "train_micro_batch_size_per_gpu", True),
+    ("gradient_accumulation_steps", "gradient_accumulation_steps", True),
+    ("max_grad_norm", "gradient_clipping", True),
+    ("learning_rate", "optimizer.params.lr", True),
+    ("betas", "optimizer.params.betas", False),
+    ("eps", "optimizer.params.eps", False),
+    ("weight_decay", "optimizer.params.weight_decay", False),
+)
+
+_DEFAULT_OPTIMIZER = {
+    "type": "AdamW",
+    "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+}
+_DEFAULT_SCHEDULER = {
+    "type": "WarmupDecayLR",
+    "params": {
+        "warmup_type": "linear",
+        "warmup_min_lr": "auto",
+        "warmup_max_lr": "auto",
+        "warmup_num_steps": "auto",
+        "total_num_steps": "auto",
+    },
+}
+
+_OF_SOME_OPTIMIZERS = ("betas", "eps", "weight_decay")
+
+
+def resolve_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[RunConfig, dict[str, Any]]:
+    """Make recipe and JSON agree on all but the number of steps.
+
+    Returns the RunConfig with the values that only the JSON wrote, and the JSON with its "auto"s filled, but for the
+    scheduler's, which need the number of steps (`resolve_schedule`). Raises ValueError naming both sides of a conflict.
+    """
+    values = copy.deepcopy(ds.values)
+    values.setdefault("optimizer", copy.deepcopy(_DEFAULT_OPTIMIZER)).setdefault("params", {})
+    values.setdefault("scheduler", copy.deepcopy(_DEFAULT_SCHEDULER)).setdefault("params", {})
+    origin = ds.origin
+    _take_batch_from_total(values, recipe, origin, world_size)
+
+    train = recipe.config.train
+    for field, place, always in _SHARED:
+        written = f"train.{field}" in recipe.written
+        ours, theirs = getattr(train, field), get_place(values, place)
+        ours = list(ours) if isinstance(ours, tuple) else ours
+        if theirs is None and not (always or written):
+            continue
+        if theirs is None or theirs == "auto":
+            if written:
+                _check_optimizer_has(place, str(values["optimizer"]["type"]), f"train.{field}={ours}", origin)
+            set_place(values, place, ours)
+        elif written and theirs != ours:
+            raise ValueError(
+                f"train.{field}={ours} (recipe) and {origin.assignment(place, theirs)} differ; "
+                f"{origin.leave_to_recipe(place)} or make them equal"
+            )
+        else:
+            train = _with(train, field, theirs, origin.name(place))
+
+    rows = train.micro_batch_size * train.gradient_accumulation_steps * world_size
+    total = get_place(values, "train_batch_size")
+    if total not in (None, "auto", rows):
+        raise ValueError(
+            f"{origin.assignment('train_batch_size', total)} is not micro-batch {train.micro_batch_size} x "
+            f'accumulation {train.gradient_accumulation_steps} x {world_size} ranks = {rows}; set it to "auto"'
+        )
+    values["train_batch_size"] = rows
+    return replace(recipe.config, train=train), values
+
+
+def resolve_schedule(
+    values: dict[str, Any], recipe: Recipe, config: RunConfig, total_steps: int, origin: Origin
+) -> dict[str, Any]:
+    """Fill what depends on the number of optimizer steps, and make sure that no "auto" is left.
+
+    Raises ValueError naming both sides of a conflict, an "auto" without a value, or what the schedule still needs.
+    """
+    values = copy.deepcopy(values)
+    schedule, params = str(values["scheduler"]["type"]), values["scheduler"]["params"]
+    needs = schedule_needs(schedule)
+    # Where the rate is not written, DeepSpeed has one of its own.
+    always = {*needs, "warmup_max_lr"} & schedule_settings(schedule)
+    train = config.train
+    length = "train.epochs" if train.max_steps is None else "train.max_steps"
+    by_recipe = {
+        "warmup_min_lr": ("", 0.0),
+        "warmup_max_lr": ("train.learning_rate", train.learning_rate),
+        "cycle_max_lr": ("train.learning_rate", train.learning_rate),
+        "warmup_num_steps": ("train.warmup_ratio", train.warmup_steps(total_steps)),
+        "total_num_steps": (length, total_steps),
+    }
+    for key, (field, ours) in by_recipe.items():
+        place, theirs = f"scheduler.params.{key}", params.get(key)
+        if theirs == "auto" or (theirs is None and key in always):
+            params[key] = ours
+        elif theirs is not None and field in recipe.written and theirs != ours:
+            raise ValueError(
+                f"{field} gives {ours:g} (recipe) and {origin.assignment(place, theirs)} differ; "
+                f"{origin.leave_to_recipe(place)} or make them equal"
+            )
+    missing = next((key for key in needs if key not in params), None)
+    if missing is not None:
+        section = origin.name("scheduler.type").removesuffix(".type")
+        raise ValueError(f"{section}.params: {schedule} needs {missing}; write it")
+    _size_zero_buckets(values.get("zero_optimization", {}), config.student.hidden_size)
+    left = first_auto(values)
+    if left:
+        raise ValueError(f'{origin.name(left)}="auto": the recipe has no value for it; write the value')
+    return values
+
+
+def resolved_recipe(config: RunConfig, ds_values: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
+    """`config` as plain data, without what the JSON decides by itself.
+
+    That is a setting that its optimizer does not have or has by its own default, and `warmup_ratio` where its schedule
+    warms up otherwise: to write those down would be untrue, and an error or a change when both files are read again.
+    """
+    resolved = config.to_dict()
+    train = resolved["train"]
+    for field in _OF_SOME_OPTIMIZERS:
+        if field not in ds_values["optimizer"]["params"]:
+            del train[field]
+    if ds_values["scheduler"]["params"].get("warmup_num_steps") != config.train.warmup_steps(total_steps):
+        del train["warmup_ratio"]
+    return resolved
+
+
+def _check_optimizer_has(place: str, optimizer: str, written: str, origin: Origin) -> None:
+    """Whether what the recipe wrote down for `place` is a setting of the optimizer; base recipes count as written."""
+    section, _, setting = place.rpartition(".")
+    if section == "optimizer.params" and setting not in optimizer_settings(optimizer):
+        where = "deepspeed.optimizer.type" if origin.overridden("optimizer.type") else origin.source
+        raise ValueError(
+            f"{written}: the optimizer {optimizer} ({where}) has no such setting; remove it (a base of the recipe may "
+            "have it), or choose another optimizer"
+        )
+
+
+def _size_zero_buckets(section: dict[str, Any], hidden_size: int) -> None:
+    """Elements of a bucket where the JSON says "auto", as Hugging Face's documentation of its Trainer has it."""
+    square = hidden_size * hidden_size
+    for key, elements in (
+        ("reduce_bucket_size", square),
+        ("stage3_prefetch_bucket_size", int(0.9 * square)),
+        ("stage3_param_persistence_threshold", 10 * hidden_size),
+    ):
+        if section.get(key) == "auto":
+            section[key] = elements
+
+
+def _take_batch_from_total(values: dict[str, Any], recipe: Recipe, origin: Origin, world_size: int) -> None:
+    """A JSON with a total and a micro-batch but no accumulation leaves the division to be done, as for DeepSpeed."""
+    total = get_place(values, "train_batch_size")
+    if not isinstance(total, int) or "train.gradient_accumulation_steps" in recipe.written:
+        return
+    if get_place(values, "gradient_accumulation_steps") not in (None, "auto"):
+        return
+    micro = get_place(values, "train_micro_batch_size_per_gpu")
+    micro = micro if isinstance(micro, int) and micro > 0 else recipe.config.train.micro_batch_size
+    if total < 1 or total % (micro * world_size):
+        raise ValueError(
+            f"{origin.assignment('train_batch_size', total)} does not divide by micro-batch {micro} x {world_size} "
+            f"ranks; choose a multiple of {micro * world_size}"
+        )
+    values["gradient_accumulation_steps"] = total // (micro * world_size)
+
+
+def _with(train: TrainConfig, field: str, value: Any, place: str) -> TrainConfig:
+    """`train` with a value of the JSON, held to the rules of the recipe's field."""
+    changed: Any = {field: value}
+    try:
+        return replace(train, **changed)
+    except ValidationError as error:
+        raise ValueError(f"{place}={value!r}: must be {must_be(error.errors()[0])}") from None
