@@ -17,12 +17,13 @@ import csv
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 RESULTS = Path(__file__).parent / "results"
 MEASURED, PAPER = RESULTS / "scaling.csv", RESULTS / "scaling_paper.csv"
@@ -111,11 +112,8 @@ def _measure(ranks: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_ranks(ranks: int, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+    common = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
     command = [sys.executable, str(WORKER), str(folder / "report"), "quickstart", *overrides]
     processes = [
         subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.engine.extension_locks import find_locks
@@ -167,7 +167,7 @@ def launch() -> Callable[..., tuple[int, str]]:
         module: str = "dwt_ds.pretrain",
     ) -> tuple[int, str]:
         command = [sys.executable, str(PROGRAMS / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
-        command += ["--master_port", str(free_port()), "--module", module, *arguments]
+        command += ["--master_port", str(get_free_port()), "--module", module, *arguments]
         timeout_seconds += next(extra_seconds, 0.0)
         return run_to_the_end(command, timeout_seconds, {**ON_CPU, **(environment or {})})
 
@@ -186,7 +186,7 @@ def train() -> Callable[..., tuple[int, str]]:
         environment: dict[str, str] | None = None,
         module: str = "dwt_ds.pretrain",
     ) -> tuple[int, str]:
-        together = {**os.environ, **ON_CPU, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        together = {**os.environ, **ON_CPU, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
         together |= {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), **(environment or {})}
         give_up = time.monotonic() + 240.0 + next(extra_seconds, 0.0)
         with tempfile.TemporaryFile("w+", errors="replace") as output:
@@ -241,7 +241,7 @@ class Watched(NamedTuple):
 @pytest.fixture
 def port() -> int:
     """A TCP port for the ranks of one launch to meet at."""
-    return free_port()
+    return int(get_free_port())
 
 
 def run_to_the_end(
@@ -268,13 +268,6 @@ def run_to_the_end(
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return process.returncode, output
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _invented_words() -> tuple[list[str], list[str]]:

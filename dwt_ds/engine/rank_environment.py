@@ -6,8 +6,9 @@ OpenMPI and Slurm number their processes in variables of their own.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import MutableMapping
+
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 _OPENMPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
@@ -36,16 +37,10 @@ def fill_rank_environment(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]))
     if environment["WORLD_SIZE"] == "1":
         environment.setdefault("MASTER_ADDR", "127.0.0.1")
-        environment.setdefault("MASTER_PORT", str(_free_port()))
+        environment.setdefault("MASTER_PORT", str(get_free_port()))
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
         raise ValueError(
             f"{missing[0]}: not set, and there are {environment['WORLD_SIZE']} ranks; export the first host's address "
             "as MASTER_ADDR and a free port there as MASTER_PORT (launchers/run_multinode.sh does)"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

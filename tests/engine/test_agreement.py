@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from dwt_ds.base.software import package_folder, software, source_hash
 from dwt_ds.engine.agreement import RankFacts, disagreements
@@ -40,11 +41,8 @@ class Said(NamedTuple):
 def run_ranks(tmp: Path, arguments: list[list[str]], environments: list[dict[str, str]]) -> list[Said]:
     """Exit code and output of every rank."""
     (tmp / "driver.py").write_text(DRIVER, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     size = str(len(arguments))
-    settings = {"WORLD_SIZE": size, "LOCAL_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    settings = {"WORLD_SIZE": size, "LOCAL_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
     settings |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     ranks = [
         subprocess.Popen(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import types
@@ -21,6 +20,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.engine import optimizers
@@ -306,7 +306,7 @@ def run_steps(
     asked = json.dumps([[name, optimizer, zero] for name, (optimizer, zero, _) in cases.items()])
     done = subprocess.run(
         [sys.executable, "-c", STEPS, asked],
-        env={**os.environ, **settings, "MASTER_PORT": str(free_port())},
+        env={**os.environ, **settings, "MASTER_PORT": str(get_free_port())},
         capture_output=True,
         text=True,
         timeout=timeout_seconds,
@@ -314,12 +314,6 @@ def run_steps(
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
     return {name: (kind, losses) for name, kind, losses in rows}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 Measure = Callable[..., list[dict[str, Any]]]
 WORKER = Path(__file__).parents[2] / "benchmarks" / "measured_run.py"
@@ -23,15 +23,12 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Measure:
 
     def run(ranks: int, recipe: str, *overrides: str) -> list[dict[str, Any]]:
         folder = tmp_path_factory.mktemp("measured")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         common = {
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(get_free_port()),
             "WORLD_SIZE": str(ranks),
             "LOCAL_SIZE": str(ranks),
         }
