@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from dwt_ds.base.quiet import quieten_libraries
-from dwt_ds.plan.tracking import LiveBytes
+from dwt_ds.plan.simulation import LiveBytes
 
 
 def storage_bytes(tensors: Any) -> int:

@@ -1,4 +1,7 @@
-"""Memory of one rank, part by part, at each ZeRO stage: the fullest moment of an optimizer step."""
+"""Bytes of one rank's memory, part by part, at each ZeRO stage; and of a checkpoint and an export on disk.
+
+What counts is the moment of an optimizer step at which the most is alive.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def rank_memory(
     step = {**held, GRADIENTS: gradients, TEMPORARIES: temporaries}
     if stage == 3:
         for moment in (loss, backward):
-            moment[WEIGHTS] += gathered_bytes(zero, partition)
+            moment[WEIGHTS] += zero.gathered_bytes(partition)
         for moment in (teacher, loss, step):
             moment[BUCKETS] = bucket
     moments = {
@@ -118,7 +121,7 @@ def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, 
         state = 4 * zero.moments * partition.elements
         return {WEIGHTS: size * partition.elements, MASTER: master, OPTIMIZER: state}, {}
     share = partition.shards if stage == 3 else partition.share
-    weights = size * (partition.shards + _persistent(zero, partition) if stage == 3 else partition.padded)
+    weights = size * (partition.shards + zero.persistent_elements(partition) if stage == 3 else partition.padded)
     if zero.hpz > 1:  # ZeRO++ (Wang et al. 2023, section 3.2): the second copy
         weights += size * -(-partition.elements // zero.hpz)
     device: Parts = {WEIGHTS: weights, MASTER: 4 * share, OPTIMIZER: 4 * zero.moments * share}
@@ -130,22 +133,6 @@ def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, 
         host[WEIGHTS] = size * partition.shards
         device[WEIGHTS] -= size * partition.shards
     return device, host
-
-
-def _persistent(zero: ZeroSettings, partition: Partition) -> int:
-    """Elements that stage 3 never lets go: small parameters."""
-    return sum(numel for numel in partition.numels if numel <= zero.persistence_threshold)
-
-
-def gathered_bytes(zero: ZeroSettings, partition: Partition) -> int:
-    """Bytes of whole parameters that stage 3 has together at a time.
-
-    All of a model below 500M with DeepSpeed's defaults; see `ZeroSettings.keeps_gathered`.
-    """
-    cut = partition.elements - _persistent(zero, partition)
-    if not zero.keeps_gathered(partition):
-        cut = min(cut, zero.max_live_parameters, zero.max_reuse_distance + zero.prefetch_bucket + partition.largest)
-    return zero.element_bytes * cut
 
 
 def _waiting(stage: int, zero: ZeroSettings, partition: Partition) -> int:
@@ -214,3 +201,22 @@ def _at_step(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int,
 
 def _ordered(parts: Parts) -> Parts:
     return {name: parts.get(name, 0) for name in PARTS}
+
+
+def checkpoint_bytes(stage: int, zero: ZeroSettings, partition: Partition, frozen_bytes: int) -> int:
+    """All ranks' files together: weights in the training precision, fp32 master weights, optimizer state.
+
+    Stage 3 writes no weights besides the master weights, of which they are made again.
+    """
+    master = 0 if stage == 0 and zero.precision == "fp32" else 4
+    if stage == 0:
+        elements = partition.elements
+    else:
+        elements = (partition.shards if stage == 3 else partition.share) * partition.ranks
+    weights = 0 if stage == 3 else partition.elements
+    return zero.element_bytes * weights + (master + 4 * zero.moments) * elements + frozen_bytes
+
+
+def export_bytes(parameters: int) -> int:
+    """The exported model is fp32, tied weights once."""
+    return 4 * parameters

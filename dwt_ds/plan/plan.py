@@ -7,14 +7,12 @@ from functools import cached_property
 
 from dwt_ds.models.growth.plan import GrowthPlan, check_growth
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
-from dwt_ds.plan.disk import checkpoint_bytes
 from dwt_ds.plan.hardware import Device
-from dwt_ds.plan.memory import STAGES, RankMemory, gathered_bytes, rank_memory
+from dwt_ds.plan.memory import STAGES, RankMemory, checkpoint_bytes, rank_memory
 from dwt_ds.plan.settings import Settings
-from dwt_ds.plan.shapes import Shapes, buffer_bytes
-from dwt_ds.plan.sharded_teacher import ShardedTeacher
-from dwt_ds.plan.simulation import DTYPES, MicroBatchBytes, Simulator, forward_flops, recomputed_flops
-from dwt_ds.plan.speed import StepTime, Work, step_time
+from dwt_ds.plan.shapes import Shapes, ShardedTeacher, buffer_bytes
+from dwt_ds.plan.simulation import MicroBatchBytes, Simulator
+from dwt_ds.plan.speed import StepTime, Work, forward_flops, recomputed_flops, step_time
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 
 
@@ -65,29 +63,17 @@ class Plan:
 
     def memory(self, stage: int, micro: MicroBatchBytes | None = None) -> RankMemory:
         """One rank's memory at a ZeRO stage, with the recipe's micro-batch or another."""
+        sharded = self.sharded_teacher
         return rank_memory(
             stage,
             self.zero(stage),
             self.partition,
             micro or self.micro,
             frozen_bytes=self.frozen_bytes,
-            teacher_bytes=self.sharded_teacher.bytes if self.sharded_teacher else self.simulator.teacher_bytes(),
-            teacher_gathered_bytes=self._teacher_gathered_bytes,
+            teacher_bytes=sharded.bytes if sharded else self.simulator.teacher_bytes(),
+            teacher_gathered_bytes=sharded.gathered_bytes if sharded else 0,
             accumulation=self.settings.config.train.gradient_accumulation_steps,
         )
-
-    @cached_property
-    def _teacher_gathered_bytes(self) -> int:
-        """What a sharded teacher's forward pass has together at a time; nothing is kept for a second use.
-
-        Twice: DeepSpeed copies the weights out of the buffer that they arrive in, and keeps both.
-        """
-        if self.sharded_teacher is None:
-            return 0
-        model = self.sharded_teacher.model
-        precision = next(name for name, dtype in DTYPES.items() if dtype == model.decoder_weight.dtype)
-        zero = zero_settings({"zero_optimization": {"stage3_max_reuse_distance": 0}}, precision, 3)
-        return 2 * gathered_bytes(zero, Partition([parameter.numel() for parameter in model.parameters()], self.ranks))
 
     @cached_property
     def micro(self) -> MicroBatchBytes:

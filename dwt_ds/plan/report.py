@@ -11,9 +11,8 @@ import yaml
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
 from dwt_ds.launch.plan_launch import launch_commands
 from dwt_ds.plan.communication import bytes_per_second
-from dwt_ds.plan.disk import export_bytes
 from dwt_ds.plan.hardware import GIB, LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
-from dwt_ds.plan.memory import PARTS, STAGES, RankMemory
+from dwt_ds.plan.memory import PARTS, STAGES, RankMemory, export_bytes
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.settings import Settings, changes
 from dwt_ds.plan.speed import traffic_seconds

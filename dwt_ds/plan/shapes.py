@@ -1,4 +1,7 @@
-"""Student and teacher as shapes: built on torch's meta device, where tensors have sizes but no memory."""
+"""Student and teacher as shapes: built on torch's meta device, where tensors have sizes but no memory.
+
+Also what `teacher.sharded` does to the teacher's memory and traffic: the engine shards its weights over the ranks.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,15 @@ from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student, load_model_config, parameter_count, student_model_config
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, freeze_unused_parameters
 from dwt_ds.models.quantization import prepare
+from dwt_ds.plan.communication import Traffic
+from dwt_ds.plan.corpus import Corpus
 from dwt_ds.plan.settings import Settings
+from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The teacher's configuration, and how it was come by."""
+    """The teacher's configuration, and where it comes from."""
 
     config: PretrainedConfig
     source: str
@@ -62,7 +68,7 @@ def build_shapes(settings: Settings, trainer: Settings | None = None) -> Shapes:
     """
     family = settings.config.student.family
     with torch.device("meta"):
-        student = GatheredMaskedLM(build_student(settings.config.student, **_sizes(settings)))
+        student = GatheredMaskedLM(build_student(settings.config.student, **_sizes(settings.corpus)))
         _without_looks_at_values(student)
         try:
             freeze_unused_parameters(student)
@@ -118,12 +124,12 @@ def find_teacher(settings: Settings) -> Teacher | None:
     except FileNotFoundError:
         pass
     student, why = _assumed_teacher(settings, path)
-    config = student_model_config(student, **_sizes(settings))
+    config = student_model_config(student, **_sizes(settings.corpus))
     return Teacher(config, f"assumed, since {path} is not there: {config.model_type}, {_size_words(config)} ({why})")
 
 
 def _trained_by(trainer: Settings) -> Teacher:
-    config = student_model_config(trainer.config.student, **_sizes(trainer))
+    config = student_model_config(trainer.config.student, **_sizes(trainer.corpus))
     return Teacher(config, f"{config.model_type}, {_size_words(config)}, trained by the run {trainer.recipe.name}")
 
 
@@ -146,8 +152,7 @@ def _assumed_teacher(settings: Settings, path: str) -> tuple[StudentConfig, str]
     return section, why
 
 
-def _sizes(settings: Settings) -> dict[str, int]:
-    corpus = settings.corpus
+def _sizes(corpus: Corpus) -> dict[str, int]:
     return {"vocab_size": corpus.vocab_size, "seq_len": corpus.seq_len, "pad_token_id": corpus.pad_token_id}
 
 
@@ -158,3 +163,48 @@ def _size_words(config: PretrainedConfig) -> str:
 def buffer_bytes(model: nn.Module) -> int:
     """Bytes of tables that are neither parameters nor saved, such as position ids."""
     return sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+
+
+@dataclass(frozen=True)
+class ShardedTeacher:
+    """A teacher whose weights are sharded over the ranks, as ZeRO-3 shards a student's.
+
+    Args:
+        model: in the dtype that it computes in, on any device.
+        ranks: processes of the run.
+    """
+
+    model: GatheredMaskedLM
+    ranks: int
+
+    @property
+    def bytes(self) -> int:
+        """What a rank holds from step to step: its shard, small weights whole, and a whole copy of the head."""
+        head = [self.model.decoder_weight, self.model.decoder_bias]
+        whole = sum(each.numel() for each in head if each is not None)
+        small = self._zero.persistent_elements(self._partition)
+        return self._zero.element_bytes * (self._partition.shards + small + whole) + buffer_bytes(self.model)
+
+    @property
+    def gathered_bytes(self) -> int:
+        """What the forward pass has gathered at a time.
+
+        Twice the weights: DeepSpeed copies them out of the buffer that they arrive in, and keeps both.
+        """
+        return 2 * self._zero.gathered_bytes(self._partition)
+
+    def traffic(self, accumulation: int) -> Traffic:
+        """The gathering of the larger weights in each of a step's forward passes."""
+        numels = [numel for numel in self._partition.numels if numel > self._zero.persistence_threshold]
+        gathered = self._zero.element_bytes * sum(-(-numel // self.ranks) * self.ranks for numel in numels)
+        return Traffic("all_gather", "teacher's weights", gathered * accumulation, len(numels) * accumulation)
+
+    @property
+    def _partition(self) -> Partition:
+        return Partition([parameter.numel() for parameter in self.model.parameters()], self.ranks)
+
+    @property
+    def _zero(self) -> ZeroSettings:
+        """The engine leaves DeepSpeed's defaults alone; without a backward pass nothing is kept for a second use."""
+        precision = "fp32" if self.model.decoder_weight.element_size() == 4 else "bf16"
+        return zero_settings({"zero_optimization": {"stage3_max_reuse_distance": 0}}, precision, 3)

@@ -3,19 +3,68 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.plan.settings import Settings
 from dwt_ds.plan.shapes import Shapes
 from dwt_ds.plan.stand_ins import Loss, chunk_rows, imitate_device
-from dwt_ds.plan.tracking import LiveBytes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within the context: `now`, the bytes of all storages seen and still alive, and `peak`, the most so far.
+
+    Every tensor that an operation returns brings its storage, which counts until it is freed. It works on the meta
+    device as in a real run; on a GPU the caching allocator's peak is `peak`, except that it rounds sizes up.
+
+    Args:
+        existing: tensors that are there already and count from the start.
+    """
+
+    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+        for tensor in existing:
+            self.add(tensor)
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, once."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def reset_peak(self) -> None:
+        """Forget higher peaks than what is alive now."""
+        self.peak = self.now
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in tree_iter(result):
+            if isinstance(each, torch.Tensor):
+                self.add(each)
+        return result
 
 
 @dataclass(frozen=True)
@@ -117,34 +166,6 @@ class Simulator:
         element_bytes = self._dtype.itemsize + (0 if self._teacher is None else self._teacher_dtype.itemsize)
         row_bytes = self._settings.corpus.vocab_size * element_bytes
         return chunk_rows(rows, row_bytes, memory=self._settings.config.distill.memory, on_cpu=self._on_cpu)
-
-
-def forward_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int, vocab_size: int) -> int:
-    """Operations (a multiplication and an addition are two) of one row's forward pass, logits included.
-
-    Counted are the matrix products that the model needs, attention's among them.
-    """
-    model = copy.deepcopy(gathered).eval()
-    model.model.set_attn_implementation("eager")
-    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
-        hidden = model(torch.zeros(1, seq_len, dtype=torch.int64), None, torch.zeros(labels_per_row, dtype=torch.int64))
-    return counter.get_total_flops() + 2 * labels_per_row * vocab_size * int(hidden.shape[-1])
-
-
-def recomputed_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int) -> int:
-    """Operations of one row's forward pass that activation checkpointing does again in the backward pass."""
-    counts = []
-    for checkpointing in (False, True):
-        model = copy.deepcopy(gathered).train()
-        model.model.set_attn_implementation("eager")
-        if checkpointing:
-            model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            positions = torch.zeros(labels_per_row, dtype=torch.int64)
-            model(torch.zeros(1, seq_len, dtype=torch.int64), None, positions).sum().backward()
-        counts.append(counter.get_total_flops())
-    without, with_checkpointing = counts
-    return int(with_checkpointing - without)
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -92,15 +92,30 @@ class ZeroSettings:
         """Of weights, gradients and what travels."""
         return ELEMENT_BYTES[self.precision]
 
+    def persistent_elements(self, partition: Partition) -> int:
+        """Elements of the small parameters, which stage 3 keeps whole on every rank."""
+        return sum(numel for numel in partition.numels if numel <= self.persistence_threshold)
+
     def keeps_gathered(self, partition: Partition) -> bool:
         """Whether stage 3 keeps what it gathered for the forward pass until the backward pass.
 
         It does where a parameter's next use lies within `stage3_max_reuse_distance` elements, or within what it
-        fetches ahead, as long as no more than `stage3_max_live_parameters` are there.
+        fetches ahead, provided that these are no more than `stage3_max_live_parameters`.
         """
-        cut = sum(numel for numel in partition.numels if numel > self.persistence_threshold)
-        within_reach = self.max_reuse_distance >= 2 * partition.elements or self.prefetch_bucket >= cut
-        return within_reach and self.max_live_parameters >= cut
+        sharded = partition.elements - self.persistent_elements(partition)
+        within_reach = self.max_reuse_distance >= 2 * partition.elements or self.prefetch_bucket >= sharded
+        return within_reach and self.max_live_parameters >= sharded
+
+    def gathered_bytes(self, partition: Partition) -> int:
+        """Bytes of whole parameters that stage 3 has gathered at a time.
+
+        With DeepSpeed's defaults all of a model below 500M parameters; see `keeps_gathered`.
+        """
+        gathered = partition.elements - self.persistent_elements(partition)
+        if not self.keeps_gathered(partition):
+            ahead = self.max_reuse_distance + self.prefetch_bucket + partition.largest
+            gathered = min(gathered, self.max_live_parameters, ahead)
+        return self.element_bytes * gathered
 
 
 def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> ZeroSettings:

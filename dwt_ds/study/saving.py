@@ -11,8 +11,7 @@ from dwt_ds.data.manifest import MANIFEST_NAME
 from dwt_ds.models.build import load_model_config
 from dwt_ds.plan.corpus import corpus_of
 from dwt_ds.plan.shapes import meta_model
-from dwt_ds.plan.simulation import forward_flops
-from dwt_ds.plan.speed import Work
+from dwt_ds.plan.speed import Work, forward_flops
 from dwt_ds.study.read_run import RunRecord
 
 

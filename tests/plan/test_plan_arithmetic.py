@@ -18,8 +18,7 @@ from dwt_ds.plan.memory import GRADIENTS, MASTER, OPTIMIZER, WEIGHTS
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.settings import settle
 from dwt_ds.plan.shapes import build_shapes
-from dwt_ds.plan.simulation import forward_flops, recomputed_flops
-from dwt_ds.plan.speed import traffic_seconds
+from dwt_ds.plan.speed import forward_flops, recomputed_flops, traffic_seconds
 from dwt_ds.plan.zero import Partition, zero_settings
 
 BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
