@@ -25,7 +25,7 @@ from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.masks import Masking
 from dwt_ds.data.prepared import PreparedData, RowTable
 from dwt_ds.data.tokenizer import TokenizerFacts
-from dwt_ds.prepare.packing import Rows
+from dwt_ds.prepare.rows import Rows
 from dwt_ds.prepare.shards import ShardWriter
 
 RESULTS = Path(__file__).parent / "results" / "data_loading.csv"

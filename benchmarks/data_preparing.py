@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.prepare.chunks import Chunk, RowSettings, rows_of_chunk, store_part
+from dwt_ds.prepare.corpus import DuplicateFinder
 from dwt_ds.prepare.documentation import InstalledDocumentation
-from dwt_ds.prepare.duplicates import DuplicateFinder
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
-from dwt_ds.prepare.reading import LocalFile, SourceCounts
+from dwt_ds.prepare.reading import LocalFile
+from dwt_ds.prepare.rows import Chunk, RowSettings, rows_of_chunk, store_part
 from dwt_ds.prepare.sentences import split_sentences
+from dwt_ds.prepare.sources import SourceCounts
 
 RESULTS = Path(__file__).parent / "results" / "data_preparing.csv"
 FIELDS = ["measure", "what", "value", "unit", "corpus", "cpu", "python", "versions"]

@@ -23,7 +23,8 @@ from dwt_ds.data.prepared import PreparedData
 from dwt_ds.engine.extension_locks import find_locks
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
-from dwt_ds.prepare.reading import LocalFile, RecordForm
+from dwt_ds.prepare.reading import LocalFile
+from dwt_ds.prepare.sources import RecordForm
 
 # DeepSpeed compiles its operators at its first start on a machine.
 FIRST_START_SECONDS = 300.0

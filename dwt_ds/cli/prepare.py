@@ -62,15 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a row for each sentence, batches grouped by length; default: rows filled with running text",
     )
-    documents = rows.add_mutually_exclusive_group()
-    documents.add_argument(
-        "--join-documents",
+    rows.add_argument(
+        "--keep-documents-apart",
         action="store_true",
-        default=True,
-        help="a row may hold the end of one document and the start of the next, with [SEP] between (default)",
-    )
-    documents.add_argument(
-        "--keep-documents-apart", action="store_true", help="each document starts a new row; costs padding"
+        help="each document starts a new row; costs padding; default: they share rows, with [SEP] between them",
     )
     rows.add_argument(
         "--min-chars", type=int, default=10, metavar="N", help="drop shorter sentences (default: %(default)s)"
@@ -120,9 +115,9 @@ def main(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> PrepareOptions:
     from dwt_ds.prepare.documentation import InstalledDocumentation
-    from dwt_ds.prepare.hub import HubDataset
     from dwt_ds.prepare.options import PrepareOptions
-    from dwt_ds.prepare.reading import RecordForm, Source, find_files
+    from dwt_ds.prepare.reading import find_files
+    from dwt_ds.prepare.sources import HubDataset, RecordForm, Source
 
     records = RecordForm(args.text_column, args.records_are_lines)
     sources: list[Source] = [*find_files(args.text, records)]

@@ -20,7 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dwt_ds.base.files import atomic_file
-from dwt_ds.prepare.reading import DocumentTally, LocalFile, SourceCounts
+from dwt_ds.prepare.reading import LocalFile
+from dwt_ds.prepare.sources import DocumentTally, SourceCounts
 from dwt_ds.prepare.workers import ordered_map
 
 # Import names of the packages whose documentation is used beside the standard library's.

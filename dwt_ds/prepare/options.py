@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.data.manifest import ONE_SENTENCE_PER_ROW, PACKED
-from dwt_ds.prepare.reading import Source
+from dwt_ds.prepare.sources import Source
 
 
 @dataclass(frozen=True)

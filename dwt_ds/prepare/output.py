@@ -14,7 +14,7 @@ from dwt_ds.base.files import atomic_file, sync_folder
 from dwt_ds.data.manifest import MANIFEST_NAME, MANIFEST_TABLE_NAME, UNFINISHED_NAME, Manifest, read_manifest
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
 from dwt_ds.data.show import manifest_table
-from dwt_ds.prepare.chunks import has_parts
+from dwt_ds.prepare.rows import has_parts
 
 _IDENTITY_NAME = "settings.json"
 _LOCK_NAME = "lock"

@@ -10,76 +10,23 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet
 
-# A longer document is handed on in parts of about this many characters; each counts as a document.
-DOCUMENT_CHARS = 8_000_000
-# A longer line is cut at a space; some texts have no line ends at all.
-LINE_CHARS = 1_000_000
+from dwt_ds.prepare.sources import LINE_CHARS, DocumentTally, RecordForm, SourceCounts, short_lines
+
 _BLOCK_BYTES = 1 << 20
-# What is looked at to tell binary files from text.
+# Bytes at the start of a file that tell binary files from text.
 _PROBE_BYTES = 8192
 _COMPRESSIONS = (".gz", ".xz", ".zst")
 _REPLACEMENT = "\ufffd"
 
 
-@dataclass
-class SourceCounts:
-    """What was met in one source."""
-
-    documents: int = 0
-    lines: int = 0
-    characters: int = 0
-    invalid_utf8: int = 0
-    """Invalid byte sequences, each replaced by U+FFFD."""
-    long_lines_cut: int = 0
-    """Lines of more than LINE_CHARS characters, cut at a space."""
-    unreadable_records: int = 0
-    """Records of a .jsonl, .parquet or dataset that hold no text."""
-    skipped: str = ""
-    """Why the whole source was left out: "empty" or "binary"."""
-    position: int = 0
-    """How far reading has come, in the source's unit."""
-
-
-class Source(Protocol):
-    """Something that documents come from."""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-
-    @property
-    def size(self) -> int:
-        """For progress: how many of `unit` there are; 0 where it cannot be known."""
-
-    @property
-    def unit(self) -> str:
-        """For progress: "B" or "records"."""
-
-    def identity(self) -> dict[str, Any]:
-        """What must be equal for an interrupted preparation to go on, as JSON values."""
-
-    def documents(self, counts: SourceCounts) -> Iterator[str]:
-        """Documents in order: their non-empty lines, stripped, joined by newlines. Fills `counts` on the way."""
-
-
-@dataclass(frozen=True)
-class RecordForm:
-    """How records of a .jsonl, a .parquet or a dataset are read."""
-
-    column: str = "text"
-    """Where the text is."""
-    are_lines: bool = False
-    """Each record is one line, an empty one ends a document (as in BookCorpus and WikiText); else it is a document."""
-
-
 @dataclass(frozen=True)
 class LocalFile:
-    """A local file; its form and compression are told by its suffixes."""
+    """A local file; its suffixes tell form and compression."""
 
     path: Path
     records: RecordForm = RecordForm()
@@ -107,7 +54,7 @@ class LocalFile:
         except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid) as error:
             raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
         except OSError as error:
-            if error.errno is None:  # Arrow's word for a truncated .zst; the system's errors have a number
+            if error.errno is None:  # Arrow's error for a truncated .zst; the system's errors have a number
                 raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
             raise
 
@@ -117,9 +64,7 @@ class LocalFile:
             counts.skipped = "empty"
             return
         if form == ".parquet":
-            yield from documents_of_records(
-                _parquet_texts(self.path, self.records.column, counts), self.records, counts
-            )
+            yield from self.records.documents(_parquet_texts(self.path, self.records, counts), counts)
             return
         with open(self.path, "rb") as raw, self._decompressed(raw) as file:
             probe = file.read(_PROBE_BYTES)
@@ -128,8 +73,7 @@ class LocalFile:
                 return
             lines = _lines(probe.removeprefix(b"\xef\xbb\xbf"), file, raw, counts)
             if form == ".jsonl":
-                texts = _json_texts(lines, self.records.column, counts)
-                yield from documents_of_records(texts, self.records, counts)
+                yield from self.records.documents(_json_texts(lines, self.records.column, counts), counts)
             else:
                 yield from _blank_line_separated(lines, counts)
 
@@ -151,9 +95,9 @@ class LocalFile:
 
 
 def find_files(patterns: list[str], records: RecordForm) -> list[LocalFile]:
-    """The files that `patterns` (names, globs, folders) name, each pattern's sorted by name.
+    """The files that `patterns` (names or globs) match, in the order of the patterns, each glob's sorted by name.
 
-    Raises FileNotFoundError for a pattern that names no file, ValueError for a file named twice.
+    Raises FileNotFoundError for a pattern that matches no file, ValueError for a folder or a file named twice.
     """
     files: list[LocalFile] = []
     for pattern in patterns:
@@ -187,7 +131,7 @@ def _lines(start: bytes, file: BinaryIO, raw: BinaryIO, counts: SourceCounts) ->
         text, rest = _decode(buffer[:end], counts), buffer[end:]
         if text:
             for line in text.removesuffix("\n").split("\n"):
-                yield from _short_lines(line.strip(), counts)
+                yield from short_lines(line.strip(), counts)
         if not block:
             return
 
@@ -202,15 +146,6 @@ def _cut_inside_line(buffer: bytes) -> int:
     return end
 
 
-def _short_lines(line: str, counts: SourceCounts) -> Iterator[str]:
-    while len(line) > LINE_CHARS:
-        cut = line.rfind(" ", 0, LINE_CHARS) + 1 or LINE_CHARS
-        yield line[:cut].strip()
-        line = line[cut:]
-        counts.long_lines_cut += 1
-    yield line
-
-
 def _decode(raw: bytes, counts: SourceCounts) -> str:
     try:
         return raw.decode("utf-8")
@@ -220,67 +155,11 @@ def _decode(raw: bytes, counts: SourceCounts) -> str:
         return text
 
 
-class DocumentTally:
-    """Joins lines into documents and counts them; a document that grows too long is handed on in parts."""
-
-    def __init__(self, counts: SourceCounts) -> None:
-        self._counts = counts
-        self._lines: list[str] = []
-        self._size = 0
-
-    def add(self, line: str) -> str | None:
-        """Take one non-empty line; returns the document so far where it has become long enough to go."""
-        self._lines.append(line)
-        self._size += len(line)
-        return self.end() if self._size > DOCUMENT_CHARS else None
-
-    def end(self) -> str | None:
-        """The document so far, if there is one; the next line starts another."""
-        if not self._lines:
-            return None
-        document = self.document(self._lines)
-        self._lines, self._size = [], 0
-        return document
-
-    def document(self, lines: list[str]) -> str:
-        """A whole document at once."""
-        document = "\n".join(lines)
-        self._counts.documents += 1
-        self._counts.lines += len(lines)
-        self._counts.characters += len(document)
-        return document
-
-
 def _blank_line_separated(lines: Iterator[str], counts: SourceCounts) -> Iterator[str]:
     tally = DocumentTally(counts)
     for line in lines:
-        document = tally.add(line) if line else tally.end()
-        if document is not None:
-            yield document
-    document = tally.end()
-    if document is not None:
-        yield document
-
-
-def documents_of_records(texts: Iterator[str | None], records: RecordForm, counts: SourceCounts) -> Iterator[str]:
-    """Documents of `texts`, one a record; a record's line ends are line ends. None stands for an unreadable one."""
-    tally = DocumentTally(counts)
-    for text in texts:
-        if not isinstance(text, str):
-            counts.unreadable_records += 1
-            continue
-        for raw in text.split("\n"):
-            for line in _short_lines(raw.strip(), counts):
-                document = tally.add(line) if line else None
-                if document is not None:
-                    yield document
-        if not records.are_lines or not text.strip():
-            document = tally.end()
-            if document is not None:
-                yield document
-    document = tally.end()
-    if document is not None:
-        yield document
+        yield from tally.add(line) if line else tally.end()
+    yield from tally.end()
 
 
 def _json_texts(lines: Iterator[str], column: str, counts: SourceCounts) -> Iterator[str | None]:
@@ -305,18 +184,12 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _parquet_texts(path: Path, column: str, counts: SourceCounts) -> Iterator[str | None]:
+def _parquet_texts(path: Path, records: RecordForm, counts: SourceCounts) -> Iterator[str | None]:
     file = pyarrow.parquet.ParquetFile(path)
-    check_column(str(path), column, file.schema_arrow.names)
+    records.check_column(str(path), file.schema_arrow.names)
     size = path.stat().st_size
     read = 0
-    for batch in file.iter_batches(batch_size=1024, columns=[column]):
+    for batch in file.iter_batches(batch_size=1024, columns=[records.column]):
         read += len(batch)
         counts.position = size * read // max(1, file.metadata.num_rows)
         yield from batch.column(0).to_pylist()
-
-
-def check_column(source: str, column: str, columns: list[str]) -> None:
-    """Raises ValueError where `column` is not among those of `source`."""
-    if column not in columns:
-        raise ValueError(f'{source} has no column "{column}" but {", ".join(columns)}: name one with --text-column')

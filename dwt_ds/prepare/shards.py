@@ -15,7 +15,7 @@ import pyarrow as pa
 from dwt_ds.base.files import atomic_file, file_sha256
 from dwt_ds.data.manifest import Shard
 from dwt_ds.data.prepared import LENGTHS_NAME
-from dwt_ds.prepare.packing import Rows
+from dwt_ds.prepare.rows import Rows
 
 # A shard is closed once it has this many tokens: 128 MB of 16-bit ids.
 SHARD_TOKENS = 64 * 1024 * 1024

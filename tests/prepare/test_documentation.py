@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dwt_ds.prepare.documentation import InstalledDocumentation, module_paragraphs, prose_paragraphs
-from dwt_ds.prepare.reading import SourceCounts
+from dwt_ds.prepare.sources import SourceCounts
 
 SOURCE = '''
 """Tools for drawing maps of places that nobody has seen yet.

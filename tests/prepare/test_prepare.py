@@ -21,9 +21,10 @@ import pytest
 
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData, RowTable
-from dwt_ds.prepare import pipeline as prepare_module
+from dwt_ds.prepare import corpus, pipeline
+from dwt_ds.prepare.corpus import is_held_out
 from dwt_ds.prepare.options import PrepareOptions
-from dwt_ds.prepare.pipeline import is_held_out, prepare
+from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
 from dwt_ds.prepare.sentences import split_sentences
 
@@ -186,7 +187,7 @@ def test_a_single_document_holds_out_its_last_lines(tmp_path: Path, make: Make, 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small corpus makes a dozen chunks."""
-    monkeypatch.setattr(prepare_module, "CHUNK_CHARS", 5000)
+    monkeypatch.setattr(corpus, "CHUNK_CHARS", 5000)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -240,7 +241,7 @@ def test_interrupted_work_goes_on_from_its_parts(
 ) -> None:
     straight = make(tmp_path / "straight", corpus_file, seq_len=32)
     made: list[int] = []
-    original = prepare_module.store_part
+    original = pipeline.store_part
 
     def stopping(item: Any, **options: Any) -> Any:
         if len(made) == 4:
@@ -249,7 +250,7 @@ def test_interrupted_work_goes_on_from_its_parts(
         return original(item, **options)
 
     out = tmp_path / "data"
-    monkeypatch.setattr(prepare_module, "store_part", stopping)
+    monkeypatch.setattr(pipeline, "store_part", stopping)
     with pytest.raises(Stop):
         make(out, corpus_file, seq_len=32)
     assert made == [0, 1, 2, 3]
@@ -265,8 +266,8 @@ def test_interrupted_work_goes_on_from_its_parts(
             remade.append(item.index)
         return original(item, **options)
 
-    monkeypatch.setattr(prepare_module, "store_part", recording)
-    monkeypatch.setattr(prepare_module, "survey", lambda *args, **options: pytest.fail("surveyed again"))
+    monkeypatch.setattr(pipeline, "store_part", recording)
+    monkeypatch.setattr(pipeline, "survey", lambda *args, **options: pytest.fail("surveyed again"))
     resumed = make(out, corpus_file, seq_len=32)
     assert remade == list(range(4, len(remade) + 4))
     assert resumed.manifest.fingerprint == straight.manifest.fingerprint
@@ -297,24 +298,25 @@ def test_stopped_before_the_manifest_it_is_finished_by_the_next(
 _SLOW_PREPARE = """
     import sys, time
     from pathlib import Path
-    from dwt_ds.data import chunks, prepare
+    from dwt_ds.prepare import corpus, pipeline
     from dwt_ds.prepare.options import PrepareOptions
     from dwt_ds.prepare.reading import LocalFile
 
-    prepare.CHUNK_CHARS = 5000
-    original = prepare.store_part
+    corpus.CHUNK_CHARS = 5000
+    original = pipeline.store_part
 
     def slow(item, **options):
         if not isinstance(item, Path):
             time.sleep(float(sys.argv[4]))
         return original(item, **options)
 
-    prepare.store_part = slow
-    prepare.prepare(PrepareOptions(sources=[LocalFile(Path(sys.argv[1]))], out=Path(sys.argv[2]),
-                                   tokenizer=sys.argv[3], seq_len=32, validation=0.1))
+    pipeline.store_part = slow
+    pipeline.prepare(PrepareOptions(sources=[LocalFile(Path(sys.argv[1]))], out=Path(sys.argv[2]),
+                                    tokenizer=sys.argv[3], seq_len=32, validation=0.1))
 """
 
 
+@pytest.mark.usefixtures("small_chunks")
 def test_killed_at_any_time_it_is_never_taken_for_whole(
     tmp_path: Path, make: Make, corpus_file: Path, vocab_file: Path
 ) -> None:
@@ -333,12 +335,7 @@ def test_killed_at_any_time_it_is_never_taken_for_whole(
     subprocess.run([*command, "0"], check=True, stderr=subprocess.DEVNULL)
     data = PreparedData.open(out)
     data.verify()
-    prepare_module_chunks = prepare_module.CHUNK_CHARS
-    try:
-        prepare_module.CHUNK_CHARS = 5000
-        straight = make(tmp_path / "straight", corpus_file, seq_len=32)
-    finally:
-        prepare_module.CHUNK_CHARS = prepare_module_chunks
+    straight = make(tmp_path / "straight", corpus_file, seq_len=32)
     assert data.manifest.fingerprint == straight.manifest.fingerprint
 
 
@@ -403,14 +400,14 @@ def test_a_source_that_changes_while_it_is_read(
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_text(as_text(made_up_documents(5)))
-    original = prepare_module.survey
+    original = pipeline.survey
 
     def then_changed(*args: Any, **options: Any) -> Any:
         result = original(*args, **options)
         path.write_text(as_text(made_up_documents(6)))
         return result
 
-    monkeypatch.setattr(prepare_module, "survey", then_changed)
+    monkeypatch.setattr(pipeline, "survey", then_changed)
     with pytest.raises(ValueError, match="text.txt changed while it was read"):
         make(tmp_path / "data", path)
 

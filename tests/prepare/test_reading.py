@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from dwt_ds.prepare import reading
-from dwt_ds.prepare.hub import HubDataset
-from dwt_ds.prepare.reading import LocalFile, RecordForm, SourceCounts, find_files
+from dwt_ds.prepare import reading, sources
+from dwt_ds.prepare.reading import LocalFile, find_files
+from dwt_ds.prepare.sources import HubDataset, RecordForm, SourceCounts
 
 DOCUMENTS = ["A heading\nFirst line of the first.", "Second document, caf\u00e9.", "Third:\nits end."]
 TEXT = "A heading\nFirst line of the first.\n\n\n  Second document, caf\u00e9.  \r\n\t\nThird:\nits end."
@@ -111,14 +111,14 @@ def test_a_line_of_fifty_megabytes_is_cut_and_nothing_is_lost(tmp_path: Path, se
     path.write_text(text)
     documents, counts = read(path)
     assert counts.long_lines_cut >= 40
-    assert all(len(line) <= reading.LINE_CHARS for document in documents for line in document.split("\n"))
-    assert all(len(document) <= reading.DOCUMENT_CHARS + reading.LINE_CHARS + 100 for document in documents)
+    assert all(len(line) <= sources.LINE_CHARS for document in documents for line in document.split("\n"))
+    assert all(len(document) <= sources.DOCUMENT_CHARS + sources.LINE_CHARS + 100 for document in documents)
     assert "".join("".join(documents).split()) == "".join(text.split())
     assert counts.invalid_utf8 == 0
 
 
 def test_a_long_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "DOCUMENT_CHARS", 50)
+    monkeypatch.setattr(sources, "DOCUMENT_CHARS", 50)
     path = tmp_path / "long.txt"
     path.write_text("".join(f"line {n}\n" for n in range(30)) + "\nnext\n")
     documents, counts = read(path)

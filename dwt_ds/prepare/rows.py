@@ -1,13 +1,14 @@
 """One chunk of documents made into rows: the work that all cores share.
 
-A chunk's rows depend on the chunk and the settings alone, so neither the number of workers nor an interruption
-changes them. This module is what worker processes import: it stays clear of torch and transformers.
+A chunk's rows depend only on the chunk and the settings, so neither the number of workers nor an interruption changes
+them. Worker processes import this module, so it does not import torch or transformers.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,6 @@ from tokenizers import Tokenizer
 
 from dwt_ds.base.files import atomic_file
 from dwt_ds.data.hashing import below, hashes, key_of
-from dwt_ds.prepare.packing import Rows, one_sentence_rows, pack
 from dwt_ds.prepare.sentences import split_sentences
 
 _SAMPLE_STREAM = 4
@@ -68,9 +68,19 @@ class Chunk:
 
     index: int
     documents: list[str]
-    """Each its lines, joined by newlines; duplicate lines already left out."""
+    """Each its lines, joined by newlines; duplicate lines are already left out."""
     held_out: list[bool]
     """Which documents go to the validation split."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows one after the other."""
+
+    tokens: np.ndarray
+    """Token ids of all rows, 1-d."""
+    lengths: np.ndarray
+    """int32 (rows,): tokens of each row, [CLS] and [SEP] included."""
 
 
 @dataclass(frozen=True)
@@ -144,25 +154,63 @@ def _tokenizer(path: str) -> Tokenizer:
 
 def _rows(ids: list[np.ndarray], documents: np.ndarray, chosen: np.ndarray, settings: RowSettings) -> Rows:
     if settings.one_sentence_per_row:
-        return one_sentence_rows(
-            [ids[i] for i in chosen.tolist()],
-            seq_len=settings.seq_len,
-            cls_id=settings.cls_id,
-            sep_id=settings.sep_id,
-        )
+        return _one_sentence_rows([ids[i] for i in chosen.tolist()], settings)
     starts = np.flatnonzero(np.diff(documents[chosen], prepend=-1))
     texts = [
         np.concatenate([ids[i] for i in of_document.tolist()])
         for of_document in np.split(chosen, starts[1:])
         if len(of_document)
     ]
-    return pack(
-        texts,
-        seq_len=settings.seq_len,
-        cls_id=settings.cls_id,
-        sep_id=settings.sep_id,
-        join_documents=settings.join_documents,
-    )
+    return _packed_rows(texts, settings)
+
+
+def _packed_rows(documents: Sequence[np.ndarray], settings: RowSettings) -> Rows:
+    """Fill rows of `seq_len` tokens with the running text of `documents` (token ids, 1-d each).
+
+    A row is [CLS] text [SEP]; text that does not fit continues in the next row, so only a last row is short. Joined
+    documents share rows, with a [SEP] between them (Liu et al. 2019, section 4.2, "full-sentences"); otherwise each
+    document starts a row, and its last one stays short.
+    """
+    capacity = settings.seq_len - 2
+    separator = np.array([settings.sep_id])
+    pieces: list[np.ndarray] = []
+    contents: list[int] = []
+    fill = 0  # text tokens in the row under way; 0 where none is
+    for document in documents:
+        if len(document) == 0:
+            continue
+        room = capacity - fill
+        if fill and settings.join_documents and room >= 2:
+            pieces.append(separator)
+            fill += 1
+        elif fill:
+            contents.append(fill)
+            fill = 0
+        pieces.append(document)
+        full, fill = divmod(fill + len(document), capacity)
+        contents.extend([capacity] * full)
+    if fill:
+        contents.append(fill)
+    return _framed(pieces, contents, settings)
+
+
+def _one_sentence_rows(sentences: Sequence[np.ndarray], settings: RowSettings) -> Rows:
+    """A row for each sentence (token ids), cut to `seq_len`."""
+    cut = [sentence[: settings.seq_len - 2] for sentence in sentences if len(sentence)]
+    return _framed(cut, [len(sentence) for sentence in cut], settings)
+
+
+def _framed(pieces: list[np.ndarray], contents: list[int], settings: RowSettings) -> Rows:
+    """Rows of `contents` text tokens each, with [CLS] before and [SEP] after each; `pieces` is their text."""
+    text = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+    lengths = np.array(contents, dtype=np.int64) + 2
+    ends = np.cumsum(lengths)
+    tokens = np.empty(int(lengths.sum()), dtype=text.dtype)
+    tokens[ends - lengths] = settings.cls_id
+    tokens[ends - 1] = settings.sep_id
+    row_of_token = np.repeat(np.arange(len(lengths)), lengths - 2)
+    tokens[np.arange(len(text)) + 2 * row_of_token + 1] = text
+    return Rows(tokens, lengths.astype(np.int32))
 
 
 def part_path(folder: Path, index: int) -> Path:
@@ -175,10 +223,14 @@ def has_parts(folder: Path) -> bool:
 
 
 def store_part(item: Chunk | Path, settings: RowSettings, folder: Path) -> ChunkCounts:
-    """Make the rows of a chunk and store them under `folder`, whole or not at all; or take a part stored before."""
+    """Make the rows of a chunk and store them under `folder`, whole or not at all; or read the counts of a stored part.
+
+    Args:
+        item: the chunk, or the path of its part where an earlier attempt stored it.
+    """
     if isinstance(item, Path):
         with np.load(item) as arrays:
-            return ChunkCounts(**json.loads(arrays["counts"].tobytes()))
+            return _counts(arrays)
     part = rows_of_chunk(item, settings)
     with atomic_file(part_path(folder, item.index)) as file:
         np.savez(
@@ -198,5 +250,9 @@ def read_part(path: Path) -> Part:
         return Part(
             Rows(arrays["train_tokens"], arrays["train_lengths"]),
             Rows(arrays["validation_tokens"], arrays["validation_lengths"]),
-            ChunkCounts(**json.loads(arrays["counts"].tobytes())),
+            _counts(arrays),
         )
+
+
+def _counts(arrays: Mapping[str, np.ndarray]) -> ChunkCounts:
+    return ChunkCounts(**json.loads(arrays["counts"].tobytes()))

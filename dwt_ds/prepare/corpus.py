@@ -1,0 +1,257 @@
+"""The text of all sources, read twice: first a survey (totals, duplicate lines, a sample), then chunks of documents.
+
+Duplicate lines are found exactly (up to a 64-bit hash), in memory that does not grow with the corpus: hashes go to disk
+in partitions by their top bits, each small enough to sort in memory; the result is one bit a line. Two different lines
+share a hash with a chance of n^2 / 2^65 among n lines: 0.0004 among 120 million.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from tqdm import tqdm
+
+from dwt_ds.base.files import atomic_file
+from dwt_ds.data.hashing import key_of
+from dwt_ds.prepare.rows import Chunk
+from dwt_ds.prepare.sources import Source, SourceCounts
+
+# Documents are handed to workers in chunks of at least this many characters. Part of what the rows depend on.
+CHUNK_CHARS = 4_000_000
+_HOLD_OUT_STREAM = 5
+_TOKENIZER_STREAM = 6
+# A tokenizer is trained on at most this many characters, whole documents drawn uniformly.
+TOKENIZER_SAMPLE_CHARS = 64_000_000
+_WORD = 1 << 64
+_PARTITION_BITS = 6
+_LINES_IN_MEMORY = 1 << 18
+_HASH_OF_LINE = np.dtype([("hash", "<u8"), ("line", "<u8")])
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclass
+class Survey:
+    """What the first pass found."""
+
+    per_source: list[SourceCounts]
+    duplicate_bits: np.ndarray
+    """uint8, a bit a line (see `DuplicateFinder.finish`); empty where duplicates are kept."""
+    sample: list[str] = field(default_factory=list)
+    """Documents to train a tokenizer on, in order; not stored."""
+
+    @property
+    def documents(self) -> int:
+        return sum(counts.documents for counts in self.per_source)
+
+    @property
+    def characters(self) -> int:
+        return sum(counts.characters for counts in self.per_source)
+
+    @property
+    def duplicate_lines(self) -> int:
+        return int(np.unpackbits(self.duplicate_bits).sum())
+
+    def store(self, work: Path) -> None:
+        """Write it to the work folder, for an attempt that resumes."""
+        with atomic_file(work / "duplicates.npy") as file:
+            np.save(file, self.duplicate_bits)
+        with atomic_file(work / "survey.json") as file:
+            file.write(json.dumps({"per_source": [asdict(counts) for counts in self.per_source]}).encode())
+
+    @classmethod
+    def stored(cls, work: Path) -> Survey | None:
+        """What an earlier attempt stored in the work folder, if it got so far."""
+        path = work / "survey.json"
+        if not path.is_file():
+            return None
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls([SourceCounts(**counts) for counts in values["per_source"]], np.load(work / "duplicates.npy"))
+
+
+def survey(sources: Sequence[Source], work: Path, *, find_duplicates: bool, want_sample: bool, seed: int) -> Survey:
+    """Read all sources once. `work` is a folder for what memory should not hold."""
+    per_source = [SourceCounts() for _ in sources]
+    finder = DuplicateFinder(work / "hashes") if find_duplicates else None
+    sample = _DocumentSample(seed)
+    sizes = [source.size for source in sources]
+    units = {source.unit for source in sources}
+    comparable = all(sizes) and len(units) == 1
+    number = before = 0
+    with progress_bar("reading", sum(sizes) if comparable else None, units.pop() if comparable else "char") as bar:
+        for source, counts, size in zip(sources, per_source, sizes, strict=True):
+            for document in source.documents(counts):
+                if finder:
+                    finder.add(document.split("\n"))
+                if want_sample:
+                    sample.offer(number, document)
+                number += 1
+                bar.update(before + (counts.position if comparable else counts.characters) - bar.n)
+            before += size if comparable else counts.characters
+            bar.update(before - bar.n)
+    bits = finder.finish() if finder else np.zeros(0, dtype=np.uint8)
+    return Survey(per_source, bits, sample.documents())
+
+
+def progress_bar(title: str, total: int | None, unit: str) -> tqdm[None]:
+    """A bar with rate and time left; a line every 15 seconds where the output is not a terminal."""
+    interactive = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=unit,
+        unit_scale=True,
+        file=sys.stderr,
+        mininterval=0.2 if interactive else _SECONDS_BETWEEN_LINES,
+        ncols=None if interactive else 100,
+    )
+
+
+class _DocumentSample:
+    """A uniform sample of documents of bounded size, the same for the same corpus: those whose hash lies under a
+    threshold, which is halved whenever they become too many."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._threshold = _WORD
+        self._kept: list[tuple[int, str]] = []
+        self._characters = 0
+
+    def offer(self, number: int, document: str) -> None:
+        key = key_of(_TOKENIZER_STREAM, self._seed, number)
+        if key < self._threshold:
+            self._kept.append((key, document))
+            self._characters += len(document)
+            while self._characters > TOKENIZER_SAMPLE_CHARS and len(self._kept) > 1:
+                self._threshold //= 2
+                self._kept = [kept for kept in self._kept if kept[0] < self._threshold] or self._kept[:1]
+                self._characters = sum(len(document) for _, document in self._kept)
+
+    def documents(self) -> list[str]:
+        return [document for _, document in self._kept]
+
+
+class DuplicateFinder:
+    """Takes the lines of a corpus in order and finds those that repeat an earlier one.
+
+    Disk: 16 bytes a line while it works. Memory: that of one partition (1/64 of these) and a bit a line.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """folder: for its files; emptied now and removed at the end."""
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.iterdir():
+            leftover.unlink()
+        self._hashes: list[int] = []
+        self._written = 0
+
+    def add(self, lines: list[str]) -> None:
+        self._hashes.extend(xxhash.xxh3_64_intdigest(line.encode()) for line in lines)
+        if len(self._hashes) >= _LINES_IN_MEMORY:
+            self._flush()
+
+    def _flush(self) -> None:
+        records = np.empty(len(self._hashes), dtype=_HASH_OF_LINE)
+        records["hash"] = np.array(self._hashes, dtype=np.uint64)
+        records["line"] = np.arange(self._written, self._written + len(records))
+        partitions = (records["hash"] >> np.uint64(64 - _PARTITION_BITS)).astype(np.int64)
+        records = records[np.argsort(partitions, kind="stable")]
+        counts = np.bincount(partitions, minlength=1 << _PARTITION_BITS)
+        for partition, of_partition in enumerate(np.split(records, np.cumsum(counts)[:-1])):
+            with open(self._folder / f"{partition:02d}", "ab") as file:
+                file.write(of_partition.tobytes())
+        self._written += len(self._hashes)
+        self._hashes = []
+
+    def finish(self) -> np.ndarray:
+        """uint8, a bit a line: bit n % 8 (from the highest) of byte n // 8 is set where line n is a repeat."""
+        self._flush()
+        bits = np.zeros(-(-self._written // 8), dtype=np.uint8)
+        for path in sorted(self._folder.iterdir()):
+            records = np.fromfile(path, dtype=_HASH_OF_LINE)
+            order = np.argsort(records["hash"], kind="stable")  # equal hashes stay in the order of their lines
+            hashes = records["hash"][order]
+            repeats = records["line"][order[1:]][hashes[1:] == hashes[:-1]]
+            np.bitwise_or.at(bits, repeats >> np.uint64(3), np.uint8(128) >> (repeats & np.uint64(7)).astype(np.uint8))
+            path.unlink()
+        self._folder.rmdir()
+        return bits
+
+
+def without_duplicates(lines: list[str], first: int, bits: np.ndarray) -> list[str]:
+    """`lines`, which are lines `first` and following of the corpus, less those whose bit is set."""
+    start = first // 8
+    flags = np.unpackbits(bits[start : (first + len(lines)) // 8 + 1])[first - start * 8 :][: len(lines)]
+    return [line for line, repeats in zip(lines, flags.tolist(), strict=True) if not repeats] if flags.any() else lines
+
+
+@dataclass
+class Corpus:
+    """The second pass over the sources: documents without duplicate lines, in chunks."""
+
+    sources: Sequence[Source]
+    survey: Survey
+    validation: float
+    """Share of the documents that is held out."""
+    seed: int
+    validation_documents: int = 0
+
+    def chunks(self) -> Iterator[tuple[int, Chunk]]:
+        """(characters read so far, chunk), in order; each chunk's documents follow one another in the sources.
+
+        Raises ValueError where a source has changed since the survey.
+        """
+        chunk = Chunk(0, [], [])
+        waiting = read = 0
+        for document, held_out in self._documents():
+            chunk.documents.append(document)
+            chunk.held_out.append(held_out)
+            read += len(document)
+            waiting += len(document)
+            if waiting >= CHUNK_CHARS:
+                yield read, chunk
+                chunk, waiting = Chunk(chunk.index + 1, [], []), 0
+        if chunk.documents:
+            yield read, chunk
+
+    def _documents(self) -> Iterator[tuple[str, bool]]:
+        number = line = 0
+        bits = self.survey.duplicate_bits
+        for source, before in zip(self.sources, self.survey.per_source, strict=True):
+            counts = SourceCounts()
+            for document in source.documents(counts):
+                lines = document.split("\n")
+                kept = without_duplicates(lines, line, bits) if len(bits) else lines
+                line += len(lines)
+                yield from self._split_off(number, kept)
+                number += 1
+            if counts != before:
+                raise ValueError(f"{source.name} changed while it was read: remove the output folder and start again")
+
+    def _split_off(self, number: int, lines: list[str]) -> Iterator[tuple[str, bool]]:
+        """The document and whether it is held out. A corpus of one document has its last lines held out instead."""
+        if self.survey.documents > 1 or not self.validation:
+            held_out = is_held_out(number, self.survey.documents, self.validation, self.seed)
+            self.validation_documents += held_out
+            yield "\n".join(lines), held_out
+            return
+        tail = min(len(lines) - 1, max(1, round(self.validation * len(lines))))
+        yield "\n".join(lines[: len(lines) - tail]), False
+        if tail:
+            self.validation_documents = 1
+            yield "\n".join(lines[-tail:]), True
+
+
+def is_held_out(number: int, documents: int, share: float, seed: int) -> bool:
+    """Whether document `number` of `documents` (2 or more) is held out: one, at random, of each 1 / share that follow
+    one another; one of all where there are fewer."""
+    if not share:
+        return False
+    period = min(round(1 / share), documents)
+    return number % period == key_of(_HOLD_OUT_STREAM, seed, number // period) % period
