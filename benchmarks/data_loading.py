@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.batches import StepBatches
-from dwt_ds.data.masks import Masking
 from dwt_ds.data.prepared import PreparedData, RowTable
 from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.prepare.rows import Rows
@@ -41,9 +41,9 @@ FIELDS = [
     "torch",
 ]
 MASKINGS = {
-    "fixed": Masking(),
-    "bernoulli": Masking(draw="bernoulli"),
-    "whole words": Masking(whole_word=True),
+    "fixed": DataConfig(),
+    "bernoulli": DataConfig(label_draw="bernoulli"),
+    "whole words": DataConfig(whole_word=True),
 }
 
 

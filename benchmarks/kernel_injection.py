@@ -21,7 +21,7 @@ import torch
 import triton
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from dwt_ds.distill.objective import MicroBatch
+from dwt_ds.data.batches import Batch
 from dwt_ds.engine.ranks import device, start_ranks, stop_ranks
 from dwt_ds.engine.teacher import TeacherEngine
 
@@ -56,7 +56,7 @@ def _measure(family: str, dtype: str) -> dict[str, Any]:
             engines[inject] = TeacherEngine(folder, dtype=dtype, kernel_inject=inject, device=device(), seq_len=SEQ_LEN)
     tokens = torch.randint(5, 1000, (ROWS, SEQ_LEN), device=device())
     positions = torch.arange(0, tokens.numel(), 7, device=device())
-    batch = MicroBatch(tokens, None, positions, positions)
+    batch = Batch(tokens, None, positions, positions, tokens.numel(), torch.arange(ROWS))
     views = (engines[each](batch) for each in (False, "auto"))
     plain, injected = (view.hidden.float() @ view.weight.float().T + view.bias.float() for view in views)
     row = {
@@ -75,7 +75,7 @@ def _measure(family: str, dtype: str) -> dict[str, Any]:
     return row
 
 
-def _milliseconds(teacher: TeacherEngine, batch: MicroBatch) -> float:
+def _milliseconds(teacher: TeacherEngine, batch: Batch) -> float:
     seconds = []
     for _ in range(20):
         torch.cuda.synchronize()

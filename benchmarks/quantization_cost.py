@@ -34,9 +34,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dwt_ds.config.quantization import parse_quantization
-from dwt_ds.config.schema import StudentConfig
+from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import validation_batches
-from dwt_ds.data.masks import Masking
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.models.build import build_student, load_masked_lm
 from dwt_ds.models.cpu_dropout import use_cpu_dropout
@@ -173,10 +172,10 @@ def held_out_loss(model: PreTrainedModel, data: PreparedData) -> float:
     batches = validation_batches(
         data.validation,
         data.facts,
+        DataConfig(),
         micro_batch_size=ROWS,
         rank=0,
         world_size=1,
-        masking=Masking(),
         max_rows=HELD_OUT_ROWS,
     )
     for batch in batches:

@@ -88,8 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     # Imported here: --help should not wait for transformers.
+    from dwt_ds.config.schema import DataConfig
     from dwt_ds.data.manifest import read_manifest
-    from dwt_ds.data.masks import Masking
     from dwt_ds.data.prepared import PreparedData
     from dwt_ds.data.show import examples, manifest_table
     from dwt_ds.prepare.pipeline import prepare
@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> int:
     print(manifest_table(manifest), end="")
     print(f"\n{args.out} is ready" + (f"; {args.show} rows, {{true -> shown}}:" if args.show else ""))
     if args.show:
-        for example in examples(PreparedData.open(args.out), args.show, Masking(), args.seed):
+        for example in examples(PreparedData.open(args.out), args.show, DataConfig(), args.seed):
             print(f"\n{example}")
     return 0
 

@@ -1,113 +1,120 @@
-"""Micro-batches with their masks: what each rank trains on at each step, and what all ranks validate on.
-
-Legend: B rows of a micro-batch, S columns, N labelled tokens of the micro-batch.
-"""
+"""Micro-batches with their masks: what each rank trains on at each step, and what all ranks evaluate on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from dwt_ds.data.masks import Masking, draw_masks
+from dwt_ds.config.schema import DataConfig
+from dwt_ds.data.masks import MaskedRows, draw_masks
 from dwt_ds.data.order import RowStream
 from dwt_ds.data.prepared import RowTable
 from dwt_ds.data.tokenizer import TokenizerFacts
 
+NO_LABEL = -100
 # Masks of the validation rows never change, whatever the seed of the run.
 _VALIDATION_SEED = 20_201_120
 
 
-@dataclass
-class Batch:
-    """One micro-batch, torch tensors."""
+class Batch(NamedTuple):
+    """One micro-batch as the models and the loss take it: B rows of S columns, N positions that reach the head."""
 
-    input_ids: torch.Tensor
-    """(B, S) int64, already masked."""
-    attention_mask: torch.Tensor
-    """(B, S) int64: 1 on real tokens."""
-    positions: torch.Tensor
-    """(N,) int64: flat indices into B*S of the labelled tokens, ascending."""
-    labels: torch.Tensor
-    """(N,) int64: the true tokens at `positions`."""
+    input_ids: Tensor
+    """(B, S) int64, masked."""
+    attention_mask: Tensor | None
+    """(B, S) int64, 1 on real tokens; None where there is no padding."""
+    positions: Tensor
+    """(N,) int64, flat indices into B x S, ascending."""
+    labels: Tensor
+    """(N,) int64, the true token at each position; NO_LABEL on positions that only the soft loss sees."""
     token_count: int
     """Real (non-pad) tokens."""
-    rows: torch.Tensor
-    """(B,) int64: ids of the rows, for replay. Stays on the CPU."""
+    rows: Tensor
+    """(B,) int64, ids of the rows in the table; always on the CPU."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with the tensors that the models need on `device`."""
+        mask = self.attention_mask
+        return self._replace(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            attention_mask=None if mask is None else mask.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels from worker processes as plain bytes of half the size: a tensor would cost a file descriptor and a
-        shared memory segment each, more than making the batch."""
-        lengths = self.attention_mask.sum(dim=1)
+        """Loader processes send int32 bytes: sharing a tensor costs a file descriptor and more time than making it."""
+        rows, width = self.input_ids.shape
+        lengths = torch.full((rows,), width) if self.attention_mask is None else self.attention_mask.sum(dim=1)
         tensors = (self.input_ids, lengths, self.positions, self.labels)
-        return _unpacked, (*(tensor.to(torch.int32).numpy() for tensor in tensors), self.rows.numpy(), self.token_count)
-
-    def pin_memory(self) -> Batch:
-        return Batch(
-            self.input_ids.pin_memory(),
-            self.attention_mask.pin_memory(),
-            self.positions.pin_memory(),
-            self.labels.pin_memory(),
-            self.token_count,
-            self.rows,
-        )
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        return Batch(
-            self.input_ids.to(device, non_blocking=non_blocking),
-            self.attention_mask.to(device, non_blocking=non_blocking),
-            self.positions.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            self.token_count,
-            self.rows,
-        )
+        return _batch, (*(tensor.to(torch.int32).numpy() for tensor in tensors), self.token_count, self.rows.numpy())
 
 
-def _unpacked(
+def _batch(
     input_ids: np.ndarray,
     lengths: np.ndarray,
     positions: np.ndarray,
     labels: np.ndarray,
-    rows: np.ndarray,
     token_count: int,
-) -> Batch:
-    return Batch(
-        torch.from_numpy(input_ids.astype(np.int64)),
-        _attention_mask(lengths, input_ids.shape[1]),
-        torch.from_numpy(positions.astype(np.int64)),
-        torch.from_numpy(labels.astype(np.int64)),
-        token_count,
-        torch.from_numpy(rows),
-    )
-
-
-def _attention_mask(lengths: np.ndarray, width: int) -> torch.Tensor:
-    return torch.from_numpy((np.arange(width)[None, :] < lengths[:, None]).astype(np.int64))
-
-
-def _masked_batch(
-    table: RowTable,
-    facts: TokenizerFacts,
-    masking: Masking,
-    seed: int,
     rows: np.ndarray,
-    epochs: np.ndarray,
-    width: int,
 ) -> Batch:
-    input_ids, lengths = table.rows(rows, width)
-    masked = draw_masks(input_ids, lengths, rows, epochs, facts, masking, seed)
+    real = _is_real(lengths, input_ids.shape[1])
+    attention_mask = None if real.all() else _int64(real)
     return Batch(
-        torch.from_numpy(masked.input_ids),
-        _attention_mask(lengths, width),
-        torch.from_numpy(masked.positions),
-        torch.from_numpy(masked.labels),
-        int(lengths.sum()),
-        torch.from_numpy(rows),
+        _int64(input_ids), attention_mask, _int64(positions), _int64(labels), token_count, torch.from_numpy(rows)
     )
+
+
+def _int64(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64, copy=False))
+
+
+def _is_real(lengths: np.ndarray, width: int) -> np.ndarray:
+    """(B, S) bool, true on real tokens of rows of `lengths` (B,) tokens."""
+    return np.arange(width)[None, :] < lengths[:, None]
+
+
+@dataclass(frozen=True)
+class _BatchMaker:
+    """Rows of a table with their masks drawn."""
+
+    table: RowTable
+    facts: TokenizerFacts
+    config: DataConfig
+    seed: int
+    soft_positions: Literal["labelled", "all"] = "labelled"
+
+    def batch(self, rows: np.ndarray, epochs: np.ndarray) -> Batch:
+        """The micro-batch of rows (B,) int64, masked as in their epochs (B,) int64."""
+        input_ids, lengths = self.table.rows(rows, self._width(rows))
+        masked = draw_masks(input_ids, lengths, rows, epochs, self.facts, self.config, self.seed)
+        positions, labels = masked.positions, masked.labels
+        if self.soft_positions == "all":
+            positions, labels = _every_real_token(masked, lengths)
+        return _batch(masked.input_ids, lengths, positions, labels, int(lengths.sum()), rows)
+
+    def without_labels(self, rows: np.ndarray) -> Batch:
+        """A micro-batch that adds nothing to any sum."""
+        input_ids, lengths = self.table.rows(rows, self._width(rows))
+        none = np.zeros(0, dtype=np.int64)
+        return _batch(input_ids, lengths, none, none, 0, none)
+
+    def _width(self, rows: np.ndarray) -> int:
+        return self.table.full_width or int(self.table.lengths[rows].max())
+
+
+def _every_real_token(masked: MaskedRows, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, labels), each (N,) int64, of all real tokens; NO_LABEL where none was drawn."""
+    labels = np.full(masked.input_ids.size, NO_LABEL, dtype=np.int64)
+    labels[masked.positions] = masked.labels
+    positions = np.flatnonzero(_is_real(lengths, masked.input_ids.shape[1]))
+    return positions, labels[positions]
 
 
 class StepBatches(Dataset[list[Batch]]):
@@ -116,25 +123,35 @@ class StepBatches(Dataset[list[Batch]]):
     Step k takes the next `micro_batch_size * accumulation * world_size` rows of an endless stream of epochs, starting
     at stream position `rows_before + (k - first_step) * global batch`. Which rows and masks a step has depends on the
     seed and on that position alone: not on the number of ranks (at equal global batch), nor on where a run resumed.
-    An epoch's end may fall inside a step. Rows of many lengths (one sentence a row) are grouped by length.
+    An epoch may end inside a step. Rows of many lengths (one sentence a row) are grouped by length.
+
+    Args:
+        table: training rows.
+        facts: of the tokenizer.
+        config: how tokens are masked.
+        seed: of the run.
+        soft_positions: positions of a batch: the labelled tokens, or every real token.
+        rows_before: stream positions consumed before step `first_step`.
+
+    Raises:
+        ValueError: the table is smaller than one global batch.
     """
 
     def __init__(
         self,
         table: RowTable,
         facts: TokenizerFacts,
+        config: DataConfig,
         *,
         seed: int,
         micro_batch_size: int,
         accumulation: int,
         rank: int,
         world_size: int,
-        masking: Masking,
+        soft_positions: Literal["labelled", "all"] = "labelled",
         rows_before: int = 0,
         first_step: int = 0,
     ) -> None:
-        """rows_before: stream positions consumed before step `first_step`. Raises ValueError for a table smaller
-        than one global batch."""
         self.global_batch_size = micro_batch_size * accumulation * world_size
         if len(table) < self.global_batch_size:
             raise ValueError(
@@ -142,17 +159,11 @@ class StepBatches(Dataset[list[Batch]]):
                 f"{self.global_batch_size} (micro-batch {micro_batch_size} x accumulation {accumulation} x "
                 f"{world_size} ranks): prepare more text, or lower train.micro_batch_size"
             )
-        self._table = table
-        self._facts = facts
-        self._seed = seed
-        self._micro_batch_size = micro_batch_size
-        self._accumulation = accumulation
-        self._rank = rank
-        self._world_size = world_size
-        self._masking = masking
-        self._rows_before = rows_before
-        self._first_step = first_step
+        self._maker = _BatchMaker(table, facts, config, seed, soft_positions)
         self._stream = RowStream(len(table), seed, None if table.full_width else table.lengths)
+        self._micro_batch_size, self._accumulation = micro_batch_size, accumulation
+        self._rank, self._world_size = rank, world_size
+        self._rows_before, self._first_step = rows_before, first_step
 
     def rows_consumed(self, step: int) -> int:
         """Stream positions consumed before step `step`: what a checkpoint must keep to resume."""
@@ -160,7 +171,7 @@ class StepBatches(Dataset[list[Batch]]):
 
     def epoch(self, step: int) -> float:
         """Epochs completed before step `step`."""
-        return self.rows_consumed(step) / len(self._table)
+        return self.rows_consumed(step) / self._stream.size
 
     def __getitem__(self, step: int) -> list[Batch]:
         start = self.rows_consumed(step)
@@ -169,21 +180,18 @@ class StepBatches(Dataset[list[Batch]]):
         for accumulation_step in range(self._accumulation):
             first = (accumulation_step * self._world_size + self._rank) * self._micro_batch_size
             here = slice(first, first + self._micro_batch_size)
-            width = self._table.full_width or int(self._table.lengths[rows[here]].max())
-            batches.append(
-                _masked_batch(self._table, self._facts, self._masking, self._seed, rows[here], epochs[here], width)
-            )
+            batches.append(self._maker.batch(rows[here], epochs[here]))
         return batches
 
 
 def validation_batches(
     table: RowTable,
     facts: TokenizerFacts,
+    config: DataConfig,
     *,
     micro_batch_size: int,
     rank: int,
     world_size: int,
-    masking: Masking,
     max_rows: int | None = None,
 ) -> Iterator[Batch]:
     """This rank's share of the validation rows, with masks that are the same for every run and number of ranks.
@@ -191,23 +199,12 @@ def validation_batches(
     At most `max_rows` rows, spread evenly over the table. Every rank yields the same number of batches; one that has
     none left yields a row without labels (token_count 0), which adds nothing to any sum.
     """
+    maker = _BatchMaker(table, facts, config, _VALIDATION_SEED)
     count = len(table) if max_rows is None else min(len(table), max_rows)
     rows = np.arange(count, dtype=np.int64) * len(table) // max(count, 1)
     if table.full_width is None:
         rows = rows[np.argsort(table.lengths[rows], kind="stable")]
-    micro_batches = -(-count // micro_batch_size)
-    for first in range(0, micro_batches, world_size):
+    for first in range(0, -(-count // micro_batch_size), world_size):
         mine = (first + rank) * micro_batch_size
         here = rows[mine : mine + micro_batch_size]
-        if len(here) == 0:
-            yield _without_labels(table, table.full_width or int(table.lengths[rows[0]]), rows[:1])
-            continue
-        width = table.full_width or int(table.lengths[here].max())
-        yield _masked_batch(table, facts, masking, _VALIDATION_SEED, here, np.zeros_like(here), width)
-
-
-def _without_labels(table: RowTable, width: int, row: np.ndarray) -> Batch:
-    input_ids, lengths = table.rows(row, width)
-    none = torch.zeros(0, dtype=torch.int64)
-    mask = _attention_mask(lengths, width)
-    return Batch(torch.from_numpy(input_ids), mask, none, none.clone(), 0, none.clone())
+        yield maker.batch(here, np.zeros_like(here)) if len(here) else maker.without_labels(rows[:1])

@@ -1,4 +1,7 @@
-"""Masked-language-model masks, drawn on the fly as a pure function of (seed, epoch, row)."""
+"""Masked-language-model masks, drawn on the fly as a pure function of (seed, epoch, row).
+
+Which tokens become labels and what the model sees in their place: Devlin et al. 2019 (BERT), appendix A.1.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.hashing import below, hashes, key_of, uniform
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 _MASK_STREAM = 3
 _CHOICE, _ACTION, _REPLACEMENT = 0, 1, 2
 _NEVER = np.uint64(2**64 - 1)
-
-
-@dataclass(frozen=True)
-class Masking:
-    """How labels are chosen and what the model sees in their place (BERT, Devlin et al. 2019, appendix A.1)."""
-
-    probability: float = 0.15
-    """Share of a row's tokens that are predicted."""
-    mask_share: float = 0.8
-    """Share of the predicted tokens that are shown as the mask token."""
-    random_share: float = 0.1
-    """Share of the predicted tokens that are shown as a random ordinary token; the rest are shown as they are."""
-    draw: str = "fixed"
-    """"fixed": every row of n tokens gets round(probability * (n - 2)) labels; "bernoulli": each token by itself."""
-    whole_word: bool = False
-    """Choose whole words. With "fixed" a word that would pass the row's number is passed over for the next."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.probability <= 1.0:
-            raise ValueError(f"masking.probability is {self.probability}: it must lie in (0, 1]")
-        if self.mask_share < 0.0 or self.random_share < 0.0 or self.mask_share + self.random_share > 1.0 + 1e-9:
-            raise ValueError(
-                f"masking.mask_share {self.mask_share} and random_share {self.random_share}: "
-                "neither may be negative and their sum must not pass 1"
-            )
-        if self.draw not in ("fixed", "bernoulli"):
-            raise ValueError(f'masking.draw is "{self.draw}": it must be "fixed" or "bernoulli"')
 
 
 @dataclass(frozen=True)
@@ -59,26 +36,35 @@ def draw_masks(
     rows: np.ndarray,
     epochs: np.ndarray,
     facts: TokenizerFacts,
-    masking: Masking,
+    config: DataConfig,
     seed: int,
 ) -> MaskedRows:
     """Mask a batch. Special tokens, padding and the unknown token are never labelled.
 
-    input_ids: (B, S) int64; lengths: (B,) real tokens a row; rows, epochs: (B,) int64, which with `seed` decide every
-    draw, so that a row is masked alike in whatever batch it comes.
+    With `label_draw="fixed"` every row of n tokens gets round(mask_probability * (n - 2)) labels; with whole words, a
+    word that would exceed that number is skipped and the next one tried.
+
+    Args:
+        input_ids: (B, S) int64.
+        lengths: (B,) real tokens of each row.
+        rows: (B,) int64; with `epochs` and `seed` they decide every draw, so a row is masked alike in any batch.
+        epochs: (B,) int64.
+        facts: of the tokenizer.
+        config: probability, shares, label draw and whole words.
+        seed: of the run.
     """
     row_keys = hashes(hashes(key_of(_MASK_STREAM, seed), epochs), rows)[:, None]
     columns = np.arange(input_ids.shape[1], dtype=np.uint64)[None, :]
     maskable = ~facts.is_special[input_ids] & (columns < lengths[:, None].astype(np.uint64))
 
     choice = hashes(hashes(row_keys, np.full(1, _CHOICE)), columns)
-    word_of_token = _words(input_ids, maskable, facts) if masking.whole_word else None
+    word_of_token = _words(input_ids, maskable, facts) if config.whole_word else None
     if word_of_token is not None:
         choice = np.take_along_axis(choice, word_of_token, axis=1)
-    if masking.draw == "bernoulli":
-        chosen = maskable & (uniform(choice) < masking.probability)
+    if config.label_draw == "bernoulli":
+        chosen = maskable & (uniform(choice) < config.mask_probability)
     else:
-        wanted = np.minimum(labels_by_length(lengths, masking.probability), maskable.sum(axis=1))
+        wanted = np.minimum(labels_by_length(lengths, config.mask_probability), maskable.sum(axis=1))
         if word_of_token is None:
             chosen = _lowest(np.where(maskable, choice, _NEVER), wanted)
         else:
@@ -91,17 +77,17 @@ def draw_masks(
     action = uniform(hashes(hashes(keys, np.full(1, _ACTION)), counters))
     ordinary = facts.ordinary_ids
     replacement = ordinary[below(hashes(hashes(keys, np.full(1, _REPLACEMENT)), counters), len(ordinary))]
-    shown = np.where(action < masking.mask_share + masking.random_share, replacement, labels)
-    shown = np.where(action < masking.mask_share, facts.mask_id, shown)
+    shown = np.where(action < config.mask_share + config.random_share, replacement, labels)
+    shown = np.where(action < config.mask_share, facts.mask_id, shown)
     masked = input_ids.copy()
     masked.reshape(-1)[positions] = shown
     return MaskedRows(masked, positions, labels)
 
 
 def labels_by_length(lengths: np.ndarray, probability: float) -> np.ndarray:
-    """Labelled tokens, at least 1, of rows with `lengths` (B,) real tokens, if so many may be labelled: (B,) int64.
+    """Labelled tokens of rows with `lengths` (B,) real tokens, at least 1: (B,) int64.
 
-    Counted without the outer two special tokens, so that a full row has the same number wherever documents meet in it.
+    The outer two special tokens are not counted, so every full row has the same number, wherever documents meet in it.
     """
     return np.maximum(np.floor(probability * np.maximum(lengths.astype(np.int64) - 2, 0) + 0.5).astype(np.int64), 1)
 
@@ -125,7 +111,7 @@ def _words(input_ids: np.ndarray, maskable: np.ndarray, facts: TokenizerFacts) -
 def _lowest_words(
     choice: np.ndarray, word_of_token: np.ndarray, maskable: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
-    """(B, S) bool: whole words in the order of their draw, each taken if it does not pass `wanted` (B,) tokens."""
+    """(B, S) bool: whole words in the order of their draw, each taken if it still fits into `wanted` (B,) tokens."""
     batch, width = choice.shape
     flat_word = word_of_token + np.arange(batch)[:, None] * width
     sizes = np.bincount(flat_word[maskable], minlength=batch * width).reshape(batch, width)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.manifest import Manifest
-from dwt_ds.data.masks import Masking, draw_masks
+from dwt_ds.data.masks import draw_masks
 from dwt_ds.data.prepared import PreparedData
 
 _REASONS = {
@@ -52,7 +53,7 @@ def manifest_table(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
-def examples(data: PreparedData, count: int, masking: Masking, seed: int) -> Iterator[str]:
+def examples(data: PreparedData, count: int, config: DataConfig, seed: int) -> Iterator[str]:
     """`count` training rows, spread over the table, as text: {true -> shown} where a token is to be predicted."""
     tokenizer = data.tokenizer()
     count = min(count, len(data.train))
@@ -60,7 +61,7 @@ def examples(data: PreparedData, count: int, masking: Masking, seed: int) -> Ite
     for row in rows.tolist():
         index = np.array([row], dtype=np.int64)
         true_ids, lengths = data.train.rows(index)
-        masked = draw_masks(true_ids, lengths, index, np.zeros_like(index), data.facts, masking, seed)
+        masked = draw_masks(true_ids, lengths, index, np.zeros_like(index), data.facts, config, seed)
         true = list(tokenizer.convert_ids_to_tokens(true_ids[0].tolist()))
         shown = list(tokenizer.convert_ids_to_tokens(masked.input_ids[0].tolist()))
         for position in masked.positions.tolist():

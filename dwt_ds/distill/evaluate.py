@@ -9,7 +9,9 @@ import torch
 from dwt_kernels import DistillLoss, linear_distill_loss
 from torch import Tensor
 
-from dwt_ds.distill.objective import LossScale, MicroBatch, TeacherView
+from dwt_ds.config.schema import DistillConfig
+from dwt_ds.data.batches import Batch
+from dwt_ds.distill.objective import LossScale, TeacherView
 
 
 class HeldOut(NamedTuple):
@@ -21,11 +23,11 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out_loss(
-    objective: Callable[[MicroBatch, TeacherView | None, LossScale], DistillLoss],
-    teacher: Callable[[MicroBatch], TeacherView] | None,
-    batches: Iterable[MicroBatch],
+    objective: Callable[[Batch, TeacherView | None, LossScale], DistillLoss],
+    teacher: Callable[[Batch], TeacherView] | None,
+    batches: Iterable[Batch],
     temperature: float,
-    add_up: Callable[[Tensor], Tensor],
+    reduce_sum: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> HeldOut:
     """Cross-entropy and KL divergence of the student on held-out micro-batches.
@@ -35,7 +37,7 @@ def held_out_loss(
         teacher: None for a student that trains alone; its soft loss is 0.
         batches: this rank's micro-batches, already on `device`.
         temperature: of the soft loss.
-        add_up: sums a tensor over the ranks.
+        reduce_sum: sums a tensor over the ranks.
         device: of the sums.
     """
     one = torch.ones((), device=device)
@@ -44,24 +46,41 @@ def held_out_loss(
     for batch in batches:
         loss = objective(batch, teacher(batch) if teacher else None, scale)
         sums += torch.stack([loss.hard.double(), loss.soft.double(), (batch.labels >= 0).sum().double()])
-    hard, soft, count = add_up(sums).tolist()
+    hard, soft, count = reduce_sum(sums).tolist()
     return HeldOut(hard / count, soft / count) if count else HeldOut(float("nan"), float("nan"))
 
 
 @torch.no_grad()
 def teacher_held_out_loss(
-    teacher: Callable[[MicroBatch], TeacherView],
-    batches: Iterable[MicroBatch],
+    teacher: Callable[[Batch], TeacherView],
+    batches: Iterable[Batch],
     vocab_size: int,
-    add_up: Callable[[Tensor], Tensor],
+    config: DistillConfig,
+    reduce_sum: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> float:
-    """Masked-token cross-entropy of the teacher itself; NaN without a labelled token."""
+    """Masked-token cross-entropy of the teacher itself, nats; NaN without a labelled token.
+
+    Args:
+        teacher: gives its hidden states and head.
+        batches: this rank's micro-batches, already on `device`.
+        vocab_size: tokens in the vocabulary; further columns of the head get no probability.
+        config: the loss kernel is the student's.
+        reduce_sum: sums a tensor over the ranks.
+        device: of the sums.
+    """
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         view = teacher(batch)
-        head = (view.hidden, view.weight, view.bias)
-        loss = linear_distill_loss(*head, None, None, None, batch.labels, vocab_size=vocab_size, reduction="sum")
+        loss = linear_distill_loss(
+            *(view.hidden, view.weight, view.bias),
+            *(None, None, None),
+            batch.labels,
+            vocab_size=vocab_size,
+            reduction="sum",
+            backend=config.backend,
+            memory=config.memory,
+        )
         sums += torch.stack([loss.hard.double(), (batch.labels >= 0).sum().double()])
-    hard, count = add_up(sums).tolist()
+    hard, count = reduce_sum(sums).tolist()
     return hard / count if count else float("nan")

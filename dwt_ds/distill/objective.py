@@ -9,39 +9,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from dwt_kernels import DistillLoss, linear_distill_loss
 from torch import Tensor, nn
 
 from dwt_ds.config.schema import DistillConfig
+from dwt_ds.data.batches import Batch
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 
-class MicroBatch(NamedTuple):
-    """One micro-batch as the models take it; B rows of S tokens, N positions that reach the head."""
-
-    input_ids: Tensor
-    """(B, S) int64, masked."""
-    attention_mask: Tensor | None
-    """(B, S) int64, nonzero on real tokens; None where every token is real."""
-    positions: Tensor
-    """(N,) int64, flat indices into B x S."""
-    labels: Tensor
-    """(N,) int64, the token before masking; -100 on positions that only the soft loss sees."""
-
-    def to(self, device: torch.device) -> MicroBatch:
-        """The same on another device."""
-        mask = self.attention_mask
-        return MicroBatch(
-            self.input_ids.to(device, non_blocking=True),
-            None if mask is None else mask.to(device, non_blocking=True),
-            self.positions.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-        )
-
-
 class TeacherView(NamedTuple):
-    """What the teacher says about N positions: its head's product with the vocabulary is left to the loss."""
+    """The teacher's prediction at N positions, as hidden states and head: the loss multiplies them to logits."""
 
     hidden: Tensor
     """(N, H_teacher)."""
@@ -52,14 +29,14 @@ class TeacherView(NamedTuple):
 
 
 class LossScale(NamedTuple):
-    """What may change from step to step, as 0-d fp32 tensors so that no change of value recompiles anything."""
+    """What may change from step to step, as 0-d fp32 tensors, so that a new value recompiles nothing."""
 
     soft_weight: Tensor
     temperature: Tensor
     hard_rows: Tensor
-    """Divides the summed cross-entropy: labelled rows over all ranks and accumulation steps."""
+    """Divides the summed cross-entropy: labelled tokens over all ranks and accumulation steps."""
     soft_rows: Tensor
-    """Divides the summed KL divergence, likewise."""
+    """Divides the summed KL divergence: positions over all ranks and accumulation steps."""
 
 
 class DistillObjective(nn.Module):
@@ -81,7 +58,7 @@ class DistillObjective(nn.Module):
         self.memory = config.memory
         self.vocab_size = vocab_size
 
-    def forward(self, batch: MicroBatch, teacher: TeacherView | None, scale: LossScale) -> DistillLoss:
+    def forward(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> DistillLoss:
         """Loss of one micro-batch, summed over its rows and divided by `scale`'s counts; fp32 scalars."""
         hidden = self.student(batch.input_ids, batch.attention_mask, batch.positions)
         return linear_distill_loss(
@@ -102,16 +79,3 @@ class DistillObjective(nn.Module):
             backend=self.backend,
             memory=self.memory,
         )
-
-
-def every_real_token(batch: MicroBatch) -> MicroBatch:
-    """The same micro-batch with all real tokens as positions, for `soft_positions="all"`; CPU tensors.
-
-    Positions that were not labelled get the label -100.
-    """
-    labels = torch.full((batch.input_ids.numel(),), -100, dtype=torch.int64)
-    labels[batch.positions] = batch.labels
-    if batch.attention_mask is None:
-        return batch._replace(positions=torch.arange(labels.numel()), labels=labels)
-    positions = batch.attention_mask.flatten().nonzero().flatten()
-    return batch._replace(positions=positions, labels=labels[positions])

@@ -11,7 +11,8 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dwt_ds.distill.objective import MicroBatch, TeacherView
+from dwt_ds.data.batches import Batch
+from dwt_ds.distill.objective import TeacherView
 from dwt_ds.engine.sharded_teacher import shard_over_ranks
 from dwt_ds.models.build import load_masked_lm, parameter_count
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
@@ -96,7 +97,7 @@ class TeacherEngine:
         return self._engine
 
     @torch.no_grad()
-    def __call__(self, batch: MicroBatch) -> TeacherView:
+    def __call__(self, batch: Batch) -> TeacherView:
         """Hidden states at the rows' positions, and the head that turns them into logits."""
         hidden = self.start()(batch.input_ids, batch.attention_mask, batch.positions)
         return TeacherView(hidden, *self.head)

@@ -16,9 +16,8 @@ from tqdm import tqdm
 from dwt_ds.base.files import read_manifest
 from dwt_ds.base.software import host_name
 from dwt_ds.base.trees import changed_settings
-from dwt_ds.config.schema import DataConfig, TrainConfig
+from dwt_ds.config.schema import TrainConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
-from dwt_ds.data.masks import Masking
 from dwt_ds.distill.adaptive import AdaptiveWeight
 from dwt_ds.distill.evaluate import teacher_held_out_loss
 from dwt_ds.distill.objective import DistillObjective
@@ -44,7 +43,6 @@ from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.build import parameter_count
 from dwt_ds.models.swaps import check_layer_norm
 from dwt_ds.run.folder import RunFolder
-from dwt_ds.run.loading import as_micro_batch
 from dwt_ds.run.models import build_objective, load_teacher
 from dwt_ds.run.parts import Parts
 from dwt_ds.run.progress import Progress
@@ -107,12 +105,13 @@ def assemble(recipe: str, overrides: list[str], deepspeed_config: str | None, st
     batches = StepBatches(
         settled.data.train,
         settled.data.facts,
+        settled.config.data,
         seed=settled.config.seed,
         micro_batch_size=train.micro_batch_size,
         accumulation=train.gradient_accumulation_steps,
         rank=ranks.rank(),
         world_size=ranks.world_size(),
-        masking=_masking(settled.config.data),
+        soft_positions=settled.config.distill.soft_positions,
         rows_before=state.rows,
         first_step=state.step,
     )
@@ -186,8 +185,9 @@ def _introduce(settled: Settled, objective: DistillObjective, teacher: TeacherEn
     device = ranks.device()
     loss = teacher_held_out_loss(
         teacher,
-        (batch.to(device) for batch in map(as_micro_batch, _validation(settled)())),
+        (batch.to(device) for batch in _validation(settled)()),
         settled.data.manifest.vocab_size,
+        config.distill,
         ranks.reduce_sum,
         device,
     )
@@ -240,18 +240,14 @@ def _validation(settled: Settled) -> Callable[[], Iterator[Batch]]:
         return validation_batches(
             settled.data.validation,
             settled.data.facts,
+            settled.config.data,
             micro_batch_size=settled.config.train.micro_batch_size,
             rank=ranks.rank(),
             world_size=ranks.world_size(),
-            masking=_masking(settled.config.data),
             max_rows=settled.config.train.eval_rows,
         )
 
     return batches
-
-
-def _masking(data: DataConfig) -> Masking:
-    return Masking(data.mask_probability, data.mask_share, data.random_share, data.label_draw, data.whole_word)
 
 
 def _say(text: str) -> None:

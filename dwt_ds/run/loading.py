@@ -7,14 +7,7 @@ from torch.utils.data import DataLoader
 
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.batches import Batch, StepBatches
-from dwt_ds.distill.objective import MicroBatch
 from dwt_ds.engine import ranks
-
-
-def as_micro_batch(batch: Batch) -> MicroBatch:
-    """A data batch as the models take it, without a mask where there is no padding."""
-    full = batch.token_count == batch.input_ids.numel()
-    return MicroBatch(batch.input_ids, None if full else batch.attention_mask, batch.positions, batch.labels)
 
 
 def step_loader(batches: StepBatches, first_step: int, total_steps: int, config: RunConfig) -> DataLoader[list[Batch]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dwt_ds.data.batches import Batch
 from dwt_ds.distill.evaluate import HeldOut, held_out_loss
-from dwt_ds.distill.objective import LossScale, MicroBatch, every_real_token
+from dwt_ds.distill.objective import LossScale
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.save import Retention, RunState, save_checkpoint
@@ -31,7 +31,7 @@ from dwt_ds.export.model_card import model_card
 from dwt_ds.export.writer import write_export
 from dwt_ds.models.quantization import enable
 from dwt_ds.run.guard import Guard, TooManySkipsError
-from dwt_ds.run.loading import as_micro_batch, step_loader
+from dwt_ds.run.loading import step_loader
 from dwt_ds.run.meter import Meter
 from dwt_ds.run.parts import Parts
 
@@ -83,18 +83,15 @@ class Run:
         if quantization is not None:
             enable(self.student, step >= quantization.start_step)
 
-    def next_micro_batches(self) -> list[MicroBatch]:
+    def next_micro_batches(self) -> list[Batch]:
         """This rank's micro-batches of the next step, on the CPU."""
         asked = time.perf_counter()
         batches: list[Batch] = next(self._loader)
         self._meter.waited(time.perf_counter() - asked)
         self._rank_tokens = sum(batch.token_count for batch in batches)
-        micro_batches = [as_micro_batch(batch) for batch in batches]
-        if self.config.distill.soft_positions == "all":
-            return [every_real_token(batch) for batch in micro_batches]
-        return micro_batches
+        return batches
 
-    def scale_for(self, step: int, micro_batches: list[MicroBatch]) -> LossScale:
+    def scale_for(self, step: int, micro_batches: list[Batch]) -> LossScale:
         """Weight, temperature and the step's global counts, so that the loss is a mean over the whole global batch.
 
         Counts are summed over ranks, since ranks may have different numbers of labels and a mean of means would weigh
@@ -204,7 +201,7 @@ class Run:
         self._held_out = held_out_loss(
             self.student,
             self.teacher,
-            (as_micro_batch(batch).to(self.device) for batch in self._until_stopped(self._parts.validation())),
+            (batch.to(self.device) for batch in self._until_stopped(self._parts.validation())),
             value_at(self.config.distill.temperature, done - 1, self.total_steps),
             ranks.reduce_sum,
             self.device,

@@ -126,6 +126,10 @@ def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed(
 @pytest.mark.parametrize(
     ("dotted", "value", "message"),
     [
+        ("data.mask_probability", 0.0, "data.mask_probability=0.0: must be above 0"),
+        ("data.mask_probability", 1.5, "data.mask_probability=1.5: must be below 1"),
+        ("data.random_share", -0.1, "data.random_share=-0.1: must be at least 0"),
+        ("data.label_draw", "poisson", "data.label_draw='poisson': must be 'fixed' or 'bernoulli'"),
         ("train.max_steps", "abc", "train.max_steps='abc': must be a whole number"),
         ("train.max_steps", 1.5, "train.max_steps=1.5: must be a whole number"),
         ("train.max_steps", [3], "train.max_steps=[3]: must be a whole number"),

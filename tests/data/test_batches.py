@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dwt_ds.data.batches import Batch, StepBatches, validation_batches
-from dwt_ds.data.masks import Masking
+from dwt_ds.config.schema import DataConfig
+from dwt_ds.data.batches import NO_LABEL, Batch, StepBatches, validation_batches
 from dwt_ds.data.prepared import PreparedData
 
 
@@ -23,17 +23,23 @@ def steps(
         StepBatches(
             data.train,
             data.facts,
+            DataConfig(),
             seed=options.get("seed", 7),
             micro_batch_size=global_batch // (world_size * accumulation),
             accumulation=accumulation,
             rank=rank,
             world_size=world_size,
-            masking=options.get("masking", Masking()),
+            soft_positions=options.get("soft_positions", "labelled"),
             rows_before=options.get("rows_before", 0),
             first_step=options.get("first_step", 0),
         )
         for rank in range(world_size)
     ]
+
+
+def real_tokens(batch: Batch) -> torch.Tensor:
+    """(B, S) bool."""
+    return torch.ones_like(batch.input_ids).bool() if batch.attention_mask is None else batch.attention_mask.bool()
 
 
 def content(batches: list[Batch]) -> list[tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]]]:
@@ -43,7 +49,7 @@ def content(batches: list[Batch]) -> list[tuple[int, tuple[int, ...], tuple[tupl
         width = batch.input_ids.shape[1]
         labels = list(zip(batch.positions.tolist(), batch.labels.tolist(), strict=True))
         for index, row in enumerate(batch.rows.tolist()):
-            real = int(batch.attention_mask[index].sum())
+            real = int(real_tokens(batch)[index].sum())
             of_row = tuple((place % width, label) for place, label in labels if place // width == index)
             rows.append((row, tuple(batch.input_ids[index, :real].tolist()), of_row))
     return sorted(rows)
@@ -141,13 +147,10 @@ def test_sentence_batches_waste_little(by_sentence: PreparedData, global_batch: 
 def test_batch_fields_agree(data: PreparedData) -> None:
     batch = steps(data, global_batch=8, world_size=1)[0][3][0]
     assert batch.input_ids.dtype == batch.labels.dtype == batch.positions.dtype == torch.int64
-    assert batch.token_count == int(batch.attention_mask.sum())
+    assert batch.token_count == int(real_tokens(batch).sum())
     real, _ = data.train.rows(batch.rows.numpy(), batch.input_ids.shape[1])
     assert (batch.labels.numpy() == real.reshape(-1)[batch.positions.numpy()]).all()
-    assert ((real != data.facts.pad_id) == batch.attention_mask.numpy().astype(bool)).all()
-    moved = batch.to("cpu")
-    assert torch.equal(moved.input_ids, batch.input_ids)
-    assert moved.token_count == batch.token_count
+    assert ((real != data.facts.pad_id) == real_tokens(batch).numpy()).all()
 
 
 def test_workers_of_a_data_loader_give_the_same_batches(packed: PreparedData) -> None:
@@ -157,9 +160,10 @@ def test_workers_of_a_data_loader_give_the_same_batches(packed: PreparedData) ->
     assert len(loaded) == 6
     for step, batches in zip(range(5, 11), loaded, strict=True):
         here = rank[step][0]
-        for name in ("input_ids", "attention_mask", "positions", "labels", "rows"):
+        for name in ("input_ids", "positions", "labels", "rows"):
             assert torch.equal(getattr(batches[0], name), getattr(here, name))
             assert getattr(batches[0], name).dtype == torch.int64
+        assert torch.equal(real_tokens(batches[0]), real_tokens(here))
         assert batches[0].token_count == here.token_count
     copied = pickle.loads(pickle.dumps(rank))
     assert torch.equal(copied[7][0].input_ids, rank[7][0].input_ids)
@@ -177,10 +181,10 @@ def test_validation_is_the_same_for_any_world_size(data: PreparedData, world_siz
             validation_batches(
                 data.validation,
                 data.facts,
+                DataConfig(),
                 micro_batch_size=8,
                 rank=rank,
                 world_size=ranks,
-                masking=Masking(),
                 max_rows=max_rows,
             )
         )
@@ -191,8 +195,42 @@ def test_validation_is_the_same_for_any_world_size(data: PreparedData, world_siz
     assert content([batch for of_rank in spread for batch in of_rank]) == content(alone)
     assert sorted(row for row, *_ in content(alone)) == list(range(len(data.validation)))
     fillers = [batch for of_rank in spread for batch in of_rank if batch.token_count == 0]
-    assert all(len(batch.labels) == 0 and batch.attention_mask.sum() > 0 for batch in fillers)
+    assert all(len(batch.labels) == 0 and real_tokens(batch).any() for batch in fillers)
 
     some = batches(0, 1, max_rows=10)
     assert len(content(some)) == 10
     assert set(content(some)) <= set(content(alone))
+
+
+def test_the_mask_is_left_out_only_where_there_is_no_padding(data: PreparedData) -> None:
+    rank = steps(data, global_batch=4, world_size=1)[0]
+    batches = [batch for step in range(len(data.train) // 4) for batch in rank[step]]
+    padded = [batch.token_count < batch.input_ids.numel() for batch in batches]
+    assert [batch.attention_mask is not None for batch in batches] == padded
+    assert True in padded
+    assert False in padded
+
+
+def test_all_real_tokens_are_positions_and_only_the_drawn_ones_have_labels(data: PreparedData) -> None:
+    labelled = steps(data, global_batch=4, world_size=1)[0]
+    everywhere = steps(data, global_batch=4, world_size=1, soft_positions="all")[0]
+    for step in range(40):
+        [few], [every] = labelled[step], pickle.loads(pickle.dumps(everywhere[step]))
+        assert torch.equal(few.input_ids, every.input_ids)
+        assert torch.equal(every.positions, real_tokens(every).flatten().nonzero().flatten())
+        assert len(every.positions) == every.token_count
+        drawn = every.labels != NO_LABEL
+        assert torch.equal(every.positions[drawn], few.positions)
+        assert torch.equal(every.labels[drawn], few.labels)
+        assert every.labels.dtype == every.positions.dtype == torch.int64
+
+
+def test_a_batch_moves_with_all_that_the_models_read(by_sentence: PreparedData) -> None:
+    rank = steps(by_sentence, global_batch=8, world_size=1)[0]
+    batch = next(batch for step in range(100) for batch in rank[step] if batch.attention_mask is not None)
+    moved = batch.to(torch.device("meta"))
+    assert moved.attention_mask is not None
+    tensors = (moved.input_ids, moved.attention_mask, moved.positions, moved.labels)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved.rows.device.type == "cpu"
+    assert moved.token_count == batch.token_count

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dwt_ds.data.masks import MaskedRows, Masking, draw_masks
+from dwt_ds.config.schema import DataConfig
+from dwt_ds.data.masks import MaskedRows, draw_masks
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 VOCAB = 1000
@@ -31,7 +32,7 @@ def draw(
     ids: np.ndarray, lengths: np.ndarray, facts: TokenizerFacts, *, epoch: int = 0, seed: int = 1, **masking: Any
 ) -> MaskedRows:
     rows = np.arange(len(ids))
-    return draw_masks(ids, lengths, rows, np.full(len(ids), epoch), facts, Masking(**masking), seed)
+    return draw_masks(ids, lengths, rows, np.full(len(ids), epoch), facts, DataConfig(**masking), seed)
 
 
 def assert_share(hits: float, trials: int, share: float) -> None:
@@ -57,12 +58,12 @@ def test_fixed_draw_rounds_and_takes_at_least_one(facts: TokenizerFacts, length:
 
 def test_bernoulli_draw_has_the_rate_and_a_spread(facts: TokenizerFacts) -> None:
     ids, lengths = full_rows(2000)
-    counts = np.bincount(draw(ids, lengths, facts, draw="bernoulli").positions // 128, minlength=2000)
+    counts = np.bincount(draw(ids, lengths, facts, label_draw="bernoulli").positions // 128, minlength=2000)
     assert_share(counts.sum(), 2000 * 126, 0.15)
     assert abs(counts.std() - np.sqrt(126 * 0.15 * 0.85)) < 0.3
 
 
-@pytest.mark.parametrize("masking", [{}, {"draw": "bernoulli"}, {"whole_word": True}, {"probability": 0.4}])
+@pytest.mark.parametrize("masking", [{}, {"label_draw": "bernoulli"}, {"whole_word": True}, {"mask_probability": 0.4}])
 def test_shares_of_mask_random_and_kept(facts: TokenizerFacts, masking: dict[str, Any]) -> None:
     ids, lengths = full_rows(2000)
     masked = draw(ids, lengths, facts, **masking)
@@ -78,7 +79,7 @@ def test_shares_of_mask_random_and_kept(facts: TokenizerFacts, masking: dict[str
     assert len(np.unique(random)) > 0.9 * min(995, len(random) / 4)
 
 
-@pytest.mark.parametrize("masking", [{}, {"draw": "bernoulli"}, {"whole_word": True}])
+@pytest.mark.parametrize("masking", [{}, {"label_draw": "bernoulli"}, {"whole_word": True}])
 def test_every_place_is_chosen_equally_often(facts: TokenizerFacts, masking: dict[str, Any]) -> None:
     ids, lengths = full_rows(4000)
     masked = draw(ids, lengths, facts, **masking)
@@ -91,7 +92,11 @@ def test_special_tokens_and_padding_are_never_labelled_nor_changed(facts: Tokeni
     draw_ids = np.random.default_rng(1).integers(0, 12, (500, 64))  # full of special tokens
     lengths = np.random.default_rng(2).integers(2, 65, 500)
     draw_ids[np.arange(64)[None, :] >= lengths[:, None]] = PAD
-    for masking in ({"probability": 0.9}, {"draw": "bernoulli", "probability": 0.9}, {"whole_word": True}):
+    for masking in (
+        {"mask_probability": 0.9},
+        {"label_draw": "bernoulli", "mask_probability": 0.9},
+        {"whole_word": True},
+    ):
         masked = draw(draw_ids, lengths, facts, **masking)
         assert masked.labels.min() >= 5
         special = facts.is_special[draw_ids]
@@ -113,7 +118,7 @@ def test_labels_are_the_true_tokens_and_the_rest_is_untouched(facts: TokenizerFa
 def test_whole_words_are_labelled_whole(facts: TokenizerFacts, kind: str) -> None:
     ids, lengths = full_rows(1000)
     ids[::5, 30] = SEP  # a word never reaches over a special token
-    masked = draw(ids, lengths, facts, whole_word=True, draw=kind)
+    masked = draw(ids, lengths, facts, whole_word=True, label_draw=kind)
     labelled = np.zeros(ids.size, dtype=bool)
     labelled[masked.positions] = True
     labelled = labelled.reshape(ids.shape)
@@ -138,7 +143,7 @@ def test_whole_words_are_labelled_whole(facts: TokenizerFacts, kind: str) -> Non
 def test_a_row_is_masked_alike_in_any_batch(facts: TokenizerFacts) -> None:
     ids, lengths = full_rows(32, width=40)
     wide = np.concatenate([ids, np.full((32, 24), PAD)], axis=1)
-    for masking in (Masking(), Masking(draw="bernoulli"), Masking(whole_word=True)):
+    for masking in (DataConfig(), DataConfig(label_draw="bernoulli"), DataConfig(whole_word=True)):
         rows, epochs = np.arange(32) + 900, np.arange(32) % 3
         together = draw_masks(ids, lengths, rows, epochs, facts, masking, 5)
         for row in (0, 7, 31):
@@ -156,18 +161,3 @@ def test_masks_change_with_epoch_row_and_seed(facts: TokenizerFacts) -> None:
     for other in (draw(ids, lengths, facts, epoch=1), draw(ids, lengths, facts, seed=2)):
         # Two independent draws of 19 of 126 share 15% of their places.
         assert_share(np.isin(other.positions, first.positions).sum(), len(first.positions), 19 / 126)
-
-
-@pytest.mark.parametrize(
-    ("values", "word"),
-    [
-        ({"probability": 0.0}, "probability"),
-        ({"probability": 1.5}, "probability"),
-        ({"mask_share": 0.9, "random_share": 0.2}, "mask_share"),
-        ({"random_share": -0.1}, "random_share"),
-        ({"draw": "poisson"}, "draw"),
-    ],
-)
-def test_settings_that_make_no_sense(values: dict[str, Any], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
-        Masking(**values)

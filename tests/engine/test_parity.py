@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM
 
 from dwt_ds.cli.main import main
-from dwt_ds.config.schema import StudentConfig
+from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
-from dwt_ds.data.masks import Masking
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.models.build import build_student
 
@@ -24,14 +23,14 @@ Train = Callable[..., tuple[int, str]]
 
 STEPS, SEED, LEARNING_RATE, CLIP, SOFT_WEIGHT, TEMPERATURE = 20, 3, 2e-3, 0.5, 2.0, 1.7
 # Few labels, drawn one by one: counts differ over ranks and micro-batches, and some ranks have none at all.
-MASKING = Masking(probability=0.02, draw="bernoulli")
+MASKING = DataConfig(mask_probability=0.02, label_draw="bernoulli")
 SETTINGS = [
     f"seed={SEED}",
     "student.dropout=0",
     f"distill.soft_weight={SOFT_WEIGHT}",
     f"distill.temperature={TEMPERATURE}",
-    f"data.mask_probability={MASKING.probability}",
-    f"data.label_draw={MASKING.draw}",
+    f"data.mask_probability={MASKING.mask_probability}",
+    f"data.label_draw={MASKING.label_draw}",
     f"train.max_steps={STEPS}",
     f"train.learning_rate={LEARNING_RATE}",
     f"train.max_grad_norm={CLIP}",
@@ -58,12 +57,12 @@ def global_batches(data: PreparedData, micro_batch_size: int, accumulation: int,
         StepBatches(
             data.train,
             data.facts,
+            MASKING,
             seed=SEED,
             micro_batch_size=micro_batch_size,
             accumulation=accumulation,
             rank=rank,
             world_size=world_size,
-            masking=MASKING,
         )
         for rank in range(world_size)
     ]
@@ -137,7 +136,7 @@ def train_plainly(
             with torch.no_grad():
                 teacher_logits = all_logits(teacher, batch)
             hard = F.cross_entropy(logits[batch.positions], batch.labels, reduction="sum")
-            rows = batch.attention_mask.flatten().bool() if positions == "all" else batch.positions
+            rows = real_tokens(batch) if positions == "all" else batch.positions
             soft = divergence(teacher_logits[rows], logits[rows])
             loss = loss + hard / max(hard_count, 1) + SOFT_WEIGHT * soft / max(soft_count, 1)
         optimizer.zero_grad()
@@ -153,6 +152,12 @@ def train_plainly(
 def all_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """(B x S, V)."""
     return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.flatten(0, 1)
+
+
+def real_tokens(batch: Batch) -> torch.Tensor:
+    """(B x S,) bool."""
+    mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+    return mask.flatten().bool()
 
 
 def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -180,8 +185,8 @@ def test_one_rank_equals_two_at_the_same_global_batch(
     torch.testing.assert_close(losses(one), losses(two), rtol=0, atol=1e-5)
 
     data = PreparedData.open(tiny_data)
-    whole = {"micro_batch_size": 13, "max_rows": 13, "rank": 0, "world_size": 1, "masking": MASKING}
-    [batch] = validation_batches(data.validation, data.facts, **whole)
+    whole = {"micro_batch_size": 13, "max_rows": 13, "rank": 0, "world_size": 1}
+    [batch] = validation_batches(data.validation, data.facts, MASKING, **whole)
     with torch.no_grad():
         teacher_logits = all_logits(AutoModelForMaskedLM.from_pretrained(tiny_teacher).eval(), batch)[batch.positions]
         for name, rows in (("one", one), ("two", two)):

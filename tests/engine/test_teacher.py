@@ -19,7 +19,7 @@ from dwt_ds.engine.teacher import TeacherEngine
 CHECK = """
 import sys
 import torch
-from dwt_ds.distill.objective import MicroBatch
+from dwt_ds.data.batches import Batch
 from dwt_ds.engine.ranks import start_ranks, stop_ranks
 from dwt_ds.engine.teacher import TeacherEngine
 from transformers import AutoModelForMaskedLM
@@ -33,7 +33,7 @@ assert (sum(p.numel() for p in teacher.model.parameters()) < teacher.parameters)
 model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
 tokens = torch.randint(5, 90, (2, 24), generator=torch.Generator().manual_seed(0))
 positions = torch.randperm(48, generator=torch.Generator().manual_seed(1))  # enough of them to average rounding out
-view = teacher(MicroBatch(tokens, None, positions, positions))
+view = teacher(Batch(tokens, None, positions, positions, tokens.numel(), torch.arange(2)))
 logits = (view.hidden.float() @ view.weight.float().T + (0 if view.bias is None else view.bias.float()))
 expected = model(input_ids=tokens).logits.flatten(0, 1)[positions].float()
 exact = AutoModelForMaskedLM.from_pretrained(sys.argv[1]).eval()(input_ids=tokens).logits.flatten(0, 1)[positions]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dwt_ds.config.recipe import load_recipe
-from dwt_ds.data.masks import Masking, draw_masks
+from dwt_ds.config.schema import DataConfig
+from dwt_ds.data.masks import draw_masks
 from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.plan.communication import Traffic, bytes_per_second, own_sums, step_traffic
 from dwt_ds.plan.corpus import paper_corpus
@@ -37,10 +38,10 @@ def test_a_full_row_has_the_labels_that_are_drawn_for_it(seq_len: int, labels: i
     special = np.arange(60) < 5
     facts = TokenizerFacts(60, 0, 2, 3, 4, special, special, np.arange(5, 60))
     zero = np.zeros(1, dtype=np.int64)
-    drawn = draw_masks(ids, np.array([seq_len]), zero, zero, facts, Masking(), 1)
+    drawn = draw_masks(ids, np.array([seq_len]), zero, zero, facts, DataConfig(), 1)
     assert len(drawn.labels) == labels
     corpus = dataclasses.replace(paper_corpus("data"), seq_len=seq_len)
-    assert corpus.labels_per_row(Masking().probability) == labels
+    assert corpus.labels_per_row(DataConfig().mask_probability) == labels
 
 
 def second_gathering(hpz: int) -> Traffic:

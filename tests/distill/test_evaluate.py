@@ -1,0 +1,74 @@
+"""Held-out losses against the plain formula, and how ranks add theirs up."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dwt_ds.config.schema import DistillConfig
+from dwt_ds.data.batches import NO_LABEL, Batch
+from dwt_ds.distill import evaluate
+from dwt_ds.distill.evaluate import teacher_held_out_loss
+from dwt_ds.distill.objective import TeacherView
+
+VOCABULARY, WIDTH, CPU = 11, 4, torch.device("cpu")
+RANDOM = torch.Generator().manual_seed(0)
+WEIGHT, BIAS = torch.randn(VOCABULARY + 2, WIDTH, generator=RANDOM), torch.randn(VOCABULARY + 2, generator=RANDOM)
+HIDDEN = torch.randn(40, WIDTH, generator=RANDOM)
+LABELS = torch.randint(0, VOCABULARY, (40,), generator=RANDOM)
+
+
+def batch(first: int, count: int, unlabelled: int = 0) -> Batch:
+    """Positions `first`... of HIDDEN, the last `unlabelled` of them without a label."""
+    labels = LABELS[first : first + count].clone()
+    labels[count - unlabelled :] = NO_LABEL
+    none = torch.zeros(0, dtype=torch.int64)
+    return Batch(none, None, torch.arange(first, first + count), labels, count, none)
+
+
+def teacher(batch: Batch) -> TeacherView:
+    """Its head has two columns more than the vocabulary."""
+    return TeacherView(HIDDEN[batch.positions], WEIGHT, BIAS)
+
+
+def loss_of(batches: list[Batch], config: DistillConfig | None = None, others: tuple[float, float] = (0, 0)) -> float:
+    def reduce_sum(sums: Tensor) -> Tensor:
+        return sums + torch.tensor(others, dtype=sums.dtype)
+
+    return teacher_held_out_loss(teacher, batches, VOCABULARY, config or DistillConfig(), reduce_sum, CPU)
+
+
+def test_the_teachers_loss_is_the_mean_over_all_labels_not_over_batches() -> None:
+    batches = [batch(0, 25), batch(25, 3, unlabelled=1), batch(28, 0)]
+    labelled = torch.cat([each.positions[each.labels >= 0] for each in batches])
+    logits = (HIDDEN.double() @ WEIGHT.double().T + BIAS.double())[labelled, :VOCABULARY]
+    assert len(labelled) == 27
+    assert loss_of(batches) == pytest.approx(cross_entropy(logits, LABELS[labelled]).item(), rel=1e-6)
+
+
+def test_ranks_add_up_their_losses_and_their_labels() -> None:
+    alone = loss_of([batch(0, 10)])
+    assert loss_of([batch(0, 10)], others=(50.0, 20.0)) == pytest.approx((alone * 10 + 50.0) / 30)
+
+
+def test_without_a_labelled_token_there_is_no_loss() -> None:
+    assert math.isnan(loss_of([]))
+    assert math.isnan(loss_of([batch(0, 3, unlabelled=3)]))
+
+
+def test_the_teacher_is_evaluated_by_the_kernel_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str]] = []
+    plain = evaluate.linear_distill_loss
+
+    def recording(*tensors: Any, **keywords: Any) -> Any:
+        seen.append((keywords["backend"], keywords["memory"]))
+        return plain(*tensors, **keywords)
+
+    monkeypatch.setattr(evaluate, "linear_distill_loss", recording)
+    loss_of([batch(0, 10)], DistillConfig(backend="torch", memory="chunked"))
+    assert seen == [("torch", "chunked")]
