@@ -1,4 +1,4 @@
-"""`dwt_ds.pretrain` whose ranks note what they see of their run in $NOTES/rank_R.json; run as a module by the launcher.
+"""Ranks of `dwt_ds.pretrain` that note what they see of their run.
 
 soft_weights   of every step, as this rank's loss has them
 optimizer      settings as DeepSpeed's optimizer has them after the last step
@@ -13,11 +13,38 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pytest
+
+from harness.ranks import Train
 
 # Attributes of the stages' optimizers; None where one has no such thing.
 SETTINGS = ("overlap_comm", "partition_gradients", "cpu_offload")
+
+
+class Watched(NamedTuple):
+    code: int
+    output: str
+    notes: list[dict[str, Any]]
+    """By rank."""
+
+
+Watch = Callable[[Sequence[str]], Watched]
+
+
+@pytest.fixture(scope="session")
+def watch(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Watch:
+    """`watch(arguments)` is `train` of two ranks that note what they see."""
+
+    def watch_ranks(arguments: Sequence[str]) -> Watched:
+        notes = tmp_path_factory.mktemp("notes")
+        code, output = train(2, arguments, program=[__file__], environment={"NOTES": str(notes)})
+        return Watched(code, output, [json.loads(file.read_text()) for file in sorted(notes.iterdir())])
+
+    return watch_ranks
 
 
 def count_collectives(counts: Counter[str], now: dict[str, bool]) -> None:
@@ -41,7 +68,7 @@ def count_collectives(counts: Counter[str], now: dict[str, bool]) -> None:
         count(name)
 
 
-def watch() -> None:
+def watch_run() -> None:
     from dwt_ds.run.session import Run
 
     counts: Counter[str] = Counter()
@@ -82,5 +109,5 @@ def watch() -> None:
 if __name__ == "__main__":
     from dwt_ds.pretrain import main
 
-    watch()
+    watch_run()
     sys.exit(main())

@@ -1,0 +1,9 @@
+"""What tests share, as pytest plugins; tests/conftest.py names them.
+
+ranks.py     ranks of a run, forked from a server that has torch and DeepSpeed loaded
+warm.py      what that server loads
+launcher.py  ranks as a user starts them, with the `deepspeed` launcher: slow, so only where the launcher matters
+watched.py   ranks that note what they see
+tiny.py      a text, its data folder, a teacher and a recipe, for runs of seconds
+corpus.py    documents for tests of data and prepare
+"""

@@ -1,0 +1,189 @@
+"""Ranks without the seconds that each would need for its imports.
+
+A server, started once for a session, imports torch, Transformers, DeepSpeed and dwt_ds; every rank is a fork of it.
+A rank runs what `python WORDS` would run ("-m MODULE ...", "-c CODE ..." or "FILE ..."), as `__main__`, in exactly the
+environment that it is given. Three things differ from `python WORDS`:
+
+* The environment of the server holds for what libraries read when they are imported: see SERVER_ENVIRONMENT.
+* All ranks have one seed of Python's hashes, as with PYTHONHASHSEED.
+* The process ends without tearing down the interpreter.
+
+A test that depends on one of them, or on the launcher, takes launcher.py. What the server loads (warm.py) must not start
+threads or run anything in parallel, since a fork has no threads but its own: test_ranks.py holds it to that.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from torch.distributed.elastic.utils.distributed import get_free_port
+
+# For the CPU, with one thread; without the network.
+TESTS = Path(__file__).parents[1]
+SERVER_ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+# DeepSpeed compiles its operators at its first start on a machine.
+FIRST_START_SECONDS = 300.0
+OTHERS_SECONDS = 30.0
+"""How long the other ranks may still run when one has failed."""
+
+
+class Rank(NamedTuple):
+    """How a rank ended; the code is negative for a signal."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Ranks:
+    """Ranks of one run, each with its words and variables of its own."""
+
+    def __init__(
+        self,
+        words: Sequence[Sequence[str]],
+        folder: Path,
+        environment: dict[str, str] | None = None,
+        own: Sequence[dict[str, str]] | None = None,
+    ) -> None:
+        size = len(words)
+        together = {**os.environ, **SERVER_ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
+        together |= {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), **(environment or {})}
+        self._folder = folder
+        self.processes = []
+        path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+        with _variables({**SERVER_ENVIRONMENT, "PYTHONPATH": path}):  # the first rank of a session starts the server
+            for rank, (line, variables) in enumerate(zip(words, own or [{}] * size, strict=True)):
+                variables = {**together, "RANK": str(rank), "LOCAL_RANK": str(rank), **variables}
+                process = _SERVER.Process(target=_become, args=(list(line), variables, str(folder / f"rank_{rank}")))
+                process.start()
+                self.processes.append(process)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def running(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    def wait(self, seconds: float) -> list[Rank]:
+        """How each ended; pytest's failure if that takes longer. Ranks that outlive a failed one are killed."""
+        give_up = time.monotonic() + seconds
+        failed = False
+        try:
+            while left := [process.sentinel for process in self.processes if process.is_alive()]:
+                wait(left, timeout=give_up - time.monotonic())
+                if time.monotonic() >= give_up and self.running():
+                    if failed:
+                        break
+                    self.kill()
+                    pytest.fail(f"still running after {seconds:.0f} s\n{self.output()}")
+                if not failed and any(process.exitcode for process in self.processes):
+                    failed, give_up = True, min(give_up, time.monotonic() + OTHERS_SECONDS)
+        finally:
+            self.kill()
+        return [Rank(p.exitcode or 0, *self._streams(rank)) for rank, p in enumerate(self.processes)]
+
+    def output(self) -> str:
+        """Both streams of all ranks so far, one after another."""
+        return "".join(text for rank in range(len(self.processes)) for text in self._streams(rank))
+
+    def _streams(self, rank: int) -> tuple[str, str]:
+        out, err = (self._folder / f"rank_{rank}.{name}" for name in ("out", "err"))
+        return tuple(path.read_text(errors="replace") if path.exists() else "" for path in (out, err))
+
+
+# ranks.start(words, ...) -> Ranks, killed at the test's end.
+Start = Callable[..., Ranks]
+# train(ranks, arguments, ...) -> exit code, output
+Train = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """`start_ranks(words, ...)` starts a rank for each of `words`; what still runs when the test ends is killed."""
+    started: list[Ranks] = []
+
+    def start(words: Sequence[Sequence[str]], **keywords: object) -> Ranks:
+        started.append(Ranks(words, tmp_path_factory.mktemp("ranks"), **keywords))
+        return started[-1]
+
+    yield start
+    for ranks in started:
+        ranks.kill()
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """`train(ranks, arguments)` runs so many ranks of `dwt_ds.pretrain`; exit code of the first that failed, output.
+
+    `program` are other words for `python` than "-m dwt_ds.pretrain".
+    """
+    extra_seconds = iter([FIRST_START_SECONDS])
+
+    def train_ranks(
+        ranks: int,
+        arguments: Sequence[str],
+        *,
+        environment: dict[str, str] | None = None,
+        program: Sequence[str] = ("-m", "dwt_ds.pretrain"),
+        seconds: float = 240.0,
+    ) -> tuple[int, str]:
+        started = Ranks([[*program, *arguments]] * ranks, tmp_path_factory.mktemp("ranks"), environment)
+        ended = started.wait(seconds + next(extra_seconds, 0.0))
+        return next((rank.code for rank in ended if rank.code), 0), started.output()
+
+    return train_ranks
+
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["harness.warm"])
+
+
+def _become(words: list[str], environment: dict[str, str], output: str) -> None:
+    """In the fork: `python WORDS`, with the streams in files."""
+    for number, name in ((1, "out"), (2, "err")):
+        stream = os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdout.reconfigure(line_buffering=True)
+    os.environ.clear()
+    os.environ.update(environment)
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+@contextmanager
+def _variables(variables: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

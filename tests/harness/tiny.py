@@ -1,0 +1,111 @@
+"""A text of invented words, the data folder made of it, a teacher and a recipe: runs of seconds."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """320 short documents of invented words, some 9,500 words; subject, verb and object go together, so there is
+    something to learn."""
+    draw = random.Random(11)
+    nouns, verbs = _invented_words()
+    documents = []
+    for _ in range(320):
+        sentences = []
+        for _ in range(3 + int(draw.random() * 5)):
+            subject = int(len(nouns) * draw.random() ** 2)
+            verb = verbs[subject % len(verbs)]
+            object_ = nouns[(subject + 1 + int(3 * draw.random())) % len(nouns)]
+            sentences.append(f"the {nouns[subject]} {verb} the {object_} .")
+        documents.append(" ".join(sentences))
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocab.txt of BERT's special tokens, the letters with and without "##", and every word of `tiny_text`."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    nouns, verbs = _invented_words()
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *(f"##{letter}" for letter in letters)]
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join([*entries, "the", *nouns, *verbs]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_vocabulary: Path) -> Path:
+    """A prepared data folder: rows of 32 tokens, a vocabulary of 298. Read only: all tests of a session share it."""
+    from dwt_ds.cli.main import main
+
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    arguments = f"prepare --text {tiny_text} --tokenizer {tiny_vocabulary} --out {folder} --seq-len 32 --workers 1"
+    assert main([*arguments.split(), "--validation", "0.1"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentence_data(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_vocabulary: Path) -> Path:
+    """As `tiny_data`, but with a sentence a row, and nothing held out."""
+    from dwt_ds.cli.main import main
+
+    folder = tmp_path_factory.mktemp("data") / "sentences"
+    arguments = f"prepare --text {tiny_text} --tokenizer {tiny_vocabulary} --out {folder} --seq-len 32 --workers 1"
+    assert main([*arguments.split(), "--validation", "0", "--one-sentence-per-row"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A random BERT of 1 layer x 16 with the tokenizer of `tiny_data`, in Hugging Face format."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_data / "tokenizer")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )
+    folder = tmp_path_factory.mktemp("teacher") / "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Path) -> Path:
+    """A recipe over `tiny_data` and `tiny_teacher`: a student of 2 layers x 32, four steps of 4 rows a rank in fp32.
+    Give it an `output_dir`."""
+    recipe = {
+        "deepspeed_config": "zero2_fp32",
+        "data": {"dir": str(tiny_data)},
+        "student": {"layers": 2, "hidden_size": 32, "num_heads": 2, "max_positions": 32},
+        "teacher": {"path": str(tiny_teacher)},
+        "train": {"max_steps": 4, "micro_batch_size": 4, "log_every": 1, "eval_rows": 16},
+    }
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def _invented_words() -> tuple[list[str], list[str]]:
+    """200 nouns and 39 verbs."""
+    syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+    nouns = [syllables[i % 70] + syllables[(i * 3 + i // 70 * 11) % 70] + "n" for i in range(200)]
+    verbs = [syllables[i] + syllables[(i * 7 + 5) % 70] + "s" for i in range(39)]
+    return nouns, verbs
