@@ -8,8 +8,8 @@ environment that it is given. Three things differ from `python WORDS`:
 * All ranks have one seed of Python's hashes, as with PYTHONHASHSEED.
 * The process ends without tearing down the interpreter.
 
-A test that depends on one of them, or on the launcher, takes launcher.py. What the server loads (warm.py) must not start
-threads or run anything in parallel, since a fork has no threads but its own: test_ranks.py holds it to that.
+A test that depends on one of them, or on the launcher, takes launcher.py. What the server loads (warm.py) must not
+start threads or run anything in parallel, since a fork has one thread only: test_ranks.py holds it to that.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import NamedTuple
 import pytest
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-# For the CPU, with one thread; without the network.
 TESTS = Path(__file__).parents[1]
+# For the CPU, with one thread; without the network.
 SERVER_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
@@ -41,6 +41,7 @@ SERVER_ENVIRONMENT = {
 FIRST_START_SECONDS = 300.0
 OTHERS_SECONDS = 30.0
 """How long the other ranks may still run when one has failed."""
+OUTLIVED = "killed by the harness because it outlived a failed rank: rank"
 
 
 class Rank(NamedTuple):
@@ -65,6 +66,7 @@ class Ranks:
         together = {**os.environ, **SERVER_ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
         together |= {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), **(environment or {})}
         self._folder = folder
+        self._outlived: list[int] = []
         self.processes = []
         path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         with _variables({**SERVER_ENVIRONMENT, "PYTHONPATH": path}):  # the first rank of a session starts the server
@@ -92,6 +94,7 @@ class Ranks:
                 wait(left, timeout=give_up - time.monotonic())
                 if time.monotonic() >= give_up and self.running():
                     if failed:
+                        self._outlived = [rank for rank, each in enumerate(self.processes) if each.is_alive()]
                         break
                     self.kill()
                     pytest.fail(f"still running after {seconds:.0f} s\n{self.output()}")
@@ -102,17 +105,17 @@ class Ranks:
         return [Rank(p.exitcode or 0, *self._streams(rank)) for rank, p in enumerate(self.processes)]
 
     def output(self) -> str:
-        """Both streams of all ranks so far, one after another."""
-        return "".join(text for rank in range(len(self.processes)) for text in self._streams(rank))
+        """Both streams of all ranks so far, one after another; a line for each that had to be killed."""
+        texts = [text for rank in range(len(self.processes)) for text in self._streams(rank)]
+        return "".join([*texts, *(f"{OUTLIVED} {rank}\n" for rank in self._outlived)])
 
     def _streams(self, rank: int) -> tuple[str, str]:
-        out, err = (self._folder / f"rank_{rank}.{name}" for name in ("out", "err"))
-        return tuple(path.read_text(errors="replace") if path.exists() else "" for path in (out, err))
+        paths = (self._folder / f"rank_{rank}.{name}" for name in ("out", "err"))
+        out, err = (path.read_text(errors="replace") if path.exists() else "" for path in paths)
+        return out, err
 
 
-# ranks.start(words, ...) -> Ranks, killed at the test's end.
 Start = Callable[..., Ranks]
-# train(ranks, arguments, ...) -> exit code, output
 Train = Callable[..., tuple[int, str]]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.ranks import Start
+from harness.ranks import OUTLIVED, Start
 
 SHOW = "import os, sys; print(__name__, sys.argv[1:], os.environ['RANK'], os.environ.get('A'), 'torch' in sys.modules)"
 
@@ -40,8 +40,9 @@ def test_codes_are_those_of_processes(start_ranks: Start) -> None:
 
 def test_a_rank_that_waits_for_a_failed_one_is_ended(start_ranks: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.ranks.OTHERS_SECONDS", 0.2)
-    ended = start_ranks([["-c", "import time; time.sleep(600)"], ["-c", "import sys; sys.exit(2)"]]).wait(60)
-    assert [rank.code for rank in ended] == [-signal.SIGKILL, 2]
+    ranks = start_ranks([["-c", "import time; time.sleep(600)"], ["-c", "import sys; sys.exit(2)"]])
+    assert [rank.code for rank in ranks.wait(60)] == [-signal.SIGKILL, 2]
+    assert ranks.output() == f"{OUTLIVED} 0\n"
 
 
 def test_ranks_that_hang_fail_the_test_with_their_output(start_ranks: Start) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ranks import OUTLIVED, Train
 
 from dwt_ds import pretrain
 from dwt_ds.engine import ranks
@@ -16,15 +17,12 @@ from dwt_ds.run import assemble
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.guard import TooManySkipsError
 
-Launch = Callable[..., tuple[int, str]]
-
-
-# The launcher's module: `dwt_ds.pretrain`, in which rank 1 fails as EDGE says.
+# `dwt_ds.pretrain`, in which rank 1 fails as EDGE says.
 FAILING = """
 import os, sys, time
-from dwt_ds import run
 from dwt_ds.engine import ranks
 from dwt_ds.pretrain import main
+from dwt_ds.run import session
 
 def fail(*arguments, **keywords):
     if os.environ["RANK"] == "1":
@@ -32,7 +30,7 @@ def fail(*arguments, **keywords):
     return plain(*arguments, **keywords)
 
 edge = os.environ["EDGE"]
-owner = run.Run if edge == "begin_step" else run
+owner = session.Run if edge == "begin_step" else session
 plain = getattr(owner, edge)
 setattr(owner, edge, fail)
 # As NCCL does, which waits for ranks that do not come.
@@ -108,31 +106,23 @@ def test_an_error_in_training_ends_the_process_without_waiting(
     assert str(error) in told
 
 
-@pytest.fixture
-def launch_failing(launch: Launch, tmp_path: Path) -> Launch:
-    (tmp_path / "failing_pretrain.py").write_text(FAILING, encoding="utf-8")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-
-    def launch_failing(edge: str, arguments: list[str]) -> tuple[int, str]:
-        return launch(2, arguments, module="failing_pretrain", environment={"EDGE": edge, "PYTHONPATH": path})
-
-    return launch_failing
-
-
-def test_one_rank_that_fails_in_a_step_ends_all(launch_failing: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
-    code, output = launch_failing("begin_step", [str(tiny_recipe), f"output_dir={tmp_path / 'run'}"])
-    assert code != 0
+def fail(edge: str, train: Train, arguments: list[str]) -> None:
+    """Two ranks of which one fails; both must end by themselves."""
+    code, output = train(2, arguments, program=["-c", FAILING], environment={"EDGE": edge})
+    assert code == 1
+    assert OUTLIVED not in output
     assert "ValueError: made up" in output
 
 
-def test_a_crash_in_the_last_evaluation_costs_only_that(
-    launch_failing: Launch, launch: Launch, tiny_recipe: Path, tmp_path: Path
-) -> None:
+def test_one_rank_that_fails_in_a_step_ends_all(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+    fail("begin_step", train, [str(tiny_recipe), f"output_dir={tmp_path / 'run'}"])
+
+
+def test_a_crash_in_the_last_evaluation_costs_only_that(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, _ = launch_failing("held_out_loss", [str(tiny_recipe), f"output_dir={run}"])
-    assert code != 0
+    fail("held_out_loss", train, [str(tiny_recipe), f"output_dir={run}"])
     assert (run / "checkpoints" / "step_00000004" / "manifest.json").is_file()
-    code, output = launch(2, [str(tiny_recipe), f"output_dir={run}"])
+    code, output = train(2, [str(tiny_recipe), f"output_dir={run}"])
     assert code == 0, output
     assert "at step 4" in output
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
