@@ -1,28 +1,61 @@
-"""What differs between two nested settings."""
+"""Nested settings: flat with dotted names, one merged over another, and the differences of two."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line a setting, `train.learning_rate: 0.001 -> 0.0005`, in the order of `now`."""
-    old, new = _flat(before), _flat(now)
-    names = [*new, *(name for name in old if name not in new)]
-    return [f"{name}: {_shown(old, name)} -> {_shown(new, name)}" for name in names if old.get(name) != new.get(name)]
+class _NotSet:
+    def __repr__(self) -> str:
+        return "(not set)"
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+NOT_SET = _NotSet()
+
+
+class Difference(NamedTuple):
+    """A setting that two trees do not share."""
+
+    name: str
+    """Dotted, as `flatten` gives it."""
+    before: Any
+    """NOT_SET where the first tree lacks it."""
+    now: Any
+    """NOT_SET where the second tree lacks it."""
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name -> value of every leaf, in order, for instance `train.learning_rate` or `sources[0].path`.
+
+    Leaves are all values but mappings and lists of mappings; an empty mapping is a leaf.
+    """
     flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
+    for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{name}."))
+            flat |= {f"{key}.{name}": leaf for name, leaf in flatten(value).items()}
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(each, Mapping) for each in value):
+            flat |= flatten({f"{key}[{index}]": each for index, each in enumerate(value)})
         else:
-            flat[name] = value
+            flat[str(key)] = value
     return flat
 
 
-def _shown(flat: Mapping[str, Any], name: str) -> str:
-    return str(flat[name]) if name in flat else "(not set)"
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, nested mappings key by key; shares no mapping with either."""
+    merged = {key: merge({}, value) if isinstance(value, Mapping) else value for key, value in below.items()}
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = merge(under if isinstance(under, dict) else {}, value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Every leaf in which the trees differ, in the order of `now`. None and a leaf that is not set are equal."""
+    old, new = flatten(before), flatten(now)
+    names = [*new, *(name for name in old if name not in new)]
+    return [
+        Difference(name, old.get(name, NOT_SET), new.get(name, NOT_SET))
+        for name in names
+        if old.get(name) != new.get(name)
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -15,6 +14,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from dwt_ds.base.trees import flatten, merge
+from dwt_ds.base.words import nearest
 from dwt_ds.config.schema import RunConfig
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
@@ -63,23 +64,17 @@ _YamlLoader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Recipe:
-    """A loaded recipe: the settings, and which of them somebody wrote down (the rest are defaults)."""
+    """A loaded recipe."""
 
     name: str
     config: RunConfig
     written: frozenset[str]
+    """Dotted names of the settings that the recipe, its bases or an override wrote; the rest are defaults."""
 
 
 def recipe_names() -> list[str]:
     """Names of the packaged recipes."""
     return sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
-
-
-def nearest(word: str, candidates: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing when no candidate looks alike, upper and lower case being the same."""
-    by_lower_case = {candidate.lower(): candidate for candidate in candidates}
-    matches = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower_case[matches[0]]!r}?" if matches else ""
 
 
 def must_be(error: ErrorDetails) -> str:
@@ -116,7 +111,7 @@ def load_recipe(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(settings, override)
     config = parse_run_config(settings)
-    return Recipe(name=path.stem, config=config, written=frozenset(_dotted_keys(settings)))
+    return Recipe(name=path.stem, config=config, written=frozenset(flatten(settings)))
 
 
 def parse_run_config(settings: Mapping[str, Any]) -> RunConfig:
@@ -139,7 +134,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"recipe {path}: holds {type(settings).__name__}, not a mapping of settings")
     base = settings.pop("base", None)
     below = {} if base is None else _read_with_bases(_find_base(str(base), path), (*seen, path.resolve()))
-    return _merged(below, settings)
+    return merge(below, settings)  # copies: YAML's aliases put one object in two places
 
 
 def _find_base(base: str, child: Path) -> Path:
@@ -151,18 +146,6 @@ def _find_base(base: str, child: Path) -> Path:
         return find_recipe(base)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"base of {child}: {error}") from None
-
-
-def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` over `base`; mappings are copied, since YAML's aliases put one object in two places."""
-    merged = dict(base)
-    for key, value in top.items():
-        below = merged.get(key)
-        if isinstance(value, Mapping):
-            merged[key] = _merged(below if isinstance(below, dict) else {}, value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def _apply_override(settings: dict[str, Any], override: str) -> None:
@@ -202,13 +185,6 @@ def _reject_unknown_keys(settings: Mapping[str, Any], owner: type, prefix: str) 
 def _dataclass_in(hint: Any) -> type | None:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
-
-
-def _dotted_keys(settings: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    for key, value in settings.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
 def _one_line(error: ValidationError) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dwt_ds.base.words import table
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.masks import draw_masks
@@ -44,13 +45,11 @@ def manifest_table(manifest: Manifest) -> str:
     rows += [
         (name.replace("_", " "), f"{count:,}", _REASONS[name]) for name, count in manifest.dropped.items() if count
     ]
-    names, values = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
-    lines = [f"{name:<{names}}  {value:>{values}}  {note}".rstrip() for name, value, note in rows]
-    lines += ["", f"{'documents':>12}  {'characters':>16}  source"]
+    sources = [("documents", "characters", "source")]
     for source in manifest.sources:
         skipped = f"  (skipped: {source['skipped']})" if source["skipped"] else ""
-        lines.append(f"{source['documents']:>12,}  {source['characters']:>16,}  {source['name']}{skipped}")
-    return "\n".join(lines) + "\n"
+        sources.append((f"{source['documents']:,}", f"{source['characters']:,}", f"{source['name']}{skipped}"))
+    return "\n".join([*table(rows, "<><"), "", *table(sources, ">><")]) + "\n"
 
 
 def examples(data: PreparedData, count: int, config: DataConfig, seed: int) -> Iterator[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from dwt_ds.base.words import table
 
 _GREEN, _RED, _PLAIN = "\033[32m", "\033[31m", "\033[0m"
 
@@ -26,13 +29,10 @@ def render(findings: Sequence[Finding], *, colour: bool) -> str:
         one = same[0]
         found = one.found if one.good else f"{one.found}  ->  {one.fix}"
         rows.append(("PASS" if one.good else "FAIL", one.check, _hosts([finding.host for finding in same]), found))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = []
-    for verdict, check, hosts, found in rows:
-        padded = verdict.ljust(widths[0])
-        if colour and verdict:
-            padded = f"{_GREEN if verdict == 'PASS' else _RED}{padded}{_PLAIN}"
-        lines.append(f"{padded}  {check:<{widths[1]}}  {hosts:<{widths[2]}}  {found}".rstrip())
+    lines = table(rows)
+    if colour:
+        for verdict, code in (("PASS", _GREEN), ("FAIL", _RED)):
+            lines = [re.sub(f"^{verdict}", f"{code}{verdict}{_PLAIN}", line) for line in lines]
     bad = sum(not finding.good for finding in findings)
     lines.append("everything is in order" if not bad else f"{bad} of {len(findings)} checks failed")
     return "\n".join(lines)

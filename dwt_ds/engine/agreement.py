@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dwt_ds.base.software import host_name, software
+from dwt_ds.base.words import table
 from dwt_ds.engine import ranks
 from dwt_ds.engine.ranks import AllRanksError, OtherRankError
 
@@ -62,8 +63,7 @@ def disagreements(everyone: Sequence[RankFacts]) -> str:
             lines.append(("" if i else name, value, _who(of_ranks, everyone)))
     if len(lines) == 1:
         return ""
-    first, second = (max(len(line[column]) for line in lines) for column in (0, 1))
-    return "\n".join(f"  {what:<{first}}  {value:<{second}}  {who}" for what, value, who in lines)
+    return "\n".join(f"  {line}" for line in table(lines))
 
 
 def _who(of_ranks: list[int], everyone: Sequence[RankFacts]) -> str:

@@ -11,6 +11,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dwt_ds.base.words import one_line
 from dwt_ds.data.batches import Batch
 from dwt_ds.distill.objective import TeacherView
 from dwt_ds.engine.sharded_teacher import shard_over_ranks
@@ -139,7 +140,7 @@ class TeacherEngine:
             injected = _logits(engine(tokens, None, positions), candidate)
             moved = ((injected - plain).abs().max() / plain.abs().max()).item()
         except Exception as error:  # whatever a kernel library raises, the plain engine is still there
-            return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+            return f"{type(error).__name__}: {one_line(error)}"
         if not moved <= _INJECTION_TOLERANCE:
             return f"injected kernels moved the logits by {moved:.3f} of the largest"
         self.injection = f"kernels injected, which moved the logits by {moved:.4f} of the largest"

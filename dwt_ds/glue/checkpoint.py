@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from dwt_ds.base.words import one_line
 from dwt_ds.glue.settings import PAPER_MAX_LENGTH
 from dwt_ds.glue.tasks import Task
 from dwt_ds.models.build import load_model_config, longest_row
@@ -79,7 +80,7 @@ class Checkpoint:
                 output_loading_info=True,
             )
         except Exception as error:  # safetensors, pickle and each model class raise what they like
-            raise ValueError(f"--model {self.path}: {_first_line(error)}") from error
+            raise ValueError(f"--model {self.path}: {one_line(error)}") from error
         encoder = f"{model.base_model_prefix}."
         # A masked language model is pre-trained without BERT's pooler, which counts to the new head.
         absent = [key for key in report["missing_keys"] if key.startswith(encoder) and "pooler" not in key]
@@ -101,7 +102,3 @@ def _hash_of_files(folder: Path) -> str:
                 while block := file.read(_READ_AT_ONCE_BYTES):
                     digest.update(block)
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import atomic_file
+from dwt_ds.base.trees import differences
 
 MADE_WITH = "made_with"
 
@@ -35,14 +36,12 @@ class FinishedPairs:
             return None
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            theirs = _flat(result[MADE_WITH])
+            different = differences(result[MADE_WITH], made_with)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: no result of dwt-ds glue; delete it to run this pair again") from error
-        ours = _flat(made_with)
-        for name in sorted(theirs.keys() | ours.keys()):
-            then, now = theirs.get(name), ours.get(name)
-            if then != now:
-                raise ValueError(f"{path} was made with {name} = {then}, now it is {now}; choose another --out")
+        if different:
+            name, then, now = different[0]
+            raise ValueError(f"{path} was made with {name} = {then}, now it is {now}; choose another --out")
         return dict(result)
 
     def write(self, task: str, seed: int, made_with: Mapping[str, Any], result: Mapping[str, Any]) -> None:
@@ -50,14 +49,3 @@ class FinishedPairs:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             file.write(json.dumps({**result, MADE_WITH: made_with}, indent=1).encode())
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    """Leaves by their dotted names."""
-    if isinstance(tree, dict):
-        children = tree.items()
-    elif isinstance(tree, list):
-        children = enumerate(tree)  # type: ignore[assignment]
-    else:
-        return {name: tree}
-    return {leaf: value for key, child in children for leaf, value in _flat(child, f"{name}.{key}".strip(".")).items()}

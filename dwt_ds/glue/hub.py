@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datasets
 
+from dwt_ds.base.words import one_line
 from dwt_ds.glue.splits import FIRST, LABEL, SECOND, Split, TaskData
 from dwt_ds.glue.tasks import OfficialSplit, Task
 
@@ -27,8 +28,9 @@ def _read_split(repository: str, task: Task, official: OfficialSplit) -> Split:
     try:
         loaded = datasets.load_dataset(repository, task.hub_name, split=official.split)
     except Exception as error:  # the library raises errors of many kinds, its network layers' included
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name} cannot be loaded: {reason}; give a folder of TSVs with --glue-dir") from error
+        raise ValueError(
+            f"{name} cannot be loaded: {one_line(error)}; give a folder of TSVs with --glue-dir"
+        ) from error
     missing = {*task.hub_sentences, "label"} - set(loaded.column_names)
     if missing:
         raise ValueError(f"{name} has no column {min(missing)!r}, only {', '.join(loaded.column_names)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from dwt_ds.base.words import nearest
 from dwt_ds.glue.splits import FIRST, LABEL, SECOND, Split, TaskData
 from dwt_ds.glue.tasks import OfficialSplit, Task, find_task
 
@@ -58,9 +58,8 @@ def _read_files_json(folder: Path) -> dict[str, dict[str, str]]:
     for name, files in content.items():
         for key, value in files.items():
             if key not in (*_SPLIT_KEYS, "note"):
-                near = difflib.get_close_matches(key, _SPLIT_KEYS, n=1)
-                fix = f"did you mean {near[0]}?" if near else f"use {', '.join(_SPLIT_KEYS)} or note"
-                raise ValueError(f"{path}: {name} has an unknown key {key!r}; {fix}")
+                fix = nearest(key, _SPLIT_KEYS) or f"; use {', '.join(_SPLIT_KEYS)} or note"
+                raise ValueError(f"{path}: {name} has an unknown key {key!r}{fix}")
             if not isinstance(value, str):
                 raise ValueError(f"{path}: {name}.{key} is {value!r}; it must be the name of a file")
         by_task[find_task(name, str(path)).name] = files

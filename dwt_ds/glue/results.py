@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dwt_ds.base import words
 from dwt_ds.glue.finished import MADE_WITH
 from dwt_ds.glue.metrics import mean_of_seven
 from dwt_ds.glue.tasks import SEVEN, Task
@@ -55,9 +56,7 @@ def table(summary: Mapping[str, Any]) -> str:
             metrics = ", ".join(f"{_SHORT[metric]} {_shown(value)}" for metric, value in split["metrics"].items())
             score, trained = (_shown(task["score"]), _trained_on(task["train"])) if first else ("", "")
             rows.append((name if first else "", score, metrics, _called(split), trained))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, "", _mean_line(summary)]) + "\n"
+    return "\n".join([*words.table(rows), "", _mean_line(summary)]) + "\n"
 
 
 def _task_summary(task: Task, of_task: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import atomic_file
+from dwt_ds.base.words import one_line
 from dwt_ds.glue import hub, local_files
 from dwt_ds.glue.checkpoint import Checkpoint
 from dwt_ds.glue.devices import spread, visible_gpus
@@ -131,4 +132,4 @@ def _made_with(checkpoint: Checkpoint, task: Task, data: TaskData, settings: Fin
 def _one_line(error: Exception) -> str:
     if not isinstance(error, (ValueError, OSError)):
         traceback.print_exception(error, file=sys.stderr)
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line(error)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from dwt_ds.base.words import nearest
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 
@@ -196,10 +197,8 @@ def find_task(name: str, where: str) -> Task:
     by_key = {_key(task.name): task for task in TASKS}
     if _key(name) in by_key:
         return by_key[_key(name)]
-    near = difflib.get_close_matches(_key(name), by_key, n=1, cutoff=0.5)
-    known = ", ".join(task.name for task in TASKS)
-    fix = f"did you mean {by_key[near[0]].name}? " if near else ""
-    raise ValueError(f"{where}: {name!r} is no task of GLUE; {fix}(known: {known})")
+    known = [task.name for task in TASKS]
+    raise ValueError(f"{where}: {name!r} is no task of GLUE{nearest(name, known)} (known: {', '.join(known)})")
 
 
 def find_tasks(names: Sequence[str], where: str) -> list[Task]:

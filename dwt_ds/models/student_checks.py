@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from dwt_ds.config.recipe import nearest
+from dwt_ds.base.words import nearest
 from dwt_ds.config.schema import StudentConfig
 
 INTERMEDIATE_FIELDS = ("intermediate_size", "hidden_dim", "ffn_dim")
@@ -29,9 +28,8 @@ def check_family(family: str) -> None:
     """Whether transformers has a masked-LM class of this model type (ValueError with the nearest)."""
     if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return
-    near = difflib.get_close_matches(family.lower(), MODEL_FOR_MASKED_LM_MAPPING_NAMES, n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]!r}?" if near else "use bert, roberta, distilbert, modernbert, electra or albert"
-    raise ValueError(f"student.family={family!r} is no Hugging Face model type with a masked-LM class; {fix}")
+    fix = nearest(family, MODEL_FOR_MASKED_LM_MAPPING_NAMES) or "; use bert, roberta, distilbert or modernbert, say"
+    raise ValueError(f"student.family={family!r} is no Hugging Face model type with a masked-LM class{fix}")
 
 
 def check_sizes(student: StudentConfig, seq_len: int) -> None:
@@ -66,9 +64,8 @@ def checked_extras(student: StudentConfig, defaults: PretrainedConfig, fields: s
     aliases = {own: general for general, own in type(defaults).attribute_map.items()}
     for name, value in student.config.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, sorted(fields), n=1)
-            fix = f"did you mean {near[0]!r}?" if near else "remove it"
-            raise ValueError(f"student.config.{name} is no field of {type(defaults).__name__}; {fix}")
+            fix = nearest(name, sorted(fields)) or "; remove it"
+            raise ValueError(f"student.config.{name} is no field of {type(defaults).__name__}{fix}")
         general = "intermediate_size" if name in INTERMEDIATE_FIELDS else aliases.get(name, name)
         if general in _DECIDED_ELSEWHERE:
             raise ValueError(f"student.config.{name} is decided by {_DECIDED_ELSEWHERE[general]}; remove it here")

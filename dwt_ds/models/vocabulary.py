@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dwt_ds.base.words import one_line
 from dwt_ds.models.build import without_tilde
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
@@ -30,8 +31,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"tokenizer path {str(path)!r} cannot be read: {first}") from error
+        raise FileNotFoundError(f"tokenizer path {str(path)!r} cannot be read: {one_line(error)}") from error
 
 
 def check_same_vocabulary(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
+from dwt_ds.base.words import table
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
 from dwt_ds.launch.plan_launch import launch_commands
 from dwt_ds.plan.communication import bytes_per_second
@@ -52,8 +53,8 @@ def resolved(settings: Settings) -> str:
 
 
 def _settings(plan: Plan) -> Lines:
-    rows = [(key, _short(value), f"default {_short(default)}") for key, value, default in changes(plan.settings.config)]
-    return _table(rows, left=3)
+    rows = [(name, _short(now), f"default {_short(default)}") for name, default, now in changes(plan.settings.config)]
+    return table(rows)
 
 
 def _models(plan: Plan) -> Lines:
@@ -100,7 +101,7 @@ def _memory(plan: Plan) -> Lines:
     largest = plan.largest_micro_batches()
     rows.append(("largest micro-batch", *(f"{largest[stage]:,}" for stage in STAGES)))
     lines = [
-        *_table(rows),
+        *table(rows, "<>"),
         "each part at its most; parts do not all peak at once, so that the fullest moment holds less than their sum",
         f"* the JSON's. {_room(plan)}",
         *_host(by_stage[plan.stage]),
@@ -162,7 +163,7 @@ def _traffic(plan: Plan) -> Lines:
             )
         )
     return [
-        *_table(rows),
+        *table(rows, "<>"),
         f"links: {rate / 1e9:,.1f} GB/s a rank ({LINK_SHARE:.0%} of the data sheet's, assumed), "
         f"{LATENCY_SECONDS * 1e6:.0f} us a call for each doubling of the ranks",
     ]
@@ -176,17 +177,6 @@ def _disk(plan: Plan) -> Lines:
         f"a checkpoint {_gib(one)} GiB; {train.keep_last} kept and one being written, and the export of {_gib(export)} "
         f"GiB: {_gib(most)} GiB free are enough"
     ]
-
-
-def _table(rows: Iterable[Sequence[str]], left: int = 1) -> Lines:
-    """Columns as wide as their widest entry; the first `left` ones start together, the others end together."""
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(w) if n < left else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths))]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _gib(size: float) -> str:

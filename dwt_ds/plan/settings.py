@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dwt_ds.base.trees import NOT_SET, Difference, differences
 from dwt_ds.config.quantization import Quantization, check_start_step, parse_quantization
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.config.schema import RunConfig
@@ -72,16 +72,7 @@ def settle(recipe_name: str, overrides: list[str], deepspeed_config: str | None,
     return Settings(recipe, config, ds, ds_values, corpus, total_steps, world_size, quantization)
 
 
-def changes(config: RunConfig) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value, default) of all settings that are not the defaults."""
-    ours, defaults = dict(flat(config.to_dict())), dict(flat(RunConfig().to_dict()))
-    return [(key, value, defaults.get(key)) for key, value in ours.items() if value != defaults.get(key)]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything that is not itself a mapping, or is an empty one."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def changes(config: RunConfig) -> list[Difference]:
+    """All settings that are not the defaults."""
+    changed = differences(RunConfig().to_dict(), config.to_dict())
+    return [change for change in changed if change.now is not NOT_SET]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
+from dwt_ds.base.words import one_line
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.recipe import load_recipe, recipe_names
 from dwt_ds.config.schema import StudentConfig
@@ -75,7 +76,7 @@ def build_shapes(settings: Settings, trainer: Settings | None = None) -> Shapes:
         except RuntimeError as error:
             raise ValueError(
                 f"student.family={family!r}: its code reads the values of tensors, which a plan does not have "
-                f"({str(error).splitlines()[0]}); plan with a like family, such as bert"
+                f"({one_line(error)}); plan with a like family, such as bert"
             ) from error
         if settings.quantization is not None:
             _quantize(student, settings.quantization)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import atomic_file, sync_folder
+from dwt_ds.base.trees import differences
 from dwt_ds.data.manifest import MANIFEST_NAME, MANIFEST_TABLE_NAME, UNFINISHED_NAME, Manifest, read_manifest
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
 from dwt_ds.data.show import manifest_table
@@ -28,7 +29,7 @@ def finished_manifest(out: Path, identity: dict[str, Any]) -> Manifest | None:
     if not (out / MANIFEST_NAME).exists():
         return None
     manifest = read_manifest(out)
-    difference = first_difference(manifest.settings["identity"], identity)
+    difference = _first_difference(manifest.settings["identity"], identity)
     if difference:
         raise ValueError(
             f"--out {out} already holds data made with other settings ({difference}): "
@@ -37,20 +38,9 @@ def finished_manifest(out: Path, identity: dict[str, Any]) -> Manifest | None:
     return manifest
 
 
-def first_difference(there: Any, here: Any, name: str = "") -> str:
-    """The first place where two JSON values differ, in words; empty where they are equal."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in list(there) + [key for key in here if key not in there]:
-            difference = first_difference(there.get(key), here.get(key), f"{name}.{key}" if name else key)
-            if difference:
-                return difference
-        return ""
-    if isinstance(there, list) and isinstance(here, list):
-        if len(there) != len(here):
-            return f"{name} has {len(there)} entries there, {len(here)} now"
-        pairs = enumerate(zip(there, here, strict=True))
-        return next((d for i, (a, b) in pairs if (d := first_difference(a, b, f"{name}[{i}]"))), "")
-    return "" if there == here else f"{name} is {there} there, {here} now"
+def _first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """In words; "" where they are equal."""
+    return next((f"{name} is {before} there, {now} now" for name, before, now in differences(there, here)), "")
 
 
 @contextmanager
@@ -93,7 +83,7 @@ def _begin(out: Path, work: Path, identity: dict[str, Any]) -> None:
         with atomic_file(begun) as file:
             file.write(json.dumps(identity, indent=2).encode())
         return
-    difference = first_difference(json.loads(begun.read_text(encoding="utf-8")), identity)
+    difference = _first_difference(json.loads(begun.read_text(encoding="utf-8")), identity)
     if difference:
         raise ValueError(
             f"--out {out} holds an unfinished preparation with other settings ({difference}): "

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import datasets
 
+from dwt_ds.base.words import one_line
+
 # A longer document is passed on in parts of about this many characters; each counts as a document.
 DOCUMENT_CHARS = 8_000_000
 # A longer line is cut at a space; some texts have no line ends at all.
@@ -175,8 +177,7 @@ class HubDataset:
             else:
                 loaded = datasets.load_dataset(self.dataset, self.config, split=self.split, streaming=self.streaming)
         except Exception as error:  # the library raises errors of many kinds, its network layers' included
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"--dataset {self.name} cannot be loaded: {reason}") from None
+            raise ValueError(f"--dataset {self.name} cannot be loaded: {one_line(error)}") from None
         self.records.check_column(f"dataset {self.name}", list(loaded.column_names or [self.records.column]))
         return loaded.select_columns([self.records.column])
 

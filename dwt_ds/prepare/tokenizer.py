@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import WordPiece
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dwt_ds.base.words import one_line
+
 BERT_SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -35,10 +37,9 @@ def find_tokenizer(name: str) -> PreTrainedTokenizerBase:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"--tokenizer {name}: not a vocab.txt, not a folder with a tokenizer, and not loadable from the "
-                f"Hugging Face hub ({reason})"
+                f"Hugging Face hub ({one_line(error)})"
             ) from None
         if not tokenizer.is_fast:
             raise ValueError(f"--tokenizer {name}: only fast tokenizers (with a tokenizer.json) are supported")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dwt_ds.base.files import read_manifest
 from dwt_ds.base.software import host_name
-from dwt_ds.base.trees import changed_settings
+from dwt_ds.base.trees import differences
 from dwt_ds.config.schema import TrainConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.distill.adaptive import AdaptiveWeight
@@ -216,8 +216,8 @@ def _resume(
         _say(f"resuming from {path} at step {state.step}")
         if manifest["world_size"] != ranks.world_size():
             _say(f"it was written by {manifest['world_size']} ranks: optimizer shards cut anew, new dropout streams")
-        for change in changed_settings(manifest["settings"], facts["settings"]):
-            _say(f"changed since that checkpoint: {change}")
+        for name, before, now in differences(manifest["settings"], facts["settings"]):
+            _say(f"changed since that checkpoint: {name}: {before} -> {now}")
     with ranks.raise_on_all_ranks():
         if ranks.rank() == 0:
             folder.cut_metrics_back(state.step)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from dwt_ds.base.words import shorten
 from dwt_ds.run.stop import STOP_FILE
 
 _IDENTITY = "run.json"
@@ -138,5 +139,4 @@ class RunFolder:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shorten(value if isinstance(value, str) else json.dumps(value))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from dwt_ds.base.trees import flatten
 from dwt_ds.study.read_run import RunRecord
 
 # Differ by nature, and say nothing.
@@ -13,7 +13,7 @@ _LEFT_OUT = ("output_dir",)
 
 def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     """(setting, its value in each run) of all settings in which any two runs differ, in the recipe's order."""
-    flat = [dict(dotted(run.config)) for run in runs]
+    flat = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for each in flat for key in each)
     rows = []
     for key in keys:
@@ -21,12 +21,3 @@ def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
         if len(set(values)) > 1 and key not in _LEFT_OUT:
             rows.append((key, *values))
     return rows
-
-
-def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything that is not itself a mapping."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

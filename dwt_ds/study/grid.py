@@ -21,7 +21,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dwt_ds.config.recipe import must_be, nearest
+from dwt_ds.base.trees import merge
+from dwt_ds.base.words import nearest
+from dwt_ds.config.recipe import must_be
 
 GRIDS_FOLDER = Path(__file__).parent / "grids"
 SCALES = ("smoke", "small", "paper")
@@ -106,9 +108,9 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
     labels = Labels(
         where=f"grid {path}",
         teachers={**common["teachers"], **size["teachers"], **content.get("teachers", {})},
-        axes=merged(common["axes"], content.get("axes", {})),
+        axes=merge(common["axes"], content.get("axes", {})),
     )
-    base = merged(size["settings"], content.get("settings", {}))
+    base = merge(size["settings"], content.get("settings", {}))
     chosen = list(seeds or content.get("seeds") or size["seeds"])
     students = [run for block in content.get("runs") or [] for run in _runs_of_block(block, labels, base, chosen)]
     if not students:
@@ -134,7 +136,7 @@ def _fine_tuning(where: str, of_scale: dict[str, Any], of_grid: Any, asked: str 
         return None
     if not isinstance(of_grid, (dict, type(None))):
         raise ValueError(f"{where}: glue={of_grid!r} must be a mapping of options; write {{dir: hub}}, say")
-    return merged(of_scale, {**(of_grid or {}), **({} if asked is None else {"dir": asked})})
+    return merge(of_scale, {**(of_grid or {}), **({} if asked is None else {"dir": asked})})
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Labels:
 
     def teacher_run(self, label: str, base: dict[str, Any], seed: int) -> StudyRun:
         """The run that trains the teacher `label`."""
-        settings = merged(base, self.teachers[label])
+        settings = merge(base, self.teachers[label])
         return StudyRun(f"{label}-s{seed}", settings, seed, {"makes": label})
 
     def default(self, axis: str) -> str:
@@ -167,16 +169,6 @@ class Labels:
                     f"{self.where}: {axis}={name!r} is unknown{nearest(name, known)} (known: {', '.join(known)})"
                 )
         return names
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, nested mappings key by key."""
-    result = dict(below)
-    for key, value in above.items():
-        under = result.get(key)
-        nested = isinstance(value, Mapping) and isinstance(under, Mapping)
-        result[key] = merged(under, value) if nested else value  # type: ignore[arg-type]
-    return result
 
 
 def _runs_of_block(block: Any, labels: Labels, base: dict[str, Any], seeds: list[int]) -> Iterator[StudyRun]:
@@ -197,7 +189,7 @@ def _student(chosen: dict[str, str], seed: int, labels: Labels, base: dict[str, 
     settings = base
     for axis, label in chosen.items():
         if axis != "teacher":
-            settings = merged(settings, labels.axes[axis][label])
+            settings = merge(settings, labels.axes[axis][label])
     special = [label for axis, label in chosen.items() if axis != "teacher" and label != labels.default(axis)]
     alone = teacher == NO_TEACHER
     name = "-".join([ALONE if alone else f"with_{teacher}", *special, f"s{seed}"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dwt_ds.base.words import shorten
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.plan.settings import changes
 from dwt_ds.study import figures
@@ -72,7 +73,7 @@ def _run_report(run: RunRecord, out: Path) -> Path:
     page.note(f"{state}{last}")
     _curves(page, [run], Styles([run.series]), out / "figures", "run", folded=False)
     page.heading("Settings that are not the defaults")
-    rows = [(key, _short(value), _short(default)) for key, value, default in changes(parse_run_config(run.config))]
+    rows = [(name, _short(now), _short(default)) for name, default, now in changes(parse_run_config(run.config))]
     page.table(("setting", "here", "default"), rows)
     page.write(out / HTML)
     return out / HTML
@@ -256,5 +257,4 @@ def _with_deviation(mean: float, deviation: float | None, digits: int, unit: str
 
 
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shorten(str(value), 80)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dwt_ds.base.words import table
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.manifest import read_manifest
 from dwt_ds.launch.local import visible_ranks
@@ -114,14 +115,12 @@ class Study:
 
     def plan_table(self) -> str:
         """Runs, steps, tokens and hours, for people."""
-        width = max(len(run.name) for run in self.grid.runs)
-        lines = [f"{'run':<{width}}  {'steps':>9}  {'tokens':>10}  {'PFLOP':>10}  {'hours':>8}"]
-        for run in self.grid.runs:
-            lines.append(f"{run.name:<{width}}  {_cells(self.costs[run.name])}  {self._status(run)}".rstrip())
+        rows: list[tuple[str, ...]] = [("run", "steps", "tokens", "PFLOP", "hours")]
+        rows += [(run.name, *_cells(self.costs[run.name]), self._status(run)) for run in self.grid.runs]
         due = [self.costs[run.name] for run in self._due()]
         total = Cost(*(sum(getattr(cost, key) for cost in due) for key in ("steps", "tokens", "flops", "hours")))
-        lines.append(f"{f'{len(due)} to run':<{width}}  {_cells(total)}")
-        return "\n".join([*lines, *self._fine_tunings(), *self._assumptions()])
+        rows.append((f"{len(due)} to run", *_cells(total)))
+        return "\n".join([*table(rows, "<>>>><"), *self._fine_tunings(), *self._assumptions()])
 
     def _due(self) -> list[StudyRun]:
         return [run for run in self.grid.runs if not self.folder.is_finished(run.name)]
@@ -206,8 +205,8 @@ def run_study(options: StudyOptions, *, dry_run: bool, tell: Callable[[str], Non
     return 1 if unfinished else 0
 
 
-def _cells(cost: Cost) -> str:
-    return f"{cost.steps:>9,}  {_short(cost.tokens):>10}  {cost.flops / 1e15:>10,.3g}  {cost.hours:>8,.2f}"
+def _cells(cost: Cost) -> tuple[str, ...]:
+    return f"{cost.steps:,}", _short(cost.tokens), f"{cost.flops / 1e15:,.3g}", f"{cost.hours:,.2f}"
 
 
 def _short(number: float) -> str:

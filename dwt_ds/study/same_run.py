@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from dwt_ds.base.trees import flatten, merge
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
-from dwt_ds.plan.settings import Settings, flat
-from dwt_ds.study.grid import merged
+from dwt_ds.plan.settings import Settings
 
 # Settings that change nothing in what is learned, and may change between two starts of one run.
 _MAY_CHANGE = (
@@ -51,7 +51,7 @@ def check_same(folder: Path, settings: Settings) -> None:
     if not config.is_file():
         return
     # What an older version did not write yet was as it is by default.
-    stored = merged(RunConfig().to_dict(), yaml.safe_load(config.read_text(encoding="utf-8")))
+    stored = merge(RunConfig().to_dict(), yaml.safe_load(config.read_text(encoding="utf-8")))
     ds_values, identity = (_json(folder / name) for name in ("ds_config.json", "run.json"))
     for what, theirs, ours in _pairs(stored, ds_values, identity, settings):
         if theirs != ours:
@@ -66,12 +66,12 @@ def _pairs(
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, value there, value here) of all that has to be equal and is known on both sides."""
     resolved = resolved_recipe(settings.config, settings.ds_values, settings.total_steps)
-    here, fingerprint = merged(RunConfig().to_dict(), resolved), settings.corpus.fingerprint
+    here, fingerprint = merge(RunConfig().to_dict(), resolved), settings.corpus.fingerprint
     passed_over = list(_MAY_CHANGE)
     if fingerprint and "data" in identity:
         passed_over.append("data.dir")  # its rows tell more than its name
         yield "data.dir's fingerprint", identity["data"], fingerprint
-    for key, _ in flat(RunConfig().to_dict()):
+    for key in flatten(RunConfig().to_dict()):
         unused = settings.config.teacher.path is None and key.startswith(_OF_THE_SOFT_LOSS)
         if key not in passed_over and not unused:
             yield key, _at(stored, key), _at(here, key)
@@ -84,7 +84,7 @@ def _pairs(
 
 
 def _what_is_learned(ds_values: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(flat({section: ds_values[section] for section in _OF_THE_JSON if section in ds_values}))
+    return flatten({section: ds_values[section] for section in _OF_THE_JSON if section in ds_values})
 
 
 def _at(values: Any, key: str) -> Any:

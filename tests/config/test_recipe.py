@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dwt_ds.config.recipe import find_recipe, load_recipe, nearest, recipe_names
+from dwt_ds.config.recipe import find_recipe, load_recipe, recipe_names
 from dwt_ds.config.schema import RunConfig, Schedule
 
 PUBLIC_RECIPES = {
@@ -260,7 +260,7 @@ def test_an_override_replaces_what_the_recipe_says(override: str, written_as: st
     for part in written_as.split("."):
         found = getattr(found, part)
     assert found == value
-    assert written_as in recipe.written
+    assert any(name == written_as or name.startswith(f"{written_as}.") for name in recipe.written)
 
 
 @pytest.mark.parametrize(
@@ -341,11 +341,6 @@ def test_unknown_keys_inside_a_recipe_or_its_base_are_found(write: Write) -> Non
         load_recipe(write("base: below\n", "top"))
     with pytest.raises(ValueError, match=r"^1: unknown key$"):
         load_recipe(write("1: 2\n"))
-
-
-def test_the_nearest_name_needs_some_likeness() -> None:
-    assert nearest("stpes", ["steps", "epochs"]) == "; did you mean 'steps'?"
-    assert nearest("qqqq", ["steps", "epochs"]) == ""
 
 
 def test_an_empty_recipe_is_the_defaults(write: Write) -> None:

@@ -125,8 +125,8 @@ def test_files_json(own: Path) -> None:
     [
         ("{", "files.json: no valid JSON"),
         ("[]", "files.json: it must look like"),
-        ('{"QNLY": {}}', "'QNLY' is no task of GLUE; did you mean QNLI"),
-        ('{"QNLI": {"validaton": "x.tsv"}}', "unknown key 'validaton'; did you mean validation"),
+        ('{"QNLY": {}}', "'QNLY' is no task of GLUE; did you mean 'QNLI'"),
+        ('{"QNLI": {"validaton": "x.tsv"}}', "unknown key 'validaton'; did you mean 'validation'"),
         ('{"QNLI": {"train": 3}}', "QNLI.train is 3; it must be the name of a file"),
     ],
 )

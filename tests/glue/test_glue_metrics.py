@@ -83,5 +83,5 @@ def test_a_diverged_model_is_an_error_and_not_a_class() -> None:
 
 def test_names_of_tasks() -> None:
     assert [task.name for task in find_tasks(["rte", "stsb", "sst2", "STS-B"], "--tasks")] == ["SST-2", "STS-B", "RTE"]
-    with pytest.raises(ValueError, match=r"--tasks: 'MRCP' is no task of GLUE; did you mean MRPC\?"):
+    with pytest.raises(ValueError, match=r"--tasks: 'MRCP' is no task of GLUE; did you mean 'MRPC'\?"):
         find_task("MRCP", "--tasks")

@@ -274,7 +274,7 @@ def test_checkpoints_that_do_not_fit(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--tasks", "CoLa,SST"), "--tasks: 'SST' is no task of GLUE; did you mean SST-2?"),
+        (("--tasks", "CoLa,SST"), "--tasks: 'SST' is no task of GLUE; did you mean 'SST-2'?"),
         (("--tasks", ","), "--tasks is empty"),
         (("--seeds", "0"), "--seeds is 0: it must be 1 or more"),
         (("--learning-rate", "-1"), "--learning-rate is -1.0: it must be above 0"),

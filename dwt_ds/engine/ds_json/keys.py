@@ -21,7 +21,8 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 from pydantic import BaseModel, ValidationError
 
-from dwt_ds.config.recipe import must_be, nearest
+from dwt_ds.base.words import nearest
+from dwt_ds.config.recipe import must_be
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.ds_json.types import check_optimizer_section, check_schedule_section
 

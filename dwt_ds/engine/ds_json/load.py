@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dwt_ds
-from dwt_ds.config.recipe import nearest
+from dwt_ds.base.words import nearest
 from dwt_ds.engine.ds_json.keys import check_ds_keys
 from dwt_ds.engine.ds_json.origin import Origin, lay_over
 from dwt_ds.engine.ds_json.types import drop_settings_of_another_type

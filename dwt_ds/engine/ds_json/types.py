@@ -10,7 +10,7 @@ import deepspeed
 import torch
 from deepspeed.runtime import lr_schedules
 
-from dwt_ds.config.recipe import nearest
+from dwt_ds.base.words import nearest
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.optimizers import CLIENT_OPTIMIZERS
 

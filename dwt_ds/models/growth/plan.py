@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig
 
+from dwt_ds.base.words import nearest
 from dwt_ds.models.growth.layout import GROWABLE_FAMILIES, in_layer, layer_of, layout_of
 
 
@@ -123,10 +123,9 @@ def parse_method(method: str) -> tuple[str, str | None]:
         *WIDTH_METHODS,
         *(f"{each}+{other}" for each in DEPTH_MAPS for other in WIDTH_METHODS),
     ]
-    near = difflib.get_close_matches(method.lower(), known, n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]!r}?" if near else "use random"
+    fix = nearest(method, known) or "; use random"
     raise ValueError(
-        f"student.init={method!r} is unknown; {fix} (depth: {', '.join(DEPTH_MAPS)}; width: "
+        f"student.init={method!r} is unknown{fix} (depth: {', '.join(DEPTH_MAPS)}; width: "
         f"{', '.join(WIDTH_METHODS)}; both: stack+fpi)"
     )
 

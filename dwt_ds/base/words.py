@@ -1,0 +1,37 @@
+"""Words for people: the nearest name to a mistyped one, errors on one line, tables, shortened values."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with the candidate most like `word` in any case; "" if none is like it."""
+    by_lower_case = {candidate.lower(): candidate for candidate in candidates}
+    matches = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower_case[matches[0]]!r}?" if matches else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type if the message is empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """`text`, its end replaced by `...` where it is longer than `length` characters."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def table(rows: Iterable[Sequence[str]], align: str = "<") -> list[str]:
+    """Lines of columns, each as wide as its widest cell, two spaces apart.
+
+    Args:
+        rows: cells from the left; a row may end early.
+        align: `<` or `>` for each column from the left; the last one holds for the columns that follow.
+    """
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    aligns = align.ljust(len(widths), align[-1])
+    return ["  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, aligns, widths)).rstrip() for row in rows]
