@@ -3,73 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from torch.distributed.elastic.utils.distributed import get_free_port
+from harness.ranks import Run
 
 from dwt_ds.base.software import package_folder, software, source_hash
 from dwt_ds.engine.agreement import RankFacts, disagreements
 
-# Like the launcher, a rank at a time; a rank may get another torch's version.
+# A rank may get another package or another torch's version.
 DRIVER = """
 import os, sys
-from dwt_ds.base.quiet import quieten_libraries
-quieten_libraries()
-import torch, dwt_ds.run.assemble
+from pathlib import Path
+import torch
+from dwt_ds.base import software
 torch.__version__ = os.environ.get("OTHER_TORCH", torch.__version__)
+folder_of, other = software.package_folder, os.environ.get("OTHER_PACKAGE")
+software.package_folder = lambda name: Path(other, name) if other and name == "dwt_ds" else folder_of(name)
 from dwt_ds.pretrain import main
 sys.exit(main(sys.argv[1:]))
 """
 
-pytestmark = pytest.mark.timeout(600)
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def run_ranks(tmp: Path, arguments: list[list[str]], environments: list[dict[str, str]]) -> list[Said]:
-    """Exit code and output of every rank."""
-    (tmp / "driver.py").write_text(DRIVER, encoding="utf-8")
-    size = str(len(arguments))
-    settings = {"WORLD_SIZE": size, "LOCAL_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
-    settings |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(tmp / "driver.py"), *words],
-            env={**os.environ, **settings, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp,
-        )
-        for rank, (words, environment) in enumerate(zip(arguments, environments, strict=True))
-    ]
-    said = []
-    try:
-        for process in ranks:
-            out, err = process.communicate(timeout=250)
-            said.append(Said(process.returncode, out, err))
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    return said
-
 
 @pytest.fixture
 def other_package(tmp_path: Path) -> Path:
-    """A folder for PYTHONPATH with a dwt_ds of another version."""
+    """A folder with a dwt_ds of another version."""
     folder = tmp_path / "other"
     shutil.copytree(package_folder("dwt_ds"), folder / "dwt_ds", ignore=shutil.ignore_patterns("__pycache__"))
     init = folder / "dwt_ds" / "__init__.py"
@@ -80,11 +41,10 @@ def other_package(tmp_path: Path) -> Path:
 
 
 def test_a_rank_with_another_package_or_torch_stops_all_before_training(
-    tiny_recipe: Path, tmp_path: Path, other_package: Path
+    run_ranks: Run, tiny_recipe: Path, tmp_path: Path, other_package: Path
 ) -> None:
-    run = [str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
-    environments = [{}, {"PYTHONPATH": str(other_package)}, {"OTHER_TORCH": "1.0.0"}]
-    said = run_ranks(tmp_path, [run] * 3, environments)
+    run = ["-c", DRIVER, str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
+    said = run_ranks([run] * 3, own=[{}, {"OTHER_PACKAGE": str(other_package)}, {"OTHER_TORCH": "1.0.0"}])
     assert [rank.code for rank in said] == [2, 2, 2], said
     assert said[0].err.startswith("error: the hosts run different software; install the same on each of them:\n")
     table = [line.split() for line in said[0].err.splitlines()[1:]]
@@ -102,15 +62,17 @@ def test_a_rank_with_another_package_or_torch_stops_all_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_rank_with_other_data_stops_all_before_training(tiny_recipe: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_rank_with_other_data_stops_all_before_training(
+    run_ranks: Run, tiny_recipe: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiny_data, other)
     manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
     manifest_fingerprint = manifest["fingerprint"]
     manifest.update(fingerprint="f" * 64)
     (other / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    run = [str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
-    said = run_ranks(tmp_path, [run, [*run, f"data.dir={other}"]], [{}, {}])
+    run = ["-m", "dwt_ds.pretrain", str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
+    said = run_ranks([run, [*run, f"data.dir={other}"]])
     assert [rank.code for rank in said] == [2, 2], said
     first, *table = said[0].err.splitlines()
     assert first.startswith("error: the hosts read different data or settings; put the same files at the same path")

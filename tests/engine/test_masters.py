@@ -6,14 +6,10 @@ Frozen parameters are among them.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
-
-ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+from harness.ranks import Run
 
 ADAM = {"type": "AdamW", "params": {"lr": 0.01}}
 TORCH_ADAM = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
@@ -141,18 +137,12 @@ ranks.stop_ranks()
 
 
 @pytest.fixture(scope="module")
-def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def problems(run_ranks: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Case -> what was wrong."""
-    folder = tmp_path_factory.mktemp("cases")
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_CASES, json.dumps(CASES), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, **ON_CPU},
-    )
-    answers = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
-    assert answers.keys() == CASES.keys(), done.stderr
+    words = ["-c", RUN_CASES, json.dumps(CASES), str(tmp_path_factory.mktemp("cases"))]
+    [done] = run_ranks([words], seconds=600)
+    answers = dict(json.loads(line) for line in done.out.splitlines() if line.startswith('["'))
+    assert answers.keys() == CASES.keys(), done.err
     return answers
 
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from harness.ranks import Run, Start, Train
 from safetensors.torch import load_file
 
-Launch = Callable[..., tuple[int, str]]
-
 # Many more than a run takes between its first checkpoint and its death.
-STEPS = 80
+STEPS = 40
 # Dropout on, the epoch's end inside the run, micro-batches of several accumulation steps.
 SETTINGS = [
     f"train.max_steps={STEPS}",
@@ -31,8 +23,6 @@ SETTINGS = [
     "distill.soft_weight={schedule: linear, start: 4, end: 1}",
 ]
 
-ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-
 # Ranks that read a converted checkpoint, one of them late. As with NCCL, a broadcast's source waits for nobody.
 CONVERTED = """
 import sys, time
@@ -40,7 +30,8 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 import torch.distributed as dist
-from dwt_ds.engine import ranks, resume
+from dwt_ds.engine import ranks
+from dwt_ds.engine.checkpoint import resume
 ranks.start_ranks()
 store, numbers = dist.distributed_c10d._get_default_store(), count()
 
@@ -71,39 +62,30 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
-def kill_after_checkpoint(recipe: Path, output: Path, ranks: int, port: int, *settings: str) -> int:
-    """Start a run, SIGKILL all of its processes once a checkpoint stands; the step of the newest then."""
-    programs = Path(sys.executable).parent
-    command = [sys.executable, str(programs / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(port)]
-    command += ["--module", "dwt_ds.pretrain", str(recipe), f"output_dir={output}", *SETTINGS, *settings]
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PATH": path}
-    process = subprocess.Popen(command, env={**os.environ, **cpu}, stdout=subprocess.DEVNULL)
+def kill_after_checkpoint(start_ranks: Start, ranks: int, arguments: list[str], output: Path) -> int:
+    """Start a run, SIGKILL all of its ranks once a checkpoint stands; the step of the newest then."""
+    started = start_ranks([["-m", "dwt_ds.pretrain", *arguments]] * ranks)
     pointer = output / "checkpoints" / "latest"
     waited_until = time.monotonic() + 200
-    while not pointer.is_file() and time.monotonic() < waited_until and process.poll() is None:
+    while not pointer.is_file() and time.monotonic() < waited_until and started.running():
         time.sleep(0.005)
-    assert process.poll() is None, "it ended by itself"
-    launcher = psutil.Process(process.pid)
-    for each in [launcher, *launcher.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            each.send_signal(signal.SIGKILL)
-    process.wait()
+    assert started.running(), started.output()
+    started.kill()
     return int(pointer.read_text().split("_")[1])
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 1)])
 def test_a_killed_run_resumes_bit_identically(
-    ranks: int, workers: int, launch: Launch, port: int, tiny_recipe: Path, tmp_path: Path
+    ranks: int, workers: int, train: Train, start_ranks: Start, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """Also if batches come from other processes than those of the run that nothing happened to."""
-    code, output = launch(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'straight'}", *SETTINGS])
+    code, output = train(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'straight'}", *SETTINGS])
     assert code == 0, output
-    loading = f"data.workers={workers}"
-    step = kill_after_checkpoint(tiny_recipe, tmp_path / "killed", ranks, port, loading)
+    arguments = [str(tiny_recipe), f"output_dir={tmp_path / 'killed'}", *SETTINGS, f"data.workers={workers}"]
+    step = kill_after_checkpoint(start_ranks, ranks, arguments, tmp_path / "killed")
     assert 4 <= step < STEPS, "killed too late to show anything"
 
-    code, output = launch(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'killed'}", *SETTINGS, loading])
+    code, output = train(ranks, arguments)
     assert code == 0, output
     assert "resuming from" in output
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")
@@ -113,19 +95,19 @@ def test_a_killed_run_resumes_bit_identically(
     assert all(killed[name].equal(straight[name]) for name in straight)
 
 
-def test_a_finished_run_says_so_and_does_nothing(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_finished_run_says_so_and_does_nothing(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     arguments = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=2"]
-    assert launch(1, arguments)[0] == 0
+    assert train(1, arguments)[0] == 0
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    code, output = launch(1, arguments)
+    code, output = train(1, arguments)
     assert code == 0
     assert "already finished at step 2" in output
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_damaged_checkpoint_is_passed_over(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     arguments = [str(tiny_recipe), f"output_dir={tmp_path}", "train.checkpoint_every=2"]
-    assert launch(1, arguments)[0] == 0
+    assert train(1, arguments)[0] == 0
     newest = tmp_path / "checkpoints" / "step_00000004"
     shard = next(newest.glob("*optim_states.pt"))
     content = bytearray(shard.read_bytes())
@@ -133,29 +115,14 @@ def test_a_damaged_checkpoint_is_passed_over(launch: Launch, tiny_recipe: Path, 
     shard.write_bytes(content)
     (tmp_path / "complete.json").unlink()
 
-    code, output = launch(1, arguments)
+    code, output = train(1, arguments)
     assert code == 0, output
     assert f"step_00000004/{shard.name}: the contents have changed" in output
     assert "resuming from" in output
     assert "step_00000002 at step 2" in output
 
 
-def test_a_converted_checkpoint_stays_until_the_last_rank_has_read_it(tmp_path: Path, port: int) -> None:
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONVERTED, str(tmp_path)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **ON_CPU, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=200)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+def test_a_converted_checkpoint_stays_until_the_last_rank_has_read_it(run_ranks: Run, tmp_path: Path) -> None:
+    for rank in run_ranks([["-c", CONVERTED, str(tmp_path)]] * 2):
+        assert rank.code == 0, rank.err
     assert not list(tmp_path.iterdir())

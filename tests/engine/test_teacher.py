@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from harness.ranks import Run
 from torch import nn
 
 from dwt_ds.engine import teacher
@@ -52,7 +51,9 @@ stop_ranks()
 
 @pytest.mark.parametrize("cut", ["whole", "sharded"])
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_the_engine_answers_as_the_model_and_keeps_its_buffers(family: str, cut: str, tmp_path: Path) -> None:
+def test_the_engine_answers_as_the_model_and_keeps_its_buffers(
+    family: str, cut: str, run_ranks: Run, tmp_path: Path
+) -> None:
     import torch
 
     from dwt_ds.config.schema import StudentConfig
@@ -65,12 +66,10 @@ def test_the_engine_answers_as_the_model_and_keeps_its_buffers(family: str, cut:
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK, str(tmp_path), cut], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    [done] = run_ranks([["-c", CHECK, str(tmp_path), cut]])
+    assert done.code == 0, done.err
     # Rotary frequencies are the buffers of a ModernBERT.
-    assert ("float32" in done.stdout) == (family == "modernbert"), done.stdout
+    assert ("float32" in done.out) == (family == "modernbert"), done.out
 
 
 def test_a_sharded_teacher_loads_without_the_other_ranks(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

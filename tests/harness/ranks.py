@@ -116,6 +116,7 @@ class Ranks:
 
 
 Start = Callable[..., Ranks]
+Run = Callable[..., list[Rank]]
 Train = Callable[..., tuple[int, str]]
 
 
@@ -131,6 +132,16 @@ def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     yield start
     for ranks in started:
         ranks.kill()
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`run_ranks(words, ...)`: how a rank for each of `words` ends."""
+
+    def run(words: Sequence[Sequence[str]], seconds: float = 240.0, **keywords: object) -> list[Rank]:
+        return Ranks(words, tmp_path_factory.mktemp("ranks"), **keywords).wait(seconds)
+
+    return run
 
 
 @pytest.fixture(scope="session")
