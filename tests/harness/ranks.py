@@ -180,6 +180,8 @@ def _become(words: list[str], environment: dict[str, str], output: str) -> None:
     sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(environment)
+    # Processes that the rank starts are not this server's.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

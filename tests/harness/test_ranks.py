@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -31,6 +32,12 @@ def test_a_module_and_a_file_are_run_as_python_runs_them(start_ranks: Start, tmp
     assert program.code == 3
 
 
+def test_processes_of_a_rank_are_started_as_everywhere(start_ranks: Start) -> None:
+    code = "import multiprocessing as m; print(m.get_start_method())"
+    [rank] = start_ranks([["-c", code]]).wait(60)
+    assert rank.out == f"{multiprocessing.get_all_start_methods()[0]}\n"
+
+
 def test_codes_are_those_of_processes(start_ranks: Start) -> None:
     endings = ["import os; os._exit(7)", "raise ValueError('a')", "import os, signal; os.kill(os.getpid(), 9)"]
     ended = [start_ranks([["-c", code]]).wait(60)[0] for code in endings]
@@ -57,5 +64,5 @@ def test_the_server_has_no_threads_that_a_fork_would_lack(start_ranks: Start) ->
     assert server is not None
     names = [Path(f"/proc/{server.pid}/task/{thread.id}/comm").read_text() for thread in server.threads()]
     # Arrow's allocator starts its own again after a fork.
-    assert [name for name in names if name != "jemalloc_bg_thd\n"] == names[:1]
+    assert len([name for name in names if name != "jemalloc_bg_thd\n"]) == 1
     assert server.pid != os.getpid()
