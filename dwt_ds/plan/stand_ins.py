@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from dwt_kernels.head_gradients import saved_dtype
-from dwt_kernels.memory_mode import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, SMALLEST_CHUNK_ROWS
-from dwt_kernels.row_formulas import STATISTICS
+from dwt_kernels.layout import STATISTICS
+from dwt_kernels.linear_chunked import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, automatic_chunk_rows, saved_dtype
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
@@ -86,15 +85,12 @@ AttentionMaskInterface.register(FUSED_ATTENTION, sdpa_mask)
 def chunk_rows(rows: int, row_bytes: int, *, memory: str, on_cpu: bool) -> int | None:
     """Rows whose logits are in memory at once, both models' (`row_bytes` a row); None: none are (logit-free).
 
-    The rule of `dwt_kernels.memory_mode` on a device with 4 GiB free or more.
+    As `dwt_kernels` chooses on a device with 4 GiB free or more.
     """
     if memory == "logit_free":
         return None
-    largest = max(1, (CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES) // row_bytes)
-    if memory == "auto" and not on_cpu and largest < min(rows, SMALLEST_CHUNK_ROWS):
-        return None
-    chunks = max(1, -(-rows // largest))
-    return max(1, -(-rows // chunks))
+    most_bytes = CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES
+    return automatic_chunk_rows(rows, row_bytes, most_bytes, memory == "auto" and not on_cpu)
 
 
 class Loss(torch.autograd.Function):

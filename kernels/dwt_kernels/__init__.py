@@ -6,7 +6,7 @@ See ``distill_loss`` (logits in) and ``linear_distill_loss`` (hidden states and 
 from __future__ import annotations
 
 from dwt_kernels.linear import linear_distill_loss
-from dwt_kernels.loss import DistillLoss, distill_loss
+from dwt_kernels.logits import DistillLoss, distill_loss
 
 __all__ = ["DistillLoss", "distill_loss", "linear_distill_loss"]
 __version__ = "0.1.0"

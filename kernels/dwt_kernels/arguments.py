@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from numbers import Real
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -89,7 +91,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
     try:
-        from dwt_kernels.triton_steps import INTERPRETED
+        from dwt_kernels.on_triton.constants import INTERPRETED
     except ImportError:
         if backend == "auto":
             return "torch"
@@ -100,6 +102,11 @@ def resolve_backend(backend: str, device: torch.device) -> str:
             "(or, for tests only, set TRITON_INTERPRET=1 before the first import)"
         )
     return "triton"
+
+
+def backend_module(backend: str) -> ModuleType:
+    """The package that computes the rows: "torch" or "triton", as ``resolve_backend`` returns it."""
+    return import_module(f"dwt_kernels.on_{backend}")
 
 
 def scalar_tensor(name: str, value: Scalar, device: torch.device) -> Tensor:

@@ -1,14 +1,22 @@
-"""``linear_distill_loss``: hidden states and head weights in, loss out; the gradients are made in the forward pass."""
+"""``linear_distill_loss``: hidden states and head weights in, loss out; torch.compile sees one operator each way.
+
+The gradients are made in the forward pass and wait for the upstream gradient, so that the backward pass needs neither
+the logits nor the weights, which under ZeRO-3 may have left the memory by then.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dwt_kernels import arguments
-from dwt_kernels.arguments import Normalizer, Scalar
-from dwt_kernels.linear_ops import linear_distill
-from dwt_kernels.loss import DistillLoss
+from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Normalizer, Objective, Scalar, backend_module
+from dwt_kernels.layout import STATISTICS, Scalars
+from dwt_kernels.linear_chunked import Head, chunked_statistics_and_gradients, resolve_chunk_rows, saved_dtype
+from dwt_kernels.logits import DistillLoss
 
 MEMORY = ("auto", "chunked", "logit_free")
 
@@ -125,3 +133,211 @@ def check_head(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -
         if bias.shape[0] != weight.shape[0]:
             raise ValueError(f"{name}_bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     return hidden.shape[0]
+
+
+INPUTS = (
+    "Tensor student_hidden, Tensor student_weight, Tensor? student_bias, "
+    "Tensor? teacher_hidden, Tensor? teacher_weight, Tensor? teacher_bias, Tensor labels, int vocab_size, "
+    "int? chunk_rows, str memory, bool[] needed, " + OBJECTIVE_SCHEMA
+)
+INPUT_COUNT = 11 + len(Objective._fields)
+
+
+class LinearCall(NamedTuple):
+    """An operator's inputs by name. ``needed``: gradients of student hidden, weight, bias."""
+
+    student: Head
+    teacher: Head | None
+    labels: Tensor
+    vocab_size: int
+    chunk_rows: int | None
+    memory: str
+    needed: Sequence[bool]
+    objective: Objective
+
+
+def parse(inputs: Sequence[Any]) -> LinearCall:
+    teacher = None if inputs[3] is None else Head(*inputs[3:6])
+    labels, vocab_size, chunk_rows, memory, needed = inputs[6:11]
+    objective = Objective(*inputs[11:])
+    return LinearCall(Head(*inputs[:3]), teacher, labels, vocab_size, chunk_rows, memory, needed, objective)
+
+
+@torch.library.custom_op(
+    "dwt_kernels::linear_distill",
+    mutates_args=(),
+    schema=f"({INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def linear_distill(*inputs: Any) -> tuple[Tensor, ...]:
+    """(loss, hard, soft, unit, d hidden, d weight, d bias).
+
+    The gradients are those of the loss divided by ``unit``; one that is not needed, or that waits for its rows'
+    upstream gradient ("none"), has no elements.
+    """
+    call = parse(inputs)
+    backend = backend_module(call.objective.backend)
+    scalars = backend.prepare(call.labels, call.vocab_size, call.objective)
+    # fp16 has too little range for gradients already divided by thousands of rows: keep them near 1 until they meet
+    # the upstream gradient, which holds the loss scale.
+    unit, relative = torch.ones_like(scalars[0]), scalars
+    if call.student.hidden.dtype == torch.float16:
+        unit, relative = unit_gradients(scalars)
+    needed = gradients_made_forward(call)
+    ones = torch.ones_like(unit, dtype=torch.float32)
+    statistics, *gradients = statistics_and_gradients(call._replace(needed=needed), ones, relative)
+    objective = call.objective
+    counting = (objective.ignore_index, objective.soft_all)
+    hard, soft = backend.row_losses(statistics, scalars, call.labels, *counting, call.teacher is not None)
+    return *backend.reduce_rows(hard, soft, scalars, objective.reduction), unit, *gradients
+
+
+@linear_distill.register_fake
+def _linear_distill_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    call = parse(inputs)
+    shape = call.labels.shape if call.objective.reduction == "none" else ()
+    losses = [call.labels.new_empty(shape, dtype=torch.float32) for _ in range(3)]
+    gradients = [empty_gradient(*pair, call.labels.device) for pair in zip(call.student, gradients_made_forward(call))]
+    return *losses, call.labels.new_empty((), dtype=torch.float64), *gradients
+
+
+@torch.library.custom_op(
+    "dwt_kernels::linear_distill_rows_backward",
+    mutates_args=(),
+    schema=f"(Tensor upstream, {INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
+def linear_distill_rows_backward(upstream: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    """The gradients for ``reduction="none"``: everything is computed again with the rows' upstream gradients (N,)."""
+    call = parse(inputs)
+    scalars = backend_module(call.objective.backend).prepare(call.labels, call.vocab_size, call.objective)
+    return statistics_and_gradients(call, upstream, scalars)[1:]
+
+
+@linear_distill_rows_backward.register_fake
+def _linear_distill_rows_backward_fake(upstream: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    call = parse(inputs)
+    return tuple(empty_gradient(*pair, call.labels.device) for pair in zip(call.student, call.needed))
+
+
+@torch.library.custom_op("dwt_kernels::scaled", mutates_args=())
+def scaled_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    return backend_module(backend).scaled(gradient, factor, dtype)
+
+
+@scaled_gradient.register_fake
+def _scaled_gradient_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    return gradient.new_empty(gradient.shape, dtype=dtype)
+
+
+def unit_gradients(scalars: Tensor) -> tuple[Tensor, Tensor]:
+    """unit (0-d), and ``scalars`` with the gradients' scales divided by it, so that the larger one is 1."""
+    named = Scalars(*scalars.unbind())
+    unit = torch.maximum(named.hard_gradient.abs(), named.soft_gradient.abs())
+    divisor = unit.masked_fill(unit == 0, 1.0)
+    relative = named._replace(hard_gradient=named.hard_gradient / divisor, soft_gradient=named.soft_gradient / divisor)
+    return unit, torch.stack(list(relative))
+
+
+def statistics_and_gradients(call: LinearCall, upstream: Tensor, scalars: Tensor) -> tuple[Tensor, ...]:
+    """Statistics (N, 7) and the three gradients, over all rows and columns.
+
+    On a CPU the rows that do not count are left out before the products. On a GPU that would take a host
+    synchronisation; the caller who knows the labels leaves them out.
+    """
+    student, teacher, labels, objective = call.student, call.teacher, call.labels, call.objective
+    counted = None
+    if labels.device.type == "cpu" and not (objective.soft_all and teacher is not None):
+        labelled = labels != objective.ignore_index
+        if not bool(labelled.all()):
+            counted = labelled.nonzero().squeeze(1)
+    if counted is not None:
+        student, labels = student.of_rows(counted), labels[counted]
+        teacher = None if teacher is None else teacher.of_rows(counted)
+        upstream = upstream[counted] if upstream.dim() == 1 else upstream
+    student = student.of_columns(call.vocab_size)
+    teacher = None if teacher is None else teacher.of_columns(call.vocab_size)
+    chunk_rows = resolve_chunk_rows(call.memory, call.chunk_rows, objective.backend, student, teacher)
+    if chunk_rows is None:
+        from dwt_kernels.logit_free import logit_free_statistics_and_gradients
+
+        statistics, *gradients = logit_free_statistics_and_gradients(
+            student, teacher, labels, upstream, scalars, call.needed, objective
+        )
+    else:
+        statistics, *gradients = chunked_statistics_and_gradients(
+            student, teacher, labels, upstream, scalars, chunk_rows, call.needed, objective
+        )
+    if counted is not None:
+        all_rows = statistics.new_ones(call.labels.shape[0], STATISTICS)
+        statistics = all_rows.index_copy_(0, counted, statistics)
+    d_hidden, d_weight, d_bias = (
+        whole_gradient(gradient, parameter, need, labels.device, None if position else counted)
+        for position, (gradient, parameter, need) in enumerate(zip(gradients, call.student, call.needed))
+    )
+    return statistics, d_hidden, d_weight, d_bias
+
+
+def whole_gradient(
+    gradient: Tensor | None, parameter: Tensor | None, need: bool, device: torch.device, rows: Tensor | None
+) -> Tensor:
+    """As ``empty_gradient``, filled with ``gradient``: of ``rows`` where they are given, maybe without padded columns.
+
+    None, where no row was there to add up, is zero.
+    """
+    if gradient is None or parameter is None:
+        return empty_gradient(parameter, need, device).zero_()
+    if rows is None and gradient.shape == parameter.shape and gradient.dtype == saved_dtype(parameter):
+        return gradient
+    whole = empty_gradient(parameter, need, device)
+    if rows is not None:
+        return whole.zero_().index_copy_(0, rows, gradient.to(whole.dtype))
+    whole[gradient.shape[0] :] = 0
+    whole[: gradient.shape[0]] = gradient
+    return whole
+
+
+def gradients_made_forward(call: LinearCall) -> list[bool]:
+    return [need and call.objective.reduction != "none" for need in call.needed]
+
+
+def empty_gradient(parameter: Tensor | None, need: bool, device: torch.device) -> Tensor:
+    """Room for a gradient as it waits for the backward pass; without elements where it is not needed."""
+    if parameter is None or not need:
+        return torch.empty(0, device=device)
+    return torch.empty(parameter.shape, dtype=saved_dtype(parameter), device=device)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    call = parse(inputs)
+    _, hard, soft, unit, *gradients = output
+    ctx.mark_non_differentiable(hard, soft, unit, *gradients)
+    ctx.set_materialize_grads(False)
+    ctx.needed = list(call.needed)
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in call.student]
+    ctx.backend = call.objective.backend
+    ctx.per_row = call.objective.reduction == "none"
+    if ctx.per_row:
+        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs))
+        ctx.constants = [None if isinstance(value, Tensor) else value for value in inputs]
+    else:
+        ctx.save_for_backward(unit, *gradients)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * INPUT_COUNT
+    if ctx.per_row:
+        saved = zip(ctx.saved_tensors, ctx.constants)
+        inputs = [constant if tensor is None else tensor for tensor, constant in saved]
+        factor = upstream.new_ones(())
+        gradients = linear_distill_rows_backward(upstream, *inputs)
+    else:
+        unit, *gradients = ctx.saved_tensors
+        factor = (upstream * unit).float()
+    results = [
+        scaled_gradient(gradient, factor, dtype, ctx.backend) if need else None
+        for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needed)
+    ]
+    return *results, *(None,) * (INPUT_COUNT - len(results))
+
+
+linear_distill.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,4 +1,4 @@
-"""Launches the kernels that never store a logit; same arguments and results as ``chunked``.
+"""Launches the kernels that never store a logit; same arguments and results as ``linear_chunked``.
 
 Extra memory: fp32 sums of the gradients, 28 bytes a row and share of the columns. The price: both products run twice,
 2 N V (4 H_s + 2 H_t) operations against 2 N V (3 H_s + H_t), and the sums are atomic, so that their last bits depend on
@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from dwt_kernels.arguments import Objective
-from dwt_kernels.head import Head
-from dwt_kernels.logit_free_gradient_kernel import tile_gradient_kernel
-from dwt_kernels.logit_free_kernels import PARTIAL, merge_kernel, tile_statistics_kernel
-from dwt_kernels.row_formulas import STATISTICS
-from dwt_kernels.triton_backend import row_stride
-from dwt_kernels.triton_launch import launch
+from dwt_kernels.layout import STATISTICS
+from dwt_kernels.linear_chunked import Head
+from dwt_kernels.on_triton.launch import cdiv, launch, next_power_of_2, row_stride
+from dwt_kernels.on_triton.tile_gradient import tile_gradient_kernel
+from dwt_kernels.on_triton.tile_statistics import merge_kernel, tile_statistics_kernel
 
 # Programs of the statistics kernel for each multiprocessor: enough to even out the last wave.
 PROGRAMS_PER_PROCESSOR = 4
@@ -79,11 +77,11 @@ def logit_free_statistics_and_gradients(
     if rows == 0:
         return statistics, d_hidden, d_weight, d_bias
     tile = tile_shape(*(head.hidden.dtype for head in (student, teacher) if head is not None))
-    row_blocks, column_blocks = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
-    blocks_per_split = triton.cdiv(column_blocks * row_blocks, processors(device) * PROGRAMS_PER_PROCESSOR)
+    row_blocks, column_blocks = cdiv(rows, tile.rows), cdiv(columns, tile.columns)
+    blocks_per_split = cdiv(column_blocks * row_blocks, processors(device) * PROGRAMS_PER_PROCESSOR)
     blocks_per_split = min(blocks_per_split, column_blocks)
-    splits = triton.cdiv(column_blocks, blocks_per_split)
-    partials = torch.empty(rows, splits, PARTIAL.value, dtype=torch.float32, device=device)
+    splits = cdiv(column_blocks, blocks_per_split)
+    partials = torch.empty(rows, splits, STATISTICS, dtype=torch.float32, device=device)
     constants = {
         "V": columns,
         "STUDENT_WIDTH": student.hidden.shape[1],
@@ -119,7 +117,7 @@ def logit_free_statistics_and_gradients(
         statistics,
         objective.ignore_index,
         splits,
-        SPLITS_BLOCK=max(LEAST_SPLITS_BLOCK, triton.next_power_of_2(splits)),
+        SPLITS_BLOCK=max(LEAST_SPLITS_BLOCK, next_power_of_2(splits)),
         HAS_TEACHER=teacher is not None,
         SOFT_ALL=constants["SOFT_ALL"],
     )

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
-from dwt_kernels.logit_free_gradient_kernel import tile_gradient_kernel
-from dwt_kernels.logit_free_kernels import merge_kernel, tile_statistics_kernel
-from dwt_kernels.triton_kernels import gradient_kernel, statistics_kernel
-from dwt_kernels.triton_scalars import losses_kernel, prepare_kernel, reduce_kernel, scale_kernel
+from dwt_kernels.on_triton.row_kernels import gradient_kernel, statistics_kernel
+from dwt_kernels.on_triton.scalar_kernels import losses_kernel, prepare_kernel, reduce_kernel, scale_kernel
+from dwt_kernels.on_triton.tile_gradient import tile_gradient_kernel
+from dwt_kernels.on_triton.tile_statistics import merge_kernel, tile_statistics_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -67,7 +67,7 @@ class Case(NamedTuple):
 
 
 def cases(backend: str) -> list[Case]:
-    """As triton_backend and logit_free launch them: every kernel at BERT's vocabulary in bf16, and its variants."""
+    """As on_triton.rows and logit_free launch them: every kernel at BERT's vocabulary in bf16, and its variants."""
     lanes = 512 if backend == "hip" else 256
     row = {"V": 30522, "STUDENT_ALIGNMENT": 2, "TEACHER_ALIGNMENT": 2, "SOFT_ALL": False}
     unaligned = {"STUDENT_ALIGNMENT": 1, "TEACHER_ALIGNMENT": 1}

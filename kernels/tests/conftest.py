@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dwt_kernels import DistillLoss
+from dwt_kernels.arguments import Objective, resolve_objective
 from dwt_kernels.reference import reference_distill_loss, reference_reduction
 from torch import Tensor
 
@@ -56,6 +57,27 @@ def make_inputs() -> Callable[..., Inputs]:
         labels = torch.randint(0, columns, (rows,), generator=generator)
         labels[1::3] = -100
         return student.to(DEVICE, dtype), teacher.to(DEVICE, dtype), labels.to(DEVICE)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_objective() -> Callable[..., Objective]:
+    """``Objective`` with the public functions' defaults, but for the keywords given."""
+
+    def make(*, device: str = DEVICE, **keywords: Any) -> Objective:
+        defaults = {
+            "temperature": 1.0,
+            "hard_weight": 1.0,
+            "soft_weight": 1.0,
+            "ignore_index": -100,
+            "soft_positions": "labelled",
+            "temperature_squared": False,
+            "normalizer": None,
+            "reduction": "mean",
+            "backend": "auto",
+        }
+        return resolve_objective(torch.device(device), **{**defaults, **keywords})
 
     return make
 

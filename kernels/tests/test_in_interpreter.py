@@ -17,7 +17,7 @@ import torch
 RUNS = [
     ["test_exactness.py"],
     ["test_extreme_values.py", "test_published_values.py"],
-    ["test_linear.py", "test_linear_parts.py", "test_launch.py"],
+    ["test_linear.py", "test_linear_chunked.py", "test_on_triton.py"],
     ["test_large.py", "test_compiled.py::test_changing_number_of_rows"],
 ]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dwt_kernels import distill_loss
-from dwt_kernels.arguments import resolve_objective
-from dwt_kernels.backends import backend_module
+from dwt_kernels.arguments import backend_module
 
 VOCABULARY = 256_000
 
@@ -28,14 +27,12 @@ def test_rows_far_apart(backend, make_inputs):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_rows_of_a_gradient_far_apart(backend, make_inputs, in_place):
+def test_rows_of_a_gradient_far_apart(backend, make_inputs, make_objective, in_place):
     """As above, of what is written: a gradient of its own, and one over the student's logits."""
     student, teacher, labels = make_inputs(401, torch.bfloat16, rows=3)
     labels[1] = 7
     rows = backend_module(backend)
-    keywords = {"temperature": 2.0, "hard_weight": 1.0, "soft_weight": 1.0, "temperature_squared": False}
-    keywords |= {"normalizer": None, "reduction": "mean", "ignore_index": -100, "soft_positions": "labelled"}
-    objective = resolve_objective(labels.device, **keywords, backend=backend)
+    objective = make_objective(temperature=2.0, backend=backend)
     scalars, upstream = rows.prepare(labels, 401, objective), torch.ones((), device=labels.device)
     far = _far_apart(student)
     if in_place:

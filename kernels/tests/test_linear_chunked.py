@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dwt_kernels import head_gradients, linear_distill_loss
-from dwt_kernels.arguments import resolve_objective
-from dwt_kernels.backends import backend_module
-from dwt_kernels.chunked import chunked_statistics_and_gradients
-from dwt_kernels.head import Head
+from dwt_kernels import linear_distill_loss
+from dwt_kernels.arguments import Objective, backend_module
+from dwt_kernels.linear_chunked import Head, chunked_statistics_and_gradients
+from dwt_kernels.on_torch import blocks
 from torch import Tensor
 
-KEYWORDS = {
-    "temperature": 2.0,
-    "hard_weight": 1.0,
-    "soft_weight": 1.0,
-    "ignore_index": -100,
-    "soft_positions": "labelled",
-    "temperature_squared": False,
-    "normalizer": 5,
-    "reduction": "mean",
-}
 
-
-def chunked_gradients(backend: str, student: Head, teacher: Head | None, labels: Tensor) -> list[Tensor]:
+def chunked_gradients(student: Head, teacher: Head | None, labels: Tensor, objective: Objective) -> list[Tensor]:
     """d hidden, d weight and d bias in chunks of three rows, none left out."""
-    objective = resolve_objective(labels.device, **KEYWORDS, backend=backend)
-    scalars = backend_module(backend).prepare(labels, student.weight.shape[0], objective)
+    scalars = backend_module(objective.backend).prepare(labels, student.weight.shape[0], objective)
     upstream = torch.ones((), device=labels.device)
     inputs = (student, teacher, labels, upstream, scalars)
     _, *gradients = chunked_statistics_and_gradients(*inputs, 3, [True] * 3, objective)
@@ -34,7 +21,7 @@ def chunked_gradients(backend: str, student: Head, teacher: Head | None, labels:
 
 
 @pytest.mark.parametrize("hard_only", [False, True])
-def test_poisoned_rows_that_do_not_count_reach_no_gradient(backend, device, hard_only):
+def test_poisoned_rows_that_do_not_count_reach_no_gradient(backend, device, make_objective, hard_only):
     """On a GPU nobody knows which rows count before the products: an ignored row's zeros meet its NaN in dW."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = 8, 50
@@ -46,11 +33,12 @@ def test_poisoned_rows_that_do_not_count_reach_no_gradient(backend, device, hard
     student, teacher = head(6), None if hard_only else head(4)
     labels = torch.arange(rows, device=device)
     labels[[1, 6]] = -100
-    expected = chunked_gradients(backend, student, teacher, labels)
+    objective = make_objective(temperature=2.0, normalizer=5, backend=backend)
+    expected = chunked_gradients(student, teacher, labels, objective)
     student.hidden[1], student.hidden[6] = float("nan"), float("inf")
     if teacher is not None:
         teacher.hidden[1] = float("nan")
-    poisoned = chunked_gradients(backend, student, teacher, labels)
+    poisoned = chunked_gradients(student, teacher, labels, objective)
     torch.testing.assert_close(poisoned, expected)
     assert not poisoned[0][1].any()
 
@@ -60,11 +48,11 @@ def test_poisoned_rows_that_do_not_count_reach_no_gradient(backend, device, hard
 def test_fp32_temporaries_are_bounded(device_type, shape):
     """ "meta" stands for a GPU: everything that is not a CPU's."""
     tensor = torch.empty((), dtype=torch.bfloat16, device=device_type).expand(shape)
-    blocks = head_gradients.blocks(tensor)
-    assert sum(block.shape[0] for block in blocks) == shape[0]
-    most = head_gradients.CPU_BLOCK_ELEMENTS if device_type == "cpu" else head_gradients.GPU_BLOCK_ELEMENTS
+    found = blocks.blocks(tensor)
+    assert sum(block.shape[0] for block in found) == shape[0]
+    most = blocks.CPU_BLOCK_ELEMENTS if device_type == "cpu" else blocks.GPU_BLOCK_ELEMENTS
     assert most * 4 <= 64 << 20
-    assert max(block.numel() for block in blocks) <= max(most, tensor[0].numel())
+    assert max(block.numel() for block in found) <= max(most, tensor[0].numel())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -1,48 +1,15 @@
-"""The few numbers around the rows: what a row's loss is multiplied by, the exponent's factor, and the sums at the end.
+"""The few numbers around the rows: ``Scalars`` from the arguments, losses from ``Statistics``, and their sums.
 
 All in fp64, as there are only some numbers and N rows of them: a mean is then as exact as its rows.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from dwt_kernels.arguments import Objective
-
-LOG2_E = math.log2(math.e)
-LOG2_E_FP32 = torch.tensor(LOG2_E, dtype=torch.float32).item()
-LN_2 = math.log(2)
-
-# sum w x difference can reach V times the largest KL; scaled down by a power of 2 no vocabulary overflows fp32.
-KL_SCALE = 2.0**-20
-
-# Relative: a quarter of fp32's rounding. And what takes the place of a smaller residual.
-LEAST_RESIDUAL = 2.0**-26
-NO_RESIDUAL = 2.0**-100
-
-
-class Scalars(NamedTuple):
-    """0-d fp64 tensors; in this order they are the tensor (8,) that operators and kernels are given.
-
-    mean: from summed rows to the reported hard and soft loss; loss: the same times the weights; gradient: from a row's
-    p - onehot and p_s^tau - p_t^tau to the gradient. factor + residual = f = log2(e) / tau, factor being f in fp32,
-    rounded down: f in fp32 alone would shift the KL of every row the same way, by up to 1e-7 of it. The residual is
-    never 0, so that its product with a centred logit of -inf is -inf and no NaN; where it would not matter, as at
-    tau = 1, it is NO_RESIDUAL.
-    """
-
-    hard_mean: Tensor
-    soft_mean: Tensor
-    hard_loss: Tensor
-    soft_loss: Tensor
-    hard_gradient: Tensor
-    soft_gradient: Tensor
-    factor: Tensor
-    residual: Tensor
+from dwt_kernels.layout import KL_SCALE, LEAST_RESIDUAL, LN_2, LOG2_E, NO_RESIDUAL, Scalars, Statistics
 
 
 def compute_scalars(labels: Tensor, objective: Objective) -> Tensor:
@@ -75,18 +42,18 @@ def mean_scale(count: Tensor, normalizer: Tensor | None) -> Tensor:
 def row_losses(
     statistics: Tensor, scalars: Tensor, labels: Tensor, ignore_index: int, soft_all: bool, has_teacher: bool
 ) -> tuple[Tensor, Tensor]:
-    """hard (N,) and soft (N,) fp32 from the statistics (N, 7) of ``row_formulas``, 0 on rows that do not count.
+    """hard (N,) and soft (N,) fp32 from the statistics (N, 7), 0 on rows that do not count.
 
     In fp64: the soft loss is the sum of two terms that are often larger than it.
     """
-    _, student_sum, tau_sum, _, weight_sum, shares, label_logit = statistics.double().unbind(1)
+    row = Statistics(*statistics.double().unbind(1))
     labelled = labels != ignore_index
-    hard = (student_sum.log() - label_logit).where(labelled, 0.0).float()
+    hard = (row.student_sum.log() - row.label_logit).where(labelled, 0.0).float()
     if not has_teacher:
         return hard, torch.zeros_like(hard)
     named = Scalars(*scalars.unbind())
     exponent = (named.factor + named.residual) / KL_SCALE
-    soft = (shares / weight_sum * exponent + (tau_sum / weight_sum).log2()) * LN_2
+    soft = (row.kl_sum / row.teacher_sum * exponent + (row.student_tau_sum / row.teacher_sum).log2()) * LN_2
     # KL >= 0: what rounding leaves below zero is an error of the sums and nothing else. NaN stays NaN.
     soft = soft.clamp(min=0).float()
     return hard, soft if soft_all else soft.where(labelled, 0.0)

@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs
 """The gradients of the linear form without logits in memory, from tiles of logits computed again.
 
-Legend as in ``logit_free_kernels``; the gradient of a tile is that of ``triton_steps``.
+Legend as in ``tile_statistics``; the gradient of a tile is that of ``steps``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dwt_kernels.logit_free_kernels import ROW_COUNTS, logits_tile, multiply
-from dwt_kernels.triton_scalars import FACTOR, HARD_GRADIENT, RESIDUAL, SOFT_GRADIENT
-from dwt_kernels.triton_steps import LOG2_E, power
+from dwt_kernels.on_triton.constants import (
+    FACTOR,
+    HARD_GRADIENT,
+    LOG2_E,
+    RESIDUAL,
+    SOFT_GRADIENT,
+    STATISTICS,
+    STUDENT_MAX,
+    STUDENT_SUM,
+    STUDENT_TAU_SUM,
+    TEACHER_MAX,
+    TEACHER_SUM,
+)
+from dwt_kernels.on_triton.steps import power
+from dwt_kernels.on_triton.tile_statistics import ROW_COUNTS, logits_tile, multiply
 
 
 @triton.jit(do_not_specialize=ROW_COUNTS)
@@ -69,9 +81,9 @@ def tile_gradient_kernel(
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     row_upstream = tl.load(upstream + row_index * upstream_stride, mask=in_range, other=0.0)
     hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
-    row_statistics = statistics + row_index.to(tl.int64) * 7
-    student_max = tl.load(row_statistics, mask=counted, other=0.0)
-    student_sum = tl.load(row_statistics + 1, mask=counted, other=1.0)
+    row_statistics = statistics + row_index.to(tl.int64) * STATISTICS
+    student_max = tl.load(row_statistics + STUDENT_MAX, mask=counted, other=0.0)
+    student_sum = tl.load(row_statistics + STUDENT_SUM, mask=counted, other=1.0)
     student = logits_tile(
         student_hidden,
         student_weight,
@@ -90,9 +102,9 @@ def tile_gradient_kernel(
     gradient = tl.div_rn(hard_scale, student_sum)[:, None] * tl.exp2(student * LOG2_E)
     if teacher_hidden is not None:
         soft_scale = tl.where(counted, row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32), 0.0)
-        student_tau_sum = tl.load(row_statistics + 2, mask=counted, other=1.0)
-        teacher_max = tl.load(row_statistics + 3, mask=counted, other=0.0)
-        teacher_sum = tl.load(row_statistics + 4, mask=counted, other=1.0)
+        student_tau_sum = tl.load(row_statistics + STUDENT_TAU_SUM, mask=counted, other=1.0)
+        teacher_max = tl.load(row_statistics + TEACHER_MAX, mask=counted, other=0.0)
+        teacher_sum = tl.load(row_statistics + TEACHER_SUM, mask=counted, other=1.0)
         gradient += tl.div_rn(soft_scale, student_tau_sum)[:, None] * power(student, factor, residual, False)
         teacher = logits_tile(
             teacher_hidden,

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, disable-error-code="attr-defined"
 """The small kernels around the rows: arguments to ``Scalars``, statistics to losses, losses to their means.
 
-What ``scalars`` does with some thirty torch operations, whose launches would take longer than the rows at small
-batches. In fp64, as there. And one on a gradient of any size, when the upstream gradient is known.
+``on_torch.scalars`` does the same with some thirty torch operations, whose launches would take longer than the rows at
+small batches. In fp64, as there. One more kernel scales a gradient of any size when the upstream gradient is known.
 """
 
 from __future__ import annotations
@@ -10,26 +10,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dwt_kernels.triton_steps import KL_SCALE, LOG2_E
-
-# Those of ``scalars``.
-LEAST_RESIDUAL = tl.constexpr(2.0**-26)
-NO_RESIDUAL = tl.constexpr(2.0**-100)
-
-LN_2 = tl.constexpr(0.6931471805599453)
+from dwt_kernels.on_triton.constants import (
+    FACTOR,
+    HARD_GRADIENT,
+    HARD_LOSS,
+    HARD_MEAN,
+    KL_SCALE,
+    KL_SUM,
+    LABEL_LOGIT,
+    LEAST_RESIDUAL,
+    LN_2,
+    LOG2_E,
+    NO_RESIDUAL,
+    RESIDUAL,
+    SOFT_GRADIENT,
+    SOFT_LOSS,
+    SOFT_MEAN,
+    STATISTICS,
+    STUDENT_SUM,
+    STUDENT_TAU_SUM,
+    TEACHER_SUM,
+)
 
 # What changes from call to call and would otherwise be compiled for anew, by its divisibility by 16 or as 1.
 ROW_COUNTS = ("rows", "elements")
-
-# Positions in the scalars (8,), those of ``scalars.Scalars``.
-HARD_MEAN = tl.constexpr(0)
-SOFT_MEAN = tl.constexpr(1)
-HARD_LOSS = tl.constexpr(2)
-SOFT_LOSS = tl.constexpr(3)
-HARD_GRADIENT = tl.constexpr(4)
-SOFT_GRADIENT = tl.constexpr(5)
-FACTOR = tl.constexpr(6)
-RESIDUAL = tl.constexpr(7)
 
 
 @triton.jit
@@ -59,7 +63,7 @@ def prepare_kernel(
     SOFT_ALL: tl.constexpr,
     TEMPERATURE_SQUARED: tl.constexpr,
 ):
-    """One program: the scalars (8,) fp64, see ``scalars.Scalars``.
+    """One program: the scalars (8,) fp64, see ``layout.Scalars``.
 
     ``valid`` (int32) is 1 if every label, the temperature and the normalizers are in range, else 0.
     """
@@ -138,15 +142,15 @@ def losses_kernel(
     in_range = index < rows
     labelled = tl.load(labels + index.to(tl.int64) * label_stride, mask=in_range, other=ignore_index) != ignore_index
     counted = in_range if SOFT_ALL else labelled
-    row = statistics + index.to(tl.int64) * 7
-    student_sum = tl.load(row + 1, mask=counted, other=1.0).to(tl.float64)
-    label_logit = tl.load(row + 6, mask=counted, other=0.0).to(tl.float64)
+    row = statistics + index.to(tl.int64) * STATISTICS
+    student_sum = tl.load(row + STUDENT_SUM, mask=counted, other=1.0).to(tl.float64)
+    label_logit = tl.load(row + LABEL_LOGIT, mask=counted, other=0.0).to(tl.float64)
     tl.store(hard + index, tl.where(labelled, tl.log(student_sum) - label_logit, 0.0).to(tl.float32), mask=in_range)
     soft_loss = tl.zeros((BLOCK,), tl.float64)
     if HAS_TEACHER:
-        student_tau_sum = tl.load(row + 2, mask=counted, other=1.0).to(tl.float64)
-        teacher_sum = tl.load(row + 4, mask=counted, other=1.0).to(tl.float64)
-        kl_sum = tl.load(row + 5, mask=counted, other=0.0).to(tl.float64)
+        student_tau_sum = tl.load(row + STUDENT_TAU_SUM, mask=counted, other=1.0).to(tl.float64)
+        teacher_sum = tl.load(row + TEACHER_SUM, mask=counted, other=1.0).to(tl.float64)
+        kl_sum = tl.load(row + KL_SUM, mask=counted, other=0.0).to(tl.float64)
         exponent = (tl.load(scalars + FACTOR) + tl.load(scalars + RESIDUAL)) * (1 / KL_SCALE)
         kl = kl_sum / teacher_sum * exponent + tl.log2(student_tau_sum / teacher_sum)
         # KL >= 0: what rounding leaves below zero is an error of the sums and nothing else. NaN stays NaN.

@@ -2,8 +2,7 @@
 """The rows' statistics without logits in memory: tiles of both models' logits live in registers.
 
 Legend: N rows, V vocabulary columns, H hidden widths; a tile is BLOCK_ROWS x BLOCK_COLUMNS logits. The recurrence is
-that of ``triton_steps``, on tiles and with a running state for each row. ``logit_free_gradient_kernel`` computes the
-tiles once more.
+that of ``steps``, on tiles and with a running state for each row. ``tile_gradient`` computes the tiles once more.
 """
 
 from __future__ import annotations
@@ -11,12 +10,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dwt_kernels.triton_scalars import FACTOR, RESIDUAL
-from dwt_kernels.triton_steps import INTERPRETED, KL_SCALE, LOG2_E, MINUS_INF, finite_or_zero, merged, power, rescaled
-
-# Fields of a row's partial state: student maximum, its sums at 1 and tau, teacher maximum, its sum, KL sum, label's
-# logit.
-PARTIAL = tl.constexpr(7)
+from dwt_kernels.on_triton.constants import (
+    FACTOR,
+    INTERPRETED,
+    KL_SCALE,
+    KL_SUM,
+    LABEL_LOGIT,
+    LOG2_E,
+    MINUS_INF,
+    RESIDUAL,
+    STATISTICS,
+    STUDENT_MAX,
+    STUDENT_SUM,
+    STUDENT_TAU_SUM,
+    TEACHER_MAX,
+    TEACHER_SUM,
+)
+from dwt_kernels.on_triton.steps import finite_or_zero, merged, power, rescaled
 
 # Integers that change with the number of rows: the compiler is not to make variants for 1 and for multiples of 16.
 ROW_COUNTS = ("rows", "splits")
@@ -87,7 +97,10 @@ def tile_statistics_kernel(
     SOFT_ALL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program = (block of rows, share of the columns): the rows' state over those, (N, splits, PARTIAL) fp32."""
+    """Program = (block of rows, share of the columns): the rows' state over those, (N, splits, 7) fp32.
+
+    Such a state has the fields of ``layout.Statistics``, but its label's logit is not centred.
+    """
     row_index = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     label = tl.load(labels + row_index, mask=row_index < rows, other=ignore_index)
     counted = label != ignore_index
@@ -158,15 +171,15 @@ def tile_statistics_kernel(
             teacher_sum = teacher_sum * rescale + tl.sum(weights, 1)
             teacher_max = new_teacher_max
         start += BLOCK_COLUMNS
-    state = partials + (row_index.to(tl.int64) * splits + tl.program_id(1)) * PARTIAL
+    state = partials + (row_index.to(tl.int64) * splits + tl.program_id(1)) * STATISTICS
     in_range = row_index < rows
-    tl.store(state, student_max, mask=in_range)
-    tl.store(state + 1, student_sum, mask=in_range)
-    tl.store(state + 2, student_tau_sum, mask=in_range)
-    tl.store(state + 3, teacher_max, mask=in_range)
-    tl.store(state + 4, teacher_sum, mask=in_range)
-    tl.store(state + 5, kl_sum, mask=in_range)
-    tl.store(state + 6, label_logit, mask=in_range)
+    tl.store(state + STUDENT_MAX, student_max, mask=in_range)
+    tl.store(state + STUDENT_SUM, student_sum, mask=in_range)
+    tl.store(state + STUDENT_TAU_SUM, student_tau_sum, mask=in_range)
+    tl.store(state + TEACHER_MAX, teacher_max, mask=in_range)
+    tl.store(state + TEACHER_SUM, teacher_sum, mask=in_range)
+    tl.store(state + KL_SUM, kl_sum, mask=in_range)
+    tl.store(state + LABEL_LOGIT, label_logit, mask=in_range)
 
 
 @triton.jit(do_not_specialize=ROW_COUNTS)
@@ -188,26 +201,26 @@ def merge_kernel(
     factor = tl.load(scalars + FACTOR).to(tl.float32)
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     split = tl.arange(0, SPLITS_BLOCK)
-    state = partials + (row * splits + split) * PARTIAL
+    state = partials + (row * splits + split) * STATISTICS
     present = split < splits
     zeros = tl.zeros((SPLITS_BLOCK,), tl.float32)
-    student_max = tl.load(state, mask=present, other=MINUS_INF)
-    student_sum = tl.load(state + 1, mask=present, other=0.0)
+    student_max = tl.load(state + STUDENT_MAX, mask=present, other=MINUS_INF)
+    student_sum = tl.load(state + STUDENT_SUM, mask=present, other=0.0)
     student_tau_sum, teacher_max, teacher_sum, kl_sum = zeros, zeros, zeros, zeros
     if HAS_TEACHER:
-        student_tau_sum = tl.load(state + 2, mask=present, other=0.0)
-        teacher_max = tl.load(state + 3, mask=present, other=MINUS_INF)
-        teacher_sum = tl.load(state + 4, mask=present, other=0.0)
-        kl_sum = tl.load(state + 5, mask=present, other=0.0)
+        student_tau_sum = tl.load(state + STUDENT_TAU_SUM, mask=present, other=0.0)
+        teacher_max = tl.load(state + TEACHER_MAX, mask=present, other=MINUS_INF)
+        teacher_sum = tl.load(state + TEACHER_SUM, mask=present, other=0.0)
+        kl_sum = tl.load(state + KL_SUM, mask=present, other=0.0)
     shares = student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum
     row_state = merged(shares, factor, residual, HAS_TEACHER)
-    label_logit = tl.sum(tl.load(state + 6, mask=present, other=0.0), 0)
-    row_statistics = statistics + row * 7
-    tl.store(row_statistics, row_state[0])
-    tl.store(row_statistics + 1, row_state[1])
-    tl.store(row_statistics + 6, label_logit - row_state[0])
+    label_logit = tl.sum(tl.load(state + LABEL_LOGIT, mask=present, other=0.0), 0)
+    row_statistics = statistics + row * STATISTICS
+    tl.store(row_statistics + STUDENT_MAX, row_state[0])
+    tl.store(row_statistics + STUDENT_SUM, row_state[1])
+    tl.store(row_statistics + LABEL_LOGIT, label_logit - row_state[0])
     if HAS_TEACHER:
-        tl.store(row_statistics + 2, row_state[2])
-        tl.store(row_statistics + 3, row_state[3])
-        tl.store(row_statistics + 4, row_state[4])
-        tl.store(row_statistics + 5, row_state[5])
+        tl.store(row_statistics + STUDENT_TAU_SUM, row_state[2])
+        tl.store(row_statistics + TEACHER_MAX, row_state[3])
+        tl.store(row_statistics + TEACHER_SUM, row_state[4])
+        tl.store(row_statistics + KL_SUM, row_state[5])

@@ -11,21 +11,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dwt_kernels import arguments, cpu_fusion
+from dwt_kernels import arguments
 from dwt_kernels.arguments import Objective
-from dwt_kernels.head_gradients import GPU_BLOCK_ELEMENTS, scaled
-from dwt_kernels.row_formulas import STATISTICS, block_gradient, block_statistics, row_factors
-from dwt_kernels.scalars import LOG2_E_FP32, NO_RESIDUAL, Scalars, compute_scalars, reduce_rows, row_losses
-
-__all__ = [
-    "prepare",
-    "reduce_rows",
-    "row_gradients",
-    "row_losses",
-    "row_statistics",
-    "row_statistics_and_gradients",
-    "scaled",
-]
+from dwt_kernels.layout import LOG2_E_FP32, NO_RESIDUAL, STATISTICS, Scalars
+from dwt_kernels.on_torch import fusion
+from dwt_kernels.on_torch.blocks import GPU_BLOCK_ELEMENTS
+from dwt_kernels.on_torch.formulas import block_gradient, block_statistics, row_factors
+from dwt_kernels.on_torch.scalars import compute_scalars
 
 # Elements of a block for each thread: 1 MiB in fp32. Smaller blocks lose to the cost of starting an operation
 # (65,536: 1.4 times slower on a Zen 5 core), larger ones leave the cache.
@@ -48,7 +40,7 @@ def row_statistics(
     ignore_index: int,
     soft_all: bool,
 ) -> Tensor:
-    """(N, 7) fp32 as in ``row_formulas``; anything finite on rows that do not count."""
+    """``Statistics`` (N, 7) fp32; anything finite on rows that do not count."""
     rows = student.shape[0]
     # Ones: the logarithm of a sum that nobody needs is then a number too.
     statistics = student.new_ones(rows, STATISTICS, dtype=torch.float32)
@@ -89,11 +81,11 @@ def row_gradients(
     label_columns = labels.where(labelled, 0)
     factors = row_factors(upstream.expand(labels.shape), labelled, statistics, scalars)
     constants = exponent_constants(named)
-    rows = cpu_fusion.RowInputs(student, teacher, statistics, factors)
+    rows = fusion.RowInputs(student, teacher, statistics, factors)
     # The fused code takes every row, which repays where most count. What it makes of the others is overwritten.
     most_count = counted is None or 2 * counted.shape[0] >= labels.shape[0]
-    if most_count and cpu_fusion.pays(student):
-        cpu_fusion.write_gradient(rows, student_bias, teacher_bias, label_columns, named, constants[-1], out)
+    if most_count and fusion.pays(student):
+        fusion.write_gradient(rows, student_bias, teacher_bias, label_columns, named, constants[-1], out)
     else:
         for index, buffers in row_blocks(student, counted):
             gradient = block_gradient(
@@ -125,7 +117,7 @@ def row_statistics_and_gradients(
     ignore_index: int,
     soft_all: bool,
 ) -> Tensor:
-    """Statistics (N, 7); the gradient is written over ``student``."""
+    """``Statistics`` (N, 7) fp32; the gradient is written over ``student``."""
     statistics = row_statistics(student, student_bias, teacher, teacher_bias, labels, scalars, ignore_index, soft_all)
     biases = (student_bias, teacher_bias)
     row_gradients(upstream, scalars, student, teacher, labels, statistics, ignore_index, soft_all, student, *biases)

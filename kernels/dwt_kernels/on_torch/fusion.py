@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dwt_kernels.row_formulas import block_gradient
-from dwt_kernels.scalars import Scalars
+from dwt_kernels.layout import Scalars
+from dwt_kernels.on_torch.formulas import block_gradient
 
 # Rows x columns of one call from which compilation is repaid: it takes 5 to 20 s once in a process and saves about
 # 0.9 ns of a core for each element, here 15 ms a call, so within about a thousand training steps.

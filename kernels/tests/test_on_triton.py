@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dwt_kernels import distill_loss, linear_distill_loss
-from dwt_kernels.arguments import resolve_objective
-from dwt_kernels.head import Head
+from dwt_kernels.linear_chunked import Head
 from torch import Tensor
 
 triton = pytest.importorskip("triton")
@@ -77,7 +76,7 @@ def test_on_a_gpu_that_is_not_the_current_one():
         torch.testing.assert_close(ours.to("cuda:0"), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_few_kernels_for_any_number_of_rows(monkeypatch):
+def test_few_kernels_for_any_number_of_rows(monkeypatch, make_objective):
     """Without logits in memory the columns' shares depend on the rows; what is compiled must not."""
     from dwt_kernels import logit_free
 
@@ -88,9 +87,7 @@ def test_few_kernels_for_any_number_of_rows(monkeypatch):
 
     monkeypatch.setattr(logit_free, "launch", record)
     monkeypatch.setattr(logit_free, "processors", lambda device: 132)
-    keywords: dict[str, Any] = {"ignore_index": -100, "soft_positions": "labelled", "temperature_squared": False}
-    keywords |= {"temperature": 1.0, "hard_weight": 1.0, "soft_weight": 1.0, "normalizer": None, "reduction": "mean"}
-    objective = resolve_objective(torch.device("cpu"), **keywords, backend="torch")
+    objective = make_objective(device="cpu", backend="torch")
     weight, one = torch.zeros(30522, 1), torch.ones(())
     for rows in range(1, 5000, 13):
         labels = torch.zeros(rows, dtype=torch.int64)

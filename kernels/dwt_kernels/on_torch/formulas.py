@@ -1,13 +1,7 @@
 """The objective's sums and its gradient on a block of rows, in plain torch: run as it is, or fused by torch.compile.
 
-Legend: n rows, V vocabulary columns, z logits, m maxima, f = log2(e) / tau. Everything is fp32 inside and in powers of
-2: exp2 is the cheaper function on CPUs and GPUs alike.
-
-A row's statistics (n, 7) are, with a = z_s - m_s and b = z_t - m_t,
-    m_s, S_1 = sum 2^(a log2(e)), S = sum 2^(a f), m_t, W = sum 2^(b f), K = sum 2^(b f) (b - a) x KL_SCALE, a[label],
-from which hard = ln S_1 - a[label] and soft = ln 2 (K f / W / KL_SCALE + log2(S / W)). Maximum and sum stay apart
-because adding them would lose the sum for large logits; a probability as a quotient is more exact than as the
-exponential of a difference.
+Legend: n rows, V vocabulary columns, z logits, f = log2(e) / tau; sums as in ``layout.Statistics``. Everything is
+fp32 inside and in powers of 2: exp2 is the cheaper function on CPUs and GPUs alike.
 """
 
 from __future__ import annotations
@@ -18,9 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dwt_kernels.scalars import KL_SCALE, LOG2_E, NO_RESIDUAL, Scalars
-
-STATISTICS = 7
+from dwt_kernels.layout import KL_SCALE, LOG2_E, NO_RESIDUAL, Scalars, Statistics
 
 
 def block_statistics(
@@ -34,7 +26,7 @@ def block_statistics(
     residual: float | Tensor,
     unit_temperature: bool,
 ) -> Tensor:
-    """Statistics (n, 7), 0 for the teacher's where there is none. ``labels`` (n,) must be columns.
+    """``Statistics`` (n, 7), 0 for the teacher's where there is none. ``labels`` (n,) must be columns.
 
     ``factor`` + ``residual`` is f. ``unit_temperature`` promises that tau is 1 and saves one exponential in three.
     ``buffers`` are three of (n, V) fp32 to work in.
@@ -45,17 +37,18 @@ def block_statistics(
     student_sum = torch.mul(student_centred, LOG2_E, out=exponential).exp2_().sum(1)
     zero = torch.zeros_like(student_sum)
     if teacher is None:
-        return torch.stack([student_max, student_sum, zero, zero, zero, zero, label_logit], 1)
-    tau_sum = student_sum
+        return torch.stack(Statistics(student_max, student_sum, zero, zero, zero, zero, label_logit), 1)
+    student_tau_sum = student_sum
     if not unit_temperature:
-        tau_sum = power(student_centred, factor, residual, exponential).sum(1)
+        student_tau_sum = power(student_centred, factor, residual, exponential).sum(1)
     teacher_max = centre(teacher, teacher_bias, teacher_centred)
     weights = power(teacher_centred, factor, residual, exponential)
-    weight_sum = weights.sum(1)
+    teacher_sum = weights.sum(1)
     # A teacher logit of -inf has weight 0; its share 0 x inf is a NaN that nansum leaves out. A NaN that comes in is
     # still seen: it is in the other sums too.
-    shares = weights.mul_(teacher_centred.sub_(student_centred).mul_(KL_SCALE)).nansum(1)
-    return torch.stack([student_max, student_sum, tau_sum, teacher_max, weight_sum, shares, label_logit], 1)
+    kl_sum = weights.mul_(teacher_centred.sub_(student_centred).mul_(KL_SCALE)).nansum(1)
+    row = Statistics(student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum, label_logit)
+    return torch.stack(row, 1)
 
 
 class RowFactors(NamedTuple):
@@ -75,8 +68,9 @@ def row_factors(upstream: Tensor, labelled: Tensor, statistics: Tensor, scalars:
     named = Scalars(*scalars.unbind())
     hard = (upstream * named.hard_gradient).where(labelled, 0.0)
     soft = upstream * named.soft_gradient
-    _, student_sum, tau_sum, _, weight_sum, _, _ = statistics.double().unbind(1)
-    return torch.stack([hard / student_sum, soft / tau_sum, -soft / weight_sum, -hard], 1).float()
+    row = Statistics(*statistics.double().unbind(1))
+    factors = RowFactors(hard / row.student_sum, soft / row.student_tau_sum, -soft / row.teacher_sum, -hard)
+    return torch.stack(factors, 1).float()
 
 
 def block_gradient(
@@ -98,12 +92,13 @@ def block_gradient(
     three of (n, V) fp32 to work in; the result is the first. The soft difference is small or exact, onehot the largest
     term, so that this order of additions loses least.
     """
+    sums = Statistics(*statistics.unsqueeze(2).unbind(1))
     row = RowFactors(*factors.unsqueeze(2).unbind(1))
     gradient, share, centred = buffers
     if teacher is not None:
-        upcast(teacher, teacher_bias, centred).sub_(statistics[:, 3:4])
+        upcast(teacher, teacher_bias, centred).sub_(sums.teacher_max)
         power(centred, factor, residual, gradient).mul_(row.teacher_soft)
-    upcast(student, student_bias, centred).sub_(statistics[:, 0:1])
+    upcast(student, student_bias, centred).sub_(sums.student_max)
     if teacher is None:
         torch.mul(centred, LOG2_E, out=gradient).exp2_().mul_(row.hard)
     elif unit_temperature:

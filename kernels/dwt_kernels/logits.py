@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from dwt_kernels import arguments
-from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Normalizer, Objective, Scalar
-from dwt_kernels.backends import backend_module
-from dwt_kernels.row_formulas import STATISTICS
-from dwt_kernels.scalars import Scalars
+from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Normalizer, Objective, Scalar, backend_module
+from dwt_kernels.layout import SCALARS, STATISTICS
 
 
 class DistillLoss(NamedTuple):
@@ -121,7 +119,7 @@ def _distill_fake(
     shape = (rows,) if objective.reduction == "none" else ()
     loss, hard, soft = (student.new_empty(shape, dtype=torch.float32) for _ in range(3))
     statistics = student.new_empty((rows, STATISTICS), dtype=torch.float32)
-    return loss, hard, soft, statistics, student.new_empty((len(Scalars._fields),), dtype=torch.float64)
+    return loss, hard, soft, statistics, student.new_empty((SCALARS,), dtype=torch.float64)
 
 
 @torch.library.custom_op(

@@ -6,8 +6,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dwt_kernels.triton_scalars import FACTOR, HARD_GRADIENT, NO_RESIDUAL, RESIDUAL, SOFT_GRADIENT
-from dwt_kernels.triton_steps import LOG2_E, scan_row, write_gradient_block, write_zeros
+from dwt_kernels.on_triton.constants import (
+    FACTOR,
+    HARD_GRADIENT,
+    KL_SUM,
+    LABEL_LOGIT,
+    LOG2_E,
+    NO_RESIDUAL,
+    RESIDUAL,
+    SOFT_GRADIENT,
+    STATISTICS,
+    STUDENT_MAX,
+    STUDENT_SUM,
+    STUDENT_TAU_SUM,
+    TEACHER_MAX,
+    TEACHER_SUM,
+)
+from dwt_kernels.on_triton.steps import scan_row, write_gradient_block, write_zeros
 
 # A chunk's labels begin wherever its first row does; a kernel for each alignment of theirs would gain nothing.
 ROW_SLICES = ("labels", "upstream")
@@ -46,8 +61,8 @@ def statistics_kernel(
         student, teacher: (N, V) logits, any strides; teacher may be None.
         student_bias, teacher_bias: (V,) contiguous or None, added to the logits.
         labels: (N,) int64.
-        statistics: (N, 7) fp32, written, as in ``row_formulas``; not on rows that do not count.
-        scalars: (8,) fp64, see ``scalars.Scalars``.
+        statistics: (N, 7) fp32, written, see ``layout.Statistics``; not on rows that do not count.
+        scalars: (8,) fp64, see ``layout.Scalars``.
         upstream: (N,) fp32 (stride 0: one for all): what multiplies a row's loss.
         *_ALIGNMENT: a power of two, in elements, that divides the rows' offsets; lets loads be wide.
     """
@@ -79,14 +94,14 @@ def statistics_kernel(
     else:
         state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, teacher is not None, False)
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
-    row_statistics = statistics + row_index * 7
-    tl.store(row_statistics, student_max)
-    tl.store(row_statistics + 1, student_sum)
-    tl.store(row_statistics + 2, student_tau_sum)
-    tl.store(row_statistics + 3, teacher_max)
-    tl.store(row_statistics + 4, teacher_sum)
-    tl.store(row_statistics + 5, kl_sum)
-    tl.store(row_statistics + 6, label_logit - student_max)
+    row_statistics = statistics + row_index * STATISTICS
+    tl.store(row_statistics + STUDENT_MAX, student_max)
+    tl.store(row_statistics + STUDENT_SUM, student_sum)
+    tl.store(row_statistics + STUDENT_TAU_SUM, student_tau_sum)
+    tl.store(row_statistics + TEACHER_MAX, teacher_max)
+    tl.store(row_statistics + TEACHER_SUM, teacher_sum)
+    tl.store(row_statistics + KL_SUM, kl_sum)
+    tl.store(row_statistics + LABEL_LOGIT, label_logit - student_max)
     if IN_PLACE_GRADIENT:
         row_upstream = tl.load(upstream + row_index * upstream_stride)
         hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
@@ -174,13 +189,13 @@ def gradient_kernel(
     soft_scale = row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32)
     factor = tl.load(scalars + FACTOR).to(tl.float32)
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
-    row_statistics = statistics + row_index * 7
+    row_statistics = statistics + row_index * STATISTICS
     sums = (
-        tl.load(row_statistics),
-        tl.load(row_statistics + 1),
-        tl.load(row_statistics + 2),
-        tl.load(row_statistics + 3),
-        tl.load(row_statistics + 4),
+        tl.load(row_statistics + STUDENT_MAX),
+        tl.load(row_statistics + STUDENT_SUM),
+        tl.load(row_statistics + STUDENT_TAU_SUM),
+        tl.load(row_statistics + TEACHER_MAX),
+        tl.load(row_statistics + TEACHER_SUM),
     )
     write_gradient_block(
         out_pointer, 1, row, label, hard_scale, soft_scale, factor, residual, sums, start, V, BLOCK, V % BLOCK != 0

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 """The steps the row kernels are made of: a block of columns into the running sums, a block of the gradient.
 
-Legend: V vocabulary columns, z logits, m maxima, f = log2(e) / tau. As in ``row_formulas``, everything is fp32 and in
-powers of 2.
+Legend: V vocabulary columns, z logits, m maxima, f = log2(e) / tau. As in ``on_torch.formulas``, everything is fp32 and
+in powers of 2.
 
 Forward recurrence. A row's columns are dealt out to lanes, a lane being a thread where the launch is as meant. Each has
 its own maxima and sums, and meets the others once, at the row's end (``merged``): a loop with a reduction over the
@@ -15,7 +15,7 @@ and b = z_t - m_t:
     K   <- (K + W_old shift) 2^((m_t_old - m_t) f) + sum 2^(b f) (b - a)
 
 where ``shift`` is by how much b - a of the columns seen so far changes with the new maxima. The losses follow from the
-sums in ``losses_kernel`` of ``triton_scalars``.
+sums in ``scalar_kernels.losses_kernel``.
 
 Gradient: hard_scale (p_s - onehot) + soft_scale (p_s^tau - p_t^tau), from the logits and the row's sums.
 
@@ -28,14 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-MINUS_INF = tl.constexpr(float("-inf"))
-
-# TRITON_INTERPRET=1 was set when Triton was imported: kernels run in Python, on any device, for tests.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-
-# K can reach V times the largest KL; scaled down by a power of 2 no vocabulary overflows fp32.
-KL_SCALE = tl.constexpr(2.0**-20)
+from dwt_kernels.on_triton.constants import KL_SCALE, LOG2_E, MINUS_INF
 
 
 @triton.jit
@@ -62,7 +55,7 @@ def finite_or_zero(maximum):
 
 @triton.jit
 def power(x, factor, residual, UNIT_TEMPERATURE: tl.constexpr):
-    """2^(x f), f being factor + residual; see ``scalars.Scalars``."""
+    """2^(x f), f being factor + residual; see ``layout.Scalars``."""
     return tl.exp2(x * factor) if UNIT_TEMPERATURE else tl.exp2(x * factor + x * residual)
 
 

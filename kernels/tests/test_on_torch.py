@@ -6,8 +6,8 @@ import logging
 
 import pytest
 import torch
-from dwt_kernels import cpu_fusion, distill_loss, torch_backend
-from dwt_kernels.arguments import resolve_objective
+from dwt_kernels import distill_loss
+from dwt_kernels.on_torch import fusion, rows
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU's path; inputs are on this machine's GPU")
 
@@ -25,8 +25,8 @@ def test_blocks_of_rows_do_not_change_the_result(make_inputs, monkeypatch, ignor
         labels = labels.clamp(min=0)
     whole = distill_loss(student, teacher, labels, backend="torch", temperature=2.0, reduction="none")
     whole_gradient = gradient_of(student, teacher, labels, temperature=2.0)
-    monkeypatch.setattr(torch_backend, "BLOCK_ELEMENTS", 2000)
-    blocks = list(torch_backend.row_blocks(student, None))
+    monkeypatch.setattr(rows, "BLOCK_ELEMENTS", 2000)
+    blocks = list(rows.row_blocks(student, None))
     assert len(blocks) > 10
     assert all(buffer.numel() <= 2000 * torch.get_num_threads() for _, buffers in blocks for buffer in buffers)
     result = distill_loss(student, teacher, labels, backend="torch", temperature=2.0, reduction="none")
@@ -37,7 +37,7 @@ def test_blocks_of_rows_do_not_change_the_result(make_inputs, monkeypatch, ignor
 def test_a_row_longer_than_a_block(make_inputs, monkeypatch):
     student, teacher, labels = make_inputs(300, rows=4)
     whole = gradient_of(student, teacher, labels)
-    monkeypatch.setattr(torch_backend, "BLOCK_ELEMENTS", 10)
+    monkeypatch.setattr(rows, "BLOCK_ELEMENTS", 10)
     torch.testing.assert_close(gradient_of(student, teacher, labels), whole)
 
 
@@ -45,19 +45,19 @@ def test_a_row_longer_than_a_block(make_inputs, monkeypatch):
 def always_fused(monkeypatch) -> list[bool]:
     """Fusion for any size; the returned list says for each call whether it was fused."""
     done: list[bool] = []
-    write_gradient = cpu_fusion.write_gradient
+    write_gradient = fusion.write_gradient
 
     def recording(*arguments: object) -> None:
         write_gradient(*arguments)
-        done.append(not cpu_fusion._broken)
+        done.append(not fusion._broken)
 
-    monkeypatch.setattr(cpu_fusion, "FUSION_ELEMENTS", 1)
-    monkeypatch.setattr(cpu_fusion, "_broken", False)
-    monkeypatch.setattr(cpu_fusion, "write_gradient", recording)
+    monkeypatch.setattr(fusion, "FUSION_ELEMENTS", 1)
+    monkeypatch.setattr(fusion, "_broken", False)
+    monkeypatch.setattr(fusion, "write_gradient", recording)
     return done
 
 
-@pytest.mark.skipif(not cpu_fusion.has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not fusion.has_compiler(), reason="needs a C++ compiler")
 @pytest.mark.parametrize(
     ("dtype", "temperature", "hard_only"),
     [
@@ -75,7 +75,7 @@ def test_fused_gradient_is_as_exact(make_inputs, assert_exact, always_fused, dty
     assert always_fused == [True]
 
 
-@pytest.mark.skipif(not cpu_fusion.has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not fusion.has_compiler(), reason="needs a C++ compiler")
 def test_fused_gradient_with_rows_that_do_not_count(make_inputs, monkeypatch, always_fused):
     """They may hold anything, and are zero. Where few rows count, those alone are computed, one operation at a time."""
     student, teacher, labels = make_inputs(401, rows=300)
@@ -85,36 +85,33 @@ def test_fused_gradient_with_rows_that_do_not_count(make_inputs, monkeypatch, al
     few = torch.where(torch.arange(300) < 100, labels, -100)
     gradient_of(student, teacher, few, temperature=2.5)
     assert always_fused == [True]
-    monkeypatch.setattr(cpu_fusion, "FUSION_ELEMENTS", 1 << 40)
+    monkeypatch.setattr(fusion, "FUSION_ELEMENTS", 1 << 40)
     torch.testing.assert_close(fused, gradient_of(student, teacher, labels, temperature=2.5))
     assert not fused[ignored].any()
 
 
 @pytest.mark.parametrize("compiler", ["works", "fails at the second block"])
-def test_fused_gradient_in_place(compiler, make_inputs, monkeypatch, always_fused):
+def test_fused_gradient_in_place(compiler, make_inputs, make_objective, monkeypatch, always_fused):
     """As the linear form asks for it, over the student's logits and in several blocks."""
-    if not cpu_fusion.has_compiler():
+    if not fusion.has_compiler():
         pytest.skip("needs a C++ compiler")
     student, teacher, labels = make_inputs(401, rows=300)
     labels = labels.clamp(min=0)
     expected = gradient_of(student, teacher, labels, temperature=2.5)
-    monkeypatch.setattr(cpu_fusion, "BLOCK_ELEMENTS", 401 * 70)
-    keywords = {"hard_weight": 1.0, "soft_weight": 1.0, "ignore_index": -100, "soft_positions": "labelled"}
-    keywords |= {"temperature": 2.5, "temperature_squared": False, "normalizer": None, "reduction": "mean"}
-    objective = resolve_objective(labels.device, **keywords, backend="torch")
-    scalars = torch_backend.prepare(labels, 401, objective)
+    monkeypatch.setattr(fusion, "BLOCK_ELEMENTS", 401 * 70)
+    scalars = rows.prepare(labels, 401, make_objective(temperature=2.5, backend="torch"))
     calls: list[object] = []
 
     def fails_at_the_second_block(*arguments):
         calls.append(arguments)
         if len(calls) > 1:
             raise RuntimeError("out of memory")
-        return cpu_fusion._rounded_gradient(*arguments)
+        return fusion._rounded_gradient(*arguments)
 
     if compiler != "works":
-        monkeypatch.setattr(cpu_fusion, "fused_gradient", lambda: fails_at_the_second_block)
+        monkeypatch.setattr(fusion, "fused_gradient", lambda: fails_at_the_second_block)
     inputs = (student, None, teacher, None, labels)
-    torch_backend.row_statistics_and_gradients(torch.tensor(-3.7), scalars, *inputs, -100, False)
+    rows.row_statistics_and_gradients(torch.tensor(-3.7), scalars, *inputs, -100, False)
     assert always_fused == [True, compiler == "works"]
     torch.testing.assert_close(student, expected)
 
@@ -126,11 +123,11 @@ def test_without_a_working_compiler_the_plain_operations_go_on(make_inputs, monk
     def broken(*_: object) -> None:
         raise RuntimeError("no such file: omp.h\nand more")
 
-    monkeypatch.setattr(cpu_fusion, "fused_gradient", lambda: broken)
+    monkeypatch.setattr(fusion, "fused_gradient", lambda: broken)
     with caplog.at_level(logging.WARNING):
         gradient = gradient_of(student, teacher, labels)
     assert always_fused == [False]
     assert "omp.h" in caplog.text
-    assert not cpu_fusion.pays(student)
-    monkeypatch.setattr(cpu_fusion, "FUSION_ELEMENTS", 1 << 40)
+    assert not fusion.pays(student)
+    monkeypatch.setattr(fusion, "FUSION_ELEMENTS", 1 << 40)
     torch.testing.assert_close(gradient, gradient_of(student, teacher, labels))

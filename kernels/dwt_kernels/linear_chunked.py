@@ -1,0 +1,199 @@
+"""The linear form in chunks of rows: two products, the row kernel, and the gradients' products, chunk after chunk.
+
+Extra memory at the peak, in bytes, with b those of an element of the hidden states:
+
+    forward     2 b chunk_rows V    logits; the gradient is written over the student's (fp32 block buffers on a CPU)
+              + b chunk_rows H_s    the chunk's hidden states without ignored rows
+              + 4 V H_s             dW while it is summed, in fp32
+              + b V H_s             on a CPU in 16 bits with several chunks: one chunk's share of dW
+              + b N H_s             d hidden
+
+When the chunks are done and their logits freed, dW is brought to the dtype and shape it waits in, and for that moment
+exists in both: another 2 V H_s for bf16, another 4 V H_s for fp32 with padded columns, else nothing. The backward pass
+holds what waits, the gradients it returns, and with plain torch an fp32 block of ``on_torch.blocks``.
+
+A product of 16-bit inputs is summed in fp32 inside the matrix multiplication. On a GPU it also leaves it in fp32 and
+is added to an fp32 total in the multiplication's epilogue. On a CPU torch can only return it in 16 bits; with one chunk
+that is the single rounding the gradient needs anyway, with more each chunk's share is rounded once and added in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dwt_kernels.arguments import Objective, backend_module
+from dwt_kernels.layout import STATISTICS
+from dwt_kernels.on_torch.blocks import add_in_blocks
+
+# Both logit buffers of a chunk together. Large, because every chunk reads and writes the fp32 dW (8 V H bytes). At
+# 4.8 TB/s and 700 TFLOP/s that takes 8% of the time of the products of 2,048 rows, which for V = 128,256 in 16 bits are
+# 1.05 GB, as much as the fp32 dW at H = 2,048. On a CPU (0.8 TFLOP/s) it takes 4% at 1,000 rows, which for V = 30,522
+# are 122 MB.
+GPU_CHUNK_BYTES = 1 << 30
+CPU_CHUNK_BYTES = 1 << 29
+
+# Logits that are no matter on any GPU: its free memory, whose query takes longer than small products, is not asked for.
+SMALL_BYTES = 1 << 28
+
+# The logits' share of the free memory of a GPU: gradients, and whatever the backward pass wants, need the rest.
+FREE_MEMORY_SHARE = 0.25
+
+# Below this many rows the chunks' products no longer fill a GPU, and recomputing tiles is the better use of it.
+SMALLEST_CHUNK_ROWS = 256
+
+# Leading dimension of a chunk's logits on a GPU, in elements: 128 bytes in 16 bits, what aligned GEMM tiles need.
+ROW_ALIGNMENT = 64
+
+
+class Head(NamedTuple):
+    """logits (N, V) = hidden (N, H) @ weight (V, H).T + bias (V,)."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def of_rows(self, index: Tensor) -> Head:
+        return self._replace(hidden=self.hidden[index])
+
+    def of_columns(self, columns: int) -> Head:
+        """Without the padding from ``columns`` on."""
+        bias = None if self.bias is None else self.bias[:columns]
+        return self._replace(weight=self.weight[:columns], bias=bias)
+
+
+def chunked_statistics_and_gradients(
+    student: Head,
+    teacher: Head | None,
+    labels: Tensor,
+    upstream: Tensor,
+    scalars: Tensor,
+    chunk_rows: int,
+    needed: Sequence[bool],
+    objective: Objective,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The rows' statistics (N, 7), and the gradients of student hidden, weight and bias (None where not ``needed``).
+
+    The gradients are those of the sum of upstream x row losses as ``scalars`` scale them; ``upstream`` is 0-d or (N,).
+    """
+    rows = student.hidden.shape[0]
+    backend = backend_module(objective.backend)
+    need_hidden, need_weight, need_bias = needed
+    statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=labels.device)
+    d_hidden = student.hidden.new_empty(student.hidden.shape) if need_hidden else None
+    d_weight = d_bias = None
+    student_buffer = logits_buffer(student, chunk_rows)
+    teacher_buffer = None if teacher is None else logits_buffer(teacher, chunk_rows)
+    for start in range(0, rows, chunk_rows):
+        index = slice(start, min(start + chunk_rows, rows))
+        hidden = student.hidden[index]
+        student_logits = torch.mm(hidden, student.weight.t(), out=student_buffer[: hidden.shape[0]])
+        teacher_logits = teacher_bias = None
+        if teacher is not None and teacher_buffer is not None:
+            teacher_bias = teacher.bias
+            teacher_logits = torch.mm(teacher.hidden[index], teacher.weight.t(), out=teacher_buffer[: hidden.shape[0]])
+        row_inputs = (student_logits, student.bias, teacher_logits, teacher_bias, labels[index])
+        counting = (objective.ignore_index, objective.soft_all)
+        if not any(needed):
+            statistics[index] = backend.row_statistics(*row_inputs, scalars, *counting)
+            continue
+        chunk_upstream = upstream[index] if upstream.dim() == 1 else upstream
+        statistics[index] = backend.row_statistics_and_gradients(chunk_upstream, scalars, *row_inputs, *counting)
+        gradient = student_logits
+        if d_hidden is not None:
+            torch.mm(gradient, student.weight, out=d_hidden[index])
+        if need_weight:
+            if not (objective.soft_all and teacher is not None):
+                # An ignored row's gradient is 0, but its hidden state may be NaN, and so would their product be.
+                hidden = hidden.masked_fill((labels[index] == objective.ignore_index).unsqueeze(1), 0)
+            d_weight = add_product(d_weight, gradient.t(), hidden, last=index.stop == rows)
+        if need_bias:
+            d_bias = add_column_sums(d_bias, gradient)
+    return statistics, d_hidden, d_weight, d_bias
+
+
+def logits_buffer(head: Head, rows: int) -> Tensor:
+    """(rows, V) in the hidden states' dtype; on a GPU with an aligned leading dimension."""
+    columns = head.weight.shape[0]
+    alignment = 1 if head.hidden.device.type == "cpu" else ROW_ALIGNMENT
+    padded = -(-columns // alignment) * alignment
+    return head.hidden.new_empty(rows, padded)[:, :columns]
+
+
+def saved_dtype(parameter: Tensor) -> torch.dtype:
+    """The dtype a head's gradient waits in for the backward pass: bf16 has fp32's range, fp16 would overflow."""
+    return parameter.dtype if parameter.dtype == torch.bfloat16 else torch.float32
+
+
+def add_product(total: Tensor | None, left: Tensor, right: Tensor, last: bool) -> Tensor:
+    """total + left @ right; fp32, or the inputs' dtype when this is the first and ``last`` contribution on a CPU."""
+    if left.dtype == torch.float32:
+        return torch.mm(left, right) if total is None else total.addmm_(left, right)
+    if left.device.type != "cpu":
+        if total is None:
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    product = torch.mm(left, right)
+    if total is None:
+        return product if last else product.float()
+    return add_in_blocks(total, product)
+
+
+def add_column_sums(total: Tensor | None, gradient: Tensor) -> Tensor:
+    """total + the sum over the rows of ``gradient`` (n, V); fp64."""
+    if gradient.device.type == "cpu" and gradient.dtype != torch.float32:
+        # A product with ones: torch's own sum over rows takes ten times as long in 16 bits on a CPU.
+        sums = torch.mm(gradient.new_ones(1, gradient.shape[0]), gradient).squeeze(0)
+    else:
+        sums = gradient.sum(0, dtype=torch.float32)
+    return sums.double() if total is None else total.add_(sums)
+
+
+def resolve_chunk_rows(
+    memory: str, chunk_rows: int | None, backend: str, student: Head, teacher: Head | None
+) -> int | None:
+    """Rows in a chunk, all chunks nearly equal; None for logit-free.
+
+    Depends on the shapes alone, except on a GPU with less than 4 GiB free.
+    """
+    if memory == "logit_free":
+        return None
+    rows = student.hidden.shape[0]
+    if chunk_rows is not None:
+        return even_chunk_rows(rows, chunk_rows)
+    element_bytes = sum(head.hidden.element_size() for head in (student, teacher) if head is not None)
+    row_bytes = student.weight.shape[0] * element_bytes
+    small = rows * row_bytes <= SMALL_BYTES
+    most_bytes = SMALL_BYTES if small else chunk_bytes(student.hidden.device)
+    may_be_logit_free = memory == "auto" and backend == "triton" and not torch.are_deterministic_algorithms_enabled()
+    return automatic_chunk_rows(rows, row_bytes, most_bytes, may_be_logit_free)
+
+
+def automatic_chunk_rows(rows: int, row_bytes: int, most_bytes: int, may_be_logit_free: bool) -> int | None:
+    """Rows in a chunk whose logits take ``most_bytes`` at most, at ``row_bytes`` a row of both models.
+
+    None, where that ``may_be_logit_free``, if chunks would be too small.
+    """
+    most_rows = max(1, most_bytes // row_bytes)
+    if may_be_logit_free and most_rows < min(rows, SMALLEST_CHUNK_ROWS):
+        return None
+    return even_chunk_rows(rows, most_rows)
+
+
+def even_chunk_rows(rows: int, most_rows: int) -> int:
+    """Rows in a chunk of at most ``most_rows``, all chunks nearly equal."""
+    chunks = max(1, -(-rows // most_rows))
+    return max(1, -(-rows // chunks))
+
+
+def chunk_bytes(device: torch.device) -> int:
+    if device.type == "cpu":
+        return CPU_CHUNK_BYTES
+    if torch.cuda.is_current_stream_capturing():
+        return GPU_CHUNK_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(GPU_CHUNK_BYTES, int((free + cached) * FREE_MEMORY_SHARE))

@@ -1,0 +1,75 @@
+"""How kernels are started: on their tensors' GPU, and in which shape a row is dealt out to threads."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton import cdiv, next_power_of_2
+
+# Columns that a thread has of either model at a time, and warps that share a row in the kernel of statistics: under 80
+# registers, so that three programs or more fit a multiprocessor. A whole row of 32k at once leaves one of 32 warps.
+COLUMNS_PER_THREAD = 16
+ROW_WARPS = 8
+THREADS_PER_WARP = 64 if torch.version.hip else 32
+LOAD_BYTES = 16
+
+
+def launch(kernel: Any, programs: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """``kernel[programs](*arguments, **constants)`` on the GPU of the first argument, a tensor; on a CPU as it is.
+
+    Triton starts a kernel on the current device, which need not be that of the tensors: they may be on cuda:1 while
+    cuda:0 is current. To change it is no synchronisation, and allowed while a CUDA graph is captured.
+    """
+    with torch.cuda.device_of(arguments[0]):
+        kernel[programs](*arguments, **constants)
+
+
+class Tile(NamedTuple):
+    """Columns of a row at a time: each of ``lanes`` threads loads ``width`` neighbours at ``steps`` places.
+
+    ``tail_steps``: as many as the last, partial block needs.
+    """
+
+    steps: int
+    tail_steps: int
+    lanes: int
+    width: int
+
+    @property
+    def num_warps(self) -> int:
+        return max(1, self.lanes // THREADS_PER_WARP)
+
+
+def row_tile(student: Tensor, teacher: Tensor | None) -> Tile:
+    """No wider than the alignment of both models' rows, at which the compiler will load."""
+    matrices = [each for each in (student, teacher) if each is not None]
+    width = min(min(LOAD_BYTES // each.element_size(), alignment(each)) for each in matrices)
+    if any(each.stride(1) != 1 for each in matrices):
+        width = 1
+    columns = student.shape[1]
+    room = next_power_of_2(columns)
+    width = min(width, room)
+    lanes = min(ROW_WARPS * THREADS_PER_WARP, max(1, room // COLUMNS_PER_THREAD))
+    steps = min(COLUMNS_PER_THREAD // width, max(1, room // (lanes * width)))
+    rest = columns % (steps * lanes * width)
+    return Tile(steps, next_power_of_2(max(1, cdiv(rest, lanes * width))), lanes, width)
+
+
+def contiguous(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
+
+
+def strides(teacher: Tensor | None) -> tuple[int, ...]:
+    return (0, 1) if teacher is None else teacher.stride()
+
+
+def row_stride(upstream: Tensor | None) -> int:
+    return 0 if upstream is None or upstream.dim() == 0 else upstream.stride(0)
+
+
+def alignment(matrix: Tensor | None) -> int:
+    """The largest power of two up to 16 that divides the offset of every row, in elements."""
+    stride = 16 if matrix is None else matrix.stride(0)
+    return 16 if stride == 0 else min(16, stride & -stride)
