@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import validation_batches
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.launch.local import on_this_machine
 from dwt_ds.models.build import build_student, load_masked_lm
 from dwt_ds.models.cpu_dropout import use_cpu_dropout
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
@@ -111,10 +111,9 @@ def train(data: Path, output: Path, quantization: str, steps: int, ranks: int) -
         "train.eval_rows": ROWS,
         "train.checkpoint_every": 0,
     }
-    command = [Path(sys.executable).with_name("deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
-    command += ["--master_port", str(_free_port())]
-    command += ["--module", "dwt_ds.pretrain", "quickstart", *(f"{key}={value}" for key, value in settings.items())]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    launch = on_this_machine({**os.environ, "RANKS": str(ranks)})
+    command = launch.command("dwt_ds.pretrain", ["quickstart", *(f"{key}={value}" for key, value in settings.items())])
+    subprocess.run(command, env=launch.environment, check=True, stdout=subprocess.DEVNULL)
     return output
 
 
@@ -199,12 +198,6 @@ def _prepare(options: argparse.Namespace, out: Path) -> None:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _megabytes(file: Path) -> float:

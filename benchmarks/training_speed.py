@@ -35,7 +35,7 @@ from rows import append_row, processor
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.launch.local import launcher_options, visible_ranks
+from dwt_ds.launch.local import on_this_machine, visible_ranks
 
 MICRO_BATCH, SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS = 16, 128, 768, 6, 4
 RESULTS = Path(__file__).parent / "results" / "training_speed.csv"
@@ -179,9 +179,9 @@ def pretrain_tokens_per_second(data: Path, teacher: Path, output: Path, steps: i
         "train.eval_every": 0,
         "train.checkpoint_every": 0,
     }
-    command = [Path(sys.executable).with_name("deepspeed"), *launcher_options(ranks), "--module", "dwt_ds.pretrain"]
-    command += ["paper_weak", *(f"{key}={value}" for key, value in settings.items())]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    launch = on_this_machine({**os.environ, "RANKS": str(ranks)})
+    command = launch.command("dwt_ds.pretrain", ["paper_weak", *(f"{key}={value}" for key, value in settings.items())])
+    subprocess.run(command, env=launch.environment, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     first = next(row for row in rows if row["step"] == warm_up)
     last = next(row for row in reversed(rows) if "loss" in row)

@@ -1,23 +1,18 @@
 """`make quickstart`: data, a weak teacher, the same student alone and distilled, and what came out.
 
-Every model is trained by the `deepspeed` launcher under ZeRO-2, as a user would do it; the commands are printed.
+Every model is trained by DeepSpeed under ZeRO-2, as a user would do it; the commands are printed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dwt_ds.base.quiet import quieten_libraries
-from dwt_ds.launch.local import launcher_options, visible_ranks
-from dwt_ds.run.folder import RunFolder
 
 DATA = Path("data/quickstart")
 RUNS = Path("runs/quickstart")
@@ -37,11 +32,9 @@ def main() -> int:
     began = time.perf_counter()
     if not (DATA / "manifest.json").is_file():
         words = ["--docs", "--train-tokenizer", str(VOCABULARY), "--seq-len", "128", "--out", str(DATA)]
-        exit_code = _run(["dwt-ds", "prepare", *words])
-        if exit_code:
-            raise SystemExit(f"error: the command above failed with exit code {exit_code}")
+        _run("prepare", *words)
     for name, recipe in RUN_RECIPES.items():
-        _train(RunFolder(f"{RUNS}/{name}"), recipe)
+        _run("launch", *recipe, f"output_dir={RUNS}/{name}")
     _print_table()
     _draw_curves(RUNS / "curves.png")
     _fill_mask(RUNS / "distilled" / "export")
@@ -50,25 +43,11 @@ def main() -> int:
     return 0
 
 
-def _train(folder: RunFolder, recipe: list[str]) -> None:
-    try:
-        options = launcher_options(visible_ranks(without_gpu=2))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    began = time.time()
-    words = [*recipe, f"output_dir={folder.path}"]
-    exit_code = _run(["deepspeed", *options, "--module", "dwt_ds.pretrain", *words])
-    # The launcher ends with 0 too when its ranks were stopped or killed.
-    if not folder.is_complete(exit_code, began):
-        raise SystemExit(f"error: {folder.path} is not complete (exit code {exit_code}); the same command goes on")
-
-
-def _run(command: list[str]) -> int:
-    print(f"\n$ {' '.join(command)}", flush=True)
-    program = Path(sys.executable).with_name(command[0])
-    # Without it DeepSpeed's launcher warns on machines without a GPU that it found none.
-    accelerator = {} if torch.accelerator.is_available() else {"DS_ACCELERATOR": "cpu"}
-    return subprocess.run([str(program), *command[1:]], env={**os.environ, **accelerator}).returncode
+def _run(*arguments: str) -> None:
+    print(f"\n$ dwt-ds {' '.join(arguments)}", flush=True)
+    exit_code = subprocess.run([sys.executable, "-m", "dwt_ds.cli.main", *arguments]).returncode
+    if exit_code:
+        raise SystemExit(f"error: the command above ended with exit code {exit_code}; make quickstart resumes there")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

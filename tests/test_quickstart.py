@@ -1,17 +1,14 @@
-"""The first command of the README: with runs of four steps, and what it takes for a finished run."""
+"""The first command of the README, with runs of four steps."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from dwt_ds import quickstart
-from dwt_ds.run.folder import RunFolder
 
 SHORT = ["train.max_steps=4", "train.log_every=2", "train.eval_every=2", "train.eval_rows=16"]
 
@@ -43,28 +40,15 @@ def test_it_trains_teacher_and_students_and_shows_them(
     assert said.count("already finished at step 4") == 3
 
 
-@pytest.mark.parametrize("answer", ["complete", "stopped", "failed after an earlier run"])
-def test_quickstart_looks_at_the_run_and_not_at_the_launchers_word(
-    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_failure_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = RunFolder("runs/one")
-    folder.path.mkdir(parents=True)
-    code = {"complete": 1, "stopped": 0, "failed after an earlier run": 2}[answer]
-    if answer != "stopped":
-        folder.finish(4)
-    if answer == "failed after an earlier run":
-        os.utime(folder.path / "complete.json", (1e9, 1e9))
+    started = []
 
-    def launch(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        if answer == "complete":
-            folder.finish(4)
-        return subprocess.CompletedProcess(command, code)
+    def fail(command: list[str]) -> subprocess.CompletedProcess[str]:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 75)
 
-    monkeypatch.setattr(quickstart.subprocess, "run", launch)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if answer == "complete":
-        quickstart._train(folder, [])
-        return
-    with pytest.raises(SystemExit, match=rf"^error: runs/one is not complete \(exit code {code}\)"):
-        quickstart._train(folder, [])
+    monkeypatch.setattr(quickstart.subprocess, "run", fail)
+    with pytest.raises(SystemExit, match=r"^error: .* ended with exit code 75; make quickstart resumes there"):
+        quickstart.main()
+    assert len(started) == 1

@@ -1,4 +1,4 @@
-"""`dwt-ds`: prepare data, and what else surrounds a run of `deepspeed --module dwt_ds.pretrain`."""
+"""Distillation from a weak teacher: data, runs with DeepSpeed, and what surrounds them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import argparse
 import importlib
 import sys
 
-# Subcommand -> its module; loaded only when asked for, since some pull in heavy libraries.
+# Subcommand -> what it does. Its module is imported only when it is used, since some import heavy libraries.
 SUBCOMMANDS = {
-    "doctor": "dwt_ds.cli.doctor",
-    "export": "dwt_ds.cli.export",
-    "glue": "dwt_ds.cli.glue",
-    "plan": "dwt_ds.cli.plan",
-    "prepare": "dwt_ds.cli.prepare",
-    "report": "dwt_ds.cli.report",
-    "study": "dwt_ds.cli.study",
-    "verify": "dwt_ds.cli.verify",
+    "prepare": "turn text into a data folder: sentences, tokens, rows",
+    "plan": "estimate memory, hours, traffic and disk of a run, before it is started",
+    "doctor": "check that this machine, or every host of a hostfile, is ready to train",
+    "launch": "start a run on this machine or on a hostfile's hosts, and see it to its end",
+    "verify": "check that the files of a run, a checkpoint, an export or a data set are undamaged",
+    "export": "make a Hugging Face folder from a run's checkpoint",
+    "glue": "fine-tune an export on GLUE and score it",
+    "study": "run a grid of pre-trainings, teachers first",
+    "report": "write a page with figures about runs or a study",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand; 2 for a user's mistake, told in one line."""
-    parser = argparse.ArgumentParser(prog="dwt-ds", description=__doc__)
-    parser.add_argument("command", choices=sorted(SUBCOMMANDS), help="; see dwt-ds COMMAND --help")
+    """Run a subcommand; 2 for a user's mistake, reported in one line."""
     argv = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="dwt-ds", description=__doc__, epilog="dwt-ds COMMAND --help: its options.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, purpose in SUBCOMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
     chosen = parser.parse_args(argv[:1])
-    module = importlib.import_module(SUBCOMMANDS[chosen.command])
+    module = importlib.import_module(f"dwt_ds.cli.{chosen.command}")
     subparser = argparse.ArgumentParser(prog=f"dwt-ds {chosen.command}", description=module.__doc__)
     module.add_arguments(subparser)
     options = subparser.parse_intermixed_args(argv[1:])

@@ -14,10 +14,12 @@ _running: set[subprocess.Popen[str]] = set()
 
 
 def run(
-    command: Sequence[str], timeout_seconds: float, variables: Mapping[str, str] | None = None
+    command: Sequence[str], timeout_seconds: float, environment: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr, with `variables` over the environment; 124 after the time, with nothing left
-    running here."""
+    """Exit code, stdout and stderr of a command; 124 once the time is over, with nothing left running here.
+
+    `environment` replaces this process's own.
+    """
     try:
         process = subprocess.Popen(
             command,
@@ -26,7 +28,7 @@ def run(
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**os.environ, **(variables or {})},
+            env=environment,
             start_new_session=True,
         )
     except OSError as error:

@@ -11,14 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.base.software import host_name
 from dwt_ds.doctor.collective import time_collective
 from dwt_ds.doctor.findings import Finding
 from dwt_ds.doctor.hosts import ask, reach
 from dwt_ds.doctor.judge import judge_collective, judge_host, judge_reach
 from dwt_ds.doctor.probe import Question
-from dwt_ds.launch.doctor_launch import PROGRAMS, how_to_launch
-from dwt_ds.launch.hostfile import Host, deepspeed_env_paths, read_deepspeed_env
+from dwt_ds.launch.local import Launch, on_this_machine, only_here
+from dwt_ds.launch.multinode import PROGRAMS, on_hosts
 
 # NFS may keep a folder's old listing for as long.
 _VISIBLE_SECONDS = 60.0
@@ -30,27 +29,25 @@ def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> 
     Hosts that the launcher's filters leave out are not asked. Raises ValueError for a hostfile, a .deepspeed_env or
     variables for the launcher that cannot be used.
     """
-    launch = how_to_launch(hostfile, os.environ) if hostfile else None
-    remote = launch if launch and launch.over_ssh else None
-    variables = read_deepspeed_env(deepspeed_env_paths()) if remote else {}
-    hosts = launch.hosts if launch else [Host(host_name(), 0)]
+    launch = on_hosts(hostfile, os.environ) if hostfile else on_this_machine(os.environ)
+    hosts, over_ssh = launch.hosts, not only_here(launch.hosts)
     findings: list[Finding] = []
-    if remote:
+    if over_ssh:
         say(f"asking {len(hosts)} host(s) over ssh")
         with ThreadPoolExecutor(max_workers=64) as pool:
             reached = list(pool.map(lambda host: reach(host.name), hosts))
         for host, how in zip(hosts, reached):
             findings += judge_reach(host.name, how)
-        if remote.launcher in PROGRAMS:
-            findings.append(_look_for_launcher(remote.launcher))
+        if launch.launcher in PROGRAMS:
+            findings.append(_look_for_launcher(launch.launcher))
         if any(how.problem for how in reached):
             return findings
 
     say("checking every host; where operators were never compiled, this takes minutes")
-    answers = _ask_all(hosts, shared, remote.master if remote else "", variables, over_ssh=remote is not None)
+    answers = _ask_all(launch, shared, over_ssh=over_ssh)
     first = next((answer for answer in answers if "problem" not in answer), {})
     for host, answer in zip(hosts, answers):
-        slots = host.slots or None
+        slots = host.slots if hostfile else None
         findings += judge_host(host.name, slots, answer, first, several_hosts=len(hosts) > 1)
     if any("problem" in answer for answer in answers):
         return findings
@@ -60,10 +57,8 @@ def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> 
         findings.append(Finding("collective", "", False, "not tried", "correct interfaces and names first"))
         return findings
 
-    gpus = answers[0]["torch_gpus"]
-    ranks_meant = sum(host.slots for host in hosts) or gpus or 2
-    say(f"timing a collective over {ranks_meant} ranks")
-    findings.append(judge_collective(time_collective(launch, gpus), ranks_meant))
+    say(f"timing a collective over {launch.ranks} ranks")
+    findings.append(judge_collective(time_collective(launch), launch.ranks))
     return findings
 
 
@@ -74,19 +69,19 @@ def _look_for_launcher(name: str) -> Finding:
     return Finding("launcher", "", there, found, f"{fix}, or start with another LAUNCHER (docs/multinode.md)")
 
 
-def _ask_all(
-    hosts: list[Host], shared: Path, master: str, variables: dict[str, str], *, over_ssh: bool
-) -> list[dict[str, Any]]:
+def _ask_all(launch: Launch, shared: Path, *, over_ssh: bool) -> list[dict[str, Any]]:
     """Every host's answers, the shared folder's among them as seen from both sides."""
     folder = shared.resolve() / f".dwt-ds-doctor-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True)
         (folder / "asked").write_text("", encoding="utf-8")
+        hosts, master = launch.hosts, launch.master_address if over_ssh else ""
         questions = [Question(master, str(folder), f"host-{i}", len(hosts) > 1) for i in range(len(hosts))]
         with ThreadPoolExecutor(max_workers=64) as pool:
             answers = list(
                 pool.map(
-                    lambda pair: ask(pair[0].name if over_ssh else None, pair[1], variables), zip(hosts, questions)
+                    lambda pair: ask(pair[0].name if over_ssh else None, pair[1], launch.host_variables),
+                    zip(hosts, questions),
                 )
             )
         for question, answer in zip(questions, answers):

@@ -42,5 +42,5 @@ def fill_rank_environment(environment: MutableMapping[str, str]) -> None:
     if missing:
         raise ValueError(
             f"{missing[0]}: not set, and there are {environment['WORLD_SIZE']} ranks; export the first host's address "
-            "as MASTER_ADDR and a free port there as MASTER_PORT (launchers/run_multinode.sh does)"
+            "as MASTER_ADDR and a free port there as MASTER_PORT (dwt-ds launch does)"
         )

@@ -1,27 +1,23 @@
-"""What the launch scripts start: a launcher's command, watched, with an exit code that can be believed.
-
-python -m dwt_ds.launch.supervise RECIPE [key=value ...] -- COMMAND ...
+"""Commands that are watched to their end: a launcher with its run, and programs whose output goes to a log.
 
 DeepSpeed's launchers lose signals, and end with 0 although ranks were killed, or with 1 although all of them ended
-well. Here SIGTERM and SIGINT become a request in the run's folder, which every kind of launcher lets through, on any
-number of hosts; the ranks save and end. The exit code is 0 if the run is complete, 75 (try again) if it stopped with a
-checkpoint to go on from, else the command's own.
+well. Here SIGTERM and SIGINT become a request in the run's folder, which works with every launcher and any number of
+hosts; the ranks save and end. The exit code is 0 if the run is complete, 75 (try again) if it stopped with a checkpoint
+to resume from, else the launcher's own.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from dwt_ds.config.recipe import load_recipe
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.stop import STOP_FILE
 
@@ -30,37 +26,14 @@ _POLL_SECONDS = 0.5
 _LEFT_OVER_SECONDS = 600.0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command to its end."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if "--" not in arguments:
-        print(
-            "error: no command; write: python -m dwt_ds.launch.supervise RECIPE [key=value ...] -- COMMAND",
-            file=sys.stderr,
-        )
-        return 2
-    middle = arguments.index("--")
-    parser = argparse.ArgumentParser(prog="dwt_ds.launch.supervise")
-    parser.add_argument("recipe")
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--deepspeed_config")
-    options = parser.parse_intermixed_args(arguments[:middle])
-    try:
-        folder = RunFolder(load_recipe(options.recipe, options.overrides).config.output_dir)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return watch(arguments[middle + 1 :], folder)
-
-
-def watch(command: list[str], folder: RunFolder) -> int:
-    """Run `command` to its end, passing requests to stop to the run in `folder`."""
+def watch(command: Sequence[str], environment: Mapping[str, str], folder: RunFolder) -> int:
+    """Run a launcher to its end, passing requests to stop to the run in `folder`; the exit code."""
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda caught, _: asked.append(caught))
     began = time.time()
     # In a session of its own, so that a Ctrl-C in the terminal comes here alone.
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     while process.poll() is None:
         if asked:
             # Again and again: ranks that are still starting take an old file for a former start's.
@@ -107,5 +80,30 @@ def _lives_in(group: int, process: psutil.Process) -> bool:
         return False
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run_logged(command: Sequence[str], log: Path) -> int:
+    """Run `command` with its output appended to `log`; its exit code.
+
+    A Ctrl-C or SIGTERM is passed on and waited for, and then raised here as KeyboardInterrupt.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            list(command),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # so that a Ctrl-C in the terminal comes here alone
+        )
+        former = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, former)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

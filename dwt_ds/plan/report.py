@@ -10,7 +10,7 @@ import yaml
 
 from dwt_ds.base.words import table
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
-from dwt_ds.launch.plan_launch import launch_commands
+from dwt_ds.launch.local import printed_commands
 from dwt_ds.plan.communication import bytes_per_second
 from dwt_ds.plan.hardware import GIB, LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
 from dwt_ds.plan.memory import PARTS, STAGES, RankMemory, export_bytes
@@ -23,7 +23,7 @@ Lines = list[str]
 
 def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recipe_argument: str) -> str:
     """All sections; `overrides`, `deepspeed_config` and `recipe_argument` as they came from the command line."""
-    commands = launch_commands(
+    commands = printed_commands(
         recipe_argument, overrides, deepspeed_config, nodes=plan.nodes, ranks_per_node=plan.ranks // plan.nodes
     )
     sections = {

@@ -14,7 +14,9 @@ from pathlib import Path
 import psutil
 
 STOP_FILE = "stop"
-_LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "dwt_ds.launch.supervise", "mpirun", "mpiexec"}
+# Names of programs and modules; of dwt-ds only `launch`.
+_LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "mpirun", "mpiexec"}
+_OURS = {"dwt-ds", "dwt_ds.cli.main"}
 _POLL_SECONDS = 1.0
 
 
@@ -62,10 +64,10 @@ def _launchers_above() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().parents():
         try:
-            words = process.cmdline()[:4]
+            words = [Path(word).name for word in process.cmdline()[:4]]
         except psutil.Error:
             continue
-        if any(Path(word).name in _LAUNCHERS for word in words):
+        if not _LAUNCHERS.isdisjoint(words) or ("launch" in words and not _OURS.isdisjoint(words)):
             found.append(process)
     return found
 

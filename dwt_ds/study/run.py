@@ -15,9 +15,8 @@ import torch
 from dwt_ds.base.words import table
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.manifest import read_manifest
-from dwt_ds.launch.local import visible_ranks
-from dwt_ds.launch.study_launch import pretrain_command, run_logged
-from dwt_ds.launch.supervise import STOPPED
+from dwt_ds.launch.local import pretrain_command, visible_ranks
+from dwt_ds.launch.supervise import STOPPED, run_logged
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.settings import Settings, settle
 from dwt_ds.study.estimate import Cost, estimate

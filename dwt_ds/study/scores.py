@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.glue.tasks import SEVEN
-from dwt_ds.launch.study_launch import run_logged
+from dwt_ds.launch.supervise import run_logged
 from dwt_ds.run.folder import RunFolder
 
 HUB = "hub"

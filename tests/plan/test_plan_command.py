@@ -104,15 +104,12 @@ def test_quantization_is_told_and_ties_stay(capsys: pytest.CaptureFixture[str]) 
 
 def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
     one = plan(capsys, "paper_teacher_1", "--gpus-per-node", "4", "--deepspeed_config", "zero1", "seed=3")
-    assert (
-        "RANKS=4 DEEPSPEED_CONFIG=zero1 launchers/run_local.sh paper_teacher_1 seed=3 train.expected_world_size=4"
-        in one
-    )
+    run = "paper_teacher_1 seed=3 train.expected_world_size=4 --deepspeed_config zero1"
+    assert f"  dwt-ds launch --ranks 4 {run}\n" in one
+    assert f"  deepspeed --num_gpus 4 --module dwt_ds.pretrain {run}" in one
     several = plan(capsys, "paper_teacher_1", "--nodes", "3", "--deepspeed_config", "zero1")
-    assert (
-        "DEEPSPEED_CONFIG=zero1 launchers/run_multinode.sh HOSTFILE paper_teacher_1 train.expected_world_size=24"
-        in several
-    )
+    run = "paper_teacher_1 train.expected_world_size=24 --deepspeed_config zero1"
+    assert f"  dwt-ds launch --hostfile HOSTFILE {run}\n" in several
 
 
 @pytest.mark.parametrize(

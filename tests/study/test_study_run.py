@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from dwt_ds.cli.main import main
-from dwt_ds.launch import study_launch as launch
-from dwt_ds.launch.supervise import STOPPED
+from dwt_ds.launch.supervise import STOPPED, run_logged
 from dwt_ds.models.build import student_model_config
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
@@ -202,7 +201,7 @@ def test_asked_for_scores_every_export_of_a_run_is_fine_tuned(
 ) -> None:
     def answer(command: list[str], log: Path) -> int:
         if "glue" not in command:
-            return launch.run_logged(command, log)
+            return run_logged(command, log)
         options = dict(zip(command[4::2], command[5::2]))
         assert options["--glue-dir"] == str(tmp_path)
         assert options["--max-steps"] == "2"  # the scale's
