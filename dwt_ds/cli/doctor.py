@@ -1,10 +1,9 @@
-"""Check whether this machine, or every host of a hostfile, is ready to train, and say what to do where it is not.
+"""Check whether this machine, or every host of a hostfile, is ready to train, and print a fix for what is not.
 
-Compares versions over the hosts; looks at GPUs and driver, ssh, names, network interfaces, clocks, disks and the shared
+Compares versions over the hosts; checks GPUs and driver, ssh, names, network interfaces, clocks, disks and the shared
 folder; checks the loss kernel against its fp64 reference on each device; builds DeepSpeed's operators; times a
-collective over all ranks. DEEPSPEED_ARGS, LAUNCHER, LAUNCHER_ARGS, MASTER_ADDR and MASTER_PORT count as for
-launchers/run_multinode.sh. Exits with 0 if everything is in order, with 1 if a check failed, with 2 if the hostfile or
-one of these cannot be used.
+collective over all ranks, started as dwt-ds launch starts a run, with the same environment variables. Exit code: 0 if
+all checks pass, 1 if one fails, 2 if the hostfile or a variable cannot be used.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hostfile",
         type=Path,
         metavar="FILE",
-        help="hosts as launchers/run_multinode.sh gets them; default: only this",
+        help="as for dwt-ds launch (default: this machine alone)",
     )
     parser.add_argument(
         "--shared",
@@ -33,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from dwt_ds.doctor.commands import end_commands_on_signals
     from dwt_ds.doctor.examine import examine
-    from dwt_ds.doctor.findings import render
+    from dwt_ds.doctor.judge import render
 
     end_commands_on_signals()
-    findings = examine(args.hostfile, args.shared, lambda text: print(text, file=sys.stderr, flush=True))
-    print(render(findings, colour=sys.stdout.isatty()))
-    return 0 if all(finding.good for finding in findings) else 1
+    results = examine(args.hostfile, args.shared, lambda text: print(text, file=sys.stderr, flush=True))
+    print(render(results, colour=sys.stdout.isatty()))
+    return 0 if all(result.passed for result in results) else 1

@@ -1,4 +1,4 @@
-"""Commands that end in time, and with the process that started them."""
+"""Commands with a time limit, which also end when this process is told to end."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def run(
 
 
 def end_commands_on_signals() -> None:
-    """End this process on SIGTERM and Ctrl-C, and first what `run` has running in whatever thread.
+    """On SIGTERM and Ctrl-C end this process, after the commands that `run` has running in any thread.
 
-    Its commands are in sessions of their own, which a signal to this one's does not reach.
+    These are in sessions of their own, which a signal to this session does not reach.
     """
 
     def stop(number: int, _: Any) -> None:

@@ -11,66 +11,65 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.doctor.collective import time_collective
-from dwt_ds.doctor.findings import Finding
-from dwt_ds.doctor.hosts import ask, reach
-from dwt_ds.doctor.judge import judge_collective, judge_host, judge_reach
+from dwt_ds.base.software import host_name
+from dwt_ds.doctor.hosts import ask, reach, time_collective
+from dwt_ds.doctor.judge import CheckResult, judge_collective, judge_host, judge_reach
 from dwt_ds.doctor.probe import Question
 from dwt_ds.launch.local import Launch, on_this_machine, only_here
 from dwt_ds.launch.multinode import PROGRAMS, on_hosts
 
-# NFS may keep a folder's old listing for as long.
+# NFS may keep a folder's old listing that long.
 _VISIBLE_SECONDS = 60.0
 
 
-def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> list[Finding]:
-    """Every finding, by host in the hostfile's order; `say` gets a line on what is under way.
+def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> list[CheckResult]:
+    """Every result, by host in the hostfile's order; `say` gets a line for each step.
 
     Hosts that the launcher's filters leave out are not asked. Raises ValueError for a hostfile, a .deepspeed_env or
     variables for the launcher that cannot be used.
     """
     launch = on_hosts(hostfile, os.environ) if hostfile else on_this_machine(os.environ)
     hosts, over_ssh = launch.hosts, not only_here(launch.hosts)
-    findings: list[Finding] = []
+    results: list[CheckResult] = []
     if over_ssh:
         say(f"asking {len(hosts)} host(s) over ssh")
         with ThreadPoolExecutor(max_workers=64) as pool:
             reached = list(pool.map(lambda host: reach(host.name), hosts))
         for host, how in zip(hosts, reached):
-            findings += judge_reach(host.name, how)
+            results += judge_reach(host.name, how)
         if launch.launcher in PROGRAMS:
-            findings.append(_look_for_launcher(launch.launcher))
+            results.append(_look_for_launcher(launch.launcher))
         if any(how.problem for how in reached):
-            return findings
+            return results
 
-    say("checking every host; where operators were never compiled, this takes minutes")
+    say("checking every host; this takes minutes if operators have not been compiled before")
     answers = _ask_all(launch, shared, over_ssh=over_ssh)
     first = next((answer for answer in answers if "problem" not in answer), {})
     for host, answer in zip(hosts, answers):
-        slots = host.slots if hostfile else None
-        findings += judge_host(host.name, slots, answer, first, several_hosts=len(hosts) > 1)
+        name, slots = host.name if over_ssh else host_name(), host.slots if hostfile else None
+        results += judge_host(name, slots, answer, first, several_hosts=len(hosts) > 1)
     if any("problem" in answer for answer in answers):
-        return findings
+        return results
 
-    if any(finding.check in ("interfaces", "name resolution") and not finding.good for finding in findings):
-        # The ranks would only wait for each other.
-        findings.append(Finding("collective", "", False, "not tried", "correct interfaces and names first"))
-        return findings
+    if any(result.check in ("interfaces", "name resolution") and not result.passed for result in results):
+        # The ranks could not reach each other.
+        results.append(CheckResult("collective", "", False, "not tried", "correct interfaces and names first"))
+        return results
 
     say(f"timing a collective over {launch.ranks} ranks")
-    findings.append(judge_collective(time_collective(launch), launch.ranks))
-    return findings
+    results.append(judge_collective(time_collective(launch), launch.ranks))
+    return results
 
 
-def _look_for_launcher(name: str) -> Finding:
+def _look_for_launcher(name: str) -> CheckResult:
     program, fix = PROGRAMS[name]
     there = shutil.which(program) is not None
     found = f"{name}: {program} is {'' if there else 'not '}installed here"
-    return Finding("launcher", "", there, found, f"{fix}, or start with another LAUNCHER (docs/multinode.md)")
+    return CheckResult("launcher", "", there, found, f"{fix}, or start with another LAUNCHER (docs/multinode.md)")
 
 
 def _ask_all(launch: Launch, shared: Path, *, over_ssh: bool) -> list[dict[str, Any]]:
-    """Every host's answers, the shared folder's among them as seen from both sides."""
+    """Every host's answers, with whether what it wrote to the shared folder is visible here."""
     folder = shared.resolve() / f".dwt-ds-doctor-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True)
@@ -90,9 +89,7 @@ def _ask_all(launch: Launch, shared: Path, *, over_ssh: bool) -> list[dict[str, 
             answer["first_host"] = answers[0].get("host", "")
             shared_answer = answer["shared"]
             if not shared_answer["problem"] and not _appears(folder / question.mark / "answer", question.mark):
-                shared_answer["problem"] = (
-                    f"what it renamed in {shared} is not seen here within {_VISIBLE_SECONDS:.0f} s"
-                )
+                shared_answer["problem"] = f"its rename in {shared} is not visible here within {_VISIBLE_SECONDS:.0f} s"
         return answers
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -104,7 +101,7 @@ def _appears(path: Path, content: str) -> bool:
         try:
             return path.read_text(encoding="utf-8") == content
         except FileNotFoundError:
-            # A listing asks the file server anew where a look at the name alone may not.
+            # A listing asks the file server again; a lookup of the name alone may not.
             os.listdir(path.parent.parent)
             time.sleep(0.2)
     return False

@@ -1,4 +1,4 @@
-"""Commands on the hosts of a hostfile, and on this one."""
+"""What hosts are asked for: a login, the answers of their probe, a collective over all ranks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 
 from dwt_ds.doctor.commands import run
 from dwt_ds.doctor.probe import ANSWER, Question
+from dwt_ds.launch.local import Launch
 
 _SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
 # Operators may have to be compiled first.
-PROBE_SECONDS = 1200.0
+_PROBE_SECONDS = 1200.0
+_COLLECTIVE_SECONDS = 1200.0
+# As dwt_ds/engine/collective_check.py prints it; only the engine's room imports DeepSpeed.
+_COLLECTIVE_ANSWER = "dwt-ds collective: "
 
 
 class Reach(NamedTuple):
@@ -52,12 +56,29 @@ def ask(host: str | None, question: Question, variables: Mapping[str, str]) -> d
         settings = [f"{name}={value}" for name, value in {"PYTHONPATH": os.getcwd(), **variables}.items()]
         remote = f"cd {shlex.quote(os.getcwd())} && {shlex.join(['env', *settings, *command])}"
         command = [*_SSH, "-o", "ServerAliveInterval=15", host, remote]
-    code, out, err = run(command, PROBE_SECONDS)
+    code, out, err = run(command, _PROBE_SECONDS)
     for line in reversed(out.splitlines()):
         if line.startswith(ANSWER):
             answers: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
             return answers
     return {"problem": _last_line(err) or f"ended with exit code {code} and no answer"}
+
+
+def time_collective(launch: Launch) -> dict[str, Any]:
+    """What rank 0 measured, or {"problem": ...} with the last line of output that names an error."""
+    code, out, err = run(launch.command("dwt_ds.engine.collective_check"), _COLLECTIVE_SECONDS, launch.environment)
+    for line in out.splitlines():
+        # pdsh puts the host's name before each line.
+        _, found, answer = line.partition(_COLLECTIVE_ANSWER)
+        if found and code == 0:
+            measured: dict[str, Any] = json.loads(answer)
+            return measured
+    return {"problem": _error_line(f"{out}\n{err}") or f"ended with exit code {code} and no answer"}
+
+
+def _error_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line or "error:" in line), lines[-1] if lines else "")
 
 
 def _last_line(text: str) -> str:

@@ -1,48 +1,61 @@
-"""From a host's answers to findings with their fixes; nothing here asks or starts anything."""
+"""From hosts' answers to results with their fixes, and the table of them; nothing here asks or starts anything."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from dwt_ds.doctor.findings import Finding
+from dwt_ds.base.words import table
 from dwt_ds.doctor.hosts import Reach
 
+_GREEN, _RED, _PLAIN = "\033[32m", "\033[31m", "\033[0m"
 # A checkpoint of BERT-large with its optimizer state is 5 GiB.
 FREE_GIB = 5
 # Enough for time stamps to stay in order over a run's logs and checkpoints.
 SKEW_SECONDS = 2.0
 
 
-def judge_reach(host: str, reached: Reach) -> list[Finding]:
+class CheckResult(NamedTuple):
+    """One check on one host; `host` is "" if it concerns all of them together."""
+
+    check: str
+    host: str
+    passed: bool
+    found: str
+    fix: str = ""
+    """What to do if it failed."""
+
+
+def judge_reach(host: str, reached: Reach) -> list[CheckResult]:
     """ssh, and the host's clock against ours."""
     if reached.problem:
         fix = (
             f"make `ssh -o BatchMode=yes {host} true` work: name or address, key without a password, known host key; "
             "on a Slurm cluster without ssh: docs/multinode.md"
         )
-        return [Finding("ssh", host, False, reached.problem, fix)]
+        return [CheckResult("ssh", host, False, reached.problem, fix)]
     skew = abs(reached.clock_ahead_seconds) - reached.uncertain_seconds
     if skew > SKEW_SECONDS:
         found = f"{reached.clock_ahead_seconds:+.1f} s against this machine"
-        clock = Finding("clock", host, False, found, "keep it in time with chrony or ntpd")
+        clock = CheckResult("clock", host, False, found, "keep it in time with chrony or ntpd")
     else:
-        clock = Finding("clock", host, True, f"within {SKEW_SECONDS:.0f} s of this machine")
-    return [Finding("ssh", host, True, "answers without a password"), clock]
+        clock = CheckResult("clock", host, True, f"within {SKEW_SECONDS:.0f} s of this machine")
+    return [CheckResult("ssh", host, True, "answers without a password"), clock]
 
 
 def judge_host(
     host: str, slots: int | None, answers: Mapping[str, Any], first: Mapping[str, Any], *, several_hosts: bool
-) -> list[Finding]:
-    """Everything one host told of itself; `first` are the first host's answers, which it has to match.
+) -> list[CheckResult]:
+    """All checks on one host's answers; `first` are the first host's, which it has to match.
 
     `slots` is how many ranks the hostfile and the launcher's filters give it, None without a hostfile.
     """
     if "problem" in answers:
         fix = "install the same dwt_ds at the same path, with the same virtual environment, on every host"
-        return [Finding("package", host, False, answers["problem"], fix)]
-    findings = [
+        return [CheckResult("package", host, False, answers["problem"], fix)]
+    return [
         _software(host, answers["software"], first["software"], gpus=bool(answers["gpus"] or answers["torch_gpus"])),
         _gpus(host, slots, answers, first["gpus"]),
         *_network(host, answers, several_hosts=several_hosts),
@@ -52,60 +65,61 @@ def judge_host(
         *_operators(host, answers),
         _apex(host, answers["apex"]),
     ]
-    return findings
 
 
-def judge_collective(measured: Mapping[str, Any], ranks_meant: int) -> Finding:
+def judge_collective(measured: Mapping[str, Any], expected_ranks: int) -> CheckResult:
     """The timed all-reduce over all ranks."""
     fix = (
         "see docs/multinode.md: a firewall between the hosts, the wrong interface (GLOO_SOCKET_IFNAME, "
         "NCCL_SOCKET_IFNAME in .deepspeed_env), a port in use (MASTER_PORT)"
     )
     if "problem" in measured:
-        return Finding("collective", "", False, measured["problem"], fix)
+        return CheckResult("collective", "", False, measured["problem"], fix)
     found = (
         f"{measured['ranks']} ranks on {len(measured['hosts'])} host(s): {measured['bytes'] / 2**20:.0f} MiB summed in "
         f"{measured['seconds'] * 1e3:.1f} ms, {measured['bus_bytes_per_second'] / 1e9:.2f} GB/s a link; "
         f"one number in {measured['latency_seconds'] * 1e3:.2f} ms"
     )
-    if measured["ranks"] != ranks_meant:
-        return Finding("collective", "", False, f"{found}; {ranks_meant} ranks were meant", fix)
-    return Finding("collective", "", True, found)
+    if measured["ranks"] != expected_ranks:
+        return CheckResult("collective", "", False, f"{found}; expected {expected_ranks} ranks", fix)
+    return CheckResult("collective", "", True, found)
 
 
-def _software(host: str, ours: Mapping[str, str], first: Mapping[str, str], *, gpus: bool) -> Finding:
+def _software(host: str, ours: Mapping[str, str], first: Mapping[str, str], *, gpus: bool) -> CheckResult:
     other = [f"{name} {ours.get(name)} (first host: {first[name]})" for name in first if ours.get(name) != first[name]]
-    # On a CPU the loss is torch's; on a GPU, without Triton, it would be in silence.
+    # On a CPU the loss is torch's; a GPU without Triton would silently use that, too.
     needed = ("torch", "deepspeed", "transformers", *(("triton",) if gpus else ()))
     missing = [name for name in needed if ours[name] == "none"]
     if other or missing:
         found = ", ".join([*other, *(f"{name} is not installed" for name in missing)])
-        return Finding("versions", host, False, found, "install the same set on every host (constraints.txt)")
-    return Finding("versions", host, True, ", ".join(f"{name} {version}" for name, version in ours.items()))
+        return CheckResult("versions", host, False, found, "install the same set on every host (constraints.txt)")
+    return CheckResult("versions", host, True, ", ".join(f"{name} {version}" for name, version in ours.items()))
 
 
-def _gpus(host: str, slots: int | None, answers: Mapping[str, Any], first_gpus: list[dict[str, str]]) -> Finding:
+def _gpus(host: str, slots: int | None, answers: Mapping[str, Any], first_gpus: list[dict[str, str]]) -> CheckResult:
     listed, usable = answers["gpus"], answers["torch_gpus"]
     if not listed and not usable:
         if first_gpus:
-            return Finding("GPUs", host, False, "none, the first host has some", "take the host out of the hostfile")
-        return Finding("GPUs", host, True, "none: ranks compute on the CPU")
+            return CheckResult(
+                "GPUs", host, False, "none, but the first host has some", "remove the host from the hostfile"
+            )
+        return CheckResult("GPUs", host, True, "none: ranks compute on the CPU")
     kinds = ", ".join(sorted({f"{gpu['name']} {gpu['memory.total']}" for gpu in listed}))
     driver = listed[0]["driver_version"] if listed else "unknown"
     found = f"{len(listed)} x {kinds}, driver {driver}; torch uses {usable}"
     if usable == 0:
         fix = "install a torch built for CUDA, and a driver that is new enough for it"
-        return Finding("GPUs", host, False, found, fix)
+        return CheckResult("GPUs", host, False, found, fix)
     if slots is not None and slots > usable:
         fix = f"write slots={usable} into the hostfile, and no higher --num_gpus into DEEPSPEED_ARGS"
-        return Finding("GPUs", host, False, f"{found}; the run gives it {slots} slots", fix)
+        return CheckResult("GPUs", host, False, f"{found}; the run gives it {slots} slots", fix)
     if first_gpus and driver != first_gpus[0]["driver_version"]:
         found = f"{found}; the first host's driver is {first_gpus[0]['driver_version']}"
-        return Finding("GPUs", host, False, found, "install the same driver on every host")
-    return Finding("GPUs", host, True, found)
+        return CheckResult("GPUs", host, False, found, "install the same driver on every host")
+    return CheckResult("GPUs", host, True, found)
 
 
-def _network(host: str, answers: Mapping[str, Any], *, several_hosts: bool) -> list[Finding]:
+def _network(host: str, answers: Mapping[str, Any], *, several_hosts: bool) -> list[CheckResult]:
     interfaces, variables = answers["interfaces"], answers["variables"]
     up = {name: entry for name, entry in interfaces.items() if entry["up"] and entry["addresses"] and name != "lo"}
     shown = ", ".join(
@@ -115,27 +129,27 @@ def _network(host: str, answers: Mapping[str, Any], *, several_hosts: bool) -> l
     adapters = "".join(f", {name} {state}" for name, state in answers["adapters"].items())
     wrong = _wrong_variables(interfaces, answers["adapters"], variables)
     if wrong:
-        fix = f"name one that is there and up: {', '.join([*up, *answers['adapters']]) or 'none is'}"
-        findings = [Finding("interfaces", host, False, wrong, fix)]
+        fix = f"name one that exists and is up: {', '.join([*up, *answers['adapters']]) or 'none is'}"
+        results = [CheckResult("interfaces", host, False, wrong, fix)]
     else:
-        findings = [Finding("interfaces", host, True, (shown or "only the loopback") + adapters)]
+        results = [CheckResult("interfaces", host, True, (shown or "only the loopback") + adapters)]
     if not several_hosts:
-        return findings
+        return results
     own, master = answers["own_addresses"], answers["master_addresses"]
     if not master:
         fix = "put it into DNS or /etc/hosts on this host, or give another address as MASTER_ADDR"
-        findings.append(Finding("name resolution", host, False, "the first host's name has no address", fix))
+        results.append(CheckResult("name resolution", host, False, "the first host's name has no address", fix))
     elif all(_loopback(address) for address in master) and answers["host"] != answers["first_host"]:
-        found = f"the first host's name is {master[0]}, this host itself"
+        found = f"the first host's name resolves to {master[0]}, this host itself"
         fix = "correct /etc/hosts on this host, or give another address as MASTER_ADDR"
-        findings.append(Finding("name resolution", host, False, found, fix))
+        results.append(CheckResult("name resolution", host, False, found, fix))
     elif (not own or all(_loopback(address) for address in own)) and "GLOO_SOCKET_IFNAME" not in variables:
-        found = f"its own name is {own[0] if own else 'unknown'}, which it would tell the others to call"
+        found = f"its own name is {own[0] if own else 'unknown'}, which it would give the others as its address"
         fix = f"correct /etc/hosts, or write GLOO_SOCKET_IFNAME={next(iter(up), 'eth0')} into .deepspeed_env"
-        findings.append(Finding("name resolution", host, False, found, fix))
+        results.append(CheckResult("name resolution", host, False, found, fix))
     else:
-        findings.append(Finding("name resolution", host, True, "the first host's name and its own have addresses"))
-    return findings
+        results.append(CheckResult("name resolution", host, True, "the first host's name and its own have addresses"))
+    return results
 
 
 def _wrong_variables(
@@ -160,24 +174,26 @@ def _loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def _shared(host: str, shared: Mapping[str, Any]) -> Finding:
+def _shared(host: str, shared: Mapping[str, Any]) -> CheckResult:
     if shared["problem"]:
         fix = "mount the same file system at the same path on every host, writable; or name another with --shared"
-        return Finding("shared folder", host, False, shared["problem"], fix)
-    return Finding("shared folder", host, True, "files written elsewhere are seen, renames work and are seen")
+        return CheckResult("shared folder", host, False, shared["problem"], fix)
+    return CheckResult(
+        "shared folder", host, True, "files and renames of other hosts are visible here, and the other way round"
+    )
 
 
-def _disks(host: str, free_bytes: Mapping[str, int]) -> list[Finding]:
-    findings = []
+def _disks(host: str, free_bytes: Mapping[str, int]) -> list[CheckResult]:
+    results = []
     for folder, free in free_bytes.items():
         good = free >= FREE_GIB * 2**30
         found = f"{free / 2**30:.0f} GiB free in {folder}"
-        findings.append(Finding("disk", host, good, found, f"make room: {FREE_GIB} GiB at least"))
-    return findings
+        results.append(CheckResult("disk", host, good, found, f"make room: {FREE_GIB} GiB at least"))
+    return results
 
 
-def _kernels(host: str, kernels: list[dict[str, Any]]) -> list[Finding]:
-    findings = []
+def _kernels(host: str, kernels: list[dict[str, Any]]) -> list[CheckResult]:
+    results = []
     for answer in kernels:
         kind = "Triton" if answer["backend"] == "triton" else "torch"
         errors = ", ".join(f"{error:.0e} in {dtype}" for dtype, error in answer["errors"].items())
@@ -186,29 +202,59 @@ def _kernels(host: str, kernels: list[dict[str, Any]]) -> list[Finding]:
             found = f"{answer['device']}: {kind}: {answer['problem']}"
         around = "distill.backend=torch trains without it; " if kind == "Triton" else ""
         fix = f"{around}report this with the versions above"
-        findings.append(Finding("loss kernel", host, not answer["problem"], found, fix))
-    return findings
+        results.append(CheckResult("loss kernel", host, not answer["problem"], found, fix))
+    return results
 
 
-def _operators(host: str, answers: Mapping[str, Any]) -> list[Finding]:
-    findings = []
+def _operators(host: str, answers: Mapping[str, Any]) -> list[CheckResult]:
+    results = []
     stale = {lock["operator"]: lock["path"] for lock in answers["locks"] if lock["stale"]}
     for operator, path in stale.items():
         found = f"{operator}: the lock of a build that was killed; every start would wait for it without end"
-        findings.append(Finding("compiled operators", host, False, found, f"rm {path}"))
+        results.append(CheckResult("compiled operators", host, False, found, f"rm {path}"))
     for operator in answers["operators"]:
         if operator["name"] in stale:
             continue
         found = f"{operator['name']}: {operator['problem'] or 'builds'}"
         fix = "install a C++ compiler and ninja (on GPUs: CUDA's nvcc of torch's version), or remove the lock named"
-        findings.append(Finding("compiled operators", host, not operator["problem"], found, fix))
-    return findings
+        results.append(CheckResult("compiled operators", host, not operator["problem"], found, fix))
+    return results
 
 
-def _apex(host: str, apex: Mapping[str, Any]) -> Finding:
+def _apex(host: str, apex: Mapping[str, Any]) -> CheckResult:
     if not apex["installed"]:
-        return Finding("apex", host, True, "not installed, and not needed")
+        return CheckResult("apex", host, True, "not installed, and not needed")
     if apex["problem"]:
         fix = "pip uninstall apex; then build github.com/NVIDIA/apex with its CUDA extensions, or do without"
-        return Finding("apex", host, False, apex["problem"], fix)
-    return Finding("apex", host, True, "NVIDIA's, with its CUDA extensions")
+        return CheckResult("apex", host, False, apex["problem"], fix)
+    return CheckResult("apex", host, True, "NVIDIA's, with its CUDA extensions")
+
+
+def render(results: Sequence[CheckResult], *, colour: bool) -> str:
+    """One line for each check, hosts with the same result together, and the fix beside every FAIL."""
+    rows = [("", "check", "host", "found")]
+    for same in _alike(results):
+        one = same[0]
+        found = one.found if one.passed else f"{one.found}  ->  {one.fix}"
+        rows.append(("PASS" if one.passed else "FAIL", one.check, _hosts([result.host for result in same]), found))
+    lines = table(rows)
+    if colour:
+        for verdict, code in (("PASS", _GREEN), ("FAIL", _RED)):
+            lines = [re.sub(f"^{verdict}", f"{code}{verdict}{_PLAIN}", line) for line in lines]
+    bad = sum(not result.passed for result in results)
+    lines.append("everything is in order" if not bad else f"{bad} of {len(results)} checks failed")
+    return "\n".join(lines)
+
+
+def _alike(results: Sequence[CheckResult]) -> list[list[CheckResult]]:
+    groups: dict[CheckResult, list[CheckResult]] = {}
+    for result in results:
+        groups.setdefault(result._replace(host=""), []).append(result)
+    order = list(dict.fromkeys(result.check for result in results))
+    return sorted(groups.values(), key=lambda same: order.index(same[0].check))
+
+
+def _hosts(names: list[str]) -> str:
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{names[0]} and {len(names) - 1} others"

@@ -1,4 +1,4 @@
-"""What one host finds out about itself; `dwt-ds doctor` runs it on every host and judges the answers.
+"""The checks that a host makes of itself; `dwt-ds doctor` runs them on every host and judges the answers.
 
 python -m dwt_ds.doctor.probe QUESTION      QUESTION is JSON, see `Question`; the answer is the last line of stdout
 """
@@ -13,31 +13,31 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from dwt_ds.base.software import host_name, software
-from dwt_ds.doctor.apex_check import check_apex
 from dwt_ds.doctor.commands import end_commands_on_signals, run
 from dwt_ds.doctor.kernel_check import check_kernels
 from dwt_ds.engine.extension_locks import extensions_folder, find_locks
 
 ANSWER = "dwt-ds probe: "
-# The C++ compiler needs a minute an operator; nvcc on a busy machine several.
+# The C++ compiler needs a minute for each operator; nvcc on a busy machine several.
 _BUILD_SECONDS = 900.0
 _VISIBLE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the host is to look at."""
+    """What the host is to check."""
 
     master_address: str
-    """Where rank 0 is to be found; "" for a run on this machine alone."""
+    """Where rank 0 will be; "" for a run on this machine alone."""
     shared_folder: str
-    """Made by the asking host in the folder all hosts share, with a file `asked` in it."""
+    """A folder with a file `asked` in it, which the asking host made in the folder that all hosts share."""
     mark: str
     """Name of this host's own entry in the shared folder."""
     several_hosts: bool
@@ -46,12 +46,11 @@ class Question:
 def probe(question: Question) -> dict[str, Any]:
     """The host's answers, ready for JSON; a check that fails has its error as an answer."""
     locks = find_locks()
-    shared = _look_at_shared_folder(Path(question.shared_folder), question.mark)
+    shared = _check_shared_folder(Path(question.shared_folder), question.mark)
     kernels = check_kernels()
     return {
         "host": host_name(),
         "software": software(),
-        "executable": sys.executable,
         "gpus": _gpus(),
         "torch_gpus": _torch_gpus(),
         "interfaces": _interfaces(),
@@ -68,14 +67,13 @@ def probe(question: Question) -> dict[str, Any]:
     }
 
 
-def _look_at_shared_folder(folder: Path, mark: str) -> dict[str, Any]:
-    """See the asking host's file, and leave a folder that appears by a rename, as checkpoints do."""
+def _check_shared_folder(folder: Path, mark: str) -> dict[str, Any]:
+    """Wait for the asking host's file, and make a folder that appears by a rename, as checkpoints do."""
     began = time.monotonic()
     while not (folder / "asked").is_file():
         if time.monotonic() - began > _VISIBLE_SECONDS:
             return {"problem": f"{folder} is not visible within {_VISIBLE_SECONDS:.0f} s"}
         time.sleep(0.1)
-    seen_after = time.monotonic() - began
     try:
         unfinished = folder / f"{mark}.unfinished"
         unfinished.mkdir()
@@ -86,11 +84,11 @@ def _look_at_shared_folder(folder: Path, mark: str) -> dict[str, Any]:
         unfinished.rename(folder / mark)
     except OSError as error:
         return {"problem": f"cannot write and rename in {folder.parent}: {error.strerror}"}
-    return {"problem": "", "seen_after_seconds": seen_after}
+    return {"problem": ""}
 
 
 def _gpus() -> list[dict[str, str]]:
-    """By the driver: name, driver, memory of every GPU."""
+    """Name, driver and memory of every GPU, from the driver."""
     fields = ["name", "driver_version", "memory.total"]
     try:
         listed = subprocess.run(
@@ -161,6 +159,26 @@ def _build_operators(skip: list[str]) -> list[dict[str, Any]]:
         return [{"name": "all", "problem": last, "seconds": 0.0}]
     answers: list[dict[str, Any]] = json.loads(out.splitlines()[-1])
     return answers
+
+
+def check_apex() -> dict[str, Any]:
+    """`installed`, and `problem`: the package index has another package of this name, and NVIDIA's builds without its
+    CUDA extensions and then fails where it is used. The probes are those that a run relies on."""
+    spec = find_spec("apex")
+    if spec is None:
+        return {"installed": False, "problem": ""}
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    if not any((folder / "normalization").is_dir() and (folder / "optimizers").is_dir() for folder in folders):
+        return {"installed": True, "problem": "not NVIDIA's package"}
+    import torch
+
+    from dwt_ds.engine.optimizers import unusable_reason
+    from dwt_ds.models.swaps import why_not_apex
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reasons = {"FusedLayerNorm": why_not_apex(device)}
+    reasons |= {name: unusable_reason(f"apex.{name}", device) for name in ("FusedAdam", "FusedLAMB")}
+    return {"installed": True, "problem": "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What each answer of a host is taken for; every bad one is made from the answers of a good host."""
+"""Which answers of a host pass and which fail, each failure made from the answers of a good host; and the table."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from dwt_ds.doctor.findings import Finding
 from dwt_ds.doctor.hosts import Reach
-from dwt_ds.doctor.judge import judge_collective, judge_host, judge_reach
+from dwt_ds.doctor.judge import CheckResult, judge_collective, judge_host, judge_reach, render
 
 GOOD: dict[str, Any] = {
     "host": "node-2",
@@ -29,7 +28,7 @@ GOOD: dict[str, Any] = {
     "variables": {},
     "own_addresses": ["10.0.0.2"],
     "master_addresses": ["10.0.0.1"],
-    "shared": {"problem": "", "seen_after_seconds": 0.1},
+    "shared": {"problem": ""},
     "free_bytes": {"/shared": 100 * 2**30},
     "locks": [],
     "kernels": [{"device": "cuda:0", "backend": "triton", "errors": {"fp32": 1e-7, "bf16": 8e-3}, "problem": ""}],
@@ -38,10 +37,10 @@ GOOD: dict[str, Any] = {
 }
 
 
-def bad(changes: dict[str, Any], *, several_hosts: bool = True) -> list[Finding]:
+def bad(changes: dict[str, Any], *, several_hosts: bool = True) -> list[CheckResult]:
     answers = {**copy.deepcopy(GOOD), **changes}
-    findings = judge_host("node-2", 2, answers, GOOD, several_hosts=several_hosts)
-    return [finding for finding in findings if not finding.good]
+    results = judge_host("node-2", 2, answers, GOOD, several_hosts=several_hosts)
+    return [result for result in results if not result.passed]
 
 
 def test_a_good_host_has_no_bad_finding() -> None:
@@ -61,7 +60,7 @@ def test_a_good_host_has_no_bad_finding() -> None:
         ),
         ({"torch_gpus": 0}, "GPUs", "torch uses 0", "built for CUDA"),
         ({"torch_gpus": 1}, "GPUs", "gives it 2 slots", "slots=1"),
-        ({"torch_gpus": 0, "gpus": []}, "GPUs", "none, the first host has some", "out of the hostfile"),
+        ({"torch_gpus": 0, "gpus": []}, "GPUs", "none, but the first host has some", "from the hostfile"),
         (
             {"gpus": [{**GOOD["gpus"][0], "driver_version": "535.2"}] * 2},
             "GPUs",
@@ -100,11 +99,11 @@ def test_a_good_host_has_no_bad_finding() -> None:
         ({"apex": {"installed": True, "problem": "not NVIDIA's package"}}, "apex", "not NVIDIA's", "pip uninstall"),
     ],
 )
-def test_a_bad_answer_is_told_once_with_its_fix(changes: dict[str, Any], check: str, found: str, fix: str) -> None:
-    findings = bad(changes)
-    assert [finding.check for finding in findings] == [check]
-    assert found in findings[0].found
-    assert fix in findings[0].fix
+def test_a_bad_answer_fails_once_with_its_fix(changes: dict[str, Any], check: str, found: str, fix: str) -> None:
+    results = bad(changes)
+    assert [result.check for result in results] == [check]
+    assert found in results[0].found
+    assert fix in results[0].fix
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_a_bad_answer_is_told_once_with_its_fix(changes: dict[str, Any], check: 
         {"NCCL_IB_HCA": "=mlx5_0:1"},
     ],
 )
-def test_variables_that_fit_the_host_are_good(variables: dict[str, str]) -> None:
+def test_variables_that_fit_the_host_pass(variables: dict[str, str]) -> None:
     assert bad({"variables": variables}) == []
 
 
@@ -129,34 +128,34 @@ def test_a_machine_alone_needs_no_names_and_no_gpu() -> None:
     alone = {"own_addresses": ["127.0.0.1"], "master_addresses": []}
     assert bad(alone, several_hosts=False) == []
     cpu = {**GOOD, "gpus": [], "torch_gpus": 0}
-    findings = judge_host("node-1", None, cpu, cpu, several_hosts=False)
-    assert all(finding.good for finding in findings)
+    results = judge_host("node-1", None, cpu, cpu, several_hosts=False)
+    assert all(result.passed for result in results)
 
 
-def test_a_gpu_without_triton_is_short_of_it_and_its_loss_is_called_torchs() -> None:
+def test_a_gpu_without_triton_fails_and_its_loss_is_reported_as_torchs() -> None:
     answers = {
         **GOOD,
         "software": {**GOOD["software"], "triton": "none"},
         "kernels": [{**GOOD["kernels"][0], "backend": "torch"}],
     }
-    findings = judge_host("node-1", 2, answers, answers, several_hosts=True)
-    assert [(finding.check, finding.found) for finding in findings if not finding.good] == [
+    results = judge_host("node-1", 2, answers, answers, several_hosts=True)
+    assert [(result.check, result.found) for result in results if not result.passed] == [
         ("versions", "triton is not installed")
     ]
-    (kernel,) = [finding for finding in findings if finding.check == "loss kernel"]
+    (kernel,) = [result for result in results if result.check == "loss kernel"]
     assert kernel.found == "cuda:0: torch, within 1e-07 in fp32, 8e-03 in bf16 of the fp64 reference"
     cpu = {**answers, "gpus": [], "torch_gpus": 0}
-    assert all(finding.good for finding in judge_host("node-1", None, cpu, cpu, several_hosts=False))
+    assert all(result.passed for result in judge_host("node-1", None, cpu, cpu, several_hosts=False))
 
 
-def test_a_host_that_does_not_answer_or_is_out_of_time_is_bad() -> None:
+def test_a_host_that_does_not_answer_or_whose_clock_is_off_fails() -> None:
     silent = judge_reach("node-2", Reach("Permission denied (publickey).", 0, 0))
-    assert [(finding.check, finding.good) for finding in silent] == [("ssh", False)]
+    assert [(result.check, result.passed) for result in silent] == [("ssh", False)]
     assert "ssh -o BatchMode=yes node-2 true" in silent[0].fix
     # What the question's own time could explain is no skew.
-    assert all(finding.good for finding in judge_reach("node-2", Reach("", 2.5, 1.0)))
+    assert all(result.passed for result in judge_reach("node-2", Reach("", 2.5, 1.0)))
     late = judge_reach("node-2", Reach("", -90.0, 0.1))
-    assert [(finding.check, finding.good) for finding in late] == [("ssh", True), ("clock", False)]
+    assert [(result.check, result.passed) for result in late] == [("ssh", True), ("clock", False)]
     assert "-90.0 s" in late[1].found
     assert "chrony" in late[1].fix
 
@@ -171,7 +170,44 @@ def test_a_collective_must_have_all_ranks() -> None:
         "bus_bytes_per_second": 1.7e8,
     }
     good = judge_collective(measured, 2)
-    assert good.good
+    assert good.passed
     assert "2 ranks on 2 host(s): 16 MiB summed in 100.0 ms, 0.17 GB/s" in good.found
-    assert not judge_collective(measured, 4).good
-    assert not judge_collective({"problem": "RuntimeError: connection refused"}, 2).good
+    assert not judge_collective(measured, 4).passed
+    assert not judge_collective({"problem": "RuntimeError: connection refused"}, 2).passed
+
+
+# The table.
+
+RESULTS = [
+    CheckResult("ssh", "node-1", True, "answers"),
+    CheckResult("ssh", "node-2", False, "no route to host", "start sshd there"),
+    CheckResult("disk", "node-1", True, "62 GiB free"),
+    CheckResult("disk", "node-2", True, "62 GiB free"),
+    CheckResult("collective", "", True, "2 ranks"),
+]
+
+
+def test_every_line_has_its_verdict_and_a_failed_one_its_fix() -> None:
+    lines = render(RESULTS, colour=False).splitlines()
+    assert [line.split() for line in lines[1:3]] == [
+        ["PASS", "ssh", "node-1", "answers"],
+        ["FAIL", "ssh", "node-2", "no", "route", "to", "host", "->", "start", "sshd", "there"],
+    ]
+    assert lines[-1] == "1 of 5 checks failed"
+    assert "\033" not in "".join(lines)
+
+
+def test_hosts_with_the_same_result_share_a_line() -> None:
+    assert "node-1, node-2  62 GiB free" in render(RESULTS, colour=False)
+    many = [CheckResult("disk", f"node-{i}", True, "62 GiB free") for i in range(64)]
+    assert "node-0 and 63 others  62 GiB free" in render(many, colour=False)
+
+
+def test_colour_is_added_to_the_verdicts() -> None:
+    text = render(RESULTS, colour=True)
+    assert "\033[32mPASS\033[0m" in text
+    assert "\033[31mFAIL\033[0m" in text
+
+
+def test_the_last_line_reports_that_all_is_well() -> None:
+    assert render(RESULTS[:1], colour=False).splitlines()[-1] == "everything is in order"

@@ -49,7 +49,7 @@ def test_a_gpu_is_right() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_loss_that_is_wrong_in_one_dtype_is_told(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_wrong_in_one_dtype_fails(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
 
     def wrong(hidden: Any, *arguments: Any, **keywords: Any) -> DistillLoss:
@@ -63,7 +63,7 @@ def test_a_loss_that_is_wrong_in_one_dtype_is_told(dtype: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("tensor", [0, 1, 2])
-def test_one_gradient_without_a_value_is_told(tensor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_gradient_that_is_not_finite_fails(tensor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoiled(*arguments: Any, **keywords: Any) -> DistillLoss:
         result = OURS(*arguments, **keywords)
         # Its value is 0 and its gradient is not finite.
@@ -73,7 +73,7 @@ def test_one_gradient_without_a_value_is_told(tensor: int, monkeypatch: pytest.M
     assert "chunked in fp32: off by nan" in check_device("cpu", "torch")["problem"]
 
 
-def test_whatever_a_compiler_raises_is_told_by_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_a_compiler_raises_is_reported_for_each_form(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, memory: str, **keywords: Any) -> DistillLoss:
         raise RuntimeError(f"no {memory} today\nand more")
 

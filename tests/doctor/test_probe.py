@@ -1,4 +1,4 @@
-"""Packages called apex that are something else, lack their extensions, or work: real folders, no CUDA."""
+"""Packages called apex that are another package, lack their extensions, or work: real folders, no CUDA."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dwt_ds.doctor.apex_check import check_apex
+from dwt_ds.doctor.probe import check_apex
 from dwt_ds.engine.optimizers import unusable_reason
 from dwt_ds.models.swaps import why_not_apex
 
@@ -54,14 +54,14 @@ def test_a_working_one_has_no_problem(install: Callable[[str], None]) -> None:
     assert check_apex() == {"installed": True, "problem": ""}
 
 
-def test_one_without_its_extensions_is_told_part_by_part(install: Callable[[str], None]) -> None:
+def test_missing_extensions_are_reported_one_by_one(install: Callable[[str], None]) -> None:
     install(WITHOUT_EXTENSIONS)
     reason = "RuntimeError: built without CUDA extensions"
     problem = f"FusedLayerNorm: {reason}; FusedAdam: {reason}; FusedLAMB: {reason}"
     assert check_apex() == {"installed": True, "problem": problem}
 
 
-def test_the_other_package_of_that_name_is_told(install: Callable[[str], None], tmp_path: Path) -> None:
+def test_the_other_package_of_that_name_is_reported(install: Callable[[str], None], tmp_path: Path) -> None:
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").touch()
     assert check_apex() == {"installed": True, "problem": "not NVIDIA's package"}

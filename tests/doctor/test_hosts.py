@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from dwt_ds.doctor import collective
+from dwt_ds.doctor import hosts
 from dwt_ds.launch.hostfile import Host
 from dwt_ds.launch.local import Launch
 
@@ -21,7 +21,7 @@ LAUNCH = Launch([Host("a", 2)], "a", "pdsh", ["--hostfile", "hosts"], {"MASTER_P
         ((5, "", ""), {"problem": "ended with exit code 5 and no answer"}),
     ],
 )
-def test_it_is_started_as_a_run_is_and_answers_or_has_a_problem(
+def test_the_collective_is_started_as_a_run_is_and_measures_or_has_a_problem(
     ended: tuple[int, str, str], measured: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> tuple[int, str, str]:
@@ -29,5 +29,5 @@ def test_it_is_started_as_a_run_is_and_answers_or_has_a_problem(
         assert environment == LAUNCH.environment
         return ended
 
-    monkeypatch.setattr(collective, "run", answer)
-    assert collective.time_collective(LAUNCH) == measured
+    monkeypatch.setattr(hosts, "run", answer)
+    assert hosts.time_collective(LAUNCH) == measured
