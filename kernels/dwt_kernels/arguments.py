@@ -132,7 +132,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_float_tensor(name: str, tensor: Tensor, shape_text: str) -> None:
-    """``shape_text`` is "(N, V)" or the like and tells the number of dimensions; "(V,)" has one."""
+    """``shape_text`` is "(N, V)" or similar and gives the number of dimensions; "(V,)" has one."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor of shape {shape_text}, got {type(tensor).__name__}")
     if tensor.dim() != (1 if shape_text.endswith(",)") else 2):
@@ -187,7 +187,7 @@ def resolve_vocab_size(of: str, vocab_size: int | None, student_columns: int, te
 
 
 def check_values(labels: Tensor, vocab_size: int, objective: Objective) -> None:
-    """What only the values can tell: raised on a CPU, asserted on the device (no host synchronisation) on a GPU."""
+    """Checks that read values: raised on a CPU, asserted on the device (no host synchronisation) on a GPU."""
     ignore_index, temperature = objective.ignore_index, objective.temperature
     checks = [
         (

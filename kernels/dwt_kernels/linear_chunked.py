@@ -36,7 +36,7 @@ from dwt_kernels.on_torch.blocks import add_in_blocks
 GPU_CHUNK_BYTES = 1 << 30
 CPU_CHUNK_BYTES = 1 << 29
 
-# Logits that are no matter on any GPU: its free memory, whose query takes longer than small products, is not asked for.
+# Logits of this size fit any GPU, so its free memory is not queried: that takes longer than small products.
 SMALL_BYTES = 1 << 28
 
 # The logits' share of the free memory of a GPU: gradients, and whatever the backward pass wants, need the rest.

@@ -74,7 +74,7 @@ def test_both_minus_infinity(backend, make_inputs, assert_exact):
 
 
 @pytest.mark.parametrize("columns", [300, 5000])
-def test_columns_that_both_models_rule_out_in_their_own_way(backend, make_inputs, columns):
+def test_columns_excluded_by_both_models_in_different_ways(backend, make_inputs, columns):
     """Most logits are -inf in the student and very low in the teacher: some threads see no others."""
     student, teacher, labels = make_inputs(columns)
     kept = torch.arange(7, columns, 50, device=student.device)

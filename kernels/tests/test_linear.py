@@ -188,7 +188,7 @@ def test_no_row_counts(mode, make_heads, reduction):
     assert all((value == 0).all() for value in (*results, *gradients))
 
 
-def test_columns_that_both_models_rule_out_in_their_own_way(mode, make_heads):
+def test_columns_excluded_by_both_models_in_different_ways(mode, make_heads):
     """By their biases, -inf in the student's, very low in the teacher's; the first tile has no other columns."""
     heads = make_heads(columns=300)
     kept = slice(200, 300)
@@ -204,7 +204,7 @@ def test_columns_that_both_models_rule_out_in_their_own_way(mode, make_heads):
     assert not any(each[:200].any() for each in gradients[1:])
 
 
-def test_no_row_counts_and_nobody_says_how_many_a_chunk_has(backend, make_heads):
+def test_no_row_counts_with_automatic_chunks(backend, make_heads):
     heads = make_heads()
     heads.labels.fill_(-100)
     results, gradients = with_gradients(linear_distill_loss, heads, 1.0, None, backend=backend)

@@ -56,7 +56,7 @@ def test_fp32_temporaries_are_bounded(device_type, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_what_waits_for_the_backward_pass_is_not_changed_by_it(device, dtype):
+def test_backward_does_not_change_saved_gradients(device, dtype):
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(shape, generator=generator).to(device, dtype) for shape in ((8, 6), (50, 6)))
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]

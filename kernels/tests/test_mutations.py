@@ -13,6 +13,7 @@ import torch
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the faulty kernels run in the interpreter, on CPU tensors")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="starts the interpreter itself")
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_fault_is_caught():
     pytest.importorskip("triton")

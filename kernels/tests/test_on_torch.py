@@ -116,7 +116,7 @@ def test_fused_gradient_in_place(compiler, make_inputs, make_objective, monkeypa
     torch.testing.assert_close(student, expected)
 
 
-def test_without_a_working_compiler_the_plain_operations_go_on(make_inputs, monkeypatch, caplog, always_fused):
+def test_without_a_working_compiler_plain_operations_are_used(make_inputs, monkeypatch, caplog, always_fused):
     student, teacher, labels = make_inputs(300)
     labels = labels.clamp(min=0)
 

@@ -22,8 +22,8 @@ from dwt_kernels.on_torch.formulas import block_gradient
 # 0.9 ns of a core for each element, here 15 ms a call, so within about a thousand training steps.
 FUSION_ELEMENTS = 1 << 24
 
-# Elements of one call of the fused code: large for few calls, bounded because its result is copied once, and because
-# after too many recompilations torch runs the plain operations instead, which need temporaries.
+# Elements of one call of the fused code. Large, so that there are few calls. Bounded, because its result is copied once
+# and because after too many recompilations torch runs the plain operations instead, which need temporaries.
 BLOCK_ELEMENTS = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -69,11 +69,11 @@ def write_gradient(
 ) -> None:
     """Write ``block_gradient`` into ``out`` (N, V), which may be the student's.
 
-    Where the compiler fails, this block and the rest are made by plain operations, since those before it may have
-    replaced their logits already.
+    If the compiler fails, plain operations make this block and the rest: the blocks before it may have overwritten
+    their logits already.
 
-    ``labels`` (N,) are columns. These are computed apart in fp32 and stored last, because ``out`` may be rounded to 16
-    bits. A row may hold anything, and so may then its gradient; no other row sees it.
+    ``labels`` (N,) are columns. Their gradients are computed separately in fp32 and stored last, because ``out`` may be
+    rounded to 16 bits. A row may hold NaN or infinity, and then its gradient does too; other rows are not affected.
     """
     global _broken
     columns = labels.unsqueeze(1)
@@ -97,9 +97,9 @@ def write_gradient(
                 torch._dynamo.mark_dynamic(tensor, 0)
         try:
             gradient = compute(out.dtype, *block, student_bias, teacher_bias, *constants)
-        except Exception as error:  # whatever the compiler stumbles over, the plain operations do the same
+        except Exception as error:  # whatever fails in the compiler, plain operations give the same result
             _broken, compute = True, _rounded_gradient
-            logger.warning("fusing the loss gradient failed, going on without: %s", str(error).splitlines()[0])
+            logger.warning("fusing the loss gradient failed, using plain operations: %s", str(error).splitlines()[0])
             gradient = compute(out.dtype, *block, student_bias, teacher_bias, *constants)
         out_block.copy_(gradient)
     # Not scatter_, which copies all of ``out`` on a CPU.

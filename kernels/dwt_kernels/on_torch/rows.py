@@ -42,7 +42,7 @@ def row_statistics(
 ) -> Tensor:
     """``Statistics`` (N, 7) fp32; anything finite on rows that do not count."""
     rows = student.shape[0]
-    # Ones: the logarithm of a sum that nobody needs is then a number too.
+    # Ones, so that the logarithm of a sum that is not used is finite.
     statistics = student.new_ones(rows, STATISTICS, dtype=torch.float32)
     labelled = labels != ignore_index
     label_columns = labels.where(labelled, 0)
@@ -127,7 +127,7 @@ def row_statistics_and_gradients(
 def counted_rows(labelled: Tensor, soft_all: bool, teacher: Tensor | None) -> Tensor | None:
     """Indices of the rows that count, or None for all of them.
 
-    On a GPU all are computed and those that do not count masked: to know them would take a host synchronisation.
+    On a GPU all rows are computed and those that do not count are masked: finding them takes a host synchronisation.
     """
     if (soft_all and teacher is not None) or labelled.device.type != "cpu" or bool(labelled.all()):
         return None

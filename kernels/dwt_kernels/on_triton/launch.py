@@ -1,4 +1,4 @@
-"""How kernels are started: on their tensors' GPU, and in which shape a row is dealt out to threads."""
+"""How kernels are started: on their tensors' GPU, and how a row's columns are distributed over threads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from triton import cdiv, next_power_of_2
 
-# Columns that a thread has of either model at a time, and warps that share a row in the kernel of statistics: under 80
-# registers, so that three programs or more fit a multiprocessor. A whole row of 32k at once leaves one of 32 warps.
+# Columns of either model that a thread holds at a time, and warps that share a row in the statistics kernel. It then
+# takes under 80 registers, so that three or more programs fit a multiprocessor. With a whole row of 32k columns at
+# once, only one program of 32 warps would fit.
 COLUMNS_PER_THREAD = 16
 ROW_WARPS = 8
 THREADS_PER_WARP = 64 if torch.version.hip else 32
@@ -20,7 +21,7 @@ def launch(kernel: Any, programs: tuple[int, ...], *arguments: Any, **constants:
     """``kernel[programs](*arguments, **constants)`` on the GPU of the first argument, a tensor; on a CPU as it is.
 
     Triton starts a kernel on the current device, which need not be that of the tensors: they may be on cuda:1 while
-    cuda:0 is current. To change it is no synchronisation, and allowed while a CUDA graph is captured.
+    cuda:0 is current. Changing it does not synchronise, and is allowed while a CUDA graph is captured.
     """
     with torch.cuda.device_of(arguments[0]):
         kernel[programs](*arguments, **constants)
@@ -43,7 +44,7 @@ class Tile(NamedTuple):
 
 
 def row_tile(student: Tensor, teacher: Tensor | None) -> Tile:
-    """No wider than the alignment of both models' rows, at which the compiler will load."""
+    """The tile for these logits. Its ``width`` is at most the alignment of both models' rows, as are the loads."""
     matrices = [each for each in (student, teacher) if each is not None]
     width = min(min(LOAD_BYTES // each.element_size(), alignment(each)) for each in matrices)
     if any(each.stride(1) != 1 for each in matrices):

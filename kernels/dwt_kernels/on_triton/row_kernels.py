@@ -24,7 +24,7 @@ from dwt_kernels.on_triton.constants import (
 )
 from dwt_kernels.on_triton.steps import scan_row, write_gradient_block, write_zeros
 
-# A chunk's labels begin wherever its first row does; a kernel for each alignment of theirs would gain nothing.
+# A chunk's labels start at any row; compiling a kernel for each alignment of them would gain nothing.
 ROW_SLICES = ("labels", "upstream")
 
 

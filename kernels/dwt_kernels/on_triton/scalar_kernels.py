@@ -32,7 +32,7 @@ from dwt_kernels.on_triton.constants import (
     TEACHER_SUM,
 )
 
-# What changes from call to call and would otherwise be compiled for anew, by its divisibility by 16 or as 1.
+# These change from call to call. Triton would otherwise recompile when they become 1 or divisible by 16.
 ROW_COUNTS = ("rows", "elements")
 
 

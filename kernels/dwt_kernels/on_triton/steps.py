@@ -4,22 +4,22 @@
 Legend: V vocabulary columns, z logits, m maxima, f = log2(e) / tau. As in ``on_torch.formulas``, everything is fp32 and
 in powers of 2.
 
-Forward recurrence. A row's columns are dealt out to lanes, a lane being a thread where the launch is as meant. Each has
-its own maxima and sums, and meets the others once, at the row's end (``merged``): a loop with a reduction over the
-block in it would wait at a barrier in every step. With a lane's maxima m and, for its columns at hand, a = z_s - m_s
-and b = z_t - m_t:
+Forward recurrence. A row's columns are distributed over lanes; in the launch shapes of ``launch`` a lane is a thread.
+Each lane keeps its own maxima and sums, which are merged once, at the row's end (``merged``): a reduction over the
+block inside the loop would wait at a barrier in every step. With a lane's maxima m and, for the columns it loads,
+a = z_s - m_s and b = z_t - m_t:
 
     S_1 <- S_1 2^((m_s_old - m_s) log2(e)) + sum 2^(a log2(e))
     S   <- S   2^((m_s_old - m_s) f)       + sum 2^(a f)
     W   <- W   2^((m_t_old - m_t) f)       + sum 2^(b f)
     K   <- (K + W_old shift) 2^((m_t_old - m_t) f) + sum 2^(b f) (b - a)
 
-where ``shift`` is by how much b - a of the columns seen so far changes with the new maxima. The losses follow from the
-sums in ``scalar_kernels.losses_kernel``.
+where ``shift`` is the change of b - a, for the columns seen so far, that the new maxima bring. The losses follow from
+the sums in ``scalar_kernels.losses_kernel``.
 
 Gradient: hard_scale (p_s - onehot) + soft_scale (p_s^tau - p_t^tau), from the logits and the row's sums.
 
-A ``row`` is the tuple (student pointer, student bias, student column stride, teacher pointer, teacher bias, teacher
+``row`` is the tuple (student pointer, student bias, student column stride, teacher pointer, teacher bias, teacher
 column stride); biases (V,) and the teacher may be None.
 """
 
@@ -61,7 +61,7 @@ def power(x, factor, residual, UNIT_TEMPERATURE: tl.constexpr):
 
 @triton.jit
 def rescaled(kl_sum, rescale):
-    """Columns that a new maximum makes negligible have no share, also where they alone diverged to infinity."""
+    """Columns that a new maximum makes negligible have no share, even if their divergence was infinite."""
     return tl.where(rescale > 0, rescale * kl_sum, 0.0)
 
 
@@ -79,8 +79,8 @@ def load_lanes(
 ):
     """``load_logits`` of a block of columns as (STEPS, LANES, WIDTH): a lane, one thread, loads WIDTH neighbours.
 
-    Loaded in two dimensions and divided then: of a load in three, some versions of Triton give a thread one step of
-    several lanes.
+    Loaded in two dimensions and then reshaped: in a load of three dimensions, some versions of Triton give a thread one
+    step of several lanes.
     """
     step, place = tl.arange(0, STEPS), tl.arange(0, LANES * WIDTH)
     columns = start + step[:, None] * (LANES * WIDTH) + place[None, :]
@@ -118,7 +118,7 @@ def add_block(
     student_shift = student_max - student_reference
     exponentials = tl.exp2(student * LOG2_E)
     student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + lane_sums(exponentials)
-    # Not an early return: the compiler would go on to what follows it, and load from a teacher that is None.
+    # Not an early return: Triton would still compile what follows it, with loads from a teacher that is None.
     if teacher_pointer is None:
         return new_student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum
     else:

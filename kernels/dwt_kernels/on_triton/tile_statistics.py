@@ -28,7 +28,7 @@ from dwt_kernels.on_triton.constants import (
 )
 from dwt_kernels.on_triton.steps import finite_or_zero, merged, power, rescaled
 
-# Integers that change with the number of rows: the compiler is not to make variants for 1 and for multiples of 16.
+# These change with the number of rows. Triton would otherwise compile variants for 1 and for multiples of 16.
 ROW_COUNTS = ("rows", "splits")
 
 
