@@ -5,7 +5,7 @@ dwt-ds depends on the same version of this distribution: raise both together (te
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 VERSION = next(
     line.split('"')[1]
@@ -19,7 +19,7 @@ setup(
     description="Masked-LM cross-entropy and temperature KL distillation in one pass over the logits",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["dwt_kernels"],
+    packages=find_packages(include=["dwt_kernels", "dwt_kernels.*"]),
     package_data={"dwt_kernels": ["py.typed"]},
     install_requires=["torch>=2.11", "triton>=3.6; platform_system == 'Linux'"],
 )
