@@ -106,40 +106,14 @@ def statistics_kernel(
         row_upstream = tl.load(upstream + row_index * upstream_stride)
         hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
         soft_scale = row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32)
+        out = student_pointer, student_column_stride
+        scales = label, hard_scale, soft_scale, factor, residual
         sums = student_max, student_sum, student_tau_sum, teacher_max, teacher_sum
         # The row was read a moment ago: what is still in the L2 cache is not read from memory again.
         for start in range(0, V // BLOCK * BLOCK, BLOCK):
-            write_gradient_block(
-                student_pointer,
-                student_column_stride,
-                row,
-                label,
-                hard_scale,
-                soft_scale,
-                factor,
-                residual,
-                sums,
-                start,
-                V,
-                BLOCK,
-                False,
-            )
+            write_gradient_block(out, row, scales, sums, start, V, BLOCK, False)
         if V % BLOCK != 0:
-            write_gradient_block(
-                student_pointer,
-                student_column_stride,
-                row,
-                label,
-                hard_scale,
-                soft_scale,
-                factor,
-                residual,
-                sums,
-                V // BLOCK * BLOCK,
-                V,
-                BLOCK,
-                True,
-            )
+            write_gradient_block(out, row, scales, sums, V // BLOCK * BLOCK, V, BLOCK, True)
 
 
 @triton.jit(do_not_specialize_on_alignment=ROW_SLICES)
@@ -197,6 +171,5 @@ def gradient_kernel(
         tl.load(row_statistics + TEACHER_MAX),
         tl.load(row_statistics + TEACHER_SUM),
     )
-    write_gradient_block(
-        out_pointer, 1, row, label, hard_scale, soft_scale, factor, residual, sums, start, V, BLOCK, V % BLOCK != 0
-    )
+    scales = label, hard_scale, soft_scale, factor, residual
+    write_gradient_block((out_pointer, 1), row, scales, sums, start, V, BLOCK, V % BLOCK != 0)

@@ -72,41 +72,9 @@ def row_statistics(
     scalars: Tensor,
     ignore_index: int,
     soft_all: bool,
+    upstream: Tensor | None = None,
 ) -> Tensor:
-    """``Statistics`` (N, 7) fp32; not set on rows that do not count."""
-    return _launch_statistics(
-        None, scalars, student, student_bias, teacher, teacher_bias, labels, ignore_index, soft_all
-    )
-
-
-def row_statistics_and_gradients(
-    upstream: Tensor,
-    scalars: Tensor,
-    student: Tensor,
-    student_bias: Tensor | None,
-    teacher: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    ignore_index: int,
-    soft_all: bool,
-) -> Tensor:
-    """``Statistics`` (N, 7) fp32; the gradient is written over ``student``."""
-    return _launch_statistics(
-        upstream, scalars, student, student_bias, teacher, teacher_bias, labels, ignore_index, soft_all
-    )
-
-
-def _launch_statistics(
-    upstream: Tensor | None,
-    scalars: Tensor,
-    student: Tensor,
-    student_bias: Tensor | None,
-    teacher: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    ignore_index: int,
-    soft_all: bool,
-) -> Tensor:
+    """``Statistics`` (N, 7) fp32; not set on rows that do not count. With ``upstream``, see the next function."""
     rows, columns = student.shape
     statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=student.device)
     if rows == 0:
@@ -141,6 +109,22 @@ def _launch_statistics(
         enable_fp_fusion=True,
     )
     return statistics
+
+
+def row_statistics_and_gradients(
+    upstream: Tensor,
+    scalars: Tensor,
+    student: Tensor,
+    student_bias: Tensor | None,
+    teacher: Tensor | None,
+    teacher_bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    soft_all: bool,
+) -> Tensor:
+    """``Statistics`` (N, 7) fp32; the gradient is written over ``student``."""
+    row_inputs = (student, student_bias, teacher, teacher_bias, labels)
+    return row_statistics(*row_inputs, scalars, ignore_index, soft_all, upstream)
 
 
 def row_losses(

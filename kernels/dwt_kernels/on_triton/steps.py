@@ -187,22 +187,13 @@ def scan_row(
 
 
 @triton.jit
-def write_gradient_block(
-    out,
-    out_column_stride,
-    row,
-    label,
-    hard_scale,
-    soft_scale,
-    factor,
-    residual,
-    sums,
-    start,
-    V: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """The gradient of a block of columns into the row ``out``, which may be the student's."""
+def write_gradient_block(out, row, scales, sums, start, V: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """The gradient of a block of columns into the row ``out`` (pointer, column stride), which may be the student's.
+
+    ``scales``: (label, hard_scale, soft_scale, factor, residual); ``sums``: (m_s, S_1, S, m_t, W).
+    """
+    out_pointer, out_column_stride = out
+    label, hard_scale, soft_scale, factor, residual = scales
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum = sums
     student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
     columns = start + tl.arange(0, BLOCK)
@@ -215,11 +206,11 @@ def write_gradient_block(
         gradient -= tl.div_rn(soft_scale, teacher_sum) * power(teacher, factor, residual, False)
     gradient += tl.div_rn(hard_scale, student_sum) * tl.exp2(student * LOG2_E)
     gradient -= tl.where(columns == label, hard_scale, 0.0)
-    pointers = out + columns.to(tl.int64) * out_column_stride
+    pointers = out_pointer + columns.to(tl.int64) * out_column_stride
     if MASKED:
-        tl.store(pointers, gradient.to(out.dtype.element_ty), mask=columns < V)
+        tl.store(pointers, gradient.to(out_pointer.dtype.element_ty), mask=columns < V)
     else:
-        tl.store(pointers, gradient.to(out.dtype.element_ty))
+        tl.store(pointers, gradient.to(out_pointer.dtype.element_ty))
 
 
 @triton.jit

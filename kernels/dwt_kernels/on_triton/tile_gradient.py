@@ -84,20 +84,8 @@ def tile_gradient_kernel(
     row_statistics = statistics + row_index.to(tl.int64) * STATISTICS
     student_max = tl.load(row_statistics + STUDENT_MAX, mask=counted, other=0.0)
     student_sum = tl.load(row_statistics + STUDENT_SUM, mask=counted, other=1.0)
-    student = logits_tile(
-        student_hidden,
-        student_weight,
-        student_bias,
-        rows,
-        row_index,
-        column_index,
-        V,
-        STUDENT_WIDTH,
-        BLOCK_ROWS,
-        BLOCK_COLUMNS,
-        BLOCK_WIDTH,
-        PRECISION,
-    )
+    head = student_hidden, student_weight, student_bias
+    student = logits_tile(head, rows, STUDENT_WIDTH, row_index, column_index, V, BLOCK_WIDTH, PRECISION)
     student -= student_max[:, None]
     gradient = tl.div_rn(hard_scale, student_sum)[:, None] * tl.exp2(student * LOG2_E)
     if teacher_hidden is not None:
@@ -106,20 +94,8 @@ def tile_gradient_kernel(
         teacher_max = tl.load(row_statistics + TEACHER_MAX, mask=counted, other=0.0)
         teacher_sum = tl.load(row_statistics + TEACHER_SUM, mask=counted, other=1.0)
         gradient += tl.div_rn(soft_scale, student_tau_sum)[:, None] * power(student, factor, residual, False)
-        teacher = logits_tile(
-            teacher_hidden,
-            teacher_weight,
-            teacher_bias,
-            rows,
-            row_index,
-            column_index,
-            V,
-            TEACHER_WIDTH,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-            BLOCK_WIDTH,
-            PRECISION,
-        )
+        head = teacher_hidden, teacher_weight, teacher_bias
+        teacher = logits_tile(head, rows, TEACHER_WIDTH, row_index, column_index, V, BLOCK_WIDTH, PRECISION)
         teacher -= teacher_max[:, None]
         gradient -= tl.div_rn(soft_scale, teacher_sum)[:, None] * power(teacher, factor, residual, False)
     gradient -= tl.where(column_index[None, :] == label[:, None], hard_scale[:, None], 0.0)

@@ -42,21 +42,21 @@ def multiply(left, right, PRECISION: tl.constexpr):
 
 @triton.jit
 def logits_tile(
-    hidden,
-    weight,
-    bias,
+    head,
     rows,
+    WIDTH: tl.constexpr,
     row_index,
     column_index,
     V: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """fp32 logits of a tile: hidden (N, WIDTH) times weight (V, WIDTH) transposed, plus bias; -inf past column V."""
-    logits = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    """fp32 logits of a tile, -inf past column V.
+
+    ``head``: (hidden (N, WIDTH), weight (V, WIDTH), bias (V,) or None).
+    """
+    hidden, weight, bias = head
+    logits = tl.zeros((row_index.shape[0], column_index.shape[0]), tl.float32)
     hidden_rows = hidden + row_index.to(tl.int64)[:, None] * WIDTH
     weight_rows = weight + column_index.to(tl.int64)[None, :] * WIDTH
     for start in range(0, WIDTH, BLOCK_WIDTH):
@@ -121,20 +121,8 @@ def tile_statistics_kernel(
     stop = tl.minimum(start + columns_per_split, V)
     while start < stop:
         column_index = start + tl.arange(0, BLOCK_COLUMNS)
-        student = logits_tile(
-            student_hidden,
-            student_weight,
-            student_bias,
-            rows,
-            row_index,
-            column_index,
-            V,
-            STUDENT_WIDTH,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-            BLOCK_WIDTH,
-            PRECISION,
-        )
+        head = student_hidden, student_weight, student_bias
+        student = logits_tile(head, rows, STUDENT_WIDTH, row_index, column_index, V, BLOCK_WIDTH, PRECISION)
         label_logit += tl.sum(tl.where(column_index[None, :] == label[:, None], student, 0.0), 1)
         new_student_max = tl.maximum(student_max, tl.max(student, 1))
         student_reference = finite_or_zero(new_student_max)
@@ -145,20 +133,8 @@ def tile_statistics_kernel(
         if teacher_hidden is not None:
             student_tau_sum *= power(student_shift, factor, residual, False)
             student_tau_sum += tl.sum(power(student, factor, residual, False), 1)
-            teacher = logits_tile(
-                teacher_hidden,
-                teacher_weight,
-                teacher_bias,
-                rows,
-                row_index,
-                column_index,
-                V,
-                TEACHER_WIDTH,
-                BLOCK_ROWS,
-                BLOCK_COLUMNS,
-                BLOCK_WIDTH,
-                PRECISION,
-            )
+            head = teacher_hidden, teacher_weight, teacher_bias
+            teacher = logits_tile(head, rows, TEACHER_WIDTH, row_index, column_index, V, BLOCK_WIDTH, PRECISION)
             new_teacher_max = tl.maximum(teacher_max, tl.max(teacher, 1))
             teacher_reference = finite_or_zero(new_teacher_max)
             teacher -= teacher_reference[:, None]
