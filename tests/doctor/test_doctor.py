@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from harness.ranks import SERVER_ENVIRONMENT, Ended, Python
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 # Operators may have to be compiled.
@@ -39,8 +40,6 @@ ranks = [subprocess.Popen(command, env={{**os.environ, **given, **step, **own}})
 sys.exit(max(rank.wait() for rank in ranks))
 """
 
-CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
@@ -59,38 +58,39 @@ def programs(tmp_path: Path) -> Path:
     return folder
 
 
-def doctor(arguments: Sequence[str], tmp_path: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dwt_ds.cli.main", "doctor", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, **CPU, **environment},
-    )
+Doctor = Callable[..., Ended]
 
 
-def test_a_machine_without_gpu_or_ssh_is_in_order(tmp_path: Path) -> None:
-    done = doctor([], tmp_path, {})
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+@pytest.fixture
+def doctor(python: Python, tmp_path: Path) -> Doctor:
+    def run(*arguments: str, **environment: str) -> Ended:
+        return python("-m", "dwt_ds.cli.main", "doctor", *arguments, environment=environment, cwd=tmp_path)
+
+    return run
+
+
+def test_a_machine_without_gpu_or_ssh_is_in_order(doctor: Doctor, tmp_path: Path) -> None:
+    done = doctor()
+    assert done.code == 0, done.out + done.err
+    lines = done.out.splitlines()
     checks = {line.split("  ")[1].strip() for line in lines if line.startswith("PASS")}
     assert {"versions", "GPUs", "interfaces", "disk", "shared folder", "loss kernel", "collective"} <= checks
-    assert "FAIL" not in done.stdout
-    assert "2 ranks on 1 host(s)" in done.stdout
+    assert "FAIL" not in done.out
+    assert "2 ranks on 1 host(s)" in done.out
     assert lines[-1] == "everything is in order"
-    assert "\033" not in done.stdout
+    assert "\033" not in done.out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_host_that_ssh_does_not_reach_fails_with_a_fix(programs: Path, tmp_path: Path) -> None:
+def test_a_host_that_ssh_does_not_reach_fails_with_a_fix(programs: Path, doctor: Doctor, tmp_path: Path) -> None:
     (programs / "ssh").write_text("#!/bin/sh\necho 'No route to host' >&2; exit 255\n", encoding="utf-8")
     (tmp_path / "hosts").write_text("node-1 slots=1\nnode-2 slots=1\n", encoding="utf-8")
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    done = doctor(["--hostfile", "hosts"], tmp_path, {"PATH": path, "HOME": str(tmp_path)})
-    assert done.returncode == 1, done.stderr
-    assert "No route to host  ->  make `ssh -o BatchMode=yes node-2 true` work" in done.stdout
-    assert sum(line.startswith("FAIL  ssh ") for line in done.stdout.splitlines()) == 2
-    assert done.stdout.splitlines()[-1].endswith("of 3 checks failed")
+    done = doctor("--hostfile", "hosts", PATH=path, HOME=str(tmp_path))
+    assert done.code == 1, done.err
+    assert "No route to host  ->  make `ssh -o BatchMode=yes node-2 true` work" in done.out
+    assert sum(line.startswith("FAIL  ssh ") for line in done.out.splitlines()) == 2
+    assert done.out.splitlines()[-1].endswith("of 3 checks failed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -100,7 +100,9 @@ def test_nothing_goes_on_without_the_doctor(number: signal.Signals, programs: Pa
     (tmp_path / "hosts").write_text("node-1 slots=1\nnode-2 slots=1\n", encoding="utf-8")
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "dwt_ds.cli.main", "doctor", "--hostfile", "hosts"]
-    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **CPU, "PATH": path}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, **SERVER_ENVIRONMENT, "PATH": path}, stderr=subprocess.PIPE
+    )
     try:
         waiting = _pids(tmp_path / "waiting", 2)
         process.send_signal(number)
@@ -121,39 +123,41 @@ def _pids(file: Path, count: int) -> list[int]:
     raise AssertionError(f"{file}: fewer than {count} lines")
 
 
-def test_a_cluster_without_pdsh_whose_dead_host_is_left_out_is_in_order(programs: Path, tmp_path: Path) -> None:
+def test_a_cluster_without_pdsh_whose_dead_host_is_left_out_is_in_order(
+    programs: Path, doctor: Doctor, tmp_path: Path
+) -> None:
     names = ["127.0.0.9", "127.0.0.1", "127.0.0.2"]
     (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in names), encoding="utf-8")
     (tmp_path / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=lo\n", encoding="utf-8")
     port = {"MASTER_PORT": str(get_free_port())}
     settings = {"DEEPSPEED_ARGS": "--exclude 127.0.0.9", "LAUNCHER": "slurm", **port}
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    done = doctor(["--hostfile", "hosts"], tmp_path, {"PATH": path, **settings})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "slurm: sinfo is installed here" in done.stdout
-    assert "2 ranks on 1 host(s)" in done.stdout
+    done = doctor("--hostfile", "hosts", PATH=path, **settings)
+    assert done.code == 0, done.out + done.err
+    assert "slurm: sinfo is installed here" in done.out
+    assert "2 ranks on 1 host(s)" in done.out
     assert set((tmp_path / "asked").read_text(encoding="utf-8").split()) == {"127.0.0.1", "127.0.0.2"}
     assert not (tmp_path / "pdsh-was-run").exists()
 
 
-def test_the_launcher_that_is_asked_for_must_be_there(programs: Path, tmp_path: Path) -> None:
+def test_the_launcher_that_is_asked_for_must_be_there(programs: Path, doctor: Doctor, tmp_path: Path) -> None:
     (programs / "sinfo").unlink()
     (programs / "ssh").write_text("#!/bin/sh\nexit 255\n", encoding="utf-8")
     (tmp_path / "hosts").write_text("node-1 slots=1\n", encoding="utf-8")
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    done = doctor(["--hostfile", "hosts"], tmp_path, {"PATH": path, "HOME": str(tmp_path), "LAUNCHER": "slurm"})
-    assert done.returncode == 1, done.stderr
-    assert "slurm: sinfo is not installed here  ->  start where Slurm's commands are, inside an alloc" in done.stdout
-    done = doctor(["--hostfile", "hosts"], tmp_path, {"HOME": str(tmp_path), "LAUNCHER": "mvapich"})
-    assert done.returncode == 2
-    assert done.stderr == "error: LAUNCHER=mvapich: no such launcher; one of pdsh, openmpi, mpich, impi, slurm, srun\n"
+    done = doctor("--hostfile", "hosts", PATH=path, HOME=str(tmp_path), LAUNCHER="slurm")
+    assert done.code == 1, done.err
+    assert "slurm: sinfo is not installed here  ->  start where Slurm's commands are, inside an alloc" in done.out
+    done = doctor("--hostfile", "hosts", HOME=str(tmp_path), LAUNCHER="mvapich")
+    assert done.code == 2
+    assert done.err == "error: LAUNCHER=mvapich: no such launcher; one of pdsh, openmpi, mpich, impi, slurm, srun\n"
 
 
-def test_a_hostfile_that_is_missing_or_names_a_host_twice_is_refused(tmp_path: Path) -> None:
-    done = doctor(["--hostfile", "none"], tmp_path, {"HOME": str(tmp_path)})
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: hostfile none: no such file; ")
+def test_a_hostfile_that_is_missing_or_names_a_host_twice_is_refused(doctor: Doctor, tmp_path: Path) -> None:
+    done = doctor("--hostfile", "none", HOME=str(tmp_path))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: hostfile none: no such file; ")
     (tmp_path / "hosts").write_text("node-1 slots=1\nnode-1 slots=1\n", encoding="utf-8")
-    done = doctor(["--hostfile", "hosts"], tmp_path, {"HOME": str(tmp_path)})
-    assert done.returncode == 2
-    assert done.stderr == "error: hostfile hosts: line 2 names node-1 again; keep one line and add up its slots\n"
+    done = doctor("--hostfile", "hosts", HOME=str(tmp_path))
+    assert done.code == 2
+    assert done.err == "error: hostfile hosts: line 2 names node-1 again; keep one line and add up its slots\n"

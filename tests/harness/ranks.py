@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from torch.distributed.elastic.utils.distributed import get_free_port
@@ -44,35 +44,28 @@ OTHERS_SECONDS = 30.0
 OUTLIVED = "killed by the harness because it outlived a failed rank: rank"
 
 
-class Rank(NamedTuple):
-    """How a rank ended; the code is negative for a signal."""
+class Ended(NamedTuple):
+    """How a process ended; the code is negative for a signal."""
 
     code: int
     out: str
     err: str
 
 
-class Ranks:
-    """Ranks of one run, each with its words and variables of its own."""
+class Processes:
+    """Forks of the server, each with its words and its whole environment."""
 
     def __init__(
-        self,
-        words: Sequence[Sequence[str]],
-        folder: Path,
-        environment: dict[str, str] | None = None,
-        own: Sequence[dict[str, str]] | None = None,
+        self, commands: Sequence[tuple[Sequence[str], dict[str, str]]], folder: Path, cwd: Path | None = None
     ) -> None:
-        size = len(words)
-        together = {**os.environ, **SERVER_ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
-        together |= {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), **(environment or {})}
         self._folder = folder
         self._outlived: list[int] = []
         self.processes = []
         path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-        with _variables({**SERVER_ENVIRONMENT, "PYTHONPATH": path}):  # the first rank of a session starts the server
-            for rank, (line, variables) in enumerate(zip(words, own or [{}] * size, strict=True)):
-                variables = {**together, "RANK": str(rank), "LOCAL_RANK": str(rank), **variables}
-                process = _SERVER.Process(target=_become, args=(list(line), variables, str(folder / f"rank_{rank}")))
+        with _variables({**SERVER_ENVIRONMENT, "PYTHONPATH": path}):  # the first one of a session starts the server
+            for number, (words, environment) in enumerate(commands):
+                arguments = (list(words), environment, cwd, str(folder / f"rank_{number}"))
+                process = _SERVER.Process(target=_become, args=arguments)
                 process.start()
                 self.processes.append(process)
 
@@ -85,7 +78,7 @@ class Ranks:
     def running(self) -> bool:
         return any(process.is_alive() for process in self.processes)
 
-    def wait(self, seconds: float) -> list[Rank]:
+    def wait(self, seconds: float) -> list[Ended]:
         """How each ended; pytest's failure if that takes longer. Ranks that outlive a failed one are killed."""
         give_up = time.monotonic() + seconds
         failed = False
@@ -102,7 +95,7 @@ class Ranks:
                     failed, give_up = True, min(give_up, time.monotonic() + OTHERS_SECONDS)
         finally:
             self.kill()
-        return [Rank(p.exitcode or 0, *self._streams(rank)) for rank, p in enumerate(self.processes)]
+        return [Ended(p.exitcode or 0, *self._streams(rank)) for rank, p in enumerate(self.processes)]
 
     def output(self) -> str:
         """Both streams of all ranks so far, one after another; a line for each that had to be killed."""
@@ -115,18 +108,42 @@ class Ranks:
         return out, err
 
 
-Start = Callable[..., Ranks]
-Run = Callable[..., list[Rank]]
+Python = Callable[..., Ended]
+Start = Callable[..., Processes]
+Run = Callable[..., list[Ended]]
 Train = Callable[..., tuple[int, str]]
+
+
+def ranks_of(
+    words: Sequence[Sequence[str]], environment: dict[str, str] | None = None, own: Sequence[dict[str, str]] = ()
+) -> list[tuple[Sequence[str], dict[str, str]]]:
+    """The commands of a rank for each of `words`, with variables for all and, by rank, of their own."""
+    size = len(words)
+    together = {**os.environ, **SERVER_ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
+    together |= {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), **(environment or {})}
+    numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+    return [(line, together | number | mine) for line, number, mine in zip(words, numbers, own or [{}] * size)]
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
+    """`python(*words)`: how one process that is no rank ends."""
+
+    def run(*words: str, environment: dict[str, str] | None = None, cwd: Path | None = None) -> Ended:
+        variables = {**os.environ, **SERVER_ENVIRONMENT, **(environment or {})}
+        [ended] = Processes([(words, variables)], tmp_path_factory.mktemp("python"), cwd).wait(300)
+        return ended
+
+    return run
 
 
 @pytest.fixture
 def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """`start_ranks(words, ...)` starts a rank for each of `words`; what still runs when the test ends is killed."""
-    started: list[Ranks] = []
+    started: list[Processes] = []
 
-    def start(words: Sequence[Sequence[str]], **keywords: object) -> Ranks:
-        started.append(Ranks(words, tmp_path_factory.mktemp("ranks"), **keywords))
+    def start(words: Sequence[Sequence[str]], **variables: Any) -> Processes:
+        started.append(Processes(ranks_of(words, **variables), tmp_path_factory.mktemp("ranks")))
         return started[-1]
 
     yield start
@@ -138,8 +155,8 @@ def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`run_ranks(words, ...)`: how a rank for each of `words` ends."""
 
-    def run(words: Sequence[Sequence[str]], seconds: float = 240.0, **keywords: object) -> list[Rank]:
-        return Ranks(words, tmp_path_factory.mktemp("ranks"), **keywords).wait(seconds)
+    def run(words: Sequence[Sequence[str]], seconds: float = 240.0, **variables: Any) -> list[Ended]:
+        return Processes(ranks_of(words, **variables), tmp_path_factory.mktemp("ranks")).wait(seconds)
 
     return run
 
@@ -160,7 +177,8 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
         program: Sequence[str] = ("-m", "dwt_ds.pretrain"),
         seconds: float = 240.0,
     ) -> tuple[int, str]:
-        started = Ranks([[*program, *arguments]] * ranks, tmp_path_factory.mktemp("ranks"), environment)
+        commands = ranks_of([[*program, *arguments]] * ranks, environment)
+        started = Processes(commands, tmp_path_factory.mktemp("ranks"))
         ended = started.wait(seconds + next(extra_seconds, 0.0))
         return next((rank.code for rank in ended if rank.code), 0), started.output()
 
@@ -171,7 +189,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["harness.warm"])
 
 
-def _become(words: list[str], environment: dict[str, str], output: str) -> None:
+def _become(words: list[str], environment: dict[str, str], cwd: Path | None, output: str) -> None:
     """In the fork: `python WORDS`, with the streams in files."""
     for number, name in ((1, "out"), (2, "err")):
         stream = os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -180,6 +198,8 @@ def _become(words: list[str], environment: dict[str, str], output: str) -> None:
     sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(environment)
+    if cwd:
+        os.chdir(cwd)
     # Processes that the rank starts are not this server's.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     if words[0] == "-m":
