@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from dwt_ds.engine.extension_locks import find_locks
 
 pytest_plugins = ["harness.ranks", "harness.launcher", "harness.watched", "harness.tiny", "harness.corpus"]
+
+# There is a worker of tests for each core, and threads of both would wait for one another.
+torch.set_num_threads(1)
 
 # This environment's programs come first in whatever a test starts. DeepSpeed's operators are compiled anew whenever
 # another version of ninja looks at them, so all have to find the same one.

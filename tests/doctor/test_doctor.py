@@ -123,6 +123,7 @@ def _pids(file: Path, count: int) -> list[int]:
     raise AssertionError(f"{file}: fewer than {count} lines")
 
 
+@pytest.mark.slow
 def test_a_cluster_without_pdsh_whose_dead_host_is_left_out_is_in_order(
     programs: Path, doctor: Doctor, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def test_the_torch_back_end_is_right_in_both_dtypes() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's own check does this, compiled")
+@pytest.mark.slow
 def test_the_triton_back_end_is_right_in_both_forms() -> None:
     pytest.importorskip("triton")
     code = (

@@ -14,6 +14,7 @@ from dwt_ds.cli.main import main
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
 from dwt_ds.plan.settings import settle
 from dwt_ds.study import run as study_run
+from dwt_ds.study.estimate import Cost
 
 # Stands for a pre-training: complete at once, or ending with another exit code if told so.
 STAND_IN = """
@@ -48,6 +49,8 @@ def exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, int
         return [sys.executable, str(program), config.output_dir, *files, str(codes.get(config.student.layers, 0))]
 
     monkeypatch.setattr(study_run, "pretrain_command", command)
+    # Hours of runs that take none.
+    monkeypatch.setattr(study_run, "estimate", lambda runs, *_: {run.name: Cost(12, 1.0, 1.0, 1.0) for run in runs})
     return codes
 
 

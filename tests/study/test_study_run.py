@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from harness.ranks import Run
 
 from dwt_ds.cli.main import main
 from dwt_ds.launch.supervise import STOPPED, run_logged
@@ -233,10 +233,22 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
 
 
-def without_launcher(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
-    """One rank needs no launcher, whose three processes take longer than two steps."""
-    assert ranks == 1
-    return [sys.executable, "-m", "dwt_ds.pretrain", str(recipe), *overrides]
+@pytest.fixture
+def without_launcher(run_ranks: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a study are forked ranks, one each."""
+
+    def command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
+        assert ranks == 1
+        return ["-m", "dwt_ds.pretrain", str(recipe), *overrides]
+
+    def run_logged(words: list[str], log: Path) -> int:
+        [ended] = run_ranks([words])
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(ended.out + ended.err)
+        return ended.code
+
+    monkeypatch.setattr(study_run, "pretrain_command", command)
+    monkeypatch.setattr(study_run, "run_logged", run_logged)
 
 
 def run_at_smoke_scale(grid: str, data: Path, folder: Path) -> None:
@@ -250,25 +262,24 @@ def run_at_smoke_scale(grid: str, data: Path, folder: Path) -> None:
     assert main(["report", str(folder)]) == 0
 
 
-@pytest.mark.timeout(1800)  # some twenty runs
+@pytest.mark.usefixtures("without_launcher")
 @pytest.mark.parametrize("name", ["remapping", *OTHERS])
-def test_a_packaged_grid_runs_at_smoke_scale(
-    name: str, tiny_data: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first of them by the launcher, as for users."""
-    if name != "remapping":
-        monkeypatch.setattr(study_run, "pretrain_command", without_launcher)
+def test_a_packaged_grid_runs_at_smoke_scale(name: str, tiny_data: Path, shared_folder: Path) -> None:
     run_at_smoke_scale(name, tiny_data, shared_folder)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_every_kind_of_start_runs_at_smoke_scale(
-    tiny_data: Path, shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(study_run, "pretrain_command", without_launcher)
+@pytest.mark.usefixtures("without_launcher")
+def test_every_kind_of_start_runs_at_smoke_scale(tiny_data: Path, shared_folder: Path, tmp_path: Path) -> None:
     packaged = load_grid("starts", "smoke").runs
     grid = tmp_path / "few_starts.yaml"
     grid.write_text(yaml.safe_dump(FEW_STARTS), encoding="utf-8")
     assert {run.name for run in load_grid(str(grid), "smoke").runs} <= {run.name for run in packaged}
     run_at_smoke_scale(str(grid), tiny_data, shared_folder)
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_the_runs_of_a_study(tiny_data: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "alone.yaml"
+    grid.write_text(yaml.safe_dump({"runs": [{"teacher": "none"}]}), encoding="utf-8")
+    run_at_smoke_scale(str(grid), tiny_data, tmp_path / "study")
