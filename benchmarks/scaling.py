@@ -151,7 +151,7 @@ def _plan(recipe: str, overrides: list[str], gpus: int, gpu: str) -> Any:
     settings = settle(recipe, overrides, None, gpus)
     nodes = 1 if gpu == "cpu" else gpus // 8
     device = find_device(gpu, gpus // nodes)
-    return Plan(settings, build_shapes(settings), device, nodes=nodes, mfu=device.mfu)
+    return Plan(settings, build_shapes(settings), device, nodes=nodes)
 
 
 def _predicted(ranks: int, overrides: list[str]) -> dict[str, Any]:

@@ -44,12 +44,12 @@ def main(args: argparse.Namespace) -> int:
     _check_above_0({"--nodes": args.nodes, "--gpus-per-node": per_node, "--network-gbps": args.network_gbps})
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
-    device = find_device(args.gpu, per_node, args.network_gbps)
+    device = find_device(args.gpu, per_node, network_gbps=args.network_gbps, mfu=args.mfu)
     if args.data:
         read_manifest(Path(args.data))  # a folder that somebody names has to be there
     overrides = [*args.overrides, f"data.dir={args.data}"] if args.data else args.overrides
     settings = settle(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
-    plan = Plan(settings, build_shapes(settings), device, args.nodes, args.mfu or device.mfu)
+    plan = Plan(settings, build_shapes(settings), device, args.nodes)
     print(report(plan, overrides, args.deepspeed_config, args.recipe))
     if args.config:
         print(f"\n{resolved(settings)}")

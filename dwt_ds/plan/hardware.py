@@ -1,7 +1,7 @@
-"""What the devices can do, by their makers' data sheets: dense rates without sparsity, bytes each way of a link.
+"""What devices and their links can do: dense rates without sparsity, bytes a second in each direction.
 
-Sources: NVIDIA A100, H100, H200 and L40S data sheets (memory, tensor-core rates, NVLink and PCIe); NVIDIA DGX A100 and
-DGX H100 data sheets (network cards a machine).
+GPUs by the NVIDIA A100, H100, H200 and L40S data sheets (memory, tensor-core rates, NVLink and PCIe), machines by the
+NVIDIA DGX A100 and DGX H100 data sheets (network cards). CPUs by a measurement of ours, named below.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 GIB = 1 << 30
 TFLOPS = 1e12
 
-# Collectives reach about this share of a link's rate in NCCL's own tests on such machines; an assumption, not a
-# measurement of ours.
+# Share of a link's rate that collectives reach. Assumed: about what NCCL's own tests report for such machines.
 LINK_SHARE = 0.8
 
-# Time that a collective takes however small it is: so many microseconds for each doubling of the ranks.
+# Seconds that a collective takes however small it is, for each doubling of the ranks. Assumed.
 LATENCY_SECONDS = 10e-6
 
-# Left for the CUDA context, NCCL's buffers and what the allocator cannot use.
+# Share of the memory left for the CUDA context, NCCL's buffers and what the allocator cannot use. Assumed.
 RESERVED_SHARE = 0.08
 
 
@@ -34,11 +33,11 @@ class Device:
     tflops_fp32: float
     """fp32 as torch computes it by default: without TF32."""
     local_bytes_per_second: float
-    """To the other devices of the machine, each way."""
+    """To the other devices of the machine, in each direction."""
     network_bytes_per_second: float
-    """Of the whole machine to the others, each way, all its cards together."""
+    """From the whole machine to the others, in each direction, all its cards together."""
     mfu: float
-    """Share of the rate that training is assumed to reach where nobody says otherwise."""
+    """Share of the peak rate that training reaches, unless `--mfu` sets another."""
 
     @property
     def usable_bytes(self) -> int:
@@ -59,32 +58,39 @@ def _gbit(cards: int, gigabits: float) -> float:
     return cards * gigabits * 1e9 / 8
 
 
-# An assumption between two measured figures: 23% (Hugging Face's BERT-base at 866 rows of 128 a second on an A100) and
-# 48% (NVIDIA's BERT-large, 580 a second), both counted as 6 x parameters a token.
-_MFU = 0.35
+# Assumed, between two figures that others measured on an A100, both counted as 6 x parameters a token: 23% (Hugging
+# Face's BERT-base at 866 rows of 128 a second) and 48% (NVIDIA's BERT-large at 580 a second).
+GPU_MFU = 0.35
 
 DEVICES = {
-    "a100-40": Device("a100-40", int(39.4 * GIB), 312, 19.5, 300e9, _gbit(8, 200), _MFU),
-    "a100-80": Device("a100-80", int(79.2 * GIB), 312, 19.5, 300e9, _gbit(8, 200), _MFU),
-    "h100": Device("h100", int(79.1 * GIB), 989, 67, 450e9, _gbit(8, 400), _MFU),
-    "h200": Device("h200", int(139.8 * GIB), 989, 67, 450e9, _gbit(8, 400), _MFU),
-    "l40s": Device("l40s", int(44.5 * GIB), 362, 91.6, 32e9, _gbit(1, 100), _MFU),
+    "a100-40": Device("a100-40", int(39.4 * GIB), 312, 19.5, 300e9, _gbit(8, 200), GPU_MFU),
+    "a100-80": Device("a100-80", int(79.2 * GIB), 312, 19.5, 300e9, _gbit(8, 200), GPU_MFU),
+    "h100": Device("h100", int(79.1 * GIB), 989, 67, 450e9, _gbit(8, 400), GPU_MFU),
+    "h200": Device("h200", int(139.8 * GIB), 989, 67, 450e9, _gbit(8, 400), GPU_MFU),
+    "l40s": Device("l40s", int(44.5 * GIB), 362, 91.6, 32e9, _gbit(1, 100), GPU_MFU),
 }
 
-# benchmarks/results/training_speed.csv: 813 GFLOP/s on two cores of an AMD EPYC, of which training reached 63%; fp32
-# is a quarter of it there.
-_CPU_CORE_TFLOPS = 0.41
-_CPU_MFU = 0.63
+# bf16 rate of a core in a matrix product, and the share of it that training reached: two cores of an AMD EPYC,
+# 22 November 2026, the last CPU row of benchmarks/results/training_speed.csv, which was made by
+# `python benchmarks/training_speed.py --text wiki.txt --tokenizer vocab.txt --loop-steps 4 --steps 12`.
+CPU_CORE_TFLOPS = 0.378
+CPU_MFU = 0.726
+# fp32's rate as a share of bf16's, bytes a second between ranks of one machine, Gbit/s between machines. Assumed.
+_CPU_FP32_SHARE, _CPU_LOCAL_BYTES, _CPU_NETWORK_GBPS = 0.25, 2e9, 10
+
 DEVICE_NAMES = (*DEVICES, "cpu")
 
 
-def find_device(name: str, ranks_per_node: int, network_gbps: float | None = None) -> Device:
-    """The device called `name`, with another network where one is given.
+def find_device(
+    name: str, ranks_per_node: int, *, network_gbps: float | None = None, mfu: float | None = None
+) -> Device:
+    """The device called `name`.
 
     Args:
-        name: one of DEVICE_NAMES; cpu stands for a rank's share of this machine's cores and memory.
-        ranks_per_node: for the shares.
-        network_gbps: of a whole machine, in Gbit/s each way; None: the data sheet's.
+        name: one of DEVICE_NAMES; cpu is a rank's share of this machine's cores and memory.
+        ranks_per_node: ranks that share a machine.
+        network_gbps: Gbit/s from a whole machine to the others, in each direction; None: the data sheet's.
+        mfu: share of the peak rate that training reaches; None: the table's.
 
     Raises:
         ValueError: unknown name.
@@ -95,10 +101,13 @@ def find_device(name: str, ranks_per_node: int, network_gbps: float | None = Non
         device = DEVICES[name]
     else:
         raise ValueError(f"--gpu {name}: unknown; use one of {', '.join(DEVICE_NAMES)}")
-    return device if network_gbps is None else replace(device, network_bytes_per_second=network_gbps * 1e9 / 8)
+    if network_gbps is not None:
+        device = replace(device, network_bytes_per_second=network_gbps * 1e9 / 8)
+    return device if mfu is None else replace(device, mfu=mfu)
 
 
 def _cpu(ranks: int) -> Device:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    tflops = _CPU_CORE_TFLOPS * len(os.sched_getaffinity(0)) / ranks
-    return Device("cpu", memory // ranks, tflops, tflops / 4, 2e9, _gbit(1, 10), _CPU_MFU)
+    tflops = CPU_CORE_TFLOPS * len(os.sched_getaffinity(0)) / ranks
+    network = _gbit(1, _CPU_NETWORK_GBPS)
+    return Device("cpu", memory // ranks, tflops, _CPU_FP32_SHARE * tflops, _CPU_LOCAL_BYTES, network, CPU_MFU)

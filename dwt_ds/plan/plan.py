@@ -24,7 +24,6 @@ class Plan:
     shapes: Shapes
     device: Device
     nodes: int
-    mfu: float
 
     @property
     def ranks(self) -> int:
@@ -124,7 +123,6 @@ class Plan:
             self.traffic(stage),
             self.device,
             precision=self.settings.ds.precision,
-            mfu=self.mfu,
             rows=self.settings.rows_per_step // self.ranks,
             nodes=self.nodes,
             ranks=self.ranks,

@@ -133,8 +133,8 @@ def _speed(plan: Plan) -> Lines:
     lines = [
         f"{work.per_row / 1e9:,.2f} GFLOP a row (student {3 * work.student_forward / 1e9:,.2f}, teacher "
         f"{work.teacher_forward / 1e9:,.2f}), {plan.flops:.3g} FLOP in all",
-        f"at {plan.mfu:.0%} of {peak / 1e12:,.4g} TFLOP/s a rank (assumed; --mfu): {1e3 * time.compute:,.2f} ms a "
-        f"step, and {1e3 * time.exposed:,.2f} ms waiting for traffic",
+        f"at {plan.device.mfu:.0%} of {peak / 1e12:,.4g} TFLOP/s a rank (assumed; --mfu sets it): "
+        f"{1e3 * time.compute:,.2f} ms a step, and {1e3 * time.exposed:,.2f} ms waiting for traffic",
         f"{rows * settings.corpus.tokens_per_row / time.total:,.0f} tokens/s, {plan.hours:,.1f} hours, "
         f"{plan.hours * plan.ranks:,.0f} device hours, scaling efficiency {time.efficiency:.0%}",
     ]

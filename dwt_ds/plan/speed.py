@@ -77,13 +77,13 @@ class StepTime:
 
 
 def step_time(
-    work: Work, traffic: list[Traffic], device: Device, *, precision: str, mfu: float, rows: int, nodes: int, ranks: int
+    work: Work, traffic: list[Traffic], device: Device, *, precision: str, rows: int, nodes: int, ranks: int
 ) -> StepTime:
     """Time of a step in which each rank computes `rows` rows, all micro-batches together.
 
     Traffic that overlaps the backward pass costs nothing as long as it is shorter; the last bucket always waits.
     """
-    row_seconds = rows / (mfu * device.flops_per_second(precision))
+    row_seconds = rows / (device.mfu * device.flops_per_second(precision))
     compute = (work.per_row + work.recomputed) * row_seconds
     backward = (2 * work.student_forward + work.recomputed) * row_seconds
     seconds = {each.what: traffic_seconds(each, device, nodes, ranks) for each in traffic}

@@ -47,7 +47,7 @@ def estimate(runs: Sequence[StudyRun], settings: Mapping[str, Settings], device:
 
 
 def _cost(settings: Settings, trainer: Settings | None, device: Device) -> Cost:
-    plan = Plan(settings, build_shapes(settings, trainer), device, nodes=1, mfu=device.mfu)
+    plan = Plan(settings, build_shapes(settings, trainer), device, nodes=1)
     return Cost(settings.total_steps, plan.tokens, plan.flops, plan.hours)
 
 

@@ -28,7 +28,7 @@ BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
 def plan_of(recipe: str, *overrides: str) -> Plan:
     device = find_device("h100", 8)
     settings = settle(recipe, list(overrides), None, 8)
-    return Plan(settings, build_shapes(settings), device, nodes=1, mfu=device.mfu)
+    return Plan(settings, build_shapes(settings), device, nodes=1)
 
 
 @pytest.mark.parametrize(("seq_len", "labels"), [(32, 5), (64, 9), (128, 19), (384, 57), (512, 77)])

@@ -44,7 +44,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teach
 def plan_of(recipe: str, ranks: int, *overrides: str) -> Plan:
     settings = settle(recipe, list(overrides), None, ranks)
     device = find_device("cpu", ranks)
-    return Plan(settings, build_shapes(settings), device, nodes=1, mfu=device.mfu)
+    return Plan(settings, build_shapes(settings), device, nodes=1)
 
 
 def check_memory(plan: Plan, ranks: list[dict[str, Any]]) -> None:

@@ -1,0 +1,30 @@
+"""Rates in the plan's table that were measured here are those of the measurement, and those of the documents."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from dwt_ds.plan.hardware import CPU_CORE_TFLOPS, CPU_MFU, GPU_MFU, find_device
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_a_cpus_rate_and_share_are_the_last_that_were_measured() -> None:
+    with open(REPOSITORY / "benchmarks" / "results" / "training_speed.csv", newline="") as file:
+        last = [row for row in csv.DictReader(file) if row["torch"].endswith("+cpu")][-1]
+    assert float(last["gemm_share"]) == CPU_MFU
+    assert float(last["gemm_gflops"]) / int(last["cores"]) / 1000 == pytest.approx(CPU_CORE_TFLOPS, abs=5e-4)
+    assert find_device("cpu", 1).mfu == CPU_MFU
+
+
+def test_documents_state_the_same_shares() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"))]
+    shares = {
+        share for text in texts for share in re.findall(r"(\d+)% of [\w' ]*measured\s+bf16\s+matrix\s+rate", text)
+    }
+    assert shares == {f"{100 * CPU_MFU:.0f}"}
+    assert f"MFU is {GPU_MFU} on a GPU" in (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
