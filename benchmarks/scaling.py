@@ -42,13 +42,13 @@ SETTINGS: dict[str, list[str]] = {
     "ZeRO-1, 4 accumulated": [f"{ZERO}.stage=1", "train.gradient_accumulation_steps=4"],
     "ZeRO-2, 4 x micro-batch": ["train.micro_batch_size={larger}"],
     "ZeRO-3": [f"{ZERO}.stage=3", f"{ZERO}.overlap_comm=false"],
-    "ZeRO-3, weights let go": [
+    "ZeRO-3, weights released": [
         f"{ZERO}.stage=3",
         f"{ZERO}.overlap_comm=false",
         f"{ZERO}.stage3_max_reuse_distance=0",
         f"{ZERO}.stage3_prefetch_bucket_size=0",
     ],
-    "ZeRO-3, weights let go, hpZ 8": [
+    "ZeRO-3, weights released, hpZ 8": [
         f"{ZERO}.stage=3",
         f"{ZERO}.overlap_comm=false",
         f"{ZERO}.stage3_max_reuse_distance=0",

@@ -5,14 +5,15 @@ Every model is trained by DeepSpeed under ZeRO-2, as a user would do it; the com
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dwt_ds.base.quiet import quieten_libraries
+from dwt_ds.base.words import table
+from dwt_ds.study.records import RunRecord
 
 DATA = Path("data/quickstart")
 RUNS = Path("runs/quickstart")
@@ -35,8 +36,13 @@ def main() -> int:
         _run("prepare", *words)
     for name, recipe in RUN_RECIPES.items():
         _run("launch", *recipe, f"output_dir={RUNS}/{name}")
-    _print_table()
-    _draw_curves(RUNS / "curves.png")
+    runs = [RunRecord(name, RUNS / name) for name in RUN_RECIPES]
+    _print_table(runs)
+    # Imported here: it needs matplotlib, of which the data and the runs have no need.
+    from dwt_ds.study import figures
+
+    styles = figures.Styles(list(RUN_RECIPES))
+    figures.curves(runs, "step", "eval_hard_loss", styles, RUNS / "curves.png", with_training=True)
     _fill_mask(RUNS / "distilled" / "export")
     print(f"\ndone in {time.perf_counter() - began:.0f} s")
     print(f"curves: {RUNS}/curves.png   student: {RUNS}/distilled/export   its settings: {RUNS}/distilled/config.yaml")
@@ -50,40 +56,12 @@ def _run(*arguments: str) -> None:
         raise SystemExit(f"error: the command above ended with exit code {exit_code}; make quickstart resumes there")
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def _print_table() -> None:
-    print("\nmodel       held-out MLM loss   seconds   tokens/s")
-    for name in RUN_RECIPES:
-        rows = read_metrics(RUNS / name)
-        last = next(row for row in reversed(rows) if "loss" in row)
-        held_out = next(row["eval_hard_loss"] for row in reversed(rows) if "eval_hard_loss" in row)
-        rate = last["tokens"] / last["elapsed_seconds"]
-        print(f"{name:<11} {held_out:>17.4f} {last['elapsed_seconds']:>9.0f} {rate:>10,.0f}")
-
-
-def _draw_curves(path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
-    # Told apart by dashes and markers as well as by colour.
-    styles = {"teacher": ("#777777", ":", "^"), "alone": ("#0072B2", "--", "o"), "distilled": ("#D55E00", "-", "s")}
-    for name, (colour, dashes, marker) in styles.items():
-        rows = read_metrics(RUNS / name)
-        trained = [(row["step"], row["hard_loss"]) for row in rows if "hard_loss" in row]
-        held_out = [(row["step"], row["eval_hard_loss"]) for row in rows if "eval_hard_loss" in row]
-        axes.plot(*zip(*trained), color=colour, linestyle=dashes, linewidth=0.8, alpha=0.6)
-        axes.plot(*zip(*held_out), color=colour, linestyle=dashes, marker=marker, label=f"{name}, held-out")
-    axes.set(xlabel="optimizer steps", ylabel="masked-token cross-entropy", title="Alone and with a weak teacher")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+def _print_table(runs: Sequence[RunRecord]) -> None:
+    rows = [("model", "held-out MLM loss", "seconds", "tokens/s")]
+    for run in runs:
+        tokens, seconds = (run.training[-1][key] for key in ("tokens", "elapsed_seconds"))
+        rows.append((run.name, f"{run.final_loss:.4f}", f"{seconds:.0f}", f"{tokens / seconds:,.0f}"))
+    print("", *table(rows, "<>"), sep="\n")
 
 
 def _fill_mask(export: Path) -> None:

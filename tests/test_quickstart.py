@@ -23,7 +23,7 @@ def test_it_trains_teacher_and_students_and_shows_them(
     monkeypatch.setattr(quickstart, "RUN_RECIPES", overrides)
     assert quickstart.main() == 0
     said = capfd.readouterr().out
-    table = said[said.index("model       held-out MLM loss") :].splitlines()
+    table = said[said.index("model      held-out MLM loss") :].splitlines()
     assert [line.split()[0] for line in table[1:4]] == ["teacher", "alone", "distilled"]
     assert all(8 < float(line.split()[1]) < 10 for line in table[1:4]), "near log(8000) after four steps"
     assert "[MASK] = " in said

@@ -1,8 +1,9 @@
-"""Say what a run will need, before it is started.
+"""Show what a run will need, before it starts.
 
 Shows the settings that are not the defaults, steps and epochs, the memory of a rank part by part at each ZeRO stage,
-the largest micro-batch that fits, hours, traffic, disk, and the command that starts the run; with --config all settings
-as resolved. Needs no data, no teacher and no GPU, and starts nothing: what is missing is assumed, and the plan says so.
+the largest micro-batch that fits, hours, traffic, disk, and the command that starts the run; with --config also all
+settings as resolved. Needs no data, teacher or GPU, and starts nothing; where data or teacher are missing, the plan
+says what it assumes.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run")
     parser.add_argument("--deepspeed_config", metavar="JSON", help="as for a run: a path or a packaged name")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: %(default)s)")
-    parser.add_argument("--gpus-per-node", type=int, metavar="G", help="ranks a machine (default: 8; 2 on a CPU)")
+    parser.add_argument("--gpus-per-node", type=int, metavar="G", help="ranks per machine (default: 8; 2 on a CPU)")
     parser.add_argument(
         "--gpu", default="h100", metavar="NAME", help="a100-40, a100-80, h100, h200, l40s or cpu (default: %(default)s)"
     )
-    parser.add_argument("--mfu", type=float, metavar="X", help="share of the peak rate that training reaches")
     parser.add_argument(
-        "--network-gbps", type=float, metavar="X", help="of a machine to the others, all its cards (default: by --gpu)"
+        "--mfu", type=float, metavar="X", help="share of the peak rate that training reaches (default: by --gpu)"
     )
+    parser.add_argument("--network-gbps", type=float, metavar="X", help="network rate of a machine (default: by --gpu)")
     parser.add_argument("--data", metavar="DIR", help="a prepared data folder (default: the recipe's)")
-    parser.add_argument("--config", action="store_true", help="after the plan, all of the recipe and of the JSON")
+    parser.add_argument("--config", action="store_true", help="also print the whole resolved recipe and JSON")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -46,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
     device = find_device(args.gpu, per_node, network_gbps=args.network_gbps, mfu=args.mfu)
     if args.data:
-        read_manifest(Path(args.data))  # a folder that somebody names has to be there
+        read_manifest(Path(args.data))  # a folder that is asked for must exist
     overrides = [*args.overrides, f"data.dir={args.data}"] if args.data else args.overrides
     settings = settle(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
     plan = Plan(settings, build_shapes(settings), device, args.nodes)

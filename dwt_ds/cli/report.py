@@ -1,8 +1,8 @@
-"""Draw a run's or a study's results: one HTML file that needs nothing else, and its figures as PNG files.
+"""Draw the results of a run or a study: one self-contained HTML file, and its figures as PNG files.
 
 Loss curves against steps, tokens and seconds; final losses with their spread over seeds; how many tokens and operations
-sooner a student with a teacher is as good as the lone student; the settings that differ; the paper's figures 2, 3 and 4
-from your runs. A study that is still running can be drawn too.
+a distilled student saves until it is as good as the lone student; the settings that differ; the paper's figures 2, 3
+and 4 from your runs. A study that is still running can be drawn too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     if find_spec("matplotlib") is None:
-        raise ValueError("dwt-ds report needs matplotlib; pip install 'dwt-ds[study]'")
+        raise ValueError("dwt-ds report needs matplotlib: pip install 'dwt-ds[study]'")
     from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()

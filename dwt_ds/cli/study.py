@@ -1,7 +1,7 @@
-"""Run a grid of pre-trainings, teachers first: what the paper asks about a weak teacher, and what you ask.
+"""Run a grid of pre-trainings, teachers first: the paper's questions about weak teachers, or your own.
 
-GRID is a file, or the name of a packaged grid. Finished runs are not run again, and a run that stopped goes on from
-its checkpoint; one that fails does not stop the others. Then `dwt-ds report OUT` draws the results.
+GRID is a file, or the name of a packaged grid. Running the command again skips finished runs and resumes a stopped run
+from its checkpoint. A run that fails does not stop the others. Afterwards `dwt-ds report OUT` draws the results.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from dwt_ds.study.grid import SCALES, grid_names
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("grid", metavar="GRID", help=f"a file, or one of {', '.join(grid_names())}")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all runs, as for a run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all runs")
     parser.add_argument(
         "--scale",
         choices=SCALES,
         default="smoke",
-        help="smoke: minutes, and shows nothing; small: hours on two cores; paper: the paper's (default: %(default)s)",
+        help="smoke: minutes, only a test; small: hours on two cores; paper: the paper's (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/study/SCALE")
-    parser.add_argument("--seeds", metavar="A,B", help="in place of the grid's, or the scale's")
-    parser.add_argument("--ranks", type=int, metavar="N", help="processes a run; default: one a GPU, or the scale's")
+    parser.add_argument("--seeds", metavar="A,B", help="instead of the grid's or the scale's")
+    parser.add_argument("--ranks", type=int, metavar="N", help="ranks per run (default: one per GPU, or the scale's)")
     parser.add_argument(
         "--glue",
         metavar="DIR|hub",
-        help="fine-tune every export on GLUE and score it: a folder of GLUE's TSVs, or nyu-mll/glue on the hub",
+        help="fine-tune and score every export on GLUE: a folder of GLUE's TSV files, or nyu-mll/glue from the hub",
     )
-    parser.add_argument("--dry-run", action="store_true", help="list runs, steps, tokens and hours, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list runs, steps, tokens and hours; run nothing")
     parser.add_argument(
         "--gpu",
         metavar="NAME",
-        help="whose rate the hours are estimated by, as in dwt-ds plan (default: cpu; a100-80 where there is a GPU and "
-        "for the paper's scale)",
+        help="device for the estimate of hours, as in dwt-ds plan (default: cpu; a100-80 if there is a GPU and for the "
+        "paper's scale)",
     )
 
 
@@ -64,4 +64,4 @@ def _seeds(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(each) for each in text.split(",")) if text else ()
     except ValueError:
-        raise ValueError(f"--seeds={text!r}: write whole numbers with commas, such as 42,43") from None
+        raise ValueError(f"--seeds={text!r}: write whole numbers separated by commas, such as 42,43") from None

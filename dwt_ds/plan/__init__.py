@@ -1,1 +1,1 @@
-"""What a run will need, before it is started: memory, time, traffic, disk. Nothing here talks to other processes."""
+"""What a run will need, before it starts: memory, time, traffic, disk. Nothing here talks to other processes."""

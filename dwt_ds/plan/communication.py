@@ -1,8 +1,8 @@
-"""What the ranks send each other in an optimizer step, and how long that takes.
+"""What the ranks send each other in an optimizer step, and how long it takes.
 
-Bytes are those of the tensors handed to the collectives. On the wire a ring all-reduce of n bytes over N ranks sends
-2 (N - 1) / N x n a rank, an all-gather or reduce-scatter half of that (Patarasuk and Yuan 2009; Rajbhandari et al.
-2020, section 7, counts ZeRO's traffic the same way).
+Bytes are those of the tensors passed to the collectives. In a ring all-reduce of n bytes over N ranks each rank sends
+2 (N - 1) / N x n, in an all-gather or reduce-scatter half of that (Patarasuk and Yuan 2009; Rajbhandari et al. 2020,
+section 7, counts ZeRO's traffic in the same way).
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from dwt_ds.config.schema import RunConfig
 from dwt_ds.plan.hardware import LATENCY_SECONDS, LINK_SHARE, Device
 from dwt_ds.plan.zero import STAGE_0_BUCKET, Partition, ZeroSettings
 
-# Passes of a ring over its data: what a rank sends, as a multiple of (N - 1) / N x bytes.
+# Passes of a ring over its data: bytes that a rank sends, as a multiple of (N - 1) / N x bytes.
 _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 
-# Of our own: labelled tokens, soft rows, real tokens and requests to stop, summed over all ranks before each step.
+# Our own sums over all ranks before each step: labelled tokens, soft rows, real tokens, requests to stop.
 COUNTS_BYTES = 4 * 8
 
-# Also of our own, fp32: the step's loss, for the guard against spikes, and its three means, for the adaptive weight.
+# Also our own, fp32: the step's loss, for the guard against spikes, and its three means, for the adaptive weight.
 SPIKE_BYTES, LOSSES_BYTES = 4, 3 * 4
 
-# DeepSpeed's, by stage: the gradient's norm and whether it is finite (in 16 bits only where these are two calls).
+# DeepSpeed's, by stage: the gradient norm and whether it is finite (where these are two calls, the latter only in 16
+# bits).
 CHECKS_BYTES = {0: [], 1: [4, 1], 2: [4, 1], 3: [8]}
 
 
@@ -35,15 +36,15 @@ class Traffic:
     collective: str
     what: str
     bytes: int
-    """Of the tensors, over the whole step."""
+    """Of the tensors, in the whole step."""
     calls: int
     hidden: bool = False
-    """It runs beside the backward pass (overlap_comm)."""
+    """Whether it overlaps the backward pass (overlap_comm)."""
     group: int | None = None
-    """Ranks that talk with one another, next to one another in number; None: all."""
+    """Consecutive ranks that communicate with each other; None: all ranks."""
 
     def group_of(self, ranks: int) -> int:
-        """Ranks that talk with one another, in a run of `ranks`."""
+        """Ranks that communicate with each other, in a run of `ranks`."""
         return ranks if self.group is None else self.group
 
     def sent_bytes(self, ranks: int) -> float:
@@ -52,15 +53,15 @@ class Traffic:
         return _PASSES[self.collective] * (group - 1) / group * self.bytes
 
     def seconds(self, ranks: int, bytes_per_second: float) -> float:
-        """Time on links of this rate."""
+        """Seconds on links of this rate."""
         latency = self.calls * LATENCY_SECONDS * math.ceil(math.log2(self.group_of(ranks)))
         return self.sent_bytes(ranks) / bytes_per_second + latency
 
 
 def own_sums(config: RunConfig) -> list[int]:
-    """Bytes of each sum over the ranks that this package makes itself in an optimizer step.
+    """Bytes of each sum over the ranks that this package does itself in an optimizer step.
 
-    A logged step has the losses' once more, which is left out.
+    The sum of a logged step's losses is left out.
     """
     sums = [COUNTS_BYTES]
     if config.train.spike_sigma is not None:
@@ -78,9 +79,9 @@ def step_traffic(
     Args:
         stage: ZeRO stage.
         zero: the JSON's numbers at that stage.
-        partition: the trainable parameters over the ranks.
-        accumulation: micro-batches a step.
-        own: bytes of our own small sums, as `own_sums` gives them.
+        partition: of the trainable parameters over the ranks.
+        accumulation: micro-batches per step.
+        own: bytes of our own small sums, from `own_sums`.
     """
     if partition.ranks == 1:
         return []
@@ -101,7 +102,7 @@ def step_traffic(
 def _stages_1_and_2(stage: int, zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
     """Gradients reduced, weights gathered.
 
-    ZeRO-2 reduces in every micro-batch, since a rank keeps its own part only; ZeRO-1 once a step.
+    ZeRO-2 reduces in every micro-batch, since a rank keeps only its own part; ZeRO-1 once per step.
     """
     size = zero.element_bytes
     times = accumulation if stage == 2 else 1
@@ -117,7 +118,7 @@ def _stages_1_and_2(stage: int, zero: ZeroSettings, partition: Partition, accumu
 
 
 def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
-    """Weights gathered for the forward pass, and for the backward pass where they were let go; gradients scattered."""
+    """Weights gathered for the forward pass, and again for the backward pass if released; gradients scattered."""
     cut = [numel for numel in partition.numels if numel > zero.persistence_threshold]
     kept_for_backward = zero.keeps_gathered(partition)
     gathered = zero.element_bytes * sum(-(-numel // partition.ranks) * partition.ranks for numel in cut)
@@ -136,7 +137,7 @@ def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> lis
 
 
 def _filled_buckets(numels: list[int], bucket: int) -> int:
-    """Buckets that ZeRO sends: one is sent when the next parameter would not fit (parameters come from the end)."""
+    """Buckets that ZeRO sends: one is sent when the next parameter would not fit (the last parameter comes first)."""
     sent, filled = 0, 0
     for numel in reversed(numels):
         if filled and filled + numel > bucket:
@@ -157,7 +158,7 @@ def _reduces(partition: Partition, bucket: int) -> int:
 
 
 def _full_buckets(numels: list[int], bucket: int) -> int:
-    """Buckets that are sent once they have passed their size."""
+    """Buckets sent where one is sent as soon as it exceeds its size."""
     sent, filled = 0, 0
     for numel in numels:
         filled += numel
@@ -169,8 +170,8 @@ def _full_buckets(numels: list[int], bucket: int) -> int:
 def bytes_per_second(device: Device, nodes: int) -> float:
     """Rate at which a rank sends in a ring over all ranks.
 
-    Within a machine that is its own link; over several, the rings together use all network cards, so that no rank sends
-    faster than the machine's network carries.
+    Within a machine it is the rank's own link. Over several machines the rings together use all network cards, so no
+    rank sends faster than the machine's network.
     """
     rate = device.local_bytes_per_second
     if nodes > 1:

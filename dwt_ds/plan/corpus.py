@@ -1,4 +1,4 @@
-"""What the plan knows of the data: a prepared folder's manifest, or the paper's corpus where there is none."""
+"""What the plan knows of the data: a prepared folder's manifest, or the paper's corpus if there is no folder."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ PAPER_VOCABULARY = 30_522
 
 @dataclass(frozen=True)
 class Corpus:
-    """Rows and what is in them."""
+    """Rows and their contents."""
 
     rows: int
     """Training rows."""
     seq_len: int
     tokens_per_row: float
-    """Real tokens, padding not."""
+    """Real tokens, padding excluded."""
     vocab_size: int
     pad_token_id: int
     validation_rows: int | None
     """Held-out rows; None: not known."""
     fingerprint: str | None
-    """What the data folder's manifest says of its rows; None: there is no folder, and the figures are assumed."""
+    """The manifest's, of the rows; None: there is no data folder, and the figures are assumed."""
     source: str
-    """Where the figures come from, for people."""
+    """Where the figures come from, in words."""
 
     def labels_per_row(self, mask_probability: float) -> int:
         """Labelled tokens of a full row, as `dwt_ds.data.masks` draws them."""
@@ -44,9 +44,9 @@ class Corpus:
 
 
 def corpus_of(data: DataConfig) -> Corpus:
-    """The data folder's, or the paper's where there is no such folder.
+    """The data folder's corpus, or the paper's if there is no such folder.
 
-    Raises ValueError or FileNotFoundError for a folder that is there but of no use.
+    Raises ValueError or FileNotFoundError for a folder that exists but cannot be used.
     """
     folder = Path(data.dir).expanduser()
     if not (folder / MANIFEST_NAME).is_file() and not folder.is_dir():
@@ -78,7 +78,7 @@ def paper_corpus(missing: str) -> Corpus:
         validation_rows=None,
         fingerprint=None,
         source=(
-            f"assumed, since {missing} is not there: the paper's {PAPER_SENTENCES / 1e6:.0f}M sentences of "
+            f"assumed, since {missing} does not exist: the paper's {PAPER_SENTENCES / 1e6:.0f}M sentences of "
             f"{TOKENS_PER_SENTENCE} tokens, packed into {rows:,} rows of {PAPER_SEQ_LEN} tokens, vocabulary "
             f"{PAPER_VOCABULARY:,}"
         ),

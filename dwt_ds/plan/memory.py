@@ -1,6 +1,6 @@
-"""Bytes of one rank's memory, part by part, at each ZeRO stage; and of a checkpoint and an export on disk.
+"""Bytes of one rank's memory, part by part, at each ZeRO stage; bytes of a checkpoint and an export on disk.
 
-What counts is the moment of an optimizer step at which the most is alive.
+The peak is that of the moment of an optimizer step at which most is allocated.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class RankMemory:
 
     stage: int
     moments: dict[str, Parts]
-    """Bytes by part at the moments that can be the fullest: teacher, loss, backward pass, reduction, optimizer step."""
+    """Bytes by part at the moments that can be the peak: teacher, loss, backward pass, reduction, optimizer step."""
     host: Parts
-    """Bytes in the machine's own memory, by part, where the JSON offloads to it."""
+    """Bytes by part in the host's memory, if the JSON offloads to it."""
 
     @property
     def fullest(self) -> str:
@@ -42,7 +42,7 @@ class RankMemory:
 
     @property
     def most(self) -> Parts:
-        """Most bytes of each part at any moment; they do not all come at once."""
+        """Most bytes of each part at any moment; they do not all occur at once."""
         return {part: max(parts[part] for parts in self.moments.values()) for part in PARTS}
 
 
@@ -57,23 +57,23 @@ def rank_memory(
     teacher_gathered_bytes: int,
     accumulation: int,
 ) -> RankMemory:
-    """What a rank holds at `stage`.
+    """Memory of a rank at `stage`.
 
     Args:
         stage: ZeRO stage.
         zero: the JSON's numbers at that stage.
-        partition: the trainable parameters over the ranks.
+        partition: of the trainable parameters over the ranks.
         micro: what one micro-batch adds.
-        frozen_bytes: parameters and tables of the student that are not trained.
-        teacher_bytes: the teacher's weights, as a rank holds them from step to step.
-        teacher_gathered_bytes: what its forward pass gathers of them at a time, if they are sharded.
-        accumulation: micro-batches a step.
+        frozen_bytes: parameters and buffers of the student that are not trained.
+        teacher_bytes: the teacher's weights that a rank keeps between steps.
+        teacher_gathered_bytes: what its forward pass gathers at a time, if it is sharded.
+        accumulation: micro-batches per step.
     """
     held, host = _held(stage, zero, partition)
     held[WEIGHTS] += frozen_bytes
     held[TEACHER] = teacher_bytes
     earlier = _waiting(stage, zero, partition) if accumulation > 1 else 0
-    # Below stage 2 gradients are added up where they are; above, a new micro-batch's come beside the earlier ones.
+    # Below stage 2 gradients are added in place; from stage 2 a new micro-batch's are beside the earlier ones.
     beside = earlier if stage >= 2 else 0
     bucket, copy = _buckets(stage, zero, partition)
     sent_at_the_end = stage <= 1 or partition.elements <= zero.reduce_bucket
@@ -113,10 +113,10 @@ def rank_memory(
 
 
 def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, Parts]:
-    """What stays from step to step, on the device and on the host."""
+    """What is kept between steps, on the device and on the host."""
     size = zero.element_bytes
     if stage == 0:
-        # In fp32 without ZeRO the optimizer works on the weights themselves.
+        # In fp32 without ZeRO the optimizer updates the weights themselves.
         master = 0 if zero.precision == "fp32" else 4 * partition.elements
         state = 4 * zero.moments * partition.elements
         return {WEIGHTS: size * partition.elements, MASTER: master, OPTIMIZER: state}, {}
@@ -136,19 +136,19 @@ def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, 
 
 
 def _waiting(stage: int, zero: ZeroSettings, partition: Partition) -> int:
-    """Gradients that wait on the device from one micro-batch to the next."""
+    """Gradients kept on the device from one micro-batch to the next."""
     if stage >= 2:
         return 0 if zero.optimizer_on_cpu else zero.element_bytes * _own_gradients(stage, partition)
     return zero.element_bytes * partition.elements
 
 
 def _own_gradients(stage: int, partition: Partition) -> int:
-    """Elements of the buffer for the gradients that a rank keeps: whole parameters in stage 2."""
+    """Elements of the buffer for a rank's own gradients: whole parameters in stage 2."""
     return partition.shards if stage == 3 else partition.touched
 
 
 def _growing(stage: int, zero: ZeroSettings, partition: Partition) -> int:
-    """Gradients on the device as the backward pass goes on, besides the bucket."""
+    """Gradients on the device during the backward pass, besides the bucket."""
     if stage <= 1:
         return zero.element_bytes * partition.elements
     if stage == 3:
@@ -160,7 +160,7 @@ def _growing(stage: int, zero: ZeroSettings, partition: Partition) -> int:
 
 
 def _reduced(stage: int, zero: ZeroSettings, partition: Partition) -> int:
-    """Gradients that a rank holds once all are reduced, besides the bucket."""
+    """Gradients on the device once all are reduced, besides the bucket."""
     size = zero.element_bytes
     if stage == 0:
         return size * partition.elements
@@ -170,7 +170,7 @@ def _reduced(stage: int, zero: ZeroSettings, partition: Partition) -> int:
 
 
 def _buckets(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int, int]:
-    """Bytes of the bucket that gradients are gathered in, and of the copy that is sent."""
+    """Bytes of the bucket that collects gradients, and of the copy that is sent."""
     size, several = zero.element_bytes, partition.ranks > 1
     if stage == 0:
         return 0, size * min(partition.elements, STAGE_0_BUCKET) if several else 0
@@ -182,10 +182,10 @@ def _buckets(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int,
 
 
 def _at_step(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int, int]:
-    """Gradients, and temporaries of the norm and of the conversion to fp32, at the optimizer step."""
+    """Gradients at the optimizer step, and temporaries of the norm and of the conversion to fp32."""
     size = zero.element_bytes
     if stage == 0:
-        # The fp16 optimizer makes fp32 copies one by one, then one of them all together.
+        # The fp16 optimizer makes an fp32 copy of each gradient, then one flat copy of all.
         copies = 0 if zero.precision == "fp32" else 8 * partition.elements
         return size * partition.elements, copies
     if zero.optimizer_on_cpu:
@@ -193,7 +193,7 @@ def _at_step(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int,
     if stage == 3:
         return size * partition.shards, 4 * partition.shards
     own = size * partition.touched
-    norm = 8 * min(partition.largest, partition.share)  # the norm is taken in fp64, one parameter at a time
+    norm = 8 * min(partition.largest, partition.share)  # the norm is computed in fp64, one parameter at a time
     flat = size * partition.share
     converted = 0 if zero.precision == "fp32" else 4 * partition.share
     return own, max(norm, flat + converted)
@@ -206,7 +206,7 @@ def _ordered(parts: Parts) -> Parts:
 def checkpoint_bytes(stage: int, zero: ZeroSettings, partition: Partition, frozen_bytes: int) -> int:
     """All ranks' files together: weights in the training precision, fp32 master weights, optimizer state.
 
-    Stage 3 writes no weights besides the master weights, of which they are made again.
+    Stage 3 writes no weights besides the master weights, which they are restored from.
     """
     master = 0 if stage == 0 and zero.precision == "fp32" else 4
     if stage == 0:
@@ -218,5 +218,5 @@ def checkpoint_bytes(stage: int, zero: ZeroSettings, partition: Partition, froze
 
 
 def export_bytes(parameters: int) -> int:
-    """The exported model is fp32, tied weights once."""
+    """The exported model is in fp32, tied weights stored once."""
     return 4 * parameters

@@ -1,4 +1,4 @@
-"""A run's plan: settings, models and machine put together, and every figure of the report computed from them."""
+"""A run's plan: every figure of the report, computed from settings, models and machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 
 @dataclass(frozen=True)
 class Plan:
-    """What `dwt-ds plan` knows of a run."""
+    """A run as `dwt-ds plan` sees it."""
 
     settings: Settings
     shapes: Shapes
@@ -40,7 +40,7 @@ class Plan:
 
     @cached_property
     def sharded_teacher(self) -> ShardedTeacher | None:
-        """None where every rank has all of the teacher."""
+        """None if every rank has the whole teacher."""
         teacher = self.simulator.teacher
         sharded = self.settings.config.teacher.sharded and self.ranks > 1
         return ShardedTeacher(teacher, self.ranks) if sharded and teacher is not None else None
@@ -50,12 +50,12 @@ class Plan:
         return Partition(self.shapes.trainable_numels, self.ranks)
 
     def zero(self, stage: int) -> ZeroSettings:
-        """The JSON's numbers, were it of another stage."""
+        """The JSON's numbers at this stage, which may differ from its own."""
         return zero_settings(self.settings.ds_values, self.settings.ds.precision, stage)
 
     @cached_property
     def frozen_bytes(self) -> int:
-        """The student's tables and untrained parameters."""
+        """The student's buffers and untrained parameters."""
         student = self.shapes.student
         frozen = sum(p.numel() for p in student.parameters() if not p.requires_grad)
         return buffer_bytes(student) + frozen * self.zero(self.stage).element_bytes
@@ -79,10 +79,10 @@ class Plan:
         return self.simulator.micro_batch(self.settings.config.train.micro_batch_size)
 
     def largest_micro_batches(self) -> dict[int, int]:
-        """By ZeRO stage, about the most rows whose fullest moment fits the device; 0 if none does."""
+        """ZeRO stage -> about the most rows whose peak fits the device; 0 if none does."""
         small = self.settings.config.train.micro_batch_size
-        # Memory grows in proportion to the rows, but for logits, which come in chunks: so the second sample that the
-        # slope is taken from lies near the answer.
+        # Memory grows in proportion to the rows, except for logits, which are computed in chunks. So the second sample
+        # for the slope is taken near the answer.
         samples = {small: self.micro, 4 * small: self.simulator.micro_batch(4 * small)}
         near = self._rows_that_fit(self.stage, samples)
         if near not in (0, small):
@@ -90,7 +90,7 @@ class Plan:
         return {stage: self._rows_that_fit(stage, samples) for stage in STAGES}
 
     def _rows_that_fit(self, stage: int, samples: dict[int, MicroBatchBytes]) -> int:
-        """Along the line through the fullest moments of two micro-batches."""
+        """On the line through the peaks of two micro-batches."""
         (few, at_few), (many, at_many) = (
             (rows, self.memory(stage, micro).peak) for rows, micro in sorted(samples.items())
         )
@@ -130,12 +130,12 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Of the whole run at the JSON's ZeRO stage."""
+        """Hours of the whole run at the JSON's ZeRO stage."""
         return self.step_time(self.stage).total * self.settings.total_steps / 3600
 
     @property
     def flops(self) -> float:
-        """Operations of training, all ranks; looks at the held-out text are not counted."""
+        """Operations of training, all ranks; evaluations are not counted."""
         return float(self.work.per_row * self.settings.rows_per_step * self.settings.total_steps)
 
     @property
@@ -155,7 +155,7 @@ class Plan:
 
     @cached_property
     def growth(self) -> GrowthPlan | None:
-        """Where each student layer starts from; None for a random start. ValueError where growth is impossible."""
+        """The source of each student layer; None for random weights. ValueError if the growth is impossible."""
         init = self.settings.config.student.init
         if init == "random":
             return None

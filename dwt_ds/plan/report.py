@@ -1,4 +1,4 @@
-"""The plan as text for people: sections of short lines and small tables."""
+"""The plan as text: sections of short lines and small tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Lines = list[str]
 
 
 def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recipe_argument: str) -> str:
-    """All sections; `overrides`, `deepspeed_config` and `recipe_argument` as they came from the command line."""
+    """All sections; `overrides`, `deepspeed_config` and `recipe_argument` are those of the command line."""
     commands = printed_commands(
         recipe_argument, overrides, deepspeed_config, nodes=plan.nodes, ranks_per_node=plan.ranks // plan.nodes
     )
@@ -35,7 +35,7 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
         "speed": _speed(plan),
         "traffic of a step": _traffic(plan),
         "disk": _disk(plan),
-        "start it": commands,
+        "command": commands,
     }
     title = f"{plan.settings.recipe.name}: {plan.nodes} x {plan.ranks // plan.nodes} {plan.device.name}"
     parts = [f"{title}, ZeRO-{plan.stage}, {plan.settings.ds.precision} ({plan.settings.ds.origin.source})"]
@@ -45,7 +45,7 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
 
 
 def resolved(settings: Settings) -> str:
-    """The whole recipe as YAML and the DeepSpeed JSON, as a run's folder has them in config.yaml and ds_config.json."""
+    """The whole recipe as YAML and the DeepSpeed JSON, as in the config.yaml and ds_config.json of a run's folder."""
     plain = resolved_recipe(settings.config, settings.ds_values, settings.total_steps)
     recipe = yaml.safe_dump(plain, sort_keys=False)
     values = json.dumps(settings.ds_values, indent=2)
@@ -69,10 +69,10 @@ def _models(plan: Plan) -> Lines:
         lines.append(f"         {shapes.teacher_source}")
     growth = plan.growth
     if growth is None:
-        lines.append("start    random weights")
+        lines.append("init     random weights")
     else:
         width = f", width by {growth.width}" if growth.width else ""
-        lines.append(f"start    {student.init}: depth by {growth.depth}{width}")
+        lines.append(f"init     {student.init}: depth by {growth.depth}{width}")
         lines.extend(f"         {line}" for line in growth.lines())
     if plan.settings.quantization is not None:
         lines.append(f"rounding {plan.settings.quantization.describe()}")
@@ -85,7 +85,7 @@ def _batch(plan: Plan) -> Lines:
     rows = settings.rows_per_step
     return [
         f"{train.micro_batch_size} rows x {train.gradient_accumulation_steps} accumulated x {plan.ranks} ranks = "
-        f"{rows:,} rows a step, {rows * corpus.tokens_per_row:,.0f} tokens, "
+        f"{rows:,} rows per step, {rows * corpus.tokens_per_row:,.0f} tokens, "
         f"{rows * corpus.labels_per_row(settings.config.data.mask_probability):,} labels",
         f"{settings.total_steps:,} steps, {plan.tokens:,.0f} tokens, {plan.epochs:.3g} epochs of {corpus.rows:,} rows",
     ]
@@ -96,33 +96,35 @@ def _memory(plan: Plan) -> Lines:
     names = [f"ZeRO-{stage}{' *' if stage == plan.stage else ''}" for stage in STAGES]
     rows: list[Sequence[str]] = [("GiB", *names)]
     rows += [(part, *(_gib(memory.most[part]) for memory in by_stage)) for part in PARTS]
-    rows.append(("all, at the fullest moment", *(_gib(memory.peak) for memory in by_stage)))
-    rows.append(("which is the", *(memory.fullest for memory in by_stage)))
+    rows.append(("peak", *(_gib(memory.peak) for memory in by_stage)))
+    rows.append(("reached in the", *(memory.fullest for memory in by_stage)))
     largest = plan.largest_micro_batches()
     rows.append(("largest micro-batch", *(f"{largest[stage]:,}" for stage in STAGES)))
     lines = [
         *table(rows, "<>"),
-        "each part at its most; parts do not all peak at once, so that the fullest moment holds less than their sum",
-        f"* the JSON's. {_room(plan)}",
+        "each part at its largest; the parts do not all peak at once, so the peak is less than their sum",
+        f"* the JSON's stage. {_room(plan)}",
         *_host(by_stage[plan.stage]),
     ]
     logit_rows = plan.simulator.logit_rows(plan.settings.config.train.micro_batch_size)
-    lines.append("no logits in memory" if logit_rows is None else f"logits of {logit_rows:,} rows at a time")
+    lines.append(
+        "logits are never in memory" if logit_rows is None else f"logits in memory: {logit_rows:,} rows at a time"
+    )
     return lines
 
 
 def _room(plan: Plan) -> str:
     room = f"A rank has {_gib(plan.device.memory_bytes)} GiB"
     if plan.device.is_cpu:
-        return f"{room} of this machine's memory; libraries and the data's pages are not counted"
-    return f"{room}, of which {RESERVED_SHARE:.0%} are left for CUDA, NCCL and fragments"
+        return f"{room} of this machine's memory; libraries and cached data are not counted"
+    return f"{room}; {RESERVED_SHARE:.0%} of it is reserved for CUDA, NCCL and fragmentation"
 
 
 def _host(memory: RankMemory) -> Lines:
     if not memory.host:
         return []
     parts = ", ".join(f"{part} {_gib(size)}" for part, size in memory.host.items())
-    return [f"in the machine's own memory, a rank, GiB: {parts}"]
+    return [f"in the host's memory, GiB per rank: {parts}"]
 
 
 def _speed(plan: Plan) -> Lines:
@@ -131,15 +133,15 @@ def _speed(plan: Plan) -> Lines:
     rows = settings.rows_per_step
     peak = plan.device.flops_per_second(settings.ds.precision)
     lines = [
-        f"{work.per_row / 1e9:,.2f} GFLOP a row (student {3 * work.student_forward / 1e9:,.2f}, teacher "
-        f"{work.teacher_forward / 1e9:,.2f}), {plan.flops:.3g} FLOP in all",
-        f"at {plan.device.mfu:.0%} of {peak / 1e12:,.4g} TFLOP/s a rank (assumed; --mfu sets it): "
-        f"{1e3 * time.compute:,.2f} ms a step, and {1e3 * time.exposed:,.2f} ms waiting for traffic",
+        f"{work.per_row / 1e9:,.2f} GFLOP per row (student {3 * work.student_forward / 1e9:,.2f}, teacher "
+        f"{work.teacher_forward / 1e9:,.2f}), {plan.flops:.3g} FLOP in total",
+        f"at {plan.device.mfu:.0%} of {peak / 1e12:,.4g} TFLOP/s per rank (assumed; --mfu sets it): "
+        f"{1e3 * time.compute:,.2f} ms per step, and {1e3 * time.exposed:,.2f} ms waiting for traffic",
         f"{rows * settings.corpus.tokens_per_row / time.total:,.0f} tokens/s, {plan.hours:,.1f} hours, "
         f"{plan.hours * plan.ranks:,.0f} device hours, scaling efficiency {time.efficiency:.0%}",
     ]
     if work.recomputed:
-        lines.insert(1, f"{work.recomputed / 1e9:,.2f} GFLOP a row once more (activation checkpointing): time only")
+        lines.insert(1, f"{work.recomputed / 1e9:,.2f} GFLOP per row recomputed (activation checkpointing): time only")
     zero = plan.zero(plan.stage)
     if zero.optimizer_on_cpu or zero.parameters_on_cpu:
         lines.append("offload: transfers and the optimizer on the CPU are not counted")
@@ -149,13 +151,13 @@ def _speed(plan: Plan) -> Lines:
 def _traffic(plan: Plan) -> Lines:
     traffic = plan.traffic(plan.stage)
     if not traffic:
-        return ["one rank: none"]
+        return ["none: there is one rank"]
     rate = bytes_per_second(plan.device, plan.nodes)
-    rows: list[Sequence[str]] = [("collective", "bytes", "calls", "sent a rank", "ms")]
+    rows: list[Sequence[str]] = [("collective", "bytes", "calls", "sent per rank", "ms")]
     for each in traffic:
         rows.append(
             (
-                f"{each.collective} of {each.what}{' (beside the backward pass)' if each.hidden else ''}",
+                f"{each.collective} of {each.what}{' (during the backward pass)' if each.hidden else ''}",
                 f"{each.bytes:,}",
                 f"{each.calls:,}",
                 f"{each.sent_bytes(plan.ranks):,.0f}",
@@ -164,8 +166,8 @@ def _traffic(plan: Plan) -> Lines:
         )
     return [
         *table(rows, "<>"),
-        f"links: {rate / 1e9:,.1f} GB/s a rank ({LINK_SHARE:.0%} of the data sheet's, assumed), "
-        f"{LATENCY_SECONDS * 1e6:.0f} us a call for each doubling of the ranks",
+        f"links: {rate / 1e9:,.1f} GB/s per rank ({LINK_SHARE:.0%} of the peak, assumed), "
+        f"{LATENCY_SECONDS * 1e6:.0f} us per call for each doubling of the ranks",
     ]
 
 
@@ -174,8 +176,8 @@ def _disk(plan: Plan) -> Lines:
     one, export = plan.checkpoint_bytes, export_bytes(plan.shapes.student_parameters)
     most = (train.keep_last + 1) * one + export
     return [
-        f"a checkpoint {_gib(one)} GiB; {train.keep_last} kept and one being written, and the export of {_gib(export)} "
-        f"GiB: {_gib(most)} GiB free are enough"
+        f"checkpoint {_gib(one)} GiB, export {_gib(export)} GiB; {_gib(most)} GiB are enough to keep {train.keep_last} "
+        "checkpoints while the next is written"
     ]
 
 

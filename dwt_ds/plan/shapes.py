@@ -30,7 +30,7 @@ class Teacher:
 
     config: PretrainedConfig
     source: str
-    """For people: its own config.json, or what is assumed."""
+    """In words: its own config.json, or what is assumed."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def build_shapes(settings: Settings, trainer: Settings | None = None) -> Shapes:
 
     Args:
         settings: of the run.
-        trainer: of the run that is going to train its teacher; None: `find_teacher` looks for one.
+        trainer: of the run that will train its teacher; None: `find_teacher` looks for one.
 
     Raises:
         ValueError: what `build_student` raises for settings that make no model.
@@ -70,13 +70,13 @@ def build_shapes(settings: Settings, trainer: Settings | None = None) -> Shapes:
     family = settings.config.student.family
     with torch.device("meta"):
         student = GatheredMaskedLM(build_student(settings.config.student, **_sizes(settings.corpus)))
-        _without_looks_at_values(student)
+        _silence_padding_warning(student)
         try:
             freeze_unused_parameters(student)
         except RuntimeError as error:
             raise ValueError(
                 f"student.family={family!r}: its code reads the values of tensors, which a plan does not have "
-                f"({one_line(error)}); plan with a like family, such as bert"
+                f"({one_line(error)}); plan with a similar family, such as bert"
             ) from error
         if settings.quantization is not None:
             _quantize(student, settings.quantization)
@@ -90,12 +90,12 @@ def meta_model(config: PretrainedConfig) -> GatheredMaskedLM:
     with torch.device("meta"):
         model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
     gathered = GatheredMaskedLM(model.eval().requires_grad_(False))
-    _without_looks_at_values(gathered)
+    _silence_padding_warning(gathered)
     return gathered
 
 
 def _quantize(gathered: GatheredMaskedLM, quantization: Quantization) -> None:
-    """Put in the fake quantizers. On the meta device torchao makes new parameters, so that ties have to be put back."""
+    """Insert the fake quantizers. On the meta device torchao makes new parameters, so tied ones are tied again here."""
     before = dict(gathered.named_parameters(remove_duplicate=False))
     prepare(gathered.model, quantization)
     for name, _ in list(gathered.named_parameters(remove_duplicate=False)):
@@ -103,8 +103,8 @@ def _quantize(gathered: GatheredMaskedLM, quantization: Quantization) -> None:
         setattr(gathered.get_submodule(module), last, before[name])
 
 
-def _without_looks_at_values(gathered: GatheredMaskedLM) -> None:
-    """Some models warn of padding without a mask, for which they read the tokens; on the meta device there are none."""
+def _silence_padding_warning(gathered: GatheredMaskedLM) -> None:
+    """Switch off a warning of some models, which reads the tokens; on the meta device they have no values."""
     for module in gathered.modules():
         if isinstance(module, PreTrainedModel):
             module.warn_if_padding_and_no_attention_mask = _no_warning  # type: ignore[method-assign]
@@ -126,7 +126,7 @@ def find_teacher(settings: Settings) -> Teacher | None:
         pass
     student, why = _assumed_teacher(settings, path)
     config = student_model_config(student, **_sizes(settings.corpus))
-    return Teacher(config, f"assumed, since {path} is not there: {config.model_type}, {_size_words(config)} ({why})")
+    return Teacher(config, f"assumed, since {path} does not exist: {config.model_type}, {_size_words(config)} ({why})")
 
 
 def _trained_by(trainer: Settings) -> Teacher:
@@ -135,7 +135,7 @@ def _trained_by(trainer: Settings) -> Teacher:
 
 
 def _assumed_teacher(settings: Settings, path: str) -> tuple[StudentConfig, str]:
-    """A student section that stands for the teacher, and the reason."""
+    """A student section to use as the teacher's, and the reason."""
     for name in recipe_names():
         recipe = load_recipe(name)
         if path == f"{recipe.config.output_dir}/export":
@@ -143,10 +143,10 @@ def _assumed_teacher(settings: Settings, path: str) -> tuple[StudentConfig, str]
     student = settings.config.student
     if student.layers > 12 or student.hidden_size > 768:
         layers, width, heads = 12, 768, 12
-        why = "no recipe trains it; BERT-base stands for it"
+        why = "no recipe trains it; BERT-base is used in its place"
     else:
         layers, width, heads = max(1, student.layers // 2), student.hidden_size, student.num_heads
-        why = "no recipe trains it; half the student's layers stand for it"
+        why = "no recipe trains it; half the student's layers are used in its place"
     section = StudentConfig(
         family=student.family, layers=layers, hidden_size=width, num_heads=heads, max_positions=student.max_positions
     )
@@ -162,7 +162,7 @@ def _size_words(config: PretrainedConfig) -> str:
 
 
 def buffer_bytes(model: nn.Module) -> int:
-    """Bytes of tables that are neither parameters nor saved, such as position ids."""
+    """Bytes of buffers, which are not trained, such as position ids."""
     return sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
 
 

@@ -22,13 +22,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within the context: `now`, the bytes of all storages seen and still alive, and `peak`, the most so far.
+    """Counts, within the context, the bytes of all storages seen and not yet freed: `now`, and at most, `peak`.
 
     Every tensor that an operation returns brings its storage, which counts until it is freed. It works on the meta
     device as in a real run; on a GPU the caching allocator's peak is `peak`, except that it rounds sizes up.
 
     Args:
-        existing: tensors that are there already and count from the start.
+        existing: tensors allocated before, which count from the start.
     """
 
     def __init__(self, existing: Iterable[Tensor] = ()) -> None:
@@ -50,7 +50,7 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._forget, key, storage.nbytes())
 
     def reset_peak(self) -> None:
-        """Forget higher peaks than what is alive now."""
+        """Set the peak to what is allocated now."""
         self.peak = self.now
 
     def _forget(self, key: int, size: int) -> None:
@@ -76,15 +76,15 @@ class MicroBatchBytes:
     head_gradients: int
     """Gradients of the loss that its forward pass makes and keeps."""
     loss_peak: int
-    """Most alive while the loss is computed: the two above, logits in chunks, fp32 sums."""
+    """Most allocated while the loss is computed: the two above, logits in chunks, fp32 sums."""
     backward_peak: int
-    """Most alive in the backward pass, gradients of the parameters left out once they are complete."""
+    """Most allocated in the backward pass, without the parameters' complete gradients."""
     teacher_peak: int
-    """Most alive in the teacher's forward pass."""
+    """Most allocated in the teacher's forward pass."""
 
 
 class Simulator:
-    """Runs micro-batches of any size on shapes alone.
+    """Runs micro-batches of any size on the meta device.
 
     Args:
         settings: recipe, JSON and data.
@@ -113,7 +113,7 @@ class Simulator:
         return self._teacher
 
     def teacher_bytes(self) -> int:
-        """The teacher's weights and tables, whole."""
+        """Bytes of the whole teacher: weights and buffers."""
         return 0 if self._teacher is None else _bytes_of(self._teacher)
 
     def micro_batch(self, rows: int) -> MicroBatchBytes:

@@ -16,7 +16,7 @@ from dwt_ds.plan.hardware import Device
 def forward_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int, vocab_size: int) -> int:
     """Operations (a multiplication and an addition are two) of one row's forward pass, logits included.
 
-    Counted are the matrix products that the model needs, attention's among them.
+    Matrix products are counted, attention's among them.
     """
     model = copy.deepcopy(gathered).eval()
     model.model.set_attn_implementation("eager")
@@ -26,7 +26,7 @@ def forward_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int,
 
 
 def recomputed_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int) -> int:
-    """Operations of one row's forward pass that activation checkpointing does again in the backward pass."""
+    """Operations of one row's forward pass that activation checkpointing repeats in the backward pass."""
     counts = []
     for checkpointing in (False, True):
         model = copy.deepcopy(gathered).train()
@@ -43,16 +43,16 @@ def recomputed_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: i
 
 @dataclass(frozen=True)
 class Work:
-    """Operations for one row of the data."""
+    """Operations per row of the data."""
 
     student_forward: int
     teacher_forward: int
     recomputed: int = 0
-    """Of the student's forward pass, done again in the backward pass (activation checkpointing): time, but no work."""
+    """Of the student's forward pass, repeated in the backward pass (activation checkpointing): they take time."""
 
     @property
     def per_row(self) -> int:
-        """What the models need: forward and twice as much backward for the student, forward alone for the teacher."""
+        """Without repetitions: the student's forward pass and twice that backward, the teacher's forward pass."""
         return 3 * self.student_forward + self.teacher_forward
 
 
@@ -64,7 +64,7 @@ class StepTime:
     traffic: float
     """All collectives, hidden or not."""
     exposed: float
-    """The part of the traffic that training waits for."""
+    """Traffic that training waits for."""
 
     @property
     def total(self) -> float:
@@ -72,7 +72,7 @@ class StepTime:
 
     @property
     def efficiency(self) -> float:
-        """Share of the speed that as many ranks would have if talking took no time."""
+        """Share of the speed that the ranks would have if communication took no time."""
         return self.compute / self.total
 
 
@@ -81,7 +81,7 @@ def step_time(
 ) -> StepTime:
     """Time of a step in which each rank computes `rows` rows, all micro-batches together.
 
-    Traffic that overlaps the backward pass costs nothing as long as it is shorter; the last bucket always waits.
+    Traffic that overlaps the backward pass is free as long as it is shorter; training always waits for the last bucket.
     """
     row_seconds = rows / (device.mfu * device.flops_per_second(precision))
     compute = (work.per_row + work.recomputed) * row_seconds
@@ -95,6 +95,6 @@ def step_time(
 
 
 def traffic_seconds(traffic: Traffic, device: Device, nodes: int, ranks: int) -> float:
-    """Time of one kind of collective: over all machines, or within each where every group has a machine's ranks."""
+    """Seconds of one kind of collective: over all machines, or within each if no group spans two of them."""
     within = (ranks // nodes) % traffic.group_of(ranks) == 0
     return traffic.seconds(ranks, bytes_per_second(device, 1 if within else nodes))

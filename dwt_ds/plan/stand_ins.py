@@ -1,6 +1,6 @@
 """Stand-ins on the meta device for what does not run there: fused attention, a GPU's dropout, the loss kernel.
 
-Each allocates and keeps tensors of the shapes and dtypes of the real one, so that their bytes are counted.
+Each allocates and keeps tensors of the same shapes and dtypes as the real one, so that their bytes are counted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def imitate_device(model: PreTrainedModel, attention: str, *, on_cpu: bool) -> N
 
 
 class _GpuDropout(nn.Module):
-    """A GPU keeps one byte an element for the backward pass; torch's meta device would keep the element's size."""
+    """A GPU keeps one byte per element for the backward pass; torch's meta device would keep a whole element."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _GpuDropout(nn.Module):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """FlashAttention-2 (Dao 2023): inputs, output and a number a row are kept, no (S, S) scores."""
+    """FlashAttention-2 (Dao 2023) keeps inputs, output and one number per row, but no (S, S) scores."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ AttentionMaskInterface.register(FUSED_ATTENTION, sdpa_mask)
 
 
 def chunk_rows(rows: int, row_bytes: int, *, memory: str, on_cpu: bool) -> int | None:
-    """Rows whose logits are in memory at once, both models' (`row_bytes` a row); None: none are (logit-free).
+    """Rows whose logits are in memory at once, of both models (`row_bytes` per row); None: none are (logit-free).
 
     As `dwt_kernels` chooses on a device with 4 GiB free or more.
     """

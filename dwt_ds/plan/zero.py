@@ -1,7 +1,7 @@
-"""What DeepSpeed makes of the JSON's ZeRO section, as numbers: who holds how many elements, in which buckets.
+"""The JSON's ZeRO section in numbers: how many elements each rank holds, and the sizes of buckets.
 
-Read off DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, runtime/fp16/fused_optimizer.py); the partitioning
-itself is ZeRO's (Rajbhandari et al. 2020, section 5).
+As DeepSpeed 0.19.8 does it (runtime/zero/stage_1_and_2.py, stage3.py, runtime/fp16/fused_optimizer.py). The
+partitioning itself is ZeRO's (Rajbhandari et al. 2020, section 5).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# fp32 numbers that an optimizer keeps for each element besides the weight itself.
+# fp32 numbers that an optimizer keeps per element besides the weight itself.
 _MOMENTS = {"adam": 2, "adamw": 2, "lamb": 2, "fusedadam": 2, "lion": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -20,7 +20,7 @@ STAGE_0_BUCKET = 500_000_000
 
 @dataclass(frozen=True)
 class Partition:
-    """The trainable parameters over `ranks` ranks."""
+    """Parameters partitioned over `ranks` ranks."""
 
     numels: list[int]
     """Elements of each parameter, in order."""
@@ -28,7 +28,7 @@ class Partition:
 
     @property
     def elements(self) -> int:
-        """All of them."""
+        """Of all parameters."""
         return sum(self.numels)
 
     @property
@@ -44,7 +44,7 @@ class Partition:
 
     @property
     def touched(self) -> int:
-        """Elements of the parameters that lie in one rank's part at least partly; the most of any rank."""
+        """Elements of all parameters that are at least partly in one rank's part; the most of any rank."""
         edges = [0]
         for numel in self.numels:
             edges.append(edges[-1] + numel)
@@ -57,7 +57,7 @@ class Partition:
 
     @property
     def shards(self) -> int:
-        """One rank's part in stage 3, where every parameter is cut by itself."""
+        """One rank's part in stage 3, where every parameter is sharded by itself."""
         return sum(-(-numel // self.ranks) for numel in self.numels)
 
     @property
@@ -68,7 +68,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """The keys of the JSON that change memory or traffic, defaults filled in as DeepSpeed fills them."""
+    """Keys of the JSON that affect memory or traffic, with DeepSpeed's defaults."""
 
     precision: str
     reduce_bucket: int
@@ -76,7 +76,7 @@ class ZeroSettings:
     contiguous_gradients: bool
     overlap_comm: bool
     multi_rank_all_reduce: bool
-    """Gradients of several ranks in one all-reduce (DeepSpeed's default), not a reduce to each owner."""
+    """Gradients of several ranks in one all-reduce (DeepSpeed's default) rather than a reduce to each owner."""
     optimizer_on_cpu: bool
     parameters_on_cpu: bool
     max_live_parameters: int
@@ -84,12 +84,12 @@ class ZeroSettings:
     persistence_threshold: int
     prefetch_bucket: int
     hpz: int
-    """Ranks over which ZeRO++ keeps a second copy of the weights, for the backward pass (1: none)."""
+    """Ranks over which ZeRO++ shards a second copy of the weights, for the backward pass (1: none)."""
     moments: int
 
     @property
     def element_bytes(self) -> int:
-        """Of weights, gradients and what travels."""
+        """Bytes of a weight or gradient, in memory and in collectives."""
         return ELEMENT_BYTES[self.precision]
 
     def persistent_elements(self, partition: Partition) -> int:
@@ -119,7 +119,7 @@ class ZeroSettings:
 
 
 def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> ZeroSettings:
-    """The settings of a JSON without "auto", as they would be at `stage`."""
+    """The settings of a resolved JSON, as they would be at `stage`."""
     section = ds_values.get("zero_optimization", {})
     overlap = section.get("overlap_comm")
     return ZeroSettings(

@@ -98,10 +98,13 @@ class RunFolder:
         """Remove a request to stop: it was met, or it was left over from an earlier start."""
         (self.path / STOP_FILE).unlink(missing_ok=True)
 
+    def metrics_rows(self) -> list[dict[str, Any]]:
+        """Objects of metrics.jsonl, the earliest first; a last line torn by a kill is left out."""
+        return [json.loads(line) for line in self._lines(_METRICS)]
+
     def has_held_out_loss(self, step: int) -> bool:
         """Whether the held-out losses after `step` are in metrics.jsonl."""
-        rows = map(json.loads, self._lines(_METRICS))
-        return any(row["step"] == step and "eval_hard_loss" in row for row in rows)
+        return any(row["step"] == step and "eval_hard_loss" in row for row in self.metrics_rows())
 
     def cut_metrics_back(self, step: int) -> None:
         """Drop the rows after `step`, of skipped.jsonl too, so that each step stands there once after a resume."""

@@ -1,10 +1,11 @@
-"""Steps, tokens, operations and hours of a study's runs, before they are run."""
+"""Steps, tokens, operations and hours of a study's runs, estimated before they start."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dwt_ds.base.words import table
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.settings import Settings
@@ -20,30 +21,45 @@ class Cost:
     tokens: float
     """Real tokens, all ranks."""
     flops: float
-    """Operations of training; looks at the held-out text are not counted."""
+    """Operations of training, evaluations not counted."""
     hours: float
 
 
 def estimate(runs: Sequence[StudyRun], settings: Mapping[str, Settings], device: Device) -> dict[str, Cost]:
-    """Cost of each run, by name, as `dwt-ds plan` has it for one machine.
+    """Cost of each run on one machine, by name, as `dwt-ds plan` computes it.
 
     Args:
-        runs: of a grid, the teachers' among them.
+        runs: of a grid, including those that train its teachers.
         settings: of each run, by name.
         device: of a rank.
 
     Raises:
         ValueError: a model that cannot be built; one line.
     """
-    known: dict[str, Cost] = {}  # many runs differ in what costs nothing
+    known: dict[str, Cost] = {}  # many runs differ only in what costs nothing
     costs = {}
     for run in runs:
         trainer = settings[run.teacher_run] if run.teacher_run else None
-        alike = _what_costs(settings[run.name], trainer)
-        if alike not in known:
-            known[alike] = _cost(settings[run.name], trainer, device)
-        costs[run.name] = known[alike]
+        key = _what_costs(settings[run.name], trainer)
+        if key not in known:
+            known[key] = _cost(settings[run.name], trainer, device)
+        costs[run.name] = known[key]
     return costs
+
+
+def cost_table(costs: Mapping[str, Cost], finished: Sequence[str]) -> list[str]:
+    """Lines for people: the cost of each run, and the sum of those that are not finished.
+
+    Args:
+        costs: of each run, by name.
+        finished: names of the runs that need not run again.
+    """
+    due = [cost for name, cost in costs.items() if name not in finished]
+    total = Cost(*(sum(getattr(cost, key) for cost in due) for key in ("steps", "tokens", "flops", "hours")))
+    rows: list[tuple[str, ...]] = [("run", "steps", "tokens", "PFLOP", "hours")]
+    rows += [(name, *_cells(cost), "finished" if name in finished else "") for name, cost in costs.items()]
+    rows.append((f"{len(due)} to run", *_cells(total)))
+    return table(rows, "<>>>><")
 
 
 def _cost(settings: Settings, trainer: Settings | None, device: Device) -> Cost:
@@ -52,7 +68,7 @@ def _cost(settings: Settings, trainer: Settings | None, device: Device) -> Cost:
 
 
 def _what_costs(settings: Settings, trainer: Settings | None) -> str:
-    """Equal for runs that differ in nothing but their seed, their teacher's weights and where they start."""
+    """Equal for runs that differ only in their seed, their teacher's weights and their initial weights."""
     config = settings.config
     teacher = None if trainer is None else trainer.config.student
     config = replace(
@@ -63,3 +79,14 @@ def _what_costs(settings: Settings, trainer: Settings | None) -> str:
         teacher=replace(config.teacher, path=None if trainer is None else ""),
     )
     return repr((config, teacher, settings.ds_values, settings.corpus))
+
+
+def _cells(cost: Cost) -> tuple[str, ...]:
+    return f"{cost.steps:,}", _with_unit(cost.tokens), f"{cost.flops / 1e15:,.3g}", f"{cost.hours:,.2f}"
+
+
+def _with_unit(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:,.2f} {unit}"
+    return f"{number:.0f}"

@@ -1,4 +1,4 @@
-"""The report's figures. Series are told apart by marker and dashes as well as by colour (Okabe and Ito's palette)."""
+"""The report's figures. Series differ in marker and dashes as well as in colour (Okabe and Ito's palette)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from dwt_ds.study.read_run import RunRecord, by_series, mean_and_deviation
+from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -26,9 +26,9 @@ Y_NAMES = {
     "hard_loss": "training cross-entropy (hard)",
     "soft_loss": "KL from the teacher (soft)",
     "soft_weight": "weight of the soft loss",
-    "less_alone": "held-out, less the lone student's",
+    "less_alone": "held-out, minus the lone student's",
 }
-# Small on purpose: on a phone a figure is as wide as the screen, and its letters must not shrink below the text's.
+# Small on purpose: on a phone a figure is as wide as the screen, and its text must stay as large as the page's.
 _SIZE, _DPI, _LEGEND_POINTS = (4.0, 3.3), 150, 8.5
 
 # Lee et al. (2023), figure 2: means of seven GLUE tasks.
@@ -41,7 +41,7 @@ PAPER_TEACHERS = {
 
 
 class Styles:
-    """One look a series, the same in all figures of a report."""
+    """One style per series, the same in all figures of a report."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._index = {name: number for number, name in enumerate(names)}
@@ -49,23 +49,43 @@ class Styles:
     def of(self, name: str) -> dict[str, Any]:
         """Keyword arguments for `plot`."""
         number = self._index[name]
-        # Beyond eight series a colour comes again with other dashes and another marker.
+        # Beyond eight series a colour is used again, with other dashes and another marker.
         turn = number // len(_COLOURS)
         pick = (number + 3 * turn) % len(_DASHES)
         return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[pick], "marker": _MARKERS[pick]}
 
 
 def curves(
-    runs: Sequence[RunRecord], x: str, y: str, styles: Styles, path: Path, *, first_step: int = 0
+    runs: Sequence[RunRecord],
+    x: str,
+    y: str,
+    styles: Styles,
+    path: Path,
+    *,
+    first_step: int = 0,
+    with_training: bool = False,
 ) -> Path | None:
-    """Mean over seeds of `y` against `x` for each series, with a band of a standard deviation; None without data.
+    """Draw the mean over seeds of `y` against `x` for each series, with a band of one standard deviation.
 
     Args:
-        first_step: leave out what lies before, so that the start's steep fall does not flatten the rest.
+        runs: one or more for each series.
+        x: a name of X_NAMES.
+        y: a name of Y_NAMES.
+        styles: of all series.
+        path: PNG file to write.
+        first_step: leave out earlier steps, whose steep fall would flatten the rest.
+        with_training: also draw each run's training cross-entropy (hard), as a thin line.
+
+    Returns:
+        `path`, or None if no run has any data.
     """
     figure, axes = _canvas()
     drawn = False
     for name, group in by_series(runs).items():
+        if with_training:
+            thin = {**styles.of(name), "marker": "", "linewidth": 0.8, "alpha": 0.6}
+            for run in group:
+                axes.plot(*zip(*_points(run, x, "hard_loss", first_step)), **thin)
         lines = [_points(run, x, y, first_step) for run in group]
         lines = [line for line in lines if line]
         if not lines:
@@ -82,7 +102,7 @@ def curves(
     if not drawn:
         plt.close(figure)
         return None
-    axes.set(xlabel=X_NAMES[x], ylabel=Y_NAMES[y])
+    axes.set(xlabel=X_NAMES[x], ylabel=f"{Y_NAMES[y]}{' (thin: training)' if with_training else ''}")
     _legend_below(figure, axes)
     if y == "less_alone":
         axes.axhline(0.0, color="black", linewidth=0.8)
@@ -100,7 +120,7 @@ def scores_along(runs: Sequence[RunRecord], styles: Styles, tasks: str, path: Pa
         steps = np.array(sorted(set.intersection(*(set(run.scores) for run in group))))
         points = [mean_and_deviation([score for run in group for score in run.scores[step]]) for step in steps]
         errors = [deviation or 0.0 for _, deviation in points]
-        # Side by side, so that the bars can be told apart.
+        # Side by side, so that the bars do not cover one another.
         aside = (number - (len(series) - 1) / 2) * 0.012 * (steps[-1] - steps[0])
         means = [mean for mean, _ in points]
         axes.errorbar(steps + aside, means, errors, label=name, capsize=3, markersize=4, **styles.of(name))
@@ -110,7 +130,7 @@ def scores_along(runs: Sequence[RunRecord], styles: Styles, tasks: str, path: Pa
 
 
 def paper_teacher_quality(path: Path) -> Path:
-    """The paper's figure 2: what a student is worth with teachers of different worth."""
+    """The paper's figure 2: the student's score with teachers of different scores."""
     figure, axes = _canvas()
     for (name, (teacher, student)), marker, colour in zip(PAPER_TEACHERS.items(), _MARKERS[1:], _COLOURS[1:]):
         axes.plot(teacher, student, linestyle="", marker=marker, color=colour, markersize=8, label=name)
@@ -122,7 +142,7 @@ def paper_teacher_quality(path: Path) -> Path:
 
 
 def teacher_quality(points: Mapping[str, Mapping[str, Any]], alone: Sequence[float], unit: str, path: Path) -> Path:
-    """Our figure 2. Up and right is better, whichever way the unit runs.
+    """The same figure from our runs. Up and right is better in either unit.
 
     Args:
         points: series -> {"teacher": its value, "students": value by seed}.
@@ -174,7 +194,7 @@ def _canvas() -> tuple[Figure, Axes]:
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
-    """Names under the axes, which keep their height: within them they would hide where the lines end."""
+    """Put the legend under the axes, which keep their height; inside it would hide the ends of the lines."""
     handles, names = axes.get_legend_handles_labels()
     rows = -(-len(names) // 2)
     figure.set_figheight(_SIZE[1] + rows * _LEGEND_POINTS * 1.6 / 72)

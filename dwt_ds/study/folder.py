@@ -4,13 +4,14 @@ OUT/RUN/            what dwt_ds.pretrain writes
 OUT/recipes/RUN.yaml, OUT/logs/RUN.log
 OUT/GRID.json       a grid's runs with their labels and how they ended
 
-Several grids may share one folder, and then share the runs they have in common.
+Several grids may share one folder, and then share the runs they have in common. `check_same` refuses a run that was
+made with other settings.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,34 @@ from typing import Any
 import yaml
 
 from dwt_ds.base.files import atomic_file
+from dwt_ds.base.trees import flatten, merge
+from dwt_ds.config.schema import RunConfig
+from dwt_ds.engine.ds_json.resolve import resolved_recipe
+from dwt_ds.plan.settings import Settings
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import Grid, StudyRun
+
+# Settings that do not affect what is learned; they may change between two starts of one run.
+_MAY_CHANGE = (
+    "output_dir",
+    "data.workers",
+    # Their product with the number of ranks, the global batch, is compared.
+    "train.micro_batch_size",
+    "train.gradient_accumulation_steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.keep_every",
+    "train.export_every",
+    "train.collective_timeout_seconds",
+    "train.report_stuck_after_seconds",
+    "train.expected_world_size",
+)
+# Not compared without a teacher, since there is no soft loss.
+_OF_THE_SOFT_LOSS = ("distill.soft_weight", "distill.soft_positions", "distill.temperature")
+# Sections of the DeepSpeed JSON that affect what is learned. The file may have changed under its old name.
+_OF_THE_JSON = ("optimizer", "scheduler", "bf16", "fp16")
 
 
 class StudyFolder:
@@ -78,3 +105,68 @@ class StudyFolder:
             if isinstance(content, dict) and "runs" in content:
                 found.append(content)
         return found
+
+
+def check_same(folder: Path, settings: Settings) -> None:
+    """Refuse a folder whose run has other settings, another global batch or other data than the study's.
+
+    Args:
+        folder: of the run; it may be empty or missing.
+        settings: of the run that the study would make there.
+
+    Raises:
+        ValueError: the first difference, in one line.
+    """
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return
+    # Settings that an older version did not have yet had today's defaults.
+    stored = merge(RunConfig().to_dict(), yaml.safe_load(config.read_text(encoding="utf-8")))
+    ds_values, identity = (_json(folder / name) for name in ("ds_config.json", "run.json"))
+    for what, theirs, ours in _pairs(stored, ds_values, identity, settings):
+        if theirs != ours:
+            raise ValueError(
+                f"{folder}: was made with {what}={theirs!r}, this study has {ours!r}; "
+                "choose another --out or delete that run"
+            )
+
+
+def _pairs(
+    stored: Mapping[str, Any], ds_values: Mapping[str, Any], identity: Mapping[str, Any], settings: Settings
+) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value in the folder, value in the study) of everything that must be equal and is known on both sides."""
+    resolved = resolved_recipe(settings.config, settings.ds_values, settings.total_steps)
+    here, fingerprint = merge(RunConfig().to_dict(), resolved), settings.corpus.fingerprint
+    passed_over = list(_MAY_CHANGE)
+    if fingerprint and "data" in identity:
+        passed_over.append("data.dir")  # compared by content, not by name
+        yield "data.dir's fingerprint", identity["data"], fingerprint
+    for key in flatten(RunConfig().to_dict()):
+        unused = settings.config.teacher.path is None and key.startswith(_OF_THE_SOFT_LOSS)
+        if key not in passed_over and not unused:
+            yield key, _at(stored, key), _at(here, key)
+    if "train_batch_size" in ds_values:
+        yield "train_batch_size", ds_values["train_batch_size"], settings.rows_per_step
+    if fingerprint and ds_values:  # without the data the number of steps is a guess, and so is the scheduler's
+        theirs, ours = _what_is_learned(ds_values), _what_is_learned(settings.ds_values)
+        for key in theirs | ours:
+            yield key, theirs.get(key), ours.get(key)
+
+
+def _what_is_learned(ds_values: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten({section: ds_values[section] for section in _OF_THE_JSON if section in ds_values})
+
+
+def _at(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    # Only RUN/export is compared: the study may have moved, or be given by another path.
+    return "/".join(Path(values).parts[-2:]) if key == "teacher.path" and values else values
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in `path`; empty if the file is not there."""
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

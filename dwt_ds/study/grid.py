@@ -1,13 +1,13 @@
-"""A study's grid: from YAML to a list of runs, teachers before the students that learn from them.
+"""A study's grid: from YAML to a list of runs, teachers before their students.
 
-A grid names blocks of runs; within a block every combination of the listed labels is a run, once a seed:
+A grid lists blocks of runs; within a block every combination of the labels is a run, once per seed:
 
     title: Teacher quality
     runs:
       - {teacher: none}
       - {teacher: [teacher4, teacher1], weight: [w1, adaptive]}
 
-What a label means is in grids/common.yaml, and in the grid's own `teachers` and `axes`, which add to it.
+The settings of a label are in grids/common.yaml, and in the grid's own `teachers` and `axes`, which add to it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCALES = ("smoke", "small", "paper")
 NO_TEACHER = "none"
 ALONE = "alone"
 _COMMON = "common"
-# What stands under each key of a grid's file; a `glue` section is looked at with the options of the command.
+# Type of the value under each key of a grid's file; a `glue` section is checked together with the command's options.
 _GRID_KEYS: dict[str, Any] = {
     "title": str,
     "figure": int,
@@ -53,7 +53,7 @@ class StudyRun:
     """A recipe, nested, with neither output_dir nor teacher.path."""
     seed: int
     labels: dict[str, str] = field(default_factory=dict)
-    """Axis -> label, the default labels included; for a run that makes a teacher, only `makes`."""
+    """Axis -> label, default labels included; for a run that trains a teacher, only `makes`."""
     teacher_run: str | None = None
     """Name of the run whose export is this one's teacher."""
 
@@ -66,11 +66,11 @@ class Grid:
     title: str
     scale: str
     figure: int | None
-    """Number of the paper's figure that it redraws."""
+    """Number of the paper's figure that it reproduces."""
     ranks: int
-    """Processes of a run where there is no GPU."""
+    """Ranks of a run if there is no GPU."""
     glue: dict[str, Any] | None
-    """Options of the fine-tuning of each run's exports, empty for all defaults; None: no fine-tuning."""
+    """Options for fine-tuning each run's exports, empty for the defaults; None: no fine-tuning."""
     runs: list[StudyRun]
     """Teachers first."""
 
@@ -84,12 +84,12 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
     """Read a grid given as a file or as the name of a packaged one.
 
     Args:
-        seeds: in place of the grid's, or the scale's.
+        seeds: instead of the grid's or the scale's.
         glue: fine-tune all exports on GLUE from this folder, or from the "hub"; None: only if the grid says so.
 
     Raises:
         FileNotFoundError: no such grid.
-        ValueError: a key, an axis or a label that is not known; one line.
+        ValueError: an unknown key, axis or label; one line.
     """
     path = _find(grid)
     content, common = _read(path), _read(GRIDS_FOLDER / f"{_COMMON}.yaml")
@@ -135,18 +135,18 @@ def _fine_tuning(where: str, of_scale: dict[str, Any], of_grid: Any, asked: str 
     if of_grid is None and asked is None:
         return None
     if not isinstance(of_grid, (dict, type(None))):
-        raise ValueError(f"{where}: glue={of_grid!r} must be a mapping of options; write {{dir: hub}}, say")
+        raise ValueError(f"{where}: glue={of_grid!r} must be a mapping of options, such as {{dir: hub}}")
     return merge(of_scale, {**(of_grid or {}), **({} if asked is None else {"dir": asked})})
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels of a grid stand for."""
+    """The settings that a grid's labels stand for."""
 
     where: str
-    """Named in messages."""
+    """Prefix of error messages."""
     teachers: Mapping[str, dict[str, Any]]
-    """Label -> how the teacher's own run differs from the student's."""
+    """Label -> settings in which the teacher's own run differs from the student's."""
     axes: Mapping[str, dict[str, dict[str, Any]]]
     """Axis -> label -> settings; the first label is the default."""
 
@@ -156,11 +156,11 @@ class Labels:
         return StudyRun(f"{label}-s{seed}", settings, seed, {"makes": label})
 
     def default(self, axis: str) -> str:
-        """The label that a block which does not mention `axis` has."""
+        """The label of a block that does not mention `axis`."""
         return next(iter(self.axes[axis]))
 
     def chosen(self, axis: str, value: Any) -> list[str]:
-        """The labels that a block names for `axis`, checked."""
+        """The labels that a block lists for `axis`, checked."""
         known = [NO_TEACHER, *self.teachers] if axis == "teacher" else list(self.axes[axis])
         names = [str(each) for each in (value if isinstance(value, list) else [value])]
         for name in names:

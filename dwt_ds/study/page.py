@@ -1,4 +1,4 @@
-"""One HTML file with everything in it: tables, figures as data, no script, nothing loaded from elsewhere."""
+"""One HTML file with everything in it (tables, figures as data, no script, nothing loaded); tables as Markdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ p.note { color: #444; font-size: .9rem; max-width: 60rem; }
 
 
 class Page:
-    """Parts in the order they are added."""
+    """Headings, paragraphs, figures and tables, in the order they are added."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -43,11 +43,11 @@ class Page:
         self._parts.append(f'<p class="note">{escape(text)}</p>')
 
     def figures(self, figures: Sequence[tuple[Path | None, str]], *, folded: str = "") -> None:
-        """PNG files side by side where there is room, each with a text that says what it shows.
+        """PNG files, side by side where there is room, each with its caption.
 
         Args:
-            figures: those that are None are left out.
-            folded: if given, the title under which they unfold.
+            figures: (file, caption); those without a file are left out.
+            folded: if given, the figures are hidden under this title until it is clicked.
         """
         shown = "".join(_figure(path, text) for path, text in figures if path is not None)
         if not shown:
@@ -56,7 +56,7 @@ class Page:
         self._parts.append(f"<details><summary>{escape(folded)}</summary>{block}</details>" if folded else block)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, folded: str = "") -> None:
-        """A table that scrolls by itself where it is too wide; its first column names the row."""
+        """A table that scrolls where it is too wide; its first column names the row."""
         header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
         inner = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
@@ -73,6 +73,12 @@ class Page:
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(html, encoding="utf-8")
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is aligned left and the others right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _figure(path: Path, text: str) -> str:

@@ -11,12 +11,11 @@ from dwt_ds.base.words import shorten
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.plan.settings import changes
 from dwt_ds.study import figures
-from dwt_ds.study.differences import differing_settings
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.folder import StudyFolder
-from dwt_ds.study.page import Page
-from dwt_ds.study.read_run import X_AXES, RunRecord, by_series, compare_with_alone, mean_and_deviation
-from dwt_ds.study.saving import Saving, saving, whole_training
+from dwt_ds.study.page import Page, markdown_table
+from dwt_ds.study.records import X_AXES, RunRecord, by_series, compare_with_alone, differing_settings
+from dwt_ds.study.results import RESULTS_HEAD, RESULTS_NOTE, results_table
 
 HTML = "index.html"
 MARKDOWN = "results.md"
@@ -26,41 +25,25 @@ _LOSS_TITLES = {
     "soft_loss": "Training: soft loss",
     "soft_weight": "Weight of the soft loss",
 }
-_RESULT_HEAD = (
-    "series",
-    "held-out MLM loss",
-    "less the lone student's",
-    "tokens to its final loss",
-    "tokens saved",
-    "FLOPs to its final loss",
-    "FLOPs saved",
-    "seeds",
-)
-_RESULT_NOTE = (
-    "Losses in nats a masked token, lower is better; ± one standard deviation over seeds (n - 1). Differences are "
-    "taken seed by seed: equal seeds have equal data in equal order. The lone student's tokens and FLOPs are those of "
-    "its whole training, of which the others save a share. FLOPs count the teacher's forward passes, not its own "
-    "training."
-)
-# The first tenth of a run is a steep fall that would flatten the rest of a curve.
+# Share of a run left out at the start of a curve: a steep fall that would flatten the rest.
 _LEFT_OUT = 0.1
 
 
 def write_report(path: Path, out: Path) -> Path:
-    """Write the report of the run or study in `path` to `out`; the HTML file.
+    """Write the report of the run or study in `path` to `out`; returns the HTML file.
 
     Raises:
-        ValueError: there is neither a run nor a study with a finished run.
+        ValueError: there is neither a run nor a study with an evaluation.
     """
     if (path / "metrics.jsonl").is_file():
         return _run_report(RunRecord(path.resolve().name, path), out)
     grids = StudyFolder(path).grids() if path.is_dir() else []
     if not grids:
-        raise ValueError(f"{path}: holds neither a run (metrics.jsonl) nor a study; name the folder of one")
+        raise ValueError(f"{path}: holds neither a run (metrics.jsonl) nor a study; give the folder of one")
     page = Page(f"Study: {path.resolve().name}")
     tables = [_grid_section(page, path, grid, out / "figures") for grid in grids]
     if not any(tables):
-        raise ValueError(f"{path}: no run of the study has looked at its held-out text yet; try again later")
+        raise ValueError(f"{path}: no run of the study has been evaluated yet; try again later")
     page.write(out / HTML)
     (out / MARKDOWN).write_text("\n".join(filter(None, tables)), encoding="utf-8")
     return out / HTML
@@ -80,7 +63,7 @@ def _run_report(run: RunRecord, out: Path) -> Path:
 
 
 def _grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> str:
-    """Add a grid's section; its results as a Markdown table, empty where nothing of it has run yet."""
+    """Add a grid's section; returns its results in Markdown, "" if none of its runs has been evaluated yet."""
     everything = [
         RunRecord(run["name"], path / run["name"], run["labels"], run["teacher_run"], run["status"])
         for run in grid["runs"]
@@ -89,80 +72,38 @@ def _grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) ->
     if not runs:
         return ""
     done = sum(run.finished for run in everything)
-    page.heading(f"{grid['title']}")
+    page.heading(grid["title"])
     page.note(f"Grid {grid['name']} at scale {grid['scale']}: {done} of {len(everything)} runs are finished.")
     compare_with_alone(runs)
     finished = [run for run in runs if run.finished]
     students = [run for run in runs if "teacher" in run.labels]
     styles = Styles(list(by_series(students)) + [run.series for run in runs if run not in students])
-    results = _results(finished)
-    page.table(_RESULT_HEAD, results)
-    page.note(_RESULT_NOTE)
+    results = results_table(finished)
+    page.table(RESULTS_HEAD, results)
+    page.note(RESULTS_NOTE)
     done_students = [run for run in finished if run in students]
     if grid["figure"] == 2:
         _figure_2(page, finished, folder / grid["name"])
     elif grid["figure"] is not None:
         _figures_3_and_4(page, grid, done_students, styles, folder / grid["name"])
-    for teacher, facet in _facets(students).items():
-        if len(_facets(students)) > 1:
+    facets = _facets(students)
+    for teacher, facet in facets.items():
+        if len(facets) > 1:
             page.heading(f"With {teacher}", 3)
         _curves(page, facet, Styles(list(by_series(facet))), folder / grid["name"], teacher, folded=True)
     page.table(("setting", *(run.name for run in runs)), differing_settings(runs), folded="Settings that differ")
     rows = [_run_row(run) for run in everything]
     page.table(("run", "status", "steps", "tokens", "seconds"), rows, folded="All runs")
-    lines = [_RESULT_HEAD, ["---", *["---:"] * (len(_RESULT_HEAD) - 1)], *results]
-    return f"## {grid['title']}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"## {grid['title']}\n\n{markdown_table(RESULTS_HEAD, results)}"
 
 
 def _facets(students: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """By teacher, the lone students in each; one facet where there is one teacher or a line each."""
+    """Runs to draw together: those with one teacher and the lone students; all of them if each has one line."""
     lone = [run for run in students if run.teacher_run is None]
     teachers = list(dict.fromkeys(run.labels["teacher"] for run in students if run.teacher_run))
     if len(by_series(students)) <= len(teachers) + 1:
         return {"all": list(students)}
     return {each: [*lone, *(run for run in students if run.labels["teacher"] == each)] for each in teachers}
-
-
-def _results(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
-    lone = {run.seed: run for run in runs if run.is_alone}
-    rows: list[tuple[str, ...]] = []
-    for name, group in by_series(runs).items():
-        mean, deviation = mean_and_deviation([run.final_loss for run in group])
-        cells, seeds = (name, _with_deviation(mean, deviation, 4)), str(len(group))
-        pairs = [(run, lone[run.seed]) for run in group if run.teacher_run is not None and run.seed in lone]
-        if not pairs:
-            costs = [whole_training(run) for run in group if run.is_alone]
-            tokens, flops = [each[0] for each in costs], [each[1] for each in costs]
-            rows.append((*cells, "", _tokens(tokens), "", _flops(flops), "", seeds))
-            continue
-        difference = mean_and_deviation([run.final_loss - other.final_loss for run, other in pairs])
-        savings = [saving(run, other) for run, other in pairs]
-        rows.append((*cells, _with_deviation(*difference, 4, sign=True), *_saving_cells(savings), seeds))
-    return rows
-
-
-def _saving_cells(savings: Sequence[Saving]) -> tuple[str, str, str, str]:
-    tokens = [each.tokens for each in savings if each.tokens is not None]
-    if len(tokens) < len(savings):
-        return ("never" if not tokens else f"{len(tokens)} of {len(savings)} seeds", "", "", "")
-    shares = _share([each.tokens_saved for each in savings]), _share([each.flops_saved for each in savings])
-    return _tokens(tokens), shares[0], _flops([each.flops for each in savings]), shares[1]
-
-
-def _tokens(values: Sequence[float]) -> str:
-    return f"{mean_and_deviation(values)[0] / 1e6:,.2f} M" if values else ""
-
-
-def _flops(values: Sequence[float | None]) -> str:
-    known = [each for each in values if each is not None]
-    if len(known) < len(values):
-        return "not known"
-    return f"{mean_and_deviation(known)[0]:.2e}" if known else ""
-
-
-def _share(values: Sequence[float | None]) -> str:
-    known = [100 * each for each in values if each is not None]
-    return _with_deviation(*mean_and_deviation(known), 0, "%") if len(known) == len(values) else "not known"
 
 
 def _figure_2(page: Page, runs: Sequence[RunRecord], folder: Path) -> None:
@@ -185,7 +126,7 @@ def _figure_2(page: Page, runs: Sequence[RunRecord], folder: Path) -> None:
     if points and lone:
         ours = figures.teacher_quality(points, [run.final_loss for run in lone], "loss", folder / "figure_2.png")
         shown.append(
-            (ours, "The same from our runs, by held-out MLM loss; both axes are turned, so up and right is better.")
+            (ours, "The same from our runs, by held-out MLM loss; both axes are reversed, so up and right is better.")
         )
     if scores and lone and all(run.scores for run in lone):
         alone = [fmean(run.final_scores) for run in lone]
@@ -201,17 +142,15 @@ def _figures_3_and_4(
     scored = [run for run in students if run.scores]
     if scored:
         path = figures.scores_along(scored, styles, _tasks(scored), folder / f"figure_{number}.png")
-        text = f"The paper's figure {number} from our runs: fine-tuned scores along the pre-training, "
-        page.figures([(path, text + "with a standard deviation over the seeds of both.")])
+        text = f"The paper's figure {number} from our runs: fine-tuned scores along the pre-training; the bars are a "
+        page.figures([(path, f"{text}standard deviation over the seeds of pre-training and fine-tuning.")])
         return
     if not students:
         return
     path_or_none = figures.curves(
         students, "step", "eval_hard_loss", styles, folder / f"figure_{number}.png", first_step=_first_step(students)
     )
-    text = (
-        f"In place of the paper's figure {number}, whose checkpoints are fine-tuned: held-out MLM loss along the way."
-    )
+    text = f"In place of the paper's figure {number}, which shows fine-tuned scores: held-out MLM loss along the way."
     page.figures([(path_or_none, text)])
 
 
@@ -225,7 +164,7 @@ def _curves(page: Page, runs: Sequence[RunRecord], styles: Styles, folder: Path,
     path = folder / f"{name}_less_alone_step.png"
     with_teacher = [run for run in runs if run.held_out and "less_alone" in run.held_out[-1]]
     compared = figures.curves(with_teacher, "step", "less_alone", styles, path) if with_teacher else None
-    text = "Held-out cross-entropy, less the lone student's of the same seed; below 0 is better."
+    text = "Held-out cross-entropy minus that of the lone student of the same seed; below 0 is better."
     for y in _LOSSES:
         shown: list[tuple[Path | None, str]] = [(compared, text)] if y == "eval_hard_loss" else []
         for x in X_AXES:
@@ -235,7 +174,7 @@ def _curves(page: Page, runs: Sequence[RunRecord], styles: Styles, folder: Path,
             first = 0 if y == "soft_weight" else start
             drawn = figures.curves(runs, x, y, styles, path, first_step=first)
             what = figures.Y_NAMES[y]
-            shown.append((drawn, f"{what[0].upper()}{what[1:]} by {figures.X_NAMES[x]}, from step {first:,} on."))
+            shown.append((drawn, f"{what[0].upper()}{what[1:]} by {figures.X_NAMES[x]}, from step {first:,}."))
         page.figures(shown, folded=_LOSS_TITLES.get(y, "") if folded else "")
 
 
@@ -249,11 +188,6 @@ def _run_row(run: RunRecord) -> tuple[str, ...]:
         return (run.name, run.status, "", "", "")
     last = run.training[-1]
     return (run.name, run.status, f"{last['step']:,}", f"{last['tokens']:,}", f"{last['elapsed_seconds']:,.0f}")
-
-
-def _with_deviation(mean: float, deviation: float | None, digits: int, unit: str = "", *, sign: bool = False) -> str:
-    spread = "" if deviation is None else f" ± {deviation:.{digits}f}"
-    return f"{mean:{'+' if sign else ''}.{digits}f}{spread}{unit}"
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A study from its first run to its last: what is finished is passed over, what fails does not stop the others."""
+"""A study from its first run to its last: finished runs are skipped, and a run that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -12,28 +12,25 @@ from pathlib import Path
 
 import torch
 
-from dwt_ds.base.words import table
-from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.manifest import read_manifest
 from dwt_ds.launch.local import pretrain_command, visible_ranks
 from dwt_ds.launch.supervise import STOPPED, run_logged
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.settings import Settings, settle
-from dwt_ds.study.estimate import Cost, estimate
-from dwt_ds.study.folder import StudyFolder
+from dwt_ds.study.estimate import Cost, cost_table, estimate
+from dwt_ds.study.folder import StudyFolder, check_same
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
-from dwt_ds.study.read_run import held_out_rows
-from dwt_ds.study.same_run import check_same
-from dwt_ds.study.scores import GLUE_KEYS, HUB, exports_without_results, fine_tunings_each, score_exports
+from dwt_ds.study.records import evaluations
+from dwt_ds.study.scores import GLUE_KEYS, HUB, exports_without_results, fine_tunings_per_export, score_exports
 
 FINISHED, WAITING = "finished", "waiting"
-# Decided by the study itself.
+# Set by the study itself.
 _NOT_OVERRIDDEN = ("output_dir", "seed", "teacher.path")
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What `dwt-ds study` was asked for."""
+    """Options of `dwt-ds study`."""
 
     grid: str
     scale: str = "smoke"
@@ -42,9 +39,9 @@ class StudyOptions:
     seeds: tuple[int, ...] = ()
     """Empty: the grid's."""
     ranks: int | None = None
-    """Processes of a run; None: one a GPU, or the scale's."""
+    """Ranks of a run; None: one per GPU, or the scale's."""
     gpu: str | None = None
-    """Device of the estimate; None: cpu, or a100-80 where there is a GPU and for the paper's scale."""
+    """Device of the estimate; None: a100-80 where there is a GPU and for the paper's scale, else cpu."""
     glue: str | None = None
     """Fine-tune all exports on GLUE from this folder, or from the "hub"; None: only if the grid says so."""
     overrides: tuple[str, ...] = ()
@@ -73,24 +70,19 @@ class Study:
         for override in options.overrides:
             key = override.partition("=")[0]
             if key in _NOT_OVERRIDDEN:
-                raise ValueError(f"override {override!r}: the study sets {key} itself; use --out or --seeds, say")
+                raise ValueError(
+                    f"override {override!r}: the study sets {key} itself; use options such as --out, --seeds"
+                )
         grid = load_grid(options.grid, options.scale, options.seeds, options.glue)
-        glue = grid.glue or {}
-        for key in glue:
-            if key not in GLUE_KEYS:
-                raise ValueError(f"grid {options.grid}: glue.{key}: unknown key (known: {', '.join(GLUE_KEYS)})")
-        tasks = glue.get("dir", HUB)
-        if tasks != HUB and not Path(tasks).is_dir():
-            raise FileNotFoundError(f"GLUE folder {tasks!r}: no such folder; give one with GLUE's TSVs, or {HUB}")
+        _check_glue(options.grid, grid.glue or {})
         folder = StudyFolder(options.out or Path("runs") / "study" / grid.scale)
         ranks = options.ranks or visible_ranks(grid.ranks)
         on_gpu = grid.scale == "paper" or torch.cuda.is_available()
         device = find_device(options.gpu or ("a100-80" if on_gpu else "cpu"), ranks)
         settings = {}
-        with tempfile.TemporaryDirectory() as temporary:
-            drafts = Path(temporary)
+        with tempfile.TemporaryDirectory() as drafts:
             for run in grid.runs:
-                recipe = folder.write_recipe(run, drafts / f"{run.name}.yaml")
+                recipe = folder.write_recipe(run, Path(drafts) / f"{run.name}.yaml")
                 settings[run.name] = settle(str(recipe), list(options.overrides), None, ranks)
         for run in grid.runs:
             check_same(folder.path / run.name, settings[run.name])
@@ -98,72 +90,61 @@ class Study:
         return cls(grid, folder, ranks, options.overrides, settings, costs)
 
     def check_data(self) -> None:
-        """Whether the data of the runs that are not finished are there.
+        """Check that the data of the runs that are not finished are there.
 
         Raises:
-            FileNotFoundError: they are not; one line.
+            ValueError, OSError: they are not; one line with the fix.
         """
-        for run in self._due():
-            data = self.settings[run.name].config.data.dir
-            if data == load_recipe("quickstart").config.data.dir and not Path(data).is_dir():
-                raise FileNotFoundError(
-                    f"data.dir={data!r}: no such folder; run dwt-ds prepare --docs --train-tokenizer 8000 "
-                    f"--seq-len 128 --out {data}, or make quickstart"
-                )
-            read_manifest(Path(data).expanduser())
+        for run in self.grid.runs:
+            if not self.folder.is_finished(run.name):
+                read_manifest(Path(self.settings[run.name].config.data.dir).expanduser())
 
     def plan_table(self) -> str:
         """Runs, steps, tokens and hours, for people."""
-        rows: list[tuple[str, ...]] = [("run", "steps", "tokens", "PFLOP", "hours")]
-        rows += [(run.name, *_cells(self.costs[run.name]), self._status(run)) for run in self.grid.runs]
-        due = [self.costs[run.name] for run in self._due()]
-        total = Cost(*(sum(getattr(cost, key) for cost in due) for key in ("steps", "tokens", "flops", "hours")))
-        rows.append((f"{len(due)} to run", *_cells(total)))
-        return "\n".join([*table(rows, "<>>>><"), *self._fine_tunings(), *self._assumptions()])
-
-    def _due(self) -> list[StudyRun]:
-        return [run for run in self.grid.runs if not self.folder.is_finished(run.name)]
+        finished = [run.name for run in self.grid.runs if self.folder.is_finished(run.name)]
+        return "\n".join([*cost_table(self.costs, finished), *self._fine_tunings(), *self._assumptions()])
 
     def _fine_tunings(self) -> list[str]:
         if self.grid.glue is None:
             return []
-        (tasks, seeds), exports = fine_tunings_each(self.grid.glue), 0
+        (tasks, seeds), exports = fine_tunings_per_export(self.grid.glue), 0
         for name, settings in self.settings.items():
             every = settings.config.train.export_every
             exports += exports_without_results(self.folder.run(name), settings.total_steps, every)
-        each = f"{exports} exports x {tasks} tasks x {seeds} seeds"
-        return [f"plus {exports * tasks * seeds:,} fine-tunings ({each}), not in the hours"]
+        product = f"{exports} exports x {tasks} tasks x {seeds} seeds"
+        return [f"plus {exports * tasks * seeds:,} fine-tunings ({product}), not included in the hours"]
 
     def _assumptions(self) -> list[str]:
         corpora = dict.fromkeys(settings.corpus for settings in self.settings.values())
         return [f"data: {corpus.source}" for corpus in corpora if corpus.fingerprint is None]
 
-    def _status(self, run: StudyRun) -> str:
-        return FINISHED if self.folder.is_finished(run.name) else ""
+    def run(self, report: Callable[[str], None] = print) -> dict[str, str]:
+        """Run what is not finished, teachers first.
 
-    def run(self, tell: Callable[[str], None] = print) -> dict[str, str]:
-        """Run what is not finished, teachers first; how each run ended, by name.
+        Returns:
+            How each run ended, by name.
 
         Raises:
             KeyboardInterrupt: after the run in progress has saved and ended.
         """
-        status = {run.name: self._status(run) or WAITING for run in self.grid.runs}
+        runs = self.grid.runs
+        status = {run.name: FINISHED if self.folder.is_finished(run.name) else WAITING for run in runs}
         self.folder.write_grid(self.grid, status)
-        for number, run in enumerate(self.grid.runs, start=1):
-            tell(f"[{number}/{len(self.grid.runs)}] {run.name}")
-            status[run.name] = self._run_one(run, tell)
+        for number, run in enumerate(runs, start=1):
+            report(f"[{number}/{len(runs)}] {run.name}")
+            status[run.name] = self._run_one(run, report)
             self.folder.write_grid(self.grid, status)
-            tell(f"    {status[run.name]}{self._held_out(run)}")
+            report(f"    {status[run.name]}{self._held_out(run)}")
         return status
 
-    def _run_one(self, run: StudyRun, tell: Callable[[str], None]) -> str:
+    def _run_one(self, run: StudyRun, report: Callable[[str], None]) -> str:
         if run.teacher_run is not None and not self.folder.is_finished(run.teacher_run):
-            return f"skipped: its teacher {run.teacher_run} is not there"
+            return f"skipped: its teacher {run.teacher_run} is not finished"
         log = self.folder.log(run.name)
         if not self.folder.is_finished(run.name):
             recipe = self.folder.write_recipe(run, self.folder.recipe(run.name))
             command = pretrain_command(recipe, self.overrides, self.ranks)
-            tell(f"    $ {shlex.join(command)}")
+            report(f"    $ {shlex.join(command)}")
             began = time.monotonic()
             code = run_logged(command, log)
             if code == STOPPED:
@@ -177,39 +158,41 @@ class Study:
         return FINISHED
 
     def _held_out(self, run: StudyRun) -> str:
-        rows = held_out_rows(self.folder.path / run.name)
+        rows = evaluations(self.folder.run(run.name))
         return f", held-out MLM loss {rows[-1]['eval_hard_loss']:.4f} at step {rows[-1]['step']}" if rows else ""
 
 
-def run_study(options: StudyOptions, *, dry_run: bool, tell: Callable[[str], None] = print) -> int:
-    """The study, or only its plan; exit code 0 if all runs are finished, 1 if not, 130 if it was interrupted."""
+def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], None] = print) -> int:
+    """Run the study, or only show its plan.
+
+    Returns:
+        Exit code: 0 if all runs are finished, 1 if not, 130 if it was interrupted.
+    """
     study = Study.open(options)
     if not dry_run:
         study.check_data()
-    tell(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each\n")
-    tell(study.plan_table())
+    report(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each\n")
+    report(study.plan_table())
     if dry_run:
         return 0
-    tell("")
+    report("")
     try:
-        status = study.run(tell)
+        status = study.run(report)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("interrupted: the same command resumes the study", file=sys.stderr)
         return 130
     unfinished = {name: how for name, how in status.items() if how != FINISHED}
-    tell(f"\n{len(status) - len(unfinished)} of {len(status)} runs are finished")
+    report(f"\n{len(status) - len(unfinished)} of {len(status)} runs are finished")
     for name, how in unfinished.items():
-        tell(f"{name}: {how}")
-    tell(f"report: dwt-ds report {study.folder.path}")
+        report(f"{name}: {how}")
+    report(f"to see the results: dwt-ds report {study.folder.path}")
     return 1 if unfinished else 0
 
 
-def _cells(cost: Cost) -> tuple[str, ...]:
-    return f"{cost.steps:,}", _short(cost.tokens), f"{cost.flops / 1e15:,.3g}", f"{cost.hours:,.2f}"
-
-
-def _short(number: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:,.2f} {unit}"
-    return f"{number:.0f}"
+def _check_glue(grid: str, glue: dict[str, object]) -> None:
+    for key in glue:
+        if key not in GLUE_KEYS:
+            raise ValueError(f"grid {grid}: glue.{key}: unknown key (known: {', '.join(GLUE_KEYS)})")
+    folder = str(glue.get("dir", HUB))
+    if folder != HUB and not Path(folder).is_dir():
+        raise FileNotFoundError(f"GLUE folder {folder!r}: no such folder; give one with GLUE's TSV files, or {HUB}")

@@ -1,10 +1,15 @@
-"""Fine-tuned scores of a run's exports: those kept along the pre-training, and the last."""
+"""Fine-tuned scores of a run's exports, those along the pre-training and the last: made by `dwt-ds glue`, then read.
+
+RUN/glue/step_XXXXXXXX/results.json
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dwt_ds.glue.tasks import SEVEN
@@ -26,31 +31,31 @@ GLUE_KEYS = (
     "precision",
     "quantize",
 )
-FOLDER = "glue"
-# Of `dwt-ds glue`, where the grid names none.
+# Of `dwt-ds glue`, where the grid sets none.
 _SEEDS = 3
+_FOLDER, _RESULTS = "glue", "results.json"
+
+
+def score_exports(run: RunFolder, glue: Mapping[str, Any], log: Path) -> int:
+    """Fine-tune every export of `run` as the grid's `glue` section says; the last exit code that is not 0, or 0.
+
+    Fine-tunings that have their results are not repeated.
+    """
+    worst = 0
+    for step, export in exports(run):
+        worst = run_logged(glue_command(export, _results(run, step).parent, glue), log) or worst
+    return worst
 
 
 def exports(run: RunFolder) -> Iterator[tuple[int, Path]]:
     """(optimizer step, Hugging Face folder) of a finished run's exports, the earliest first."""
     for folder in sorted(run.export.glob("step_*")):
-        yield int(folder.name.removeprefix("step_")), folder
+        yield _step(folder), folder
     yield run.finished_steps(), run.export
 
 
-def score_exports(run: RunFolder, glue: Mapping[str, Any], log: Path) -> int:
-    """Fine-tune every export of `run` as the grid's `glue` section says; the first exit code that is not 0, or 0.
-
-    Results go to RUN/glue/step_XXXXXXXX/results.json; what lies there is not run again.
-    """
-    worst = 0
-    for step, folder in exports(run):
-        worst = run_logged(glue_command(folder, _results(run, step).parent, glue), log) or worst
-    return worst
-
-
 def exports_without_results(run: RunFolder, steps: int, export_every: int) -> int:
-    """Exports of a run that have not been fine-tuned yet; of an unfinished run, those that it is going to make.
+    """How many exports of a run are still to be fine-tuned, including those that it has yet to make.
 
     Args:
         steps: optimizer steps of the whole run.
@@ -63,14 +68,10 @@ def exports_without_results(run: RunFolder, steps: int, export_every: int) -> in
     return sum(not _results(run, step).is_file() for step in made)
 
 
-def fine_tunings_each(glue: Mapping[str, Any]) -> tuple[int, int]:
+def fine_tunings_per_export(glue: Mapping[str, Any]) -> tuple[int, int]:
     """(tasks, seeds) that every export is fine-tuned on."""
     tasks = glue.get("tasks", SEVEN)
     return len(tasks.split(",") if isinstance(tasks, str) else tasks), int(glue.get("seeds", _SEEDS))
-
-
-def _results(run: RunFolder, step: int) -> Path:
-    return run.path / FOLDER / f"step_{step:08d}" / "results.json"
 
 
 def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:
@@ -82,3 +83,39 @@ def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         options += ["--glue-dir" if key == "dir" else f"--{key.replace('_', '-')}", text]
     return [sys.executable, "-m", "dwt_ds.cli.main", "glue", "--model", str(model), "--out", str(out), *options]
+
+
+def scores_by_step(run: RunFolder) -> dict[int, list[float]]:
+    """Optimizer step of an export -> its score for each fine-tuning seed, in points; exports without one left out."""
+    found = {
+        _step(path.parent): glue_scores(json.loads(path.read_text(encoding="utf-8"))) for path in _all_results(run)
+    }
+    return {step: scores for step, scores in found.items() if scores}
+
+
+def scored_tasks(run: RunFolder) -> list[str]:
+    """Tasks that the run's exports were fine-tuned on."""
+    first = next(iter(_all_results(run)), None)
+    return [] if first is None else list(json.loads(first.read_text(encoding="utf-8"))["tasks"])
+
+
+def glue_scores(results: Mapping[str, Any]) -> list[float]:
+    """One number a seed from a results.json of `dwt-ds glue`: the mean of the seven tasks, or of those it has."""
+    whole = results["mean_of_seven"]["by_seed"]
+    if whole:
+        return list(whole.values())
+    tasks = [task["score"]["by_seed"] for name, task in results["tasks"].items() if name in SEVEN]
+    seeds = sorted(set.intersection(*map(set, tasks))) if tasks else []
+    return [fmean(task[seed] for task in tasks) for seed in seeds]
+
+
+def _results(run: RunFolder, step: int) -> Path:
+    return run.path / _FOLDER / f"step_{step:08d}" / _RESULTS
+
+
+def _all_results(run: RunFolder) -> list[Path]:
+    return sorted((run.path / _FOLDER).glob(f"step_*/{_RESULTS}"))
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))

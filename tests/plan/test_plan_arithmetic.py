@@ -1,4 +1,4 @@
-"""What a plan computes of traffic, time and memory, where no run is needed to know the right answer."""
+"""Traffic, time and memory that a plan computes, where the right answer is known without a run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_hpz_gathers_over_its_own_partition(hpz: int, group: int, machines: int)
     assert traffic_seconds(traffic, device, nodes=2, ranks=16) == pytest.approx(seconds)
 
 
-def test_a_partition_that_lies_over_two_machines_is_not_local() -> None:
+def test_a_partition_that_spans_two_machines_is_not_local() -> None:
     device = find_device("h100", 3)
     traffic = second_gathering(2)  # of three ranks a machine: 0 1 | 2, 3 | 4 5
     slow = traffic.seconds(6, bytes_per_second(device, 2))
@@ -80,11 +80,11 @@ def test_a_partition_that_lies_over_two_machines_is_not_local() -> None:
         (["distill.soft_weight.schedule=adaptive", "teacher.path=null"], [32]),
     ],
 )
-def test_what_a_step_sums_besides(overrides: list[str], sums: list[int]) -> None:
+def test_small_sums_of_a_step(overrides: list[str], sums: list[int]) -> None:
     assert own_sums(load_recipe("paper_weak", overrides).config) == sums
 
 
-def test_activation_checkpointing_costs_time_and_no_work() -> None:
+def test_activation_checkpointing_adds_time_but_no_flops() -> None:
     plain, again = plan_of("paper_weak"), plan_of("paper_weak", "train.activation_checkpointing=true")
     corpus, labels = plain.settings.corpus, plain.settings.labels_per_row
     six, one = (
@@ -127,7 +127,7 @@ STUDENT = (30_522 + 512 + 2 + 2) * 768 + 6 * LAYER + (768 * 768 + 768) + 2 * 768
     ("stage", "weights", "master_and_moments", "gradients"),
     [(0, 2, 12, 2), (1, 2, 12 / 8, 2), (2, 2, 12 / 8, None), (3, 2 / 8, 12 / 8, 2 / 8)],
 )
-def test_bytes_a_parameter_are_those_of_the_papers(
+def test_bytes_per_parameter_are_those_of_the_paper(
     stage: int, weights: float, master_and_moments: float, gradients: float | None
 ) -> None:
     """Of Adam in bf16 over eight ranks (Rajbhandari et al. 2020, figure 1)."""

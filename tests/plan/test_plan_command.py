@@ -1,4 +1,4 @@
-"""`dwt-ds plan` on every packaged recipe, with nothing there: no data, no teacher, no GPU, no other process."""
+"""`dwt-ds plan` on every packaged recipe, without data, teacher, GPU or other processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command says to a mistake; one line."""
+    """The command's one-line error."""
     assert main(["plan", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
@@ -41,7 +41,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_every_packaged_recipe(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = plan(capsys, recipe)
     assert "the paper's 30M sentences" in text
-    for heading in ("settings that are not", "models", "batch and", "memory of a rank", "speed", "disk", "start it"):
+    for heading in ("settings that are not", "models", "batch and", "memory of a rank", "speed", "disk", "command"):
         assert f"\n{heading}" in text
     assert re.search(r"largest micro-batch +[\d,]+ +[\d,]+ +[\d,]+ +[\d,]+\n", text)
     assert not torch.distributed.is_initialized()
@@ -56,11 +56,11 @@ def test_a_missing_teacher_has_the_shape_of_the_recipe_that_trains_it(recipe: st
     assert shapes.teacher_parameters == parameter_count(alone)
 
 
-def test_a_teacher_and_data_that_are_there_are_looked_at(tiny_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_teacher_and_existing_data_are_read(tiny_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = plan(capsys, str(tiny_recipe), "--gpu", "cpu")
     assert "bert, 1 x 16, from its config.json" in text
     assert "assumed" not in text.partition("models")[0]
-    assert "4 rows x 1 accumulated x 2 ranks = 8 rows a step" in text
+    assert "4 rows x 1 accumulated x 2 ranks = 8 rows per step" in text
 
 
 def test_arithmetic_of_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +75,7 @@ def test_arithmetic_of_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
         "train.epochs=1",
     )
     # 16 x 3 x 8 rows; round(0.15 x 128) = 19 labels a row; 30M x 28.9 / 128 rows in the corpus
-    assert "16 rows x 3 accumulated x 8 ranks = 384 rows a step, 49,152 tokens, 7,296 labels" in text
+    assert "16 rows x 3 accumulated x 8 ranks = 384 rows per step, 49,152 tokens, 7,296 labels" in text
     assert "17,640 steps" in text
     assert "1 epochs of 6,773,437 rows" in text
 
@@ -86,11 +86,11 @@ def test_the_source_of_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"student layer {layer} <- teacher layer {source}" in text
 
 
-def test_growth_that_cannot_be_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_growth_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "hidden_size=1024" in mistake(capsys, "paper_remap", "student.hidden_size=1024", "student.num_heads=16")
 
 
-def test_quantization_is_told_and_ties_stay(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantization_is_shown_and_weights_stay_tied(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchao")
     text = plan(
         capsys,

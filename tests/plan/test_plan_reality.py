@@ -20,9 +20,9 @@ from dwt_ds.plan.shapes import build_shapes
 
 Measure = Callable[..., list[dict[str, Any]]]
 SHARE = 0.10
-"""How far a measured figure may lie from the predicted one."""
+"""Largest difference of a measured figure from the predicted one, as a share."""
 DISK_SHARE = 0.02
-"""The same for a checkpoint, which has manifest and generators besides."""
+"""The same for a checkpoint, which also has a manifest and generator states."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def check_memory(plan: Plan, ranks: list[dict[str, Any]]) -> None:
 
 
 def check_traffic(plan: Plan, ranks: list[dict[str, Any]]) -> None:
-    """Exactly. The last step is left out, in which other things are told too."""
+    """Bytes and calls are equal. The last step is left out, since it has other collectives too."""
     names = {
         "all_reduce": "allreduce",
         "all_gather": "allgather_base",
@@ -131,7 +131,7 @@ def test_two_ranks_under_zero_2(measure: Measure, recipe: str, tmp_path: Path) -
         "ZeRO-1",
         "ZeRO-0",
         "ZeRO-3",
-        "ZeRO-3, weights let go",
+        "ZeRO-3, weights released",
     ],
 )
 def test_other_runs(ranks: int, overrides: list[str], measure: Measure, recipe: str, tmp_path: Path) -> None:

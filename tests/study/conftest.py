@@ -16,7 +16,7 @@ from dwt_ds.plan.settings import settle
 from dwt_ds.study import run as study_run
 from dwt_ds.study.estimate import Cost
 
-# Stands for a pre-training: complete at once, or ending with another exit code if told so.
+# Stands for a pre-training: complete at once, or ending with the given exit code.
 STAND_IN = """
 import json, pathlib, sys
 folder, config, ds_config, identity, code = pathlib.Path(sys.argv[1]), *sys.argv[2:]
@@ -37,7 +37,7 @@ if code != "0":
 
 @pytest.fixture
 def exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, int]:
-    """What runs end with, by their layers, where it is not 0; nothing is trained."""
+    """Exit codes of runs by their student's layers, where not 0; nothing is trained."""
     program, codes = tmp_path / "stand_in.py", dict[int, int]()
     program.write_text(STAND_IN, encoding="utf-8")
 
@@ -56,7 +56,7 @@ def exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, int
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """`refusal(*arguments)`: what the command says to something that it refuses; one line."""
+    """`refusal(*arguments)`: the one-line error of a command that is refused."""
 
     def refused(*arguments: str) -> str:
         capsys.readouterr()

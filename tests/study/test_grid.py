@@ -31,7 +31,7 @@ def test_every_packaged_grid_makes_sound_recipes_at_every_scale(name: str, scale
         assert init == "random" or run.teacher_run is not None
 
 
-def test_the_packaged_grids_are_those_that_were_promised() -> None:
+def test_the_packaged_grids_are_the_documented_ones() -> None:
     assert grid_names() == ["remapping", "schedules", "soft_weight", "starts", "teacher_quality"]
 
 
@@ -78,7 +78,7 @@ def test_a_grid_may_bring_labels_and_axes_of_its_own(tmp_path: Path) -> None:
     [
         ({"run": []}, "run: unknown key; did you mean 'runs'"),
         ({"runs": []}, "runs is empty"),
-        ({"glue": "hub", "runs": [{"teacher": "none"}]}, "glue='hub' must be a mapping of options"),
+        ({"glue": "hub", "runs": [{"teacher": "none"}]}, "glue='hub' must be a mapping of options, such as"),
         ({"seeds": 42, "runs": [{"teacher": "none"}]}, "seeds=42: must be a list"),
         ({"seeds": [42, "x"], "runs": [{"teacher": "none"}]}, "seeds.1='x': must be a whole number"),
         ({"settings": 3, "runs": [{"teacher": "none"}]}, "settings=3: must be a mapping"),
@@ -91,7 +91,7 @@ def test_a_grid_may_bring_labels_and_axes_of_its_own(tmp_path: Path) -> None:
         ({"runs": [{"teacher": "teacher1", "weight": "4 to 1"}]}, "weight='4 to 1' is unknown; did you mean '4to1'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(grid: object, message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_an_error_of_one_line(grid: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"grid .*mine\.yaml") as caught:
         load_grid(write(tmp_path, grid), "smoke")
     assert message in str(caught.value)

@@ -11,15 +11,15 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import load_recipe, parse_run_config
 from dwt_ds.models.build import student_model_config
-from dwt_ds.study.differences import differing_settings
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
-from dwt_ds.study.read_run import RunRecord, by_series, glue_scores, mean_and_deviation
-from dwt_ds.study.saving import first_reached, flops_per_token, saving
+from dwt_ds.study.records import RunRecord, by_series, differing_settings, mean_and_deviation
+from dwt_ds.study.results import first_reached, flops_per_token, saving
+from dwt_ds.study.scores import glue_scores
 
 
 def write_run(folder: Path, losses: dict[int, float], config: dict[str, object], *, finished: bool = True) -> None:
-    """A run folder with a look at the held-out text at each step of `losses`; 100 tokens and a second a step."""
+    """A run folder with a logged step and an evaluation at each step of `losses`; 100 tokens and 1 s a step."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     rows = []
@@ -72,7 +72,7 @@ def test_a_studys_report_stands_alone(study: Path) -> None:
     assert "| with teacher4 | 4.8300 ± 0.0141 | -0.2000 ± 0.0000 |" in table
 
 
-def test_the_saving_is_told_in_tokens_and_operations(study: Path) -> None:
+def test_the_saving_is_given_in_tokens_and_operations(study: Path) -> None:
     for config in study.glob("*/config.yaml"):
         student = parse_run_config(yaml.safe_load(config.read_text())).student
         sizes = {"vocab_size": 298, "seq_len": 32, "pad_token_id": 0}
@@ -116,7 +116,7 @@ def test_a_runs_report(study: Path, tmp_path: Path) -> None:
     assert "student.family" in html
 
 
-def test_a_folder_without_runs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "holds neither a run" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
         BertForMaskedLM(student).save_pretrained(tmp_path / name / "export")
         runs[name] = RunRecord(name, tmp_path / name)
     found = saving(runs["helped"], runs["alone"])
-    # 5.0 lies half-way between step 10 and step 20.
+    # 5.0 is half-way between step 10 and step 20.
     assert found.tokens == 1500.0
     assert found.tokens_saved == pytest.approx(0.25)
     ours, theirs = flops_per_token(runs["helped"]), flops_per_token(runs["alone"])

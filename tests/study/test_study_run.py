@@ -29,7 +29,7 @@ def starts(study: Path, name: str) -> int:
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
-def test_a_failure_does_not_lose_the_others_and_the_next_start_goes_on(
+def test_a_failed_run_does_not_stop_the_others_and_the_next_start_repeats_it(
     exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "study"
@@ -39,7 +39,7 @@ def test_a_failure_does_not_lose_the_others_and_the_next_start_goes_on(
     said = capsys.readouterr().out
     assert "5 of 7 runs are finished" in said
     assert "teacher2-s42: failed with exit code 1" in said
-    assert "with_teacher2-s42: skipped: its teacher teacher2-s42 is not there" in said
+    assert "with_teacher2-s42: skipped: its teacher teacher2-s42 is not finished" in said
     assert "no luck" in (study / "logs" / "teacher2-s42.log").read_text()
     status = {run["name"]: run["status"] for run in json.loads((study / "teacher_quality.json").read_text())["runs"]}
     assert status["with_teacher1-s42"] == "finished"
@@ -49,20 +49,20 @@ def test_a_failure_does_not_lose_the_others_and_the_next_start_goes_on(
     assert "7 of 7 runs are finished" in capsys.readouterr().out
     assert [starts(study, name) for name in ("teacher4-s42", "teacher2-s42", "with_teacher2-s42")] == [1, 2, 1]
 
-    # Another grid takes over the runs that it has in common with this one.
+    # Another grid in the same folder uses the runs that it shares with this one.
     assert main(["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]) == 0
     assert [starts(study, name) for name in ("alone-s42", "with_teacher4-s42", "with_teacher4-remap-s42")] == [1, 1, 1]
 
 
-def test_an_interrupted_run_ends_the_study_and_the_next_start_goes_on_with_it(
+def test_an_interrupted_run_ends_the_study_and_the_next_start_resumes_it(
     exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run's supervisor says that it saved and may go on."""
+    """The run's supervisor reports that it saved and can resume."""
     study = tmp_path / "study"
     arguments = ["study", "teacher_quality", "--out", str(study), f"data.dir={tiny_data}"]
     exit_codes[2] = STOPPED
     assert main(arguments) == 130
-    assert "interrupted: the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted: the same command resumes the study" in capsys.readouterr().err
     order = [run.name for run in load_grid("teacher_quality", "smoke").runs]
     at = order.index("teacher2-s42")
     assert 0 < at < len(order) - 1
@@ -89,7 +89,7 @@ def test_a_students_recipe_names_its_teachers_export(tmp_path: Path) -> None:
     assert recipe_of("alone-s42")["teacher"]["path"] is None
 
 
-def test_a_dry_run_tells_steps_tokens_and_hours_and_leaves_nothing(
+def test_a_dry_run_lists_steps_tokens_and_hours_and_writes_nothing(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "study"
@@ -106,7 +106,7 @@ def test_a_dry_run_tells_steps_tokens_and_hours_and_leaves_nothing(
     assert not study.exists()
 
 
-def test_missing_data_are_told_before_the_first_run(
+def test_missing_data_stop_the_study_before_the_first_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -114,10 +114,10 @@ def test_missing_data_are_told_before_the_first_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["study", "teacher_quality", "--dry-run"]) == 0
-    assert "data: assumed, since data/quickstart is not there: the paper's 30M sentences" in capsys.readouterr().out
-    fix = "run dwt-ds prepare --docs --train-tokenizer 8000 --seq-len 128 --out data/quickstart"
-    assert f"data.dir='data/quickstart': no such folder; {fix}" in refusal("study", "teacher_quality")
-    assert "data folder nowhere does not exist" in refusal("study", "teacher_quality", "data.dir=nowhere")
+    assert "data: assumed, since data/quickstart does not exist: the paper's 30M sentences" in capsys.readouterr().out
+    for data in ("data/quickstart", "nowhere"):
+        error = refusal("study", "teacher_quality", f"data.dir={data}")
+        assert f'data folder {data} does not exist: run "dwt-ds prepare' in error
     assert not (tmp_path / "runs").exists()
 
 
@@ -157,7 +157,7 @@ def test_a_dry_run_counts_the_fine_tunings(
     assert "fine-tunings" not in capsys.readouterr().out
     assert main(scored) == 0
     # Four runs of 12 steps with an export every 6; the smoke scale has one seed.
-    assert "plus 56 fine-tunings (8 exports x 7 tasks x 1 seeds), not in the hours" in capsys.readouterr().out
+    assert "plus 56 fine-tunings (8 exports x 7 tasks x 1 seeds), not included in the hours" in capsys.readouterr().out
 
     assert main(arguments) == 0
     (study / "alone-s42" / "export" / "step_00000006").mkdir()
@@ -179,7 +179,7 @@ def test_a_dry_run_counts_the_fine_tunings(
         (["soft_weight", "--glue", "nowhere"], "GLUE folder 'nowhere': no such folder"),
     ],
 )
-def test_mistakes_are_told_before_the_first_run(
+def test_mistakes_stop_the_study_before_the_first_run(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "study"
@@ -188,15 +188,13 @@ def test_mistakes_are_told_before_the_first_run(
     assert not out.exists()
 
 
-def test_glue_options_become_those_of_the_command() -> None:
-    from dwt_ds.study.scores import glue_command
-
-    command = glue_command(Path("m"), Path("o"), {"dir": "g", "tasks": ["CoLA", "MRPC"], "max_steps": 5})
+def test_a_grids_glue_section_becomes_options_of_the_command() -> None:
+    command = scores.glue_command(Path("m"), Path("o"), {"dir": "g", "tasks": ["CoLA", "MRPC"], "max_steps": 5})
     assert " ".join(command[3:]) == "glue --model m --out o --glue-dir g --tasks CoLA,MRPC --max-steps 5"
-    assert glue_command(Path("m"), Path("o"), {"dir": "hub"})[3:] == ["glue", "--model", "m", "--out", "o"]
+    assert scores.glue_command(Path("m"), Path("o"), {"dir": "hub"})[3:] == ["glue", "--model", "m", "--out", "o"]
 
 
-def test_asked_for_scores_every_export_of_a_run_is_fine_tuned(
+def test_with_glue_every_export_of_a_run_is_fine_tuned(
     exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(command: list[str], log: Path) -> int:
@@ -229,7 +227,7 @@ FEW_STARTS = {
 
 @pytest.fixture(scope="module")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all grids, as `dwt-ds study` has it by default: what they have in common runs once."""
+    """One folder for all grids, the default of `dwt-ds study`: the runs that they share run once."""
     return tmp_path_factory.mktemp("study")
 
 
@@ -252,7 +250,7 @@ def without_launcher(run_ranks: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_at_smoke_scale(grid: str, data: Path, folder: Path) -> None:
-    """Two steps a run; then all is finished, there are figures, and a second start accepts the runs."""
+    """Two steps a run; then all runs are finished, a second start accepts them, and the report can be written."""
     settings = [f"data.dir={data}", "student.max_positions=32", "train.max_steps=2"]
     arguments = ["study", grid, "--out", str(folder), "--ranks", "1", *settings]
     assert main(arguments) == 0

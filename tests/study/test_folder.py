@@ -1,4 +1,4 @@
-"""Runs of a folder that a study takes over, and runs that it refuses to take for its own."""
+"""Runs in a study's folder that the study accepts as its own, and runs that it refuses."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def test_a_folder_with_other_settings_is_refused(
     arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
     assert main([*arguments, "train.warmup_ratio=0.2"]) == 0
     error = refusal(*arguments, "train.warmup_ratio=0.2", "train.learning_rate=0.5")
-    assert "train.learning_rate=0.001, this study says 0.5" in error
-    assert "train.warmup_ratio=0.2, this study says 0.05" in refusal(*arguments)  # a default of this study
+    assert "train.learning_rate=0.001, this study has 0.5" in error
+    assert "train.warmup_ratio=0.2, this study has 0.05" in refusal(*arguments)  # a default of this study
     arguments.append("train.warmup_ratio=0.2")
     assert "deepspeed={}" in refusal(*arguments, "deepspeed.prescale_gradients=true")
-    # These say nothing about what is learned.
+    # These do not affect what is learned.
     assert main([*arguments, "train.log_every=3", "train.export_every=0", "data.workers=1"]) == 0
 
-    # As an older version would have left it, which had fewer settings.
+    # As an older version, which had fewer settings, would have left it.
     path = tmp_path / "study" / "alone-s42" / "config.yaml"
     config = yaml.safe_load(path.read_text())
     del config["fused"], config["teacher"]["sharded"], config["train"]["spike_sigma"]
@@ -32,7 +32,7 @@ def test_a_folder_with_other_settings_is_refused(
     assert main(arguments) == 0
     assert "fused.layer_norm='auto'" in refusal(*arguments, "fused.layer_norm=torch")
 
-    # A study that has moved, called by its whole path.
+    # A study that has moved, given by its absolute path.
     (tmp_path / "study").rename(tmp_path / "moved")
     assert main(["study", "remapping", "--out", str(tmp_path / "moved"), *arguments[4:], "--dry-run"]) == 0
 
@@ -43,7 +43,7 @@ def test_a_folder_with_another_batch_or_other_data_is_refused(
     arguments = ["study", "remapping", "--out", str(tmp_path / "study")]
     assert main([*arguments, f"data.dir={tiny_data}"]) == 0
     error = refusal(*arguments, f"data.dir={tiny_data}", "--ranks", "1")
-    assert "train_batch_size=8, this study says 4" in error
+    assert "train_batch_size=8, this study has 4" in error
     assert main([*arguments, f"data.dir={tiny_data}", "--ranks", "1", "train.micro_batch_size=8"]) == 0
 
     manifest = json.loads((tiny_data / "manifest.json").read_text())
@@ -52,7 +52,7 @@ def test_a_folder_with_another_batch_or_other_data_is_refused(
     (other / "manifest.json").write_text(json.dumps(manifest))
     assert main([*arguments, f"data.dir={other}"]) == 0  # the same rows elsewhere
     (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0123"}))
-    assert "this study says '0123'" in refusal(*arguments, f"data.dir={other}")
+    assert "this study has '0123'" in refusal(*arguments, f"data.dir={other}")
     assert "data.dir=" in refusal(*arguments, f"data.dir={tmp_path / 'nowhere'}", "--dry-run")
 
 
@@ -68,9 +68,9 @@ def test_what_only_the_json_says_is_compared_too(
     assert "decay: 0.02" in (tmp_path / "study" / "alone-s42" / "config.yaml").read_text()
     assert main(arguments) == 0
     path.write_text(json.dumps({"optimizer": {"type": "Adam", "params": params}}))
-    assert "optimizer.type='AdamW', this study says 'Adam'" in refusal(*arguments)
+    assert "optimizer.type='AdamW', this study has 'Adam'" in refusal(*arguments)
     path.write_text(json.dumps({"optimizer": {"type": "AdamW", "params": {**params, "weight_decay": 0.03}}}))
-    assert "train.weight_decay=0.02, this study says 0.03" in refusal(*arguments)
+    assert "train.weight_decay=0.02, this study has 0.03" in refusal(*arguments)
 
 
 def test_runs_without_a_teacher_have_no_use_for_a_soft_weight(

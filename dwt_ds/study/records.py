@@ -1,31 +1,30 @@
-"""What runs left behind, read for tables and figures."""
+"""What runs left in their folders, read for tables and figures."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 import yaml
 
-from dwt_ds.glue.tasks import SEVEN
+from dwt_ds.base.trees import flatten
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import NO_TEACHER
-from dwt_ds.study.scores import FOLDER as GLUE_FOLDER
+from dwt_ds.study.scores import scored_tasks, scores_by_step
 
-_METRICS = "metrics.jsonl"
 # What a curve may be drawn against.
 X_AXES = ("step", "tokens", "elapsed_seconds")
+# These differ between all runs and explain nothing.
+_NOT_COMPARED = ("output_dir",)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run with its place in a study."""
+    """A run, with its place in a study if it has one."""
 
     name: str
     path: Path
@@ -35,7 +34,7 @@ class RunRecord:
 
     @property
     def series(self) -> str:
-        """What runs that differ in their seed alone have in common, for people."""
+        """The name without its seed, for people: equal for runs that differ in nothing else."""
         stem, _, seed = self.name.rpartition("-s")
         return (stem if seed.isdigit() else self.name).replace("_", " ").replace("-", ", ")
 
@@ -58,37 +57,32 @@ class RunRecord:
     @cached_property
     def finished(self) -> bool:
         """Whether the run is complete."""
-        return RunFolder(str(self.path)).finished_steps() > 0
+        return self._folder.finished_steps() > 0
 
     @cached_property
     def training(self) -> list[dict[str, Any]]:
-        """Logged steps, the earliest first."""
-        return [row for row in metrics_rows(self.path) if row.get("hard_loss") is not None]
+        """Rows of logged steps, the earliest first."""
+        return [row for row in self._folder.metrics_rows() if row.get("hard_loss") is not None]
 
     @cached_property
     def held_out(self) -> list[dict[str, Any]]:
-        """Looks at the held-out text, with the tokens and seconds of their steps, the earliest first."""
+        """Rows of evaluations, with the tokens and seconds of their steps, the earliest first."""
         steps = [row["step"] for row in self.training]
         rows = []
-        for row in held_out_rows(self.path):
-            at = {axis: float(np.interp(row["step"], steps, [each[axis] for each in self.training])) for axis in X_AXES}
+        for row in evaluations(self._folder):
+            at = {x: float(np.interp(row["step"], steps, [each[x] for each in self.training])) for x in X_AXES}
             rows.append({**at, **row})
         return rows
 
     @property
     def final_loss(self) -> float:
-        """The last held-out MLM loss, nats a masked token."""
+        """The last held-out MLM loss, nats per masked token."""
         return float(self.held_out[-1]["eval_hard_loss"])
 
     @cached_property
     def scores(self) -> dict[int, list[float]]:
         """Optimizer step -> fine-tuned score of each fine-tuning seed, in points; steps without one are left out."""
-        found = {}
-        for path in sorted((self.path / GLUE_FOLDER).glob("step_*/results.json")):
-            scores = glue_scores(json.loads(path.read_text(encoding="utf-8")))
-            if scores:
-                found[int(path.parent.name.removeprefix("step_"))] = scores
-        return found
+        return scores_by_step(self._folder)
 
     @property
     def final_scores(self) -> list[float]:
@@ -98,37 +92,20 @@ class RunRecord:
     @cached_property
     def scored_tasks(self) -> list[str]:
         """Tasks in `scores`."""
-        for path in (self.path / GLUE_FOLDER).glob("step_*/results.json"):
-            return list(json.loads(path.read_text(encoding="utf-8"))["tasks"])
-        return []
+        return scored_tasks(self._folder)
+
+    @property
+    def _folder(self) -> RunFolder:
+        return RunFolder(str(self.path))
 
 
-def metrics_rows(run: Path) -> list[dict[str, Any]]:
-    """Objects of metrics.jsonl; a torn last line, as a kill leaves it, is passed over."""
-    path = run / _METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
-
-
-def held_out_rows(run: Path) -> list[dict[str, Any]]:
-    """Looks at the held-out text, the earliest first."""
-    return [row for row in metrics_rows(run) if row.get("eval_hard_loss") is not None]
-
-
-def glue_scores(results: dict[str, Any]) -> list[float]:
-    """A number a seed out of a results.json of `dwt-ds glue`: the mean of the seven tasks, or of those it has."""
-    whole = results["mean_of_seven"]["by_seed"]
-    if whole:
-        return list(whole.values())
-    tasks = [task["score"]["by_seed"] for name, task in results["tasks"].items() if name in SEVEN]
-    seeds = sorted(set.intersection(*map(set, tasks))) if tasks else []
-    return [fmean(task[seed] for task in tasks) for seed in seeds]
+def evaluations(run: RunFolder) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl that have held-out losses, the earliest first."""
+    return [row for row in run.metrics_rows() if row.get("eval_hard_loss") is not None]
 
 
 def by_series(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs by what they have in common but for the seed, in the order they came."""
+    """Series -> its runs, which differ in their seeds; in the order they came."""
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(run.series, []).append(run)
@@ -136,14 +113,25 @@ def by_series(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and standard deviation (n - 1) where there are two or more."""
+    """Mean, and standard deviation (n - 1) of two or more values."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def compare_with_alone(runs: Sequence[RunRecord]) -> None:
-    """Give every look of a student with a teacher `less_alone`: its loss less the lone student's of the same seed."""
+    """Add `less_alone` to each evaluation of a distilled student: its loss minus that of its seed's lone student."""
     alone = {(run.seed, row["step"]): row["eval_hard_loss"] for run in runs if run.is_alone for row in run.held_out}
     for run in runs:
         for row in run.held_out:
             if run.teacher_run is not None and (run.seed, row["step"]) in alone:
                 row["less_alone"] = row["eval_hard_loss"] - alone[run.seed, row["step"]]
+
+
+def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
+    """(setting, its value in each run) of all settings in which any two runs differ, in the recipe's order."""
+    trees = [flatten(run.config) for run in runs]
+    rows = []
+    for name in dict.fromkeys(name for tree in trees for name in tree):
+        values = [str(tree.get(name, "")) for tree in trees]
+        if len(set(values)) > 1 and name not in _NOT_COMPARED:
+            rows.append((name, *values))
+    return rows
