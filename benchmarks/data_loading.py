@@ -8,8 +8,6 @@ Without --data, rows of 128 random tokens are made. Results are added to benchma
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import platform
 import tempfile
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rows import append_row, processor_and_cores
 from torch.utils.data import DataLoader
 
 from dwt_ds.config.schema import DataConfig
@@ -29,17 +28,6 @@ from dwt_ds.prepare.rows import Rows
 from dwt_ds.prepare.shards import ShardWriter
 
 RESULTS = Path(__file__).parent / "results" / "data_loading.csv"
-FIELDS = [
-    "masking",
-    "rows",
-    "micro_batch",
-    "workers",
-    "tokens_per_second",
-    "tokens_per_processor_second_here",
-    "cpu",
-    "python",
-    "torch",
-]
 MASKINGS = {
     "fixed": DataConfig(),
     "bernoulli": DataConfig(label_draw="bernoulli"),
@@ -50,7 +38,7 @@ MASKINGS = {
 def made_up(
     folder: Path, rows: int = 200_000, width: int = 128, vocab: int = 30_522
 ) -> tuple[RowTable, TokenizerFacts]:
-    """Full rows of random ordinary tokens; every fifth token carries on a word."""
+    """Full rows of random ordinary tokens; every fifth entry of the vocabulary continues a word."""
     ids = np.random.default_rng(0).integers(1000, vocab, (rows, width), dtype=np.uint16)
     ids[:, 0], ids[:, -1] = 101, 102
     shards = ShardWriter(folder / "train", vocab).write([Rows(ids.reshape(-1), np.full(rows, width, np.int32))], rows)
@@ -68,8 +56,11 @@ class _ForEver:
 
 
 def tokens_per_second(batches: StepBatches, workers: int, seconds: float) -> tuple[float, float]:
-    """Real tokens a second by the clock, and a second of this process's processor time: with workers the latter is
-    what receiving batches costs training. The first hundred batches, during which workers start, are not counted."""
+    """Real tokens per elapsed second, and per second of this process's processor time.
+
+    With workers the latter is what receiving batches costs the training process. The first hundred batches, during
+    which workers start, are not counted.
+    """
     loader = DataLoader(batches, batch_size=None, sampler=_ForEver(), num_workers=workers)  # type: ignore[arg-type]
     iterator = iter(loader)
     for _ in range(100):
@@ -81,11 +72,6 @@ def tokens_per_second(batches: StepBatches, workers: int, seconds: float) -> tup
     return tokens / elapsed, tokens / (time.process_time() - start_here)
 
 
-def processor_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().split("\n")
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
@@ -94,31 +80,35 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    is_new = not RESULTS.exists()
-    with tempfile.TemporaryDirectory() as name, open(RESULTS, "a", newline="", encoding="utf-8") as file:
+    with tempfile.TemporaryDirectory() as name:
         data = PreparedData.open(args.data) if args.data else None
         table, facts = (data.train, data.facts) if data else made_up(Path(name))
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(FIELDS)
-        for label, masking in MASKINGS.items():
+        for label, config in MASKINGS.items():
             for workers in args.workers:
                 batches = StepBatches(
                     table,
                     facts,
+                    config,
                     seed=0,
                     micro_batch_size=args.micro_batch,
                     accumulation=1,
                     rank=0,
                     world_size=1,
-                    masking=masking,
                 )
                 rate, here = tokens_per_second(batches, workers, args.seconds)
-                form = data.manifest.form if data else "made up"
                 print(f"{label:<12} {workers} workers: {rate / 1e6:.2f} M tokens/s, {here / 1e6:.2f} M/s of own time")
-                cpu = f"{processor_name()} x {len(os.sched_getaffinity(0))}"
-                common = [cpu, platform.python_version(), torch.__version__]
-                writer.writerow([label, form, args.micro_batch, workers, round(rate), round(here), *common])
+                row = {
+                    "masking": label,
+                    "rows": data.manifest.form if data else "made up",
+                    "micro_batch": args.micro_batch,
+                    "workers": workers,
+                    "tokens_per_second": round(rate),
+                    "tokens_per_processor_second_here": round(here),
+                    "cpu": processor_and_cores(),
+                    "python": platform.python_version(),
+                    "torch": torch.__version__,
+                }
+                append_row(RESULTS, row)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
     python benchmarks/data_preparing.py [--text FILE...] [--tokenizer VOCAB_OR_NAME] [--memory]
 
 Without --text the documentation of the installed packages is used, without --tokenizer one of 8,192 entries is trained
-on it. Rates are per second of processor time of one core, so that other work on the machine matters little; "wall" is
-what a watch shows. --memory instead prepares a synthetic corpus and one 50 times larger and compares the peak memory
-of all processes. Results are added to benchmarks/results/data_preparing.csv.
+on it. Rates are per second of one core's processor time, so that other work on the machine matters little; "wall" is
+elapsed time. --memory instead prepares a synthetic corpus and one 50 times larger, and compares the peak memory of all
+processes. Results are added to benchmarks/results/data_preparing.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
 import random
@@ -25,6 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rows import append_row, processor_and_cores
+
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.prepare.corpus import DuplicateFinder
 from dwt_ds.prepare.documentation import InstalledDocumentation
@@ -36,7 +37,7 @@ from dwt_ds.prepare.sentences import split_sentences
 from dwt_ds.prepare.sources import SourceCounts
 
 RESULTS = Path(__file__).parent / "results" / "data_preparing.csv"
-FIELDS = ["measure", "what", "value", "unit", "corpus", "cpu", "python", "versions"]
+FIELDS = ["measure", "what", "value", "unit", "corpus"]
 Value = TypeVar("Value")
 
 
@@ -55,7 +56,7 @@ def measure_stages(files: list[Path], tokenizer: str | None, folder: Path) -> li
         train_tokenizer=None if tokenizer else 8192,
         workers=1,
     )
-    if tokenizer is None:  # training it is no part of the rate
+    if tokenizer is None:  # its training is not part of the rate
         prepare(options)
         tokenizer = str(folder / "whole" / "tokenizer")
         options = PrepareOptions(sources=options.sources, out=folder / "again", tokenizer=tokenizer)
@@ -115,7 +116,7 @@ def measure_stages(files: list[Path], tokenizer: str | None, folder: Path) -> li
     rows += [("rate", "padding, packed", 100 * manifest.padding_share, "%")]
     rows += [("share", name, 100 * seconds / whole_seconds, "%") for name, seconds in stages.items()]
     corpus = f"{'+'.join(path.name for path in files)}, {manifest.tokens:,} tokens"
-    return [dict(zip(FIELDS, [*row, corpus], strict=False)) for row in rows]
+    return [dict(zip(FIELDS, [*row, corpus], strict=True)) for row in rows]
 
 
 PREPARE_AND_PRINT_PEAK = """
@@ -161,7 +162,7 @@ def measure_memory(folder: Path) -> list[dict[str, Any]]:
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         corpus = f"synthetic, {times * 10} MB"
         for what, value in zip(("main process", "largest worker"), output, strict=True):
-            results.append(dict(zip(FIELDS, ["peak memory", what, float(value), "MB", corpus], strict=False)))
+            results.append(dict(zip(FIELDS, ["peak memory", what, float(value), "MB", corpus], strict=True)))
         text.unlink()
     return results
 
@@ -169,22 +170,10 @@ def measure_memory(folder: Path) -> list[dict[str, Any]]:
 def report(rows: list[dict[str, Any]]) -> None:
     names = ("numpy", "tokenizers", "syntok", "pyarrow", "datasets")
     versions = " ".join(f"{name}={metadata.version(name)}" for name in names)
-    is_new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if is_new:
-            writer.writeheader()
-        for row in rows:
-            print(f"{row['what']:<32} {row['value']:>14,.2f} {row['unit']:<15} {row['corpus']}")
-            common = {"cpu": processor(), "python": platform.python_version(), "versions": versions}
-            writer.writerow({**row, "value": round(row["value"], 3), **common})
-
-
-def processor() -> str:
-    """The processor's name, and how many the process may use."""
-    lines = Path("/proc/cpuinfo").read_text().split("\n")
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()} x {len(os.sched_getaffinity(0))}"
+    machine = {"cpu": processor_and_cores(), "python": platform.python_version(), "versions": versions}
+    for row in rows:
+        print(f"{row['what']:<32} {row['value']:>14,.2f} {row['unit']:<15} {row['corpus']}")
+        append_row(RESULTS, {**row, "value": round(row["value"], 3), **machine})
 
 
 def main() -> None:

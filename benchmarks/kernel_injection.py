@@ -9,7 +9,6 @@ benchmarks/results/kernel_injection.csv.
 
 from __future__ import annotations
 
-import csv
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 import triton
+from rows import write_rows
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from dwt_ds.data.batches import Batch
@@ -38,11 +38,7 @@ def main() -> int:
     start_ranks()
     rows = [_measure(family, dtype) for family in FAMILIES for dtype in ("fp16", "bf16")]
     stop_ranks()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(RESULTS, rows)
     return 0
 
 

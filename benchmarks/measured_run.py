@@ -1,4 +1,4 @@
-"""A rank of a real run that writes down what it holds and sends; scaling.py and tests/plan start one for each rank.
+"""A rank of a real run that records its memory and its traffic; scaling.py and tests/plan start one for each rank.
 
 python measured_run.py REPORT RECIPE [key=value ...]
 """
@@ -21,7 +21,7 @@ from dwt_ds.plan.simulation import LiveBytes
 
 
 def storage_bytes(tensors: Any) -> int:
-    """Bytes of the storages behind tensors in any nest of containers, each once."""
+    """Bytes of the storages behind the tensors in nested containers, each storage counted once."""
     storages = {}
     for tensor in tree_iter(tensors):
         if isinstance(tensor, torch.Tensor):
@@ -30,7 +30,7 @@ def storage_bytes(tensors: Any) -> int:
 
 
 class SentBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that collectives get, by collective, whoever calls them."""
+    """Counts the bytes and calls of each kind of collective, whoever makes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,20 +39,20 @@ class SentBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
-            # Of what is gathered or scattered, the larger side.
-            sizes = [storage_view_bytes(each) for each in args if storage_view_bytes(each)]
+            # The larger side of what is gathered or scattered.
+            sizes = [tensor_bytes(each) for each in args if tensor_bytes(each)]
             name = func._schema.name.removeprefix("c10d::").strip("_")
             self.bytes[name] += max(sizes, default=0)
             self.calls[name] += 1
         return func(*args, **(kwargs or {}))
 
 
-def storage_view_bytes(value: Any) -> int:
+def tensor_bytes(value: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_iter(value) if isinstance(t, torch.Tensor))
 
 
 class MeasuredStudent:
-    """DeepSpeed's engine, with a look at its tensors before and after each call."""
+    """DeepSpeed's engine, whose tensors are measured around each call."""
 
     def __init__(self, engine: Any, sent: SentBytes, live: LiveBytes) -> None:
         self._engine, self._sent, self._live = engine, sent, live
@@ -61,26 +61,26 @@ class MeasuredStudent:
         self._calls_before: Counter[str] = Counter()
         optimizer = engine.optimizer
         if not hasattr(optimizer, "_release_ipg_buffers"):
-            return  # only stages 1 and 2 make their bucket anew for each backward pass
+            return  # only stages 1 and 2 allocate their bucket in each backward pass
         release = optimizer._release_ipg_buffers
 
-        def look_and_release() -> None:
+        def measure_and_release() -> None:
             buffers = [bucket.buffer for bucket in optimizer.ipg_buckets.values()]
             self.report["buckets"] = max(self.report.get("buckets", 0), storage_bytes(buffers))
             release()
 
-        optimizer._release_ipg_buffers = look_and_release
+        optimizer._release_ipg_buffers = measure_and_release
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def __call__(self, *inputs: Any) -> Any:
         parameters = list(self._engine.module.parameters())
-        kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+        kept: dict[int, torch.UntypedStorage] = {}  # kept, so that no address is used twice
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            # ZeRO-3 gathers weights on the way: what is a parameter's now may not have been before.
+            # Looked up each time, since ZeRO-3 changes a parameter's storage when it gathers it.
             if all(storage._cdata != each.untyped_storage()._cdata for each in parameters):
                 kept[storage._cdata] = storage
             return tensor
@@ -96,7 +96,7 @@ class MeasuredStudent:
         optimizer = self._engine.optimizer
         own = getattr(optimizer, "averaged_gradients", {})
         of_parameters = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        self.report["gradient_slices"] = storage_view_bytes([*map(list, filter(None, own.values()))])
+        self.report["gradient_slices"] = tensor_bytes([*map(list, filter(None, own.values()))])
         stage_3 = getattr(optimizer, "grad_partitions_flat_buffer", None)
         self.report["gradients"] = storage_bytes([*map(list, filter(None, own.values())), of_parameters, stage_3])
 

@@ -16,7 +16,6 @@ Results go to benchmarks/results/quantization_cost.csv.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -25,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from rows import append_row, processor
@@ -42,6 +40,7 @@ from dwt_ds.models.cpu_dropout import use_cpu_dropout
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.quantization import prepare
 from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
+from dwt_ds.run.folder import RunFolder
 
 SEQ_LEN, VOCABULARY, ROWS, HELD_OUT_ROWS = 128, 8000, 16, 512
 RESULTS = Path(__file__).parent / "results" / "quantization_cost.csv"
@@ -158,7 +157,7 @@ def step_seconds(vocab_size: int, rounds: int) -> dict[str, list[float]]:
 
 def final_loss(run: Path) -> float:
     """Mean training loss of the logged steps in the last fifth of a run."""
-    losses = [row["loss"] for row in _metrics(run) if "loss" in row]
+    losses = [row["loss"] for row in RunFolder(str(run)).metrics_rows() if "loss" in row]
     return round(statistics.fmean(losses[-max(1, len(losses) // 5) :]), 4)
 
 
@@ -182,10 +181,6 @@ def held_out_loss(model: PreTrainedModel, data: PreparedData) -> float:
         total += functional.cross_entropy(functional.linear(hidden, weight, bias), batch.labels, reduction="sum").item()
         count += batch.labels.numel()
     return round(total / count, 4)
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def _prepare(options: argparse.Namespace, out: Path) -> None:

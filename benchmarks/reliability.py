@@ -1,9 +1,9 @@
-"""What safety costs: the pause of a save, and the time until a dead rank has ended the run.
+"""What reliability costs: the pause of a save, and the time until a dead rank has ended the run.
 
 python benchmarks/reliability.py --text FILE.txt [--ranks 2]
 
-Trains the paper's student (6 x 768, random teacher of 4 layers left out: it is not saved) for a few steps under ZeRO-2,
-reads the pauses from the progress lines, then starts again, kills one rank with SIGKILL and takes the time until the
+Trains the paper's student (6 x 768, without its teacher, which is not saved) for a few steps under ZeRO-2 and reads the
+pauses from the progress lines. Then it starts again, kills one rank with SIGKILL and measures the time until the
 launcher has ended. Adds a row to results/reliability.csv.
 """
 

@@ -4,10 +4,10 @@
     python benchmarks/scaling.py paper
 
 `measure` trains the recipe quickstart's student with an untrained teacher on 1, 2 and 4 gloo ranks of one thread each,
-the same micro-batch on each (weak scaling), and writes down seconds a step, the bytes of weights, fp32 master weights,
-optimizer state and gradients of a rank, and what its collectives carry, beside what `dwt-ds plan` predicts. `paper` is
-`dwt-ds plan` for 8, 64 and 512 GPUs, one setting changed at a time. Results: benchmarks/results/scaling.csv and
-scaling_paper.csv; both draw docs/figures/scaling.png from what is in those files.
+with the same micro-batch on each (weak scaling). It records seconds per step, bytes per rank of weights, fp32 master
+weights, optimizer state and gradients, and bytes of the collectives, next to the predictions of `dwt-ds plan`. `paper`
+is `dwt-ds plan` for 8, 64 and 512 GPUs with one setting changed at a time. Results go to benchmarks/results/scaling.csv
+and scaling_paper.csv; both draw docs/figures/scaling.png from these files.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import argparse
 import csv
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from rows import processor, write_rows
 from torch.distributed.elastic.utils.distributed import get_free_port
+
+from dwt_ds.run.folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 MEASURED, PAPER = RESULTS / "scaling.csv", RESULTS / "scaling_paper.csv"
@@ -68,12 +70,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
     if options.steps < 3:
-        parser.error(f"--steps {options.steps}: must be at least 3, since the first one and the last are not looked at")
+        parser.error(f"--steps {options.steps}: must be at least 3, since the first and the last are not used")
     if options.part == "measure":
         ranks = [int(number) for number in options.ranks.split(",")]
-        _write(MEASURED, [_measure(number, options) for number in ranks])
+        write_rows(MEASURED, [_measure(number, options) for number in ranks])
     else:
-        _write(PAPER, _on_paper())
+        write_rows(PAPER, _on_paper())
     _draw()
     return 0
 
@@ -86,18 +88,18 @@ def _measure(ranks: int, options: argparse.Namespace) -> dict[str, Any]:
             f"teacher.path={_random_teacher(options.data, folder / 'teacher')}",
             f"output_dir={folder / 'run'}",
             f"train.max_steps={options.steps}",
-            # Beyond the last: a logged step sums its losses over the ranks, which others do not.
+            # No step in between is logged: a logged step also sums its losses over the ranks.
             f"train.log_every={options.steps + 1}",
             "train.eval_rows=16",
             "train.eval_every=0",
             "train.checkpoint_every=0",
         ]
         reports = _run_ranks(ranks, folder, overrides)
-        lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    first, last = (row for row in map(json.loads, lines) if "loss" in row)
+        metrics = RunFolder(str(folder / "run")).metrics_rows()
+    first, last = (row for row in metrics if "loss" in row)
     seconds = last["elapsed_seconds"] - first["elapsed_seconds"]
     row: dict[str, Any] = {
-        "device": _processor(),
+        "device": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "ranks": ranks,
         "seconds_per_step": round(seconds / (last["step"] - first["step"]), 4),
@@ -120,12 +122,12 @@ def _run_ranks(ranks: int, folder: Path, overrides: list[str]) -> list[dict[str,
         for rank in range(ranks)
     ]
     if any(process.wait() for process in processes):
-        raise RuntimeError(f"{ranks} ranks: one failed; its words are above")
+        raise RuntimeError(f"{ranks} ranks: one failed; its output is above")
     return [json.loads((folder / f"report.{rank}").read_text()) for rank in range(ranks)]
 
 
 def _random_teacher(data: str, folder: Path) -> Path:
-    """A teacher of the quickstart's shape: what it has learnt changes no figure here."""
+    """A teacher of the quickstart's shape; its training would change no figure here."""
     from transformers import AutoTokenizer
 
     from dwt_ds.config.recipe import load_recipe
@@ -202,21 +204,6 @@ def _figures(plan: Any) -> dict[str, Any]:
             plan.settings.rows_per_step * plan.settings.corpus.tokens_per_row / time.total / 1e6, 2
         ),
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"{path} is written")
 
 
 def _read(path: Path) -> list[dict[str, str]]:

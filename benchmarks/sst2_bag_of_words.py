@@ -1,9 +1,9 @@
-"""The score on SST-2 that a fine-tuned model should be above: a logistic regression on word counts.
+"""The score on SST-2 that a fine-tuned model should exceed: that of a logistic regression on word counts.
 
     python benchmarks/sst2_bag_of_words.py [--glue-dir DIR]
 
-Trains on the training set, with scikit-learn's default regularisation and without any choice on the dev set, and
-prints the accuracy on the latter. Without --glue-dir the data come from `nyu-mll/glue` on the hub. Needs the extra
+Trains on the training set with scikit-learn's default regularisation, uses the dev set for nothing but the score, and
+prints the accuracy on it. Without --glue-dir the data come from `nyu-mll/glue` on the hub. Needs the extra
 `study`.
 """
 

@@ -17,7 +17,6 @@ included and nothing that is recomputed. Results go to benchmarks/results/traini
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -36,6 +35,7 @@ from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageMod
 
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.launch.local import on_this_machine, visible_ranks
+from dwt_ds.run.folder import RunFolder
 
 MICRO_BATCH, SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS = 16, 128, 768, 6, 4
 RESULTS = Path(__file__).parent / "results" / "training_speed.csv"
@@ -182,7 +182,7 @@ def pretrain_tokens_per_second(data: Path, teacher: Path, output: Path, steps: i
     launch = on_this_machine({**os.environ, "RANKS": str(ranks)})
     command = launch.command("dwt_ds.pretrain", ["paper_weak", *(f"{key}={value}" for key, value in settings.items())])
     subprocess.run(command, env=launch.environment, check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = RunFolder(str(output)).metrics_rows()
     first = next(row for row in rows if row["step"] == warm_up)
     last = next(row for row in reversed(rows) if "loss" in row)
     shutil.rmtree(output)

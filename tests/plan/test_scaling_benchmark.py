@@ -12,7 +12,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scaling.py"
 
 
 @pytest.mark.slow
-def test_counted_and_predicted_bytes_agree(tiny_data: Path) -> None:
+def test_counted_and_predicted_bytes_agree(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("scaling", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
