@@ -232,7 +232,7 @@ def _draw() -> None:
     if measured:
         first = int(measured[0]["optimizer_bytes"]) * ranks[0] / 1e6
         left.plot(ranks, [first / number for number in ranks], "k:", label="1 / N")
-    left.set(title="measured, ZeRO-2, a rank", xlabel="gloo ranks", ylabel="MB", xticks=ranks, ylim=(0, None))
+    left.set(title="measured, ZeRO-2, per rank", xlabel="gloo ranks", ylabel="MB", xticks=ranks, ylim=(0, None))
     left.legend(fontsize=7)
     paper = _read(PAPER)
     for axes, recipe in zip(right, RECIPES):
