@@ -131,10 +131,10 @@ def _random_teacher(data: str, folder: Path) -> Path:
     from transformers import AutoTokenizer
 
     from dwt_ds.config.recipe import load_recipe
-    from dwt_ds.data.manifest import read_manifest
+    from dwt_ds.data.manifest import read_data_manifest
     from dwt_ds.models.build import build_student
 
-    manifest = read_manifest(Path(data))
+    manifest = read_data_manifest(Path(data))
     shape = load_recipe("quickstart_teacher").config.student
     pad = int(manifest.settings["pad_id"])
     build_student(shape, vocab_size=manifest.vocab_size, seq_len=manifest.seq_len, pad_token_id=pad).save_pretrained(
@@ -145,12 +145,12 @@ def _random_teacher(data: str, folder: Path) -> Path:
 
 
 def _plan(recipe: str, overrides: list[str], gpus: int, gpu: str) -> Any:
+    from dwt_ds.plan.corpus import resolve_plan
     from dwt_ds.plan.hardware import find_device
     from dwt_ds.plan.plan import Plan
-    from dwt_ds.plan.settings import settle
     from dwt_ds.plan.shapes import build_shapes
 
-    settings = settle(recipe, overrides, None, gpus)
+    settings = resolve_plan(recipe, overrides, None, gpus)
     nodes = 1 if gpu == "cpu" else gpus // 8
     device = find_device(gpu, gpus // nodes)
     return Plan(settings, build_shapes(settings), device, nodes=nodes)

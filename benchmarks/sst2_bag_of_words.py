@@ -17,8 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from dwt_ds.glue import hub, local_files
-from dwt_ds.glue.splits import FIRST, LABEL, TaskData
+from dwt_ds.glue.reading import FIRST, LABEL, TaskData, read_task
 from dwt_ds.glue.tasks import find_task
 
 
@@ -29,7 +28,7 @@ def main() -> int:
     glue_dir = parser.parse_args().glue_dir
     task = find_task("SST-2", "task")
     try:
-        data = hub.read_task(task) if glue_dir is None else local_files.read_task(glue_dir, task)
+        data = read_task(task, glue_dir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

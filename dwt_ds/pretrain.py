@@ -16,23 +16,21 @@ from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.run.stop import StopRequest
 
 if TYPE_CHECKING:
-    from dwt_ds.run.session import Run
+    from dwt_ds.run.session import Session
 
 
-def train(run: Run) -> None:
+def train(session: Session) -> None:
     """The loop: a step is `gradient_accumulation_steps` micro-batches on every rank."""
-    for step in run.steps():
-        run.begin_step(step)
-        micro_batches = run.next_micro_batches()
-        scale = run.scale_for(step, micro_batches)
+    for step in session.steps():
+        micro_batches, numbers = session.begin_step(step)
         for batch in micro_batches:
-            batch = batch.to(run.device)
-            view = run.teacher(batch) if run.teacher else None
-            loss = run.student(batch, view, scale)
-            run.student.backward(run.count(loss))
-            run.student.step()
-        run.end_step(step)
-    run.finish()
+            batch = batch.to(session.device)
+            teacher_view = session.teacher(batch) if session.teacher else None
+            loss = session.student(batch, teacher_view, numbers.scale)
+            session.student.backward(session.record(loss))
+            session.student.step()
+        session.end_step(numbers)
+    session.finish()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON, by path or packaged name")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
-    # A crash inside of a library says which line of Python led there; sys.stderr may be no file.
+    # A crash inside a library then shows the Python stack; sys.stderr may not be a file.
     faulthandler.enable(file=2)
     stop = StopRequest()
     stop.listen()
@@ -54,19 +52,19 @@ def main(arguments: list[str] | None = None) -> int:
         code = _assemble_and_train(options, stop)
     except Exception:
         traceback.print_exc()
-        _leave_alone(1)
+        _exit_alone(1)
     stop_ranks()
     return code
 
 
 def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
-    """The exit code of an end that all ranks come to."""
+    """Returns the exit code if all ranks end here together; a rank that fails alone does not return."""
     from dwt_ds.engine.ranks import AllRanksError, OtherRankError
     from dwt_ds.run.assemble import assemble
     from dwt_ds.run.guard import TooManySkipsError
 
     try:
-        run = assemble(options.recipe, options.overrides, options.deepspeed_config, stop)
+        session = assemble(options.recipe, options.overrides, options.deepspeed_config, stop)
     except OtherRankError:
         return 2
     except AllRanksError as error:
@@ -74,18 +72,18 @@ def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
         return 2
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        _leave_alone(2)
+        _exit_alone(2)
     try:
-        if run is not None:
-            train(run)
+        if session is not None:
+            train(session)
     except TooManySkipsError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 3
     return 0
 
 
-def _leave_alone(code: int) -> NoReturn:
-    """End this process; to leave the group, NCCL would wait for ranks that go on. The launcher ends them."""
+def _exit_alone(code: int) -> NoReturn:
+    """End this process without leaving the group: NCCL would wait for the other ranks. The launcher ends those."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dwt_ds.engine.extension_locks import find_locks
+from dwt_ds.engine.build_locks import find_abandoned_locks
 
 pytest_plugins = ["harness.ranks", "harness.launcher", "harness.watched", "harness.tiny", "harness.corpus"]
 
@@ -24,9 +24,8 @@ os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
 
 # Operators compiled by another environment would be compiled anew, and a build killed there would stop tests here.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(PROGRAMS.parent / "torch_extensions"))
-for lock in find_locks():
-    if not lock.held:
-        Path(lock.path).unlink(missing_ok=True)  # the other worker may have been faster
+for lock in find_abandoned_locks():
+    lock.unlink(missing_ok=True)  # the other worker may have been faster
 
 # A busy machine is no fault of an example's.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -87,7 +87,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["deepspeed.train_batch_size=16", "train.gradient_accumulation_steps=3"],
         ["deepspeed.train_batch_size=16 is not micro-batch 4 x accumulation 3 x 2 ranks = 24"],
     ),
-    "other number of ranks": (["train.expected_world_size=4"], ["train.expected_world_size=4", "came up with 2 ranks"]),
+    "other number of ranks": (["train.expected_world_size=4"], ["train.expected_world_size=4", "there are 2 ranks"]),
     "teacher missing": (
         ["teacher.path={tmp}/none"],
         ["teacher.path", "{tmp}/none", "does not exist; train that model first"],
@@ -136,7 +136,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "checkpoint of other ranks": (
         ["output_dir={three}", "deepspeed.zero_optimization.stage=0"],
-        ["step_00000001 was written by 3 ranks, this run has 2, and ZeRO-0 does not go on", "start it with 3"],
+        [
+            "step_00000001 was written by 3 ranks, this run has 2: ZeRO-0 cannot resume on a different number",
+            "start it with 3",
+        ],
     ),
     "kernels into a sharded teacher": (
         ["teacher.sharded=true", "teacher.kernel_inject=true"],

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all; manifests that tell whether files are still what was written."""
+"""Files and folders that appear complete or not at all; manifests that tell whether files have changed since."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+
+from dwt_ds.base.words import nearest
 
 MANIFEST = "manifest.json"
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write; it takes its name once the block ends well and its bytes are on disk, else it goes."""
+    """A binary file to write. It gets its name when the block ends without error and its bytes are on disk."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:
@@ -31,7 +33,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace_folder(finished: Path, folder: Path) -> None:
-    """Give `finished` the name of `folder`, which goes if it exists; a half-deleted one never has that name."""
+    """Rename `finished` to `folder`, which is deleted if it exists; a half-deleted folder never has that name."""
     former = folder.with_name(folder.name + ".old")
     shutil.rmtree(former, ignore_errors=True)
     if folder.exists():
@@ -41,7 +43,7 @@ def replace_folder(finished: Path, folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names given in `folder` outlast a power cut."""
+    """Write the names of a folder's files to disk, so that they survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,50 +52,104 @@ def sync_folder(folder: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
+    """Hex digits of the sha256 of a file's contents."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    add_to_digest(digest, path)
     return digest.hexdigest()
 
 
+def add_to_digest(digest: hashlib._Hash, path: Path) -> None:
+    """Update a digest with a file's contents, a block at a time."""
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+
+
 def file_facts(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Name -> size in bytes and sha256 of files in `folder`."""
+    """Name -> {"bytes": size, "sha256": hex digits} of files in `folder`."""
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Write `folder`'s manifest, whole or not at all; `content["files"]` is what `file_facts` says of every file."""
-    with atomic_file(folder / MANIFEST) as file:
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a file of JSON objects, one a line, with their ends; without the last if a kill left it torn.
+
+    Empty if the file is not there.
+    """
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def find_file(name: str, packaged: Mapping[str, Path], what: str) -> Path:
+    """The file at the path `name`, or else the packaged one of that name.
+
+    Args:
+        name: what the user wrote.
+        packaged: name -> path of each packaged file.
+        what: kind of the file, for errors.
+
+    Raises:
+        FileNotFoundError: neither; one line with the nearest packaged name.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name not in packaged:
+        raise FileNotFoundError(
+            f"{what} {name!r}: no such file and no packaged {what} of that name{nearest(name, packaged)} "
+            f"(packaged: {', '.join(sorted(packaged))})"
+        )
+    return packaged[name]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object to a JSON file atomically."""
+    with atomic_file(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file (OSError: the file cannot be read; ValueError: it holds something else)."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"holds {type(content).__name__}, not a JSON object")
+    return content
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the manifest of `folder`; `content["files"]` is what `file_facts` returned for its files."""
+    write_json(folder / MANIFEST, content)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Manifest of a folder (OSError: there is none; ValueError: damaged)."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    """The manifest that `write_manifest` wrote (OSError: there is none; ValueError: it is damaged)."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
         raise ValueError("lists no files")
     return manifest
 
 
 def problems(folder: Path) -> list[str]:
-    """One line a file of `folder` that does not match its manifest; empty if all do."""
+    """One line per file of `folder` that does not match its manifest; empty if all match."""
     try:
         manifest = read_manifest(folder)
     except FileNotFoundError:
         return [f"{MANIFEST}: missing"]
     except (OSError, ValueError) as error:
         return [f"{MANIFEST}: {error}"]
-    found = (_problem(folder / name, expected) for name, expected in manifest["files"].items())
-    return [problem for problem in found if problem]
+    return changed_files(folder, manifest["files"])
 
 
-def _problem(file: Path, expected: dict[str, Any]) -> str:
+def changed_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One line a file of `folder` that is not what `files` says (as `file_facts` returns it)."""
+    found = ((name, _change(folder / name, expected)) for name, expected in files.items())
+    return [f"{name}: {change}" for name, change in found if change]
+
+
+def _change(file: Path, expected: Mapping[str, Any]) -> str:
     if not file.is_file():
-        return f"{file.name}: missing"
+        return "missing"
     size = file.stat().st_size
-    if size != expected["bytes"]:
-        return f"{file.name}: {size} bytes, the manifest says {expected['bytes']}"
-    if file_sha256(file) != expected["sha256"]:
-        return f"{file.name}: the contents have changed (sha256 differs)"
-    return ""
+    if size != expected.get("bytes"):
+        return f"{size} bytes, the manifest says {expected.get('bytes')}"
+    return "" if file_sha256(file) == expected.get("sha256") else "the contents have changed (sha256 differs)"

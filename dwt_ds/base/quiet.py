@@ -1,6 +1,6 @@
-"""Keeps the commentary of the libraries below from burying our own lines; their errors still show.
+"""Silences the chatter of the libraries below, so that our own lines can be seen; their errors are still shown.
 
-To be called before they are imported: some of them talk while being imported.
+Call it before they are imported, since some of them print while being imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def quieten_libraries() -> None:
     import torch
 
     if not torch.accelerator.is_available():
-        # DeepSpeed warns when it finds this out by itself.
+        # Otherwise DeepSpeed warns that it found no accelerator.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
     import transformers

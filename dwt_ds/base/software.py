@@ -1,4 +1,4 @@
-"""What this process runs on: host, and the versions of everything that could make two hosts compute differently."""
+"""What this process runs on: the host, and the versions of everything that can make two hosts compute differently."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def host_name() -> str:
 
 
 def software() -> dict[str, str]:
-    """Name -> version of Python, the libraries and our own packages; of ours with a hash of the source.
+    """Name -> version of Python, the libraries and our own packages, the latter with a hash of the source.
 
-    Python counts to its second number: releases of the third compute the same.
+    Python's version is major.minor, because patch releases compute the same.
     """
     versions = {"python": ".".join(platform.python_version_tuple()[:2])}
     versions |= {name: library_version(name) for name in LIBRARIES}
@@ -30,7 +30,7 @@ def software() -> dict[str, str]:
 
 
 def library_version(name: str) -> str:
-    """Version of a library as this process has it imported, or else as it is installed; "none" if it is not."""
+    """Version of a library: as imported in this process, else as installed, else "none"."""
     imported = getattr(sys.modules.get(name), "__version__", None)
     if imported is not None:
         return str(imported)
@@ -52,7 +52,7 @@ def source_hash(package: str) -> str:
 
 
 def package_folder(package: str) -> Path:
-    """Where a package's files lie."""
+    """The folder of a package's files."""
     spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None
@@ -60,6 +60,6 @@ def package_folder(package: str) -> Path:
 
 
 def _own_version(package: str) -> str:
-    """From the source, since an editable installation keeps the version it was made with."""
+    """From the source, because an editable installation keeps the version that it was installed with."""
     text = (package_folder(package) / "__init__.py").read_text(encoding="utf-8")
     return next(line.split('"')[1] for line in text.splitlines() if line.startswith("__version__"))

@@ -14,9 +14,16 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {by_lower_case[matches[0]]!r}?" if matches else ""
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message; the name of its type if the message is empty."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def one_line(error: BaseException, *, with_type: bool = False) -> str:
+    """The first two lines of an error's message on one, at most 300 characters; its type's name if there is no message.
+
+    Args:
+        error: of a library, whose first line may say too little.
+        with_type: put the name of the type before the message.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name, message = type(error).__name__, " ".join(lines[:2]).rstrip(" .;:")
+    return f"{name}: {shorten(message, 300)}" if with_type and message else shorten(message, 300) or name
 
 
 def shorten(text: str, length: int = 60) -> str:

@@ -1,7 +1,7 @@
 """Make a Hugging Face folder of a run's checkpoint: safetensors, tokenizer and model card.
 
-Works from any ZeRO stage without a launcher. The checkpoint is verified first, since DeepSpeed's files are pickles; the
-result is read back and compared before it is said to be done.
+Works for every ZeRO stage, without a launcher. The checkpoint is verified first, since DeepSpeed's files are pickles.
+The result is read back and compared with the checkpoint.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Trains with the settings of Lee et al. (2023) on each task, once a seed, and scores the last weights on the validation
 set. Writes results.json and prints a table with means and standard deviations over seeds, and the mean of the seven
-tasks. Uses all GPUs, one fine-tuning at a time on each. Interrupted, the same command goes on where it was; finished
+tasks. Uses all GPUs, one fine-tuning at a time on each. After an interruption the same command resumes; finished
 fine-tunings are not run again.
 """
 
@@ -14,7 +14,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from dwt_ds.glue.settings import FineTuning
+from dwt_ds.glue.options import FineTuning, GlueOptions
 from dwt_ds.glue.tasks import SEVEN, TASKS
 
 _NEEDS = {"accelerate": "accelerate", "sklearn": "scikit-learn", "scipy": "scipy"}
@@ -78,8 +78,8 @@ def main(args: argparse.Namespace) -> int:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     quieten_libraries()
     # Imported here: --help should not wait for transformers.
-    from dwt_ds.glue.results import table
-    from dwt_ds.glue.run import GlueOptions, score_checkpoint
+    from dwt_ds.glue.run import score_checkpoint
+    from dwt_ds.glue.scores import table
 
     settings = FineTuning(
         learning_rate=args.learning_rate,
@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         results = score_checkpoint(options)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("interrupted: the same command resumes from here", file=sys.stderr)
         return 130
     print(f"\n{table(results)}\n{args.out / 'results.json'} is written")
     return 1 if results["failed"] else 0

@@ -35,8 +35,23 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(module.main(options))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return 2
+
+
+def _in_words(error: ValueError | OSError) -> str:
+    """The error's message; where pydantic refused an option's value, the option and what it must be."""
+    from pydantic import ValidationError  # not at the top: --help should not wait for it
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    from dwt_ds.config.validate import must_be
+
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # our own check of several options
+        return first["msg"].removeprefix("Value error, ")
+    option = [part for part in first["loc"] if isinstance(part, str)][-1].replace("_", "-")
+    return f"--{option}={first['input']}: must be {must_be(first)}"
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()
-    from dwt_ds.data.manifest import read_manifest
+    from dwt_ds.data.manifest import read_data_manifest
+    from dwt_ds.plan.corpus import resolve_plan
     from dwt_ds.plan.hardware import find_device
     from dwt_ds.plan.plan import Plan
-    from dwt_ds.plan.report import report, resolved
-    from dwt_ds.plan.settings import settle
+    from dwt_ds.plan.report import report, whole_settings
     from dwt_ds.plan.shapes import build_shapes
 
     per_node = args.gpus_per_node if args.gpus_per_node is not None else (2 if args.gpu == "cpu" else 8)
@@ -47,13 +47,13 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
     device = find_device(args.gpu, per_node, network_gbps=args.network_gbps, mfu=args.mfu)
     if args.data:
-        read_manifest(Path(args.data))  # a folder that is asked for must exist
+        read_data_manifest(Path(args.data))  # a folder that is asked for must exist
     overrides = [*args.overrides, f"data.dir={args.data}"] if args.data else args.overrides
-    settings = settle(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
+    settings = resolve_plan(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
     plan = Plan(settings, build_shapes(settings), device, args.nodes)
     print(report(plan, overrides, args.deepspeed_config, args.recipe))
     if args.config:
-        print(f"\n{resolved(settings)}")
+        print(f"\n{whole_settings(settings)}")
     return 0
 
 

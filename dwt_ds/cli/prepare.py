@@ -2,8 +2,8 @@
 
 Text comes from files (.txt with a paragraph a line and a blank line between documents, .jsonl, .parquet; plain or
 .gz, .xz, .zst), from datasets on the Hugging Face hub, or from the documentation of the installed Python packages;
-several may be given and are taken together. Interrupted, the same command goes on where it was. The result does not
-depend on the number of workers. With --show alone, an existing folder is shown.
+several may be given and are used together. After an interruption the same command resumes. The result does not depend
+on the number of workers. --show without a source shows an existing folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:CONFIG[:SPLIT]]",
         help="datasets on the Hugging Face hub, or local folders that `datasets` reads; SPLIT is train by default",
     )
-    sources.add_argument("--streaming", action="store_true", help="read datasets over the network, twice, not to disk")
+    sources.add_argument(
+        "--streaming", action="store_true", help="read datasets twice over the network, storing nothing"
+    )
     sources.add_argument(
         "--docs", action="store_true", help="the documentation of the installed Python packages (about 17 MB)"
     )
@@ -89,21 +91,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     # Imported here: --help should not wait for transformers.
     from dwt_ds.config.schema import DataConfig
-    from dwt_ds.data.manifest import read_manifest
+    from dwt_ds.data.manifest import read_data_manifest
     from dwt_ds.data.prepared import PreparedData
     from dwt_ds.data.show import examples, manifest_table
     from dwt_ds.prepare.pipeline import prepare
 
     if args.show < 0:
-        raise ValueError(f"--show is {args.show}: it must be a number of rows")
+        raise ValueError(f"--show={args.show}: must be at least 0")
     if args.show and not (args.text or args.dataset or args.docs):
-        manifest = read_manifest(args.out)
+        manifest = read_data_manifest(args.out)
     else:
         options = _options(args)
         try:
             manifest = prepare(options)
         except KeyboardInterrupt:
-            print("interrupted: the same command goes on from here", file=sys.stderr)
+            print("interrupted: the same command resumes from here", file=sys.stderr)
             return 130
     print(manifest_table(manifest), end="")
     print(f"\n{args.out} is ready" + (f"; {args.show} rows, {{true -> shown}}:" if args.show else ""))

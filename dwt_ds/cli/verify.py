@@ -1,6 +1,6 @@
 """Check a run, a checkpoint, an export or a data set against the manifest that was written with it.
 
-Says of each folder whether it is good, and of each damaged file what is wrong. Exit code 1 if anything is damaged.
+Prints for each folder whether it is good, and for each damaged file what is wrong. Exit code 1 if anything is damaged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The settings of a run: one dataclass tree, filled from a YAML recipe and then from dotted overrides.
 
-A number whose meaning needs a unit carries it in its name. What is not here is decided elsewhere: the vocabulary
-and the sequence length by the data folder, precision and ZeRO stage by the DeepSpeed JSON.
+A name carries the unit where the number needs one. What is not here is decided elsewhere: vocabulary and sequence
+length by the data folder, precision and ZeRO stage by the DeepSpeed JSON.
 """
 
 from __future__ import annotations
@@ -9,43 +9,47 @@ from __future__ import annotations
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from dwt_ds.config.quantization import parse_quantization
+from dwt_ds.config.validate import STRICT
+
 _Decay = Annotated[float, Field(ge=0, lt=1)]
-_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Schedule:
-    """A value that changes over training, from `start` to `end` within the span, and stays at `end` after it."""
+    """A value that changes from `start` to `end` over the span, which begins at step 0, and stays at `end` after it."""
 
     schedule: Literal["constant", "linear", "cosine", "exponential", "step", "adaptive"] = "constant"
-    """constant: `start` throughout. step: `start` up to the end of the span, then `end`. adaptive, for the soft weight
-    only: between `start` and `end` as the student catches up with the teacher. The others move smoothly."""
+    """constant: always `start`. step: `start` until the span ends, then `end`. linear, cosine, exponential: a smooth
+    change over the span. adaptive (soft weight only): falls from `start` to `end` as the student catches up with the
+    teacher."""
     start: float = 1.0
     """Value at step 0."""
     end: float | None = None
-    """Value at the end of the span; required by all but `constant` and `adaptive`, which never goes below it (0)."""
+    """Value at the end of the span. constant has none; adaptive never goes below it (null: 0)."""
     span: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The span as a share of all training steps."""
+    """Length of the span as a share of all training steps."""
     span_steps: PositiveInt | None = None
-    """The span in optimizer steps; takes the place of `span`."""
+    """Length of the span in optimizer steps; overrides `span`."""
     signal: Literal["gap", "projection"] = "projection"
-    """adaptive: what the weight follows; see dwt_ds/distill/adaptive.py."""
+    """adaptive: what the weight is computed from; see dwt_ds/distill/adaptive.py."""
     width: PositiveFloat = 0.5
-    """adaptive, signal `gap`: at so much more loss than the teacher's (nats) the weight is all of `start`."""
+    """adaptive with signal `gap`: the weight reaches `start` where the student's loss is this much (nats) higher than
+    the teacher's."""
     average_steps: PositiveInt = 50
     """adaptive: optimizer steps over which the student's losses are averaged."""
 
     def __post_init__(self) -> None:
         if self.schedule == "constant":
             if self.end not in (None, self.start):
-                raise ValueError(f"end={self.end} has no meaning for a constant; set schedule to linear, say")
+                raise ValueError(f"end={self.end}: a constant has no end; set schedule to linear, say")
         elif self.end is None and self.schedule != "adaptive":
-            raise ValueError(f"end is missing; schedule {self.schedule!r} needs the value it goes to")
+            raise ValueError(f"end: missing; schedule {self.schedule!r} needs the value at the end of the span")
         if self.schedule == "exponential" and not (self.start > 0 and self.end and self.end > 0):
-            raise ValueError(f"start={self.start}, end={self.end}: an exponential needs both above 0; use linear")
+            raise ValueError(f"start={self.start}, end={self.end}: exponential needs both above 0; use linear")
 
 
 def _number_is_a_constant(value: Any) -> Any:
@@ -57,7 +61,7 @@ def _number_is_a_constant(value: Any) -> Any:
 Scheduled = Annotated[Schedule, BeforeValidator(_number_is_a_constant)]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class DataConfig:
     """The prepared data folder and how tokens are masked."""
 
@@ -74,14 +78,14 @@ class DataConfig:
     whole_word: bool = False
     """Mask all pieces of a word together."""
     workers: NonNegativeInt = 0
-    """Loader processes a rank; 0 makes batches in the training process."""
+    """Loader processes per rank; 0: batches are made in the training process."""
 
     def __post_init__(self) -> None:
         if self.mask_share + self.random_share > 1:
             raise ValueError(f"mask_share={self.mask_share} + random_share={self.random_share} is above 1; lower one")
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class StudentConfig:
     """The model that is trained."""
 
@@ -94,45 +98,48 @@ class StudentConfig:
     num_heads: PositiveInt = 12
     """Attention heads; must divide hidden_size."""
     intermediate_size: PositiveInt | None = None
-    """Width of the feed-forward layer; null: 4 x hidden_size."""
+    """Width of the feed-forward layers; null: 4 x hidden_size."""
     max_positions: PositiveInt = 512
-    """Longest sequence the position embeddings allow."""
+    """Longest sequence, in tokens, that the position embeddings allow."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout of hidden states, attention and embeddings alike."""
+    """Dropout probability of hidden states, attention weights and embeddings."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation; auto: eager on a CPU, sdpa on a GPU."""
     init: str = "random"
-    """Where the weights start: random, or filled from the teacher: remap (the paper's), stack, bert2bert or interlace
-    for depth; fna, net2net, fpi or aki for width; both as in stack+fpi. See docs/growth.md."""
+    """Initial weights: random, or grown from the teacher's by a depth map (remap, the paper's; stack, bert2bert,
+    interlace), a width method (fna, net2net, fpi, aki), or both, as in stack+fpi. See docs/growth.md."""
     quantization: str | dict[str, Any] = "none"
     """Quantization-aware training: none, w8a8, w4a8, or a mapping with weight_bits, activation_bits, modules,
     start_step and group_size; see docs/quantization.md."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the Hugging Face configuration, by the names they have there."""
+    """Further fields of the Hugging Face configuration, by their names there."""
+
+    def __post_init__(self) -> None:
+        parse_quantization(self.quantization, "quantization")
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class TeacherConfig:
-    """The frozen, usually smaller model whose predictions guide the student."""
+    """The frozen model, usually smaller, whose predictions the student learns from."""
 
     path: str | None = None
-    """Hugging Face folder or name; null trains the student alone, which is how teachers are made."""
+    """Hugging Face folder or name; null: the student trains alone, which is how teachers are made."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the teacher's forward pass; auto: the student's."""
     kernel_inject: bool | Literal["auto"] = "auto"
-    """DeepSpeed's injected inference kernels; auto: used where a probe finds that they run and agree."""
+    """DeepSpeed's injected inference kernels; auto: if a probe finds that they run and give the same logits."""
     sharded: bool = False
-    """Cut the teacher's weights over the ranks and gather them layer by layer (ZeRO-3), for one too large to be whole
-    on every rank; its head stays whole."""
+    """Shard the teacher's weights over the ranks and gather them layer by layer (ZeRO-3), for a teacher that does not
+    fit on every rank. Its head is not sharded."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the teacher's folder. Leave it off for models you did not write."""
+    """Run Python code that comes with the teacher. Leave it off for models you do not trust."""
 
     def __post_init__(self) -> None:
         if self.sharded and self.kernel_inject is True:
             raise ValueError("kernel_inject=true: not for a sharded teacher; set it to auto, or sharded to false")
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class DistillConfig:
     """The objective: hard_weight x cross-entropy + soft_weight x KL(teacher || student)."""
 
@@ -153,95 +160,92 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         if self.temperature.schedule == "adaptive":
-            raise ValueError("temperature.schedule='adaptive': only the soft weight has it; use linear, say")
+            raise ValueError("temperature.schedule='adaptive': only soft_weight can be adaptive; use linear, say")
         if self.soft_weight.schedule == "adaptive":
             if self.soft_weight.start < (self.soft_weight.end or 0.0):
                 raise ValueError(f"soft_weight.start={self.soft_weight.start} is below its end; swap them")
             if self.soft_weight.signal == "projection" and self.soft_positions == "all":
-                raise ValueError("soft_weight.signal='projection' compares both losses on the same rows; use gap")
-        for name, lowest in (("soft_weight", 0.0), ("temperature", None)):
-            value: Schedule = getattr(self, name)
-            for end in ("start", "end"):
-                number = getattr(value, end)
-                if number is None:
-                    continue
-                if lowest is None and number <= 0:
-                    raise ValueError(f"{name}.{end}={number} must be above 0")
-                if lowest is not None and number < lowest:
-                    raise ValueError(f"{name}.{end}={number} must not be negative")
+                raise ValueError("soft_weight.signal='projection': needs soft_positions='labelled'; use gap")
+        for end in ("start", "end"):
+            weight, temperature = getattr(self.soft_weight, end), getattr(self.temperature, end)
+            if weight is not None and weight < 0:
+                raise ValueError(f"soft_weight.{end}={weight}: must be at least 0")
+            if temperature is not None and temperature <= 0:
+                raise ValueError(f"temperature.{end}={temperature}: must be above 0")
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class TrainConfig:
     """Length, batch, optimizer numbers, and how often things happen. Steps are optimizer steps."""
 
     max_steps: PositiveInt | None = None
-    """Length of the run in optimizer steps; takes the place of `epochs`."""
+    """Length of the run in optimizer steps; overrides `epochs`."""
     epochs: PositiveFloat | None = None
     """Length of the run in passes over the data."""
     micro_batch_size: PositiveInt = 16
-    """Rows a rank sees in one forward pass."""
+    """Rows of one forward pass on one rank."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Micro-batches a rank adds up before an optimizer step."""
+    """Micro-batches per rank and optimizer step."""
     learning_rate: PositiveFloat = 5e-4
     """Peak learning rate."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the steps in which the learning rate rises."""
+    """Share of all steps over which the learning rate rises."""
     weight_decay: NonNegativeFloat = 0.0
-    """Weight decay, where the optimizer has it."""
+    """Weight decay, if the optimizer has it."""
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """Adam's decay rates."""
     eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
     max_grad_norm: NonNegativeFloat = 1.0
-    """Gradients are clipped to this global norm; 0 switches it off."""
+    """Gradients are clipped to this global norm; 0: no clipping."""
     log_every: PositiveInt = 10
-    """Steps between logged steps."""
+    """Steps between rows of metrics.jsonl."""
     eval_every: NonNegativeInt = 0
-    """Steps between looks at the held-out text; 0: only at the end."""
+    """Steps between evaluations; 0: only at the end."""
     eval_rows: PositiveInt | None = None
-    """Held-out rows used at each look; null: all."""
+    """Validation rows of each evaluation; null: all."""
     checkpoint_every: NonNegativeInt = 1000
     """Steps between checkpoints; 0: only at the end."""
     keep_last: PositiveInt = 2
     """Checkpoints kept; older ones are deleted once a newer one is complete."""
     keep_every: NonNegativeInt = 0
-    """Checkpoints at multiples of so many steps are kept for good; 0: none."""
+    """Checkpoints at multiples of this many steps are never deleted; 0: no such checkpoints."""
     spike_sigma: PositiveFloat | None = None
-    """Skip a step whose loss is over the mean of the last `spike_window` steps by so many standard deviations."""
+    """Skip a step whose loss exceeds the mean of the last `spike_window` steps by this many standard deviations; null:
+    skip none."""
     spike_window: Annotated[int, Field(ge=2)] = 128
-    """Steps whose losses `spike_sigma` looks back on."""
+    """Number of steps whose losses `spike_sigma` compares with."""
     skip_window: PositiveInt = 100
-    """Recent steps over which skipped ones are counted."""
+    """Number of recent steps in which `max_skipped_share` counts the skipped ones."""
     max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """The run stops when more than this share of the last `skip_window` steps had to be skipped."""
+    """The run stops if more than this share of the last `skip_window` steps was skipped."""
     collective_timeout_seconds: PositiveFloat = 1800.0
-    """A rank that waits longer for the others stops with an error."""
+    """A rank that waits longer than this for the others stops with an error."""
     report_stuck_after_seconds: PositiveFloat = 300.0
-    """When no step ends for so long, rank 0 says which rank the others wait for, and where it stands."""
+    """If no step ends for this long, rank 0 reports which rank the others wait for, and where that rank is."""
     activation_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass and compute the rest anew: less memory, a third more work."""
+    """Keep only each layer's input for the backward pass and recompute the rest: less memory, a third more work."""
     export_every: NonNegativeInt = 0
-    """Steps between exports kept at `export/step_XXXXXXXX`, to be scored along the way; 0: only the last model."""
+    """Steps between exports to `export/step_XXXXXXXX`, which GLUE can score later; 0: only the final model."""
     expected_world_size: PositiveInt | None = None
-    """Number of ranks the run must come up with; another number stops it before training."""
+    """Number of ranks the run must have; with any other number it stops before training. null: any number."""
 
     def warmup_steps(self, total_steps: int) -> int:
-        """Steps in which the learning rate rises, of a run of `total_steps`."""
+        """Optimizer steps over which the learning rate rises, in a run of `total_steps`."""
         return max(1, round(self.warmup_ratio * total_steps))
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class FusedConfig:
-    """Fused parts of NVIDIA's apex; its optimizers are named in the DeepSpeed JSON."""
+    """Fused modules of NVIDIA's apex. Its optimizers are chosen in the DeepSpeed JSON."""
 
     layer_norm: Literal["auto", "apex", "torch"] = "auto"
-    """Layer norm of the student; auto: apex's where a probe finds that it runs and agrees."""
+    """Layer norm of the student; auto: apex's if a probe finds that it runs and gives the same results."""
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class RunConfig:
-    """Everything about a run that is not DeepSpeed's own."""
+    """All settings of a run, but for those of the DeepSpeed JSON."""
 
     output_dir: str = "runs/pretrain"
     """The run's folder: resolved settings, metrics, checkpoints, export."""
@@ -250,13 +254,19 @@ class RunConfig:
     deepspeed_config: str = "zero2_bf16"
     """DeepSpeed JSON: a path, or the name of a packaged one."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """Changes to the DeepSpeed JSON, nested as it is."""
+    """Changes to the DeepSpeed JSON, nested like it."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The data folder and the masking."""
     student: StudentConfig = field(default_factory=StudentConfig)
+    """The model that is trained."""
     fused: FusedConfig = field(default_factory=FusedConfig)
+    """Fused modules of NVIDIA's apex."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The frozen model that the student learns from."""
     distill: DistillConfig = field(default_factory=DistillConfig)
+    """The objective."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """Length, batch, optimizer numbers, intervals."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, ready for YAML."""

@@ -1,5 +1,1 @@
-"""Text -> sentences -> tokens -> packed rows -> batches with masks.
-
-`prepare` makes a data folder once (reading, sentences, tokenizer, packing, shards, manifest); training only reads it
-(prepared, order, masks, batches).
-"""
+"""A data folder to rows in order to masked batches. `dwt_ds.prepare` makes the folder once; training only reads it."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.masks import MaskedRows, draw_masks
@@ -182,6 +182,21 @@ class StepBatches(Dataset[list[Batch]]):
             here = slice(first, first + self._micro_batch_size)
             batches.append(self._maker.batch(rows[here], epochs[here]))
         return batches
+
+
+def step_loader(batches: StepBatches, steps: range, workers: int, *, pin_memory: bool) -> DataLoader[list[Batch]]:
+    """Loads `steps` in order, in `workers` processes (0: in this one).
+
+    Its generator is private: a loader that drew from the global one would disturb dropout after a resume.
+    """
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def validation_batches(

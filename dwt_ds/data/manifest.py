@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
-MANIFEST_NAME = "manifest.json"
-# The same as a table for people.
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from dwt_ds.base.files import MANIFEST
+
+# The manifest as a table for people.
 MANIFEST_TABLE_NAME = "manifest.txt"
-# While `prepare` works, everything it writes lies in this folder inside the output folder.
+# Everything that `prepare` writes is in this folder inside the output folder until it is finished.
 UNFINISHED_NAME = "unfinished"
-# Raised whenever a folder of the former layout can no longer be read.
+# Increased whenever a folder of the former layout can no longer be read.
 FORMAT_VERSION = 1
 PACKED = "packed"
 ONE_SENTENCE_PER_ROW = "one_sentence_per_row"
+_STRICT = ConfigDict(extra="forbid")
 
 
-@dataclass
+@dataclass(config=_STRICT)
 class Shard:
     """One Arrow file."""
 
@@ -29,7 +34,7 @@ class Shard:
     sha256: str
 
 
-@dataclass
+@dataclass(config=_STRICT)
 class Manifest:
     """Counts are over everything prepared, training and validation together, unless the name says otherwise."""
 
@@ -76,25 +81,28 @@ class Manifest:
             raise ValueError("not a manifest of dwt-ds prepare")
         if values["format_version"] != FORMAT_VERSION:
             raise ValueError(f"data format {values['format_version']}, this version reads format {FORMAT_VERSION}")
-        known = {f.name for f in fields(cls)}
-        if set(values) != known:
-            raise ValueError(f"manifest fields differ: {', '.join(sorted(set(values) ^ known))}")
-        values["shards"] = [Shard(**shard) for shard in values["shards"]]
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Raises FileNotFoundError where there is no data folder or manifest, ValueError where it is of no use."""
+def read_data_manifest(folder: Path) -> Manifest:
+    """Manifest of a data folder; those of checkpoints and exports are read by `dwt_ds.base.files.read_manifest`.
+
+    Raises FileNotFoundError where there is no data folder or no manifest, ValueError where the manifest is damaged.
+    """
     fix = f'run "dwt-ds prepare ... --out {folder}"'
     if not folder.is_dir():
         raise FileNotFoundError(f"data folder {folder} does not exist: {fix}")
-    path = folder / MANIFEST_NAME
+    path = folder / MANIFEST
     if not path.is_file():
         if (folder / UNFINISHED_NAME).is_dir():
-            raise FileNotFoundError(f"data folder {folder} is half-written: {fix} again as before to finish it")
-        state = "is empty" if not any(folder.iterdir()) else f"has no {MANIFEST_NAME}"
+            raise FileNotFoundError(f"data folder {folder} is half-written: {fix} with the same options to finish it")
+        state = "is empty" if not any(folder.iterdir()) else f"has no {MANIFEST}"
         raise FileNotFoundError(f"data folder {folder} {state}: {fix}")
     try:
         return Manifest.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}; {fix} into a new folder") from None

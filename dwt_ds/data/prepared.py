@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from dwt_ds.base.files import file_sha256
-from dwt_ds.data.manifest import PACKED, Manifest, Shard, read_manifest
+from dwt_ds.base.files import changed_files
+from dwt_ds.data.manifest import PACKED, Manifest, Shard, read_data_manifest
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
 
 TRAIN, VALIDATION = "train", "validation"
@@ -20,7 +20,7 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 class RowTable:
-    """Rows of token ids over memory-mapped Arrow files; nothing is read before it is asked for.
+    """Rows of token ids in memory-mapped Arrow files; nothing is read before it is used.
 
     Cheap to pickle (workers reopen the files).
     """
@@ -59,7 +59,7 @@ class RowTable:
     def __len__(self) -> int:
         return int(self._first_rows[-1])
 
-    def verify_lengths(self) -> None:
+    def check_lengths(self) -> None:
         """Raises ValueError where the stored lengths are not those of the rows in the Arrow files."""
         for first, offsets in zip(self._first_rows.tolist(), self._offsets, strict=False):
             if not np.array_equal(self.lengths[first : first + len(offsets) - 1], np.diff(offsets)):
@@ -99,7 +99,7 @@ class PreparedData:
         half-written, of another version, or whose files are not as long as the manifest says.
         """
         folder = Path(folder).expanduser()
-        manifest = read_manifest(folder)
+        manifest = read_data_manifest(folder)
         for shard in manifest.shards:
             path = folder / shard.name
             size = path.stat().st_size if path.is_file() else None
@@ -124,20 +124,10 @@ class PreparedData:
 
     @cached_property
     def facts(self) -> TokenizerFacts:
-        """What masking needs to know of the tokenizer."""
+        """What masking needs to know about the tokenizer."""
         return TokenizerFacts.of(self.tokenizer())
 
-    def verify(self) -> None:
-        """Read every file and compare it with the manifest. Raises ValueError naming the first that differs."""
-        for shard in self.manifest.shards:
-            digest = file_sha256(self.folder / shard.name)
-            if digest != shard.sha256:
-                raise ValueError(f"{self.folder / shard.name}: sha256 is {digest}, the manifest says {shard.sha256}")
-        for table in (self.train, self.validation):
-            table.verify_lengths()
-        self.verify_tokenizer()
-
-    def verify_tokenizer(self) -> None:
+    def check_tokenizer(self) -> None:
         """Raises ValueError where the tokenizer is no longer the one that made the rows."""
         where = self.folder / TOKENIZER_FOLDER
         try:
@@ -147,3 +137,26 @@ class PreparedData:
             raise ValueError(f"{where} cannot be loaded ({type(error).__name__}: {reason})") from error
         if digest != self.manifest.tokenizer_sha256:
             raise ValueError(f"{where}: sha256 is {digest}, the manifest says {self.manifest.tokenizer_sha256}")
+
+
+def data_problems(folder: Path) -> list[str]:
+    """One line for everything in a data folder that is not what was written there; empty if all is well.
+
+    Every file is read: the Arrow files against their checksums, the row lengths against the Arrow files, the tokenizer
+    against its fingerprint.
+    """
+    try:
+        manifest = read_data_manifest(folder)
+        shards = {shard.name: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in manifest.shards}
+        found = changed_files(folder, shards)
+        if found:
+            return found
+        data = PreparedData.open(folder)
+    except (OSError, EOFError, ValueError) as error:
+        return [str(error)]
+    for check in (data.train.check_lengths, data.validation.check_lengths, data.check_tokenizer):
+        try:
+            check()
+        except ValueError as error:
+            found.append(str(error))
+    return found

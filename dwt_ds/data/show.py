@@ -13,10 +13,10 @@ from dwt_ds.data.masks import draw_masks
 from dwt_ds.data.prepared import PreparedData
 
 _REASONS = {
-    "duplicate_lines": "lines that repeat an earlier line",
+    "duplicate_lines": "lines that repeat an earlier one",
     "too_short": "sentences shorter than --min-chars",
     "too_long": "sentences longer than --max-chars",
-    "not_sampled": "sentences passed over by --every",
+    "not_sampled": "sentences skipped by --every",
     "cut_to_row": "sentences cut to one row",
     "invalid_utf8": "invalid UTF-8 sequences, replaced by U+FFFD",
     "long_lines_cut": "very long lines, cut at a space",
@@ -26,7 +26,7 @@ _REASONS = {
 
 
 def manifest_table(manifest: Manifest) -> str:
-    """Name, value and, where it is not plain, what it means; a line each."""
+    """Name, value and a note, one line each; then the sources."""
     form = "packed rows" if manifest.form == "packed" else "one sentence a row"
     rows = [
         ("documents", f"{manifest.documents:,}", f"{manifest.validation_documents:,} of them held out"),

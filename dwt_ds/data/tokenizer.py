@@ -24,9 +24,9 @@ class TokenizerFacts:
     sep_id: int
     mask_id: int
     is_special: np.ndarray
-    """(V,) bool: tokens that are never labelled nor put in as random ones (the unknown token among them)."""
+    """(V,) bool: tokens that are never labels and never random replacements (the unknown token among them)."""
     continues_word: np.ndarray
-    """(V,) bool: tokens that carry on the word of the token before them."""
+    """(V,) bool: tokens that continue the word of the token before them."""
     ordinary_ids: np.ndarray
     """(V',) int64: the ids that are not special."""
 
@@ -61,7 +61,7 @@ class TokenizerFacts:
 
 
 def _continuation_rule(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bool]:
-    """Tells whether a token carries on a word; known from how the vocabulary writes the starts of words."""
+    """Whether a token continues a word, by how the vocabulary marks the starts of words."""
     vocabulary = tokenizer.get_vocab()
     for marker in ("\u0120", "\u2581"):  # byte-level BPE and SentencePiece mark the space before a word
         if sum(token.startswith(marker) for token in vocabulary) > len(vocabulary) // 10:

@@ -1,9 +1,9 @@
-"""A soft weight that follows what the run itself shows: strong while the teacher has something to teach, then less.
+"""A soft weight that follows the student's progress: large while the teacher has something to teach, then smaller.
 
-A weak teacher's predictions are a target with less noise than the label but with a bias, and the bias is all that is
-left of it once the student knows more than the teacher. Lee et al. (2023), section 4, therefore find that weak help
-fades and that an extremely weak teacher harms; Knowledge Inheritance (Qin et al., 2022) stops weaker teachers earlier,
-by hand. Here the student's own running loss says when.
+A weak teacher's predictions are a less noisy target than the label, but a biased one. Once the student knows more than
+the teacher, only the bias is left. Lee et al. (2023), section 4, find just that: the help of a weak teacher fades, and
+an extremely weak one harms. Knowledge Inheritance (Qin et al., 2022) stops weaker teachers earlier, by hand. Here the
+student's own running loss decides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dwt_ds.config.schema import RunConfig, Schedule
 
-# What is remembered: two averages, and over how many steps they go.
+# The state: two averages, and the number of steps that they cover.
 _HARD, _SOFT, _COUNT = range(3)
 
 
@@ -27,15 +27,15 @@ class AdaptiveWeight:
     * signal "gap": (student - teacher) / width, both masked-token cross-entropies, the student's a running average
       over its training batches, the teacher's from the held-out text.
     * signal "projection": 1/2 + (student - teacher) / (2 x soft), with the running average of the soft loss. If KL
-      divergences were squared distances, this were the place on the line from student (0) to teacher (1) that is
-      nearest to the truth: 1/2 when both are equally good, 0 once the student is better by all that they differ.
+      divergences were squared distances, this would be the point nearest to the truth on the line from student (0) to
+      teacher (1): 1/2 when both are equally good, 0 once the student is better by as much as the two differ.
 
-    All ranks hold the same numbers as long as all observe the same ones.
+    Ranks that observe the same losses have the same weight.
 
     Args:
         schedule: with `schedule="adaptive"`.
         teacher_loss: the teacher's own masked-token cross-entropy.
-        device: where the numbers live; nothing but `state_dict` waits for it.
+        device: of the state; only `state_dict` waits for it.
     """
 
     def __init__(self, schedule: Schedule, teacher_loss: float, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class AdaptiveWeight:
         self._seen = torch.zeros(3, device=device)
 
     def value(self) -> Tensor:
-        """The next step's weight, 0-d fp32; `start` before anything was observed."""
+        """The next step's weight, 0-d fp32; `start` until a step was observed."""
         gap = self._seen[_HARD] - self._teacher_loss
         share = gap / self._width if self._signal == "gap" else 0.5 + 0.5 * gap / self._seen[_SOFT]
         # A student that is the teacher has 0 / 0.
@@ -54,15 +54,15 @@ class AdaptiveWeight:
         return self._end + (self._start - self._end) * share
 
     def observe(self, hard_loss: Tensor, soft_loss: Tensor, temperature: float = 1.0) -> None:
-        """Take in the step just done: 0-d means over the global batch.
+        """Take in the losses of a step, 0-d means over the global batch.
 
-        The soft loss falls about with the square of its temperature (Hinton et al., 2015, section 2); it is counted
-        as at 1.
+        The soft loss falls roughly with the square of its temperature (Hinton et al., 2015, section 2); it is scaled
+        to what it would be at 1.
         """
         count = (self._seen[_COUNT] + 1).clamp(max=self._steps)
         losses = torch.stack([hard_loss.float(), soft_loss.float() * temperature**2])
         average = self._seen[:_COUNT] + (losses - self._seen[:_COUNT]) / count
-        # A step that overflowed says nothing.
+        # A step that overflowed is left out.
         self._seen = torch.where(losses.isfinite().all(), torch.cat([average, count[None]]), self._seen)
 
     def state_dict(self) -> dict[str, float]:
@@ -71,15 +71,20 @@ class AdaptiveWeight:
         return {"hard": hard, "soft": soft, "count": count, "teacher_loss": float(self._teacher_loss)}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from another run's `state_dict`, with the teacher's loss as it was measured there."""
+        """Resume from a `state_dict`, with the teacher's loss as it was measured then."""
         self._seen.copy_(torch.tensor([state["hard"], state["soft"], state["count"]]))
         self._teacher_loss.fill_(state["teacher_loss"])
 
 
 def check_adaptive(config: RunConfig, validation_rows: int | None) -> None:
-    """Whether there is held-out text to measure a teacher by whose loss the soft weight is to follow.
+    """Check that there is held-out text if the soft weight is to follow the teacher's loss on it.
 
-    `validation_rows` is None where nobody knows. Raises ValueError.
+    Args:
+        config: the recipe.
+        validation_rows: None if not known.
+
+    Raises:
+        ValueError: there is none.
     """
     if config.distill.soft_weight.schedule == "adaptive" and config.teacher.path is not None and validation_rows == 0:
         raise ValueError(

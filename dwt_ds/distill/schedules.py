@@ -10,8 +10,8 @@ from dwt_ds.config.schema import Schedule
 def value_at(schedule: Schedule, step: int, total_steps: int) -> float:
     """Value for optimizer step `step` (counted from 0) of a run of `total_steps`; `start` for an adaptive one.
 
-    Lee et al. (2023), section 4.2, find that a large soft weight speeds up the start and hurts the end; the schedules
-    other than `constant` are ways to have the one without the other.
+    Lee et al. (2023), section 4.2, find that a large soft weight speeds up the start and hurts the end. The schedules
+    other than `constant` keep the first effect and avoid the second.
     """
     if schedule.schedule in ("constant", "adaptive"):
         return schedule.start

@@ -75,7 +75,7 @@ def _ask_all(launch: Launch, shared: Path, *, over_ssh: bool) -> list[dict[str, 
         folder.mkdir(parents=True)
         (folder / "asked").write_text("", encoding="utf-8")
         hosts, master = launch.hosts, launch.master_address if over_ssh else ""
-        questions = [Question(master, str(folder), f"host-{i}", len(hosts) > 1) for i in range(len(hosts))]
+        questions = [Question(master, str(folder), f"host-{i}") for i in range(len(hosts))]
         with ThreadPoolExecutor(max_workers=64) as pool:
             answers = list(
                 pool.map(

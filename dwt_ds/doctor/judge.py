@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dwt_ds.base.words import table
@@ -208,15 +209,15 @@ def _kernels(host: str, kernels: list[dict[str, Any]]) -> list[CheckResult]:
 
 def _operators(host: str, answers: Mapping[str, Any]) -> list[CheckResult]:
     results = []
-    stale = {lock["operator"]: lock["path"] for lock in answers["locks"] if lock["stale"]}
-    for operator, path in stale.items():
-        found = f"{operator}: the lock of a build that was killed; every start would wait for it without end"
-        results.append(CheckResult("compiled operators", host, False, found, f"rm {path}"))
+    abandoned = {Path(lock).parent.name: lock for lock in answers["locks"]}
+    for operator, lock in abandoned.items():
+        found = f"{operator}: the lock of a build that was killed; no run can start with it"
+        results.append(CheckResult("compiled operators", host, False, found, f"rm {lock}"))
     for operator in answers["operators"]:
-        if operator["name"] in stale:
+        if operator["name"] in abandoned:
             continue
         found = f"{operator['name']}: {operator['problem'] or 'builds'}"
-        fix = "install a C++ compiler and ninja (on GPUs: CUDA's nvcc of torch's version), or remove the lock named"
+        fix = "install a C++ compiler and ninja (on GPUs: CUDA's nvcc of torch's version)"
         results.append(CheckResult("compiled operators", host, not operator["problem"], found, fix))
     return results
 

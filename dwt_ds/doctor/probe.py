@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import psutil
 from dwt_ds.base.software import host_name, software
 from dwt_ds.doctor.commands import end_commands_on_signals, run
 from dwt_ds.doctor.kernel_check import check_kernels
-from dwt_ds.engine.extension_locks import extensions_folder, find_locks
+from dwt_ds.engine.build_locks import extensions_folder, find_abandoned_locks
 
 ANSWER = "dwt-ds probe: "
 # The C++ compiler needs a minute for each operator; nvcc on a busy machine several.
@@ -40,12 +40,10 @@ class Question:
     """A folder with a file `asked` in it, which the asking host made in the folder that all hosts share."""
     mark: str
     """Name of this host's own entry in the shared folder."""
-    several_hosts: bool
 
 
 def probe(question: Question) -> dict[str, Any]:
     """The host's answers, ready for JSON; a check that fails has its error as an answer."""
-    locks = find_locks()
     shared = _check_shared_folder(Path(question.shared_folder), question.mark)
     kernels = check_kernels()
     return {
@@ -60,9 +58,9 @@ def probe(question: Question) -> dict[str, Any]:
         "master_addresses": _addresses(question.master_address) if question.master_address else [],
         "shared": shared,
         "free_bytes": _free_bytes(Path(question.shared_folder)),
-        "locks": [{**asdict(lock), "stale": lock.stale(question.several_hosts)} for lock in locks],
+        "locks": [str(lock) for lock in find_abandoned_locks()],
         "kernels": kernels,
-        "operators": _build_operators(skip=[lock.operator for lock in locks if lock.stale(question.several_hosts)]),
+        "operators": _build_operators(),
         "apex": check_apex(),
     }
 
@@ -149,9 +147,9 @@ def _free_bytes(shared: Path) -> dict[str, int]:
     return free
 
 
-def _build_operators(skip: list[str]) -> list[dict[str, Any]]:
-    """In a process of its own: a build that waits for a lock waits for ever."""
-    code, out, err = run([sys.executable, "-m", "dwt_ds.engine.ops_check", *skip], _BUILD_SECONDS)
+def _build_operators() -> list[dict[str, Any]]:
+    """In a process of its own, since a compiler may hang."""
+    code, out, err = run([sys.executable, "-m", "dwt_ds.engine.ops_check"], _BUILD_SECONDS)
     if code == 124:
         return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s", "seconds": _BUILD_SECONDS}]
     if code != 0:

@@ -1,1 +1,1 @@
-"""Everything that touches DeepSpeed; no other room imports it."""
+"""Everything that uses DeepSpeed; no other room imports it."""

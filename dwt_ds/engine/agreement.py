@@ -1,7 +1,6 @@
-"""All ranks run the same software on the same data, or none of them trains.
+"""Check that all ranks run the same software on the same data, before any of them trains.
 
-A host with another version would not fail: it would send gradients of another function, or of other text, into every
-rank's average.
+A host with another version or other data would not fail: it would add wrong gradients to the average of all ranks.
 """
 
 from __future__ import annotations
@@ -18,22 +17,23 @@ from dwt_ds.engine.ranks import AllRanksError, OtherRankError
 
 
 class RankFacts(NamedTuple):
-    """What one rank has."""
+    """Name -> version or hash, on one rank."""
 
     host: str
     facts: dict[str, str]
 
 
 def require_same_software() -> None:
-    """Compare versions over all ranks, before anything is built.
+    """Compare the versions of all ranks, before anything is built.
 
-    Raises AllRanksError with a table of who has what on rank 0, OtherRankError on the others.
+    Raises:
+        AllRanksError: on rank 0, with a table of the differences; OtherRankError on the others.
     """
     _require_same(software(), "the hosts run different software; install the same on each of them")
 
 
 def require_same_data(fingerprint: str, tokenizer_sha256: str, settings: Mapping[str, Any]) -> None:
-    """Compare the data folder's rows, its tokenizer and the resolved settings over all ranks. Raises as above."""
+    """Compare data folder, tokenizer and resolved settings of all ranks; raises as `require_same_software` does."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     facts = {"data": fingerprint[:12], "tokenizer": tokenizer_sha256[:12], "settings": digest[:12]}
     _require_same(facts, "the hosts read different data or settings; put the same files at the same path on each")
@@ -50,7 +50,7 @@ def _require_same(facts: dict[str, str], problem: str) -> None:
 
 
 def disagreements(everyone: Sequence[RankFacts]) -> str:
-    """A table of what is not the same on all ranks: each value, and which ranks on which hosts have it. "" if none."""
+    """A table of the facts that differ: each value, with the hosts and ranks that have it; "" if none differs."""
     names = dict.fromkeys(name for _, facts in everyone for name in facts)
     lines = [("what", "value", "who")]
     for name in names:

@@ -1,39 +1,70 @@
-"""Waiting for another process to compile an operator, but not for one that was killed while it did."""
+"""Locks in the folder of compiled operators.
+
+torch builds an extension under a file `lock`. A build that is killed leaves it behind, and whoever needs the extension
+next would wait for it forever, without a message.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from typing import Any
+from pathlib import Path
 
 from torch.utils.file_baton import FileBaton
 
-from dwt_ds.engine.extension_locks import find_locks
+# A build writes a file at a time, and nvcc takes several minutes for some on a busy machine.
+_ABANDONED_SECONDS = 600.0
+_MESSAGE_SECONDS = 30.0
+_POLL_SECONDS = 2.0
 
-_SECONDS_BETWEEN_LOOKS = 2.0
-_SECONDS_BEFORE_TELLING = 30.0
+
+def raise_on_abandoned_locks() -> None:
+    """From now on torch's wait for an abandoned lock is a ValueError that names the file."""
+    FileBaton.wait = _wait  # type: ignore[method-assign,assignment]
 
 
-def end_waits_for_killed_builds(several_hosts: bool) -> None:
-    """From now on torch's wait for a lock that nobody will ever remove is a ValueError that names the file."""
+def find_abandoned_locks() -> list[Path]:
+    """Locks in the extensions folder whose build has written nothing for 10 minutes."""
+    return [lock for lock in sorted(extensions_folder().glob("*/lock")) if _abandoned(lock)]
 
-    def wait(self: Any) -> None:
-        seen_abandoned, began, told = False, time.monotonic(), False
-        while os.path.exists(self.lock_file_path):
-            path = os.path.realpath(self.lock_file_path)
-            abandoned = [lock for lock in find_locks() if os.path.realpath(lock.path) == path]
-            if any(lock.stale(several_hosts) for lock in abandoned):
-                # One look may fall between a build's closing of the file and its removal.
-                if seen_abandoned:
-                    raise ValueError(
-                        f"{self.lock_file_path}: the lock of a build that was killed; every start would wait for it "
-                        "without end; delete that file"
-                    )
-                seen_abandoned = True
-            if not told and time.monotonic() - began > _SECONDS_BEFORE_TELLING:
-                told = True
-                print(f"waiting for the build that holds {self.lock_file_path}", file=sys.stderr, flush=True)
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    FileBaton.wait = wait  # type: ignore[method-assign]
+def extensions_folder() -> Path:
+    """Where torch puts the extensions that this Python compiles, each in a folder of its name."""
+    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if chosen is not None:
+        return Path(chosen)
+    from torch import version
+    from torch.utils.cpp_extension import get_default_build_root
+
+    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
+    built_for = f"rocm{version.hip}" if version.hip else f"cu{version.cuda}" if version.cuda else "cpu"
+    return Path(get_default_build_root(), f"{python}_{built_for.replace('.', '')}")
+
+
+def _wait(baton: FileBaton) -> None:
+    lock, began, reported = Path(baton.lock_file_path), time.monotonic(), False
+    while lock.exists():
+        if _abandoned(lock):
+            raise ValueError(
+                f"{lock}: the lock of a build that was killed, nothing was written there for "
+                f"{_ABANDONED_SECONDS / 60:.0f} minutes; delete that file"
+            )
+        if not reported and time.monotonic() - began > _MESSAGE_SECONDS:
+            reported = True
+            print(
+                f"waiting for another process to build {lock.parent.name}; if none does, delete {lock}",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _abandoned(lock: Path) -> bool:
+    """Whether the lock's build has stopped writing. Only its files tell: it may run on another host or in another
+    container, where this process cannot see it."""
+    try:
+        written = max(file.stat().st_mtime for file in lock.parent.iterdir() if not file.is_dir())
+    except (FileNotFoundError, ValueError):  # the build has just ended
+        return False
+    return time.time() - written > _ABANDONED_SECONDS

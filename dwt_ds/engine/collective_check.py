@@ -1,4 +1,4 @@
-"""A timed all-reduce over all ranks of a launch; what `dwt-ds doctor` starts with DeepSpeed's launcher.
+"""A timed all-reduce over all ranks of a launch; `dwt-ds doctor` starts it with DeepSpeed's launcher.
 
 deepspeed --num_gpus 2 --module dwt_ds.engine.collective_check      rank 0 prints one line of JSON
 """
@@ -18,13 +18,13 @@ from dwt_ds.engine import ranks
 from dwt_ds.engine.student import quieten_deepspeed
 
 ANSWER = "dwt-ds collective: "
-# Hosts compile operators, one faster than another, before they meet.
+# Before they meet, hosts may have to compile operators.
 _TIMEOUT_SECONDS = 600.0
 _ROUNDS = 5
 
 
 def all_reduce_seconds(device: torch.device, elements: int) -> float:
-    """Median time of summing `elements` fp32 numbers over all ranks; raises RuntimeError where the sum is wrong."""
+    """Median time of an all-reduce of `elements` fp32 numbers; RuntimeError on a rank where the sum is wrong."""
     seconds = []
     for _ in range(_ROUNDS + 1):
         values = torch.full((elements,), float(ranks.rank() + 1), device=device)
@@ -55,7 +55,7 @@ def main() -> int:
             "bytes": elements * 4,
             "seconds": seconds,
             "latency_seconds": latency,
-            # Bytes that a ring moves over each rank's link: NCCL's tests call it bus bandwidth.
+            # Bytes that a ring moves over each rank's link; NCCL's tests call the rate bus bandwidth.
             "bus_bytes_per_second": elements * 4 * 2 * (size - 1) / size / seconds,
         }
         print(f"{ANSWER}{json.dumps(answer)}", flush=True)

@@ -1,6 +1,6 @@
-"""Builds the operators that DeepSpeed compiles at first use, and says of each whether that works.
+"""Builds the operators that DeepSpeed compiles at first use, and reports for each whether that works.
 
-python -m dwt_ds.engine.ops_check [NAME TO SKIP ...]      the last line of stdout is a JSON list
+python -m dwt_ds.engine.ops_check      the last line of stdout is a JSON list
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
-# By the names that DeepSpeed's folders of compiled extensions have.
+from dwt_ds.engine.build_locks import raise_on_abandoned_locks
+
+# Names of the folders that DeepSpeed compiles its extensions in.
 _BUILDERS = {"cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}
 
 
-def build_operators(skip: list[str]) -> list[dict[str, Any]]:
+def build_operators() -> list[dict[str, Any]]:
     """Name, seconds and problem ("" if there is none) of every operator that our DeepSpeed JSONs use.
 
     cpu_adam is Adam of an offloaded optimizer, fused_adam that of the others.
@@ -27,32 +29,30 @@ def build_operators(skip: list[str]) -> list[dict[str, Any]]:
     answers = []
     for name, builder_name in _BUILDERS.items():
         began = time.monotonic()
-        if name in skip:
-            problem = "not tried: a lock stands"
-        else:
-            try:
-                get_accelerator().create_op_builder(builder_name).load(verbose=False)
-                problem = ""
-            except Exception as error:  # compilers and builders raise all kinds
-                problem = f"{type(error).__name__}: {_telling_line(str(error))}"
+        try:
+            get_accelerator().create_op_builder(builder_name).load(verbose=False)
+            problem = ""
+        except Exception as error:  # compilers and builders raise all kinds
+            problem = f"{type(error).__name__}: {_first_error_line(str(error))}"
         answers.append({"name": name, "seconds": time.monotonic() - began, "problem": problem})
     return answers
 
 
-def _telling_line(message: str) -> str:
-    """The compiler's own error, out of pages of commands."""
+def _first_error_line(message: str) -> str:
+    """The compiler's own error, not the pages of commands before it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return next((line for line in lines if "error:" in line), lines[0] if lines else "no message")
 
 
-def main(arguments: list[str]) -> int:
-    # As a run does it: another ninja than last time would compile everything anew.
+def main() -> int:
+    raise_on_abandoned_locks()
+    # The same ninja as a run finds: with another one, everything would be compiled again.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with contextlib.redirect_stdout(sys.stderr):
-        answers = build_operators(arguments)
+        answers = build_operators()
     print(json.dumps(answers), flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

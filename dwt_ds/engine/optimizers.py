@@ -1,7 +1,7 @@
 """Optimizers that the JSON names but DeepSpeed does not build: NVIDIA apex's, and LAMB where DeepSpeed's needs CUDA.
 
-Whether one is usable is found out by constructing it and taking a step, not by an import: apex imports without its
-CUDA extensions, and the package of that name on the Python index is another one altogether.
+An optimizer is usable if it can be constructed and takes a step. An import alone does not show that: apex imports
+without its CUDA extensions, and the package of that name on the Python index is a different project.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.models.swaps import BUILD_APEX
 
-# Settings of each that the JSON may write; apex's own clipping is left out, since DeepSpeed has clipped already.
+# The settings that the JSON may write for each. Not apex's own clipping, since DeepSpeed has clipped already.
 _ADAM = frozenset({"lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_mode"})
 CLIENT_OPTIMIZERS: dict[str, frozenset[str]] = {
     "apex.FusedAdam": _ADAM,
@@ -34,17 +34,16 @@ _MODULES = {
     "deepspeed.FusedLion": "deepspeed.ops.lion",
 }
 
-# What `Lamb` may stand for, in the order in which it is looked for.
-DEEPSPEED_LAMB = "deepspeed.FusedLamb"
 _INSTALL_LAMB = "pip install pytorch-optimizer"
 _TESTED_UNDER_ZERO = frozenset({"adam", "adamw", "adagrad", "lion", "muon", "apex.fusedadam"})
-# Those of which DeepSpeed compiles its FusedAdam at first use, if torch_adam does not say otherwise.
+# DeepSpeed compiles its FusedAdam for these, unless torch_adam is set.
 _FUSED_ADAMS = frozenset({"adam", "adamw", "muon"})
-_LAMBS = (DEEPSPEED_LAMB, "apex.FusedLAMB", "pytorch_optimizer.Lamb")
+# `Lamb` is the first of these that is usable.
+_LAMBS = ("deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb")
 
 
 def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: Origin) -> None:
-    """Whether the optimizer that a DeepSpeed JSON names can run here; nothing of the model is needed.
+    """Whether the optimizer that a DeepSpeed JSON names can run here; before any model is built.
 
     Args:
         ds_values: the JSON.
@@ -63,7 +62,7 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
         known = CLIENT_OPTIMIZERS.get(chosen)
         foreign = [] if known is None else sorted(set(section.get("params", {})) - known)
         if foreign:
-            raise ValueError(f"{said}: {chosen}, which stands for it here, has no setting {foreign[0]}; remove it")
+            raise ValueError(f"{said}: {chosen}, which is used for it here, has no setting {foreign[0]}; remove it")
     elif name.lower() == "lion" and not _offloaded(ds_values):
         if unusable_reason("deepspeed.FusedLion", device):
             raise ValueError(
@@ -86,7 +85,7 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
 
 
 def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> None:
-    """Whether the optimizer that a DeepSpeed JSON names goes with its ZeRO stage and offload, on any device.
+    """Whether the optimizer of a DeepSpeed JSON works with its ZeRO stage and offload, on any device.
 
     Args:
         ds_values: the JSON.
@@ -101,8 +100,17 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
     if (name.lower() == "lamb" or name in _LAMBS) and stage > 0:
         raise ValueError(
             f"{said} with zero_optimization.stage={stage}: LAMB scales each layer's step by its norm, and ZeRO "
-            "cuts the layers into flat pieces; set the stage to 0, or use AdamW"
+            "splits the layers over the ranks; set the stage to 0, or use AdamW"
         )
+    if name.lower() == "muon" and stage == 3 and ds_values["zero_optimization"].get("reduce_scatter", True):
+        raise ValueError(
+            f"{said} with zero_optimization.stage=3: it needs whole gradients; set zero_optimization.reduce_scatter to "
+            "false, or the stage to 2"
+        )
+    params = ds_values.get("optimizer", {}).get("params", {})
+    if name.lower() in _FUSED_ADAMS and params.get("amsgrad") and not params.get("torch_adam"):
+        place = origin.name("optimizer.params.amsgrad")
+        raise ValueError(f"{place}=true: DeepSpeed's Adam does not have it; set optimizer.params.torch_adam to true")
     if stage > 0 and name.lower() not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
         raise ValueError(
             f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe "
@@ -118,23 +126,18 @@ def _offloaded(ds_values: Mapping[str, Any]) -> bool:
 
 
 def choose_lamb(device: torch.device, said: str = "optimizer.type='Lamb'") -> str:
-    """The first LAMB that runs here; `said` is what asked for one.
-
-    Raises:
-        ValueError: none does.
-    """
-    reasons = {name: unusable_reason(name, device) for name in _LAMBS}
-    usable = next((name for name, reason in reasons.items() if not reason), None)
-    if usable is None:
-        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise ValueError(f"{said} is not usable here ({told}); {_INSTALL_LAMB}, or use AdamW")
-    return usable
+    """The first LAMB that is usable here; `said` begins the message of the ValueError if none is."""
+    for name in _LAMBS:
+        if not unusable_reason(name, device):
+            return name
+    reasons = "; ".join(f"{name}: {unusable_reason(name, device)}" for name in _LAMBS)
+    raise ValueError(f"{said} is not usable here ({reasons}); {_INSTALL_LAMB}, or use AdamW")
 
 
 def client_optimizer(
     section: Mapping[str, Any], device: torch.device
 ) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None:
-    """Makes the optimizer to hand to `deepspeed.initialize`; None where DeepSpeed builds it by itself."""
+    """A constructor to pass to `deepspeed.initialize`; None where DeepSpeed builds the optimizer itself."""
     name = str(section["type"])
     if name.lower() == "lamb":
         name = choose_lamb(device)
@@ -145,7 +148,7 @@ def client_optimizer(
 
 @lru_cache
 def unusable_reason(name: str, device: torch.device) -> str:
-    """Empty if the optimizer of that name takes a step on this device; else the reason why it does not."""
+    """Why the optimizer of that name cannot take a step on this device; empty if it can."""
     parameter = nn.Parameter(torch.ones(8, device=device))
     parameter.grad = torch.full_like(parameter, 0.1)
     try:
@@ -153,24 +156,25 @@ def unusable_reason(name: str, device: torch.device) -> str:
     except Exception as error:  # a missing package, extension, compiler or device each raises its own kind
         return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}".rstrip(".: ")
     moved = bool(torch.isfinite(parameter).all()) and bool((parameter < 1).all())
-    return "" if moved else "a step with it did not move a parameter as it should"
+    return "" if moved else "a step with it did not change a parameter as it should"
 
 
 def replay_adam_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Take the C++ side of DeepSpeed's CPU Adam through the steps that a loaded checkpoint has behind it.
+    """Repeat the steps of a loaded checkpoint in the C++ state of DeepSpeed's CPU Adam, so that a resume is exact.
 
-    It multiplies powers of the betas from step to step. After a jump in the step count it begins with std::pow, which
-    may differ in the last bit, and a resumed run would part from one that was never stopped. (DeepSpeed 0.19.8,
-    `Adam_Optimizer::IncrementStep` in csrc/includes/cpu_adam.h.)
+    It computes the powers of the betas by one multiplication a step. After a jump in the step count it uses std::pow,
+    which may differ in the last bit. (DeepSpeed 0.19.8, `Adam_Optimizer::IncrementStep` in csrc/includes/cpu_adam.h.)
     """
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
-    group = optimizer.param_groups[0]
-    if not isinstance(optimizer, (DeepSpeedCPUAdam, FusedAdam)) or group["params"][0].device.type != "cpu":
+    # ZeRO-3 leaves the groups without parameters; the moments are where they were.
+    on_cpu = all(state["exp_avg"].device.type == "cpu" for state in optimizer.state.values() if "exp_avg" in state)
+    if not isinstance(optimizer, (DeepSpeedCPUAdam, FusedAdam)) or not on_cpu:
         return
+    group = optimizer.param_groups[0]
     beta1, beta2 = group["betas"]
     steps = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
-    dummies = [torch.zeros(1) for _ in range(4)]  # weight, gradient and moments: a step on them changes nothing
+    dummies = [torch.zeros(1) for _ in range(4)]  # weight, gradient and moments
     rate, eps, decay, bias_correction = 0.0, 1.0, 0.0, group["bias_correction"]
     for step in range(1, steps + 1):
         if isinstance(optimizer, DeepSpeedCPUAdam):
@@ -187,8 +191,8 @@ def _construct(name: str, parameters: Iterable[nn.Parameter], **settings: Any) -
     package, _, class_name = name.rpartition(".")
     module = importlib.import_module(_MODULES.get(name, package))
     if name == "apex.FusedLAMB":
-        settings["max_grad_norm"] = math.inf  # it would clip to 1 by itself, after DeepSpeed
+        settings["max_grad_norm"] = math.inf  # its default would clip to 1, after DeepSpeed's own clipping
     elif name == "pytorch_optimizer.Lamb":
-        # As in the paper: decay is part of the update that is scaled, and the first steps are no larger than others.
+        # As in the paper: the scaled update includes the decay, and the first steps are no larger than others.
         settings |= {"weight_decouple": False, "adam_debias": True}
     return getattr(module, class_name)(list(parameters), **settings)

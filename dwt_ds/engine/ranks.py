@@ -1,12 +1,13 @@
-"""The ranks of a run: starting them, and the few things they tell each other."""
+"""The ranks of a run: which one this process is, starting them, and what they do together."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,43 +19,51 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch.distributed import distributed_c10d
+from torch.distributed.elastic.utils.distributed import get_free_port
 
-from dwt_ds.engine.build_locks import end_waits_for_killed_builds
-from dwt_ds.engine.cpu_memory import forget_shared_buffer, keep_freed_memory
-from dwt_ds.engine.rank_environment import fill_rank_environment
+from dwt_ds.engine.build_locks import raise_on_abandoned_locks
+
+_RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+_OPENMPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+# Without SLURM_STEP_ID they are those of a batch script, which is not a rank.
+_SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID")
+# Parameters of glibc's mallopt.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 class AllRanksError(RuntimeError):
-    """A mistake that ends the run, and of which every rank knows: none waits for another."""
+    """A mistake that ends the run on every rank: all of them raise, none waits for another."""
 
 
 class OtherRankError(AllRanksError):
-    """Another rank found the mistake and says what it is; this one only stops."""
+    """Another rank found the mistake and prints it; this one only stops."""
 
 
 def start_ranks(timeout_seconds: float = 1800.0) -> None:
     """Join the process group that the launcher's environment describes; alone, be a group of one.
 
-    A collective that takes longer than `timeout_seconds` is an error on every rank that waits in it. Raises ValueError
-    where a launcher left out what the ranks need to find each other.
+    A collective that takes longer than `timeout_seconds` is an error on every rank that waits in it.
+
+    Raises:
+        ValueError: there are several ranks, and no address to meet at.
     """
-    # DeepSpeed compiles operators at first use, and anew whenever another ninja than last time looks at them.
+    # DeepSpeed compiles operators at first use, and again whenever it finds another ninja than last time.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     fill_rank_environment(os.environ)
     if "OMP_NUM_THREADS" not in os.environ:
         # Otherwise every rank starts a thread for each core of the machine.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_SIZE"])))
     if get_accelerator().device_name() == "cpu":
-        keep_freed_memory()
-    # What every collective did last is kept: NCCL's group writes it down when one times out, stuck.py before that.
+        _keep_freed_memory()
+    # The last collectives are recorded: NCCL's group writes them to a file when one times out, stuck.py before that.
     for name, value in (("TORCH_FR_BUFFER_SIZE", "2000"), ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")):
         os.environ.setdefault(name, value)
     get_accelerator().set_device(local_rank())
-    # Groups that are made later, as ZeRO makes some, would get torch's own 10 or 30 minutes.
+    # Groups that ZeRO makes later would get torch's default of 10 or 30 minutes.
     limit = timedelta(seconds=timeout_seconds)
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
-    end_waits_for_killed_builds(several_hosts=os.environ["LOCAL_SIZE"] != os.environ["WORLD_SIZE"])
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells of every operator it has
+    raise_on_abandoned_locks()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every operator
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
             auto_mpi_discovery=False,
@@ -62,8 +71,8 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
             verbose=False,
         )
     if get_accelerator().device_name() == "cpu":
-        dist.barrier()
-        forget_shared_buffer(rank())
+        dist.barrier()  # every rank has its buffer open
+        _unlink_shared_buffer()
 
 
 def stop_ranks() -> None:
@@ -73,7 +82,7 @@ def stop_ranks() -> None:
 
 
 def rank() -> int:
-    """This process's rank, 0 before the group is there."""
+    """This process's rank; before the group is started, the launcher's RANK, or 0."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
@@ -83,7 +92,7 @@ def local_rank() -> int:
 
 
 def world_size() -> int:
-    """Number of ranks."""
+    """Number of ranks, 1 before the group is started."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -93,14 +102,14 @@ def device() -> torch.device:
 
 
 def reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum of `values` over all ranks, in place."""
+    """Sum of `values`, of any shape, over all ranks; in place."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def broadcast_from_rank_0(value: Any) -> Any:
-    """Rank 0's `value` on every rank; anything that pickles, from our own processes only."""
+    """Rank 0's `value`, which can be anything that pickles, on every rank."""
     box = [value]
     if world_size() > 1:
         dist.broadcast_object_list(box, src=0, device=device())
@@ -108,34 +117,91 @@ def broadcast_from_rank_0(value: Any) -> Any:
 
 
 def gather_from_ranks(value: Any) -> list[Any]:
-    """Every rank's `value`, by rank."""
-    boxes: list[Any] = [None] * world_size()
+    """The `value` of every rank, in the order of ranks, on every rank; anything that pickles."""
     if world_size() == 1:
         return [value]
-    dist.all_gather_object(boxes, value)
-    return boxes
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:
-    """Return once all ranks have come here. After a broadcast its source may go on before anybody has received it."""
+    """Return once all ranks have called it."""
     gather_from_ranks(None)
 
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """Within the block a mistake on any rank becomes an error on every rank, so that none waits for another.
+    """Turn a ValueError, OSError or ImportError of any rank in the block into an error on every rank.
 
-    The block itself must not communicate. The first rank that failed raises AllRanksError with its own message, the
-    others OtherRankError with the same.
+    The block must not communicate. The lowest rank that failed raises AllRanksError with its own message, the others
+    OtherRankError.
     """
     own: Exception | None = None
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
         own = error
-    failures = [(r, m) for r, m in enumerate(gather_from_ranks(str(own) if own else None)) if m is not None]
-    if not failures:
+    messages = gather_from_ranks(None if own is None else str(own))
+    failed = next((r for r, message in enumerate(messages) if message is not None), None)
+    if failed is None:
         return
-    if own is not None and failures[0][0] == rank():
-        raise AllRanksError(str(own)) from own
-    raise OtherRankError(f"rank {failures[0][0]}: {failures[0][1]}")
+    if failed == rank():
+        raise AllRanksError(messages[failed]) from own
+    raise OtherRankError(f"rank {failed}: {messages[failed]}")
+
+
+def fill_rank_environment(environment: MutableMapping[str, str]) -> None:
+    """Set what is missing of RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    DeepSpeed's launcher, torchrun, and DeepSpeed's launchers for MPICH and Intel MPI set RANK and the others. OpenMPI
+    and Slurm number their processes in variables of their own. A process that nothing started as a rank becomes a
+    group of one.
+
+    Raises:
+        ValueError: there are several ranks, and no address to meet at.
+    """
+    if "RANK" not in environment:
+        if _OPENMPI[0] in environment:
+            values = [environment[name] for name in _OPENMPI]
+        elif all(name in environment for name in _SLURM):
+            values = [environment[name] for name in _SLURM[:3]]
+            # "4" or "4(x2),3"; the first count is that of every host, except perhaps the last.
+            values.append(environment.get("SLURM_STEP_TASKS_PER_NODE", values[1]).partition("(")[0].partition(",")[0])
+        else:
+            values = ["0", "1", "0", "1"]
+        environment.update(zip(_RANK_NAMES, values))
+    for name, value in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        environment.setdefault(name, value)
+    environment.setdefault("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]))
+    if environment["WORLD_SIZE"] == "1":
+        environment.setdefault("MASTER_ADDR", "127.0.0.1")
+        environment.setdefault("MASTER_PORT", str(get_free_port()))
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    if missing:
+        raise ValueError(
+            f"{missing[0]}: not set, and there are {environment['WORLD_SIZE']} ranks; export the first host's address "
+            "as MASTER_ADDR and a free port there as MASTER_PORT (dwt-ds launch does)"
+        )
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc take large blocks from the heap and never shrink it.
+
+    By default it returns blocks of more than 32 MiB to the kernel when they are freed. On a CPU, gradients and
+    optimizer temporaries are such blocks: the kernel would zero and map all their pages again in every step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _unlink_shared_buffer() -> None:
+    """Remove the name of this rank's buffer in /dev/shm, so that the buffer goes with the last process that maps it.
+
+    DeepSpeed's shared-memory all-reduce makes a file of 66 MiB a rank there and does not delete it: run after run, the
+    machine would lose that memory. To be called once all ranks have the buffers open.
+    """
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank()}"
+    Path("/dev/shm", name).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -25,14 +26,14 @@ _MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "c
 
 
 def quieten_deepspeed() -> None:
-    """Keep DeepSpeed's warnings and errors, drop its running commentary."""
+    """Show DeepSpeed's warnings and errors only."""
     deepspeed_logger.setLevel(logging.WARNING)
-    # It warns of every schedule's very first look at its learning rate.
+    # Every schedule triggers this warning when its learning rate is first read.
     deepspeed_logger.addFilter(lambda record: "before it has started" not in record.getMessage())
 
 
 def check_precision(ds: DeepSpeedJson) -> None:
-    """Whether this device computes in the precision that the JSON asks for (ValueError)."""
+    """Raise ValueError unless DeepSpeed computes in the JSON's precision on this device."""
     device = get_accelerator()
     supported = {"fp32": True, "bf16": device.is_bf16_supported(), "fp16": device.is_fp16_supported()}
     if not supported[ds.precision]:
@@ -44,7 +45,7 @@ def check_precision(ds: DeepSpeedJson) -> None:
 
 
 def check_monitors(ds: DeepSpeedJson) -> None:
-    """Whether the packages of the JSON's monitors are installed; DeepSpeed would fail on rank 0 alone (ValueError)."""
+    """Raise ValueError unless the packages of the JSON's monitors are installed; DeepSpeed fails on rank 0 alone."""
     for section, package in _MONITOR_PACKAGES.items():
         if ds.values.get(section, {}).get("enabled") and find_spec(package) is None:
             place = ds.origin.name(f"{section}.enabled")
@@ -52,9 +53,11 @@ def check_monitors(ds: DeepSpeedJson) -> None:
 
 
 def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEngine:
-    """Hand the student and its loss to DeepSpeed; `ds_values` has no "auto" left.
+    """DeepSpeed's engine around the student and its loss.
 
-    The learning-rate schedule and the optimizer are the JSON's.
+    Args:
+        objective: returns the loss; parameters that require no gradient are not trained.
+        ds_values: a JSON without "auto", with optimizer and schedule.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
@@ -76,10 +79,10 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
 
 
 def gradient_divisor(engine: StudentEngine) -> int:
-    """What DeepSpeed divides a sum of micro-batch gradients by before the optimizer sees it.
+    """The number by which DeepSpeed divides the sum of all micro-batch gradients.
 
-    It divides each loss by the accumulation steps and takes the mean over ranks (or the sum, by
-    `gradient_allreduce_op`). A loss that is to count over the whole global batch is multiplied by this first.
+    It divides each loss by the accumulation steps and takes the mean over ranks (or the sum, with
+    `gradient_allreduce_op`). Multiply a loss by this number if it is already a share of the global batch's mean.
     """
     ranks = 1 if str(engine._config.gradient_allreduce_op).lower() == "sum" else world_size()
     return int(engine.gradient_accumulation_steps()) * ranks
@@ -90,13 +93,13 @@ def gradient_norm(engine: StudentEngine) -> float:
     norm = engine.get_global_grad_norm()
     if norm is None:
         return float("nan")
-    # This wrapper alone keeps the norm of the gradients as they came, times the loss scale.
+    # Only this wrapper reports the norm of the scaled gradients.
     unfused = isinstance(engine.optimizer, FP16_UnfusedOptimizer)
     return float(norm) / (float(engine.optimizer.loss_scale) if unfused else 1.0)
 
 
 def step_was_skipped(engine: StudentEngine) -> bool:
-    """Whether the optimizer refused the last step because a gradient was not finite on some rank."""
+    """Whether the optimizer skipped the last step because a gradient was not finite on some rank."""
     return bool(getattr(engine.optimizer, "overflow", False))
 
 
@@ -116,11 +119,10 @@ def disable_min_scale_error(engine: StudentEngine) -> None:
 
 
 def begin_with_loss_scale(engine: StudentEngine) -> None:
-    """Let each backward pass of fp16 without ZeRO begin with the loss scale.
+    """Start each backward pass of fp16 without ZeRO from the loss scale.
 
-    DeepSpeed 0.19.8 scales losses under ZeRO only, and here divides the gradients by the scale all the same: they
-    would vanish. The hook sets what the pass begins with and does not multiply it, so that a DeepSpeed that scales by
-    itself is left as it is.
+    DeepSpeed 0.19.8 scales the loss under ZeRO only, but divides the gradients by the scale without ZeRO as well: they
+    would vanish. The hook sets the first gradient and does not multiply it, so it does no harm if DeepSpeed does scale.
     """
     backward, steps = engine.backward, engine.gradient_accumulation_steps()
 
@@ -132,10 +134,10 @@ def begin_with_loss_scale(engine: StudentEngine) -> None:
 
 
 def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-    """Give a plain optimizer what DeepSpeed's own wrappers have; ZeRO-0 in fp32 runs without a wrapper.
+    """Make a plain optimizer clip and skip bad steps as DeepSpeed's wrappers do; fp32 without ZeRO has no wrapper.
 
-    DeepSpeed reads `overflow` after each step: it counts the step as skipped and leaves the learning rate alone. It
-    reads the norm before clipping too, which its own clipping of plain optimizers does not keep.
+    DeepSpeed reads `overflow` after each step; if it is set, the step counts as skipped and the learning rate stays.
+    It also reads the norm before clipping, which its own clipping of plain optimizers does not store.
 
     Args:
         max_norm: gradients are clipped to this global norm; 0 switches it off.
@@ -157,7 +159,7 @@ def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -
 
 
 def write_monitors(engine: StudentEngine, row: Mapping[str, Any]) -> None:
-    """Pass a metrics row to the TensorBoard, W&B, Comet or CSV sections of the JSON, by samples as DeepSpeed counts."""
+    """Write a metrics row to the JSON's TensorBoard, W&B, Comet or CSV monitors, by number of samples."""
     if engine.monitor.enabled:
         engine.monitor.write_events(
             [(f"Train/Samples/{key}", value, engine.global_samples) for key, value in row.items() if key != "step"]
@@ -165,9 +167,7 @@ def write_monitors(engine: StudentEngine, row: Mapping[str, Any]) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory use of this rank so far: the allocator's on a GPU, the process's on a CPU."""
+    """Largest memory use of this rank so far, in bytes: of the allocator on a GPU, of the process on a CPU."""
     if device.type == "cpu":
-        import resource
-
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return int(torch.cuda.max_memory_allocated(device))

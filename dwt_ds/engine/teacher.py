@@ -14,14 +14,16 @@ from transformers import PreTrainedModel
 from dwt_ds.base.words import one_line
 from dwt_ds.data.batches import Batch
 from dwt_ds.distill.objective import TeacherView
-from dwt_ds.engine.sharded_teacher import shard_over_ranks
-from dwt_ds.models.build import load_masked_lm, parameter_count
+from dwt_ds.models.build import parameter_count
+from dwt_ds.models.load import load_masked_lm
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Injected kernels round differently; more than this share of the largest logit means another function.
+# Injected kernels round differently. A larger difference than this share of the largest logit is an error of theirs.
 _INJECTION_TOLERANCE = 0.05
+# Each weight is used once in a forward pass, so none is kept for a second use.
+_ZERO_3 = {"stage": 3, "stage3_max_reuse_distance": 0}
 
 
 class TeacherEngine:
@@ -30,17 +32,16 @@ class TeacherEngine:
     Args:
         path: Hugging Face folder or name.
         dtype: "fp32", "bf16" or "fp16".
-        kernel_inject: True, False, or "auto": use DeepSpeed's injected kernels where a probe finds that they run and
-            that the logits stay close.
+        kernel_inject: True, False, or "auto": use DeepSpeed's injected kernels where a trial run succeeds and the
+            logits stay close.
         device: where it computes.
         seq_len: longest row; the injected kernels size their workspace by it.
-        sharded: cut the weights over the ranks, which then have to call it equally often; kernels are not injected.
-            That is `start`'s or the first call's work: loading may fail on one rank alone, so none waits for another
-            here.
+        sharded: shard the weights over the ranks, which then have to call it equally often; without injected kernels.
+            `start` does it and not the constructor, since loading may fail on one rank alone.
 
     Raises:
         FileNotFoundError: nothing at the path.
-        ValueError: no masked LM whose head can be split off, or `kernel_inject=True` where injection does not work.
+        ValueError: not a masked LM with a head that can be split off, or `kernel_inject=True` where injection fails.
     """
 
     head: tuple[Tensor, Tensor | None]
@@ -62,24 +63,24 @@ class TeacherEngine:
         self._engine: nn.Module | None = None
         self.injected = False
         self.injection = "kernels not injected"
-        """Whether kernels are injected, and the reason or how far they moved the logits; for people."""
+        """For the log: whether kernels are injected, and why not or how far they moved the logits."""
         gathered = self._load(torch.device("cpu") if sharded else device)
         self.parameters = parameter_count(gathered)
-        if kernel_inject is not False and not sharded:
+        if kernel_inject and not sharded:
             problem = self._inject(gathered)
+            if problem and kernel_inject is True:
+                raise ValueError(f"teacher.kernel_inject=true: {problem}; set it to auto or false")
             if problem:
-                if kernel_inject is True:
-                    raise ValueError(f"teacher.kernel_inject=true: {problem}; set it to auto or false")
                 self.injection += f" ({problem})"
-        self._gathered = gathered
-        if sharded:
-            # The loss reads the head outside of the forward pass, where nobody would gather it.
-            weight, bias = gathered.decoder_weight, gathered.decoder_bias
-            self.head = weight.detach().clone().to(device), None if bias is None else bias.detach().clone().to(device)
-            return
-        if self._engine is None:
+        if self._engine is None and not sharded:
             self._engine = self._infer(gathered, inject=False)
-        self.head = gathered.decoder_weight, gathered.decoder_bias
+        weight, bias = gathered.decoder_weight, gathered.decoder_bias
+        if sharded:
+            # The loss reads the head outside of the forward pass, where ZeRO does not gather it.
+            weight = weight.detach().clone().to(device)
+            bias = None if bias is None else bias.detach().clone().to(device)
+        self.head = weight, bias
+        self._gathered = gathered
 
     @property
     def model(self) -> PreTrainedModel:
@@ -92,7 +93,7 @@ class TeacherEngine:
         return int(self.head[0].shape[0])
 
     def start(self) -> nn.Module:
-        """The engine, after cutting a sharded teacher's weights if that is still to be done, by all ranks together."""
+        """The engine; the first call of a sharded teacher shards its weights, by all ranks together."""
         if self._engine is None:
             self._engine = self._shard(self._gathered)
         return self._engine
@@ -127,7 +128,7 @@ class TeacherEngine:
 
     @torch.no_grad()
     def _inject(self, gathered: GatheredMaskedLM) -> str:
-        """Swap in the injected engine if it works; else say what is wrong, with `gathered` as it was."""
+        """Use the injected engine if it works; else return what is wrong, with `gathered` as it was."""
         if get_accelerator().device_name() != "cuda":
             return f"DeepSpeed injects kernels on CUDA devices only, this is {get_accelerator().device_name()}"
         tokens = torch.randint(0, gathered.decoder_weight.shape[0], (2, self._seq_len), device=self._device)
@@ -140,13 +141,33 @@ class TeacherEngine:
             injected = _logits(engine(tokens, None, positions), candidate)
             moved = ((injected - plain).abs().max() / plain.abs().max()).item()
         except Exception as error:  # whatever a kernel library raises, the plain engine is still there
-            return f"{type(error).__name__}: {one_line(error)}"
+            return one_line(error, with_type=True)
         if not moved <= _INJECTION_TOLERANCE:
             return f"injected kernels moved the logits by {moved:.3f} of the largest"
         self.injection = f"kernels injected, which moved the logits by {moved:.4f} of the largest"
         gathered.model = candidate.model
         self._engine, self.injected = engine, True
         return ""
+
+
+def shard_over_ranks(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """ZeRO-3's forward pass without an optimizer: each module's weights are gathered before it runs and then released
+    (Rajbhandari et al. 2020, section 5.3; DeepSpeed calls it ZeRO-Inference).
+
+    Every rank has to call the result equally often.
+
+    Args:
+        model: whole, on the CPU, frozen; its parameters are sharded in place.
+        dtype: of its weights.
+    """
+    config = {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed requires one; nothing is trained
+        "zero_optimization": _ZERO_3,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine
 
 
 def _logits(hidden: Tensor, gathered: GatheredMaskedLM) -> Tensor:
@@ -157,7 +178,7 @@ def _logits(hidden: Tensor, gathered: GatheredMaskedLM) -> Tensor:
 
 @contextmanager
 def _buffers_unrounded(gathered: GatheredMaskedLM, device: torch.device) -> Iterator[None]:
-    """DeepSpeed's engines round all buffers to their dtype; models keep some in fp32, such as rotary frequencies."""
+    """Keep the model's buffers in their own dtypes, such as fp32 rotary frequencies; DeepSpeed's engines round all."""
     buffers = {
         (module, name): buffer
         for module in gathered.modules()

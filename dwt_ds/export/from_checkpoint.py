@@ -1,4 +1,4 @@
-"""A Hugging Face folder out of a checkpoint, long after the run or in the middle of it."""
+"""A Hugging Face folder out of a checkpoint, after the run or during it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from transformers import AutoTokenizer
 from dwt_ds.base.files import MANIFEST, problems, read_manifest
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.schema import StudentConfig
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.engine.checkpoint.resume import newest_checkpoint
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
-from dwt_ds.export.model_card import model_card
+from dwt_ds.export.model_card import held_out_loss_at, model_card
 from dwt_ds.export.writer import write_export
 from dwt_ds.models.build import build_student
 
@@ -33,13 +34,13 @@ def export_checkpoint(path: Path, out: Path) -> int:
     checkpoint = _find(path)
     manifest = read_manifest(checkpoint)
     run = checkpoint.parent.parent
-    facts, state = {key: value for key, value in manifest.items() if key != "files"}, manifest["state"]
+    facts, state = RunFacts.from_manifest(manifest), RunState(**manifest["state"])
     tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
-    student = StudentConfig(**facts["settings"]["student"])
+    student = StudentConfig(**facts.settings["student"])
     model = build_student(
         student,
-        vocab_size=manifest["vocab_size"],
-        seq_len=manifest["seq_len"],
+        vocab_size=facts.vocab_size,
+        seq_len=facts.seq_len,
         pad_token_id=tokenizer.pad_token_id,
         cls_token_id=tokenizer.cls_token_id,
         sep_token_id=tokenizer.sep_token_id,
@@ -47,10 +48,16 @@ def export_checkpoint(path: Path, out: Path) -> int:
     weights = checkpoint_fp32_weights(checkpoint)
     names = model.state_dict().keys()
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
-    card = model_card(facts, steps=state["step"], tokens=state["tokens"], starts=state["starts"], held_out_loss=None)
+    card = model_card(
+        facts,
+        steps=state.step,
+        tokens=state.tokens,
+        starts=state.starts,
+        held_out_loss=held_out_loss_at(state.step, run / "metrics.jsonl"),
+    )
     quantization = parse_quantization(student.quantization)
     write_export(model, {n: t for n, t in weights.items() if n in names}, tokenizer, card, out, quantization)
-    return int(state["step"])
+    return state.step
 
 
 def _find(path: Path) -> Path:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from dwt_ds.base.files import whole_lines
+from dwt_ds.engine.checkpoint.manifest import RunFacts
 
 _QUANTIZED = """
 
@@ -16,7 +20,7 @@ are the unrounded ones. `quantized/` holds the rounded model as integers with th
 
 
 def model_card(
-    facts: Mapping[str, Any],
+    facts: RunFacts,
     *,
     steps: int,
     tokens: int,
@@ -26,13 +30,13 @@ def model_card(
     """The card's text.
 
     Args:
-        facts: of the run, as in a checkpoint's manifest: data, tokenizer, teacher, versions, settings, quantization.
+        facts: of the run.
         steps: optimizer steps taken.
         tokens: real tokens seen by all ranks.
         starts: every start of the run: step, ranks, time.
-        held_out_loss: masked-token cross-entropy on the held-out text, if it was measured.
+        held_out_loss: masked-token cross-entropy on the held-out text after these steps; None: not evaluated.
     """
-    settings = facts["settings"]
+    settings = facts.settings
     distilled = settings["teacher"]["path"] is not None
     how = (
         f"pre-trained with the help of the smaller model `{settings['teacher']['path']}` (distillation from a weak "
@@ -40,15 +44,15 @@ def model_card(
         if distilled
         else "pre-trained on masked tokens alone"
     )
-    quantized = "" if "quantization" not in facts else _QUANTIZED
+    quantized = "" if facts.quantization is None else _QUANTIZED
     rows = {
         "objective": _objective(settings["distill"]) if distilled else "masked-token cross-entropy",
-        "teacher's weights": facts["teacher"],
-        "data (fingerprint of its rows)": facts["data"],
-        "tokenizer (sha256)": facts["tokenizer"],
-        "settings (sha256)": facts["settings_sha256"],
-        "held-out MLM loss": None if held_out_loss is None or math.isnan(held_out_loss) else round(held_out_loss, 4),
-        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "teacher's weights": facts.teacher,
+        "data (fingerprint of its rows)": facts.data,
+        "tokenizer (sha256)": facts.tokenizer,
+        "settings (sha256)": facts.settings_sha256,
+        "held-out MLM loss": None if held_out_loss is None else round(held_out_loss, 4),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
     history = "\n".join(f"* step {s['step']}: {s['ranks']} ranks, {s['at']}" for s in starts)
@@ -72,6 +76,12 @@ Settings, as resolved:
 ```yaml
 {yaml.safe_dump(dict(settings), sort_keys=False)}```
 """
+
+
+def held_out_loss_at(step: int, metrics: Path) -> float | None:
+    """The student's held-out cross-entropy after `step`, out of a run's metrics.jsonl; None if it is not there."""
+    losses = (row.get("eval_hard_loss") for row in map(json.loads, whole_lines(metrics)) if row["step"] == step)
+    return next((loss for loss in losses if loss is not None), None)
 
 
 def _objective(distill: Mapping[str, Any]) -> str:

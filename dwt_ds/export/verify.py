@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from dwt_ds.base.files import MANIFEST, file_sha256, problems
-from dwt_ds.data.manifest import read_manifest as read_data_manifest
-from dwt_ds.data.prepared import PreparedData
+from dwt_ds.base.files import MANIFEST, problems
+from dwt_ds.data.manifest import MANIFEST_TABLE_NAME, UNFINISHED_NAME
+from dwt_ds.data.prepared import TRAIN, VALIDATION, data_problems
+
+_NAME_ONE = "name a run, a checkpoint, an export or a data set"
+_OF_A_DATA_SET = {TRAIN, VALIDATION, UNFINISHED_NAME, MANIFEST_TABLE_NAME}
 
 
 class Finding(NamedTuple):
@@ -28,69 +31,61 @@ def verify(path: Path) -> list[Finding]:
         ValueError: there is nothing to check at `path`.
     """
     if not path.is_dir():
-        raise ValueError(f"{path}: no such folder; name a run, a checkpoint, an export or a data set")
-    if (path / "checkpoints").is_dir():
+        raise ValueError(f"{path}: no such folder; {_NAME_ONE}")
+    if any((path / name).exists() for name in ("config.yaml", "checkpoints", "export")):
         return _verify_run(path)
-    if not (path / MANIFEST).is_file():
-        raise ValueError(f"{path}: has no {MANIFEST}; name a run, a checkpoint, an export or a data set")
-    return [_verify_one(path)]
+    kind = _kind({file.name for file in path.iterdir()}) or _kind(_listed(path))
+    if kind is None:
+        raise ValueError(f"{path}: holds nothing that has a {MANIFEST}; {_NAME_ONE}")
+    return [_verify_one(path, kind)]
 
 
 def _verify_run(run: Path) -> list[Finding]:
     found = []
-    for folder in sorted((run / "checkpoints").iterdir()):
+    for folder in _folders(run / "checkpoints"):
         if folder.name.endswith(".tmp"):
             found.append(Finding(folder, "unfinished", ["half-written; the next save removes it"]))
         elif folder.name.endswith(".universal"):
             left = "left by a start with another number of ranks that was killed; delete it"
             found.append(Finding(folder, "unfinished", [left]))
-        elif folder.is_dir():
-            found.append(_verify_one(folder))
-    exports = [run / "export", *sorted((run / "export").glob("step_*"))]
-    found += [_verify_one(folder) for folder in exports if (folder / "config.json").is_file()]
+        else:
+            found.append(_verify_one(folder, "checkpoint"))
+    exports = [folder for folder in _folders(run) if folder.stem == "export"]
+    for folder in [*exports, *(folder for folder in _folders(run / "export") if folder.name.startswith("step_"))]:
+        if folder.suffix in (".tmp", ".old"):
+            left = "left by an export that was stopped, unless one is being written now; delete it"
+            found.append(Finding(folder, "unfinished", [left]))
+        elif folder.name != "export" or any(path.is_file() for path in folder.iterdir()):
+            found.append(_verify_one(folder, "export"))
     if not found:
         raise ValueError(f"{run}: has neither a checkpoint nor an export yet")
     return found
 
 
-def _verify_one(folder: Path) -> Finding:
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.glob("*") if path.is_dir())
+
+
+def _kind(names: set[str]) -> str | None:
+    """What a folder of files with these names is; None where they tell nothing."""
+    if names & _OF_A_DATA_SET:
+        return "data set"
+    if "config.json" in names or any(name.endswith(".safetensors") for name in names):
+        return "export"
+    return "checkpoint" if any(name.endswith(".pt") for name in names) else None
+
+
+def _listed(folder: Path) -> set[str]:
+    """Names in the folder's manifest, where it can be read."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        content = {}
-    if isinstance(content, dict) and "shards" in content:
-        return Finding(folder, "data set", _data_problems(folder))
-    kind = "export" if (folder / "config.json").is_file() else "checkpoint"
-    return Finding(folder, kind, problems(folder))
+        return set()
+    if not isinstance(content, dict):
+        return set()
+    files = content.get("files")
+    return {TRAIN} if "shards" in content else set(files) if isinstance(files, dict) else set()
 
 
-def _data_problems(folder: Path) -> list[str]:
-    try:
-        manifest = read_data_manifest(folder)
-    except (OSError, ValueError) as error:
-        return [str(error)]
-    wrong = []
-    for shard in manifest.shards:
-        file = folder / shard.name
-        if not file.is_file():
-            wrong.append(f"{shard.name}: missing")
-        elif file.stat().st_size != shard.bytes:
-            wrong.append(f"{shard.name}: {file.stat().st_size} bytes, the manifest says {shard.bytes}")
-        elif file_sha256(file) != shard.sha256:
-            wrong.append(f"{shard.name}: the contents have changed (sha256 differs)")
-    return wrong or _beside_the_rows(folder)
-
-
-def _beside_the_rows(folder: Path) -> list[str]:
-    """What has no checksum in the manifest: the rows themselves and the tokenizer's fingerprint tell."""
-    try:
-        data = PreparedData.open(folder)
-    except (OSError, EOFError, ValueError) as error:
-        return [str(error)]
-    wrong = []
-    for check in (data.train.verify_lengths, data.validation.verify_lengths, data.verify_tokenizer):
-        try:
-            check()
-        except ValueError as error:
-            wrong.append(str(error))
-    return wrong
+def _verify_one(folder: Path, kind: str) -> Finding:
+    return Finding(folder, kind, data_problems(folder) if kind == "data set" else problems(folder))

@@ -32,12 +32,12 @@ def write_export(
         model: any copy of the student; only its configuration and tying are used.
         weights: fp32 state dict, tied weights once.
         card: text of README.md.
-        folder: replaced if it exists, but for the exports of earlier steps in it (`step_*`); neither a half-written
-            nor a half-deleted one ever stands under this name.
+        folder: replaced if it exists, except for the exports of earlier steps in it (`step_*`); a half-written or
+            half-deleted folder never has this name.
         quantization: what the student was trained with; the rounded model goes to `folder`/quantized.
 
     Raises:
-        RuntimeError: the folder, read back, gives other logits than the weights it was made from.
+        RuntimeError: read back, the folder gives other logits than the weights it was made from.
     """
     config = copy.deepcopy(model.config)
     if config._attn_implementation == "flash_attention_2":
@@ -74,7 +74,7 @@ def write_export(
 
 
 def _move_steps(source: Path, target: Path) -> None:
-    """Move the exports of earlier steps; one that `target` has already stays."""
+    """Move the exports of earlier steps, except those that `target` has already."""
     for step in source.glob("step_*"):
         if not (target / step.name).exists():
             target.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 """GLUE: fine-tune a checkpoint on its tasks and score it, several seeds each.
 
-`tasks` says what the tasks are, `local_files` and `hub` read them, `finetune` trains and scores one (task, seed) pair,
-`run` does all pairs, over all GPUs, `results` adds them up.
+`tasks` defines the tasks, `reading` reads their rows, `finetune` trains and scores one (task, seed) pair, `run` does
+all pairs on all GPUs, `scores` summarizes them.
 """

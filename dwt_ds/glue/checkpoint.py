@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from dwt_ds.base.files import add_to_digest
 from dwt_ds.base.words import one_line
-from dwt_ds.glue.settings import PAPER_MAX_LENGTH
+from dwt_ds.glue.options import PAPER_MAX_LENGTH
 from dwt_ds.glue.tasks import Task
-from dwt_ds.models.build import load_model_config, longest_row
+from dwt_ds.models.build import longest_row
+from dwt_ds.models.load import load_model_config
 from dwt_ds.models.vocabulary import load_tokenizer, vocabulary_size
 
 # Embeddings are padded to round numbers of rows; more unused ones than this mean another model's tokenizer.
 _MOST_UNUSED_ROWS = 1024
-_READ_AT_ONCE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Checkpoint:
 
         Raises:
             FileNotFoundError: no such folder, or no model or tokenizer in it.
-            ValueError: no masked language model, tokenizer and embedding belong to different vocabularies, or nothing
-                can pad a batch.
+            ValueError: not a masked language model, a tokenizer and an embedding of different vocabularies, or no
+                token for padding.
         """
         config = load_model_config(path)
         tokenizer = load_tokenizer(path)
@@ -55,14 +56,14 @@ class Checkpoint:
         return cls(path, tokenizer, longest_row(config), identity)
 
     def row_length(self, max_length: int | None) -> int:
-        """Tokens a row: as asked for, else 128 or what the model can take.
+        """Tokens a row: `max_length`, else 128 or as many as the model has positions for.
 
         Raises:
-            ValueError: more than the model can take.
+            ValueError: `max_length` is more than the model has positions for.
         """
         longest = self.longest_row or max_length or PAPER_MAX_LENGTH
         if max_length is not None and max_length > longest:
-            raise ValueError(f"--max-length is {max_length}: {self.path} has positions for {longest} tokens")
+            raise ValueError(f"--max-length={max_length}: {self.path} has positions for {longest} tokens")
         return max_length or min(PAPER_MAX_LENGTH, longest)
 
     def classifier(self, task: Task) -> PreTrainedModel:
@@ -82,7 +83,7 @@ class Checkpoint:
         except Exception as error:  # safetensors, pickle and each model class raise what they like
             raise ValueError(f"--model {self.path}: {one_line(error)}") from error
         encoder = f"{model.base_model_prefix}."
-        # A masked language model is pre-trained without BERT's pooler, which counts to the new head.
+        # A masked language model is pre-trained without BERT's pooler, which counts as part of the new head.
         absent = [key for key in report["missing_keys"] if key.startswith(encoder) and "pooler" not in key]
         if absent:
             raise ValueError(
@@ -95,10 +96,8 @@ class Checkpoint:
 def _hash_of_files(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        # The card says nothing about what the model computes.
+        # The card does not change what the model computes.
         if path.is_file() and not path.name.startswith(".") and path.name != "README.md":
             digest.update(path.name.encode())
-            with open(path, "rb") as file:
-                while block := file.read(_READ_AT_ONCE_BYTES):
-                    digest.update(block)
+            add_to_digest(digest, path)
     return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""Jobs spread over the GPUs of this machine, a process for each, or done one by one where there is at most one.
+"""Jobs spread over the GPUs of this machine, a process for each, or run one by one where there is at most one.
 
-torch and transformers are imported in the functions: a worker must have its GPU assigned before they look for one.
+torch and transformers are imported in the functions: a worker's GPU must be set before they search for one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may be set to, one entry a GPU; empty without any."""
+    """Values for CUDA_VISIBLE_DEVICES, one for each GPU; empty without any."""
     import torch
 
     count = torch.cuda.device_count()
@@ -57,7 +57,7 @@ def spread(
 
 
 def share_cores(processes: int) -> None:
-    """Give this process its share of the cores it may use, among so many that work side by side."""
+    """Limit this process's threads to its share of the cores among `processes` that run side by side."""
     import torch
 
     share = max(1, len(os.sched_getaffinity(0)) // processes)
@@ -75,5 +75,5 @@ def _start_worker(free: Any, processes: int) -> None:
 def _outcome(call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except Exception as error:  # whatever ends one job must not end the others
+    except Exception as error:  # a job that fails must not end the others
         return error

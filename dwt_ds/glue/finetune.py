@@ -22,14 +22,14 @@ from transformers import (
 
 from dwt_ds.config.quantization import PRESETS
 from dwt_ds.glue.checkpoint import Checkpoint
-from dwt_ds.glue.metrics import metrics_of_logits, task_score
-from dwt_ds.glue.settings import FineTuning
-from dwt_ds.glue.splits import FIRST, LABEL, SECOND, TaskData
+from dwt_ds.glue.options import FineTuning
+from dwt_ds.glue.reading import FIRST, LABEL, SECOND, TaskData
+from dwt_ds.glue.scores import metrics_of_logits, task_score
 from dwt_ds.glue.tasks import Task
 from dwt_ds.models.quantization import convert, prepare
 
 _PROGRESS_EVERY_SECONDS = 60.0
-# All seeds see the same sample, so that their spread is the fine-tuning's own.
+# The same for all seeds, so that the spread over seeds is the fine-tuning's alone.
 _SAMPLE_SEED = 0
 
 
@@ -61,7 +61,7 @@ def fine_tune(checkpoint: Checkpoint, task: Task, data: TaskData, seed: int, set
             args=_training_arguments(folder, steps, seed, settings),
             train_dataset=_tokenized(rows, checkpoint.tokenizer, settings.max_length),
             data_collator=DataCollatorWithPadding(checkpoint.tokenizer),
-            callbacks=[_Progress(f"{task.name}, seed {seed}")],
+            callbacks=[_LineAMinute(f"{task.name}, seed {seed}")],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -111,8 +111,8 @@ def _tokenized(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_l
     )
 
 
-class _Progress(TrainerCallback):
-    """A line a minute, so that a long task shows that it lives; short ones say nothing."""
+class _LineAMinute(TrainerCallback):
+    """Prints a line a minute, so that a long fine-tuning shows its progress."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -1,26 +1,17 @@
-"""Models from settings or from a folder, with clear errors before anything large is allocated."""
+"""The student from its settings. Everything is checked by name and size before anything large is allocated."""
 
 from __future__ import annotations
 
-import os
-import re
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import model_info, try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from dwt_ds.base.words import nearest, one_line
 from dwt_ds.config.schema import StudentConfig
-from dwt_ds.models.student_checks import (
-    INTERMEDIATE_FIELDS,
-    check_family,
-    check_head_width,
-    check_sizes,
-    checked_extras,
-    with_aliases,
-)
 
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 
@@ -41,6 +32,8 @@ _OFFSET_POSITIONS = frozenset(
         "xmod",
     }
 )
+# What a family's configuration may call these.
+_INTERMEDIATE_FIELDS = ("intermediate_size", "hidden_dim", "ffn_dim")
 _DROPOUT_FIELDS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -50,6 +43,17 @@ _DROPOUT_FIELDS = (
     "embedding_dropout",
     "mlp_dropout",
 )
+# Fields that student.config must not set, and what sets them.
+_SET_BY = {
+    "vocab_size": "the data folder",
+    "pad_token_id": "the data folder",
+    "num_hidden_layers": "student.layers",
+    "hidden_size": "student.hidden_size",
+    "num_attention_heads": "student.num_heads",
+    "intermediate_size": "student.intermediate_size",
+    "max_position_embeddings": "student.max_positions",
+    "attn_implementation": "student.attention",
+}
 
 
 def student_model_config(
@@ -66,39 +70,42 @@ def student_model_config(
     Args:
         student: the recipe's student section.
         vocab_size: tokens of the data folder's tokenizer.
-        seq_len: tokens a row of the data folder.
+        seq_len: tokens per row of the data folder.
         pad_token_id, cls_token_id, sep_token_id: the tokenizer's.
 
     Raises:
-        ValueError: one line naming field, value and fix: unknown family, heads that do not divide the width or are
-            too odd for rotary positions, rows longer than the positions, unknown or misplaced fields or unknown
-            activations in `student.config`.
+        ValueError: one line (field, value, fix): an unknown family, heads that do not divide the width or are too odd
+            for rotary positions, rows longer than the positions, unknown or misplaced fields or unknown activations in
+            `student.config`.
     """
-    check_family(student.family)
-    check_sizes(student, seq_len)
+    if student.family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        fix = nearest(student.family, MODEL_FOR_MASKED_LM_MAPPING_NAMES) or "; use bert, roberta or modernbert, say"
+        raise ValueError(
+            f"student.family={student.family!r}: transformers has no masked-LM class for this model type{fix}"
+        )
     defaults = AutoConfig.for_model(student.family)
-    check_head_width(student, defaults)
-    fields = with_aliases(defaults)
+    _check_sizes(student, seq_len, defaults)
     decided = {
         "vocab_size": vocab_size,
         "pad_token_id": pad_token_id,
         "bos_token_id": cls_token_id,
         "eos_token_id": sep_token_id,
+        "cls_token_id": cls_token_id,
+        "sep_token_id": sep_token_id,
         "num_hidden_layers": student.layers,
         "hidden_size": student.hidden_size,
         "num_attention_heads": student.num_heads,
-        "max_position_embeddings": student.max_positions + position_offset(defaults, pad_token_id),
-        **dict.fromkeys(INTERMEDIATE_FIELDS, student.intermediate_size or 4 * student.hidden_size),
+        "max_position_embeddings": student.max_positions + _position_offset(defaults, pad_token_id),
+        **dict.fromkeys(_INTERMEDIATE_FIELDS, student.intermediate_size or 4 * student.hidden_size),
         **dict.fromkeys(_DROPOUT_FIELDS, student.dropout),
     }
-    for name, value in (("cls_token_id", cls_token_id), ("sep_token_id", sep_token_id)):
-        decided[name] = value
-    settings = {name: value for name, value in decided.items() if name in fields}
-    settings.update(checked_extras(student, defaults, fields))
+    known = {name for name in vars(defaults) if not name.startswith("_")} | set(type(defaults).attribute_map)
+    _check_extra_fields(student, defaults, known)
+    settings = {name: value for name, value in decided.items() if name in known} | student.config
     try:
         return AutoConfig.for_model(student.family, **settings)
     except Exception as error:  # each configuration class raises what it likes
-        raise ValueError(f"{_family_or_config(student)}: {_one_line(error)}") from error
+        raise ValueError(_refused(student, error)) from error
 
 
 def build_student(
@@ -110,10 +117,10 @@ def build_student(
     cls_token_id: int | None = None,
     sep_token_id: int | None = None,
 ) -> PreTrainedModel:
-    """A randomly initialised student in fp32, in training mode; seed it with `torch.manual_seed` before the call.
+    """A randomly initialised student in fp32, in training mode; call `torch.manual_seed` before it.
 
-    Arguments and errors are those of `student_model_config`; also a ValueError for an attention that the family or
-    the machine lacks.
+    Arguments and errors are those of `student_model_config`; also a ValueError for an attention implementation that the
+    family or the machine lacks.
     """
     config = student_model_config(
         student,
@@ -123,90 +130,49 @@ def build_student(
         cls_token_id=cls_token_id,
         sep_token_id=sep_token_id,
     )
-    implementation = attention_implementation(student.attention, _masked_lm_class(config))
+    implementation = attention_implementation(student.attention, masked_lm_class(config))
     try:
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
     except Exception as error:  # each model class raises what it likes
         if _builds_with_eager_attention(config):
-            told = f"student.attention={student.attention!r}: {_one_line(error)}; use eager or auto"
-            raise ValueError(told) from error
-        raise ValueError(f"{_family_or_config(student)}: {_one_line(error)}") from error
+            reason = one_line(error, with_type=True)
+            raise ValueError(f"student.attention={student.attention!r}: {reason}; use eager or auto") from error
+        raise ValueError(_refused(student, error)) from error
     return model.train()
 
 
-def load_masked_lm(
-    path: str | os.PathLike[str],
-    *,
-    dtype: torch.dtype | None = None,
-    trust_remote_code: bool = False,
-    attention: Attention = "auto",
-) -> PreTrainedModel:
-    """A trained masked language model, in evaluation mode.
-
-    Weights are read from safetensors, or from pickles as tensors only (`weights_only`).
+def attention_implementation(choice: Attention, model_class: Any = None) -> str:
+    """The implementation that `student.attention` stands for on this machine; eager beat sdpa on the CPUs measured.
 
     Args:
-        path: a folder in Hugging Face format, or a model's name there.
-        dtype: of the weights; None keeps the checkpoint's.
-        trust_remote_code: run Python code that comes with the model.
-        attention: auto is eager on a CPU and sdpa on a GPU.
-
-    Raises:
-        FileNotFoundError: no such folder, or no model in it.
-        ValueError: not a masked language model, weights missing, or code that was not allowed to run.
+        choice: as in the recipe.
+        model_class: of transformers; None: one that supports sdpa.
     """
-    where = without_tilde(path)
-    _check_folder(where)
-    config = _load_config(where, trust_remote_code)
-    try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            where,
-            config=config,
-            dtype="auto" if dtype is None else dtype,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attention_implementation(attention, _masked_lm_class(config)),
-            output_loading_info=True,
-        )
-    except OSError as error:
-        raise FileNotFoundError(f"model path {where!r}: {_one_line(error)}; export that model again") from error
-    except Exception as error:  # safetensors, pickle and each model class raise what they like
-        raise ValueError(f"model path {where!r}: {_one_line(error)}") from error
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if absent:
-        raise ValueError(
-            f"model path {where!r} lacks {len(absent)} of the weights of {type(model).__name__}, first {absent[0]}; "
-            "give a checkpoint with its masked-LM head"
-        )
-    return model.eval()
-
-
-def attention_implementation(choice: Attention, model_class: Any = None) -> str:
-    """The implementation that `student.attention` stands for on this machine; eager beat sdpa on the CPUs measured."""
     if choice != "auto":
         return choice
     supported = model_class is None or model_class._supports_sdpa
     return "sdpa" if torch.accelerator.is_available() and supported else "eager"
 
 
-def position_offset(config: PretrainedConfig, pad_token_id: int | None = None) -> int:
-    """Rows of the position table that no token uses: RoBERTa's positions start after the padding index."""
-    if config.model_type not in _OFFSET_POSITIONS:
-        return 0
-    pad = config.pad_token_id if pad_token_id is None else pad_token_id
-    return (1 if config.model_type == "mpnet" else pad) + 1
+def masked_lm_class(config: PretrainedConfig) -> Any:
+    """The masked-LM class of transformers itself for this configuration, or None."""
+    known = type(config) in AutoModelForMaskedLM._model_mapping
+    return AutoModelForMaskedLM._model_mapping[type(config)] if known else None
 
 
 def longest_row(config: PretrainedConfig) -> int | None:
-    """Tokens the longest row may have, RoBERTa's offset counted; None where positions are not a table."""
+    """Tokens of the longest row that a model can read; None if its positions are not a table."""
     positions = getattr(config, "max_position_embeddings", None)
-    return positions - position_offset(config) if isinstance(positions, int) and positions > 0 else None
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    return positions - _position_offset(config, config.pad_token_id)
 
 
 def check_row_length(config: PretrainedConfig, seq_len: int, name: str) -> None:
-    """Whether rows of `seq_len` tokens fit a model that exists already; `name` is how the error calls it.
+    """Refuse rows of `seq_len` tokens for a trained model that has fewer positions; `name` is what errors call it.
 
     Raises:
-        ValueError: they do not.
+        ValueError: one line with both lengths.
     """
     longest = longest_row(config)
     if longest is not None and seq_len > longest:
@@ -221,74 +187,63 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def load_model_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of the model that `load_masked_lm` would load, and its errors; no weights are read."""
-    where = without_tilde(path)
-    _check_folder(where)
-    return _load_config(where, trust_remote_code)
+def _position_offset(config: PretrainedConfig, pad_token_id: int) -> int:
+    """Rows of the position table that no token uses."""
+    if config.model_type not in _OFFSET_POSITIONS:
+        return 0
+    return 2 if config.model_type == "mpnet" else pad_token_id + 1
 
 
-def without_tilde(path: str | os.PathLike[str]) -> str:
-    """A model's path with `~` replaced by the home folder, as transformers needs it; a name on the hub stays."""
-    return os.path.expanduser(path)
+def _check_sizes(student: StudentConfig, seq_len: int, defaults: PretrainedConfig) -> None:
+    """Heads must divide the width, rows must fit the positions, and rotary positions, which turn pairs of channels,
+    need heads of even width (ValueError)."""
+    if student.hidden_size % student.num_heads:
+        raise ValueError(
+            f"student.num_heads={student.num_heads} does not divide student.hidden_size={student.hidden_size}; "
+            "choose a number of heads that does"
+        )
+    if seq_len > student.max_positions:
+        raise ValueError(
+            f"student.max_positions={student.max_positions} is shorter than the data folder's rows of {seq_len} tokens;"
+            f" set student.max_positions to {seq_len} or more, or prepare shorter rows"
+        )
+    positions = student.config.get("position_embedding_type", getattr(defaults, "position_embedding_type", None))
+    rotary = positions == "rotary" or getattr(defaults, "rope_parameters", None) or student.family == "roformer"
+    width = student.hidden_size // student.num_heads
+    if rotary and width % 2:
+        raise ValueError(
+            f"student.num_heads={student.num_heads} makes heads of {width} channels (student.hidden_size="
+            f"{student.hidden_size}), and the rotary positions of {student.family!r} need an even width per head; "
+            "choose another number of heads or width"
+        )
 
 
-def _masked_lm_class(config: PretrainedConfig) -> Any:
-    """The masked-LM class of transformers itself for this configuration, or None."""
-    known = type(config) in AutoModelForMaskedLM._model_mapping
-    return AutoModelForMaskedLM._model_mapping[type(config)] if known else None
+def _check_extra_fields(student: StudentConfig, defaults: PretrainedConfig, known: set[str]) -> None:
+    """Refuse fields of `student.config` that the family lacks or that another setting decides, and unknown activations
+    (ValueError). `known` are the names that the family's configuration has."""
+    aliases = {own: general for general, own in type(defaults).attribute_map.items()}
+    for name, value in student.config.items():
+        if name not in known:
+            fix = nearest(name, sorted(known)) or "; remove it"
+            raise ValueError(f"student.config.{name} is no field of {type(defaults).__name__}{fix}")
+        general = "intermediate_size" if name in _INTERMEDIATE_FIELDS else aliases.get(name, name)
+        if general in _SET_BY:
+            raise ValueError(f"student.config.{name} is set by {_SET_BY[general]}; remove it here")
+        if name.endswith(("_act", "activation")) and isinstance(value, str) and value not in ACT2FN:
+            fix = nearest(value, ACT2FN) or "; use gelu, relu or silu, say"
+            raise ValueError(f"student.config.{name}={value!r} is no activation of transformers{fix}")
 
 
 def _builds_with_eager_attention(config: PretrainedConfig) -> bool:
     try:
         with torch.device("meta"):
             AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
-    except Exception:  # the same that was raised before: the attention is not to blame
+    except Exception:  # the same error as before: the attention is not to blame
         return False
     return True
 
 
-def _family_or_config(student: StudentConfig) -> str:
-    """What to look at when a family's classes refuse their settings: those that the recipe added, if any."""
-    return f"student.config={student.config}" if student.config else f"student.family={student.family!r}"
-
-
-def _check_folder(where: str) -> None:
-    folder = Path(where)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"model path {where!r} has no config.json; give a folder in Hugging Face format")
-        return
-    fix = "train that model first, or correct the path (a finished run's model is in its export/)"
-    could_be_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where) is not None
-    if not could_be_name or (folder.parent != Path() and folder.parent.exists()):
-        raise FileNotFoundError(f"model path {where!r} does not exist; {fix}")
-    if isinstance(try_to_load_from_cache(where, "config.json"), str):
-        return
-    try:
-        model_info(where, timeout=10)
-    except Exception as error:  # no network, offline mode, no such name: all mean that there is no such model here
-        raise FileNotFoundError(
-            f"model path {where!r} is no folder here, and Hugging Face gave no model of that name "
-            f"({type(error).__name__}); {fix}"
-        ) from error
-
-
-def _load_config(where: str, trust_remote_code: bool) -> PretrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        advice = "; read the code that comes with it, then set trust_remote_code=true" * (not trust_remote_code)
-        advice = advice if "trust_remote_code" in str(error) else "; give a folder in Hugging Face format"
-        raise ValueError(f"model path {where!r}: {_one_line(error)}{advice}") from error
-    own_code = getattr(config, "auto_map", None) or {}
-    if _masked_lm_class(config) is None and not (trust_remote_code and "AutoModelForMaskedLM" in own_code):
-        raise ValueError(
-            f"model path {where!r} is a {config.model_type!r}, which has no masked-LM class; give another model"
-        )
-    return config
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:2])[:300].rstrip('.;:')}"
+def _refused(student: StudentConfig, error: Exception) -> str:
+    """Why a family's classes refuse their settings; the recipe's own extra fields, if any, are the likely cause."""
+    cause = f"student.config={student.config}" if student.config else f"student.family={student.family!r}"
+    return f"{cause}: {one_line(error, with_type=True)}"

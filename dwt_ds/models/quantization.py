@@ -1,9 +1,9 @@
-"""Quantization-aware training with torchao's fake quantizers, and the true rounding at its end.
+"""Quantization-aware training with torchao's fake quantizers, and the final rounding of the weights.
 
-`prepare` swaps modules before the training engine is built; parameters stay the same objects, so ties and optimizers
-do not notice. Scales are computed from the values at every forward pass: there is no state to save, and a resumed run
-only has to call `enable` again for its step. `convert` rounds the weights with the very quantizers that trained them,
-because torchao's own conversion from these quantizers gives float layers back unrounded.
+`prepare` swaps modules before the training engine is built. Parameters stay the same objects, so ties and optimizers
+are not affected. Scales are computed from the values at every forward pass, so there is no state to save, and a resumed
+run only calls `enable` for its step. `convert` rounds the weights with the quantizers that trained them: torchao's own
+conversion from these quantizers gives float layers back unrounded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ _INTEGER_TYPES = {bits: getattr(torch, f"int{bits}") for bits in range(2, 9)}
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A rounded weight: `codes * scales`, a scale for each run of inputs.
-
-    codes: (out, in) int8, whatever the number of bits.
-    scales: (out, groups) fp32.
-    """
+    """A rounded weight: `codes * scales`, one scale for each group of inputs."""
 
     codes: Tensor
+    """(out, in) int8, for any number of bits."""
     scales: Tensor
+    """(out, groups) fp32."""
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """(out, in) weight in the given dtype."""
@@ -41,17 +39,17 @@ class QuantizedWeight:
 
 
 def prepare(model: PreTrainedModel, quantization: Quantization) -> list[str]:
-    """Puts fake quantizers into the chosen layers, in place, switched on from the first step.
+    """Put fake quantizers, switched on, into the chosen layers, in place.
 
     Args:
-        model: any Hugging Face encoder, with a masked-LM head or another.
-        quantization: from `parse_quantization`.
+        model: any Hugging Face encoder, with any head.
+        quantization: the settings.
 
     Returns:
-        Names of the layers concerned.
+        Names of the chosen layers.
 
     Raises:
-        ValueError: torchao is absent, a layer's inputs do not divide into groups, or nothing to quantize.
+        ValueError: torchao is not installed, `group_size` does not divide a layer's inputs, or no layer is chosen.
     """
     qat = _torchao_qat()
     chosen = quantized_layers(model, quantization)
@@ -76,10 +74,10 @@ def prepare(model: PreTrainedModel, quantization: Quantization) -> list[str]:
 
 
 def check_quantization(config: PretrainedConfig, quantization: Quantization) -> None:
-    """Whether a masked language model of this configuration can be quantized so; no weights are allocated.
+    """Refuse settings that do not fit a masked language model of this configuration; no weights are allocated.
 
     Raises:
-        ValueError: torchao is absent, a layer's inputs do not divide into groups, or nothing to quantize.
+        ValueError: as `prepare`.
     """
     _torchao_qat()
     with torch.device("meta"):
@@ -91,7 +89,7 @@ def quantized_layers(model: PreTrainedModel, quantization: Quantization) -> list
     """Names of the linear layers and tables that the settings choose, in the model's order.
 
     Raises:
-        ValueError: none is chosen, or one's inputs do not divide into groups.
+        ValueError: no layer is chosen, or `group_size` does not divide a layer's inputs.
     """
     base = model.base_model
     inside = {f"{model.base_model_prefix}.{name}" for name, _ in base.named_modules()} if base is not model else set()
@@ -122,26 +120,24 @@ def quantized_layers(model: PreTrainedModel, quantization: Quantization) -> list
 
 
 def enable(model: nn.Module, enabled: bool) -> None:
-    """Switches all fake quantizers on or off; call it with `step >= start_step`, after a resume too."""
-    for quantizer in _fake_quantizers(model):
-        quantizer.enabled = enabled
-
-
-def is_enabled(model: nn.Module) -> bool:
-    """Whether the forward pass rounds anything."""
-    return any(quantizer.enabled for quantizer in _fake_quantizers(model))
+    """Switch all fake quantizers on or off; call it with `step >= start_step`, also after a resume."""
+    for module in model.modules():
+        for name in ("weight_fake_quantizer", "activation_fake_quantizer"):
+            quantizer = getattr(module, name, None)
+            if quantizer is not None:
+                quantizer.enabled = enabled
 
 
 @torch.no_grad()
 def convert(model: PreTrainedModel) -> dict[str, QuantizedWeight]:
-    """Rounds the weights of a prepared model in place, for good; activations keep being rounded as in training.
+    """Round the weights of a prepared model in place; its activations are still rounded at each forward pass.
 
-    A channel of a rounded layer holds at most 2**weight_bits values (each group of it, with groups). The model stays in
-    Hugging Face's layout: `save_pretrained` writes a folder that plain transformers loads.
+    A channel of a rounded layer, or each group of it, holds at most 2**weight_bits values. The model keeps Hugging
+    Face's layout: `save_pretrained` writes a folder that plain transformers loads.
 
     Returns:
-        Codes and scales by parameter name, for `dwt_ds.models.quantized_export`. Rounding is not idempotent, so they
-        cannot be found again from the rounded weights.
+        Codes and scales by parameter name, for `dwt_ds.models.quantized_export`. They cannot be computed again from the
+        rounded weights, because rounding is not idempotent.
     """
     enable(model, True)
     rounded: dict[str, QuantizedWeight] = {}
@@ -151,7 +147,7 @@ def convert(model: PreTrainedModel) -> dict[str, QuantizedWeight]:
         if quantizer is None:
             continue
         weight = module.weight
-        if id(weight) not in done:  # a tied decoder comes twice
+        if id(weight) not in done:  # the weight of a tied decoder is met twice
             rounded[f"{name}.weight"] = _round(weight, quantizer)
             done.add(id(weight))
     drop_weight_quantizers(model)
@@ -159,7 +155,7 @@ def convert(model: PreTrainedModel) -> dict[str, QuantizedWeight]:
 
 
 def drop_weight_quantizers(model: nn.Module) -> None:
-    """Uses the weights as they are from now on; activations keep being rounded."""
+    """Stop rounding weights; activations are still rounded."""
     modules: Iterable[Any] = model.modules()
     for module in modules:
         if hasattr(module, "weight_fake_quantizer"):
@@ -178,17 +174,8 @@ def _round(weight: Tensor, quantizer: Any) -> QuantizedWeight:
     return QuantizedWeight(codes, quantizer.scale.float())
 
 
-def _fake_quantizers(model: nn.Module) -> list[Any]:
-    found = []
-    for module in model.modules():
-        for name in ("weight_fake_quantizer", "activation_fake_quantizer"):
-            if getattr(module, name, None) is not None:
-                found.append(getattr(module, name))
-    return found
-
-
 def _is_table(model: PreTrainedModel, module: nn.Module) -> bool:
-    """Weights only: tables have no activations, and the decoder's product belongs to the loss."""
+    """Whether only the weight is rounded: tables have no activations, and the loss does the decoder's product."""
     return isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
 
 

@@ -1,13 +1,12 @@
-"""A quantized model on disk: int8 codes and their scales in one safetensors file beside the Hugging Face config.
+"""A quantized model on disk: int8 codes and their scales in a safetensors file beside the Hugging Face config.
 
-The ordinary export of a converted model is a plain Hugging Face folder too, but in float; this one is smaller (codes
-take one byte each, 4-bit ones as well), and remembers that activations are rounded.
+A converted model can also be saved as a plain Hugging Face folder in float. This format is smaller (each code takes one
+byte, 4-bit codes too) and records how activations are rounded.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dwt_ds.base.files import replace_folder
+from dwt_ds.base.files import read_json, replace_folder, write_json
 from dwt_ds.config.quantization import Quantization, parse_quantization
+from dwt_ds.config.validate import validated
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantization import QuantizedWeight, convert, drop_weight_quantizers, prepare, quantized_layers
 
@@ -36,13 +36,13 @@ def save_quantized(
     quantization: Quantization,
     folder: str | os.PathLike[str],
 ) -> None:
-    """Writes config.json, quantization.json and quantized.safetensors.
+    """Write config.json, quantization.json and quantized.safetensors.
 
     Args:
         model: as `convert` left it.
         weights: what `convert` returned.
         quantization: what the model was prepared with.
-        folder: made if it does not exist.
+        folder: created if it does not exist.
     """
     where = Path(folder)
     where.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def save_quantized(
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(where)
     settings = {**quantization.to_dict(), "dtype": str(model.dtype).removeprefix("torch.")}
-    (where / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(where / SETTINGS_FILE, settings)
 
 
 def write_quantized(
@@ -66,17 +66,17 @@ def write_quantized(
     folder: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Rounds a copy of a trained model and writes it, after reading it back and comparing.
+    """Round a copy of a trained model, write it, read it back and compare.
 
     Args:
-        model: plain, on the CPU; it stays as it is.
-        quantization: for a masked language model, what it was trained with.
-        folder: replaced if it exists; a half-written one never stands under this name.
+        model: not prepared, on the CPU; it is not changed.
+        quantization: what a masked language model was trained with.
+        folder: replaced if it exists; a half-written folder never has this name.
         tokenizer: written beside the model.
 
     Raises:
-        ValueError: torchao is absent, or the settings do not fit the model.
-        RuntimeError: read back, the folder gives another model.
+        ValueError: torchao is not installed, or the settings do not fit the model.
+        RuntimeError: the folder, read back, gives another model.
     """
     rounded = copy.deepcopy(model).eval()
     prepare(rounded, quantization)
@@ -94,23 +94,23 @@ def write_quantized(
 def quantize_checkpoint(
     folder: str | os.PathLike[str], settings: str | Mapping[str, Any], out: str | os.PathLike[str]
 ) -> list[str]:
-    """Quantizes a trained model of any head, such as one fine-tuned on a GLUE task.
+    """Quantize a trained model with any head, such as one fine-tuned on a GLUE task.
 
     Args:
-        folder: in Hugging Face format; its tokenizer, if any, goes along.
-        settings: `w8a8`, `w4a8` or a mapping, as in `student.quantization`; `start_step` has no meaning here.
-        out: written as `write_quantized` does; `load_quantized` reads it.
+        folder: in Hugging Face format; its tokenizer, if any, is copied.
+        settings: `w8a8`, `w4a8` or a mapping, as in `student.quantization`; `start_step` is ignored.
+        out: written by `write_quantized`; `load_quantized` reads it.
 
     Returns:
         Names of the quantized layers.
 
     Raises:
         FileNotFoundError: no model in `folder`.
-        ValueError: wrong settings, torchao absent, or a model of a class that transformers does not have.
+        ValueError: wrong settings, torchao is not installed, or a model class that transformers does not have.
     """
-    quantization = parse_quantization(settings)
+    quantization = parse_quantization(settings, "quantization")
     if quantization is None:
-        raise ValueError(f"quantization={settings!r} leaves the model as it is; use w8a8, w4a8 or a mapping")
+        raise ValueError(f"quantization={settings!r} does not change the model; use w8a8, w4a8 or a mapping")
     where = Path(folder)
     if not (where / "config.json").is_file():
         raise FileNotFoundError(f"model path {str(folder)!r} has no config.json; give a folder in Hugging Face format")
@@ -126,19 +126,18 @@ def quantize_checkpoint(
 
 
 def load_quantized(folder: str | os.PathLike[str]) -> PreTrainedModel:
-    """The model that `save_quantized` wrote, in evaluation mode: rounded weights, activations rounded on the fly.
+    """The model that `save_quantized` wrote, in evaluation mode: weights are rounded, activations at each forward pass.
 
     Raises:
-        FileNotFoundError: the folder is no such export.
-        ValueError: its files do not belong together, or are damaged.
+        FileNotFoundError: the folder holds no such export.
+        ValueError: its files are damaged or do not belong together.
     """
     where = Path(folder)
     if not (where / SETTINGS_FILE).is_file() or not (where / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no {SETTINGS_FILE} with {WEIGHTS_FILE}; give a quantized export")
-    settings = json.loads((where / SETTINGS_FILE).read_text())
+    settings = read_json(where / SETTINGS_FILE)
     dtype = getattr(torch, settings.pop("dtype"))
-    quantization = parse_quantization(settings)
-    assert quantization is not None
+    quantization = validated(Quantization, settings, SETTINGS_FILE)
     try:
         stored = load_file(where / WEIGHTS_FILE)
     except SafetensorError as error:
@@ -166,8 +165,8 @@ def load_quantized(folder: str | os.PathLike[str]) -> PreTrainedModel:
 
 @torch.no_grad()
 def _compare(written: PreTrainedModel, read: PreTrainedModel) -> None:
-    """Weights must be the same numbers. Logits may differ a little where the two use different attention kernels:
-    what differs in the last bit before an activation is rounded differs by a whole step after it."""
+    """Weights must be equal. Logits may differ a little where the two models use different attention kernels: a
+    difference in the last bit before an activation is rounded becomes a whole rounding step."""
     theirs = dict(read.named_parameters())
     changed = [name for name, ours in written.named_parameters() if not torch.equal(ours, theirs[name])]
     shape = (2, min(16, longest_row(written.config) or 16))
@@ -183,5 +182,5 @@ def _model_class(config: PretrainedConfig, where: Path) -> Any:
     names = config.architectures or ["nothing"]
     model_class = getattr(transformers, names[0], None)
     if model_class is None:
-        raise ValueError(f"{str(where)!r}: config.json names {names[0]}, which transformers has not; export it again")
+        raise ValueError(f"{str(where)!r}: config.json names {names[0]}, which transformers lacks; export it again")
     return model_class

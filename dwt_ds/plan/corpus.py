@@ -1,15 +1,13 @@
-"""What the plan knows of the data: a prepared folder's manifest, or the paper's corpus if there is no folder."""
+"""A plan's settings: resolved as a run's are, with the paper's corpus where the data folder is missing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from dwt_ds.config.recipe import load_recipe
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.manifest import MANIFEST_NAME, ONE_SENTENCE_PER_ROW, read_manifest
-from dwt_ds.data.masks import labels_by_length
+from dwt_ds.data.manifest import read_data_manifest
+from dwt_ds.run.resolve import Corpus, Resolved, resolve
 
 # Lee et al. (2023): one of every four sentences of Wikipedia and BookCorpus. Tokens a sentence as `dwt-ds prepare
 # --every 4` packs them, [CLS] and [SEP] included: 30.8 on 4 MB of Wikipedia, 24.2 on 4 MB of books, mixed like the
@@ -20,27 +18,15 @@ PAPER_SEQ_LEN = 128
 PAPER_VOCABULARY = 30_522
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Rows and their contents."""
+def resolve_plan(recipe: str, overrides: list[str], deepspeed_config: str | None, world_size: int) -> Resolved:
+    """Load a recipe and resolve it for `world_size` ranks; needs neither ranks nor data nor teacher.
 
-    rows: int
-    """Training rows."""
-    seq_len: int
-    tokens_per_row: float
-    """Real tokens, padding excluded."""
-    vocab_size: int
-    pad_token_id: int
-    validation_rows: int | None
-    """Held-out rows; None: not known."""
-    fingerprint: str | None
-    """The manifest's, of the rows; None: there is no data folder, and the figures are assumed."""
-    source: str
-    """Where the figures come from, in words."""
-
-    def labels_per_row(self, mask_probability: float) -> int:
-        """Labelled tokens of a full row, as `dwt_ds.data.masks` draws them."""
-        return int(labels_by_length(np.array(self.seq_len), mask_probability))
+    Raises:
+        ValueError, OSError: one line for the mistakes that a run would stop at, but for those that show only on its
+            devices or in the data's rows.
+    """
+    loaded = load_recipe(recipe, overrides)
+    return resolve(loaded, deepspeed_config, world_size, corpus_of(loaded.config.data))
 
 
 def corpus_of(data: DataConfig) -> Corpus:
@@ -49,21 +35,9 @@ def corpus_of(data: DataConfig) -> Corpus:
     Raises ValueError or FileNotFoundError for a folder that exists but cannot be used.
     """
     folder = Path(data.dir).expanduser()
-    if not (folder / MANIFEST_NAME).is_file() and not folder.is_dir():
+    if not folder.is_dir():
         return paper_corpus(data.dir)
-    manifest = read_manifest(folder)
-    tokens_per_row = manifest.tokens / max(1, manifest.rows + manifest.validation_rows)
-    form = ", a sentence a row" if manifest.form == ONE_SENTENCE_PER_ROW else ""
-    return Corpus(
-        rows=manifest.rows,
-        seq_len=manifest.seq_len,
-        tokens_per_row=tokens_per_row,
-        vocab_size=manifest.vocab_size,
-        pad_token_id=int(manifest.settings["pad_id"]),
-        validation_rows=manifest.validation_rows,
-        fingerprint=manifest.fingerprint,
-        source=f"{data.dir}: {manifest.sentences_kept:,} sentences in {manifest.rows:,} rows{form}",
-    )
+    return Corpus.of(read_data_manifest(folder), data.dir)
 
 
 def paper_corpus(missing: str) -> Corpus:

@@ -9,18 +9,18 @@ from dwt_ds.models.growth.plan import GrowthPlan, check_growth
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.memory import STAGES, RankMemory, checkpoint_bytes, rank_memory
-from dwt_ds.plan.settings import Settings
 from dwt_ds.plan.shapes import Shapes, ShardedTeacher, buffer_bytes
 from dwt_ds.plan.simulation import MicroBatchBytes, Simulator
 from dwt_ds.plan.speed import StepTime, Work, forward_flops, recomputed_flops, step_time
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
+from dwt_ds.run.resolve import Resolved
 
 
 @dataclass(frozen=True)
 class Plan:
     """A run as `dwt-ds plan` sees it."""
 
-    settings: Settings
+    settings: Resolved
     shapes: Shapes
     device: Device
     nodes: int
@@ -99,7 +99,7 @@ class Plan:
 
     @cached_property
     def work(self) -> Work:
-        corpus, labels = self.settings.corpus, self.settings.labels_per_row
+        corpus, labels = self.settings.corpus, self.settings.positions_per_row
         models = [self.shapes.student, self.shapes.teacher]
         student, teacher = (
             0 if each is None else forward_flops(each, corpus.seq_len, labels, corpus.vocab_size) for each in models

@@ -8,15 +8,16 @@ from typing import Any
 
 import yaml
 
+from dwt_ds.base.trees import NOT_SET, Difference, differences
 from dwt_ds.base.words import table
-from dwt_ds.engine.ds_json.resolve import resolved_recipe
+from dwt_ds.config.schema import RunConfig
 from dwt_ds.launch.local import printed_commands
 from dwt_ds.plan.communication import bytes_per_second
 from dwt_ds.plan.hardware import GIB, LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
 from dwt_ds.plan.memory import PARTS, STAGES, RankMemory, export_bytes
 from dwt_ds.plan.plan import Plan
-from dwt_ds.plan.settings import Settings, changes
 from dwt_ds.plan.speed import traffic_seconds
+from dwt_ds.run.resolve import Resolved
 
 Lines = list[str]
 
@@ -44,12 +45,17 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
     return "\n".join(parts)
 
 
-def resolved(settings: Settings) -> str:
-    """The whole recipe as YAML and the DeepSpeed JSON, as in the config.yaml and ds_config.json of a run's folder."""
-    plain = resolved_recipe(settings.config, settings.ds_values, settings.total_steps)
-    recipe = yaml.safe_dump(plain, sort_keys=False)
+def whole_settings(settings: Resolved) -> str:
+    """The whole recipe as YAML and the DeepSpeed JSON, as a run's folder has them in config.yaml and ds_config.json."""
+    recipe = yaml.safe_dump(settings.to_recipe(), sort_keys=False)
     values = json.dumps(settings.ds_values, indent=2)
     return f"recipe, resolved\n{recipe}\nDeepSpeed JSON, resolved ({settings.ds.origin.source})\n{values}"
+
+
+def changes(config: RunConfig) -> list[Difference]:
+    """All settings that are not the defaults."""
+    changed = differences(RunConfig().to_dict(), config.to_dict())
+    return [change for change in changed if change.now is not NOT_SET]
 
 
 def _settings(plan: Plan) -> Lines:

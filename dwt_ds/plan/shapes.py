@@ -15,13 +15,14 @@ from dwt_ds.base.words import one_line
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.recipe import load_recipe, recipe_names
 from dwt_ds.config.schema import StudentConfig
-from dwt_ds.models.build import build_student, load_model_config, parameter_count, student_model_config
+from dwt_ds.models.build import build_student, parameter_count, student_model_config
+from dwt_ds.models.load import load_model_config
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, freeze_unused_parameters
 from dwt_ds.models.quantization import prepare
 from dwt_ds.plan.communication import Traffic
 from dwt_ds.plan.corpus import Corpus
-from dwt_ds.plan.settings import Settings
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
+from dwt_ds.run.resolve import Resolved
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Shapes:
         return 0 if self.teacher is None else parameter_count(self.teacher)
 
 
-def build_shapes(settings: Settings, trainer: Settings | None = None) -> Shapes:
+def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     """Both models as a run would build them, but for the attention implementation, which depends on the device.
 
     Args:
@@ -114,7 +115,7 @@ def _no_warning(*_tensors: object) -> None:
     pass
 
 
-def find_teacher(settings: Settings) -> Teacher | None:
+def find_teacher(settings: Resolved) -> Teacher | None:
     """The teacher's configuration from its folder, else from the recipe that trains it, else an assumption."""
     path = settings.config.teacher.path
     if path is None:
@@ -129,12 +130,12 @@ def find_teacher(settings: Settings) -> Teacher | None:
     return Teacher(config, f"assumed, since {path} does not exist: {config.model_type}, {_size_words(config)} ({why})")
 
 
-def _trained_by(trainer: Settings) -> Teacher:
+def _trained_by(trainer: Resolved) -> Teacher:
     config = student_model_config(trainer.config.student, **_sizes(trainer.corpus))
     return Teacher(config, f"{config.model_type}, {_size_words(config)}, trained by the run {trainer.recipe.name}")
 
 
-def _assumed_teacher(settings: Settings, path: str) -> tuple[StudentConfig, str]:
+def _assumed_teacher(settings: Resolved, path: str) -> tuple[StudentConfig, str]:
     """A student section to use as the teacher's, and the reason."""
     for name in recipe_names():
         recipe = load_recipe(name)

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
-from dwt_ds.plan.settings import Settings
 from dwt_ds.plan.shapes import Shapes
 from dwt_ds.plan.stand_ins import Loss, chunk_rows, imitate_device
+from dwt_ds.run.resolve import Resolved
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,7 +92,7 @@ class Simulator:
         on_cpu: whether attention, dropout and chunks are those of a CPU.
     """
 
-    def __init__(self, settings: Settings, shapes: Shapes, *, on_cpu: bool) -> None:
+    def __init__(self, settings: Resolved, shapes: Shapes, *, on_cpu: bool) -> None:
         self._settings, self._on_cpu = settings, on_cpu
         self._dtype = DTYPES[settings.ds.precision]
         wanted = settings.config.teacher.dtype
@@ -120,7 +120,7 @@ class Simulator:
         """Bytes of a micro-batch of `rows` full rows."""
         with torch.device("meta"):
             input_ids = torch.zeros(rows, self._settings.corpus.seq_len, dtype=torch.int64)
-            positions = torch.zeros(rows * self._settings.labels_per_row, dtype=torch.int64)
+            positions = torch.zeros(rows * self._settings.positions_per_row, dtype=torch.int64)
         view, teacher_peak = self._teach(input_ids, positions)
         existing = [*self._student.parameters(), *self._student.buffers(), *(view or ())]
         student_bytes = LiveBytes(existing).now
@@ -142,7 +142,7 @@ class Simulator:
 
     def logit_rows(self, rows: int) -> int | None:
         """Rows of logits in memory at once for a micro-batch of `rows`; None: logit-free."""
-        return self._rows_at_once(rows * self._settings.labels_per_row)
+        return self._rows_at_once(rows * self._settings.positions_per_row)
 
     def _teach(self, input_ids: Tensor, positions: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int]:
         if self._teacher is None:

@@ -7,7 +7,6 @@ share a hash with a chance of n^2 / 2^65 among n lines: 0.0004 among 120 million
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from dwt_ds.base.files import atomic_file
+from dwt_ds.base.files import atomic_file, read_json, write_json
 from dwt_ds.data.hashing import key_of
 from dwt_ds.prepare.rows import Chunk
 from dwt_ds.prepare.sources import Source, SourceCounts
@@ -61,8 +60,7 @@ class Survey:
         """Write it to the work folder, for an attempt that resumes."""
         with atomic_file(work / "duplicates.npy") as file:
             np.save(file, self.duplicate_bits)
-        with atomic_file(work / "survey.json") as file:
-            file.write(json.dumps({"per_source": [asdict(counts) for counts in self.per_source]}).encode())
+        write_json(work / "survey.json", {"per_source": [asdict(counts) for counts in self.per_source]})
 
     @classmethod
     def stored(cls, work: Path) -> Survey | None:
@@ -70,8 +68,8 @@ class Survey:
         path = work / "survey.json"
         if not path.is_file():
             return None
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls([SourceCounts(**counts) for counts in values["per_source"]], np.load(work / "duplicates.npy"))
+        counts_of_each = read_json(path)["per_source"]
+        return cls([SourceCounts(**counts) for counts in counts_of_each], np.load(work / "duplicates.npy"))
 
 
 def survey(sources: Sequence[Source], work: Path, *, find_duplicates: bool, want_sample: bool, seed: int) -> Survey:

@@ -1,8 +1,8 @@
-"""The embedded documentation text: prose out of the installed Python packages' own docstrings and pydoc topics.
+"""Text for machines without a network: prose from the docstrings and pydoc topics of the installed Python packages.
 
-It stands in for a corpus where there is no network. Sources are parsed with `ast`, never imported. One document is
-one module; its paragraphs, each on a line, are distinct over the whole text. The order is that of the paths inside
-the packages, so that two machines with the same versions make the same text.
+Sources are parsed with `ast`, never imported. A module makes one document; its paragraphs, one a line, are distinct
+over the whole text. The order is that of the paths inside the packages, so that two machines with the same versions
+make the same text.
 """
 
 from __future__ import annotations
@@ -30,21 +30,11 @@ PACKAGES = (
     *("pandas", "sympy", "networkx", "matplotlib", "pyarrow", "huggingface_hub", "fsspec", "tokenizers"),
 )
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-# Folders whose modules explain nothing to a reader, or are other projects' copies.
-_LEFT_OUT = {
-    "tests",
-    "test",
-    "testing",
-    "site-packages",
-    "dist-packages",
-    "idlelib",
-    "lib2to3",
-    "_vendor",
-    "__pycache__",
-}
+# Folders whose modules have no prose for readers, or are copies of other projects.
+_LEFT_OUT = {"tests", "test", "testing", "idlelib", "lib2to3", "_vendor", "site-packages", "dist-packages"}
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _FILES_A_TASK = 32
-# Strings that are no docstrings are documentation too where they are long: pydoc's topics, templates of docstrings.
+# Long strings that are not docstrings are documentation, too: pydoc's topics, templates of docstrings.
 _LONG_STRING_CHARS = 300
 _MIN_CHARS, _MIN_WORDS, _MIN_LETTER_SHARE = 40, 6, 0.66
 
@@ -96,7 +86,7 @@ class InstalledDocumentation:
                     yield tally.document(new)
 
     def stored(self, path: Path) -> LocalFile:
-        """The same documents as a text file at `path`, made unless it is there: harvesting takes a minute of a core."""
+        """The same documents as a text file at `path`, made if it does not exist: that takes a minute of a core."""
         if not path.is_file():
             with atomic_file(path) as file:
                 for document in self.documents(SourceCounts()):
@@ -143,7 +133,7 @@ def _documentation(body: list[ast.stmt]) -> Iterator[str]:
             if statement is body[0] and isinstance(statement.value.value, str):
                 yield inspect.cleandoc(statement.value.value)
         elif isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            # Only what documents it and the definitions inside: the rest of its body is most of all code.
+            # Only its docstring and the definitions inside: the rest of its body is mostly code.
             definitions = [inner for inner in statement.body[1:] if isinstance(inner, _DEFINITIONS)]
             yield from _documentation([statement.body[0], *definitions])
         elif isinstance(statement, ast.ClassDef):

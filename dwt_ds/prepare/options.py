@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, SkipValidation
+from pydantic.dataclasses import dataclass
 
 from dwt_ds.data.manifest import ONE_SENTENCE_PER_ROW, PACKED
 from dwt_ds.prepare.sources import Source
 
+_AtLeast1 = Annotated[int, Field(ge=1)]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
 class PrepareOptions:
-    """Options of `dwt-ds prepare`. Raises ValueError for values that make no sense, naming the option."""
+    """Options of `dwt-ds prepare`. Raises pydantic's ValidationError (a ValueError) for values that make no sense."""
 
-    sources: Sequence[Source]
+    sources: SkipValidation[Sequence[Source]]
     out: Path
     """The data folder to make."""
     tokenizer: str | None = None
     """A vocab.txt, a folder with a tokenizer, or a name on the Hugging Face hub."""
-    train_tokenizer: int | None = None
+    train_tokenizer: PositiveInt | None = None
     """Instead of `tokenizer`: entries of a WordPiece tokenizer trained on the sources."""
     cased: bool = False
     """Keep upper case in a tokenizer trained here."""
-    seq_len: int = 128
+    seq_len: Annotated[int, Field(ge=8)] = 128
     """Tokens of a row."""
-    every: int = 1
+    every: _AtLeast1 = 1
     """Take one of every so many sentences."""
     one_sentence_per_row: bool = False
     join_documents: bool = True
     """In the packed form: rows may hold the end of one document and the start of the next."""
-    min_chars: int = 10
-    max_chars: int = 2000
+    min_chars: _AtLeast1 = 10
+    max_chars: _AtLeast1 = 2000
     """Shorter and longer sentences are dropped (characters)."""
     keep_duplicates: bool = False
     """Keep lines that repeat an earlier line."""
-    validation: float = 0.01
+    validation: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
     """Share of the documents that is held out."""
-    seed: int = 0
-    workers: int = 1
+    seed: NonNegativeInt = 0
+    workers: _AtLeast1 = 1
     """Processes; never changes the result."""
 
     def __post_init__(self) -> None:
@@ -47,18 +51,8 @@ class PrepareOptions:
             raise ValueError("nothing to read: give --text FILE, --dataset NAME or --docs")
         if (self.tokenizer is None) == (self.train_tokenizer is None):
             raise ValueError("give either --tokenizer VOCAB_OR_NAME or --train-tokenizer N")
-        for name, value, least in (
-            ("--every", self.every, 1),
-            ("--seq-len", self.seq_len, 8),
-            ("--min-chars", self.min_chars, 1),
-            ("--max-chars", self.max_chars, self.min_chars),
-            ("--seed", self.seed, 0),
-            ("--workers", self.workers, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}: it must be at least {least}")
-        if not 0.0 <= self.validation < 0.5:
-            raise ValueError(f"--validation is {self.validation}: it must be a share in [0, 0.5)")
+        if self.max_chars < self.min_chars:
+            raise ValueError(f"--max-chars={self.max_chars}: must be at least --min-chars, {self.min_chars}")
 
     @property
     def form(self) -> str:

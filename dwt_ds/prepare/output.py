@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.base.files import atomic_file, sync_folder
+from dwt_ds.base.files import MANIFEST, atomic_file, read_json, sync_folder, write_json
 from dwt_ds.base.trees import differences
-from dwt_ds.data.manifest import MANIFEST_NAME, MANIFEST_TABLE_NAME, UNFINISHED_NAME, Manifest, read_manifest
+from dwt_ds.data.manifest import MANIFEST_TABLE_NAME, UNFINISHED_NAME, Manifest, read_data_manifest
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
 from dwt_ds.data.show import manifest_table
 from dwt_ds.prepare.rows import has_parts
@@ -22,13 +21,13 @@ _LOCK_NAME = "lock"
 
 
 def finished_manifest(out: Path, identity: dict[str, Any]) -> Manifest | None:
-    """The manifest of `out` where it is finished and was made with the same settings; None where it is still to make.
+    """The manifest of `out` where it is finished and was made with the same settings; None where it is not finished.
 
     Raises ValueError where it was made with other settings.
     """
-    if not (out / MANIFEST_NAME).exists():
+    if not (out / MANIFEST).exists():
         return None
-    manifest = read_manifest(out)
+    manifest = read_data_manifest(out)
     difference = _first_difference(manifest.settings["identity"], identity)
     if difference:
         raise ValueError(
@@ -45,11 +44,11 @@ def _first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 @contextmanager
 def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
-    """The folder inside `out` to work in, for this process alone; kept as it is where the work is interrupted.
+    """The folder inside `out` to work in, for this process alone; an interruption leaves it as it is.
 
-    It goes once `out` has its manifest, and at a ValueError from inside, which the same command would meet again,
-    unless it holds finished parts. Raises ValueError where `out` holds something else, an unfinished preparation with
-    other settings, or another process at work.
+    It is removed once `out` has its manifest. It is also removed after a ValueError inside the block, which the same
+    command would raise again, unless it holds finished parts. Raises ValueError where `out` holds something else or an
+    unfinished preparation with other settings, or where another process works in it.
     """
     work = out / UNFINISHED_NAME
     if out.is_dir() and any(out.iterdir()) and not work.is_dir():
@@ -61,16 +60,18 @@ def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"--out {out}: another dwt-ds prepare is at work in it: wait, or end it") from None
+                raise ValueError(
+                    f"--out {out}: another dwt-ds prepare is at work in it: wait for it, or stop it"
+                ) from None
             _begin(out, work, identity)
             try:
                 yield work
             except ValueError:
                 of_no_use = not has_parts(work)
                 raise
-            of_no_use = (out / MANIFEST_NAME).is_file()
+            of_no_use = (out / MANIFEST).is_file()
     finally:
-        # Not before the lock is closed: NFS keeps a file that somebody has open, and the folder with it.
+        # Not before the lock is closed: NFS keeps a file that a process has open, and the folder with it.
         if of_no_use:
             shutil.rmtree(work)
             if not any(out.iterdir()):
@@ -80,10 +81,9 @@ def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
 def _begin(out: Path, work: Path, identity: dict[str, Any]) -> None:
     begun = work / _IDENTITY_NAME
     if not begun.is_file():
-        with atomic_file(begun) as file:
-            file.write(json.dumps(identity, indent=2).encode())
+        write_json(begun, identity)
         return
-    difference = _first_difference(json.loads(begun.read_text(encoding="utf-8")), identity)
+    difference = _first_difference(read_json(begun), identity)
     if difference:
         raise ValueError(
             f"--out {out} holds an unfinished preparation with other settings ({difference}): "
@@ -92,9 +92,9 @@ def _begin(out: Path, work: Path, identity: dict[str, Any]) -> None:
 
 
 def make_final(out: Path, manifest: Manifest) -> None:
-    """Move the rows out of the work folder and copy the tokenizer, the manifest last; `work_folder` removes the rest.
+    """Move the rows out of the work folder, copy the tokenizer, write the manifest; `work_folder` removes the rest.
 
-    Stopped at any point before the manifest, the next attempt makes the rows anew from the parts that are still there.
+    If this is stopped before the manifest is written, the next attempt makes the rows again from the stored parts.
     """
     work = out / UNFINISHED_NAME
     for name in (TRAIN, VALIDATION):
@@ -107,5 +107,5 @@ def make_final(out: Path, manifest: Manifest) -> None:
     with atomic_file(out / MANIFEST_TABLE_NAME) as file:
         file.write(manifest_table(manifest).encode())
     sync_folder(out)
-    with atomic_file(out / MANIFEST_NAME) as file:
+    with atomic_file(out / MANIFEST) as file:
         file.write(manifest.to_json().encode())

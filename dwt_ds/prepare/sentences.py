@@ -1,6 +1,6 @@
 """Lines of text into sentences.
 
-The splitter is syntok (Leitner's rules for European languages). Chosen among five by a hand-labelled sample of
+The splitter is syntok (Leitner's rules for European languages), chosen among five on a hand-labelled sample of
 Wikipedia and novels; docs/data.md has the figures.
 """
 
@@ -10,15 +10,15 @@ import re
 
 from syntok import segmenter
 
-# A line with no sentence end before its last characters is one sentence: most lines of corpora that have a sentence
-# a line, which so pass three times faster. The characters are syntok's terminals.
+# A line without a sentence end before its last characters is one sentence. Corpora with a sentence a line consist
+# mostly of such lines, and are split three times faster by this check. The characters are syntok's terminals.
 _INNER_END = re.compile(r"[.!?;\u2026\u203c\u203d\u2047-\u2049\u3002\ufe52\ufe57\uff01\uff0e\uff1f\uff61](?!\W*$)")
 
 
 def split_sentences(line: str) -> list[str]:
     """The sentences of one line (a paragraph or a heading), stripped, none empty, in order.
 
-    A semicolon ends no sentence here, though syntok takes it for an end before a capital letter or a quote.
+    A semicolon does not end a sentence here; for syntok it does before a capital letter or a quote.
     """
     if not _INNER_END.search(line):
         return [line] if line else []

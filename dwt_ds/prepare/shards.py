@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from dwt_ds.base.files import atomic_file, file_sha256
+from dwt_ds.base.files import atomic_file, file_sha256, write_json
 from dwt_ds.data.manifest import Shard
 from dwt_ds.data.prepared import LENGTHS_NAME
 from dwt_ds.prepare.rows import Rows
@@ -22,8 +21,8 @@ SHARD_TOKENS = 64 * 1024 * 1024
 
 
 class ShardWriter:
-    """Writes one split, the folder `folder`: Arrow stream files, the rows' lengths beside them (so that a reader has
-    them without touching the tokens), and what `datasets.load_from_disk` wants to know."""
+    """Writes one split to a folder: Arrow stream files, the rows' lengths in a file of their own (so that a reader gets
+    them without reading tokens), and the two files that `datasets.load_from_disk` needs."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +36,7 @@ class ShardWriter:
         """Tokens written so far."""
 
     def write(self, parts: Iterable[Rows], rows: int) -> list[Shard]:
-        """Store `parts`, a record batch each, `rows` rows in all. Returns the shards, named from the data folder on."""
+        """Store `parts`, a record batch each, `rows` rows in all; returns the shards, paths inside the data folder."""
         unnamed: list[tuple[Path, int]] = []
         with atomic_file(self._folder / LENGTHS_NAME) as lengths:
             header = {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
@@ -99,5 +98,4 @@ class ShardWriter:
             "_output_all_columns": False,
             "_split": self._folder.name,
         }
-        with atomic_file(self._folder / "state.json") as file:
-            file.write(json.dumps(state, indent=2).encode())
+        write_json(self._folder / "state.json", state)

@@ -1,4 +1,4 @@
-"""Work spread over processes, results in the order of the items: the number of workers never shows in them."""
+"""Work spread over processes, with results in the order of the items, whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Result = TypeVar("Result")
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """function(item) for each item, in order; `function` and items must pickle.
 
-    At most two items a worker are under way, so memory does not grow with the number of items. With one worker it all
-    happens in this process. Raises ChildProcessError where a worker was killed, as happens when memory runs out.
+    At most two items a worker are in progress, so memory does not grow with the number of items. With one worker
+    everything runs in this process. Raises ChildProcessError where a worker was killed, as when memory runs out.
     """
     if workers <= 1:
         yield from map(function, items)
@@ -41,14 +41,14 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
                 f"a worker process was killed (out of memory?); try fewer than {workers} workers (--workers)"
             ) from None
         except BaseException:
-            # Leaving the pool would wait for what its workers are at; nothing they write appears half-written.
+            # Leaving the pool would wait for its workers; nothing they write appears half-written.
             for process in list(pool._processes.values()):
                 process.kill()
             raise
 
 
 def _follow_parent() -> None:
-    """Leave interrupting to the parent, and end with it: a pool's worker would wait for ever for a killed one."""
+    """Leave SIGINT to the parent, and end with it: a pool's worker would wait for ever for a killed parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""The folder of a run: resolved settings, metrics, checkpoints, and the marks of what it is and whether it is done."""
+"""The folder of a run: resolved settings, metrics, checkpoints, which run it is, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from dwt_ds.base.files import read_json, whole_lines
 from dwt_ds.base.words import shorten
 from dwt_ds.run.stop import STOP_FILE
 
@@ -22,7 +23,7 @@ _SKIPPED = "skipped.jsonl"
 
 
 class RunFolder:
-    """Paths and files of one run. Reading is for every rank, writing for rank 0."""
+    """Paths and files of one run. Every rank may read, rank 0 alone writes."""
 
     def __init__(self, output_dir: str) -> None:
         self.path = Path(output_dir).expanduser()
@@ -50,7 +51,7 @@ class RunFolder:
         """Create the folder, private to its owner, and write the settings as resolved."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.checkpoints.mkdir(exist_ok=True, mode=0o700)
-        (self.path / _COMPLETE).unlink(missing_ok=True)  # of a shorter run that is to go on
+        (self.path / _COMPLETE).unlink(missing_ok=True)  # of a shorter run that is extended now
         self._write(_IDENTITY, json.dumps(identity, indent=2) + "\n")
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         self._write("ds_config.json", json.dumps(ds_values, indent=2) + "\n")
@@ -61,16 +62,16 @@ class RunFolder:
         return 0 if complete is None else int(complete["steps"])
 
     def finished_since(self, seconds: float) -> bool:
-        """Whether the run was marked as done at or after a time (seconds since the epoch)."""
+        """Whether the run was marked as complete at or after a time (seconds since the epoch)."""
         marker = self.path / _COMPLETE
         return marker.is_file() and marker.stat().st_mtime >= seconds
 
     def is_complete(self, exit_code: int, began: float) -> bool:
-        """Whether the run is done, after a launcher that began at `began`; its exit code alone does not tell."""
+        """Whether the run is complete once its launcher, started at `began`, has exited: the code alone cannot tell."""
         return self.finished_since(began) or (exit_code == 0 and self.finished_steps() > 0)
 
     def finish(self, steps: int) -> None:
-        """Mark the run as done."""
+        """Mark the run as complete."""
         self._write(_COMPLETE, json.dumps({"steps": steps}) + "\n")
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
@@ -83,7 +84,7 @@ class RunFolder:
         self._append(self.path / _SKIPPED, json.dumps(row) + "\n")
 
     def _append(self, path: Path, line: str) -> None:
-        """Append a line; what a full disk does not take waits for the next one."""
+        """Append a line; what does not fit on a full disk is kept and written with the next line."""
         text = "".join(self._waiting.pop(path, [])) + line
         size = path.stat().st_size if path.is_file() else 0
         try:
@@ -94,46 +95,36 @@ class RunFolder:
                 os.truncate(path, size)
             self._waiting[path] = [text]
 
-    def forget_stop(self) -> None:
-        """Remove a request to stop: it was met, or it was left over from an earlier start."""
+    def clear_stop_request(self) -> None:
+        """Remove a request to stop: it was fulfilled, or an earlier start left it behind."""
         (self.path / STOP_FILE).unlink(missing_ok=True)
 
     def metrics_rows(self) -> list[dict[str, Any]]:
         """Objects of metrics.jsonl, the earliest first; a last line torn by a kill is left out."""
-        return [json.loads(line) for line in self._lines(_METRICS)]
+        return [json.loads(line) for line in whole_lines(self.metrics)]
 
     def has_held_out_loss(self, step: int) -> bool:
         """Whether the held-out losses after `step` are in metrics.jsonl."""
         return any(row["step"] == step and "eval_hard_loss" in row for row in self.metrics_rows())
 
     def cut_metrics_back(self, step: int) -> None:
-        """Drop the rows after `step`, of skipped.jsonl too, so that each step stands there once after a resume."""
+        """Drop the rows after `step`, also of skipped.jsonl, so that each step is there once after a resume."""
         for name in (_METRICS, _SKIPPED):
-            kept = [line for line in self._lines(name) if json.loads(line)["step"] <= step]
+            kept = [line for line in whole_lines(self.path / name) if json.loads(line)["step"] <= step]
             if name == _METRICS or (self.path / name).is_file():
                 self._write(name, "".join(kept))
-
-    def _lines(self, name: str) -> list[str]:
-        """Whole lines of a file of rows; a kill may have torn the last."""
-        file = self.path / name
-        if not file.is_file():
-            return []
-        return [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if "}\n" in line]
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """A JSON object of this folder, None if the file is not there."""
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            return read_json(self.path / name)
         except FileNotFoundError:
             return None
         except ValueError:
-            content = None
-        if not isinstance(content, dict):
             raise ValueError(
                 f"output_dir={str(self.path)!r}: {name} is damaged; delete that file if this is the same run, "
                 "or choose another output_dir"
-            )
-        return content
+            ) from None
 
     def _write(self, name: str, text: str) -> None:
         temporary = self.path / f"{name}.tmp"

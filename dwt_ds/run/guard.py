@@ -1,8 +1,8 @@
 """Bad numbers: a step whose loss or gradient is not finite, or whose loss jumps, is skipped on all ranks alike.
 
-A loss that must not be learned from is multiplied by NaN before its backward pass. The gradient then is NaN on this
-rank, after the reduction on every rank, and the optimizer's own check on the global norm skips the step: agreed by
-all, before the optimizer sees it, and without waiting for the device.
+A bad loss is multiplied by NaN before its backward pass. The gradient then is NaN on this rank and, after the
+reduction, on every rank, and the optimizer's own check of the global norm skips the step. So all ranks agree before
+the optimizer sees it, and nobody waits for the device.
 """
 
 from __future__ import annotations
@@ -26,30 +26,31 @@ class Guard:
 
     Args:
         config: `spike_sigma`, `spike_window`, `skip_window` and `max_skipped_share` are used.
-        add_up: sums a tensor over the ranks.
+        reduce_sum: sums a tensor over the ranks, in place.
         device: of the losses.
         state: from `state_dict`, or empty.
     """
 
     def __init__(
-        self, config: TrainConfig, add_up: Callable[[Tensor], Tensor], device: torch.device, state: dict[str, Any]
+        self, config: TrainConfig, reduce_sum: Callable[[Tensor], Tensor], device: torch.device, state: dict[str, Any]
     ) -> None:
-        self._config, self._add_up = config, add_up
+        self._config, self._reduce_sum = config, reduce_sum
         self._recent: deque[bool] = deque(state.get("recent_skips", []), maxlen=config.skip_window)
         losses = state.get("losses", [])[-config.spike_window :]
         self._losses = torch.tensor(losses, dtype=torch.float32, device=device)
-        self._step_loss = torch.zeros((), device=device)
+        self._step_loss = torch.zeros((), device=device)  # of this rank, growing with each micro-batch
+        self._global_loss = torch.zeros((), device=device)  # of all ranks, once the step is complete
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint's manifest."""
         return {"recent_skips": list(self._recent), "losses": self._losses.tolist()}
 
     def poison(self, loss: Tensor, *, last: bool) -> Tensor:
-        """`loss` of a micro-batch, or NaN times it where it must not be learned from.
+        """A micro-batch's `loss`, multiplied by NaN if it is bad.
 
         Args:
-            loss: 0-d, with its graph; what the ranks' micro-batches add up to is the step's loss times a constant.
-            last: whether it is the step's last micro-batch on this rank; a jump of the whole step is seen there.
+            loss: 0-d, with its graph. Summed over ranks and micro-batches it is the step's loss times a constant.
+            last: whether it is the step's last micro-batch on this rank; a jump of the step's loss is seen there.
         """
         finite = torch.isfinite(loss.detach())
         if self._config.spike_sigma is not None:
@@ -63,12 +64,12 @@ class Guard:
 
         Raises:
             TooManySkipsError: this step was skipped, and with it more than `max_skipped_share` of the last
-                `skip_window`. A good step never raises, or a run could not go on from the window it ended with.
+                `skip_window`. A good step never raises: a run that ended this way could not be resumed otherwise.
         """
         self._recent.append(skipped)
         if self._config.spike_sigma is not None:
             if not skipped:
-                self._losses = torch.cat([self._losses, self._total[None]])[-self._config.spike_window :]
+                self._losses = torch.cat([self._losses, self._global_loss[None]])[-self._config.spike_window :]
             self._step_loss = torch.zeros_like(self._step_loss)
         count, most = sum(self._recent), self._config.max_skipped_share * self._config.skip_window
         if skipped and count > most:
@@ -79,8 +80,8 @@ class Guard:
             )
 
     def _is_spike(self, sigma: float) -> Tensor:
-        """Whether the step's loss is over the mean of the window by `sigma` standard deviations, 0-d bool."""
-        self._total = self._add_up(self._step_loss.clone())
+        """0-d bool: whether the step's loss is above the mean of the window by `sigma` standard deviations."""
+        self._global_loss = self._reduce_sum(self._step_loss.clone())
         if len(self._losses) < self._config.spike_window:
-            return torch.zeros((), dtype=torch.bool, device=self._total.device)
-        return self._total > self._losses.mean() + sigma * self._losses.std()
+            return torch.zeros((), dtype=torch.bool, device=self._global_loss.device)
+        return self._global_loss > self._losses.mean() + sigma * self._losses.std()

@@ -13,7 +13,7 @@ from dwt_ds.engine import ranks
 
 
 class Meter:
-    """Adds up losses, tokens and seconds; nothing here waits for the device but `row` and `tokens`.
+    """Adds up losses, tokens and seconds; only `row` and `tokens` wait for the device.
 
     Args:
         tokens: real tokens of all ranks before this start.
@@ -31,20 +31,20 @@ class Meter:
         self._waited_seconds = self._paused_seconds = 0.0
 
     def begin_step(self, tokens: Tensor) -> None:
-        """A step of `tokens` (0-d int64, all ranks) real tokens starts."""
+        """Start a step of `tokens` real tokens, 0-d int64, all ranks together."""
         self._tokens += tokens
         self._loss_parts.zero_()
 
-    def count(self, loss: DistillLoss) -> None:
-        """One of this rank's micro-batches is done."""
+    def add(self, loss: DistillLoss) -> None:
+        """Add one of this rank's micro-batches."""
         self._loss_parts += torch.stack([loss.loss.detach(), loss.hard, loss.soft])
 
-    def waited(self, seconds: float) -> None:
+    def add_wait(self, seconds: float) -> None:
         """Time spent waiting for data."""
         self._waited_seconds += seconds
 
-    def paused(self, seconds: float) -> None:
-        """Time spent on validation and checkpoints, which no rate is to contain."""
+    def add_pause(self, seconds: float) -> None:
+        """Time spent on evaluation, checkpoints and exports, which rates leave out."""
         self._paused_seconds += seconds
 
     @property
@@ -63,14 +63,14 @@ class Meter:
         return time.perf_counter() - self._started
 
     def losses(self, divisor: int) -> Tensor:
-        """(loss, hard, soft) of the step just done, (3,) means over the global batch; every rank must call it.
+        """Loss, hard loss and soft loss of the step, (3,) means over the global batch; every rank must call it.
 
         `divisor` is what DeepSpeed divides a micro-batch's loss by.
         """
         return ranks.reduce_sum(self._loss_parts.clone()) / divisor
 
     def row(self, divisor: int) -> dict[str, Any]:
-        """`losses` of the step just done, and rates since the last row."""
+        """`losses` of the step, and rates since the last row."""
         loss, hard, soft = self.losses(divisor).tolist()
         now, tokens = time.perf_counter(), self.tokens
         seconds = max(now - self._log_started - self._paused_seconds, 1e-9)

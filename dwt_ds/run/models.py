@@ -1,9 +1,10 @@
-"""The teacher and the student of a run, as its settings have them; DeepSpeed has not wrapped the student yet."""
+"""The teacher and the student of a run as its settings describe them; the student not yet in its engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,26 +12,43 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.teacher import TeacherEngine
-from dwt_ds.models.build import attention_implementation, build_student, load_masked_lm, longest_row
-from dwt_ds.models.cpu_dropout import use_cpu_dropout
+from dwt_ds.models.build import attention_implementation, build_student, check_row_length, student_model_config
 from dwt_ds.models.growth.grow import grow
+from dwt_ds.models.growth.plan import check_growth
+from dwt_ds.models.load import load_masked_lm, load_model_config
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
-from dwt_ds.models.quantization import prepare
-from dwt_ds.models.swaps import fuse_layer_norms
+from dwt_ds.models.quantization import check_quantization, prepare
+from dwt_ds.models.swaps import fuse_layer_norms, use_cpu_dropout
 from dwt_ds.models.vocabulary import check_same_vocabulary
-from dwt_ds.run.resolve import Settled, naming, sizes
+from dwt_ds.run.resolve import Resolved, prefix_errors
 
 
-def load_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> TeacherEngine | None:
-    """The teacher, not started yet; None for a student that trains alone (ValueError, OSError: one line)."""
-    config = settled.config.teacher
+def check_student(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether the student can start as it should, from the configurations alone (ValueError, FileNotFoundError)."""
+    _check_attention(resolved)
+    init, path = resolved.config.student.init, resolved.config.teacher.path
+    student = student_model_config(resolved.config.student, **_text_sizes(resolved, tokenizer))
+    if resolved.quantization is not None:
+        check_quantization(student, resolved.quantization)
+    if init == "random":
+        return
+    if path is None:
+        raise ValueError(f"student.init={init!r}: there is no teacher to start from; set teacher.path or init=random")
+    with prefix_errors("teacher.path"):
+        teacher = load_model_config(path, trust_remote_code=resolved.config.teacher.trust_remote_code)
+    check_growth(teacher, student, init)
+
+
+def load_teacher(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> TeacherEngine | None:
+    """The teacher, not started yet; None for a student that trains alone (ValueError, OSError of one line)."""
+    config = resolved.config.teacher
     if config.path is None:
         return None
-    seq_len = settled.data.manifest.seq_len
-    with naming("teacher.path"):
+    seq_len = resolved.corpus.seq_len
+    with prefix_errors("teacher.path"):
         teacher = TeacherEngine(
             config.path,
-            dtype=settled.ds.precision if config.dtype == "auto" else config.dtype,
+            dtype=resolved.ds.precision if config.dtype == "auto" else config.dtype,
             kernel_inject=config.kernel_inject,
             device=ranks.device(),
             seq_len=seq_len,
@@ -38,20 +56,15 @@ def load_teacher(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Teache
             trust_remote_code=config.trust_remote_code,
         )
     check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
-    longest = longest_row(teacher.model.config)
-    if longest is not None and longest < seq_len:
-        raise ValueError(
-            f"teacher.path={config.path!r}: it reads {longest} tokens, the rows of {settled.config.data.dir} have "
-            f"{seq_len}; prepare shorter rows or choose another teacher"
-        )
+    check_row_length(teacher.model.config, seq_len, f"teacher.path={config.path!r}")
     return teacher
 
 
-def build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> DistillObjective:
+def build_objective(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> DistillObjective:
     """The student as it starts, with the loss around it, on this rank's device and checked against its own logits."""
-    config = settled.config
+    config = resolved.config
     torch.manual_seed(config.seed)
-    model = build_student(config.student, **sizes(settled, tokenizer))
+    model = build_student(config.student, **_text_sizes(resolved, tokenizer))
     if config.student.init != "random":
         assert config.teacher.path is not None  # check_student refused it
         teacher = load_masked_lm(
@@ -67,10 +80,29 @@ def build_objective(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Dis
     with _attention_of_fp32(model):
         check_against_own_logits(gathered)
         freeze_unused_parameters(gathered)
-    if settled.quantization is not None:
-        # After the check above: rounding makes a large difference of a tiny one.
-        prepare(model, settled.quantization)
-    return DistillObjective(gathered, config.distill, settled.data.manifest.vocab_size)
+    if resolved.quantization is not None:
+        # After the check above: rounding can turn a tiny difference into a large one.
+        prepare(model, resolved.quantization)
+    return DistillObjective(gathered, config.distill, resolved.corpus.vocab_size)
+
+
+def _check_attention(resolved: Resolved) -> None:
+    if resolved.config.student.attention == "flash_attention_2" and resolved.ds.precision == "fp32":
+        raise ValueError(
+            "student.attention='flash_attention_2': it computes in bf16 and fp16, the DeepSpeed JSON says fp32; "
+            "use sdpa, or a JSON such as zero2_bf16"
+        )
+
+
+def _text_sizes(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What the data and its tokenizer decide of the student."""
+    return {
+        "vocab_size": resolved.corpus.vocab_size,
+        "seq_len": resolved.corpus.seq_len,
+        "pad_token_id": tokenizer.pad_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+    }
 
 
 @contextmanager

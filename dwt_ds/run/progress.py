@@ -36,12 +36,17 @@ class Progress:
     def say(self, text: str) -> None:
         """Any other line."""
         if self._shown:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            print_line(text)
 
     def close(self) -> None:
-        """Leave the terminal tidy."""
+        """Remove the bar."""
         self._bar.close()
+
+
+def print_line(text: str) -> None:
+    """Print at once, above a bar if there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def clock(seconds: float) -> str:

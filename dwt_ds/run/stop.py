@@ -1,7 +1,7 @@
-"""Reasons to stop a run early: a signal, a request in the run's folder, a launcher that has died.
+"""Reasons to stop a run early: a signal, a request in the run's folder, the death of the launcher.
 
 A rank only notes the reason here. The ranks agree on it at the next step (or validation batch), save a checkpoint,
-and end together with exit code 0.
+and exit together with code 0.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class StopRequest:
     def listen(self) -> None:
         """From now on SIGTERM and SIGINT are requests, and the launchers above this process are watched.
 
-        DeepSpeed's launchers pass on few signals and outlive, or are outlived by, their ranks: a rank whose launcher
-        was killed would train on with nobody to read its output or to stop it.
+        DeepSpeed's launchers pass on few signals, and killing one does not end its ranks: they would keep training
+        with nobody to read their output or to stop them.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda caught, _: self.ask(signal.Signals(caught).name))
@@ -43,14 +43,19 @@ class StopRequest:
         """Note a reason; the first one counts."""
         self.reason = self.reason or reason
 
-    def look_for_file(self, folder: Path) -> None:
-        """Rank 0's look at the run's folder, where the launch scripts leave their request."""
+    def is_asked(self, folder: Path | None) -> bool:
+        """Whether there is a reason to stop.
+
+        Args:
+            folder: of the run, where launch scripts leave their request; None: do not look there.
+        """
         try:
-            written = (folder / STOP_FILE).stat().st_mtime
+            # An older file was left behind by an earlier start.
+            if folder is not None and (folder / STOP_FILE).stat().st_mtime >= self._began:
+                self.ask("request of the launcher")
         except OSError:
-            return
-        if written >= self._began:  # not one that an earlier start left behind
-            self.ask("request of the launcher")
+            pass
+        return bool(self.reason)
 
     def _watch(self, launchers: list[psutil.Process]) -> None:
         while not self.reason:

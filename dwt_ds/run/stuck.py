@@ -1,9 +1,10 @@
-"""Which rank keeps the others waiting, and where it stands.
+"""Finds the rank that keeps the others waiting, and the line of code it is at.
 
-A rank that hangs shows itself to the others only as a collective that does not end. Here every rank looks at itself:
-when its last sign of life is too old it writes down its stack and what its process groups remember. The rank that the
-others wait for has begun fewer collectives than they have, or has written nothing; where a collective blocks the thread
-that calls it, as on a CPU, it is also the one that stands elsewhere. Rank 0 reads what all have written and says so.
+All that the others see of a rank that hangs is a collective that does not end. So every rank watches itself: when its
+last sign of life is too old, it writes its stack, and the collectives that its process groups have recorded, to a file.
+The rank that the others wait for has begun fewer collectives than they have, or has written nothing. Where a collective
+blocks the thread that calls it, as on a CPU, it is also the one that is not inside a collective. Rank 0 reads all files
+and reports.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from torch._C import _distributed_c10d
 
 _COLLECTIVES = ("distributed_c10d.py", "comm/torch.py", "comm/comm.py")
 _WRITING_SECONDS = 2.0
-"""Rank 0 gives the others so long to write."""
+"""How long rank 0 waits for the others to write."""
 
 
 class StuckWatch:
-    """Reports once each time the ranks stand still.
+    """Reports once each time the ranks stop making progress.
 
     Args:
-        folder: of the run; `stuck/` in it gets a file a rank.
+        folder: of the run; each rank writes a file in its `stuck/`.
         rank: this process's.
         world_size: number of ranks.
         host: this machine's name.
         seconds: a sign of life older than this is reported.
-        say: prints a line; rank 0's is used.
+        say: prints a line; called on rank 0 only.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class StuckWatch:
         self._step, self._beat = step, time.monotonic()
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._done.set()
 
     def _watch(self) -> None:
@@ -62,7 +63,7 @@ class StuckWatch:
             beat = self._beat
             if time.monotonic() - beat > self._seconds and beat != reported:
                 reported = beat
-                with suppress(OSError):  # rank 0 calls a rank silent that cannot write
+                with suppress(OSError):  # rank 0 reports a rank that cannot write as silent
                     self._write()
                 if self._rank == 0:
                     self._done.wait(_WRITING_SECONDS)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from dwt_ds.base.words import table
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.plan import Plan
-from dwt_ds.plan.settings import Settings
 from dwt_ds.plan.shapes import build_shapes
+from dwt_ds.run.resolve import Resolved
 from dwt_ds.study.grid import StudyRun
 
 
@@ -25,7 +25,7 @@ class Cost:
     hours: float
 
 
-def estimate(runs: Sequence[StudyRun], settings: Mapping[str, Settings], device: Device) -> dict[str, Cost]:
+def estimate(runs: Sequence[StudyRun], settings: Mapping[str, Resolved], device: Device) -> dict[str, Cost]:
     """Cost of each run on one machine, by name, as `dwt-ds plan` computes it.
 
     Args:
@@ -62,12 +62,12 @@ def cost_table(costs: Mapping[str, Cost], finished: Sequence[str]) -> list[str]:
     return table(rows, "<>>>><")
 
 
-def _cost(settings: Settings, trainer: Settings | None, device: Device) -> Cost:
+def _cost(settings: Resolved, trainer: Resolved | None, device: Device) -> Cost:
     plan = Plan(settings, build_shapes(settings, trainer), device, nodes=1)
     return Cost(settings.total_steps, plan.tokens, plan.flops, plan.hours)
 
 
-def _what_costs(settings: Settings, trainer: Settings | None) -> str:
+def _what_costs(settings: Resolved, trainer: Resolved | None) -> str:
     """Equal for runs that differ only in their seed, their teacher's weights and their initial weights."""
     config = settings.config
     teacher = None if trainer is None else trainer.config.student

@@ -18,12 +18,11 @@ from typing import Any
 
 import yaml
 
-from dwt_ds.base.files import atomic_file
+from dwt_ds.base.files import read_json, write_json
 from dwt_ds.base.trees import flatten, merge
 from dwt_ds.config.schema import RunConfig
-from dwt_ds.engine.ds_json.resolve import resolved_recipe
-from dwt_ds.plan.settings import Settings
 from dwt_ds.run.folder import RunFolder
+from dwt_ds.run.resolve import Resolved
 from dwt_ds.study.grid import Grid, StudyRun
 
 # Settings that do not affect what is learned; they may change between two starts of one run.
@@ -94,8 +93,7 @@ class StudyFolder:
         ]
         content = {key: value for key, value in asdict(grid).items() if key != "runs"}
         self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self.path / f"{grid.name}.json") as file:
-            file.write((json.dumps({**content, "runs": runs}, indent=1) + "\n").encode())
+        write_json(self.path / f"{grid.name}.json", {**content, "runs": runs})
 
     def grids(self) -> list[dict[str, Any]]:
         """What `write_grid` recorded, by name."""
@@ -107,7 +105,7 @@ class StudyFolder:
         return found
 
 
-def check_same(folder: Path, settings: Settings) -> None:
+def check_same(folder: Path, settings: Resolved) -> None:
     """Refuse a folder whose run has other settings, another global batch or other data than the study's.
 
     Args:
@@ -132,11 +130,10 @@ def check_same(folder: Path, settings: Settings) -> None:
 
 
 def _pairs(
-    stored: Mapping[str, Any], ds_values: Mapping[str, Any], identity: Mapping[str, Any], settings: Settings
+    stored: Mapping[str, Any], ds_values: Mapping[str, Any], identity: Mapping[str, Any], settings: Resolved
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, value in the folder, value in the study) of everything that must be equal and is known on both sides."""
-    resolved = resolved_recipe(settings.config, settings.ds_values, settings.total_steps)
-    here, fingerprint = merge(RunConfig().to_dict(), resolved), settings.corpus.fingerprint
+    here, fingerprint = merge(RunConfig().to_dict(), settings.to_recipe()), settings.corpus.fingerprint
     passed_over = list(_MAY_CHANGE)
     if fingerprint and "data" in identity:
         passed_over.append("data.dir")  # compared by content, not by name
@@ -166,7 +163,4 @@ def _at(values: Any, key: str) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in `path`; empty if the file is not there."""
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_json(path) if path.is_file() else {}

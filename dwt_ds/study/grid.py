@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from dwt_ds.base.files import find_file
 from dwt_ds.base.trees import merge
 from dwt_ds.base.words import nearest
-from dwt_ds.config.recipe import must_be
+from dwt_ds.config.recipe import read_yaml
+from dwt_ds.config.validate import must_be
 
 GRIDS_FOLDER = Path(__file__).parent / "grids"
 SCALES = ("smoke", "small", "paper")
@@ -91,8 +92,8 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
         FileNotFoundError: no such grid.
         ValueError: an unknown key, axis or label; one line.
     """
-    path = _find(grid)
-    content, common = _read(path), _read(GRIDS_FOLDER / f"{_COMMON}.yaml")
+    path = find_file(grid, {name: GRIDS_FOLDER / f"{name}.yaml" for name in grid_names()}, "grid")
+    content, common = read_yaml(path, "grid"), read_yaml(GRIDS_FOLDER / f"{_COMMON}.yaml", "grid")
     for key, value in content.items():
         if key not in _GRID_KEYS:
             raise ValueError(f"grid {path}: {key}: unknown key{nearest(str(key), _GRID_KEYS)}")
@@ -194,24 +195,3 @@ def _student(chosen: dict[str, str], seed: int, labels: Labels, base: dict[str, 
     alone = teacher == NO_TEACHER
     name = "-".join([ALONE if alone else f"with_{teacher}", *special, f"s{seed}"])
     return StudyRun(name, settings, seed, chosen, None if alone else f"{teacher}-s{teacher_seed}")
-
-
-def _find(grid: str) -> Path:
-    if Path(grid).is_file():
-        return Path(grid)
-    if grid in grid_names():
-        return GRIDS_FOLDER / f"{grid}.yaml"
-    raise FileNotFoundError(
-        f"grid {grid!r}: no such file and no packaged grid of that name{nearest(grid, grid_names())} "
-        f"(packaged: {', '.join(grid_names())})"
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"grid {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"grid {path}: holds {type(content).__name__}, not a mapping")
-    return content

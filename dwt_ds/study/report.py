@@ -9,7 +9,7 @@ from typing import Any
 
 from dwt_ds.base.words import shorten
 from dwt_ds.config.recipe import parse_run_config
-from dwt_ds.plan.settings import changes
+from dwt_ds.plan.report import changes
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.folder import StudyFolder

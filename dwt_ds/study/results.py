@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dwt_ds.base.files import MANIFEST
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.manifest import MANIFEST_NAME
-from dwt_ds.models.build import load_model_config
+from dwt_ds.models.load import load_model_config
 from dwt_ds.plan.corpus import corpus_of
 from dwt_ds.plan.shapes import meta_model
 from dwt_ds.plan.speed import Work, forward_flops
@@ -103,7 +103,7 @@ def flops_per_token(run: RunRecord) -> float | None:
     data = DataConfig(**run.config["data"])
     teacher = run.config["teacher"]["path"]
     models = [run.path / "export", *([Path(teacher).expanduser()] if teacher else [])]
-    needed = [Path(data.dir).expanduser() / MANIFEST_NAME, *(model / "config.json" for model in models)]
+    needed = [Path(data.dir).expanduser() / MANIFEST, *(model / "config.json" for model in models)]
     if not all(path.is_file() for path in needed):
         return None
     corpus = corpus_of(data)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from dwt_ds.data.manifest import read_manifest
+from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.launch.local import pretrain_command, visible_ranks
 from dwt_ds.launch.supervise import STOPPED, run_logged
+from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
-from dwt_ds.plan.settings import Settings, settle
+from dwt_ds.run.resolve import Resolved
 from dwt_ds.study.estimate import Cost, cost_table, estimate
 from dwt_ds.study.folder import StudyFolder, check_same
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
@@ -56,7 +57,7 @@ class Study:
     folder: StudyFolder
     ranks: int
     overrides: tuple[str, ...]
-    settings: dict[str, Settings]
+    settings: dict[str, Resolved]
     """Of each run, by name."""
     costs: dict[str, Cost]
 
@@ -83,7 +84,7 @@ class Study:
         with tempfile.TemporaryDirectory() as drafts:
             for run in grid.runs:
                 recipe = folder.write_recipe(run, Path(drafts) / f"{run.name}.yaml")
-                settings[run.name] = settle(str(recipe), list(options.overrides), None, ranks)
+                settings[run.name] = resolve_plan(str(recipe), list(options.overrides), None, ranks)
         for run in grid.runs:
             check_same(folder.path / run.name, settings[run.name])
         costs = estimate(grid.runs, settings, device)
@@ -97,7 +98,7 @@ class Study:
         """
         for run in self.grid.runs:
             if not self.folder.is_finished(run.name):
-                read_manifest(Path(self.settings[run.name].config.data.dir).expanduser())
+                read_data_manifest(Path(self.settings[run.name].config.data.dir).expanduser())
 
     def plan_table(self) -> str:
         """Runs, steps, tokens and hours, for people."""

@@ -22,7 +22,9 @@ def test_no_name_is_suggested_without_likeness() -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (ValueError("first\nsecond"), "first"),
+        (ValueError("first\n  second\nthird"), "first second"),
+        (ValueError("It ends here.\n"), "It ends here"),
+        (ValueError("a" * 301), "a" * 297 + "..."),
         (OSError("\n  first  \n"), "first"),
         (RuntimeError(), "RuntimeError"),
         (RuntimeError(" \n"), "RuntimeError"),
@@ -30,6 +32,11 @@ def test_no_name_is_suggested_without_likeness() -> None:
 )
 def test_an_error_on_one_line(error: Exception, line: str) -> None:
     assert one_line(error) == line
+
+
+def test_an_error_with_its_type() -> None:
+    assert one_line(OSError("no such file"), with_type=True) == "OSError: no such file"
+    assert one_line(OSError(), with_type=True) == "OSError"
 
 
 def test_shorten_keeps_the_length() -> None:

@@ -137,7 +137,7 @@ def test_a_recipe_is_a_path_or_a_packaged_name(write: Write) -> None:
     assert load_recipe("paper_weak").config.output_dir == "runs/paper/weak"
 
 
-def test_a_missing_recipe_is_told_with_the_nearest_name_and_the_list() -> None:
+def test_a_missing_recipe_is_reported_with_the_nearest_name_and_the_list() -> None:
     with pytest.raises(FileNotFoundError) as caught:
         find_recipe("paper_weka")
     message = one_line(caught.value)
@@ -153,11 +153,11 @@ def test_a_missing_recipe_is_told_with_the_nearest_name_and_the_list() -> None:
         (b"\xff\xfe\x00", "cannot be read as YAML"),
         (b"- a\n", "holds list, not a mapping of settings"),
         (b"", "holds NoneType, not a mapping of settings"),
-        (b"train: {max_steps: 1}\ntrain: {max_steps: 2}\n", "'train' stands twice in the section"),
-        (b"train: {max_steps: 1, max_steps: 2}\n", "'max_steps' stands twice in the section"),
+        (b"train: {max_steps: 1}\ntrain: {max_steps: 2}\n", "duplicate key 'train'"),
+        (b"train: {max_steps: 1, max_steps: 2}\n", "duplicate key 'max_steps'"),
     ],
 )
-def test_an_unreadable_recipe_is_told_in_one_line_with_its_path(content: bytes, words: str, tmp_path: Path) -> None:
+def test_an_unreadable_recipe_is_reported_in_one_line_with_its_path(content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=words) as caught:
@@ -225,7 +225,7 @@ def test_a_loop_of_bases_is_an_error(names: list[str], write: Write) -> None:
     one_line(caught.value)
 
 
-def test_a_missing_base_is_told_with_the_recipe_that_names_it(write: Write) -> None:
+def test_a_missing_base_is_reported_with_the_recipe_that_names_it(write: Write) -> None:
     path = write("base: paper_weka\n")
     with pytest.raises(FileNotFoundError, match="did you mean 'paper_weak'") as caught:
         load_recipe(path)
@@ -301,11 +301,11 @@ def test_the_last_override_wins() -> None:
         ("seed", "override 'seed': write it as key=value, for instance train.max_steps=1000"),
         ("=3", "override '=3': write it as key=value, for instance train.max_steps=1000"),
         ("seed=[", "override 'seed=[': the value is not valid YAML; quote it"),
-        ("student.layers.x=3", "override 'student.layers.x=3': student.layers is 2, which has no parts"),
+        ("student.layers.x=3", "override 'student.layers.x=3': student.layers is 2, not a section"),
         ("base=quickstart", "base: unknown key; did you mean 'seed'?"),
     ],
 )
-def test_an_override_that_cannot_be_is_told(override: str, message: str, write: Write) -> None:
+def test_an_impossible_override_is_refused(override: str, message: str, write: Write) -> None:
     with pytest.raises(ValueError, match=".") as caught:
         load_recipe(write("student: {layers: 2}\n"), [override])
     assert one_line(caught.value) == message
@@ -329,7 +329,7 @@ def test_an_override_that_cannot_be_is_told(override: str, message: str, write: 
         ("zzzzzz=1", "zzzzzz: unknown key"),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest_name(override: str, message: str, write: Write) -> None:
+def test_an_unknown_key_is_reported_with_the_nearest_name(override: str, message: str, write: Write) -> None:
     with pytest.raises(ValueError, match="unknown key") as caught:
         load_recipe(write("{}\n"), [override])
     assert one_line(caught.value) == message

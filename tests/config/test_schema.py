@@ -57,16 +57,16 @@ def parse_error(dotted: str, value: Any) -> str:
 def test_every_field_says_what_it_is(section: type) -> None:
     schema = TypeAdapter(section).json_schema()
     for name, described in schema["properties"].items():
-        if "$ref" not in described:  # a section's own docstring says it
+        if "$ref" not in described:  # a section, whose own docstring says it
             assert len(described.get("description", "")) > 10, name
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"schedule": "constant", "end": 2.0}, "end=2.0 has no meaning for a constant"),
-        ({"schedule": "linear"}, "end is missing; schedule 'linear'"),
-        ({"schedule": "step"}, "end is missing; schedule 'step'"),
+        ({"schedule": "constant", "end": 2.0}, "end=2.0: a constant has no end"),
+        ({"schedule": "linear"}, "end: missing; schedule 'linear'"),
+        ({"schedule": "step"}, "end: missing; schedule 'step'"),
         ({"schedule": "exponential", "start": 1.0, "end": 0.0}, "needs both above 0; use linear"),
         ({"schedule": "exponential", "start": 0.0, "end": 1.0}, "needs both above 0; use linear"),
         ({"schedule": "exponential", "start": -2.0, "end": -1.0}, "needs both above 0; use linear"),
@@ -76,7 +76,7 @@ def test_every_field_says_what_it_is(section: type) -> None:
         ({"start": float("nan")}, "finite"),
     ],
 )
-def test_a_schedule_that_means_nothing_is_refused(arguments: dict[str, Any], words: str) -> None:
+def test_an_impossible_schedule_is_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Schedule(**arguments)
 
@@ -94,23 +94,23 @@ def test_a_number_is_a_constant_schedule() -> None:
 @pytest.mark.parametrize(
     ("dotted", "value", "message"),
     [
-        ("distill.soft_weight", -1, "distill.soft_weight.start=-1.0 must not be negative"),
+        ("distill.soft_weight", -1, "distill.soft_weight.start=-1.0: must be at least 0"),
         (
             "distill.soft_weight",
             {"schedule": "linear", "start": 1, "end": -0.5},
-            "distill.soft_weight.end=-0.5 must not be negative",
+            "distill.soft_weight.end=-0.5: must be at least 0",
         ),
-        ("distill.temperature", 0, "distill.temperature.start=0.0 must be above 0"),
+        ("distill.temperature", 0, "distill.temperature.start=0.0: must be above 0"),
         (
             "distill.temperature",
             {"schedule": "linear", "start": 2, "end": 0},
-            "distill.temperature.end=0.0 must be above 0",
+            "distill.temperature.end=0.0: must be above 0",
         ),
         ("data.mask_share", 0.95, "data.mask_share=0.95 + random_share=0.1 is above 1; lower one"),
         (
             "distill.soft_weight",
             {"schedule": "cosine"},
-            "distill.soft_weight.end is missing; schedule 'cosine' needs the value it goes to",
+            "distill.soft_weight.end: missing; schedule 'cosine' needs the value at the end of the span",
         ),
     ],
 )
@@ -162,6 +162,7 @@ def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed(
         ("teacher", None, "teacher=None: must be a mapping of settings"),
         ("student.config", [1], "student.config=[1]: must be a mapping of settings"),
         ("deepspeed", "x", "deepspeed='x': must be a mapping of settings"),
+        ("student.quantization", {"weight_bits": 9}, "student.quantization.weight_bits=9: must be at most 8"),
         (
             "teacher",
             {"sharded": True, "kernel_inject": True},
@@ -169,7 +170,7 @@ def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed(
         ),
     ],
 )
-def test_a_wrong_type_or_range_is_told_by_field_value_and_fix(dotted: str, value: Any, message: str) -> None:
+def test_a_wrong_type_or_range_is_reported_by_field_value_and_fix(dotted: str, value: Any, message: str) -> None:
     assert parse_error(dotted, value) == message
 
 
@@ -179,7 +180,7 @@ def test_a_wrong_type_or_range_is_told_by_field_value_and_fix(dotted: str, value
         st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=3)
     ),
 )
-def test_any_value_anywhere_is_taken_or_refused_in_one_line_naming_the_field(dotted: str, value: Any) -> None:
+def test_any_value_of_any_field_is_accepted_or_refused_in_one_line_naming_the_field(dotted: str, value: Any) -> None:
     try:
         parse_run_config(nested(dotted, value))
     except ValueError as error:

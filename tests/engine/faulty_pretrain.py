@@ -42,7 +42,7 @@ def kill_in_save(stage: str, who: str, step: str) -> None:
 
     name = f"step_{int(step):08d}"
     parts = {"number": 0}
-    run_together = checkpoint._together
+    run_on_all_ranks = checkpoint._on_all_ranks
 
     def together(work: Callable[[], None]) -> None:
         parts["number"] += 1
@@ -53,7 +53,7 @@ def kill_in_save(stage: str, who: str, step: str) -> None:
             while not (stage == "pointer" and (Path(os.environ["CHECKPOINTS"]) / name).is_dir()) and stage == "pointer":
                 time.sleep(0.01)
             die()
-        run_together(work)
+        run_on_all_ranks(work)
 
     def save_half(self: Any, state_dict: Any, path: str) -> None:
         whole = io.BytesIO()
@@ -65,7 +65,7 @@ def kill_in_save(stage: str, who: str, step: str) -> None:
     def save(engine: Any, folder: Path, state: Any, *others: Any) -> float:
         if state.step == int(step):
             os.environ["CHECKPOINTS"] = str(folder)
-            checkpoint._together = together
+            checkpoint._on_all_ranks = together
             if stage == "shards" and hit(who):
                 TorchCheckpointEngine.save = save_half
             if stage == "manifest" and RANK == "0" and hit(who):
@@ -74,60 +74,60 @@ def kill_in_save(stage: str, who: str, step: str) -> None:
                 checkpoint.point_to = lambda *_: die() if hit(who) else time.sleep(3)
         return plain_save(engine, folder, state, *others)
 
-    import dwt_ds.run.session
+    from dwt_ds.run import session
 
-    plain_save = dwt_ds.run.session.save_checkpoint
-    dwt_ds.run.session.save_checkpoint = save
+    plain_save = session.save_checkpoint
+    session.save_checkpoint = save
 
 
 def signal_itself(number: str, place: str, who: str) -> None:
-    from dwt_ds.run import session as run
-    from dwt_ds.run.session import Run
+    from dwt_ds.run import session
+    from dwt_ds.run.session import Session
 
     def send() -> None:
         if hit(who):
             os.kill(os.getpid(), getattr(signal, number))
 
     if place == "start":
-        plain_init = Run.__init__
+        plain_init = Session.__init__
 
-        def init(self: Run, parts: Any) -> None:
+        def init(self: Session, **parts: Any) -> None:
             send()
-            plain_init(self, parts)
+            plain_init(self, **parts)
 
-        Run.__init__ = init
+        Session.__init__ = init
     if place == "training":
-        plain_count = Run.scale_for
+        plain_begin = Session.begin_step
 
-        def scale_for(self: Run, step: int, micro_batches: Any) -> Any:
+        def begin_step(self: Session, step: int) -> Any:
             if step == self.first_step + 5:
                 send()
-            return plain_count(self, step, micro_batches)
+            return plain_begin(self, step)
 
-        Run.scale_for = scale_for
+        Session.begin_step = begin_step
     if place == "validation":
-        run._BATCHES_BETWEEN_LOOKS = 1
-        plain_until = Run._until_stopped
+        session._BATCHES_BETWEEN_STOP_CHECKS = 1
+        plain_until = Session._until_stopped
 
-        def until_stopped(self: Run, batches: Iterator[Any]) -> Iterator[Any]:
+        def until_stopped(self: Session, batches: Iterator[Any]) -> Iterator[Any]:
             for number, batch in enumerate(plain_until(self, batches)):
                 if number == 1 and self._done > self.first_step + 1:
                     send()
                 yield batch
 
-        Run._until_stopped = until_stopped
+        Session._until_stopped = until_stopped
 
 
 def change_loss(who: str, steps: list[str], factor: float) -> None:
     from dwt_ds.distill.objective import DistillObjective
-    from dwt_ds.run.session import Run
+    from dwt_ds.run.session import Session
 
     now = {"step": -1}
-    plain_scale, plain_forward = Run.scale_for, DistillObjective.forward
+    plain_begin, plain_forward = Session.begin_step, DistillObjective.forward
 
-    def scale_for(self: Run, step: int, micro_batches: Any) -> Any:
+    def begin_step(self: Session, step: int) -> Any:
         now["step"] = step + 1
-        return plain_scale(self, step, micro_batches)
+        return plain_begin(self, step)
 
     def forward(self: DistillObjective, *arguments: Any) -> Any:
         loss = plain_forward(self, *arguments)
@@ -137,21 +137,21 @@ def change_loss(who: str, steps: list[str], factor: float) -> None:
             return loss._replace(loss=changed)
         return loss
 
-    Run.scale_for = scale_for
+    Session.begin_step = begin_step
     DistillObjective.forward = forward
 
 
 def hang(who: str, step: str) -> None:
-    from dwt_ds.run.session import Run
+    from dwt_ds.run.session import Session
 
-    plain = Run.next_micro_batches
+    plain = Session.begin_step
 
-    def next_micro_batches(self: Run) -> Any:
-        if self._done + 1 == int(step) and hit(who):
+    def begin_step(self: Session, next_step: int) -> Any:
+        if next_step + 1 == int(step) and hit(who):
             time.sleep(3600)
-        return plain(self)
+        return plain(self, next_step)
 
-    Run.next_micro_batches = next_micro_batches
+    Session.begin_step = begin_step
 
 
 def fill_disk(who: str, step: str) -> None:

@@ -105,11 +105,11 @@ def test_a_path_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
     assert load_ds_json("zero3", {}).zero_stage == 1
 
 
-def test_a_missing_file_is_told_with_the_nearest_name() -> None:
+def test_a_missing_file_is_reported_with_the_nearest_name() -> None:
     with pytest.raises(FileNotFoundError) as caught:
         load_ds_json("zero2_b16", {})
     message = str(caught.value)
-    assert message.startswith("deepspeed_config='zero2_b16': no such file")
+    assert message.startswith("deepspeed_config 'zero2_b16': no such file")
     assert "did you mean 'zero2_bf16'?" in message
     assert "zero2_offload" in message
 
@@ -121,8 +121,8 @@ def test_a_missing_file_is_told_with_the_nearest_name() -> None:
         ("", "not valid JSON: Expecting value"),
         ("{'bf16': {}}", "not valid JSON"),
         ("[1]", "holds list; a DeepSpeed JSON is an object in braces"),
-        ('{"bf16": {}, "fp16": {}, "bf16": {}}', "'bf16' stands twice in one section; remove one"),
-        ('{"zero_optimization": {"stage": 1, "stage": 2}}', "'stage' stands twice in one section; remove one"),
+        ('{"bf16": {}, "fp16": {}, "bf16": {}}', "'bf16' is a duplicate key; remove one"),
+        ('{"zero_optimization": {"stage": 1, "stage": 2}}', "'stage' is a duplicate key; remove one"),
     ],
 )
 def test_an_unreadable_file_is_told_by_its_name(text: str, words: str, resolve: Resolve) -> None:
@@ -156,9 +156,9 @@ def test_overrides_are_held_to_the_same_keys(resolve: Resolve) -> None:
     message = error_of(resolve, {}, "deepspeed.zero_optimization.stagee=1")
     assert message == "deepspeed.zero_optimization.stagee: unknown key; did you mean 'stage'?"
     message = error_of(resolve, {"steps_per_print": 5}, "deepspeed.steps_per_print.x=1")
-    assert message == "deepspeed.steps_per_print: my.json has the value 5 there, which has no parts"
+    assert message == "deepspeed.steps_per_print: my.json has 5 there, not a section"
     message = error_of(resolve, {"zero_optimization": {"stage": 2}}, "deepspeed.zero_optimization.stage.x=1")
-    assert message == "deepspeed.zero_optimization.stage: my.json has the value 2 there, which has no parts"
+    assert message == "deepspeed.zero_optimization.stage: my.json has 2 there, not a section"
 
 
 def test_another_optimizer_by_override_leaves_out_what_it_does_not_have(recipe: Callable[..., Recipe]) -> None:

@@ -6,6 +6,7 @@ Frozen parameters are among them.
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "bf16, ZeRO-1": ("bf16", 1, TORCH_ADAM),
     "bf16, ZeRO-3": ("bf16", 3, TORCH_ADAM),
 }
+if find_spec("pytorch_optimizer"):
+    CASES["bf16, ZeRO-0, LAMB"] = ("bf16", 0, {"type": "Lamb", "params": {"lr": 0.01}})
 
 
 # In a process of its own: DeepSpeed keeps state for a process.

@@ -124,7 +124,7 @@ class TestApex:
             return torch.optim.SGD([{"params": params, "lr": torch.tensor(lr * wrong).item()}], lr=lr)
 
         install_apex(monkeypatch, FusedAdam=broken)
-        assert "did not move a parameter" in check_error({"optimizer": {"type": "apex.FusedAdam"}})
+        assert "did not change a parameter" in check_error({"optimizer": {"type": "apex.FusedAdam"}})
 
     def test_offloaded_state_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         install_apex(monkeypatch, FusedAdam=FakeFused)
@@ -197,7 +197,7 @@ class TestLamb:
         monkeypatch.setattr(optimizers, "unusable_reason", lambda name, device: "" if name == only else "not here")
         message = check_error({"optimizer": {"type": "Lamb", "params": {"lr": 1.0, "max_coeff": 5.0}}})
         assert message == (
-            "my.json: optimizer.type='Lamb': pytorch_optimizer.Lamb, which stands for it here, has no setting "
+            "my.json: optimizer.type='Lamb': pytorch_optimizer.Lamb, which is used for it here, has no setting "
             "max_coeff; remove it"
         )
 

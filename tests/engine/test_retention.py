@@ -29,10 +29,10 @@ class TestRetention:
             self.save(tmp_path, step, [0])
         for step in (200, 300):
             (tmp_path / f"step_{step:08d}" / "weights.pt").write_bytes(b"y" * 10)
-        assert newest_checkpoint(tmp_path)[0] == tmp_path / "step_00000100"
+        assert newest_checkpoint(tmp_path).path == tmp_path / "step_00000100"
         self.save(tmp_path, 150, [0, 100])
         assert self.kept(tmp_path, 150, keep_last=2) == [100, 150, 200, 300]
-        assert newest_checkpoint(tmp_path)[0] == tmp_path / "step_00000150"
+        assert newest_checkpoint(tmp_path).path == tmp_path / "step_00000150"
         self.save(tmp_path, 250, [0, 100])
         assert self.kept(tmp_path, 250, keep_last=2) == [150, 200, 250, 300], "200 is no good one"
         self.save(tmp_path, 350, [0, 100])

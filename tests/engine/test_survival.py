@@ -298,7 +298,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(
     assert code == 0, output
     code, output = train(after, settings(after, "changed"))
     assert code == 0, output
-    assert f"it was written by {before} ranks" in output
+    assert f"written by {before} ranks: optimizer state re-sharded" in output
     straight, changed = metrics(tmp_path / "straight"), metrics(tmp_path / "changed")
     assert [row["step"] for row in straight] == [row["step"] for row in changed]
     # In bf16 other sums of micro-batches are other roundings.
@@ -316,7 +316,7 @@ def test_what_zero_3_does_not_do_is_said(train: Train, tiny_recipe: Path, tmp_pa
     assert train(1, [*settings, "train.max_steps=2"])[0] == 0
     code, output = train(2, [*settings, "train.max_steps=3"])
     assert code != 0
-    assert "ZeRO-3 does not go on with another number; start it with 1" in output
+    assert "ZeRO-3 cannot resume on a different number of ranks; start it with 1" in output
 
 
 def test_missing_and_truncated_files_are_named(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_the_lock_of_a_killed_build_is_named(train: Train, tiny_recipe: Path, tm
     lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    os.utime(lock, (1e9, 1e9))  # in a container, only its age tells
+    os.utime(lock, (1e9, 1e9))
     settings = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     code, output = train(2, [str(tiny_recipe), f"output_dir={tmp_path}"], environment=settings)
     assert code != 0

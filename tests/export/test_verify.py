@@ -67,8 +67,63 @@ def test_a_data_set_is_verified(tiny_data: Path, tmp_path: Path) -> None:
     assert verify(folder)[0].problems == [f"{shard.relative_to(folder)}: missing"]
 
 
+@pytest.mark.parametrize("manifest", [None, "", "{", "[]", "{}", '{"files": {"weights.bin": 10}}', '{"shards": 3}'])
+def test_a_folder_is_named_as_what_it_is_whatever_its_manifest(
+    tiny_data: Path, tmp_path: Path, manifest: str | None
+) -> None:
+    run = tmp_path / "run"
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    checkpoint = folder_with_manifest(run / "checkpoints" / "step_00000002", "generators_00000.pt")
+    export = folder_with_manifest(run / "export")
+    folders = {data: "data set", checkpoint: "checkpoint", export: "export"}
+    for folder in folders:
+        (folder / "manifest.json").unlink()
+        if manifest is not None:
+            (folder / "manifest.json").write_text(manifest)
+    for folder, kind in folders.items():
+        [finding] = verify(folder)
+        assert (finding.path, finding.kind) == (folder, kind)
+        assert "manifest" in finding.problems[0]
+    assert [finding.kind for finding in verify(run)] == ["checkpoint", "export"]
+
+
+def test_a_folder_is_named_as_what_its_manifest_lists(tmp_path: Path) -> None:
+    for name, kind in (("config.json", "export"), ("generators_00000.pt", "checkpoint")):
+        folder = folder_with_manifest(tmp_path / kind, name)
+        for file in (name, "weights.bin"):
+            (folder / file).unlink()
+        [finding] = verify(folder)
+        assert (finding.kind, finding.problems) == (kind, ["weights.bin: missing", f"{name}: missing"])
+
+
+def test_an_export_without_its_configuration_is_found_in_a_run(tmp_path: Path) -> None:
+    for folder in ("export", "export/step_00000002"):
+        (folder_with_manifest(tmp_path / folder) / "config.json").unlink()
+    assert [finding.problems for finding in verify(tmp_path)] == [["config.json: missing"]] * 2
+
+
+def test_a_run_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    (tmp_path / "checkpoints").mkdir()
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "has neither a checkpoint nor an export yet" in capsys.readouterr().err
+    (tmp_path / "checkpoints").rmdir()
+    folder_with_manifest(tmp_path / "export")
+    assert [finding.kind for finding in verify(tmp_path)] == ["export"]
+
+
+def test_files_in_folders_of_an_export_are_named_with_them(tmp_path: Path) -> None:
+    folder = folder_with_manifest(tmp_path / "export")
+    (folder / "quantized").mkdir()
+    (folder / "quantized" / "weights.bin").write_bytes(b"1")
+    write_manifest(folder, {"files": file_facts(folder, ["weights.bin", "quantized/weights.bin"])})
+    (folder / "quantized" / "weights.bin").unlink()
+    assert verify(folder)[0].problems == ["quantized/weights.bin: missing"]
+
+
 def test_nothing_to_verify_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path / "none")]) == 2
+    (tmp_path / "manifest.json").write_text("{}")
     assert main(["verify", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("name a run, a checkpoint, an export or a data set") == 2
 
@@ -107,8 +162,10 @@ def test_what_a_killed_conversion_left_is_to_be_deleted_by_hand(tmp_path: Path) 
     """No save ever removes it."""
     (tmp_path / "checkpoints" / "step_00000004.universal").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step_00000006.tmp").mkdir()
-    told = {finding.path.name: finding.problems for finding in verify(tmp_path)}
-    assert told == {
+    (tmp_path / "export" / "step_00000002.tmp").mkdir(parents=True)
+    found = {finding.path.name: finding.problems for finding in verify(tmp_path)}
+    assert found == {
         "step_00000004.universal": ["left by a start with another number of ranks that was killed; delete it"],
         "step_00000006.tmp": ["half-written; the next save removes it"],
+        "step_00000002.tmp": ["left by an export that was stopped, unless one is being written now; delete it"],
     }

@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dwt_ds.base.files import problems
 from dwt_ds.config.schema import RunConfig, StudentConfig, TeacherConfig
+from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.export import writer as export
-from dwt_ds.export.model_card import model_card
+from dwt_ds.export.model_card import held_out_loss_at, model_card
 from dwt_ds.export.writer import write_export
 from dwt_ds.models.build import build_student
 
@@ -191,14 +192,17 @@ def test_damage_between_writing_and_reading_back_is_found_and_the_old_export_sta
 
 
 def card_of(path: str | None) -> str:
-    facts = {
-        "data": "abc",
-        "tokenizer": "def",
-        "teacher": "sha256 0123",
-        "versions": {"torch": "2.13.0"},
-        "settings": RunConfig(teacher=TeacherConfig(path=path), seed=17).to_dict(),
-        "settings_sha256": "4567",
-    }
+    facts = RunFacts(
+        data="abc",
+        tokenizer="def",
+        vocab_size=298,
+        seq_len=32,
+        student={"layers": 2},
+        teacher="sha256 0123",
+        versions={"torch": "2.13.0"},
+        settings=RunConfig(teacher=TeacherConfig(path=path), seed=17).to_dict(),
+        settings_sha256="4567",
+    )
     starts = [{"step": 0, "ranks": 2, "at": "2026-01-01T00:00:00Z"}, {"step": 700, "ranks": 4, "at": "2026-01-02"}]
     return model_card(facts, steps=1500, tokens=2_048_000, starts=starts, held_out_loss=2.5)
 
@@ -225,6 +229,19 @@ def test_the_card_of_a_model_trained_alone_speaks_of_no_teacher() -> None:
     assert "without a teacher" in card
     assert "pre-trained on masked tokens alone" in card
     assert "Lee et al." not in card
+
+
+def test_the_held_out_loss_on_the_card_is_that_of_its_step(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    assert held_out_loss_at(8, metrics) is None
+    rows = [{"step": 4, "loss": 9.0}, {"step": 4, "eval_hard_loss": 4.5}, {"step": 8, "loss": 8.0}]
+    metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert held_out_loss_at(4, metrics) == 4.5
+    assert held_out_loss_at(8, metrics) is None
+    with open(metrics, "a") as file:
+        file.write('{"step": 8, "eval_hard_loss": null}\n{"step": 12, "eval_hard_loss": 3.25}\n{"step": 16, "eval_h')
+    assert held_out_loss_at(8, metrics) is None
+    assert held_out_loss_at(12, metrics) == 3.25
 
 
 def test_the_export_of_a_student_with_flash_attention_is_for_every_machine(

@@ -69,28 +69,25 @@ def count_collectives(counts: Counter[str], now: dict[str, bool]) -> None:
 
 
 def watch_run() -> None:
-    from dwt_ds.run.session import Run
+    from dwt_ds.run.session import Session, StepNumbers
 
     counts: Counter[str] = Counter()
     now = {"training": False}
     soft_weights: list[float] = []
-    plain_begin, plain_scale, plain_end, plain_finish = Run.begin_step, Run.scale_for, Run.end_step, Run.finish
+    plain_begin, plain_end, plain_finish = Session.begin_step, Session.end_step, Session.finish
     count_collectives(counts, now)
 
-    def begin_step(self: Run, step: int) -> None:
-        plain_begin(self, step)
+    def begin_step(self: Session, step: int) -> Any:
         now["training"] = True
+        micro_batches, numbers = plain_begin(self, step)
+        soft_weights.append(float(numbers.scale.soft_weight))
+        return micro_batches, numbers
 
-    def scale_for(self: Run, step: int, micro_batches: Any) -> Any:
-        scale = plain_scale(self, step, micro_batches)
-        soft_weights.append(float(scale.soft_weight))
-        return scale
-
-    def end_step(self: Run, step: int) -> None:
+    def end_step(self: Session, numbers: StepNumbers) -> None:
         now["training"] = False
-        plain_end(self, step)
+        plain_end(self, numbers)
 
-    def finish(self: Run) -> None:
+    def finish(self: Session) -> None:
         optimizer = self.student.optimizer
         parameters = [getattr(each, "ds_numel", each.numel()) for each in self.student.module.parameters()]
         notes = {
@@ -103,7 +100,7 @@ def watch_run() -> None:
         (Path(os.environ["NOTES"]) / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(notes))
         plain_finish(self)
 
-    Run.begin_step, Run.scale_for, Run.end_step, Run.finish = begin_step, scale_for, end_step, finish
+    Session.begin_step, Session.end_step, Session.finish = begin_step, end_step, finish
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def test_another_number_of_ranks_than_meant_is_refused(cluster: Any, tiny_recipe
     filters = {"DEEPSPEED_ARGS": "--exclude node-3"}
     done = run_on(cluster, {3: 1, 1: 1, 2: 1}, tiny_recipe, tmp_path / "run", "train.expected_world_size=3", **filters)
     assert done.returncode not in (0, 75), done.stdout
-    assert "train.expected_world_size=3: the run came up with 2 ranks; check the hostfile" in done.stdout
+    assert "train.expected_world_size=3: there are 2 ranks; check the hostfile" in done.stdout
 
 
 def test_a_lost_host_ends_the_run_which_goes_on_on_the_others(

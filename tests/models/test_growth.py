@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student
 from dwt_ds.models.growth import grow as growth
-from dwt_ds.models.growth.grow import grow
+from dwt_ds.models.growth.grow import grow, leading, random_copies, round_robin, widen
 from dwt_ds.models.growth.layout import GROWABLE_FAMILIES
-from dwt_ds.models.growth.maps import leading, random_copies, round_robin, widen
 from dwt_ds.models.growth.plan import DEPTH_MAPS, WIDTH_METHODS
 
 V, S = 61, 20

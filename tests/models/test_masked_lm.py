@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedModel
 
-from dwt_ds.models.masked_lm import last_layer
+from dwt_ds.models.masked_lm import families
 from dwt_ds.models.masked_lm.masks import finished_mask
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
 
@@ -118,7 +118,7 @@ def test_full_rows_need_no_mask(family: str, monkeypatch: pytest.MonkeyPatch) ->
         return spy
 
     monkeypatch.setattr(model.base_model, "forward", spy_on(model.base_model.forward))
-    monkeypatch.setattr(last_layer, "create_bidirectional_mask", spy_on(last_layer.create_bidirectional_mask))
+    monkeypatch.setattr(families, "create_bidirectional_mask", spy_on(families.create_bidirectional_mask))
     gathered = GatheredMaskedLM(model)
     with_mask = gathered(input_ids, torch.ones_like(input_ids), positions)
     without = gathered(input_ids, None, positions)

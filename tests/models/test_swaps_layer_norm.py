@@ -98,7 +98,7 @@ def test_layer_norms_are_swapped_and_nothing_else_changes(
     check_against_own_logits(GatheredMaskedLM(model))  # type: ignore[arg-type]
 
 
-def test_epsilon_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_epsilon_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     install_apex(monkeypatch, FakeFusedLayerNorm)
     model = nn.Sequential(nn.LayerNorm(4, eps=0.5))
     fuse_layer_norms(model, "auto", CPU)
@@ -121,7 +121,7 @@ def test_layer_norms_without_a_bias_stay(monkeypatch: pytest.MonkeyPatch) -> Non
         (WrongBackward, "its results differ from torch's"),
     ],
 )
-def test_one_that_does_not_work_is_passed_over_or_told(
+def test_an_apex_that_does_not_work_is_skipped_or_refused(
     layer_norm: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_apex(monkeypatch, layer_norm)
@@ -136,7 +136,7 @@ def test_one_that_does_not_work_is_passed_over_or_told(
     assert "\n" not in message
 
 
-def test_torch_is_torch_even_where_apex_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_means_torch_even_if_apex_works(monkeypatch: pytest.MonkeyPatch) -> None:
     install_apex(monkeypatch, FakeFusedLayerNorm)
     assert fuse_layer_norms(student(), "torch", CPU) == 0
 

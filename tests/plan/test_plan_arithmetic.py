@@ -13,11 +13,10 @@ from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.masks import draw_masks
 from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.plan.communication import Traffic, bytes_per_second, own_sums, step_traffic
-from dwt_ds.plan.corpus import paper_corpus
+from dwt_ds.plan.corpus import paper_corpus, resolve_plan
 from dwt_ds.plan.hardware import LATENCY_SECONDS, find_device
 from dwt_ds.plan.memory import GRADIENTS, MASTER, OPTIMIZER, WEIGHTS
 from dwt_ds.plan.plan import Plan
-from dwt_ds.plan.settings import settle
 from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.plan.speed import forward_flops, recomputed_flops, traffic_seconds
 from dwt_ds.plan.zero import Partition, zero_settings
@@ -27,7 +26,7 @@ BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
 
 def plan_of(recipe: str, *overrides: str) -> Plan:
     device = find_device("h100", 8)
-    settings = settle(recipe, list(overrides), None, 8)
+    settings = resolve_plan(recipe, list(overrides), None, 8)
     return Plan(settings, build_shapes(settings), device, nodes=1)
 
 
@@ -86,7 +85,7 @@ def test_small_sums_of_a_step(overrides: list[str], sums: list[int]) -> None:
 
 def test_activation_checkpointing_adds_time_but_no_flops() -> None:
     plain, again = plan_of("paper_weak"), plan_of("paper_weak", "train.activation_checkpointing=true")
-    corpus, labels = plain.settings.corpus, plain.settings.labels_per_row
+    corpus, labels = plain.settings.corpus, plain.settings.positions_per_row
     six, one = (
         forward_flops(plan.shapes.student, corpus.seq_len, labels, corpus.vocab_size)
         for plan in (plain, plan_of("paper_weak", "student.layers=1"))

@@ -14,7 +14,7 @@ from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import recipe_names
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student, parameter_count
-from dwt_ds.plan.settings import settle
+from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 
 
@@ -49,7 +49,7 @@ def test_every_packaged_recipe(recipe: str, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(("recipe", "layers"), [("paper_weak", 4), ("paper_very_weak", 2), ("paper_extremely_weak", 1)])
 def test_a_missing_teacher_has_the_shape_of_the_recipe_that_trains_it(recipe: str, layers: int) -> None:
-    shapes = build_shapes(settle(recipe, [], None, 8))
+    shapes = build_shapes(resolve_plan(recipe, [], None, 8))
     assert f"bert, {layers} x 768 (recipe paper_teacher_{layers} trains it)" in shapes.teacher_source
     with torch.device("meta"):
         alone = build_student(StudentConfig(layers=layers), vocab_size=30522, seq_len=128, pad_token_id=0)
@@ -118,7 +118,7 @@ def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["paper_weak", "--gpu", "h900"], "--gpu h900: unknown; use one of"),
         (["paper_weak", "--nodes", "0"], "--nodes 0: must be above 0"),
         (["paper_weak", "--mfu", "35"], "--mfu 35.0: must be above 0 and at most 1"),
-        (["paper_weak", "train.expected_world_size=16"], "the plan is for 8 ranks"),
+        (["paper_weak", "train.expected_world_size=16"], "there are 8 ranks"),
         (["paper_week"], "did you mean 'paper_weak'?"),
         (["paper_weak", "train.epochs=null"], "train.max_steps: not set"),
         (["paper_weak", "deepspeed.optimizer.type=Lamb"], "LAMB scales each layer's step by its norm"),
@@ -137,9 +137,9 @@ def test_an_adaptive_weight_needs_held_out_rows(
     tiny_data: Path, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adaptive = "distill.soft_weight={schedule: adaptive, start: 4}"
-    settle(str(tiny_recipe), [adaptive], None, 1)
+    resolve_plan(str(tiny_recipe), [adaptive], None, 1)
     manifest = json.loads((tiny_data / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "validation_rows": 0}))
     error = mistake(capsys, str(tiny_recipe), adaptive, "--data", str(tmp_path), "--gpu", "cpu")
     assert "no held-out rows" in error
-    settle(str(tiny_recipe), [adaptive, f"data.dir={tmp_path}", "teacher.path=null"], None, 1)
+    resolve_plan(str(tiny_recipe), [adaptive, f"data.dir={tmp_path}", "teacher.path=null"], None, 1)

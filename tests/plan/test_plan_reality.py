@@ -12,10 +12,10 @@ import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
+from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.memory import BUCKETS, GRADIENTS, MASTER, OPTIMIZER, TEACHER, WEIGHTS
 from dwt_ds.plan.plan import Plan
-from dwt_ds.plan.settings import settle
 from dwt_ds.plan.shapes import build_shapes
 
 Measure = Callable[..., list[dict[str, Any]]]
@@ -42,7 +42,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teach
 
 
 def plan_of(recipe: str, ranks: int, *overrides: str) -> Plan:
-    settings = settle(recipe, list(overrides), None, ranks)
+    settings = resolve_plan(recipe, list(overrides), None, ranks)
     device = find_device("cpu", ranks)
     return Plan(settings, build_shapes(settings), device, nodes=1)
 

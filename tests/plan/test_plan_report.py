@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dwt_ds.cli.main import main
-from dwt_ds.plan.settings import settle
+from dwt_ds.plan.corpus import resolve_plan
 
 OFFLOAD = "offload: transfers and the optimizer on the CPU are not counted"
 
@@ -29,7 +29,7 @@ def test_all_settings_as_resolved(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["train.max_steps=30"]
     _, _, after = plan(capsys, "paper_weak", "--config", *overrides).partition("\nrecipe, resolved\n")
     recipe, _, values = after.partition("\nDeepSpeed JSON, resolved (zero2_bf16.json)\n")
-    settings = settle("paper_weak", overrides, None, 8)
+    settings = resolve_plan("paper_weak", overrides, None, 8)
     assert yaml.safe_load(recipe) == settings.config.to_dict()
     assert json.loads(values) == settings.ds_values
     assert "auto" not in values

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from dwt_ds.cli import prepare as command
+from dwt_ds.cli.main import main
 from dwt_ds.data.prepared import PreparedData
 
 
 def run(*words: object) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.main(parser.parse_args([str(word) for word in words]))
+    return main(["prepare", *map(str, words)])
 
 
 def test_from_files_to_a_table_and_examples(
@@ -51,20 +48,33 @@ def test_one_sentence_per_row_and_apart(tmp_path: Path, corpus_file: Path, vocab
     assert PreparedData.open(tmp_path / "a").manifest.settings["identity"]["join_documents"] is False
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path, corpus_file: Path, vocab_file: Path) -> None:
-    out = ("--out", tmp_path / "data")
+def test_mistakes_are_reported_on_one_line(
+    tmp_path: Path, corpus_file: Path, vocab_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ("--text", corpus_file, "--tokenizer", vocab_file)
     for words, message in (
         (("--text", tmp_path / "none.txt", "--tokenizer", vocab_file), "none.txt: no such file"),
-        (("--tokenizer", vocab_file), "nothing to read"),
+        (("--tokenizer", vocab_file), "nothing to read: give --text FILE"),
         (("--text", corpus_file), "give either --tokenizer"),
+        ((*usual, "--train-tokenizer", 500), "give either --tokenizer"),
+        (("--text", corpus_file, "--train-tokenizer", 0), "--train-tokenizer=0: must be above 0"),
         (("--text", corpus_file, "--tokenizer", tmp_path / "v.txt"), "v.txt: no such file"),
-        (("--text", corpus_file, "--tokenizer", vocab_file, "--every", 0), "--every is 0"),
-        (("--text", corpus_file, "--tokenizer", vocab_file, "--show", -1), "--show is -1"),
+        ((*usual, "--every", 0), "--every=0: must be at least 1"),
+        ((*usual, "--seq-len", 4), "--seq-len=4: must be at least 8"),
+        ((*usual, "--min-chars", 0), "--min-chars=0: must be at least 1"),
+        ((*usual, "--max-chars", 5), "--max-chars=5: must be at least --min-chars, 10"),
+        ((*usual, "--validation", 0.7), "--validation=0.7: must be below 0.5"),
+        ((*usual, "--validation", "nan"), "--validation=nan: must be"),
+        ((*usual, "--seed", -1), "--seed=-1: must be at least 0"),
+        ((*usual, "--workers", 0), "--workers=0: must be at least 1"),
+        ((*usual, "--show", -1), "--show=-1: must be at least 0"),
         (("--show", 3), "does not exist"),
     ):
-        with pytest.raises((ValueError, OSError), match=message) as caught:
-            run(*words, *out)
-        assert "\n" not in str(caught.value)
+        assert run(*words, "--out", tmp_path / "data") == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert error.count("\n") == 1
         assert not (tmp_path / "data").exists()
 
 
@@ -79,5 +89,5 @@ def test_skipped_sources_are_listed(
     assert "empty.txt  (skipped: empty)" in table
     assert "binary.txt  (skipped: binary)" in table
     assert PreparedData.open(tmp_path / "data").manifest.dropped["skipped_sources"] == 2
-    with pytest.raises(ValueError, match=r"no text in .*empty.txt \(empty\)"):
-        run("--text", tmp_path / "empty.txt", "--tokenizer", vocab_file, "--out", tmp_path / "none")
+    assert run("--text", tmp_path / "empty.txt", "--tokenizer", vocab_file, "--out", tmp_path / "none") == 2
+    assert "empty.txt (empty)" in capsys.readouterr().err.partition("no text in ")[2]

@@ -24,14 +24,9 @@ print(tokenizer_sha256(train_wordpiece(open(sys.argv[1]).read().split("\\n"), 30
 
 
 def test_training_is_the_same_in_every_process(corpus_file: Path) -> None:
-    hashes = {
-        subprocess.run(
-            [sys.executable, "-c", TRAIN_AND_PRINT, str(corpus_file)], check=True, capture_output=True, text=True
-        ).stdout
-        for _ in range(2)
-    }
-    hashes.add(tokenizer_sha256(train_wordpiece(corpus_file.read_text().split("\n"), 300)) + "\n")
-    assert len(hashes) == 1
+    command = [sys.executable, "-c", TRAIN_AND_PRINT, str(corpus_file)]
+    there = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    assert tokenizer_sha256(train_wordpiece(corpus_file.read_text().split("\n"), 300)) == there
 
 
 def test_trained_tokenizer_spells_its_text(made_up_documents: Documents, tmp_path: Path) -> None:
@@ -68,7 +63,7 @@ def write_vocab(path: Path, entries: list[str]) -> str:
     return str(path)
 
 
-def test_vocab_file_tells_case(tmp_path: Path) -> None:
+def test_a_vocab_file_decides_case(tmp_path: Path) -> None:
     uncased = find_tokenizer(write_vocab(tmp_path / "u.txt", ["the", "caf", "##e"]))
     cased = find_tokenizer(write_vocab(tmp_path / "c.txt", ["The", "the", "caf", "##\u00e9"]))
     assert uncased.tokenize("The caf\u00e9") == ["the", "caf", "##e"]

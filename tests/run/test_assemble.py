@@ -14,7 +14,6 @@ from dwt_ds.config.schema import RunConfig, StudentConfig, TrainConfig
 from dwt_ds.models.build import build_student
 from dwt_ds.run import assemble
 from dwt_ds.run import models as run_models
-from dwt_ds.run import resolve as settle
 
 
 def test_a_run_shorter_than_its_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -22,14 +21,14 @@ def test_a_run_shorter_than_its_checkpoint_is_refused(tmp_path: Path) -> None:
 
     def check(**length: Any) -> None:
         train = TrainConfig(**length)
-        settled = SimpleNamespace(config=RunConfig(train=train), total_steps=train.max_steps or 60)
-        assemble._check_length(tmp_path, settled)  # type: ignore[arg-type]
+        resolved = SimpleNamespace(config=RunConfig(train=train), total_steps=train.max_steps or 60)
+        assemble._check_length(tmp_path, resolved)  # type: ignore[arg-type]
 
     check(max_steps=80)
-    with pytest.raises(ValueError, match="stands at step 80") as caught:
+    with pytest.raises(ValueError, match="is at step 80") as caught:
         check(max_steps=50)
     assert str(caught.value) == (
-        f"train.max_steps=50: {tmp_path} stands at step 80 of a longer run, this one would have 50; "
+        f"train.max_steps=50: {tmp_path} is at step 80 of a longer run, this one would have 50; "
         "set train.max_steps=80 or more, or choose another output_dir"
     )
     with pytest.raises(ValueError, match=r"^train.epochs=0.5: .* this one would have 60; set train.max_steps=80 or"):
@@ -46,10 +45,9 @@ def test_a_student_with_flash_attention_is_checked_with_another(
     model = build_student(shape, vocab_size=40, seq_len=32, **tokens)
     model.config._attn_implementation = "flash_attention_2"
     monkeypatch.setattr(run_models, "build_student", lambda *_, **__: model)
-    monkeypatch.setattr(run_models, "sizes", lambda *_: {})
-    data = SimpleNamespace(manifest=SimpleNamespace(vocab_size=40))
-    settled = SimpleNamespace(config=RunConfig(), quantization=None, data=data)
-    run_models.build_objective(settled, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(run_models, "_text_sizes", lambda *_: {})
+    resolved = SimpleNamespace(config=RunConfig(), quantization=None, corpus=SimpleNamespace(vocab_size=40))
+    run_models.build_objective(resolved, None)  # type: ignore[arg-type]
     assert model.config._attn_implementation == "flash_attention_2"
     with pytest.raises(Exception, match=r"."):
         model(input_ids=torch.ones(1, 4, dtype=torch.int64))
@@ -58,7 +56,7 @@ def test_a_student_with_flash_attention_is_checked_with_another(
 def test_flash_attention_in_fp32_is_a_mistake() -> None:
     def check(attention: Any, precision: str) -> None:
         config = RunConfig(student=StudentConfig(attention=attention))
-        settle._check_attention(SimpleNamespace(config=config, ds=SimpleNamespace(precision=precision)))  # type: ignore[arg-type]
+        run_models._check_attention(SimpleNamespace(config=config, ds=SimpleNamespace(precision=precision)))  # type: ignore[arg-type]
 
     check("flash_attention_2", "bf16")
     check("sdpa", "fp32")

@@ -1,50 +1,119 @@
-"""What comes after a step, and in which order."""
+"""A step's numbers, and what comes after a step in which order; no models, one rank."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from dwt_ds.config.schema import RunConfig, TrainConfig
-from dwt_ds.run.session import Run
+from dwt_ds.config.schema import DistillConfig, RunConfig, Schedule, TrainConfig
+from dwt_ds.data.batches import NO_LABEL, Batch
+from dwt_ds.distill.objective import LossScale
+from dwt_ds.engine import ranks
+from dwt_ds.engine.checkpoint.manifest import RunState
+from dwt_ds.run.session import Session, StepNumbers
 
 
-def bare_run(train: TrainConfig, total_steps: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[str]]:
-    """A run without models, and what it does after a step."""
+def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **parts: Any) -> Session:
+    """Its collaborators do nothing, but for those given."""
+    student = SimpleNamespace(
+        _config=SimpleNamespace(gradient_allreduce_op="mean"),
+        gradient_accumulation_steps=lambda: 2,
+        get_lr=lambda: [0.125],
+    )
+    nothing = SimpleNamespace(beat=lambda step: None, advance=lambda: None, is_asked=lambda folder: False)
+    evaluation = SimpleNamespace(is_due=lambda done: config.train.eval_every and done % config.train.eval_every == 0)
+    given = {"batches": [[]] * total_steps, "evaluation": evaluation, "folder": SimpleNamespace(path=None), **parts}
+    return Session(
+        resolved=SimpleNamespace(config=config, total_steps=total_steps, quantization=None),  # type: ignore[arg-type]
+        student=student,
+        teacher=None,
+        adaptive=None,
+        exporter=nothing,  # type: ignore[arg-type]
+        facts=nothing,  # type: ignore[arg-type]
+        state=RunState(step=first_step),
+        progress=nothing,  # type: ignore[arg-type]
+        stop=nothing,  # type: ignore[arg-type]
+        stuck=nothing,  # type: ignore[arg-type]
+        **given,
+    )
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a session does after a step."""
     done: list[str] = []
     for name in ("_note_skip", "_log", "_save", "_evaluate"):
-        monkeypatch.setattr(Run, name, lambda self, step, name=name: done.append(f"{name} {step}"))
-    run = Run.__new__(Run)
-    run.config, run.total_steps, run.first_step = RunConfig(train=train), total_steps, 0
-    run._parts = SimpleNamespace(adaptive=None, quantization=None)  # type: ignore[assignment]
-    nothing = SimpleNamespace(beat=lambda step: None, advance=lambda: None, paused=lambda seconds: None)
-    run._stuck = run._progress = run._meter = nothing  # type: ignore[assignment]
-    run._ranks_asked_to_stop = torch.tensor(0)
-    run.stopped = False
-    return run, done
+        monkeypatch.setattr(Session, name, lambda self, step, *_, name=name: done.append(f"{name} {step}"))
+    return done
 
 
-def test_a_checkpoint_is_saved_before_the_evaluation_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, done = bare_run(TrainConfig(log_every=10, eval_every=2, checkpoint_every=2), 5, monkeypatch)
-    for step in range(1, 5):
-        run.end_step(step)
+def numbers_of(step: int) -> StepNumbers:
+    one = torch.ones(())
+    return StepNumbers(step, LossScale(one, one, one, one), 1.0, 1.0, 1e-3, torch.tensor(0))
+
+
+def test_a_checkpoint_is_saved_before_the_evaluation_of_its_step(done: list[str]) -> None:
+    session = bare_session(RunConfig(train=TrainConfig(log_every=10, eval_every=2, checkpoint_every=2)), 5)
+    for step in range(1, 4):
+        session.end_step(numbers_of(step))
     assert done == [
         *("_note_skip 2", "_save 2", "_evaluate 2"),
         "_note_skip 3",
         *("_note_skip 4", "_save 4", "_evaluate 4"),
-        *("_note_skip 5", "_log 5", "_save 5", "_evaluate 5"),
     ]
+    done.clear()
+    session.end_step(numbers_of(4))
+    assert done == ["_note_skip 5", "_log 5", "_save 5"]
 
 
-@pytest.mark.parametrize(("first", "every", "expected"), [(5, 0, [5]), (4, 2, [4]), (4, 0, []), (3, 2, []), (0, 1, [])])
+@pytest.mark.parametrize(("first", "expected"), [(4, ["_evaluate 4"]), (3, [])])
 @pytest.mark.parametrize("there", [False, True])
 def test_a_resume_evaluates_what_the_last_start_did_not(
-    first: int, every: int, expected: list[int], there: bool, monkeypatch: pytest.MonkeyPatch
+    first: int, expected: list[str], there: bool, done: list[str]
 ) -> None:
-    run, done = bare_run(TrainConfig(eval_every=every), 5, monkeypatch)
-    run.first_step = first
-    run._folder = SimpleNamespace(has_held_out_loss=lambda step: there)  # type: ignore[assignment]
-    run._catch_up()
-    assert done == ([] if there else [f"_evaluate {step}" for step in expected])
+    folder = SimpleNamespace(path=None, has_held_out_loss=lambda step: there)
+    session = bare_session(RunConfig(train=TrainConfig(eval_every=2)), 5, first_step=first, folder=folder)
+    assert next(session.steps()) == first
+    assert done == ([] if there else expected)
+
+
+def batch(labels: list[int], tokens: int) -> Batch:
+    ids = torch.zeros(1, len(labels), dtype=torch.int64)
+    return Batch(ids, None, torch.arange(len(labels)), torch.tensor(labels), tokens, torch.arange(1))
+
+
+def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its means are over all ranks' labels and positions; the other rank here was asked to stop."""
+    config = RunConfig(
+        distill=DistillConfig(soft_weight=Schedule("linear", 4.0, 2.0), temperature=Schedule("constant", 1.5))
+    )
+    micro_batches = [batch([5, NO_LABEL, 7], 6), batch([NO_LABEL, 8], 4)]
+    session = bare_session(config, 4, batches=[micro_batches] * 4)
+    sums: list[list[int]] = []
+
+    def reduce_sum(values: torch.Tensor) -> torch.Tensor:
+        sums.append(values.tolist())
+        return values + torch.tensor([7, 15, 20, 1])
+
+    monkeypatch.setattr(ranks, "reduce_sum", reduce_sum)
+    found, numbers = session.begin_step(2)
+    assert [each.labels.tolist() for each in found] == [each.labels.tolist() for each in micro_batches]
+    assert sums == [[3, 5, 10, 0]]
+    # DeepSpeed divides by two accumulation steps once more.
+    assert LossScale(*(float(each) for each in numbers.scale)) == (3.0, 1.5, 10 / 2, 20 / 2)  # type: ignore[arg-type]
+    assert (numbers.step, numbers.soft_weight, numbers.temperature) == (2, 3.0, 1.5)
+    assert numbers.learning_rate == 0.125
+    assert numbers.ranks_to_stop == 1
+    assert session._meter.tokens == 30
+
+
+def test_the_request_of_another_rank_stops_the_session_after_the_step(done: list[str]) -> None:
+    session = bare_session(RunConfig(), 5)
+    steps = session.steps()
+    assert next(steps) == 0
+    one = torch.ones(())
+    session.end_step(StepNumbers(0, LossScale(one, one, one, one), 1.0, 1.0, 1e-3, ranks_to_stop=torch.tensor(1)))
+    assert list(steps) == []

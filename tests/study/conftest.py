@@ -12,7 +12,7 @@ import yaml
 
 from dwt_ds.cli.main import main
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
-from dwt_ds.plan.settings import settle
+from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.study import run as study_run
 from dwt_ds.study.estimate import Cost
 
@@ -42,7 +42,7 @@ def exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, int
     program.write_text(STAND_IN, encoding="utf-8")
 
     def command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
-        settings = settle(str(recipe), list(overrides), None, ranks)
+        settings = resolve_plan(str(recipe), list(overrides), None, ranks)
         config, identity = settings.config, {"data": settings.corpus.fingerprint}
         resolved = resolved_recipe(config, settings.ds_values, settings.total_steps)
         files = [yaml.safe_dump(resolved), json.dumps(settings.ds_values), json.dumps(identity)]

@@ -12,9 +12,9 @@ from harness.ranks import Run
 from dwt_ds.cli.main import main
 from dwt_ds.launch.supervise import STOPPED, run_logged
 from dwt_ds.models.build import student_model_config
+from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
-from dwt_ds.plan.settings import settle
 from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.study import run as study_run
 from dwt_ds.study import scores
@@ -114,10 +114,10 @@ def test_missing_data_stop_the_study_before_the_first_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["study", "teacher_quality", "--dry-run"]) == 0
-    assert "data: assumed, since data/quickstart does not exist: the paper's 30M sentences" in capsys.readouterr().out
+    assert "data: assumed, since data/quickstart is not there: the paper's 30M sentences" in capsys.readouterr().out
     for data in ("data/quickstart", "nowhere"):
         error = refusal("study", "teacher_quality", f"data.dir={data}")
-        assert f'data folder {data} does not exist: run "dwt-ds prepare' in error
+        assert f"data folder {data} does not exist: run dwt-ds prepare" in error
     assert not (tmp_path / "runs").exists()
 
 
@@ -137,7 +137,7 @@ def test_a_runs_hours_are_those_of_its_plan(tiny_data: Path, tmp_path: Path) -> 
     study = Study.open(options)
     for run in study.grid.runs:
         recipe = study.folder.write_recipe(run, study.folder.recipe(run.name))
-        settings = settle(str(recipe), list(options.overrides), None, 2)
+        settings = resolve_plan(str(recipe), list(options.overrides), None, 2)
         if run.teacher_run is None:
             sizes = {"vocab_size": settings.corpus.vocab_size, "seq_len": 32, "pad_token_id": 0}
             student_model_config(settings.config.student, **sizes).save_pretrained(study.folder.run(run.name).export)

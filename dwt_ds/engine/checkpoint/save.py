@@ -1,24 +1,29 @@
-"""Saving a checkpoint of all ranks: all of it or nothing, whatever is killed and whenever.
+"""Saving a checkpoint of all ranks: all of it or nothing, whichever process is killed and whenever.
 
-DeepSpeed writes the shards; the commit is ours. Rank 0 names a temporary folder, every rank writes into it, success
-is agreed by all, the manifest (names, sizes, sha256) is written last, the folder takes its name, and then the pointer
-is replaced. A folder named step_... is therefore complete, and whether it still is what was written the manifest
-tells.
+Rank 0 makes a temporary folder, every rank writes its shards there with DeepSpeed's writer, all ranks agree that this
+succeeded, rank 0 writes the manifest (names, sizes, sha256), the folder gets its final name, and then the pointer is
+replaced. A folder named step_... is therefore complete; the manifest shows whether its files are still unchanged.
 """
 
 from __future__ import annotations
 
+import ast
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
+import torch
+from deepspeed.accelerator import get_accelerator
 
 from dwt_ds.base.files import MANIFEST, atomic_file, file_facts, read_manifest, sync_folder, write_manifest
-from dwt_ds.engine.checkpoint.generators import save_generators
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.engine.checkpoint.weights import master_names
 from dwt_ds.engine.ranks import gather_from_ranks, local_rank, rank, world_size
 from dwt_ds.engine.student import StudentEngine
@@ -28,62 +33,42 @@ _UNFINISHED = ".tmp"
 
 
 @dataclass(frozen=True)
-class RunState:
-    """Where a run stands, besides what DeepSpeed saves."""
-
-    step: int = 0
-    """Optimizer steps taken, skipped ones among them."""
-    rows: int = 0
-    """Rows of the data stream consumed by all ranks."""
-    tokens: int = 0
-    """Real tokens seen by all ranks."""
-    elapsed_seconds: float = 0.0
-    """Training time so far, over all starts."""
-    adaptive: dict[str, float] = field(default_factory=dict)
-    """State of an adaptive soft weight."""
-    guard: dict[str, Any] = field(default_factory=dict)
-    """Skipped steps and loss history (guard.py)."""
-    starts: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a start of the run: step, ranks, time, versions."""
-
-
-@dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay; the newest complete one always does."""
+    """Which checkpoints to keep besides the newest."""
 
     keep_last: int
-    """So many of the newest; those that a resume passed over, as damaged, are not counted."""
+    """Number of the newest to keep, not counting damaged ones that a resume skipped."""
     keep_every: int
-    """Also those at multiples of so many steps; 0: none."""
+    """Also keep those at multiples of this number of steps; 0: none."""
 
 
 def save_checkpoint(
-    engine: StudentEngine, folder: Path, state: RunState, facts: dict[str, Any], retention: Retention
+    engine: StudentEngine, folder: Path, state: RunState, facts: RunFacts, retention: Retention
 ) -> float:
     """Write a checkpoint of all ranks, then delete those that `retention` no longer wants.
 
     Args:
         folder: the run's `checkpoints/`, seen by every rank.
         state: goes into the manifest.
-        facts: what must be the same at a resume (data, tokenizer, model shape), and what is only told.
+        facts: what the run is; goes into the manifest as well.
 
     Returns:
         Seconds that training waited.
 
     Raises:
-        OSError: on every rank, if any rank could not write; earlier checkpoints are untouched.
+        OSError: on every rank, if any rank could not write; earlier checkpoints are unchanged.
     """
     began = time.perf_counter()
     name = f"step_{state.step:08d}"
     temporary = folder / (name + _UNFINISHED)
     try:
-        _together(lambda: _clear(temporary) if rank() == 0 else None)
-        _together(lambda: _write_shards(engine, folder, temporary))
-        _together(lambda: _sync_files(temporary) if local_rank() == 0 else None)
-        _together(lambda: _commit(folder, temporary, name, state, facts) if rank() == 0 else None)
+        _on_all_ranks(lambda: _clear(temporary) if rank() == 0 else None)
+        _on_all_ranks(lambda: _write_shards(engine, folder, temporary))
+        _on_all_ranks(lambda: _sync_files(temporary) if local_rank() == 0 else None)
+        _on_all_ranks(lambda: _commit(folder, temporary, name, state, facts) if rank() == 0 else None)
     except OSError:
         if rank() == 0:
-            # What was written of it may be what fills the disk.
+            # The unfinished files may be what fills the disk.
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if rank() == 0:
@@ -91,13 +76,40 @@ def save_checkpoint(
     return time.perf_counter() - began
 
 
+def save_generators(path: Path) -> None:
+    """Write the state of this rank's random generators, which DeepSpeed does not save.
+
+    Only tensors and plain values, so that it can be loaded with `weights_only`.
+    """
+    kind, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": repr(random.getstate()),
+        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+    }
+    if get_accelerator().device_name() != "cpu":
+        state["device"] = get_accelerator().get_rng_state()
+    torch.save(state, path)
+
+
+def restore_generators(path: Path) -> None:
+    """Continue this rank's random streams from where `save_generators` saved them."""
+    state = torch.load(path, weights_only=True)
+    torch.set_rng_state(state["torch"])
+    random.setstate(ast.literal_eval(state["python"]))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    if "device" in state:
+        get_accelerator().set_rng_state(state["device"])
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that were committed, oldest first; not verified."""
+    """Committed checkpoints, oldest first; their files are not verified."""
     return sorted(p for p in folder.glob("step_*") if p.is_dir() and p.name[len("step_") :].isdigit())
 
 
-def _together(work: Callable[[], None]) -> None:
-    """Run `work`, then let every rank know whether it succeeded everywhere."""
+def _on_all_ranks(work: Callable[[], None]) -> None:
+    """Run `work` on this rank; raise OSError on every rank if it failed on any."""
     problem = None
     try:
         work()
@@ -114,7 +126,7 @@ def _clear(temporary: Path) -> None:
 
 
 def _write_shards(engine: StudentEngine, folder: Path, temporary: Path) -> None:
-    with _writer_that_returns(engine) as failures:
+    with _collect_write_failures(engine) as failures:
         names = master_names(engine.module, engine.optimizer)
         engine.save_checkpoint(str(folder), tag=temporary.name, client_state=names, save_latest=False)
     if failures:
@@ -126,10 +138,10 @@ def _write_shards(engine: StudentEngine, folder: Path, temporary: Path) -> None:
 
 
 @contextmanager
-def _writer_that_returns(engine: StudentEngine) -> Iterator[list[str]]:
-    """Within the block a failed write of this rank is noted and does not raise.
+def _collect_write_failures(engine: StudentEngine) -> Iterator[list[str]]:
+    """Collect failed writes of this rank in the block, where DeepSpeed would raise.
 
-    DeepSpeed waits for all ranks after the writing: one that left by an exception would be waited for without end.
+    After writing, DeepSpeed waits for all ranks: it would wait forever for one that had raised.
     """
     failures: list[str] = []
     writer, write = engine.checkpoint_engine, engine.checkpoint_engine.save
@@ -142,12 +154,12 @@ def _writer_that_returns(engine: StudentEngine) -> Iterator[list[str]]:
             failures.append(f"{Path(path).name}: {error} ({free:.0f} MB free there)")
 
     writer.save = note_failure
-    # The script it leaves beside the shards would unpickle them unverified; `dwt-ds export` does its work.
+    # DeepSpeed's script beside the shards would unpickle them without a check; `dwt-ds export` replaces it.
     engine._copy_recovery_script = lambda save_path: None
     try:
         yield failures
     finally:
-        del writer.save  # the instance's; the class has its own
+        del writer.save  # the instance's; the method of the class is visible again
 
 
 def _sync_files(temporary: Path) -> None:
@@ -156,10 +168,10 @@ def _sync_files(temporary: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def _commit(folder: Path, temporary: Path, name: str, state: RunState, facts: dict[str, Any]) -> None:
+def _commit(folder: Path, temporary: Path, name: str, state: RunState, facts: RunFacts) -> None:
     names = sorted(path.name for path in temporary.iterdir() if path.is_file() and path.name != MANIFEST)
     files = file_facts(temporary, names)
-    write_manifest(temporary, {"state": asdict(state), "world_size": world_size(), **facts, "files": files})
+    write_manifest(temporary, {"state": asdict(state), "world_size": world_size(), **facts.to_dict(), "files": files})
     final = folder / name
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
@@ -174,16 +186,16 @@ def point_to(checkpoint: Path) -> None:
 
 
 def _delete_old(folder: Path, saved: int, retention: Retention) -> None:
-    """Delete what is older than the `keep_last` newest that the run itself went through, up to step `saved`.
+    """Delete what is older than the `keep_last` newest checkpoints that led to the one at step `saved`.
 
-    A resume passes over damaged checkpoints, and they stay where they are. To look for the damage would mean to read
-    all of them at each save; that the run went on from before them, their manifests tell.
+    Damaged checkpoints that a resume skipped do not count. Verifying all files at every save would be slow; the starts
+    in the manifests show which checkpoints the run resumed from.
     """
     by_step = {int(path.name[len("step_") :]): path for path in complete_checkpoints(folder)}
     ours = _starts(by_step[saved])
-    behind = [step for step, path in by_step.items() if step <= saved and _went_through(ours, step, _starts(path))]
+    passed = [step for step, path in by_step.items() if step <= saved and _led_to(ours, step, _starts(path))]
     for step, path in by_step.items():
-        old = bool(behind) and step < behind[-retention.keep_last :][0]
+        old = bool(passed) and step < passed[-retention.keep_last :][0]
         if old and (retention.keep_every == 0 or step % retention.keep_every):
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f"*{_UNFINISHED}"):
@@ -191,15 +203,15 @@ def _delete_old(folder: Path, saved: int, retention: Retention) -> None:
 
 
 def _starts(checkpoint: Path) -> list[dict[str, Any]] | None:
-    """The starts that led to a checkpoint; None where its manifest does not tell."""
+    """The starts of the run up to a checkpoint; None if its manifest is damaged."""
     try:
         return list(read_manifest(checkpoint)["state"]["starts"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _went_through(ours: list[dict[str, Any]] | None, step: int, starts: list[dict[str, Any]] | None) -> bool:
-    """Whether a run of the starts `ours` has been at the checkpoint of `step` with `starts` behind it."""
+def _led_to(ours: list[dict[str, Any]] | None, step: int, starts: list[dict[str, Any]] | None) -> bool:
+    """Whether a checkpoint at `step` of a run with `starts` is part of the history of a run with the starts `ours`."""
     if ours is None or starts is None or ours[: len(starts)] != starts:
         return False
     return len(starts) == len(ours) or step <= int(ours[len(starts)]["step"])

@@ -1,6 +1,6 @@
-"""The student's full-precision weights, out of any ZeRO stage.
+"""The student's fp32 weights under any ZeRO stage, from a running engine or from a checkpoint.
 
-Under bf16 and fp16 the optimizer holds the exact weights, the masters; the model's own are their rounded copies.
+Under bf16 and fp16 the optimizer has the fp32 master weights; the model's own are copies rounded to 16 bits.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from torch import Tensor, nn
 
 WITHOUT_ZERO = (FP16_Optimizer, FP16_UnfusedOptimizer)
-"""DeepSpeed's wrappers of an optimizer in bf16 or fp16 without ZeRO."""
+"""DeepSpeed's wrappers of an optimizer under bf16 or fp16 without ZeRO."""
 
 MASTER_NAMES = "dwt_ds_master_names"
-"""Key in the checkpoint of such a run: its masters' names, group by group in the optimizer's order."""
+"""Key in such a run's checkpoint: the names of its masters, by parameter group, in the optimizer's order."""
 
 
 def remember_masters(optimizer: Any) -> None:
-    """Tell each parameter its master, as ZeRO's optimizers do and those `WITHOUT_ZERO` do not."""
+    """Link each parameter to its master, as ZeRO's optimizers do and those `WITHOUT_ZERO` do not."""
     held = optimizer.fp32_groups_flat if isinstance(optimizer, FP16_Optimizer) else optimizer.fp32_groups
     for parameters, masters in zip(optimizer.fp16_groups, held):
         for parameter, master in zip(parameters, _cut(masters, parameters)):
@@ -34,7 +34,7 @@ def remember_masters(optimizer: Any) -> None:
 
 
 def master_names(module: nn.Module, optimizer: Any) -> dict[str, list[list[str]]]:
-    """What a checkpoint needs for its masters to be found by name; empty for optimizers that have no need."""
+    """What to add to a checkpoint so that its masters can be found by name; {} for optimizers that do not need it."""
     if not isinstance(optimizer, WITHOUT_ZERO):
         return {}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -43,16 +43,16 @@ def master_names(module: nn.Module, optimizer: Any) -> dict[str, list[list[str]]
 
 @torch.no_grad()
 def full_fp32_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """State dict of `model` in fp32 on the CPU, tied weights once; every rank must call it, those with `keep` get it.
+    """State dict of `model` in fp32 on the CPU, tied weights once. Every rank must call it; with `keep` False it is {}.
 
-    Parameters that are not trained have no master and come as rounded as the model has them.
+    Parameters that are not trained have no master: theirs are the model's own, rounded values.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         full = safe_get_full_fp32_param(parameter)
         if full is None:
             full = getattr(parameter, "_dwt_ds_master", None)
-        # ZeRO-3 cuts frozen parameters, too.
+        # ZeRO-3 shards frozen parameters, too.
         with GatheredParameters([parameter] if full is None else []):
             if keep:
                 weights[name] = (parameter if full is None else full).detach().to("cpu", torch.float32, copy=True)
@@ -65,10 +65,10 @@ def full_fp32_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 
 def checkpoint_fp32_weights(path: Path) -> dict[str, Tensor]:
-    """The trained module's fp32 weights out of a checkpoint of any ZeRO stage, on the CPU, without starting ranks.
+    """The trained module's fp32 weights from a checkpoint of any ZeRO stage, on the CPU, without starting ranks.
 
-    DeepSpeed's files are pickles, which run code when they are read: give it only a checkpoint whose files match their
-    manifest (manifest_files.problems), and only one of your own.
+    DeepSpeed's files are pickles, which can run code when they are loaded: pass only a checkpoint of your own whose
+    files match their manifest (`base.files.problems`).
 
     Args:
         path: a committed checkpoint folder (`checkpoints/step_...`).

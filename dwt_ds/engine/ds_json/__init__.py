@@ -1,1 +1,1 @@
-"""The DeepSpeed JSON: read, checked, filled in."""
+"""The DeepSpeed JSON: read, checked, and resolved with the recipe."""

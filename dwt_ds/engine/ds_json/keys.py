@@ -1,7 +1,4 @@
-"""Which keys a DeepSpeed JSON may hold.
-
-DeepSpeed ignores a misspelt section without a word, so every key is checked here before it sees them.
-"""
+"""The keys that a DeepSpeed JSON may have. DeepSpeed silently ignores a misspelt section, so all are checked here."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepspeed.comm.config import CommsLoggerConfig
-from deepspeed.compile.config import CompileConfig
 from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
 from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
@@ -22,13 +18,13 @@ from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 from pydantic import BaseModel, ValidationError
 
 from dwt_ds.base.words import nearest
-from dwt_ds.config.recipe import must_be
+from dwt_ds.config.validate import must_be
+from dwt_ds.engine.ds_json.optimizer_and_schedule import check_optimizer_section, check_schedule_section
 from dwt_ds.engine.ds_json.origin import Origin
-from dwt_ds.engine.ds_json.types import check_optimizer_section, check_schedule_section
 
 Section = type[BaseModel] | frozenset[str]
 
-# Sections by their place. What is inside a section that is a pydantic model is found in the model.
+# Sections by their place; the keys of a section that is a pydantic model are the model's.
 _SECTIONS: dict[str, Section] = {
     "zero_optimization": DeepSpeedZeroConfig,
     "bf16": DeepSpeedBF16Config,
@@ -39,7 +35,6 @@ _SECTIONS: dict[str, Section] = {
     "csv_monitor": CSVConfig,
     "comet": CometConfig,
     "comms_logger": CommsLoggerConfig,
-    "compile": CompileConfig,
     "optimizer": frozenset({"type", "params", "legacy_fusion"}),
     "scheduler": frozenset({"type", "params"}),
     "torch_autocast": frozenset({"enabled", "dtype", "lower_precision_safe_modules"}),
@@ -92,9 +87,10 @@ _GONE = "DeepSpeed took it out in 2026"
 _DATA_PARALLEL = "every rank has its own rows here and the whole model's work on them; remove the key"
 _NO_EXPERTS = "no student here has experts; remove the key"
 _INSTEAD = {
-    "aio.thread_count": "DeepSpeed calls it intra_op_parallelism by now; rename it",
+    "aio.thread_count": "DeepSpeed calls it intra_op_parallelism; rename it",
     "amp": f"{_GONE}; use the bf16 or fp16 section",
-    "autotuning": "DeepSpeed would end the run after the steps it measures; remove the section, and see `dwt-ds plan`",
+    "autotuning": "DeepSpeed would end the run after the steps it measures; remove the section and use `dwt-ds plan`",
+    "compile": "DeepSpeed would only compile a model that its own `compile()` was called on; remove the section",
     "checkpoint.load_universal": "a resume on another number of ranks converts the checkpoint by itself; remove it",
     "checkpoint.writer": "DeepSpeed 0.19.8 does not read back what its own writers wrote; remove it",
     "compression_training": f"{_GONE}; set student.quantization in the recipe (w8a8, w4a8 or a mapping)",
@@ -116,14 +112,21 @@ _INSTEAD = {
     "sparse_gradients": f"{_GONE}; remove the key",
     "tensor_parallel": _DATA_PARALLEL,
     "use_data_before_expert_parallelism": _NO_EXPERTS,
+    "zero_optimization.zenflow": "DeepSpeed does not skip bad steps under it; remove the section",
     "weight_quantization": "DeepSpeed reads it for inference alone; set student.quantization in the recipe",
 }
 
 
 def check_ds_keys(config: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> None:
-    """Raise ValueError (one line, nearest right name) for a key or value that DeepSpeed would ignore or refuse.
+    """Check the keys of a JSON, and the types of their values.
 
-    `source` names the file in messages; what `overrides` have in it, nested as it is, is named as `deepspeed.key`.
+    Args:
+        config: the JSON, with `overrides` applied.
+        source: the file's name in messages.
+        overrides: nested as the JSON; keys from here are named `deepspeed.key` in messages.
+
+    Raises:
+        ValueError: one line, with the nearest right name, for what DeepSpeed would ignore or refuse.
     """
     origin = Origin(source, overrides or {})
     for key, value in config.items():
@@ -177,7 +180,7 @@ def _check_braces(section: Any, place: str, origin: Origin) -> None:
 
 
 def _section_inside(kind: Section, key: str, place: str) -> Section | None:
-    """What a section holds under `key`, if that is a section, too; the model behind a field that may be null."""
+    """The kind of the section at `key`, None if it is not a section; that of the model if it may be null."""
     if isinstance(kind, frozenset):
         return _SECTIONS.get(place)
     field = next((f for name, f in kind.model_fields.items() if key in (name, f.alias)), None)
@@ -187,13 +190,15 @@ def _section_inside(kind: Section, key: str, place: str) -> Section | None:
 
 
 def _check_values(section: Mapping[str, Any], model: type[BaseModel], place: str, origin: Origin) -> None:
-    """By DeepSpeed's own class for the section, which would say the same over several lines and only later."""
+    """Validate with DeepSpeed's own class for the section, whose error later on would have several lines."""
     try:
-        # The sections inside have been checked by themselves.
+        # Nested sections are checked separately.
         model.model_validate({k: v for k, v in section.items() if v != "auto" and not isinstance(v, Mapping)})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join([place, *map(str, first["loc"][:1])])
+        if not first["loc"]:  # a rule over several keys
+            raise ValueError(f"{origin.name(place)}: {first['msg'].partition(', ')[2]}") from None
+        where = f"{place}.{first['loc'][0]}"
         raise ValueError(f"{origin.name(where)}={first['input']!r}: must be {must_be(first)}") from None
 
 

@@ -1,7 +1,4 @@
-"""One DeepSpeed configuration out of a JSON file, overrides and the recipe.
-
-As Hugging Face users expect, "auto" in the JSON means that the recipe decides. Where both decide, they must agree.
-"""
+"""Reading a DeepSpeed JSON: the file, the recipe's overrides of it, checked keys."""
 
 from __future__ import annotations
 
@@ -12,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import dwt_ds
-from dwt_ds.base.words import nearest
+from dwt_ds.base.files import find_file
+from dwt_ds.engine.ds_json.combinations import precision, zero_stage
 from dwt_ds.engine.ds_json.keys import check_ds_keys
+from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_settings_of_another_type
 from dwt_ds.engine.ds_json.origin import Origin, lay_over
-from dwt_ds.engine.ds_json.types import drop_settings_of_another_type
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,12 @@ class DeepSpeedJson:
     @property
     def zero_stage(self) -> int:
         """ZeRO stage, 0 to 3."""
-        return int(self.values.get("zero_optimization", {}).get("stage", 0))
+        return zero_stage(self.values)
 
     @property
     def precision(self) -> str:
         """`bf16`, `fp16` or `fp32`: the dtype of the student's weights in the forward pass."""
-        for name, sections in (("bf16", ("bf16", "bfloat16")), ("fp16", ("fp16",))):
-            if any(self.values.get(section, {}).get("enabled") for section in sections):
-                return name
-        return "fp32"
+        return precision(self.values)
 
 
 def packaged_ds_configs() -> dict[str, Path]:
@@ -47,20 +42,14 @@ def packaged_ds_configs() -> dict[str, Path]:
 
 
 def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJson:
-    """Read a JSON by path or packaged name and lay the nested `overrides` over it.
+    """Read a JSON by path or packaged name and apply the nested `overrides`.
 
-    Raises FileNotFoundError or a one-line ValueError for a file that is missing, is not JSON, or has an unknown key;
-    what the overrides wrote is named as `deepspeed.key`.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: one line, for a file that is not JSON or has an unknown key; a key from the overrides is named
+            `deepspeed.key`.
     """
-    packaged = packaged_ds_configs()
-    path = Path(name_or_path)
-    if not path.is_file():
-        if name_or_path not in packaged:
-            raise FileNotFoundError(
-                f"deepspeed_config={name_or_path!r}: no such file and no packaged JSON of that name"
-                f"{nearest(name_or_path, packaged)} (packaged: {', '.join(sorted(packaged))})"
-            )
-        path = packaged[name_or_path]
+    path = find_file(name_or_path, packaged_ds_configs(), "deepspeed_config")
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -74,12 +63,11 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
     check_ds_keys(values, path.name, overrides)
     origin = Origin(path.name, overrides)
     _decide_precision(values, origin)
-    _keep_the_gradient_check(values, origin)
     return DeepSpeedJson(origin, values)
 
 
 def _decide_precision(values: dict[str, Any], origin: Origin) -> None:
-    """Files written for Hugging Face leave both precisions on "auto"; that is bf16 here."""
+    """In files written for Hugging Face, both precisions are "auto"; that is bf16 here."""
     bf16, fp16 = values.get("bf16", {}), values.get("fp16", {})
     if fp16.get("enabled") == "auto":
         fp16["enabled"] = False
@@ -90,21 +78,9 @@ def _decide_precision(values: dict[str, Any], origin: Origin) -> None:
         raise ValueError(f"{origin.name('bf16.enabled')} and {second} are both on; switch one off")
 
 
-def _keep_the_gradient_check(values: dict[str, Any], origin: Origin) -> None:
-    """Steps that must not be taken are marked by a NaN in the gradient (guard.py); these keys would let it through."""
-    for section, key in (
-        ("bf16", "check_grad_overflow"),
-        ("bfloat16", "check_grad_overflow"),
-        ("zero_optimization", "compute_grad_norm"),
-    ):
-        if values.get(section, {}).get(key) is False:
-            place = origin.name(f"{section}.{key}")
-            raise ValueError(f"{place}=false: bad steps would reach the optimizer; remove it")
-
-
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
-        raise ValueError(f"{twice!r} stands twice in one section; remove one")
+        raise ValueError(f"{twice!r} is a duplicate key; remove one")
     return dict(pairs)

@@ -1,6 +1,6 @@
-"""Who wrote a value of a DeepSpeed JSON: the file, or the recipe's `deepspeed` section that lies over it.
+"""Places in a DeepSpeed JSON, and whether the file or the recipe's `deepspeed` section (the overrides) wrote a value.
 
-A place is a dotted name inside the JSON, such as `optimizer.params.lr`.
+A place is a dotted name, such as `optimizer.params.lr`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Origin:
-    """Names places as their writer knows them, for messages."""
+    """Names places in messages as the user wrote them."""
 
     source: str
-    """The file."""
+    """Name of the file."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """What lies over it, nested as the JSON is."""
+    """Nested as the JSON."""
 
     def overridden(self, place: str) -> bool:
-        """Whether the overrides have something there."""
+        """Whether the overrides have a value there."""
         values: Any = self.overrides
         for part in place.split("."):
             if not isinstance(values, Mapping) or part not in values:
@@ -29,7 +29,7 @@ class Origin:
         return True
 
     def name(self, place: str) -> str:
-        """`my.json: optimizer.params.lr`, or `deepspeed.optimizer.params.lr`, to begin a message with."""
+        """`my.json: optimizer.params.lr`, or `deepspeed.optimizer.params.lr`, to begin a message."""
         return f"deepspeed.{place}" if self.overridden(place) else f"{self.source}: {place}"
 
     def assignment(self, place: str, value: Any) -> str:
@@ -37,7 +37,7 @@ class Origin:
         return f"deepspeed.{place}={value}" if self.overridden(place) else f"{place}={value} ({self.source})"
 
     def leave_to_recipe(self, place: str) -> str:
-        """What to do so that the recipe decides there."""
+        """How to let the recipe decide there."""
         return f"remove deepspeed.{place}" if self.overridden(place) else 'set the one in the JSON to "auto"'
 
 
@@ -51,7 +51,7 @@ def get_place(values: Mapping[str, Any], place: str) -> Any:
 
 
 def set_place(values: dict[str, Any], place: str, value: Any) -> None:
-    """Put a value there, with the sections around it."""
+    """Set the value there, and create the sections around it."""
     *parents, last = place.split(".")
     for part in parents:
         values = values.setdefault(part, {})
@@ -68,15 +68,15 @@ def first_auto(values: Any, place: str = "") -> str:
 
 
 def lay_over(values: dict[str, Any], overrides: Mapping[str, Any], source: str, above: str = "") -> None:
-    """Write the nested `overrides` into `values`, the contents of the file `source`.
+    """Write the nested `overrides` into `values`, the contents of the file `source` at the place `above`.
 
-    Raises ValueError for an override inside of something that is no section; `above` is where the call stands.
+    Raises ValueError for an override inside a value that is not a section.
     """
     for key, value in overrides.items():
         if isinstance(value, Mapping):
             below = values.setdefault(key, {})
             if not isinstance(below, dict):
-                raise ValueError(f"deepspeed.{above}{key}: {source} has the value {below!r} there, which has no parts")
+                raise ValueError(f"deepspeed.{above}{key}: {source} has {below!r} there, not a section")
             lay_over(below, value, source, f"{above}{key}.")
         else:
             values[key] = value

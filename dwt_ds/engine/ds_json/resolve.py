@@ -1,4 +1,7 @@
-"""Recipe and DeepSpeed JSON made to agree: every "auto" filled, every value that both have the same."""
+"""Recipe and DeepSpeed JSON resolved into one configuration.
+
+As Hugging Face users expect, "auto" in the JSON means that the recipe decides. Where both decide, they must agree.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dwt_ds.config.recipe import Recipe, must_be
+from dwt_ds.config.recipe import Recipe
 from dwt_ds.config.schema import RunConfig, TrainConfig
+from dwt_ds.config.validate import must_be
+from dwt_ds.engine.ds_json.combinations import check_combinations
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
+from dwt_ds.engine.ds_json.optimizer_and_schedule import optimizer_settings, schedule_needs, schedule_settings
 from dwt_ds.engine.ds_json.origin import Origin, first_auto, get_place, set_place
-from dwt_ds.engine.ds_json.types import optimizer_settings, schedule_needs, schedule_settings
 
-# Field of RunConfig.train -> its place in the JSON, and whether the JSON gets it where it says nothing.
+# Field of RunConfig.train, its place in the JSON, whether the JSON gets it even where neither of them sets it.
 _SHARED = (
     ("micro_batch_size", "train_micro_batch_size_per_gpu", True),
     ("gradient_accumulation_steps", "gradient_accumulation_steps", True),
@@ -45,10 +50,14 @@ _OF_SOME_OPTIMIZERS = ("betas", "eps", "weight_decay")
 
 
 def resolve_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[RunConfig, dict[str, Any]]:
-    """Make recipe and JSON agree on all but the number of steps.
+    """Resolve everything that does not depend on the number of steps.
 
-    Returns the RunConfig with the values that only the JSON wrote, and the JSON with its "auto"s filled, but for the
-    scheduler's, which need the number of steps (`resolve_schedule`). Raises ValueError naming both sides of a conflict.
+    Returns:
+        The RunConfig, with the values that only the JSON has; and the JSON, with every "auto" filled but those of the
+        scheduler and of ZeRO (`resolve_schedule`).
+
+    Raises:
+        ValueError: a conflict, with both sides named.
     """
     values = copy.deepcopy(ds.values)
     values.setdefault("optimizer", copy.deepcopy(_DEFAULT_OPTIMIZER)).setdefault("params", {})
@@ -89,14 +98,22 @@ def resolve_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[R
 def resolve_schedule(
     values: dict[str, Any], recipe: Recipe, config: RunConfig, total_steps: int, origin: Origin
 ) -> dict[str, Any]:
-    """Fill what depends on the number of optimizer steps, and make sure that no "auto" is left.
+    """Fill every "auto" that is left, and check that the settings work together.
 
-    Raises ValueError naming both sides of a conflict, an "auto" without a value, or what the schedule still needs.
+    Args:
+        values: the JSON from `resolve_batch`.
+        recipe: the recipe; `config` is the RunConfig from `resolve_batch`.
+        total_steps: optimizer steps of the whole run.
+        origin: of the JSON.
+
+    Raises:
+        ValueError: a conflict, with both sides named; an "auto" without a value; a value that the schedule needs;
+            settings that exclude each other.
     """
     values = copy.deepcopy(values)
     schedule, params = str(values["scheduler"]["type"]), values["scheduler"]["params"]
     needs = schedule_needs(schedule)
-    # Where the rate is not written, DeepSpeed has one of its own.
+    # DeepSpeed has a default rate of its own, which must not be used.
     always = {*needs, "warmup_max_lr"} & schedule_settings(schedule)
     train = config.train
     length = "train.epochs" if train.max_steps is None else "train.max_steps"
@@ -124,14 +141,16 @@ def resolve_schedule(
     left = first_auto(values)
     if left:
         raise ValueError(f'{origin.name(left)}="auto": the recipe has no value for it; write the value')
+    check_combinations(values, origin)
     return values
 
 
 def resolved_recipe(config: RunConfig, ds_values: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
-    """`config` as plain data, without what the JSON decides by itself.
+    """`config` as plain data for the run's folder: with the JSON beside it, it gives the same run again.
 
-    That is a setting that its optimizer does not have or has by its own default, and `warmup_ratio` where its schedule
-    warms up otherwise: to write those down would be untrue, and an error or a change when both files are read again.
+    Settings that only the JSON decides are left out: those that its optimizer does not have or leaves at its default,
+    and `warmup_ratio` if its schedule warms up differently. They would be wrong, and an error or a change if both files
+    were read again.
     """
     resolved = config.to_dict()
     train = resolved["train"]
@@ -144,7 +163,7 @@ def resolved_recipe(config: RunConfig, ds_values: Mapping[str, Any], total_steps
 
 
 def _check_optimizer_has(place: str, optimizer: str, written: str, origin: Origin) -> None:
-    """Whether what the recipe wrote down for `place` is a setting of the optimizer; base recipes count as written."""
+    """Raise ValueError if the recipe (or one of its bases) sets what the optimizer does not have."""
     section, _, setting = place.rpartition(".")
     if section == "optimizer.params" and setting not in optimizer_settings(optimizer):
         where = "deepspeed.optimizer.type" if origin.overridden("optimizer.type") else origin.source
@@ -155,7 +174,7 @@ def _check_optimizer_has(place: str, optimizer: str, written: str, origin: Origi
 
 
 def _size_zero_buckets(section: dict[str, Any], hidden_size: int) -> None:
-    """Elements of a bucket where the JSON says "auto", as Hugging Face's documentation of its Trainer has it."""
+    """Number of elements of each bucket that is "auto", as in the documentation of Hugging Face's Trainer."""
     square = hidden_size * hidden_size
     for key, elements in (
         ("reduce_bucket_size", square),
@@ -167,7 +186,7 @@ def _size_zero_buckets(section: dict[str, Any], hidden_size: int) -> None:
 
 
 def _take_batch_from_total(values: dict[str, Any], recipe: Recipe, origin: Origin, world_size: int) -> None:
-    """A JSON with a total and a micro-batch but no accumulation leaves the division to be done, as for DeepSpeed."""
+    """Compute the accumulation from the JSON's total and micro-batch, as DeepSpeed does."""
     total = get_place(values, "train_batch_size")
     if not isinstance(total, int) or "train.gradient_accumulation_steps" in recipe.written:
         return
@@ -184,7 +203,7 @@ def _take_batch_from_total(values: dict[str, Any], recipe: Recipe, origin: Origi
 
 
 def _with(train: TrainConfig, field: str, value: Any, place: str) -> TrainConfig:
-    """`train` with a value of the JSON, held to the rules of the recipe's field."""
+    """`train` with a value of the JSON, checked by the rules of the recipe's field."""
     changed: Any = {field: value}
     try:
         return replace(train, **changed)

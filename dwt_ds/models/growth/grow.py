@@ -1,13 +1,14 @@
-"""Growing a student from a smaller teacher: its layers are copies of the teacher's, widened where it is wider."""
+"""Growing a student from a smaller teacher: its layers are copies of the teacher's, widened if the student is wider."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from dwt_ds.models.growth.layout import COUNTS, Layout, in_layer, layer_of, layout_of
-from dwt_ds.models.growth.maps import AxisMap, leading, random_copies, round_robin, widen
 from dwt_ds.models.growth.plan import GrowthPlan, check_growth
 
 NET2NET_NOISE = 0.01
@@ -16,18 +17,19 @@ NET2NET_NOISE = 0.01
 
 @torch.no_grad()
 def grow(teacher: PreTrainedModel, student: PreTrainedModel, method: str, *, seed: int) -> None:
-    """Fills the student, in place, with the teacher's weights. What is tied stays tied.
+    """Fill the student, in place, with the teacher's weights. Tied weights stay tied.
 
     Embeddings and head are copied too. Rows of the vocabulary, position and type tables that the teacher does not have
-    keep the student's own initial values. By method of width (the depth map alone where there is none):
+    keep the student's initial values. Added channels, by width method:
 
-    * fna: the teacher's weights in the leading corner, zeros around them; biases and LayerNorms keep the student's own
-      values past the teacher's channels (Fang et al. 2020).
-    * net2net: random copies, one map for all that touches the residual stream and fresh ones for each layer's heads and
-      feed-forward; a little noise on the copies (Chen et al. 2016).
-    * fpi: round-robin copies; the function is kept (bert2BERT's function-preserving initialisation, Chen et al. 2022).
-    * aki: as fpi, but the added outputs of a layer come from the layer above it (bert2BERT's advanced knowledge
-      initialisation); the last layer as fpi.
+    * fna: zeros around the teacher's weights; biases and LayerNorms keep the student's initial values (Fang et al.
+      2020).
+    * net2net: random copies with a little noise. One map for the residual stream, a new one for the heads and the
+      feed-forward of each layer (Chen et al. 2016).
+    * fpi: round-robin copies, which keep the function (bert2BERT's function-preserving initialisation, Chen et al.
+      2022).
+    * aki: as fpi, but the added outputs of a layer come from the layer above it; the last layer as fpi (bert2BERT's
+      advanced knowledge initialisation).
 
     With a tied decoder the copies would count several times in every logit, so the last LayerNorm before the decoder is
     divided by the number of copies.
@@ -54,7 +56,7 @@ def grow(teacher: PreTrainedModel, student: PreTrainedModel, method: str, *, see
         source_layer = None if layer is None else plan.layer_sources[layer]
         source_name = name if source_layer is None else in_layer(name, source_layer)
         if source_name not in theirs:
-            continue  # ModernBERT's absent norm: the student's own stays
+            continue  # absent by design (`is_absent_by_design`): the student's own stays
         source = theirs[source_name].to(target.dtype)
         shapes = zip(layout.axes, source.shape, target.shape, strict=True)
         axes = tuple(maps.axis(axis, old, new, layer) for axis, old, new in shapes)
@@ -65,7 +67,7 @@ def grow(teacher: PreTrainedModel, student: PreTrainedModel, method: str, *, see
 
 
 class _Maps:
-    """The map of every axis, drawn once: the residual stream's is shared by all layers."""
+    """The map of every axis, drawn once; all layers share the residual stream's."""
 
     def __init__(self, plan: GrowthPlan, generator: torch.Generator) -> None:
         self.plan, self.generator = plan, generator
@@ -77,9 +79,9 @@ class _Maps:
         self.ffn = [self._draw(teacher.intermediate_size, student.intermediate_size) for _ in range(student.layers)]
 
     def axis(self, axis: str, old: int, new: int, layer: int | None) -> AxisMap:
-        """The map of an axis from `old` to `new` channels in a student layer (None: outside, or shared by all)."""
+        """The map of an axis from `old` to `new` channels in a student layer (None: outside the layers, or shared)."""
         blocks, _, name = axis.rpartition(" ")
-        if name in COUNTS:  # may differ either way: a padded vocabulary, more or fewer positions
+        if name in COUNTS:  # the student may have more or fewer: a padded vocabulary, other positions
             return leading(old, new)
         if name == "heads":
             mapping = self.heads[layer or 0].widened(self.plan.teacher.head_size)
@@ -125,3 +127,70 @@ def _grown(
 
 def _along_rows(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """Where each channel of an axis comes from, from n old channels to m new ones."""
+
+    source: Tensor
+    """(m,) int64, the old channel that each new one copies; -1 where it copies none."""
+    copies: Tensor
+    """(m,) int64, the number of new channels that copy the same old one."""
+    added: Tensor
+    """(m,) bool, true past the first n channels."""
+
+    @classmethod
+    def from_source(cls, source: Tensor, old: int) -> AxisMap:
+        """From the (m,) source channels and the number n of old channels."""
+        known = source.clamp(min=0)
+        counts = torch.bincount(source[source >= 0], minlength=old)
+        return cls(source, counts[known].clamp(min=1), torch.arange(len(source)) >= old)
+
+    def widened(self, size: int) -> AxisMap:
+        """Each channel becomes `size` consecutive channels: heads become their channels."""
+        inner = torch.arange(size)
+        source = torch.where(self.source[:, None] < 0, -1, self.source[:, None] * size + inner).flatten()
+        return AxisMap(source, self.copies.repeat_interleave(size), self.added.repeat_interleave(size))
+
+    def stacked(self, blocks: int, old: int) -> AxisMap:
+        """The axis `blocks` times in one matrix, as in fused query-key-value and gated feed-forward weights."""
+        offsets = torch.arange(blocks)[:, None] * old
+        source = torch.where(self.source < 0, -1, self.source + offsets).flatten()
+        return AxisMap(source, self.copies.repeat(blocks), self.added.repeat(blocks))
+
+
+def leading(old: int, new: int) -> AxisMap:
+    """The first min(old, new) channels in place, the rest without source (FNA, Fang et al. 2020, section 3.1)."""
+    places = torch.arange(new)
+    return AxisMap.from_source(torch.where(places < old, places, -1), old)
+
+
+def round_robin(old: int, new: int) -> AxisMap:
+    """Channel j copies j mod n: equally many copies of each where n divides m (bert2BERT, Chen et al. 2022)."""
+    return AxisMap.from_source(torch.arange(new) % old, old)
+
+
+def random_copies(old: int, new: int, generator: torch.Generator) -> AxisMap:
+    """The old channels in their places, then uniform draws from them (Net2WiderNet, Chen et al. 2016, equation 2)."""
+    drawn = torch.randint(0, old, (new - old,), generator=generator)
+    return AxisMap.from_source(torch.cat([torch.arange(old), drawn]), old)
+
+
+def widen(source: Tensor, axes: tuple[AxisMap, ...], divided: int | None) -> Tensor:
+    """The source weight read through the maps of its axes; channels without source are zero.
+
+    Args:
+        source: the old weight, of one or two axes.
+        axes: one map per axis.
+        divided: the axis whose values are divided by the number of copies, so that sums over it stay the same; None:
+            no axis.
+    """
+    wide = source
+    for axis, mapping in enumerate(axes):
+        wide = wide.index_select(axis, mapping.source.clamp(min=0))
+        shape = [-1 if each == axis else 1 for each in range(source.ndim)]
+        if divided == axis:
+            wide = wide / mapping.copies.to(wide.dtype).view(shape)
+        wide = wide.masked_fill((mapping.source < 0).view(shape), 0)
+    return wide

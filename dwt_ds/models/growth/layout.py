@@ -1,8 +1,8 @@
-"""What the axes of every parameter stand for, in the families whose weights can be grown.
+"""What the axes of every parameter mean, in the families that can be grown.
 
-An axis is named after the size it follows: hidden, heads (attention heads x head size), ffn, embedding (the token
-tables' width, which is the hidden size but for ELECTRA and ALBERT), and the counts vocab, positions and types, which
-no width method touches. "3 heads" and "2 ffn" are such axes stacked in one matrix.
+An axis is named after its size: hidden, heads (attention heads x head size), ffn, embedding (the width of the token
+tables, which is the hidden size except in ELECTRA and ALBERT), and the counts vocab, positions and types, which no
+width method changes. "3 heads" and "2 ffn" are such axes stacked in one matrix.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ COUNTS = frozenset({"vocab", "positions", "types"})
 
 @dataclass(frozen=True)
 class Layout:
-    """How one parameter is grown.
-
-    kind: table (rows are looked up), linear (axis 0 out, axis 1 in), bias (a linear layer's), vector (one value a
-    channel), head norm (the last LayerNorm before the decoder), decoder (the output layer's weight, where it is not
-    tied to a table).
-    """
+    """How one parameter is grown."""
 
     kind: Kind
+    """table (rows are looked up), linear (axis 0 out, axis 1 in), bias (a linear layer's), vector (one value per
+    channel), head norm (the last LayerNorm before the decoder), decoder (the output layer's weight, if it is not tied
+    to a table)."""
     axes: tuple[str, ...]
+    """Names of the parameter's axes."""
 
 
-# Modules by the end of their name; `.weight` and `.bias` are told apart below. The first match counts.
+# Modules by the end of their name; `layout_of` tells `.weight` and `.bias` apart. The first match counts.
 _MODULES: tuple[tuple[str, Kind, tuple[str, ...]], ...] = (
     (r"(word|tok)_embeddings", "table", ("vocab", "embedding")),
     (r"position_embeddings", "table", ("positions", "embedding")),
@@ -78,7 +77,7 @@ _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
 def layout_of(name: str) -> Layout | None:
-    """The layout of the parameter of this name, or None where it is not known."""
+    """The layout of the parameter of this name; None if it is unknown."""
     module, _, leaf = name.rpartition(".")
     for pattern, kind, axes in _PATTERNS:
         if pattern.search(module):
@@ -89,7 +88,7 @@ def layout_of(name: str) -> Layout | None:
 
 
 def layer_of(name: str) -> int | None:
-    """The index of the layer that the parameter belongs to; None outside the layers, and for ALBERT's shared ones."""
+    """Index of the layer that the parameter belongs to; None outside the layers, and in ALBERT's shared ones."""
     found = _LAYER.search(name)
     return int(found.group(1)) if found else None
 

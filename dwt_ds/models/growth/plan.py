@@ -1,8 +1,8 @@
-"""Which teacher layer each student layer starts from, and whether a growth is possible at all, from sizes alone.
+"""Which teacher layer each student layer starts from, and whether a growth is possible; no weights are needed.
 
 `student.init` is `random`, or a depth map, a width method, or both joined by a plus sign:
 
-    remap | stack | bert2bert | interlace       depth only (the width stays)
+    remap | stack | bert2bert | interlace       depth only (student and teacher have the same width)
     fna | net2net | fpi | aki                   width, with the depth map remap
     stack+fpi, interlace+fna, bert2bert+aki     both
 """
@@ -45,8 +45,8 @@ DEPTH_MAPS: dict[str, Callable[[int, int, int], int]] = {
 }
 WIDTH_METHODS = ("fna", "net2net", "fpi", "aki")
 
-# Fields of a configuration that change what the same weights compute; a family has some of them.
-_OF_THE_FUNCTION = (
+# Fields of a configuration that change what the same weights compute; each family has some of them.
+_FUNCTION_FIELDS = (
     "hidden_act",
     "hidden_activation",
     "activation",
@@ -66,7 +66,7 @@ _OF_THE_FUNCTION = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """What growth looks at in a model's configuration."""
+    """The sizes of a model that growth depends on."""
 
     layers: int
     hidden_size: int
@@ -93,16 +93,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """A growth that was found possible."""
+    """A growth that is possible."""
 
     depth: str
+    """A key of DEPTH_MAPS."""
     width: str | None
+    """One of WIDTH_METHODS; None: only the depth grows."""
     layer_sources: list[int]
+    """The teacher layer that each student layer is copied from."""
     teacher: Sizes
     student: Sizes
 
     def lines(self) -> list[str]:
-        """One line a student layer, for people."""
+        """One line per student layer, for people."""
         return [f"student layer {layer} <- teacher layer {source}" for layer, source in enumerate(self.layer_sources)]
 
 
@@ -110,7 +113,7 @@ def parse_method(method: str) -> tuple[str, str | None]:
     """Depth map and width method (None: depth only) of a `student.init` other than random.
 
     Raises:
-        ValueError: unknown method; one line with the nearest right name.
+        ValueError: unknown method; one line with the nearest known one.
     """
     depth, plus, width = method.partition("+")
     if not plus and depth in WIDTH_METHODS:
@@ -134,7 +137,7 @@ def layer_sources(method: str, teacher_layers: int, student_layers: int) -> list
     """The teacher layer that each student layer is copied from.
 
     Args:
-        method: a `student.init` other than random; its width part does not matter here.
+        method: a `student.init` other than random; only its depth map is used.
         teacher_layers, student_layers: numbers of layers.
 
     Raises:
@@ -147,12 +150,12 @@ def layer_sources(method: str, teacher_layers: int, student_layers: int) -> list
 
 
 def check_growth(teacher_config: PretrainedConfig, student_config: PretrainedConfig, method: str) -> GrowthPlan:
-    """Whether the student can start from the teacher by this method; no weights are allocated.
+    """Plan how the student starts from the teacher by this method; no weights are allocated.
 
     Raises:
-        ValueError: unknown method, different or unsupported families, a smaller student, head sizes that differ, sizes
-            that FPI cannot double, or architectures that do not match in weights or in what they compute with them;
-            one line each.
+        ValueError: one line: unknown method, different or unsupported families, a smaller student, different head
+            sizes, sizes that are no multiple of the teacher's (fpi), or architectures with different parameters or
+            different functions of them.
     """
     depth, width = parse_method(method)
     family, theirs = student_config.model_type, teacher_config.model_type
@@ -218,12 +221,12 @@ def _smaller(field: str, student: int, teacher: int, method: str) -> str:
 def _check_architectures(
     teacher_config: PretrainedConfig, student_config: PretrainedConfig, method: str, sources: list[int]
 ) -> None:
-    for field in _OF_THE_FUNCTION:
+    for field in _FUNCTION_FIELDS:
         if not hasattr(teacher_config, field) or not hasattr(student_config, field):
             continue
         theirs, ours = getattr(teacher_config, field), getattr(student_config, field)
         wanted = theirs
-        if field == "layer_types":  # one a layer; which the student's further ones are is its own business
+        if field == "layer_types":  # one per layer; the student's further layers may be of any type
             wanted = [*theirs, *ours[len(theirs) :]]
         if wanted != ours:
             raise ValueError(

@@ -1,8 +1,8 @@
-"""Attention masks in the form that costs an encoder least, without asking the GPU what they hold.
+"""Attention masks in the cheapest form for an encoder, without a host synchronisation.
 
-Hugging Face's encoders look whether a mask is all ones before they skip it. On a GPU that look makes the host wait at
-every step. So a mask that arrives on the CPU is dropped here when it is full, and one on a GPU is handed on as the
-finished 4-D mask, which the encoders take as it is. Callers that know their rows are full pass no mask at all.
+Hugging Face's encoders check whether a mask is all ones, to skip it. For a mask on a GPU the host waits for that check
+at every step. So a full mask on the CPU is dropped here, and a mask on a GPU is expanded to the finished 4-D mask,
+which the encoders use unchecked. Callers that know that their rows are full pass no mask.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 
 
 def encoder_mask(model: PreTrainedModel, attention_mask: Tensor | None) -> Any:
-    """The `attention_mask` argument for a BERT, RoBERTa, DistilBERT or ModernBERT encoder.
+    """The `attention_mask` argument for the encoder of a known family.
 
     Args:
         model: the masked language model whose encoder will run.
-        attention_mask: (B, S), nonzero on real tokens; None where every token is real.
+        attention_mask: (B, S), nonzero on real tokens; None if every token is real.
 
     Returns:
-        None, the mask itself, or a finished one.
+        None, the mask itself, or the finished mask.
     """
     if attention_mask is None:
         return None
@@ -34,15 +34,15 @@ def encoder_mask(model: PreTrainedModel, attention_mask: Tensor | None) -> Any:
 
 
 def finished_mask(model: PreTrainedModel, attention_mask: Tensor) -> Any:
-    """The mask in the form that the encoder's attention takes without a further look at it.
+    """The mask in the form that the encoder's attention uses unchecked.
 
     Args:
         model: as for `encoder_mask`.
         attention_mask: (B, S), nonzero on real tokens.
 
     Returns:
-        (B, 1, S, S), boolean for sdpa and additive for eager attention; for ModernBERT a mapping of those by layer
-        type; for other implementations the mask as it is.
+        (B, 1, S, S), boolean for sdpa and additive for eager attention; for ModernBERT a mapping of those by type of
+        layer; for other attention implementations the mask itself.
     """
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return attention_mask

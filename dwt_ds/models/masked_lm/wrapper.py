@@ -1,8 +1,8 @@
-"""A masked language model whose head sees only the rows that count.
+"""A masked language model whose head runs only on the positions that the loss needs.
 
-The decoder's product with the vocabulary is left to the loss, which takes hidden states and weights. So the encoder's
-output is gathered at the wanted positions before the head, for known families within the last layer already, and no
-(tokens x vocabulary) tensor comes into being.
+The loss does the decoder's product with the vocabulary: it takes hidden states and weights. So the encoder's output is
+gathered at the wanted positions before the head (in known families already within the last layer), and no tensor of
+(tokens x vocabulary) is made.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dwt_ds.models.masked_lm.families import decoder_of, known_transform
-from dwt_ds.models.masked_lm.last_layer import encode_at
+from dwt_ds.models.masked_lm.families import decoder_of, encode_at, known_transform
 from dwt_ds.models.masked_lm.masks import encoder_mask
 
 
@@ -31,9 +30,9 @@ class GatheredMaskedLM(nn.Module):
 
     @property
     def decoder_weight(self) -> Tensor:
-        """(V, H_dec), the live parameter: tied to the input embeddings where the model ties them.
+        """(V, H_dec), the live parameter, tied to the input embeddings if the model ties them.
 
-        Where quantization-aware training covers the decoder it is the rounded weight, through which gradients pass.
+        If quantization-aware training covers the decoder, it is the rounded weight, through which gradients pass.
         """
         decoder = decoder_of(self.model)
         quantizer = getattr(decoder, "weight_fake_quantizer", None)
@@ -41,7 +40,7 @@ class GatheredMaskedLM(nn.Module):
 
     @property
     def decoder_bias(self) -> Tensor | None:
-        """(V,), the live parameter, or None where the decoder has none."""
+        """(V,), the live parameter; None if the decoder has no bias."""
         return decoder_of(self.model).bias
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ class GatheredMaskedLM(nn.Module):
 
         Args:
             input_ids: (B, S) int64.
-            attention_mask: (B, S), nonzero on real tokens, or None where all are real (cheapest).
+            attention_mask: (B, S), nonzero on real tokens; None (cheapest) if all are real.
             positions: (N,) int64, indices into the B * S flattened tokens; N may be 0.
 
         Returns:
@@ -61,10 +60,10 @@ class GatheredMaskedLM(nn.Module):
         return self._transform(self.model, encode_at(self.model, input_ids, mask, positions))
 
     def _traced(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
-        """The same for a head this package does not know: runs the model's own forward between two hooks.
+        """The same for an unknown family: the model's own forward pass with two hooks.
 
-        The first swaps the encoder's output for the gathered rows; the second keeps what reaches the decoder and
-        hands it no rows, so that its product costs nothing.
+        The first replaces the encoder's output by the gathered rows. The second keeps what reaches the decoder and
+        gives the decoder no rows, so that its product costs nothing.
         """
         if attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
             attention_mask = None
@@ -100,19 +99,19 @@ class GatheredMaskedLM(nn.Module):
 
 @torch.no_grad()
 def check_against_own_logits(gathered: GatheredMaskedLM, *, seq_len: int = 8, tolerance: float | None = None) -> None:
-    """Compares `hidden @ decoder_weight.T + decoder_bias` with the model's own logits on two short random rows.
+    """Compare `hidden @ decoder_weight.T + decoder_bias` with the model's own logits on two short random rows.
 
-    A head that scales its logits, or adds something the loss would not see, is found here before training. The model
-    keeps its mode, its device and the state of the global random generator.
+    It finds a head that scales its logits, or adds something that the loss would miss. The model's mode and device and
+    the global random generator stay as they are.
 
     Args:
         gathered: the wrapped model, in any dtype, on any device.
-        seq_len: tokens a row.
-        tolerance: largest difference allowed, as a share of the largest logit; by default 1e-5 in fp64 and fp32,
-            2e-2 in bf16 and fp16.
+        seq_len: tokens per row.
+        tolerance: largest difference allowed, as a share of the largest logit; None: 1e-5 in fp64 and fp32, 2e-2 in
+            bf16 and fp16.
 
     Raises:
-        ValueError: they differ, or the head cannot be split; names the model.
+        ValueError: they differ, or the head cannot be split off.
     """
     model, weight = gathered.model, gathered.decoder_weight
     if tolerance is None:
@@ -144,13 +143,13 @@ def check_against_own_logits(gathered: GatheredMaskedLM, *, seq_len: int = 8, to
 
 
 def freeze_unused_parameters(gathered: GatheredMaskedLM) -> list[str]:
-    """Takes the gradient from parameters that the forward pass never reads, and returns their names.
+    """Set `requires_grad` to False on parameters that the forward pass does not read; return their names.
 
-    Some families carry a pooler or tables for other uses. Left trainable they would be reduced, clipped and decayed
-    for nothing. Families whose head is known here have none, and return at once.
+    Some families have a pooler or tables for other uses, whose gradients would be reduced, clipped and decayed for
+    nothing. Known families have none.
 
     Raises:
-        ValueError: the model's own logits do read such a parameter, so its head adds something the loss would miss.
+        ValueError: the model's own logits read such a parameter, so its head adds something that the loss would miss.
     """
     if gathered._transform is not None:
         return []

@@ -1,4 +1,4 @@
-"""Jobs over several devices; the environment tells which one a worker has."""
+"""Jobs over several devices; a variable of the environment holds a worker's device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work folder goes only when nothing in it is open: NFS would keep the lock's file, and the folder with it."""
+"""The work folder is removed only when no file in it is open: NFS would keep the lock's file, and the folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dwt_ds.data.manifest import MANIFEST_NAME
+from dwt_ds.base.files import MANIFEST
 from dwt_ds.prepare import output
 from dwt_ds.prepare.output import work_folder
 
@@ -35,9 +35,9 @@ def test_a_finished_preparation_leaves_no_work_folder(tmp_path: Path, nfs: list[
     out = tmp_path / "out"
     with work_folder(out, {"a": 1}) as work:
         (work / "part").write_text("")
-        (out / MANIFEST_NAME).write_text("{}")
+        (out / MANIFEST).write_text("{}")
     assert nfs == [work]
-    assert [path.name for path in out.iterdir()] == [MANIFEST_NAME]
+    assert [path.name for path in out.iterdir()] == [MANIFEST]
 
 
 def test_a_mistake_leaves_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dwt_ds.glue.metrics import mean_of_seven, metrics_of_logits, task_score
+from dwt_ds.glue.scores import mean_of_seven, metrics_of_logits, task_score
 from dwt_ds.glue.tasks import SEVEN, TASKS, Task, find_task, find_tasks
 
 ROWS = 60

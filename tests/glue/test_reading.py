@@ -1,15 +1,16 @@
-"""Reading GLUE's own layouts, other names from files.json, and what is wrong with a file."""
+"""Reading GLUE's own layouts, other names from files.json, what is wrong with a file; and the hub's form of GLUE."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 
-from dwt_ds.glue.local_files import read_task
-from dwt_ds.glue.splits import FIRST, LABEL, SECOND, Split, TaskData
+from dwt_ds.glue.reading import FIRST, LABEL, SECOND, Split, TaskData, read_hub, read_task
 from dwt_ds.glue.tasks import TASKS, Task, find_task
 
 HEADERS = {
@@ -24,7 +25,7 @@ def task_of(name: str) -> Task:
 
 
 def read(folder: Path, name: str) -> TaskData:
-    return read_task(folder, task_of(name))
+    return read_task(task_of(name), folder)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def rows_of(folder: Path, name: str, content: str | bytes) -> Split:
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_every_layout(task: Task, glue_dir: Path) -> None:
-    data = read_task(glue_dir, task)
+    data = read_task(task, glue_dir)
     assert len(data.train.rows) == 160
     columns = [FIRST, LABEL] if len(task.sentences) == 1 else [FIRST, SECOND, LABEL]
     assert data.train.rows.column_names == columns
@@ -83,7 +84,7 @@ def test_qqp_may_hold_a_spoiled_row_in_a_thousand(own: Path) -> None:
     split = rows_of(own, "QQP", "\n".join([HEADERS["QQP"], "x\t1\t2\tHow\t?\tWhy?\t0", *good]))
     assert len(split.rows) == 1000
     assert split.facts()["left_out"] == 1
-    with pytest.raises(ValueError, match=r"train.tsv:2: 7 columns where 6 are due, and 1 such rows in all"):
+    with pytest.raises(ValueError, match=r"train.tsv:2: 7 columns, not 6, and 1 such rows in all"):
         rows_of(own, "QQP", "\n".join([HEADERS["QQP"], "x\t1\t2\tHow\t?\tWhy?\t0", *good[:900]]))
 
 
@@ -123,11 +124,11 @@ def test_files_json(own: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "files.json: no valid JSON"),
-        ("[]", "files.json: it must look like"),
+        ("{", "files.json: not valid JSON"),
+        ("[]", "files.json: must look like"),
         ('{"QNLY": {}}', "'QNLY' is no task of GLUE; did you mean 'QNLI'"),
         ('{"QNLI": {"validaton": "x.tsv"}}', "unknown key 'validaton'; did you mean 'validation'"),
-        ('{"QNLI": {"train": 3}}', "QNLI.train is 3; it must be the name of a file"),
+        ('{"QNLI": {"train": 3}}', "QNLI.train=3: must be the name of a file"),
     ],
 )
 def test_mistakes_in_files_json(own: Path, content: str, message: str) -> None:
@@ -145,15 +146,15 @@ def test_mistakes_in_files_json(own: Path, content: str, message: str) -> None:
             "train.tsv: no column 'sentence' among text, label; GLUE's SST-2 has sentence",
         ),
         ("SST-2", "sentence,label\na,1\n", "no column 'sentence' among sentence,label"),
-        ("SST-2", "sentence\tlabel\nfine\t1\na\tb\t1\n", "train.tsv:3: 3 columns where 2 are due; is it GLUE's SST-2"),
-        ("SST-2", "sentence\tlabel\nfine\t1\na\tpositive\n", "train.tsv:3: label 'positive' is none of 0, 1"),
-        ("SST-2", "sentence\tlabel\n", "train.tsv: it holds no rows"),
+        ("SST-2", "sentence\tlabel\nfine\t1\na\tb\t1\n", "train.tsv:3: 3 columns, not 2; is it GLUE's SST-2"),
+        ("SST-2", "sentence\tlabel\nfine\t1\na\tpositive\n", "train.tsv:3: label 'positive': must be one of 0, 1"),
+        ("SST-2", "sentence\tlabel\n", "train.tsv: no rows"),
         ("SST-2", "", "no column 'sentence' among none"),
         ("SST-2", b"sentence\tlabel\ncaf\xe9\t1\n", "train.tsv, after line 0: 'utf-8' codec"),
-        ("CoLA", "source\tlabel\tstar\tsentence\n", "train.tsv:1: label 'label' is none of 0, 1"),
-        ("STS-B", "sentence1\tsentence2\tscore\na\tb\t5.2\n", "train.tsv:2: score '5.2' is no number from 0 to 5"),
-        ("STS-B", "sentence1\tsentence2\tscore\na\tb\thigh\n", "score 'high' is no number from 0 to 5"),
-        ("RTE", "sentence1\tsentence2\tlabel\na\tb\tneutral\n", "'neutral' is none of entailment, not_entailment"),
+        ("CoLA", "source\tlabel\tstar\tsentence\n", "train.tsv:1: label 'label': must be one of 0, 1"),
+        ("STS-B", "sentence1\tsentence2\tscore\na\tb\t5.2\n", "train.tsv:2: score '5.2': must be a number from 0 to 5"),
+        ("STS-B", "sentence1\tsentence2\tscore\na\tb\thigh\n", "score 'high': must be a number from 0 to 5"),
+        ("RTE", "sentence1\tsentence2\tlabel\na\tb\tneutral\n", "'neutral': must be one of entailment, not_entailment"),
     ],
 )
 def test_wrong_content(own: Path, task: str, content: str | bytes, message: str) -> None:
@@ -181,9 +182,70 @@ def test_identity_follows_the_rows(own: Path) -> None:
 def test_real_glue_has_its_official_sizes(real_glue_dir: Path) -> None:
     whole = {"CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI"}
     for task in TASKS:
-        data = read_task(real_glue_dir, task)
+        data = read_task(task, real_glue_dir)
         if task.name in whole:
             assert data.train.is_official, task.name
         if task.name in whole | {"QNLI"}:
             assert all(split.is_official for split in data.validation), task.name
         assert data.train.left_out <= 3
+
+
+def make_repository(folder: Path, task: Task, labels: tuple[str, ...] | None = None) -> Path:
+    """A dataset repository laid out like `nyu-mll/glue` (the same loader reads both), with one configuration."""
+    names = task.hub_labels if labels is None else labels
+    kind: Any = datasets.Value("float32") if task.is_regression else datasets.ClassLabel(names=list(names))
+    features = {column: datasets.Value("string") for column in task.hub_sentences}
+    features |= {"label": kind, "idx": datasets.Value("int32")}
+    card = ["---", "configs:", f"- config_name: {task.hub_name}", "  data_files:"]
+    for number, official in enumerate((task.train, *task.validation)):
+        columns: dict[str, list[Any]] = {column: [f"{column} {number}"] * 2 for column in task.hub_sentences}
+        columns |= {"label": [0, 1], "idx": [0, 1]}
+        path = folder / task.hub_name / f"{official.split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(path)
+        card += [f"  - split: {official.split}", f"    path: {path.relative_to(folder)}"]
+    (folder / "README.md").write_text("\n".join([*card, "---"]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("name", ["MNLI", "SST-2", "STS-B"])
+def test_columns_take_our_names(tmp_path: Path, name: str) -> None:
+    task = find_task(name, "task")
+    repository = make_repository(tmp_path / "glue", task)
+    data = read_hub(task, str(repository))
+    expected = {FIRST: f"{task.hub_sentences[0]} 0", LABEL: 1}
+    if len(task.hub_sentences) == 2:
+        expected |= {SECOND: f"{task.hub_sentences[1]} 0"}
+    assert data.train.rows[1] == expected
+    assert [split.split for split in data.validation] == [official.split for official in task.validation]
+    assert data.validation[0].file == f"{repository}:{task.hub_name}:{task.validation[0].split}"
+    assert not data.validation[0].is_official  # two rows
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    task = find_task("RTE", "task")
+    repository = make_repository(tmp_path / "glue", task, labels=("not_entailment", "entailment"))
+    with pytest.raises(ValueError, match="its classes are not_entailment, entailment, not entailment, not_entailment"):
+        read_hub(task, str(repository))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_what_cannot_be_loaded_is_named_on_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"cola:train cannot be loaded: .*; give a folder of TSVs with --glue-dir"
+    ) as raised:
+        read_hub(find_task("CoLA", "task"), str(tmp_path / "none"))
+    assert "\n" not in str(raised.value)
+
+
+def test_every_task_has_as_many_classes_in_both_forms() -> None:
+    for task in TASKS:
+        assert len(task.labels) == len(task.hub_labels)
+        assert len(task.sentences) == len(task.hub_sentences)

@@ -23,9 +23,8 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def glue(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, glue_dir: Path, out: Path) -> Glue:
+def glue(checkpoint: Path, glue_dir: Path, out: Path) -> Glue:
     """Runs the command on the tiny checkpoint and rows, with more options."""
-    monkeypatch.setitem(command.SUBCOMMANDS, "glue", "dwt_ds.cli.glue")
 
     def call(*words: object, model: Path = checkpoint, folder: Path = glue_dir) -> int:
         fixed = ["glue", "--model", model, "--glue-dir", folder, "--out", out]
@@ -204,7 +203,7 @@ def test_results_of_other_settings_data_or_model_are_not_taken(
             "learning_rate = 2e-05, now it is 3e-05; choose another --out",
         ),
         (lambda: glue(*only, "--max-steps", 9), "max_steps = None, now it is 9"),
-        (lambda: glue(*only, folder=other_data), "validation.0.identity = "),
+        (lambda: glue(*only, folder=other_data), "validation[0].rows = 40, now it is 41"),
         (lambda: glue(*only, model=other_model), "model = "),
     ):
         assert call() == 2
@@ -212,7 +211,7 @@ def test_results_of_other_settings_data_or_model_are_not_taken(
         assert error.count("\n") == 1
     (out / "pairs" / "CoLA" / "seed_0.json").write_text('{"score": 99}')
     assert glue(*only) == 2
-    assert "no result of dwt-ds glue; delete it" in capsys.readouterr().err
+    assert "not a result of dwt-ds glue; delete it" in capsys.readouterr().err
     assert trained == [("CoLA", 0)]
 
 
@@ -276,11 +275,11 @@ def test_checkpoints_that_do_not_fit(
     [
         (("--tasks", "CoLa,SST"), "--tasks: 'SST' is no task of GLUE; did you mean 'SST-2'?"),
         (("--tasks", ","), "--tasks is empty"),
-        (("--seeds", "0"), "--seeds is 0: it must be 1 or more"),
-        (("--learning-rate", "-1"), "--learning-rate is -1.0: it must be above 0"),
-        (("--max-steps", "0"), "--max-steps is 0: it must be above 0"),
-        (("--max-length", "64"), "--max-length is 64: "),
-        (("--precision", "bf16"), "--precision is bf16: there is no GPU to do it; use fp32"),
+        (("--seeds", "0"), "--seeds=0: must be above 0"),
+        (("--learning-rate", "-1"), "--learning-rate=-1.0: must be above 0"),
+        (("--max-steps", "0"), "--max-steps=0: must be above 0"),
+        (("--max-length", "64"), "--max-length=64: "),
+        (("--precision", "bf16"), "--precision=bf16: there is no GPU; use fp32"),
     ],
 )
 def test_wrong_options(

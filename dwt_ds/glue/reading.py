@@ -1,25 +1,117 @@
-"""A folder of TSVs in GLUE's own layouts, with other file names where its `files.json` says so."""
+"""What a task is trained and scored on: read from a folder of TSVs in GLUE's own layouts, or from the hub."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from dwt_ds.base.words import nearest
-from dwt_ds.glue.splits import FIRST, LABEL, SECOND, Split, TaskData
+from dwt_ds.base.words import nearest, one_line
 from dwt_ds.glue.tasks import OfficialSplit, Task, find_task
 
+REPOSITORY = "nyu-mll/glue"
+# Columns of every `Split.rows`; SECOND only where a task has two sentences.
+FIRST, SECOND, LABEL = "first", "second", "labels"
 _SPLIT_KEYS = ("train", "validation", "validation_matched", "validation_mismatched")
-# QQP's train.tsv has a few rows with a stray tab. More than this share is no longer QQP's doing.
+# QQP's train.tsv has a few rows with a stray tab. With a larger share of them the file is not QQP's.
 _SPOILED_SHARE = 1e-3
 
 
-def read_task(folder: Path, task: Task) -> TaskData:
+@dataclass(frozen=True)
+class Split:
+    """Rows of one file or of one split on the hub."""
+
+    split: str
+    file: str
+    """Name of the file, or of the split on the hub."""
+    rows: datasets.Dataset
+    """Columns FIRST, SECOND (for pairs), LABEL: class number, or score."""
+    official: OfficialSplit | None
+    """The split that has this name in GLUE; None for a name that is not GLUE's."""
+    left_out: int = 0
+    """Spoiled rows of the file, which are not in `rows`."""
+
+    @property
+    def is_official(self) -> bool:
+        """Whether it has the official name and the official number of rows. Only then is it GLUE's own split."""
+        return self.official is not None and len(self.rows) == self.official.rows
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of the rows."""
+        digest = hashlib.sha256()
+        for batch in self.rows.iter(batch_size=1000):
+            digest.update(repr(batch).encode())
+        return digest.hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What results and their comparison need to know about it."""
+        return {
+            "split": self.split,
+            "file": self.file,
+            "rows": len(self.rows),
+            "left_out": self.left_out,
+            "is_official": self.is_official,
+            "identity": self.identity,
+        }
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task is trained and scored on."""
+
+    train: Split
+    validation: tuple[Split, ...]
+
+
+def read_task(task: Task, glue_dir: Path | None) -> TaskData:
+    """Training and validation rows of a task, from `glue_dir` or, where that is None, from the hub; errors as below."""
+    return read_hub(task) if glue_dir is None else read_folder(task, glue_dir)
+
+
+def read_hub(task: Task, repository: str = REPOSITORY) -> TaskData:
+    """Training and validation rows of a task; downloaded once, then taken from the cache of `datasets`.
+
+    Raises:
+        ValueError: the dataset cannot be loaded, or its columns or classes are not GLUE's.
+    """
+    return TaskData(
+        train=_read_hub_split(repository, task, task.train),
+        validation=tuple(_read_hub_split(repository, task, official) for official in task.validation),
+    )
+
+
+def _read_hub_split(repository: str, task: Task, official: OfficialSplit) -> Split:
+    name = f"{repository}:{task.hub_name}:{official.split}"
+    try:
+        loaded = datasets.load_dataset(repository, task.hub_name, split=official.split)
+    except Exception as error:  # the library raises errors of many kinds, its network layers' included
+        raise ValueError(
+            f"{name} cannot be loaded: {one_line(error)}; give a folder of TSVs with --glue-dir"
+        ) from error
+    missing = {*task.hub_sentences, "label"} - set(loaded.column_names)
+    if missing:
+        raise ValueError(f"{name} has no column {min(missing)!r}, only {', '.join(loaded.column_names)}")
+    classes = tuple(getattr(loaded.features["label"], "names", ()))
+    if classes != task.hub_labels:
+        raise ValueError(f"{name}: its classes are {', '.join(classes)}, not {', '.join(task.hub_labels)}")
+    columns = dict(zip(task.hub_sentences, (FIRST, SECOND))) | {"label": LABEL}
+    return Split(
+        split=official.split,
+        file=name,
+        rows=loaded.select_columns(list(columns)).rename_columns(columns),
+        official=official,
+    )
+
+
+def read_folder(task: Task, folder: Path) -> TaskData:
     """Training and validation rows of a task.
 
     Args:
@@ -38,8 +130,8 @@ def read_task(folder: Path, task: Task) -> TaskData:
     if "validation" in named:
         splits = {"validation": named["validation"]}
     return TaskData(
-        train=_read_split(folder, task, "train", named.get("train", task.train.file), (task.train,)),
-        validation=tuple(_read_split(folder, task, split, file, task.validation) for split, file in splits.items()),
+        train=_read_file(folder, task, "train", named.get("train", task.train.file), (task.train,)),
+        validation=tuple(_read_file(folder, task, split, file, task.validation) for split, file in splits.items()),
     )
 
 
@@ -50,10 +142,10 @@ def _read_files_json(folder: Path) -> dict[str, dict[str, str]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: no valid JSON: {error}") from error
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
     shape = '{"QNLI": {"train": "train_9k.tsv", "validation": "dev.tsv"}}'
     if not isinstance(content, dict) or not all(isinstance(files, dict) for files in content.values()):
-        raise ValueError(f"{path}: it must look like {shape}")
+        raise ValueError(f"{path}: must look like {shape}")
     by_task = {}
     for name, files in content.items():
         for key, value in files.items():
@@ -61,12 +153,12 @@ def _read_files_json(folder: Path) -> dict[str, dict[str, str]]:
                 fix = nearest(key, _SPLIT_KEYS) or f"; use {', '.join(_SPLIT_KEYS)} or note"
                 raise ValueError(f"{path}: {name} has an unknown key {key!r}{fix}")
             if not isinstance(value, str):
-                raise ValueError(f"{path}: {name}.{key} is {value!r}; it must be the name of a file")
+                raise ValueError(f"{path}: {name}.{key}={value!r}: must be the name of a file")
         by_task[find_task(name, str(path)).name] = files
     return by_task
 
 
-def _read_split(folder: Path, task: Task, split: str, file: str, officials: tuple[OfficialSplit, ...]) -> Split:
+def _read_file(folder: Path, task: Task, split: str, file: str, officials: tuple[OfficialSplit, ...]) -> Split:
     path = folder / task.name / file
     if not path.is_file():
         raise FileNotFoundError(
@@ -89,7 +181,7 @@ def _label_type(task: Task) -> datasets.Value:
 
 
 def _read_tsv(path: Path, task: Task) -> tuple[dict[str, list[Any]], int]:
-    """Columns, and how many spoiled rows were left out of them."""
+    """Columns, and the number of spoiled rows, which are not in them."""
     rows = _fields(path, task)
     header = list(task.header) if task.header else next(rows, (0, []))[1]
     wanted = (*task.sentences, task.label)
@@ -105,7 +197,7 @@ def _read_tsv(path: Path, task: Task) -> tuple[dict[str, list[Any]], int]:
     spoiled = []
     for line, fields in rows:
         if len(fields) != len(header):
-            spoiled.append(f"{path}:{line}: {len(fields)} columns where {len(header)} are due")
+            spoiled.append(f"{path}:{line}: {len(fields)} columns, not {len(header)}")
             if not task.csv_quotes:
                 raise ValueError(f"{spoiled[0]}; is it GLUE's {task.name}, with tabs between columns?")
             continue
@@ -113,7 +205,7 @@ def _read_tsv(path: Path, task: Task) -> tuple[dict[str, list[Any]], int]:
             columns[name].append(fields[place])
         columns[LABEL].append(_label(task, fields[label_place], f"{path}:{line}"))
     if not columns[LABEL]:
-        raise ValueError(f"{path}: it holds no rows")
+        raise ValueError(f"{path}: no rows")
     if len(spoiled) > _SPOILED_SHARE * len(columns[LABEL]):
         raise ValueError(f"{spoiled[0]}, and {len(spoiled)} such rows in all; is it GLUE's {task.name}?")
     return columns, len(spoiled)
@@ -137,11 +229,11 @@ def _label(task: Task, text: str, where: str) -> float | int:
     if not task.is_regression:
         if text in task.labels:
             return task.labels.index(text)
-        raise ValueError(f"{where}: label {text!r} is none of {', '.join(task.labels)}")
+        raise ValueError(f"{where}: label {text!r}: must be one of {', '.join(task.labels)}")
     try:
         score = float(text)
     except ValueError:
         score = -1.0
     if not 0 <= score <= 5:
-        raise ValueError(f"{where}: score {text!r} is no number from 0 to 5")
+        raise ValueError(f"{where}: score {text!r}: must be a number from 0 to 5")
     return score

@@ -1,8 +1,10 @@
+"""Which rank a process is, by the environment of whatever started it."""
+
 from __future__ import annotations
 
 import pytest
 
-from dwt_ds.engine.rank_environment import fill_rank_environment
+from dwt_ds.engine.ranks import fill_rank_environment
 
 ADDRESS = {"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}
 RANK_5 = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
@@ -29,13 +31,13 @@ RANK_5 = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
     ],
     ids=["deepspeed", "torchrun", "openmpi", "slurm"],
 )
-def test_every_launchers_numbers_are_understood(given: dict[str, str]) -> None:
+def test_ranks_of_every_launcher_are_read(given: dict[str, str]) -> None:
     environment = {**given, **ADDRESS}
     fill_rank_environment(environment)
     assert {name: environment[name] for name in (*RANK_5, *ADDRESS)} == {**RANK_5, **ADDRESS}
 
 
-def test_deepspeeds_ranks_go_over_slurms_since_it_may_start_within_a_step() -> None:
+def test_ranks_of_deepspeed_within_a_slurm_step_take_precedence() -> None:
     slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
     environment = {**slurm, **RANK_5, **ADDRESS}
     fill_rank_environment(environment)
@@ -43,7 +45,7 @@ def test_deepspeeds_ranks_go_over_slurms_since_it_may_start_within_a_step() -> N
 
 
 @pytest.mark.parametrize("given", [{}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}])
-def test_a_process_that_nothing_started_as_a_rank_is_alone(given: dict[str, str]) -> None:
+def test_without_a_launcher_there_is_one_rank(given: dict[str, str]) -> None:
     environment = dict(given)
     fill_rank_environment(environment)
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -52,7 +54,7 @@ def test_a_process_that_nothing_started_as_a_rank_is_alone(given: dict[str, str]
 
 
 @pytest.mark.parametrize("left_out", list(ADDRESS))
-def test_ranks_without_a_place_to_meet_are_told_so(left_out: str) -> None:
+def test_a_missing_address_is_named(left_out: str) -> None:
     environment = {**RANK_5, **ADDRESS}
     del environment[left_out]
     with pytest.raises(ValueError, match=rf"^{left_out}: not set, and there are 8 ranks; export"):

@@ -1,27 +1,87 @@
-"""results.json and the printed table: means and standard deviations over seeds, and the mean of the seven tasks."""
+"""From logits to results.json: metrics, the score of a task, the mean of the seven, and the printed table.
+
+All scores are in points (100 x the metric). A score and the mean of the seven are defined here and nowhere else.
+"""
 
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
 from dwt_ds.base import words
-from dwt_ds.glue.finished import MADE_WITH
-from dwt_ds.glue.metrics import mean_of_seven
-from dwt_ds.glue.tasks import SEVEN, Task
+from dwt_ds.glue.tasks import SEVEN, Metric, Task
 
 Pair = tuple[str, int]
 """Name of a task, seed."""
+# What a pair's result was made with, beside the result itself.
+MADE_WITH = "made_with"
 
 _SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
+
+
+def metrics_of_logits(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    """The task's metrics.
+
+    Args:
+        logits: (N, classes), or (N, 1) for a regression.
+        labels: (N,) class numbers, or scores.
+
+    Raises:
+        ValueError: a logit is not finite: the fine-tuning has diverged.
+    """
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{task.name}: the fine-tuned model's logits are not finite; lower --learning-rate")
+    predicted = logits[:, 0] if task.is_regression else logits.argmax(axis=1)
+    return {metric: 100.0 * _value(metric, predicted, labels) for metric in task.metrics}
+
+
+def task_score(metrics: Sequence[Mapping[str, float]]) -> float:
+    """One number for a task: the mean of its metrics on each validation set, then the mean over those sets.
+
+    That is GLUE's way: accuracy and F1 (QQP, MRPC), Pearson and Spearman (STS-B), matched and mismatched (MNLI) enter
+    with equal parts. Lee et al. (2023) do not say how they join them.
+    """
+    return statistics.fmean(statistics.fmean(of_set.values()) for of_set in metrics)
+
+
+def mean_of_seven(scores: Mapping[str, float]) -> float | None:
+    """The plain mean of `task_score` over the seven tasks of `SEVEN`; None where one of them is missing.
+
+    Args:
+        scores: by task name; other tasks (RTE, WNLI) are left out.
+    """
+    if any(name not in scores for name in SEVEN):
+        return None
+    return statistics.fmean(scores[name] for name in SEVEN)
+
+
+def _value(metric: Metric, predicted: NDArray[Any], labels: NDArray[Any]) -> float:
+    if metric == "accuracy":
+        return float(accuracy_score(labels, predicted))
+    if metric == "f1":
+        return float(f1_score(labels, predicted, zero_division=0.0))
+    if metric == "matthews":
+        return float(matthews_corrcoef(labels, predicted))
+    correlation = pearsonr if metric == "pearson" else spearmanr
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        value = float(correlation(predicted, labels).statistic)
+    # A constant correlates with nothing; scipy leaves it undefined, scikit-learn's Matthews says 0 as well.
+    return 0.0 if np.isnan(value) else value
 
 
 def summarize(tasks: Sequence[Task], seeds: Sequence[int], results: Mapping[Pair, Mapping[str, Any]]) -> dict[str, Any]:
     """The `tasks` and `mean_of_seven` parts of results.json, in points.
 
     Args:
-        results: of the finished pairs, as `finetune.fine_tune` and `run` make them; tasks without one are left out.
+        results: of the finished pairs, as `fine_tune` returns them, with MADE_WITH; tasks without one are left out.
 
     Returns:
         For each score its mean, its standard deviation over seeds (n - 1; null for one seed) and each seed's value.

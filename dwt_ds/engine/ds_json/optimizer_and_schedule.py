@@ -1,4 +1,4 @@
-"""The settings of the optimizers and learning-rate schedules that a DeepSpeed JSON names by `type`."""
+"""The settings of each optimizer and learning-rate schedule that a DeepSpeed JSON can name as `type`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed.runtime import lr_schedules
 
@@ -16,31 +15,31 @@ from dwt_ds.engine.optimizers import CLIENT_OPTIMIZERS
 
 _ONE_BIT = frozenset({"onebitadam", "onebitlamb", "zerooneadam"})
 
-# What DeepSpeed reads out of an Adam's params before it constructs one of three classes.
+# Read by DeepSpeed itself: they decide which Adam class it constructs, and how.
 _ADAM_EXTRAS = frozenset({"adam_w_mode", "torch_adam", "fp32_optimizer_states", "foreach"})
-_MUON = frozenset({"lr", "muon_lr", "momentum", "ns_method", "adam_lr", "betas", "eps", "weight_decay"})
-# Newer than the oldest DeepSpeed that is supported.
-_PER_HEAD_MUON = frozenset({"per_head_muon"} if hasattr(deepspeed, "resolve_per_head_muon_after_sharding") else ())
+_MUON = frozenset(
+    {"lr", "muon_lr", "momentum", "ns_method", "adam_lr", "betas", "eps", "weight_decay", "per_head_muon"}
+)
 
 _WARMUP_TYPES = (lr_schedules.WARMUP_LOG_RATE, lr_schedules.WARMUP_LINEAR_RATE)
 _SCHEDULE_SWITCHES = frozenset({"cycle_momentum", "lr_range_test_staircase"})
 
 
 def optimizer_settings(name: str) -> set[str]:
-    """Names that `optimizer.params` may hold beside this type; empty for an unknown one."""
+    """Names that `optimizer.params` may have with this type; empty for an unknown type."""
     if name in CLIENT_OPTIMIZERS:
         return set(CLIENT_OPTIMIZERS[name])
     from deepspeed.ops import adagrad, adam, lamb, lion
 
     adams = (adam.FusedAdam, adam.DeepSpeedCPUAdam, torch.optim.Adam, torch.optim.AdamW)
     adam_settings = _parameters(*adams) - {"adamw_mode"} | _ADAM_EXTRAS
-    deepspeeds = {  # DeepSpeed takes their names in upper and lower case
+    deepspeeds = {  # these names are case-insensitive in DeepSpeed
         "adam": adam_settings,
         "adamw": adam_settings,
         "adagrad": _parameters(adagrad.DeepSpeedCPUAdagrad, torch.optim.Adagrad),
         "lamb": _parameters(lamb.FusedLamb),
         "lion": _parameters(lion.FusedLion, lion.DeepSpeedCPULion),
-        "muon": _MUON | _PER_HEAD_MUON | _ADAM_EXTRAS,
+        "muon": _MUON | _ADAM_EXTRAS,
     }
     if name.lower() in deepspeeds:
         return set(deepspeeds[name.lower()])
@@ -49,21 +48,22 @@ def optimizer_settings(name: str) -> set[str]:
 
 
 def schedule_settings(name: str) -> set[str]:
-    """Names that `scheduler.params` may hold beside this type; empty for an unknown one."""
+    """Names that `scheduler.params` may have with this type; empty for an unknown type."""
     return _parameters(getattr(lr_schedules, name)) if name in lr_schedules.VALID_LR_SCHEDULES else set()
 
 
 def schedule_needs(name: str) -> list[str]:
-    """Those of a known schedule's settings that have no default."""
+    """The settings of a known schedule that have no default."""
     parameters = inspect.signature(getattr(lr_schedules, name)).parameters.values()
     return [p.name for p in parameters if p.default is p.empty and p.name != "optimizer"]
 
 
 def drop_settings_of_another_type(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Take out of a file what the optimizer and the scheduler do not have, as far as it was written for others.
+    """Remove from a file the optimizer and scheduler settings that were written for another type.
 
-    That is every setting if `overrides`, which are to be laid over the file, name another type; else those that are
-    "auto", since files are often written for AdamW first. What the overrides set stays theirs, to be checked.
+    If `overrides` name another type, these are all settings that it does not have. Otherwise, these are such settings
+    with the value "auto", since many files are written for AdamW first. Settings of the overrides themselves stay, so
+    that they are checked.
     """
     for section, settings_of in (("optimizer", optimizer_settings), ("scheduler", schedule_settings)):
         written = values.get(section)
@@ -82,7 +82,7 @@ def drop_settings_of_another_type(values: dict[str, Any], overrides: Mapping[str
 
 
 def check_optimizer_section(section: Mapping[str, Any], origin: Origin) -> None:
-    """Whether the type is known and has the settings beside it (ValueError, one line)."""
+    """Raise a one-line ValueError for an unknown type, or a setting that the type does not have."""
     name = str(section.get("type", ""))
     said = f"{origin.name('optimizer.type')}={name!r}"
     if name.lower() in _ONE_BIT:
@@ -100,7 +100,7 @@ def check_optimizer_section(section: Mapping[str, Any], origin: Origin) -> None:
 
 
 def check_schedule_section(section: Mapping[str, Any], origin: Origin) -> None:
-    """Whether the type is known and has the settings beside it, of the right kinds (ValueError, one line)."""
+    """Raise a one-line ValueError for an unknown type, or a setting it does not have or of the wrong kind."""
     name = str(section.get("type", ""))
     known = schedule_settings(name)
     if not known:

@@ -1,0 +1,120 @@
+"""Settings that came as plain values, checked against a pydantic dataclass; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from dwt_ds.base.words import nearest
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+"""For every dataclass of settings: no unknown keys, a description of every field, finite numbers."""
+
+T = TypeVar("T")
+
+# What a value must be, by pydantic's type of error; its own words name Python's types and the branches of unions.
+_MUST_BE = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dataclass_type": "a mapping of settings",
+    "dict_type": "a mapping of settings",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "missing": "a longer list",
+    "string_type": "text, in quotes if it looks like a number",
+    "too_long": "a list of {max_length}",
+    "too_short": "a list of at least {min_length}",
+    "tuple_type": "a list",
+}
+
+
+def validated(owner: type[T], values: Any, name: str = "") -> T:
+    """`values` as an instance of the pydantic dataclass `owner`.
+
+    Args:
+        owner: a dataclass, whose fields may be dataclasses.
+        values: a nested mapping of its fields.
+        name: dotted, put before the fields' names in errors.
+
+    Raises:
+        ValueError: one line (field, value, fix) for the first unknown key, wrong type or value out of range.
+    """
+    _reject_unknown_keys(values, owner, name)
+    try:
+        return TypeAdapter(owner).validate_python(values)
+    except ValidationError as error:
+        raise ValueError(_one_line(error, owner, name)) from None
+
+
+def must_be(error: ErrorDetails) -> str:
+    """What a value that pydantic refused must be, to follow "must be "."""
+    if error["type"] == "enum":  # an enum with aliases is listed with them
+        return f"one of {', '.join(dict.fromkeys(re.split(', | or ', error['ctx']['expected'])))}"
+    template = _MUST_BE.get(error["type"])
+    if template is None:
+        return f"something else ({error['msg'].removeprefix('Value error, ')})"
+    return template.format(**error.get("ctx", {}))
+
+
+def _reject_unknown_keys(values: Any, owner: type, name: str) -> None:
+    if not isinstance(values, Mapping):
+        return
+    hints = typing.get_type_hints(owner)
+    names = [each.name for each in fields(owner)]
+    for key, value in values.items():
+        place = _dotted(name, key)
+        if key not in names:
+            raise ValueError(f"{place}: unknown key{nearest(str(key), names)}")
+        if isinstance(value, bool) and {int, float} & {hints[key], *typing.get_args(hints[key])}:
+            raise ValueError(f"{place}={value}: must be a number")  # pydantic takes true for 1
+        inner = _dataclass_in(hints[key])
+        if inner is not None:
+            _reject_unknown_keys(value, inner, place)
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
+
+
+def _one_line(error: ValidationError, owner: type, name: str) -> str:
+    errors = error.errors()
+    first = errors[0]
+    place = _place(first, owner, name)
+    if first["type"] == "value_error":
+        # Raised by our own classes; the message begins with the field's name.
+        return _dotted(place, first["msg"].removeprefix("Value error, "))
+    # A value that fits no branch of a union has an error for each branch.
+    needs = [must_be(each) for each in errors if each["input"] is first["input"]]
+    return f"{place}={first['input']!r}: must be {' or '.join(dict.fromkeys(needs))}"
+
+
+def _place(error: ErrorDetails, owner: type | None, name: str) -> str:
+    """Dotted name of the field, without what pydantic adds: positions in a list, branches of a union, validators."""
+    for part in error["loc"]:
+        hints = typing.get_type_hints(owner) if owner is not None else {}
+        if part in hints:
+            name = _dotted(name, part)
+            owner = _dataclass_in(hints[str(part)])
+    return name
+
+
+def _dotted(*names: object) -> str:
+    return ".".join(str(name) for name in names if name != "")

@@ -1,0 +1,66 @@
+"""What a checkpoint's manifest says besides its files: what run it is of, and where that run stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands, besides what DeepSpeed saves."""
+
+    step: int = 0
+    """Optimizer steps taken, skipped ones among them."""
+    rows: int = 0
+    """Rows of the data stream consumed by all ranks."""
+    tokens: int = 0
+    """Real tokens seen by all ranks."""
+    elapsed_seconds: float = 0.0
+    """Training time so far, over all starts."""
+    adaptive: dict[str, float] = field(default_factory=dict)
+    """State of an adaptive soft weight."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """Skipped steps and loss history (guard.py)."""
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    """One entry a start of the run: step, ranks, time, versions."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run is: read again when it resumes, and shown on the card of its export."""
+
+    data: str
+    """Fingerprint of the data folder's rows."""
+    tokenizer: str
+    """sha256 of the tokenizer."""
+    vocab_size: int
+    seq_len: int
+    student: dict[str, Any]
+    """The fields of the student's section that decide its shape."""
+    teacher: str | None
+    """Where the teacher's weights come from; None without a teacher, and on all ranks but the first."""
+    versions: dict[str, str]
+    """Of Python, the libraries and this package."""
+    settings: dict[str, Any]
+    """The recipe as resolved; the DeepSpeed JSON under `deepspeed`."""
+    settings_sha256: str
+    quantization: dict[str, Any] | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change between two starts of one run."""
+        return {"data": self.data, "tokenizer": self.tokenizer, "student": self.student}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As manifests have it: without `quantization` where there is none."""
+        values = asdict(self)
+        if self.quantization is None:
+            del values["quantization"]
+        return values
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> RunFacts:
+        """Out of a checkpoint's manifest."""
+        return cls(**{each.name: manifest[each.name] for each in fields(cls) if each.name in manifest})

@@ -1,0 +1,109 @@
+"""Settings of a DeepSpeed JSON that are right by themselves and wrong together.
+
+DeepSpeed would refuse most of them when its engine starts, after the models are loaded and the run's folder is begun.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from deepspeed.runtime.config import DeepSpeedConfig, DtypeEnum
+from deepspeed.utils.logging import log_levels
+from pydantic import ValidationError
+
+from dwt_ds.engine.ds_json.origin import Origin, get_place
+
+_DTYPES = {"fp32": DtypeEnum.fp32, "bf16": DtypeEnum.bf16, "fp16": DtypeEnum.fp16}
+_MASTERS = ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads")
+_GRADIENT_CHECKS = ("bf16.check_grad_overflow", "bfloat16.check_grad_overflow", "zero_optimization.compute_grad_norm")
+
+
+def precision(values: Mapping[str, Any]) -> str:
+    """`bf16`, `fp16` or `fp32`: the dtype of the student's weights in the forward pass."""
+    for name, sections in (("bf16", ("bf16", "bfloat16")), ("fp16", ("fp16",))):
+        if any(values.get(section, {}).get("enabled") for section in sections):
+            return name
+    return "fp32"
+
+
+def zero_stage(values: Mapping[str, Any]) -> int:
+    """ZeRO stage, 0 to 3."""
+    return int(values.get("zero_optimization", {}).get("stage", 0))
+
+
+def check_combinations(values: Mapping[str, Any], origin: Origin) -> None:
+    """Whether the settings of a JSON without "auto" go together, but for the optimizer's (`engine.optimizers`).
+
+    Raises:
+        ValueError: one line with place, value and fix.
+    """
+    _check_skipped_steps(values, origin)
+    _check_dtypes(values, origin)
+    _check_zero(values, origin)
+    level = values.get("log_level")
+    if level is not None and level not in log_levels:
+        raise ValueError(f"{origin.name('log_level')}={level!r}: must be {', '.join(log_levels)}")
+    # The total follows from the others; DeepSpeed would compare it with the ranks that are started now.
+    alone = {key: value for key, value in values.items() if key != "train_batch_size"}
+    try:
+        DeepSpeedConfig(copy.deepcopy(alone))
+    except Exception as error:  # assertions, ValueErrors and exceptions of its own
+        message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).partition("\n")[0]
+        raise ValueError(f"{origin.source}: DeepSpeed refuses these settings: {message}") from None
+
+
+def _check_skipped_steps(values: Mapping[str, Any], origin: Origin) -> None:
+    """Steps that must not be taken have a NaN in the gradient (run/guard.py), which the optimizer has to see."""
+    for place in _GRADIENT_CHECKS:
+        if get_place(values, place) is False:
+            raise ValueError(f"{origin.name(place)}=false: bad steps would reach the optimizer; remove it")
+    autocast = values.get("torch_autocast", {})
+    if autocast.get("enabled") and autocast.get("dtype") in DtypeEnum.fp16._all_values and zero_stage(values) == 0:
+        raise ValueError(
+            f"{origin.name('torch_autocast.dtype')}={autocast['dtype']}: without ZeRO, DeepSpeed does not report the "
+            "steps it skips; use bf16, or ZeRO stage 1 to 3"
+        )
+
+
+def _check_dtypes(values: Mapping[str, Any], origin: Origin) -> None:
+    ours = precision(values)
+    for key in ("grad_accum_dtype", "param_dtype", "buffer_dtype"):
+        place, written = f"data_types.{key}", get_place(values, f"data_types.{key}")
+        if written is None:
+            continue
+        name = next((name for name, dtype in _DTYPES.items() if written in dtype._all_values), None)
+        if name is None:
+            raise ValueError(f"{origin.name(place)}={written!r}: must be {', '.join(_DTYPES)}")
+        if key == "grad_accum_dtype" and name != ours and zero_stage(values) == 0:
+            raise ValueError(
+                f"{origin.name(place)}={written}: without ZeRO, gradients are accumulated in the dtype of the weights, "
+                f"{ours}; remove it, or set zero_optimization.stage to 1, 2 or 3"
+            )
+        if key == "param_dtype" and name != ours:
+            raise ValueError(f"{origin.name(place)}={written}: the JSON's precision is {ours}; remove it")
+
+
+def _check_zero(values: Mapping[str, Any], origin: Origin) -> None:
+    stage, zero = zero_stage(values), values.get("zero_optimization", {})
+    if zero.get("legacy_stage1"):
+        raise ValueError(f"{origin.name('zero_optimization.legacy_stage1')}=true: DeepSpeed took it out; remove it")
+    if stage >= 2 and zero.get("reduce_scatter", True):
+        for key, neutral in (("gradient_predivide_factor", 1.0), ("prescale_gradients", False)):
+            if values.get(key, neutral) != neutral:
+                raise ValueError(
+                    f"{origin.name(key)}={values[key]}: ZeRO-{stage} cannot do that with reduce-scatter; remove it, or "
+                    "set zero_optimization.reduce_scatter to false"
+                )
+    for section in ("offload_optimizer", "offload_param"):
+        offload = zero.get(section) or {}
+        if offload.get("device") == "nvme" and not offload.get("nvme_path"):
+            raise ValueError(f"{origin.name(f'zero_optimization.{section}')}: nvme needs an nvme_path; add it")
+    offloaded = get_place(values, "zero_optimization.offload_optimizer.device") in ("cpu", "nvme")
+    for place in _MASTERS:
+        if get_place(values, place) and not offloaded:
+            raise ValueError(
+                f"{origin.name(place)}=true: DeepSpeed has 16-bit master weights with an offloaded optimizer only; "
+                "remove it, or set zero_optimization.offload_optimizer.device to cpu"
+            )

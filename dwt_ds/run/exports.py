@@ -1,0 +1,58 @@
+"""Exports of a run's student, at its end and along the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dwt_ds.config.quantization import Quantization
+from dwt_ds.engine import ranks
+from dwt_ds.engine.checkpoint.manifest import RunFacts
+from dwt_ds.engine.checkpoint.weights import full_fp32_weights
+from dwt_ds.engine.student import StudentEngine
+from dwt_ds.export.model_card import held_out_loss_at, model_card
+from dwt_ds.export.writer import write_export
+
+
+class Exporter:
+    """Writes the student as a Hugging Face folder.
+
+    Args:
+        student: DeepSpeed's engine around the DistillObjective.
+        tokenizer: goes into the folder.
+        quantization: what the student is trained with.
+        facts: of the run, for the card.
+        starts: every start of the run up to this one, for the card.
+        metrics: the run's metrics.jsonl, for the held-out loss on the card.
+    """
+
+    def __init__(
+        self,
+        student: StudentEngine,
+        tokenizer: PreTrainedTokenizerBase,
+        quantization: Quantization | None,
+        facts: RunFacts,
+        starts: Sequence[dict[str, Any]],
+        metrics: Path,
+    ) -> None:
+        self._student, self._tokenizer, self._quantization = student, tokenizer, quantization
+        self._facts, self._starts, self._metrics = facts, starts, metrics
+
+    def export(self, folder: Path, *, steps: int, tokens: int) -> None:
+        """Write `folder` after `steps` optimizer steps and `tokens` real tokens; every rank has to call it.
+
+        Raises:
+            OSError, SafetensorError: on rank 0, which alone writes.
+        """
+        model = self._student.module.student.model
+        weights = full_fp32_weights(model, keep=ranks.rank() == 0)
+        if ranks.rank() != 0:
+            return
+        held_out_loss = held_out_loss_at(steps, self._metrics)
+        card = model_card(self._facts, steps=steps, tokens=tokens, starts=self._starts, held_out_loss=held_out_loss)
+        with torch.random.fork_rng(devices=[]):  # it draws weights for a model that it then fills
+            write_export(model, weights, self._tokenizer, card, folder, self._quantization)

@@ -1,0 +1,82 @@
+"""Ranks that take a step, have a NaN on the last rank, and take another step, under each of the settings named.
+
+python skipping_ranks.py CASE ...      rank 0 prints a JSON list of case and problem
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+import torch
+from torch import nn
+
+from dwt_ds.engine import ranks
+from dwt_ds.engine.checkpoint.weights import full_fp32_weights
+from dwt_ds.engine.student import gradient_norm, quieten_deepspeed, start_student, step_was_skipped
+
+
+def settings(case: str) -> dict[str, Any]:
+    """DeepSpeed's, of a case such as `bf16 ZeRO-2 offload`."""
+    precision, stage, *offload = case.split()
+    zero: dict[str, Any] = {"stage": int(stage.removeprefix("ZeRO-")), "stage3_param_persistence_threshold": 0}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_batch_size": 4 * ranks.world_size(),
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": 1.0,
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.01}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.01, "warmup_max_lr": 0.02}},
+        "zero_optimization": zero,
+        **({} if precision == "fp32" else {precision: {"enabled": True}}),
+    }
+
+
+def run(case: str) -> None:
+    torch.manual_seed(0)
+    engine = start_student(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), settings(case))
+    x = torch.randn(2, 8, dtype=next(engine.module.parameters()).dtype)
+
+    def step(factor: float = 1.0) -> dict[str, torch.Tensor]:
+        for micro_batch in range(2):
+            # As the run's guard does it: in one micro-batch of one rank.
+            bad = micro_batch == 0 and ranks.rank() == ranks.world_size() - 1
+            engine.backward(engine(x).float().square().mean() * (factor if bad else 1.0))
+            engine.step()
+        return full_fp32_weights(engine.module, keep=True)
+
+    def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(one[name], other[name]) for name in one)
+
+    first, rate = step(), engine.get_lr()[0]
+    assert not step_was_skipped(engine)
+    after = step(float("nan"))
+    assert step_was_skipped(engine), "the step was taken"
+    assert same(after, first), "the weights moved"
+    assert engine.get_lr()[0] == rate, "the learning rate moved"
+    assert engine.skipped_steps == 1, engine.skipped_steps
+    third = step()
+    assert not step_was_skipped(engine), "the next step was skipped as well"
+    assert not same(third, first), "the next step did not move the weights"
+    assert all(tensor.isfinite().all() for tensor in third.values())
+    assert gradient_norm(engine) > 0, gradient_norm(engine)
+    assert engine.get_lr()[0] != rate
+
+
+if __name__ == "__main__":
+    quieten_deepspeed()
+    ranks.start_ranks(120)
+    for case in sys.argv[1:]:
+        try:
+            run(case)
+            problem = ""
+        except Exception:
+            problem = traceback.format_exc()
+        problems = [each for each in ranks.gather_from_ranks(problem) if each]
+        if ranks.rank() == 0:
+            print(f"\n{json.dumps([case, problems])}", flush=True)
+    ranks.stop_ranks()

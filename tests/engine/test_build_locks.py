@@ -1,0 +1,70 @@
+"""Locks of builds: a live one is waited for, an abandoned one is named."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from torch.utils import cpp_extension
+from torch.utils.file_baton import FileBaton
+
+from dwt_ds.engine import build_locks
+from dwt_ds.engine.build_locks import extensions_folder, find_abandoned_locks, raise_on_abandoned_locks
+
+
+@pytest.fixture
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lock of this moment, with torch's wait patched as a run patches it."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(FileBaton, "wait", FileBaton.wait)  # put back afterwards
+    monkeypatch.setattr(build_locks, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(build_locks, "_MESSAGE_SECONDS", 0.05)
+    raise_on_abandoned_locks()
+    (tmp_path / "cpu_adam").mkdir()
+    path = tmp_path / "cpu_adam" / "lock"
+    assert FileBaton(str(path)).try_acquire()
+    return path
+
+
+def minutes_ago(path: Path, minutes: float) -> None:
+    then = time.time() - 60 * minutes
+    os.utime(path, (then, then))
+
+
+def test_the_folder_is_the_one_that_torch_builds_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen in (None, str(tmp_path / "chosen")):
+        monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
+        if chosen:
+            monkeypatch.setenv("TORCH_EXTENSIONS_DIR", chosen)
+        else:
+            monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+        assert extensions_folder() == Path(cpp_extension._get_build_directory("cpu_adam", verbose=False)).parent
+
+
+def test_a_live_build_is_waited_for_with_a_message(lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    minutes_ago(lock, 9)
+    release = threading.Timer(0.3, lock.unlink)
+    release.start()
+    FileBaton(str(lock)).wait()
+    release.join()
+    assert f"if none does, delete {lock}" in capsys.readouterr().err
+
+
+def test_a_build_that_still_writes_is_never_abandoned(lock: Path) -> None:
+    """It may be an hour old, on another host with the same home folder, or in another container."""
+    minutes_ago(lock, 60)
+    (lock.parent / "cpu_adam.o").touch()
+    assert find_abandoned_locks() == []
+
+
+def test_an_abandoned_lock_is_named_with_what_to_do(lock: Path) -> None:
+    minutes_ago(lock, 11)
+    assert find_abandoned_locks() == [lock]
+    with pytest.raises(ValueError, match=rf"^{lock}: the lock of a build that was killed.*delete that file$"):
+        FileBaton(str(lock)).wait()
+    lock.unlink()
+    FileBaton(str(lock)).wait()
+    assert find_abandoned_locks() == []

@@ -1,0 +1,117 @@
+"""Settings that DeepSpeed would refuse once its engine starts are refused before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Resolve = Callable[..., Any]
+
+BF16, FP16 = {"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}
+
+
+def zero(stage: int, **settings: Any) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage, **settings}}
+
+
+# What DeepSpeed 0.19.8 raised for it when `start_student` was called is behind each line.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (  # NotImplementedError: unsupported mix
+        {**BF16, "data_types": {"grad_accum_dtype": "fp32"}},
+        "my.json: data_types.grad_accum_dtype=fp32: without ZeRO, gradients are accumulated in the dtype of the "
+        "weights, bf16; remove it, or set zero_optimization.stage to 1, 2 or 3",
+    ),
+    ({"data_types": {"grad_accum_dtype": "bf16"}}, "my.json: data_types.grad_accum_dtype=bf16: without ZeRO"),
+    # ValueError: not a valid DtypeEnum
+    ({**zero(2), "data_types": {"grad_accum_dtype": "fp23"}}, "my.json: data_types.grad_accum_dtype='fp23': must be"),
+    (
+        {**zero(2), "data_types": {"buffer_dtype": "fp23"}},
+        "my.json: data_types.buffer_dtype='fp23': must be fp32, bf16",
+    ),
+    # AssertionError: conflicts with the enabled precision mode
+    (
+        {**BF16, **zero(2), "data_types": {"param_dtype": "fp32"}},
+        "my.json: data_types.param_dtype=fp32: the JSON's precision is bf16; remove it",
+    ),
+    # AssertionError: not yet supported with ZeRO-2 with reduce scatter enabled
+    (
+        {**zero(2), "prescale_gradients": True},
+        "my.json: prescale_gradients=True: ZeRO-2 cannot do that with reduce-scat",
+    ),
+    (
+        {**zero(3), "gradient_predivide_factor": 2.0},
+        "my.json: gradient_predivide_factor=2.0: ZeRO-3 cannot do that with",
+    ),
+    # AssertionError: Master weights feature requires ZeRO-2 Offload with DeepSpeedCPUAdam
+    (
+        {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}, **zero(2)},
+        "my.json: bf16.bf16_master_weights_and_grads=true: DeepSpeed has 16-bit master weights with an offloaded optim",
+    ),
+    # Exception: The deprecated version of ZeRO Stage 1 is not supported
+    (zero(1, legacy_stage1=True), "my.json: zero_optimization.legacy_stage1=true: DeepSpeed took it out; remove it"),
+    # TypeError: expected str, bytes or os.PathLike object, not NoneType
+    (
+        zero(3, offload_optimizer={"device": "nvme"}),
+        "my.json: zero_optimization.offload_optimizer: nvme needs an nvme_path; add it",
+    ),
+    # GradScaler skips the step, and the engine counts it as taken.
+    (
+        {"torch_autocast": {"enabled": True, "dtype": "fp16"}},
+        "my.json: torch_autocast.dtype=fp16: without ZeRO, DeepSpeed does not report the steps it skips",
+    ),
+    ({"log_level": "loud"}, "my.json: log_level='loud': must be debug, info"),
+    # What DeepSpeed's own configuration class refuses.
+    (
+        {**zero(3), "gradient_allreduce_op": "sum"},
+        "my.json: DeepSpeed refuses these settings: gradient_allreduce_op='sum' is not supported with ZeRO stage 3",
+    ),
+    ({"gradient_allreduce_op": "max"}, "my.json: DeepSpeed refuses these settings: Invalid gradient_allreduce_op."),
+    (
+        {"communication_data_type": "int8"},
+        "my.json: DeepSpeed refuses these settings: Invalid communication_data_type.",
+    ),
+    (
+        zero(2, offload_optimizer={"device": "cpu", "ratio": 0.5}),
+        "my.json: DeepSpeed refuses these settings: Assertion failed, Partial offloading only supported for",
+    ),
+    (
+        {"checkpoint": {"tag_validation": "maybe"}},
+        "my.json: DeepSpeed refuses these settings: Checkpoint config contains invalid tag_validation value of MAYBE",
+    ),
+]
+
+
+@pytest.mark.parametrize(("ds", "message"), REFUSED)
+def test_settings_that_exclude_each_other_are_refused_in_one_line(
+    ds: dict[str, Any], message: str, resolve: Resolve
+) -> None:
+    with pytest.raises(ValueError, match=".") as caught:
+        resolve(ds)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_is_named(resolve: Resolve) -> None:
+    with pytest.raises(ValueError, match=r"^deepspeed\.data_types\.grad_accum_dtype=fp32: without ZeRO"):
+        resolve(BF16, "deepspeed.data_types.grad_accum_dtype=fp32")
+
+
+@pytest.mark.parametrize(
+    "ds",
+    [
+        {**BF16, "data_types": {"grad_accum_dtype": "bfloat16"}},
+        {**BF16, **zero(1), "data_types": {"grad_accum_dtype": "fp32", "param_dtype": "bf16", "buffer_dtype": "fp32"}},
+        {**FP16, **zero(3), "data_types": {"grad_accum_dtype": None}},
+        {**zero(1), "prescale_gradients": True},
+        {**zero(2, reduce_scatter=False), "gradient_predivide_factor": 2.0},
+        {"torch_autocast": {"enabled": True, "dtype": "bf16"}},
+        {
+            "bf16": {"enabled": True, "bf16_master_weights_and_grads": True},
+            **zero(2, offload_optimizer={"device": "cpu"}),
+        },
+    ],
+)
+def test_settings_that_go_together_are_taken(ds: dict[str, Any], resolve: Resolve) -> None:
+    resolve(ds)

@@ -1,0 +1,71 @@
+"""Recipe, JSON and data as one value, for runs and plans alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dwt_ds.config.recipe import load_recipe
+from dwt_ds.data.prepared import PreparedData
+from dwt_ds.plan.corpus import resolve_plan
+from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve
+
+
+@pytest.fixture
+def corpus(tiny_data: Path) -> Corpus:
+    return Corpus.of(PreparedData.open(tiny_data).manifest, str(tiny_data))
+
+
+@pytest.fixture
+def resolved(tiny_recipe: Path, corpus: Corpus) -> Callable[..., Resolved]:
+    def of(*overrides: str, json: str | None = None) -> Resolved:
+        return resolve(load_recipe(str(tiny_recipe), overrides), json, 2, corpus)
+
+    return of
+
+
+def test_the_corpus_is_what_training_reads(corpus: Corpus, tiny_data: Path) -> None:
+    data = PreparedData.open(tiny_data)
+    assert (corpus.rows, corpus.validation_rows) == (len(data.train), len(data.validation))
+    assert (corpus.vocab_size, corpus.pad_token_id) == (len(data.tokenizer()), data.tokenizer().pad_token_id)
+
+
+def test_a_plan_resolves_as_its_run_does(resolved: Callable[..., Resolved], tiny_recipe: Path) -> None:
+    overrides = ["train.max_steps=null", "train.epochs=1.5", "student.quantization=w8a8"]
+    plan = resolve_plan(str(tiny_recipe), overrides, "zero1", 2)
+    run = resolved(*overrides, json="zero1")
+    assert plan == run
+    assert run.config.deepspeed_config == "zero1"
+    assert run.ds.zero_stage == 1
+
+
+def test_epochs_give_whole_steps(resolved: Callable[..., Resolved], corpus: Corpus) -> None:
+    run = resolved("train.max_steps=null", "train.epochs=1.5", "train.gradient_accumulation_steps=3")
+    assert run.rows_per_step == 4 * 3 * 2
+    assert (run.total_steps - 1) * 24 < 1.5 * corpus.rows <= run.total_steps * 24
+    assert run.ds_values["scheduler"]["params"]["total_num_steps"] == run.total_steps
+    with pytest.raises(ValueError, match="^train.max_steps: not set, nor is train.epochs; set one of them$"):
+        resolved("train.max_steps=null")
+
+
+def test_positions_of_a_row_are_labels_or_all_its_tokens(resolved: Callable[..., Resolved]) -> None:
+    assert resolved().positions_per_row == 5  # round(0.15 x 30)
+    assert resolved("distill.soft_positions=all").positions_per_row == 32
+
+
+def test_an_adaptive_weight_needs_held_out_rows_where_they_are_known(tiny_recipe: Path, corpus: Corpus) -> None:
+    recipe = load_recipe(str(tiny_recipe), ["distill.soft_weight={schedule: adaptive, start: 2}"])
+    assert resolve(recipe, None, 2, replace(corpus, validation_rows=None)).total_steps == 4
+    with pytest.raises(ValueError, match="has no held-out rows for the teacher"):
+        resolve(recipe, None, 2, replace(corpus, validation_rows=0))
+
+
+@pytest.mark.parametrize("error", [ValueError("x is bad"), FileNotFoundError("x is bad")])
+def test_an_error_gets_its_field_once(error: Exception) -> None:
+    with pytest.raises(type(error), match="^teacher.path: x is bad$"), prefix_errors("teacher.path"):
+        raise error
+    with pytest.raises(type(error), match="^teacher.path='a': b$"), prefix_errors("teacher.path"):
+        raise type(error)("teacher.path='a': b")
