@@ -50,12 +50,12 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown key": (["train.max_stepz=3"], ["train.max_stepz: unknown key; did you mean 'max_steps'?"]),
     "wrong type": (["train.max_steps=many"], ["train.max_steps='many': must be a whole number"]),
-    "out of range": (["distill.temperature=0"], ["distill.temperature.start=0.0 must be above 0"]),
+    "out of range": (["distill.temperature=0"], ["distill.temperature.start=0.0: must be above 0"]),
     "no length": (["train.max_steps=null"], ["train.max_steps", "train.epochs", "set one"]),
     "no override": (["train.max_steps"], ["override 'train.max_steps': write it as key=value"]),
     "bits out of range": (
         ["student.quantization={{weight_bits: 9}}"],
-        ["student.quantization.weight_bits=9 must be a whole number from 2 to 8"],
+        ["student.quantization.weight_bits=9: must be at most 8"],
     ),
     "quantization unknown": (["student.quantization=w8a9"], ["student.quantization='w8a9'", "did you mean 'w8a8'?"]),
     "groups do not divide": (
@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["deepspeed.compression_training={{}}"],
         ["deepspeed.compression_training: DeepSpeed took it out in 2026; set student.quantization"],
     ),
-    "json missing": (["deepspeed_config=zero22"], ["deepspeed_config='zero22'", "did you mean 'zero2_"]),
+    "json missing": (["deepspeed_config=zero22"], ["deepspeed_config 'zero22'", "did you mean 'zero2_"]),
     "json key unknown": (
         ["deepspeed.zero_optimization.stagee=1"],
         ["deepspeed.zero_optimization.stagee: unknown key; did you mean 'stage'?"],
@@ -99,7 +99,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["teacher.path", "its vocabulary of 298 tokens is not the 298 of the data folder; first at id "],
     ),
     "teacher without tokenizer": (["teacher.path={mute}"], ["{mute}", "holds no tokenizer"]),
-    "teacher reads too little": (["teacher.path={short}"], ["teacher.path='{short}'", "reads 16 tokens", "have 32"]),
+    "teacher reads too little": (["teacher.path={short}"], ["teacher.path='{short}'", "positions for 16 tokens", "have 32"]),
     "teacher's kernels do not inject": (
         ["teacher.kernel_inject=true"],
         ["teacher.kernel_inject=true", "set it to auto or false"],
