@@ -7,7 +7,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# Runs of one test wait for imports and for one another; a second test fills the gaps.
+# A worker of tests for each of two cores; ranks of one test wait for one another, and the other worker fills the gaps.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
