@@ -39,7 +39,8 @@ from dwt_ds.base.quiet import quieten_libraries
 quieten_libraries()
 from deepspeed.accelerator import get_accelerator
 from dwt_ds.engine import ranks
-from dwt_ds.engine.checkpoint.save import Retention, RunState, save_checkpoint
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
+from dwt_ds.engine.checkpoint.save import Retention, save_checkpoint
 from dwt_ds.engine.checkpoint.resume import load_checkpoint
 from dwt_ds.engine.student import gradient_norm, loss_scale, quieten_deepspeed, start_student, step_was_skipped
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights, full_fp32_weights
@@ -113,7 +114,8 @@ def run(precision, stage, optimizer, folder):
         ours = torch.cat([weights[name].flatten() for name in gradients])
         assert torch.equal(ours, masters), "not the masters"
 
-    save_checkpoint(engine, folder, RunState(step=4), {}, Retention(1, 0))
+    facts = RunFacts("", "", vocab_size=4, seq_len=2, student={}, teacher=None, versions={}, settings={}, settings_sha256="")
+    save_checkpoint(engine, folder, RunState(step=4), facts, Retention(1, 0))
     saved = checkpoint_fp32_weights(folder / "step_00000004")
     assert saved.keys() == {*weights, "tied.weight"}, saved.keys()
     for name, tensor in {**weights, "tied.weight": weights["first.weight"]}.items():

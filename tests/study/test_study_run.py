@@ -117,7 +117,7 @@ def test_missing_data_stop_the_study_before_the_first_run(
     assert "data: assumed, since data/quickstart does not exist: the paper's 30M sentences" in capsys.readouterr().out
     for data in ("data/quickstart", "nowhere"):
         error = refusal("study", "teacher_quality", f"data.dir={data}")
-        assert f"data folder {data} does not exist: run dwt-ds prepare" in error
+        assert f'data folder {data} does not exist: run "dwt-ds prepare' in error
     assert not (tmp_path / "runs").exists()
 
 
