@@ -114,7 +114,8 @@ def run(precision, stage, optimizer, folder):
         ours = torch.cat([weights[name].flatten() for name in gradients])
         assert torch.equal(ours, masters), "not the masters"
 
-    facts = RunFacts("", "", vocab_size=4, seq_len=2, student={}, teacher=None, versions={}, settings={}, settings_sha256="")
+    nothing = {"student": {}, "teacher": None, "versions": {}, "settings": {}}
+    facts = RunFacts("data", "tokenizer", vocab_size=4, seq_len=2, settings_sha256="", **nothing)
     save_checkpoint(engine, folder, RunState(step=4), facts, Retention(1, 0))
     saved = checkpoint_fp32_weights(folder / "step_00000004")
     assert saved.keys() == {*weights, "tied.weight"}, saved.keys()
