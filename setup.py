@@ -44,6 +44,8 @@ setup(
         "safetensors>=0.4",
         "psutil>=5.9",
         "syntok>=1.4.3",
+        # Which marks end a sentence in which script. syntok and transformers need it, too.
+        "regex>=2024.5.15",
         "xxhash>=3.4",
         # DeepSpeed compiles its operators at first use.
         "ninja>=1.11",

@@ -1,41 +1,137 @@
-"""Lines of text into sentences.
+"""Lines of text into sentences, whatever the script, as offsets into the line.
 
-The splitter is syntok (Leitner's rules for European languages), chosen among five on a hand-labelled sample of
-Wikipedia and novels; docs/data.md has the figures.
+European languages are split by syntok (Leitner's rules), chosen among five libraries on a hand-labelled sample of
+Wikipedia and novels. Other scripts end sentences with marks of their own, which Unicode lists (its property
+Sentence_Terminal); a mark is an end by itself, where a full stop needs syntok's rules. Thai and its neighbours have no
+such mark: their text is cut at spaces. docs/data.md has the figures.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 
+import regex
 from syntok import segmenter
 
 # A line without a sentence end before its last characters is one sentence. Corpora with a sentence a line consist
 # mostly of such lines, and are split three times faster by this check. The characters are syntok's terminals.
-_INNER_END = re.compile(r"[.!?;\u2026\u203c\u203d\u2047-\u2049\u3002\ufe52\ufe57\uff01\uff0e\uff1f\uff61](?!\W*$)")
+_INNER_END = regex.compile(r"[.!?;\u2026\u203c\u203d\u2047-\u2049\u3002\ufe52\ufe57\uff01\uff0e\uff1f\uff61](?!\W*$)")
+
+# Sentence ends of scripts that syntok does not know, with what closes a quotation or bracket after them. Unicode's list
+# less the marks of European text; less Myanmar's U+104A, a comma; with Tibetan's shad and the Greek question mark,
+# which are not on it. Between digits a full-width stop is a decimal point.
+_OWN_MARK = r"[[\p{Sentence_Terminal}\u0f0d\u0f0e\u037e]--[\x00-\x7f\u104a\u2000-\u206f\u2e00-\u2e7f]]"
+_OWN_END = regex.compile(
+    rf"(?:(?!(?<=\d)[\uff0e\uff61](?=\d)){_OWN_MARK})[!?\u2026]*(?:{_OWN_MARK}|[!?\u2026])*"
+    r"(?P<closing>[\p{Close_Punctuation}\p{Final_Punctuation}\"']*)",
+    regex.VERSION1,
+)
+_LETTER = regex.compile(r"\p{Letter}")
+_GREEK = regex.compile(r"\p{Greek}")
+# Scripts that write no sentence ends and put spaces between phrases only.
+_WITHOUT_MARKS = regex.compile(r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]{20}")
+# A sentence of such a script is cut at spaces beyond this length; sentences elsewhere have about 120 characters.
+_UNMARKED_CHARS = 200
+
+# Where a long sentence may be cut: after a clause's mark (in scripts with spaces, one before a space), at a space.
+_CLAUSE_END = regex.compile(
+    r"[[\p{Terminal_Punctuation}\u2026\u2014]&&[\x00-\u058e]](?=\s)"
+    r"|[[\p{Terminal_Punctuation}\u0f0d\u2026\u2014]--[\x00-\u058e]](?![\p{Close_Punctuation}\p{Final_Punctuation}\d])",
+    regex.VERSION1,
+)
+_SPACE = regex.compile(r"\s")
+# Never cut before these: they belong to the character before them.
+_ATTACHED = regex.compile(r"[\p{Mark}\u200c\u200d]")
 
 
 def split_sentences(line: str) -> list[str]:
-    """The sentences of one line (a paragraph or a heading), stripped, none empty, in order.
+    """The sentences of one line (a paragraph or a heading), stripped, none empty, in order."""
+    return [line[start:end] for start, end in sentence_spans(line)]
 
-    A semicolon does not end a sentence here; for syntok it does before a capital letter or a quote.
+
+def sentence_spans(line: str) -> list[tuple[int, int]]:
+    """(start, end) offsets of the sentences of one line, stripped, none empty, in order; only spaces lie between them.
+
+    A semicolon does not end a sentence here, except in Greek; for syntok it does before a capital letter or a quote.
     """
-    if not _INNER_END.search(line):
-        return [line] if line else []
-    sentences: list[str] = []
+    spans: list[tuple[int, int]] = []
+    for start, end in _between_own_ends(line):
+        inner = start
+        for sentence_end in _european_ends(line[start:end]):
+            spans.extend(_stripped(line, inner, start + sentence_end))
+            inner = start + sentence_end
+    if line.isascii() or not _WITHOUT_MARKS.search(line):
+        return spans
+    return [
+        piece
+        for start, end in spans
+        for piece in (
+            cut_span(line, start, end, _UNMARKED_CHARS) if _WITHOUT_MARKS.search(line, start, end) else [(start, end)]
+        )
+    ]
+
+
+def _stripped(line: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The span without spaces at its ends; nothing where it holds only spaces."""
+    text = line[start:end]
+    left = len(text) - len(text.lstrip())
+    if left < len(text):
+        yield start + left, start + len(text.rstrip())
+
+
+def _between_own_ends(line: str) -> Iterator[tuple[int, int]]:
+    """The line cut after each mark of a script's own; a piece without a letter stays with the one before it."""
     start = 0
-    for end in _ends(line):
-        if line[end - 1] != ";" or end == len(line):
-            sentences.append(line[start:end].strip())
+    if not line.isascii():
+        for match in _OWN_END.finditer(line):
+            end = match.end()
+            if _goes_on(line, match) or not _LETTER.search(line, start, end) or not _LETTER.search(line, end):
+                continue
+            yield start, end
             start = end
-    return [sentence for sentence in sentences if sentence]
+    yield start, len(line)
 
 
-def _ends(line: str) -> list[int]:
-    """Offsets just after each sentence; the last is the line's length."""
-    ends = []
-    for paragraph in segmenter.analyze(line):
-        for sentence in paragraph:
-            last = sentence[-1]
-            ends.append(last.offset + len(last.value))
-    return [*ends[:-1], len(line)]
+def _goes_on(line: str, match: regex.Match[str]) -> bool:
+    """Whether the sentence goes on after a quotation that ends here, as in 「行くの？」と聞いた。 or “去吗？”他问。"""
+    following = line[match.end() : match.end() + 1]
+    if not match["closing"] or not following.isalpha():
+        return False
+    return "\u3041" <= following <= "\u309f" or match[0][0] in "\uff01\uff1f"
+
+
+def _european_ends(text: str) -> Iterator[int]:
+    """Offsets just after each sentence by syntok's rules; the last is the text's length."""
+    if _INNER_END.search(text):
+        ends = [
+            sentence[-1].offset + len(sentence[-1].value)
+            for paragraph in segmenter.analyze(text)
+            for sentence in paragraph
+        ]
+        yield from (end for end in ends[:-1] if text[end - 1] != ";" or _GREEK.match(text, end - 2))
+    yield len(text)
+
+
+def cut_span(line: str, start: int, end: int, max_chars: int) -> list[tuple[int, int]]:
+    """line[start:end] in pieces of at most `max_chars` characters, stripped, as (start, end) offsets.
+
+    A piece ends after the last mark of a clause in its second half; else at the last space in its last three
+    quarters; else at its full length, never inside a character with its marks. The last piece is no mere remainder:
+    each has at least a sixth of `max_chars`.
+    """
+    pieces: list[tuple[int, int]] = []
+    while end - start > max_chars:
+        longest = min(max_chars, -(-2 * (end - start) // 3))
+        cut = _last(_CLAUSE_END, line, start + longest // 2, start + longest)
+        cut = cut or _last(_SPACE, line, start + longest // 4, start + longest) or start + longest
+        while cut > start + 1 and _ATTACHED.match(line, cut):
+            cut -= 1
+        pieces.extend(_stripped(line, start, cut))
+        start = next((piece[0] for piece in _stripped(line, cut, end)), end)
+    pieces.extend(_stripped(line, start, end))
+    return pieces
+
+
+def _last(pattern: regex.Pattern[str], line: str, start: int, end: int) -> int:
+    """The end of the last match inside line[start:end]; 0 where there is none."""
+    return max((match.end() for match in pattern.finditer(line, start, end)), default=0)

@@ -1,4 +1,4 @@
-"""Sentence splitting against hand-labelled text."""
+"""Sentence splitting against hand-labelled text, in many scripts; long sentences cut."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwt_ds.prepare.sentences import split_sentences
+from dwt_ds.prepare.sentences import cut_span, sentence_spans, split_sentences
 
 
 def labelled_paragraphs() -> list[list[str]]:
@@ -21,7 +21,7 @@ def boundaries(sentences: list[str]) -> set[int]:
     """Where sentences meet inside a paragraph, counted in characters that are no spaces."""
     ends, total = set(), 0
     for sentence in sentences[:-1]:
-        total += len(sentence.replace(" ", ""))
+        total += len("".join(sentence.split()))
         ends.add(total)
     return ends
 
@@ -35,6 +35,81 @@ def test_precision_and_recall_on_labelled_text() -> None:
     assert wanted >= 75
     assert right / found >= 0.97
     assert right / wanted >= 0.97
+
+
+def labelled_scripts() -> dict[str, list[tuple[str, list[str]]]]:
+    """Of each language its paragraphs, as (what stands between sentences, the sentences)."""
+    text = Path(__file__).with_name("labelled_sentences_of_scripts.txt").read_text(encoding="utf-8")
+    languages: dict[str, list[tuple[str, list[str]]]] = {}
+    for section in text.split("\n== ")[1:]:
+        title, _, body = section.partition("\n")
+        language, *unspaced = title.split()
+        between = "" if unspaced else " "
+        languages[language] = [(between, paragraph.split("\n")) for paragraph in body.strip().split("\n\n")]
+    return languages
+
+
+@pytest.mark.parametrize("language", ["de", "fr", "ru", "hi", "ar", "ur", "zh", "ja", "am", "el", "hy", "my"])
+def test_recall_and_precision_in_each_language(language: str) -> None:
+    found = right = wanted = 0
+    for between, sentences in labelled_scripts()[language]:
+        truth, guess = boundaries(sentences), boundaries(split_sentences(between.join(sentences)))
+        found, right, wanted = found + len(guess), right + len(guess & truth), wanted + len(truth)
+    assert right >= wanted - 1
+    assert found - right <= wanted // 4
+
+
+def test_thai_is_cut_at_its_spaces() -> None:
+    phrases = ["เขาเดินทางไปเชียงใหม่"] * 40
+    line = " ".join(phrases)
+    sentences = split_sentences(line)
+    assert len(sentences) >= 3
+    assert max(map(len, sentences)) <= 200
+    assert all(set(sentence.split()) == set(phrases) for sentence in sentences)
+    assert " ".join(sentences) == line
+
+
+@pytest.mark.parametrize(
+    ("line", "ends"),
+    [
+        ("他买了３．５公斤。好。", 2),  # a full-width point between digits ends nothing
+        ("। १ । राम आया। १ ॥", 1),  # numbers of verses stay with a sentence
+        ("Das Wort 中文。 Dr. Weber kam. Er ging.", 3),  # syntok's rules hold between the marks
+    ],
+)
+def test_own_marks(line: str, ends: int) -> None:
+    assert len(split_sentences(line)) == ends
+
+
+@pytest.mark.parametrize(
+    ("text", "ends_with"),
+    [
+        ("这是一个很长的句子，" * 50, "，"),
+        ("a clause of some words, " * 50, ","),
+        ("words without any mark " * 50, None),
+        ("เขาไปเชียงใหม่ " * 50, "่"),
+    ],
+)
+def test_a_long_sentence_is_cut_at_its_own_marks_then_spaces(text: str, ends_with: str | None) -> None:
+    line = f"Before. {text.strip()}"
+    pieces = [line[start:end] for start, end in cut_span(line, 8, len(line), 100)]
+    assert all(100 / 6 <= len(piece) <= 100 for piece in pieces)
+    assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
+    assert all(piece.endswith(ends_with) if ends_with else piece.split()[-1] in text.split() for piece in pieces[:-1])
+
+
+def test_a_cut_never_parts_a_character_from_its_marks() -> None:
+    line = ("क" * 10 + "ि" * 5) * 30
+    assert not any(line[start] == "ि" for start, _ in cut_span(line, 0, len(line), 100))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet=st.sampled_from("ab .!,。，।กิ中」"), max_size=300), st.integers(3, 60))
+def test_pieces_follow_one_another_and_hold_everything(line: str, most: int) -> None:
+    spans = [piece for start, end in sentence_spans(line) for piece in cut_span(line, start, end, most)]
+    assert "".join("".join(line[start:end].split()) for start, end in spans) == "".join(line.split())
+    assert all(line[start:end] == line[start:end].strip() != "" and end - start <= most for start, end in spans)
+    assert spans == sorted(spans)
 
 
 @pytest.mark.parametrize(
