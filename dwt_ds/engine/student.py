@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
+from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
 from dwt_ds.engine.ranks import world_size
@@ -64,6 +65,7 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         model=objective,
         optimizer=client_optimizer(ds_values["optimizer"], student_device()),
         model_parameters=parameters,
+        lr_scheduler=lambda optimizer: LearningRate(optimizer, ds_values["scheduler"]),
         config=ds_values,
         dist_init_required=False,
     )

@@ -228,6 +228,8 @@ def _resume(
         _say(f"resuming from {path} at step {state.step}")
         if manifest["world_size"] != ranks.world_size():
             _say(f"written by {manifest['world_size']} ranks: optimizer state re-sharded, dropout draws new numbers")
+        if student.lr_scheduler.two_steps_late:
+            _say("learning rate: this run began under a version whose schedules were two steps late, and keeps to that")
         for name, before, now in differences(manifest["settings"], facts.settings):
             _say(f"changed since that checkpoint: {name}: {before} -> {now}")
     with ranks.raise_on_all_ranks():

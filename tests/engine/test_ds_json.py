@@ -12,7 +12,7 @@ from dwt_ds.config.recipe import Recipe
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json, packaged_ds_configs
 from dwt_ds.engine.ds_json.origin import Origin
-from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
+from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule, resolved_recipe
 
 PUBLIC_CONFIGS = {
     "zero0": (0, "bf16"),
@@ -250,6 +250,60 @@ def test_a_value_set_on_both_sides_alike_is_fine(ds: dict[str, Any], override: s
     resolve(ds, override)
 
 
+def with_rates(schedule: str, optimizer: dict[str, Any], **peaks: Any) -> dict[str, Any]:
+    return {"optimizer": optimizer, "scheduler": {"type": schedule, "params": peaks}}
+
+
+@pytest.mark.parametrize(
+    ("ds", "names"),
+    [
+        (
+            with_rates("WarmupLR", {"type": "AdamW", "params": {"lr": 1e-3}}, warmup_max_lr=2e-3),
+            "optimizer.params.lr=0.001 (my.json) and scheduler.params.warmup_max_lr=0.002 (my.json)",
+        ),
+        (
+            with_rates("WarmupDecayLR", {"type": "AdamW", "params": {"lr": 1e-3}}, warmup_max_lr=[2e-3]),
+            "optimizer.params.lr=0.001 (my.json) and scheduler.params.warmup_max_lr=[0.002] (my.json)",
+        ),
+        (
+            with_rates("OneCycle", {"type": "AdamW", "params": {"lr": 1e-3}}, cycle_min_lr=1e-4, cycle_max_lr=2e-3),
+            "optimizer.params.lr=0.001 (my.json) and scheduler.params.cycle_max_lr=0.002 (my.json)",
+        ),
+        (
+            with_rates("WarmupLR", {"type": "Muon", "params": {"lr": 1e-3, "muon_lr": 0.02}}),
+            "optimizer.params.muon_lr=0.02 (my.json) and scheduler.params.warmup_max_lr=0.001 (my.json)",
+        ),
+    ],
+)
+def test_a_rate_that_the_schedule_would_replace_is_told(ds: dict[str, Any], names: str, resolve: Resolve) -> None:
+    assert error_of(resolve, ds) == (
+        f"{names} differ, and the schedule would replace the first; make them equal, set one of them to "
+        '"auto", or use WarmupCosineLR, which scales the optimizer\'s'
+    )
+
+
+@pytest.mark.parametrize("lr", [{}, {"lr": "auto"}, {"lr": 2e-3}])
+@pytest.mark.parametrize(
+    ("schedule", "peaks"),
+    [
+        ("WarmupLR", {"warmup_max_lr": 2e-3}),
+        ("WarmupDecayLR", {"warmup_max_lr": [2e-3]}),
+        ("OneCycle", {"cycle_min_lr": 0, "cycle_max_lr": 2e-3}),
+    ],
+)
+def test_the_rate_that_trains_is_the_one_recorded(
+    lr: dict[str, Any], schedule: str, peaks: dict[str, Any], resolve: Resolve
+) -> None:
+    config, values = resolve(with_rates(schedule, {"type": "AdamW", "params": lr}, **peaks))
+    assert config.train.learning_rate == values["optimizer"]["params"]["lr"] == 2e-3
+    assert resolved_recipe(config, values, 100)["train"]["learning_rate"] == 2e-3
+
+
+def test_a_written_warm_up_holds_where_the_json_has_none(resolve: Resolve) -> None:
+    _, values = resolve({"scheduler": {"type": "WarmupLR"}}, "train.warmup_ratio=0.1")
+    assert values["scheduler"]["params"]["warmup_num_steps"] == 10
+
+
 def test_values_that_only_the_json_has_reach_the_settings_of_the_run(resolve: Resolve) -> None:
     params = {"lr": 3e-4, "betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.02}
     ds = {
@@ -367,8 +421,8 @@ def test_a_schedule_gets_the_length_and_the_rate_that_it_does_not_have_from_the_
         ({"communication_data_type": "auto"}, "communication_data_type"),
         ({"zero_optimization": {"stage": "auto"}}, "zero_optimization.stage"),
         (
-            {"scheduler": {"type": "WarmupLR", "params": {"last_batch_iteration": "auto"}}},
-            "scheduler.params.last_batch_iteration",
+            {"scheduler": {"type": "LRRangeTest", "params": {"lr_range_test_min_lr": "auto"}}},
+            "scheduler.params.lr_range_test_min_lr",
         ),
     ],
 )

@@ -23,6 +23,7 @@ MUON = {"optimizer": {"type": "Muon", "params": {"lr": 0.02}}}
 WARMUP = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 30}}}
 COSINE = {"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 100, "warmup_num_steps": 7}}}
 ONE_CYCLE = {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": "auto"}}}
+RANGE_TEST = {"scheduler": {"type": "LRRangeTest", "params": {"lr_range_test_min_lr": 1e-4}}}
 BATCH = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8, "gradient_clipping": 0.5}
 
 
@@ -35,8 +36,8 @@ def load(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "ds",
-    [*PACKAGED.values(), SGD, MUON, WARMUP, COSINE, ONE_CYCLE, BATCH],
-    ids=[*PACKAGED, "SGD", "Muon", "warm-up of its own", "cosine", "one cycle", "batch"],
+    [*PACKAGED.values(), SGD, MUON, WARMUP, COSINE, ONE_CYCLE, RANGE_TEST, BATCH],
+    ids=[*PACKAGED, "SGD", "Muon", "warm-up of its own", "cosine", "one cycle", "range test", "batch"],
 )
 @pytest.mark.parametrize("overrides", [[], ["deepspeed.optimizer.type=Adagrad"]], ids=["file", "another optimizer"])
 def test_both_files_give_the_run_again(
@@ -58,4 +59,7 @@ def test_what_the_json_decides_alone_is_not_in_the_recipe(resolve: Resolve) -> N
 
     assert left_out({}) == set()
     assert left_out(SGD) == {"betas", "eps", "weight_decay"}
-    assert left_out(WARMUP) == left_out(COSINE) == left_out(ONE_CYCLE) == {"warmup_ratio"}
+    assert left_out(WARMUP) == left_out(COSINE) == {"warmup_ratio"}
+    # What these schedules set themselves.
+    assert left_out(ONE_CYCLE) == {"warmup_ratio", "betas"}
+    assert left_out(RANGE_TEST) == {"warmup_ratio", "learning_rate"}

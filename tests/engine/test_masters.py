@@ -69,6 +69,7 @@ def run(precision, stage, optimizer, folder):
         "train_batch_size": 4, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2,
         "gradient_clipping": 0,
         "optimizer": optimizer, "zero_optimization": {"stage": stage}, precision: {"enabled": True},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 1}},
     }
     if precision == "fp16":
         values["fp16"]["initial_scale_power"] = 8

@@ -265,6 +265,7 @@ for name, optimizer, zero in json.loads(sys.argv[1]):
     values = {
         "train_batch_size": 2, "train_micro_batch_size_per_gpu": 2, "gradient_clipping": 1.0,
         "optimizer": optimizer, "zero_optimization": zero,
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 1}},
     }
     engine = start_student(model, values)
     losses = []

@@ -216,9 +216,8 @@ def monitored_run(
 
 def test_learning_rate_rises_and_falls_linearly(monitored_run: tuple[Path, list[dict[str, Any]]]) -> None:
     rates = losses(monitored_run[1], "learning_rate")
-    # DeepSpeed's WarmupDecayLR stands at its start for two steps.
-    rising = [0, *(k / 5 for k in range(5))]
-    falling = [(STEPS - k) / (STEPS - 5) for k in range(5, STEPS - 1)]
+    rising = [k / 5 for k in range(1, 6)]
+    falling = [(STEPS + 1 - k) / (STEPS + 1 - 5) for k in range(6, STEPS + 1)]
     assert rates == pytest.approx([LEARNING_RATE * share for share in rising + falling])
 
 

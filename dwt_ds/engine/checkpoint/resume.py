@@ -103,6 +103,7 @@ def _load(engine: StudentEngine, path: Path) -> None:
     loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
     if loaded is None:
         raise ValueError(f"{path}: DeepSpeed found nothing to load; delete the folder to resume from the one before")
+    engine.lr_scheduler.set_rate()  # the optimizer's state has that of the run's former length
     replay_adam_steps(engine.basic_optimizer)
     disable_min_scale_error(engine)  # the checkpoint has a loss scaler of its own
 

@@ -108,6 +108,8 @@ def check_schedule_section(section: Mapping[str, Any], origin: Origin) -> None:
         raise ValueError(f"{origin.name('scheduler.type')}={name!r}: unknown schedule{near}")
     for key, value in section.get("params", {}).items():
         place = origin.name(f"scheduler.params.{key}")
+        if key == "last_batch_iteration":
+            raise ValueError(f"{place}: a resume continues the schedule by itself; remove it")
         if key not in known:
             raise ValueError(f"{place}: {name} has no such setting{nearest(key, known)}")
         if key == "warmup_type" and value not in _WARMUP_TYPES:  # DeepSpeed would take log

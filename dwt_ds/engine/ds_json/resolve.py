@@ -47,6 +47,10 @@ _DEFAULT_SCHEDULER = {
 }
 
 _OF_SOME_OPTIMIZERS = ("betas", "eps", "weight_decay")
+# Muon has a rate for its matrices and one for the rest.
+_RATES = ("lr", "muon_lr", "adam_lr")
+_PEAK = {"WarmupLR": "warmup_max_lr", "WarmupDecayLR": "warmup_max_lr", "OneCycle": "cycle_max_lr"}
+"""The setting of each schedule that sets the highest rate itself; the other schedules do without."""
 
 
 def resolve_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[RunConfig, dict[str, Any]]:
@@ -64,6 +68,7 @@ def resolve_batch(recipe: Recipe, ds: DeepSpeedJson, world_size: int) -> tuple[R
     values.setdefault("scheduler", copy.deepcopy(_DEFAULT_SCHEDULER)).setdefault("params", {})
     origin = ds.origin
     _take_batch_from_total(values, recipe, origin, world_size)
+    _take_rate_from_schedule(values, recipe)
 
     train = recipe.config.train
     for field, place, always in _SHARED:
@@ -126,13 +131,15 @@ def resolve_schedule(
     }
     for key, (field, ours) in by_recipe.items():
         place, theirs = f"scheduler.params.{key}", params.get(key)
-        if theirs == "auto" or (theirs is None and key in always):
+        wanted = key in always or (field in recipe.written and key in schedule_settings(schedule))
+        if theirs == "auto" or (theirs is None and wanted):
             params[key] = ours
         elif theirs is not None and field in recipe.written and theirs != ours:
             raise ValueError(
                 f"{field} gives {ours:g} (recipe) and {origin.assignment(place, theirs)} differ; "
                 f"{origin.leave_to_recipe(place)} or make them equal"
             )
+    _check_rates(values, origin)
     missing = next((key for key in needs if key not in params), None)
     if missing is not None:
         section = origin.name("scheduler.type").removesuffix(".type")
@@ -149,17 +156,54 @@ def resolved_recipe(config: RunConfig, ds_values: Mapping[str, Any], total_steps
     """`config` as plain data for the run's folder: with the JSON beside it, it gives the same run again.
 
     Settings that only the JSON decides are left out: those that its optimizer does not have or leaves at its default,
-    and `warmup_ratio` if its schedule warms up differently. They would be wrong, and an error or a change if both files
-    were read again.
+    `warmup_ratio` if its schedule warms up differently, and what its schedule sets by itself: LRRangeTest the rate,
+    OneCycle the betas. They would be wrong, and an error or a change if both files were read again.
     """
     resolved = config.to_dict()
     train = resolved["train"]
     for field in _OF_SOME_OPTIMIZERS:
         if field not in ds_values["optimizer"]["params"]:
             del train[field]
-    if ds_values["scheduler"]["params"].get("warmup_num_steps") != config.train.warmup_steps(total_steps):
+    schedule, params = ds_values["scheduler"]["type"], ds_values["scheduler"]["params"]
+    if params.get("warmup_num_steps") != config.train.warmup_steps(total_steps):
         del train["warmup_ratio"]
+    if schedule == "LRRangeTest":
+        del train["learning_rate"]
+    if schedule == "OneCycle" and params.get("cycle_momentum", True):
+        train.pop("betas", None)
     return resolved
+
+
+def _take_rate_from_schedule(values: dict[str, Any], recipe: Recipe) -> None:
+    """Where only the schedule of the JSON names a rate, its highest is the optimizer's as well."""
+    peaks = _peaks(values)
+    if peaks and "train.learning_rate" not in recipe.written:
+        params = values["optimizer"]["params"]
+        if params.get("lr") in (None, "auto"):
+            params["lr"] = max(peaks)
+
+
+def _check_rates(values: Mapping[str, Any], origin: Origin) -> None:
+    """Raise ValueError if the optimizer names a rate that the schedule would replace by another."""
+    peaks = _peaks(values)
+    for key in _RATES if peaks else ():
+        rate = values["optimizer"]["params"].get(key)
+        if rate is not None and rate not in peaks:
+            peak = f"scheduler.params.{_PEAK[values['scheduler']['type']]}"
+            peak_said = origin.assignment(peak, get_place(values, peak))
+            raise ValueError(
+                f"{origin.assignment(f'optimizer.params.{key}', rate)} and {peak_said} differ, and the schedule would "
+                'replace the first; make them equal, set one of them to "auto", or use WarmupCosineLR, which scales '
+                "the optimizer's"
+            )
+
+
+def _peaks(values: Mapping[str, Any]) -> list[float]:
+    """The highest rates that the schedule sets, one or one a parameter group; empty if it leaves that to others."""
+    peak = get_place(values, f"scheduler.params.{_PEAK.get(str(values['scheduler'].get('type')), '')}")
+    if peak in (None, "auto"):
+        return []
+    return list(peak) if isinstance(peak, (list, tuple)) else [peak]
 
 
 def _check_optimizer_has(place: str, optimizer: str, written: str, origin: Origin) -> None:
