@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 
 # Subcommand -> what it does. Its module is imported only when it is used, since some import heavy libraries.
@@ -33,10 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
     module.add_arguments(subparser)
     options = subparser.parse_intermixed_args(argv[1:])
     try:
+        _refuse_other_bytes(argv)
         return int(module.main(options))
     except (ValueError, OSError) as error:
         print(f"error: {_in_words(error)}", file=sys.stderr)
         return 2
+
+
+def _refuse_other_bytes(argv: list[str]) -> None:
+    """ValueError for a word that is not UTF-8, as some file names are: neither JSON nor a message could hold it."""
+    for word in argv:
+        shown = os.fsencode(word).decode("utf-8", "backslashreplace")
+        if shown != word:
+            raise ValueError(f"{shown}: these bytes are not UTF-8; rename the file or folder")
 
 
 def _in_words(error: ValueError | OSError) -> str:

@@ -1,9 +1,10 @@
 """Make a data folder for training out of raw text: sentences, tokens, rows of equal length, and a manifest.
 
-Text comes from files (.txt with a paragraph a line and a blank line between documents, .jsonl, .parquet; plain or
-.gz, .xz, .zst), from datasets on the Hugging Face hub, or from the documentation of the installed Python packages;
-several may be given and are used together. After an interruption the same command resumes. The result does not depend
-on the number of workers. --show without a source shows an existing folder.
+Text comes from files (.txt with a paragraph a line and a blank line between documents; JSON lines, whatever they are
+called; .parquet; .fasta, .fa, .faa, .fna; plain or .gz, .xz, .zst), from datasets on the Hugging Face hub, or from the
+documentation of the installed Python packages; several may be given and are used together. After an interruption the
+same command resumes. The result does not depend on the number of workers. --show without a source shows an existing
+folder.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sources.add_argument(
         "--text-column", default="text", metavar="NAME", help="where records hold their text (default: %(default)s)"
+    )
+    sources.add_argument(
+        "--encoding",
+        default="utf-8",
+        metavar="NAME",
+        help="of the files, and of columns of bytes, as Python calls it: gb18030, cp1252, shift_jis, utf-16 ... "
+        "(default: %(default)s)",
     )
     sources.add_argument(
         "--records-are-lines",
@@ -117,13 +125,16 @@ def main(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> PrepareOptions:
     from dwt_ds.prepare.documentation import InstalledDocumentation
+    from dwt_ds.prepare.encoding import known_encoding
+    from dwt_ds.prepare.hub import HubDataset
     from dwt_ds.prepare.options import PrepareOptions
     from dwt_ds.prepare.reading import find_files
-    from dwt_ds.prepare.sources import HubDataset, RecordForm, Source
+    from dwt_ds.prepare.sources import RecordForm, Source
 
     records = RecordForm(args.text_column, args.records_are_lines)
-    sources: list[Source] = [*find_files(args.text, records)]
-    sources += [HubDataset.parse(name, args.streaming, records) for name in args.dataset]
+    encoding = known_encoding(args.encoding)
+    sources: list[Source] = [*find_files(args.text, records, encoding)]
+    sources += [HubDataset.parse(name, args.streaming, records, encoding) for name in args.dataset]
     if args.docs:
         sources.append(InstalledDocumentation(workers=args.workers))
     return PrepareOptions(

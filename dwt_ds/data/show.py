@@ -18,7 +18,7 @@ _REASONS = {
     "too_long": "sentences longer than --max-chars",
     "not_sampled": "sentences skipped by --every",
     "cut_to_row": "sentences cut to one row",
-    "invalid_utf8": "invalid UTF-8 sequences, replaced by U+FFFD",
+    "invalid_utf8": "invalid sequences of bytes, replaced by U+FFFD",
     "long_lines_cut": "very long lines, cut at a space",
     "unreadable_records": "records without text",
     "skipped_sources": "sources skipped (empty or binary)",
@@ -47,8 +47,12 @@ def manifest_table(manifest: Manifest) -> str:
     ]
     sources = [("documents", "characters", "source")]
     for source in manifest.sources:
-        skipped = f"  (skipped: {source['skipped']})" if source["skipped"] else ""
-        sources.append((f"{source['documents']:,}", f"{source['characters']:,}", f"{source['name']}{skipped}"))
+        notes = f"  (skipped: {source['skipped']})" if source["skipped"] else ""
+        if source.get("read_as"):
+            notes += f"  (read as {source['read_as']})"
+        if source["invalid_utf8"]:
+            notes += f"  ({source['invalid_utf8']:,} invalid sequences of bytes)"
+        sources.append((f"{source['documents']:,}", f"{source['characters']:,}", f"{source['name']}{notes}"))
     return "\n".join([*table(rows, "<><"), "", *table(sources, ">><")]) + "\n"
 
 

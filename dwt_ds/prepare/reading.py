@@ -1,35 +1,41 @@
-"""Documents out of local files: plain text, .jsonl and .parquet, compressed or not; in order, in bounded memory."""
+"""Documents out of local files: text, JSON lines, FASTA and parquet, compressed or not; in order, in bounded memory."""
 
 from __future__ import annotations
 
 import glob
 import gzip
-import json
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet
 
+from dwt_ds.prepare.encoding import UTF_8, TextDecoder, advice
+from dwt_ds.prepare.encoding_guess import guess_wide
+from dwt_ds.prepare.fasta import looks_like_fasta, sequences
+from dwt_ds.prepare.records import HEAD_LINES, RECORD_CHARS, column_texts, json_texts, looks_like_json_lines
 from dwt_ds.prepare.sources import LINE_CHARS, DocumentTally, RecordForm, SourceCounts, short_lines
 
 _BLOCK_BYTES = 1 << 20
 # Bytes at the start of a file that tell binary files from text.
 _PROBE_BYTES = 8192
 _COMPRESSIONS = (".gz", ".xz", ".zst")
-_REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A local file; its suffixes tell form and compression."""
+    """A local file. Its suffixes tell compression, parquet and FASTA; JSON lines are known by their content."""
 
     path: Path
     records: RecordForm = RecordForm()
+    encoding: str = UTF_8
+    """Of strings in a .parquet only where they are not UTF-8, which they should be."""
 
     @property
     def name(self) -> str:
@@ -45,43 +51,70 @@ class LocalFile:
 
     def identity(self) -> dict[str, Any]:
         status = self.path.stat()
-        return {"file": str(self.path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        changed = self.records.changed() | ({} if self.encoding == UTF_8 else {"encoding": self.encoding})
+        return {"file": str(self.path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns, **changed}
 
     def documents(self, counts: SourceCounts) -> Iterator[str]:
-        """Raises ValueError, naming the file, where it is damaged or lacks the column."""
+        """Raises ValueError, naming the file, where it is damaged, lacks the column, or is in another encoding."""
         try:
             yield from self._documents(counts)
-        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid) as error:
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, pa.ArrowException) as error:
             raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
+        except UnicodeError as error:  # no byte order mark in UTF-16 or UTF-32; invalid bytes raise nothing
+            raise ValueError(f"{self.path} cannot be read as {self.encoding}: {error}") from None
         except OSError as error:
-            if error.errno is None:  # Arrow's error for a truncated .zst; the system's errors have a number
-                raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
-            raise
+            if error.errno is not None:
+                raise
+            # Arrow's errors in a .zst; the system's errors have a number.
+            if "too much memory" in str(error):
+                raise ValueError(
+                    f"{self.path} was compressed with a window of more than 128 MB (zstd --long or --ultra): "
+                    f"decompress it with `zstd -d --long=31 {self.path}`"
+                ) from None
+            raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
 
     def _documents(self, counts: SourceCounts) -> Iterator[str]:
-        form = self._form()
         if self.size == 0:
             counts.skipped = "empty"
             return
-        if form == ".parquet":
-            yield from self.records.documents(_parquet_texts(self.path, self.records, counts), counts)
+        suffix = self._suffix()
+        if suffix == ".parquet":
+            columns = _parquet_column(self.path, self.records, counts)
+            texts = column_texts(columns, self.records.column, self.encoding, self.name, counts)
+            yield from self.records.documents(texts, counts)
             return
         with open(self.path, "rb") as raw, self._decompressed(raw) as file:
+            decoder = TextDecoder(self.encoding, self.name, counts)
             probe = file.read(_PROBE_BYTES)
-            if b"\0" in probe:
-                counts.skipped = "binary"
+            wide = guess_wide(probe) if self.encoding == UTF_8 else None
+            if wide:
+                raise ValueError(f"{self.path}: {advice(probe)}")
+            start = decoder.decode(probe)
+            if "\0" in start:
+                counts.skipped, counts.invalid_utf8 = "binary", 0
                 return
-            lines = _lines(probe.removeprefix(b"\xef\xbb\xbf"), file, raw, counts)
-            if form == ".jsonl":
-                yield from self.records.documents(_json_texts(lines, self.records.column, counts), counts)
-            else:
-                yield from _blank_line_separated(lines, counts)
+            most_characters = self.size if file is raw else None
+            lines = _lines(start, decoder, file, raw, most_characters, counts)
+            yield from self._documents_of_lines(lines, suffix, counts)
 
-    def _form(self) -> str:
+    def _documents_of_lines(self, lines: Iterator[str], suffix: str, counts: SourceCounts) -> Iterator[str]:
+        start = _head(lines)
+        head = [line for line in start if line]
+        lines = chain(start, lines)
+        if looks_like_fasta(head, self.path, suffix):
+            yield from sequences(lines, counts)
+        elif suffix == ".jsonl" or looks_like_json_lines(head, self.name, called_json=suffix == ".json"):
+            counts.read_as = "" if suffix == ".jsonl" else "JSON lines"
+            yield from self.records.documents(json_texts(lines, self.records, self.name, counts), counts)
+        else:
+            yield from _blank_line_separated(lines, counts)
+
+    def _suffix(self) -> str:
+        """The last suffix before that of the compression, in lower case."""
         suffixes = [suffix.lower() for suffix in self.path.suffixes]
         if suffixes and suffixes[-1] in _COMPRESSIONS:
             suffixes.pop()
-        return suffixes[-1] if suffixes and suffixes[-1] in (".jsonl", ".parquet") else ".txt"
+        return suffixes[-1] if suffixes else ""
 
     def _decompressed(self, raw: BinaryIO) -> BinaryIO:
         suffix = self.path.suffix.lower()
@@ -94,97 +127,86 @@ class LocalFile:
         return raw
 
 
-def find_files(patterns: list[str], records: RecordForm) -> list[LocalFile]:
+def find_files(patterns: list[str], records: RecordForm, encoding: str = UTF_8) -> list[LocalFile]:
     """The files that `patterns` (names or globs) match, in the order of the patterns, each glob's sorted by name.
 
-    Raises FileNotFoundError for a pattern that matches no file, ValueError for a folder or a file named twice.
+    Raises FileNotFoundError for a pattern that matches no file, ValueError for a folder, a file named twice, or a name
+    that is not UTF-8, which neither a manifest nor a message can hold.
     """
     files: list[LocalFile] = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            raise ValueError(f"--text {pattern} is a folder: name its files, for instance '{pattern}/*.txt'")
+            raise ValueError(f"--text {pattern} is a folder: name its files, for instance '{pattern}/**' for all")
         found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
         found = [path for path in found if path.is_file()]
         if not found:
             raise FileNotFoundError(f"--text {pattern}: no such file")
-        files.extend(LocalFile(path, records) for path in found)
+        files.extend(LocalFile(path, records, encoding) for path in found)
     seen: set[str] = set()
-    for name in (str(file.path.resolve()) for file in files):
+    for file in files:
+        shown = os.fsencode(file.path).decode("utf-8", "backslashreplace")
+        if shown != str(file.path):
+            raise ValueError(f"--text {shown}: its name is not UTF-8: rename it (a folder's name counts, too)")
+        name = str(file.path.resolve())
         if name in seen:
             raise ValueError(f"--text {name} is named twice: leave one out")
         seen.add(name)
     return files
 
 
-def _lines(start: bytes, file: BinaryIO, raw: BinaryIO, counts: SourceCounts) -> Iterator[str]:
-    """Stripped lines, empty ones included, of `start` and what follows it in `file`, which reads from `raw`."""
+def _lines(
+    start: str, decoder: TextDecoder, file: BinaryIO, raw: BinaryIO, most_characters: int | None, counts: SourceCounts
+) -> Iterator[str]:
+    """Stripped lines, empty ones included, of `start` and what follows it in `file`, which reads from `raw`.
+
+    A line of more than LINE_CHARS characters is cut at a space, one that may be a record of JSON only at RECORD_CHARS.
+
+    Args:
+        most_characters: what the file holds at most; None where it is compressed.
+    """
     rest = start
     while True:
         block = file.read(_BLOCK_BYTES)
         counts.position = raw.tell()
-        buffer = rest + block if rest else block
-        end = buffer.rfind(b"\n") + 1 if block else len(buffer)
-        if end == 0 and len(buffer) > LINE_CHARS:
-            end = _cut_inside_line(buffer)
+        text = rest + decoder.decode(block, final=not block)
+        if not block or most_characters is not None:
+            decoder.check(most_characters if block and most_characters else 0)
+        end = text.rfind("\n") + 1 if block else len(text)
+        if end == 0 and len(text) > (RECORD_CHARS if text.lstrip().startswith("{") else LINE_CHARS):
+            end = text.rfind(" ") + 1 or len(text)
             counts.long_lines_cut += 1
-        text, rest = _decode(buffer[:end], counts), buffer[end:]
+        text, rest = text[:end], text[end:]
         if text:
             for line in text.removesuffix("\n").split("\n"):
-                yield from short_lines(line.strip(), counts)
+                yield line.strip()
         if not block:
             return
 
 
-def _cut_inside_line(buffer: bytes) -> int:
-    """Where to cut a block that holds no line end: after a space, else between two characters."""
-    end = buffer.rfind(b" ") + 1
-    if end == 0:
-        end = len(buffer) - 1
-        while end > len(buffer) - 4 and buffer[end] & 0xC0 == 0x80:  # a UTF-8 continuation byte
-            end -= 1
-    return end
-
-
-def _decode(raw: bytes, counts: SourceCounts) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("utf-8", errors="replace")
-        counts.invalid_utf8 += text.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
-        return text
+def _head(lines: Iterator[str]) -> list[str]:
+    """The lines up to the HEAD_LINES-th that has text, taken off `lines`."""
+    start: list[str] = []
+    with_text = 0
+    for line in lines:
+        start.append(line)
+        with_text += bool(line)
+        if with_text == HEAD_LINES:
+            break
+    return start
 
 
 def _blank_line_separated(lines: Iterator[str], counts: SourceCounts) -> Iterator[str]:
     tally = DocumentTally(counts)
     for line in lines:
-        yield from tally.add(line) if line else tally.end()
+        if not line:
+            yield from tally.end()
+        for part in short_lines(line, counts):
+            yield from tally.add(part)
     yield from tally.end()
 
 
-def _json_texts(lines: Iterator[str], column: str, counts: SourceCounts) -> Iterator[str | None]:
-    for line in lines:
-        if line:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            text = record.get(column) if isinstance(record, dict) else None
-            if isinstance(text, str) and not _is_encodable(text):  # half of an escaped surrogate pair
-                text = text.encode("utf-8", errors="replace").decode()
-                counts.invalid_utf8 += 1
-            yield text
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _parquet_texts(path: Path, records: RecordForm, counts: SourceCounts) -> Iterator[str | None]:
+def _parquet_column(path: Path, records: RecordForm, counts: SourceCounts) -> Iterator[pa.Array]:
     file = pyarrow.parquet.ParquetFile(path)
     records.check_column(str(path), file.schema_arrow.names)
     size = path.stat().st_size
@@ -192,4 +214,4 @@ def _parquet_texts(path: Path, records: RecordForm, counts: SourceCounts) -> Ite
     for batch in file.iter_batches(batch_size=1024, columns=[records.column]):
         read += len(batch)
         counts.position = size * read // max(1, file.metadata.num_rows)
-        yield from batch.column(0).to_pylist()
+        yield batch.column(0)

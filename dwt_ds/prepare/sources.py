@@ -1,22 +1,15 @@
-"""Where documents come from: what every source provides, and datasets of the Hugging Face hub as one of them."""
+"""Where documents come from: what every source provides, and how its lines and records become documents."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
-
-import datasets
-
-from dwt_ds.base.words import one_line
 
 # A longer document is passed on in parts of about this many characters; each counts as a document.
 DOCUMENT_CHARS = 8_000_000
 # A longer line is cut at a space; some texts have no line ends at all.
 LINE_CHARS = 1_000_000
-_RECORDS_A_READ = 1000
 
 
 @dataclass
@@ -27,11 +20,13 @@ class SourceCounts:
     lines: int = 0
     characters: int = 0
     invalid_utf8: int = 0
-    """Invalid byte sequences, each replaced by U+FFFD."""
+    """Byte sequences invalid in the source's encoding, each replaced by U+FFFD."""
     long_lines_cut: int = 0
     """Lines of more than LINE_CHARS characters, cut at a space."""
     unreadable_records: int = 0
-    """Records of a .jsonl, .parquet or dataset that hold no text."""
+    """Records of a .jsonl, .parquet, FASTA or dataset that hold no text."""
+    read_as: str = ""
+    """What the content was found to be where the name does not tell it: "JSON lines"."""
     skipped: str = ""
     """Why the whole source was skipped: "empty" or "binary"."""
     position: int = 0
@@ -100,6 +95,10 @@ class RecordForm:
     are_lines: bool = False
     """Each record is one line, an empty one ends a document (as in BookCorpus and WikiText); else it is a document."""
 
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not the default, for `Source.identity`."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+
     def check_column(self, source: str, columns: list[str]) -> None:
         """Raises ValueError where the column is not among those of `source`."""
         if self.column not in columns:
@@ -130,62 +129,3 @@ def short_lines(line: str, counts: SourceCounts) -> Iterator[str]:
         line = line[cut:]
         counts.long_lines_cut += 1
     yield line
-
-
-@dataclass(frozen=True)
-class HubDataset:
-    """One split of a dataset. `datasets` 5 reads parquet, json, csv, text and Arrow ones; script datasets no longer."""
-
-    dataset: str
-    """A name on the hub, or a local folder (of data files, or of `Dataset.save_to_disk`)."""
-    config: str | None = None
-    split: str = "train"
-    streaming: bool = False
-    """Read over the network as it is used, twice, rather than stored first."""
-    records: RecordForm = RecordForm()
-
-    @classmethod
-    def parse(cls, text: str, streaming: bool, records: RecordForm) -> HubDataset:
-        """NAME, NAME:CONFIG or NAME:CONFIG:SPLIT (an empty CONFIG is the default one)."""
-        name, config, split, *rest = *text.split(":"), "", ""
-        if not name or len(rest) > 2 or any(rest):
-            raise ValueError(f"--dataset {text}: write NAME, NAME:CONFIG or NAME:CONFIG:SPLIT")
-        return cls(name, config or None, split or "train", streaming, records)
-
-    @property
-    def name(self) -> str:
-        return ":".join([self.dataset, self.config or "", self.split])
-
-    @property
-    def size(self) -> int:
-        """Records; 0 for a stream."""
-        return 0 if self.streaming else len(self._loaded)
-
-    @property
-    def unit(self) -> str:
-        return "records"
-
-    def identity(self) -> dict[str, Any]:
-        content = {} if self.streaming else {"records": len(self._loaded), "fingerprint": self._loaded._fingerprint}
-        return {"dataset": self.dataset, "config": self.config, "split": self.split, **content}
-
-    @cached_property
-    def _loaded(self) -> Any:
-        try:
-            if Path(self.dataset, "state.json").is_file():
-                loaded = datasets.load_from_disk(self.dataset)
-            else:
-                loaded = datasets.load_dataset(self.dataset, self.config, split=self.split, streaming=self.streaming)
-        except Exception as error:  # the library raises errors of many kinds, its network layers' included
-            raise ValueError(f"--dataset {self.name} cannot be loaded: {one_line(error)}") from None
-        self.records.check_column(f"dataset {self.name}", list(loaded.column_names or [self.records.column]))
-        return loaded.select_columns([self.records.column])
-
-    def documents(self, counts: SourceCounts) -> Iterator[str]:
-        return self.records.documents(self._texts(counts), counts)
-
-    def _texts(self, counts: SourceCounts) -> Iterator[str | None]:
-        for batch in self._loaded.iter(batch_size=_RECORDS_A_READ):
-            texts = batch[self.records.column]
-            counts.position += len(texts)
-            yield from texts

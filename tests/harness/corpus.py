@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from dwt_ds.data.prepared import PreparedData
@@ -32,6 +35,16 @@ def made_up_documents(count: int, seed: int = 0, lines: int = 6) -> list[list[st
 
 def as_text(documents: list[list[str]]) -> str:
     return "\n\n".join("\n".join(lines) for lines in documents) + "\n"
+
+
+def compressed(raw: bytes, suffix: str) -> bytes:
+    """`raw` as a file with that suffix holds it; as it is for no suffix."""
+    if suffix == ".zst":
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(raw)
+        return sink.getvalue().to_pybytes()
+    return {"": lambda b: b, ".gz": gzip.compress, ".xz": lzma.compress}[suffix](raw)
 
 
 @pytest.fixture(scope="session", name="made_up_documents")

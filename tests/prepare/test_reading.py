@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from harness.corpus import compressed
 
 from dwt_ds.prepare import reading, sources
+from dwt_ds.prepare.hub import HubDataset
 from dwt_ds.prepare.reading import LocalFile, find_files
-from dwt_ds.prepare.sources import HubDataset, RecordForm, SourceCounts
+from dwt_ds.prepare.sources import RecordForm, SourceCounts
 
 DOCUMENTS = ["A heading\nFirst line of the first.", "Second document, caf\u00e9.", "Third:\nits end."]
 TEXT = "A heading\nFirst line of the first.\n\n\n  Second document, caf\u00e9.  \r\n\t\nThird:\nits end."
@@ -25,15 +25,6 @@ TEXT = "A heading\nFirst line of the first.\n\n\n  Second document, caf\u00e9.  
 def read(path: Path, records: RecordForm = RecordForm()) -> tuple[list[str], SourceCounts]:  # noqa: B008
     counts = SourceCounts()
     return list(LocalFile(path, records).documents(counts)), counts
-
-
-def compressed(raw: bytes, suffix: str) -> bytes:
-    if suffix == ".zst":
-        sink = pa.BufferOutputStream()
-        with pa.CompressedOutputStream(sink, "zstd") as stream:
-            stream.write(raw)
-        return sink.getvalue().to_pybytes()
-    return {"": lambda b: b, ".gz": gzip.compress, ".xz": lzma.compress}[suffix](raw)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Bytes to text: UTF-8 unless the user names another encoding, and never another one in silence."""
+
+from __future__ import annotations
+
+import codecs
+
+from dwt_ds.base.words import shorten
+from dwt_ds.prepare.encoding_guess import guess_encoding, in_encoding
+from dwt_ds.prepare.sources import SourceCounts
+
+UTF_8 = "utf-8"
+REPLACEMENT = "\ufffd"
+# Text with a larger share of replaced characters is in another encoding, unless it is a stray byte in a short text.
+_MOST_REPLACED = 0.01
+_STRAY = 2
+_EXCERPT_CHARS = 40
+
+
+def known_encoding(name: str) -> str:
+    """Python's own name of an encoding of text, so that `UTF8` and `utf-8` are one; ValueError if it has none."""
+    try:
+        codec = codecs.lookup(name)
+        "".encode(name)  # refuses codecs that do not stand between text and bytes, such as base64
+    except LookupError:
+        raise ValueError(
+            f"--encoding {name}: Python knows no such encoding of text; gb18030, cp1252, shift_jis, utf-16 are some"
+        ) from None
+    return codec.name
+
+
+class TextDecoder:
+    """Decodes one source, block by block or value by value; invalid bytes become U+FFFD and are counted.
+
+    Args:
+        encoding: a name that Python knows.
+        name: of the source, for errors.
+        counts: of the source; `invalid_utf8` grows by the invalid sequences.
+    """
+
+    def __init__(self, encoding: str, name: str, counts: SourceCounts) -> None:
+        # A byte order mark is no text, at the start of a file or of a value.
+        decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == UTF_8 else encoding)
+        self._replacing, self._ignoring = decoder("replace"), decoder("ignore")
+        self._encoding, self._name, self._counts = encoding, name, counts
+        self._characters = self._replaced = 0
+        self._sample = b""
+
+    def decode(self, raw: bytes, *, final: bool = False) -> str:
+        """The next bytes, in any blocks; `final`: there are no more."""
+        before = self._replacing.getstate()
+        text = self._replacing.decode(raw, final)
+        self._characters += len(text)
+        if REPLACEMENT in text:
+            # Those that the source holds itself are left when invalid bytes are ignored.
+            self._ignoring.setstate(before)
+            invalid = text.count(REPLACEMENT) - self._ignoring.decode(raw, final).count(REPLACEMENT)
+            self._replaced += invalid
+            self._counts.invalid_utf8 += invalid
+            if invalid and not self._sample:
+                self._sample = raw
+        return text
+
+    def value(self, raw: bytes, *, is_string: bool = False) -> str:
+        """A whole value of its own: a cell of a column of bytes or, where `is_string`, of what should be UTF-8."""
+        try:
+            text = raw.decode(UTF_8 if is_string else self._encoding)
+            self._characters += len(text)
+        except UnicodeError:
+            self._replacing.reset()
+            text = self.decode(raw, final=True)
+        return text.removeprefix("\ufeff")
+
+    def check(self, characters: int = 0) -> None:
+        """Refuse a source in another encoding: one with more than 1% of its characters replaced.
+
+        Args:
+            characters: the most that the source may hold, while it is being read.
+
+        Raises:
+            ValueError: names the source, the share, and the encoding that it looks like.
+        """
+        total = max(characters, self._characters)
+        if self._replaced <= max(_STRAY, _MOST_REPLACED * total):
+            return
+        share = self._replaced / self._characters
+        raise ValueError(
+            f"{self._name}: {share:.0%} of its characters cannot be decoded: {advice(self._sample, self._encoding)}"
+        )
+
+
+def advice(sample: bytes, encoding: str = UTF_8) -> str:
+    """What `sample`, which is not in `encoding`, looks like, and what to do."""
+    guess = guess_encoding(sample)
+    if guess is None or guess == encoding:
+        return "it looks like no encoding that is known here; convert it to UTF-8, name its --encoding, or leave it out"
+    excerpt = shorten(" ".join(filter(str.isprintable, in_encoding(sample, guess).split())), _EXCERPT_CHARS)
+    return (
+        f'this looks like {guess} ("{excerpt}"), not {encoding.upper()}; if that reads well, give --encoding {guess}, '
+        "else convert the file"
+    )

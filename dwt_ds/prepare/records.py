@@ -1,0 +1,103 @@
+"""Records with their text in one column: JSON lines, whatever the file is called, and columns of Arrow tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dwt_ds.prepare.encoding import TextDecoder
+from dwt_ds.prepare.sources import RecordForm, SourceCounts
+
+# A line of JSON is never cut: its pieces would be no records. Memory holds one such line.
+RECORD_CHARS = 100_000_000
+# The first lines with text tell JSON lines from prose.
+HEAD_LINES = 5
+# Not "[[", with which pages of a wiki begin.
+_JSON_START = re.compile(r'(?:\[\s*)?\{\s*"[^"\n]*"\s*:|\[\s*"[^"\n]*"\s*[,\]]')
+
+
+def looks_like_json_lines(head: Sequence[str], source: str, *, called_json: bool) -> bool:
+    """Whether a file is JSON lines, by its first lines with text, stripped: the first or most are JSON objects.
+
+    Args:
+        called_json: its name ends in .json, so that any list is JSON.
+
+    Raises:
+        ValueError: it is JSON in another layout, which would be trained on as prose.
+    """
+    are_records = [isinstance(_parsed(line), dict) for line in head]
+    if any(are_records[:1]) or 2 * sum(are_records) > len(head):
+        return True
+    text = "\n".join(head)
+    if _JSON_START.match(text) if not called_json else text[:1] in ("{", "["):
+        raise ValueError(
+            f"{source} is JSON, but not one record a line: convert it to JSON lines, or name it with --dataset, "
+            "which also reads lists of records"
+        )
+    return False
+
+
+def json_texts(lines: Iterable[str], form: RecordForm, source: str, counts: SourceCounts) -> Iterator[str | None]:
+    """The text of each record; None for a broken line, and for a record that has none.
+
+    Raises:
+        ValueError: no record has the column; the line names those of the last one.
+    """
+    columns: list[str] | None = None
+    for line in filter(None, lines):
+        record = _parsed(line)
+        columns = list(record) if isinstance(record, dict) else columns
+        text = record.get(form.column) if isinstance(record, dict) else None
+        if isinstance(text, str) and not _is_encodable(text):  # half of an escaped surrogate pair
+            text = text.encode("utf-8", errors="replace").decode()
+            counts.invalid_utf8 += 1
+        yield text
+    if columns is not None and counts.documents == 0:
+        form.check_column(source, columns)
+
+
+def _parsed(line: str) -> Any:
+    """The JSON value of a line; None where it has none, or one that is nested deeper than Python goes."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def column_texts(
+    batches: Iterable[pa.Array | pa.ChunkedArray], column: str, encoding: str, source: str, counts: SourceCounts
+) -> Iterator[str | None]:
+    """The text of each record of a column of bytes, in `encoding`, or of strings, in `encoding` where not UTF-8.
+
+    Raises:
+        ValueError: the column is of another type, or in another encoding.
+    """
+    decoder: TextDecoder | None = None
+    for values in batches:
+        kind = values.type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+            values = values.cast(kind)
+        are_strings = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        are_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+        if not (are_strings or are_bytes or pa.types.is_null(kind)):
+            raise ValueError(f'{source}: column "{column}" holds {kind}, not text: name another with --text-column')
+        if are_strings:
+            values = values.cast(pa.large_binary())  # Arrow does not check them, and Python would refuse them all
+        decoder = decoder or TextDecoder(encoding, source, counts)
+        for raw in values.to_pylist():
+            yield None if raw is None else decoder.value(raw, is_string=are_strings)
+    if decoder:
+        decoder.check()
