@@ -14,6 +14,8 @@ STUDY = ["accelerate>=1.1", "matplotlib>=3.8", "scikit-learn>=1.4", "scipy>=1.11
 MONITOR = ["tensorboard>=2.15"]
 QUANTIZATION = ["torchao>=0.18"]
 LAMB = ["pytorch-optimizer>=4.1"]
+# Dictionaries that know the words of Chinese and Thai; 100 MB.
+WORDS = ["jieba>=0.42.1", "pythainlp>=5.0"]
 
 setup(
     name="dwt-ds",
@@ -57,6 +59,7 @@ setup(
         "wandb": ["wandb>=0.16"],
         "quantization": QUANTIZATION,
         "lamb": LAMB,
+        "words": WORDS,
         "dev": [
             *STUDY,
             *MONITOR,

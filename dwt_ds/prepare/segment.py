@@ -1,0 +1,82 @@
+"""Where words start in text of scripts that put no spaces between them.
+
+Chinese is segmented by jieba and Thai by PyThaiNLP, both from dictionaries; they come with the extra `words` (100 MB,
+which is why they are no requirement). Without them, and in Japanese, Lao, Khmer, Burmese and Tibetan, each character
+with its marks counts as a word; `segmenters` says which it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib import metadata
+from importlib.util import find_spec
+
+import regex
+
+_LIBRARIES = {"Chinese": "jieba", "Thai": "pythainlp"}
+_BY_CHARACTER = "by character"
+# In the order in which they are tried: runs of a script without spaces, then words of other scripts, then symbols.
+_RUN = regex.compile(
+    r"(?P<Chinese>\p{Han}+)"
+    r"|(?P<Thai>\p{Thai}+)"
+    r"|(?P<unspaced>[\p{Hiragana}\p{Katakana}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc]+)"
+    r"|[\p{Letter}\p{Mark}\p{Number}]+(?:['\u2019][\p{Letter}\p{Mark}]+)*"
+    r"|\S"
+)
+_KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
+
+
+def word_starts(text: str) -> list[int]:
+    """Offsets of the first character of each word of `text`, ascending.
+
+    A word is a run of letters and digits, or what the segmenter of its script makes of it; any other character that is
+    no space is a word by itself. Han characters in a text with kana are Japanese and go by character.
+    """
+    starts: list[int] = []
+    japanese = not text.isascii() and bool(_KANA.search(text))
+    for match in _RUN.finditer(text):
+        script = match.lastgroup
+        if script is None:
+            starts.append(match.start())
+        else:
+            segment = _characters if script == "unspaced" or japanese and script == "Chinese" else _segmenter(script)
+            starts.extend(match.start() + offset for offset in segment(match[0]))
+    return starts
+
+
+def segmenters() -> dict[str, str]:
+    """Script -> the library that segments it, with its version, or "by character". Rows depend on them."""
+    return {
+        script: f"{library} {metadata.version(library)}" if find_spec(library) else _BY_CHARACTER
+        for script, library in _LIBRARIES.items()
+    }
+
+
+def _characters(text: str) -> Iterator[int]:
+    return (match.start() for match in regex.finditer(r"\X", text))
+
+
+@lru_cache(maxsize=2)
+def _segmenter(script: str) -> Callable[[str], Iterator[int]]:
+    """From a run of `script` to the offsets at which its words start."""
+    if not find_spec(_LIBRARIES[script]):
+        return _characters
+    if script == "Chinese":
+        import jieba
+
+        jieba.setLogLevel(logging.WARNING)
+        # Without the hidden Markov model, which joins characters that no entry of the dictionary does.
+        return lambda text: (start for _, start, _ in jieba.tokenize(text, HMM=False))
+
+    from pythainlp.tokenize import word_tokenize
+
+    return lambda text: _starts_of(word_tokenize(text, keep_whitespace=True))
+
+
+def _starts_of(words: list[str]) -> Iterator[int]:
+    start = 0
+    for word in words:
+        yield start
+        start += len(word)
