@@ -64,7 +64,7 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
     parameters = [p for p in objective.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=objective,
-        optimizer=client_optimizer(ds_values["optimizer"], student_device()),
+        optimizer=client_optimizer(ds_values, student_device()),
         model_parameters=parameters,
         lr_scheduler=lambda optimizer: LearningRate(optimizer, ds_values["scheduler"]),
         config=ds_values,
