@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dwt_ds.base.files import find_file
 from dwt_ds.base.trees import flatten, merge
+from dwt_ds.base.written import parse_yaml, read_yaml
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.config.validate import validated
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """Reads 5e-4 as a number and refuses duplicate keys, as YAML 1.2 does; PyYAML follows YAML 1.1."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        names = [key.value for key, _ in node.value]
-        duplicate = next((name for name in names if names.count(name) > 1), None)
-        if duplicate is not None:
-            raise yaml.MarkedYAMLError(problem=f"duplicate key {duplicate!r}", problem_mark=node.start_mark)
-        return node
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 @dataclass(frozen=True)
@@ -74,25 +55,6 @@ def parse_run_config(settings: Mapping[str, Any]) -> RunConfig:
     return validated(RunConfig, settings)
 
 
-def read_yaml(path: Path, kind: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Args:
-        path: the file.
-        kind: what the file is, for errors.
-
-    Raises:
-        ValueError: it cannot be read, is not YAML, or holds something else; one line.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{kind} {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{kind} {path}: holds {type(content).__name__}, not a mapping of settings")
-    return content
-
-
 def _read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ValueError(f"base: {path} names itself through its bases; remove the loop")
@@ -118,8 +80,8 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ValueError(f"override {override!r}: write it as key=value, for instance train.max_steps=1000")
     try:
-        value = yaml.load(text, _YamlLoader) if text else None
-    except yaml.YAMLError:
+        value = parse_yaml(text) if text else None
+    except ValueError:
         raise ValueError(f"override {override!r}: the value is not valid YAML; quote it") from None
     *parents, last = key.split(".")
     section = settings

@@ -15,6 +15,8 @@ from pydantic.dataclasses import dataclass
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.validate import STRICT
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Of random numbers; generators take 64 bits with a sign."""
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -249,7 +251,7 @@ class RunConfig:
 
     output_dir: str = "runs/pretrain"
     """The run's folder: resolved settings, metrics, checkpoints, export."""
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
     """Seed of weights, dropout, row order and masks."""
     deepspeed_config: str = "zero2_bf16"
     """DeepSpeed JSON: a path, or the name of a packaged one."""

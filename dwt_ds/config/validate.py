@@ -28,13 +28,13 @@ _MUST_BE = {
     "finite_number": "a finite number",
     "float_parsing": "a number",
     "float_type": "a number",
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
-    "less_than": "below {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
     "list_type": "a list",
     "literal_error": "{expected}",
     "missing": "a longer list",
@@ -56,7 +56,7 @@ def validated(owner: type[T], values: Any, name: str = "") -> T:
     Raises:
         ValueError: one line (field, value, fix) for the first unknown key, wrong type or value out of range.
     """
-    _reject_unknown_keys(values, owner, name)
+    _reject_unknown_keys(values, owner, name, owner)
     try:
         return TypeAdapter(owner).validate_python(values)
     except ValidationError as error:
@@ -70,10 +70,11 @@ def must_be(error: ErrorDetails) -> str:
     template = _MUST_BE.get(error["type"])
     if template is None:
         return f"something else ({error['msg'].removeprefix('Value error, ')})"
-    return template.format(**error.get("ctx", {}))
+    limits = {name: f"{at:g}" if isinstance(at, float) else at for name, at in error.get("ctx", {}).items()}
+    return template.format(**limits)
 
 
-def _reject_unknown_keys(values: Any, owner: type, name: str) -> None:
+def _reject_unknown_keys(values: Any, owner: type, name: str, root: type) -> None:
     if not isinstance(values, Mapping):
         return
     hints = typing.get_type_hints(owner)
@@ -81,12 +82,34 @@ def _reject_unknown_keys(values: Any, owner: type, name: str) -> None:
     for key, value in values.items():
         place = _dotted(name, key)
         if key not in names:
-            raise ValueError(f"{place}: unknown key{nearest(str(key), names)}")
+            raise ValueError(f"{place}: unknown key{_nearest(str(key), names, root)}")
         if isinstance(value, bool) and {int, float} & {hints[key], *typing.get_args(hints[key])}:
             raise ValueError(f"{place}={value}: must be a number")  # pydantic takes true for 1
         inner = _dataclass_in(hints[key])
         if inner is not None:
-            _reject_unknown_keys(value, inner, place)
+            _reject_unknown_keys(value, inner, place, root)
+
+
+def _nearest(key: str, names: list[str], root: type) -> str:
+    """The nearest name to an unknown key: one that stands elsewhere in the tree, or else beside it."""
+    everywhere = _places(root)
+    if key in everywhere:
+        section, _, last = key.rpartition(".")
+        return f"; in a file, write {last} under {section}"
+    elsewhere = [place for place in everywhere if place.rpartition(".")[2] == key]
+    if elsewhere:
+        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+    return nearest(key, names)
+
+
+def _places(owner: type, name: str = "") -> list[str]:
+    """Dotted names of all fields of nested dataclasses."""
+    hints, found = typing.get_type_hints(owner), []
+    for each in fields(owner):
+        inner = _dataclass_in(hints[each.name])
+        place = _dotted(name, each.name)
+        found += [place] if inner is None else [place, *_places(inner, place)]
+    return found
 
 
 def _dataclass_in(hint: Any) -> type | None:

@@ -62,6 +62,9 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         ds_values: a JSON without "auto", with optimizer and schedule.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
+    for wrapper in WITHOUT_ZERO:
+        # They would take a step with gradients of zero: weights decay, and Adam counts one step too many ever after.
+        wrapper.initialize_optimizer_states = lambda self: None
     engine, *_ = deepspeed.initialize(
         model=objective,
         optimizer=client_optimizer(ds_values, student_device()),

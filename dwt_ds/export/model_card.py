@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dwt_ds.base.files import whole_lines
+from dwt_ds.base.written import yaml_text
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 
 _QUANTIZED = """
@@ -74,7 +73,7 @@ Starts of the run (the first, and one for each resume):
 Settings, as resolved:
 
 ```yaml
-{yaml.safe_dump(dict(settings), sort_keys=False)}```
+{yaml_text(settings)}```
 """
 
 

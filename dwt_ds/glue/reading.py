@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import Any
 import datasets
 
 from dwt_ds.base.words import nearest, one_line
+from dwt_ds.base.written import parse_json
 from dwt_ds.glue.tasks import OfficialSplit, Task, find_task
 
 REPOSITORY = "nyu-mll/glue"
@@ -140,9 +140,9 @@ def _read_files_json(folder: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        raise ValueError(f"{path}: {error}") from None
     shape = '{"QNLI": {"train": "train_9k.tsv", "validation": "dev.tsv"}}'
     if not isinstance(content, dict) or not all(isinstance(files, dict) for files in content.values()):
         raise ValueError(f"{path}: must look like {shape}")

@@ -6,10 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from dwt_ds.base.trees import NOT_SET, Difference, differences
 from dwt_ds.base.words import table
+from dwt_ds.base.written import yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.launch.local import printed_commands
 from dwt_ds.plan.communication import bytes_per_second
@@ -47,7 +46,7 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
 
 def whole_settings(settings: Resolved) -> str:
     """The whole recipe as YAML and the DeepSpeed JSON, as a run's folder has them in config.yaml and ds_config.json."""
-    recipe = yaml.safe_dump(settings.to_recipe(), sort_keys=False)
+    recipe = yaml_text(settings.to_recipe())
     values = json.dumps(settings.ds_values, indent=2)
     return f"recipe, resolved\n{recipe}\nDeepSpeed JSON, resolved ({settings.ds.origin.source})\n{values}"
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, SkipValidation
+from pydantic import ConfigDict, Field, PositiveInt, SkipValidation
 from pydantic.dataclasses import dataclass
 
+from dwt_ds.config.schema import Seed
 from dwt_ds.data.manifest import ONE_SENTENCE_PER_ROW, PACKED
 from dwt_ds.prepare.sources import Source
 
@@ -42,7 +43,7 @@ class PrepareOptions:
     """Keep lines that repeat an earlier line."""
     validation: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
     """Share of the documents that is held out."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     workers: _AtLeast1 = 1
     """Processes; never changes the result."""
 

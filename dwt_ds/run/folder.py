@@ -10,10 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dwt_ds.base.files import read_json, whole_lines
 from dwt_ds.base.words import shorten
+from dwt_ds.base.written import yaml_text
 from dwt_ds.run.stop import STOP_FILE
 
 _IDENTITY = "run.json"
@@ -53,7 +52,7 @@ class RunFolder:
         self.checkpoints.mkdir(exist_ok=True, mode=0o700)
         (self.path / _COMPLETE).unlink(missing_ok=True)  # of a shorter run that is extended now
         self._write(_IDENTITY, json.dumps(identity, indent=2) + "\n")
-        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        self._write("config.yaml", yaml_text(config))
         self._write("ds_config.json", json.dumps(ds_values, indent=2) + "\n")
 
     def finished_steps(self) -> int:

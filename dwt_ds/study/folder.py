@@ -16,10 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dwt_ds.base.files import read_json, write_json
 from dwt_ds.base.trees import flatten, merge
+from dwt_ds.base.written import read_yaml, yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.resolve import Resolved
@@ -76,7 +75,7 @@ class StudyFolder:
         teacher = None if run.teacher_run is None else str(self.run(run.teacher_run).export)
         settings["teacher"] = {**settings.get("teacher", {}), "path": teacher}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        path.write_text(yaml_text(settings), encoding="utf-8")
         return path
 
     def write_grid(self, grid: Grid, status: Mapping[str, str]) -> None:
@@ -119,7 +118,7 @@ def check_same(folder: Path, settings: Resolved) -> None:
     if not config.is_file():
         return
     # Settings that an older version did not have yet had today's defaults.
-    stored = merge(RunConfig().to_dict(), yaml.safe_load(config.read_text(encoding="utf-8")))
+    stored = merge(RunConfig().to_dict(), read_yaml(config, "settings"))
     ds_values, identity = (_json(folder / name) for name in ("ds_config.json", "run.json"))
     for what, theirs, ours in _pairs(stored, ds_values, identity, settings):
         if theirs != ours:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dwt_ds.base.trees import flatten
+from dwt_ds.base.written import read_yaml
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import NO_TEACHER
 from dwt_ds.study.scores import scored_tasks, scores_by_step
@@ -51,8 +51,7 @@ class RunRecord:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Settings as resolved."""
-        content: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        return content
+        return read_yaml(self.path / "config.yaml", "settings")
 
     @cached_property
     def finished(self) -> bool:

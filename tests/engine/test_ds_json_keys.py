@@ -230,7 +230,7 @@ def test_an_unknown_type_is_told_with_the_nearest_name(config: dict[str, Any], m
         ),
         (
             {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "ten"}}},
-            "scheduler.params.warmup_num_steps='ten': must be a number",
+            "scheduler.params.warmup_num_steps='ten': must be a whole number",
         ),
         (
             {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": "low"}}},

@@ -19,11 +19,25 @@ from pydantic import BaseModel, ValidationError
 
 from dwt_ds.base.words import nearest
 from dwt_ds.config.validate import must_be
-from dwt_ds.engine.ds_json.optimizer_and_schedule import check_optimizer_section, check_schedule_section
+from dwt_ds.engine.ds_json.numbers import Kind, check_kind, kind_of, read_number, read_numbers
+from dwt_ds.engine.ds_json.optimizer_and_schedule import (
+    check_optimizer_section,
+    check_schedule_section,
+    optimizer_kinds,
+    schedule_kinds,
+)
 from dwt_ds.engine.ds_json.origin import Origin
 
 Section = type[BaseModel] | frozenset[str]
 
+_ACTIVATION_CHECKPOINTING = {
+    "partition_activations": Kind.SWITCH,
+    "number_checkpoints": Kind.WHOLE,
+    "contiguous_memory_optimization": Kind.SWITCH,
+    "synchronize_checkpoint_boundary": Kind.SWITCH,
+    "cpu_checkpointing": Kind.SWITCH,
+    "profile": Kind.SWITCH,
+}
 # Sections by their place; the keys of a section that is a pydantic model are the model's.
 _SECTIONS: dict[str, Section] = {
     "zero_optimization": DeepSpeedZeroConfig,
@@ -39,22 +53,20 @@ _SECTIONS: dict[str, Section] = {
     "scheduler": frozenset({"type", "params"}),
     "torch_autocast": frozenset({"enabled", "dtype", "lower_precision_safe_modules"}),
     "data_types": frozenset({"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"}),
-    "activation_checkpointing": frozenset(
-        {
-            "partition_activations",
-            "number_checkpoints",
-            "contiguous_memory_optimization",
-            "synchronize_checkpoint_boundary",
-            "cpu_checkpointing",
-            "profile",
-        }
-    ),
+    "activation_checkpointing": frozenset(_ACTIVATION_CHECKPOINTING),
     "checkpoint": frozenset({"tag_validation", "checkpoint_serialization", "use_node_local_storage", "parallel_write"}),
     "checkpoint.parallel_write": frozenset({"pipeline_stage"}),
     "flops_profiler": frozenset(DeepSpeedFlopsProfilerConfig({}).__dict__),
     "aio": frozenset(AIO_DEFAULT_DICT),
     "timers": frozenset({"throughput"}),
     "timers.throughput": DeepSpeedThroughputTimerConfig,
+}
+
+# Kinds of the values in the other sections, after DeepSpeed's defaults.
+_KINDS: dict[str, dict[str, Kind]] = {
+    "activation_checkpointing": _ACTIVATION_CHECKPOINTING,
+    "aio": {key: kind_of(value) for key, value in AIO_DEFAULT_DICT.items()},
+    "flops_profiler": {key: kind_of(value) for key, value in DeepSpeedFlopsProfilerConfig({}).__dict__.items()},
 }
 
 _SCALARS: dict[str, type] = {
@@ -79,7 +91,7 @@ _SCALARS: dict[str, type] = {
     "zero_allow_untested_optimizer": bool,
     "zero_force_ds_cpu_optimizer": bool,
 }
-_IN_WORDS: dict[type, str] = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+_KIND_OF_TYPE = {str: Kind.TEXT, bool: Kind.SWITCH, int: Kind.WHOLE, float: Kind.NUMBER}
 
 TOP_LEVEL_KEYS = _SCALARS.keys() | {name for name in _SECTIONS if "." not in name}
 
@@ -117,6 +129,30 @@ _INSTEAD = {
 }
 
 
+def read_all_numbers(config: dict[str, Any]) -> None:
+    """Make numbers of those that are written as text or, where they must be whole, as 1e3; in place."""
+    for key, value in config.items():
+        if key in _SCALARS:
+            config[key] = read_number(value, _KIND_OF_TYPE[_SCALARS[key]])
+        elif key in _SECTIONS:
+            _read_section(value, _SECTIONS[key], key)
+    for name, kinds_of in (("optimizer", optimizer_kinds), ("scheduler", schedule_kinds)):
+        section = config.get(name)
+        if isinstance(section, dict):
+            read_numbers(section.get("params"), kinds_of(str(section.get("type"))).get)
+
+
+def _read_section(section: Any, kind: Section, place: str) -> None:
+    if isinstance(kind, frozenset):
+        read_numbers(section, _KINDS.get(place, {}).get)
+        return
+    read_numbers(section, lambda key: _KIND_OF_TYPE.get(getattr(_field(kind, key), "annotation", None)))  # type: ignore[arg-type]
+    for key, value in section.items() if isinstance(section, dict) else ():
+        inside = _section_inside(kind, key, f"{place}.{key}")
+        if inside is not None:
+            _read_section(value, inside, f"{place}.{key}")
+
+
 def check_ds_keys(config: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> None:
     """Check the keys of a JSON, and the types of their values.
 
@@ -149,10 +185,10 @@ def _refuse(place: str, origin: Origin) -> None:
 
 
 def _check_scalar(value: Any, key: str, origin: Origin) -> None:
-    kind = _SCALARS[key]
-    if value in ("auto", None) or type(value) is kind or (kind is float and type(value) is int):
-        return
-    raise ValueError(f"{origin.name(key)}={value!r}: must be {_IN_WORDS[kind]}")
+    kind = _KIND_OF_TYPE[_SCALARS[key]]
+    if isinstance(value, list):
+        raise ValueError(f"{origin.name(key)}={value!r}: must be {kind.value}")
+    check_kind(value, kind, origin.name(key))
 
 
 def _check_section(section: Any, kind: Section, place: str, origin: Origin) -> None:
@@ -165,6 +201,8 @@ def _check_section(section: Any, kind: Section, place: str, origin: Origin) -> N
             raise ValueError(f"{origin.name(inner)}: unknown key{nearest(key, allowed)}")
         if key == "enabled" and not isinstance(value, bool) and value != "auto":
             raise ValueError(f"{origin.name(inner)}={value!r}: must be true or false")
+        if key in _KINDS.get(place, {}):
+            check_kind(value, _KINDS[place][key], origin.name(inner))
         section_inside = _section_inside(kind, key, inner)
         if key == "params":
             _check_braces(value, inner, origin)
@@ -183,10 +221,15 @@ def _section_inside(kind: Section, key: str, place: str) -> Section | None:
     """The kind of the section at `key`, None if it is not a section; that of the model if it may be null."""
     if isinstance(kind, frozenset):
         return _SECTIONS.get(place)
-    field = next((f for name, f in kind.model_fields.items() if key in (name, f.alias)), None)
+    field = _field(kind, key)
     hint = None if field is None else field.annotation
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     return next((each for each in options if inspect.isclass(each) and issubclass(each, BaseModel)), None)
+
+
+def _field(model: type[BaseModel], key: str) -> Any:
+    """The model's field of that name or alias; None if there is none."""
+    return next((each for name, each in model.model_fields.items() if key in (name, each.alias)), None)
 
 
 def _check_values(section: Mapping[str, Any], model: type[BaseModel], place: str, origin: Origin) -> None:

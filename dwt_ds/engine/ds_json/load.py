@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import dwt_ds
 from dwt_ds.base.files import find_file
+from dwt_ds.base.written import parse_json
 from dwt_ds.engine.ds_json.combinations import precision, zero_stage
-from dwt_ds.engine.ds_json.keys import check_ds_keys
+from dwt_ds.engine.ds_json.keys import check_ds_keys, read_all_numbers
 from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_settings_of_another_type
 from dwt_ds.engine.ds_json.origin import Origin, lay_over
 
@@ -51,8 +51,8 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
     """
     path = find_file(name_or_path, packaged_ds_configs(), "deepspeed_config")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: not valid JSON: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
@@ -60,6 +60,7 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
         raise ValueError(f"{path.name}: holds {type(values).__name__}; a DeepSpeed JSON is an object in braces")
     drop_settings_of_another_type(values, overrides)
     lay_over(values, overrides, path.name)
+    read_all_numbers(values)
     check_ds_keys(values, path.name, overrides)
     origin = Origin(path.name, overrides)
     _decide_precision(values, origin)
@@ -76,11 +77,3 @@ def _decide_precision(values: dict[str, Any], origin: Origin) -> None:
     if bf16.get("enabled") and fp16.get("enabled"):
         second = origin.name("fp16.enabled").removeprefix(f"{origin.source}: ")
         raise ValueError(f"{origin.name('bf16.enabled')} and {second} are both on; switch one off")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{twice!r} is a duplicate key; remove one")
-    return dict(pairs)

@@ -4,52 +4,69 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from deepspeed.runtime import lr_schedules
 
 from dwt_ds.base.words import nearest
+from dwt_ds.engine.ds_json.numbers import Kind, check_kind
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.optimizers import CLIENT_OPTIMIZERS
 
 _ONE_BIT = frozenset({"onebitadam", "onebitlamb", "zerooneadam"})
 
 # Read by DeepSpeed itself: they decide which Adam class it constructs, and how.
-_ADAM_EXTRAS = frozenset({"adam_w_mode", "torch_adam", "fp32_optimizer_states", "foreach"})
-_MUON = frozenset(
-    {"lr", "muon_lr", "momentum", "ns_method", "adam_lr", "betas", "eps", "weight_decay", "per_head_muon"}
-)
+_ADAM_EXTRAS = dict.fromkeys(("adam_w_mode", "torch_adam", "fp32_optimizer_states", "foreach"), Kind.SWITCH)
+_MUON = {
+    **dict.fromkeys(("lr", "muon_lr", "momentum", "adam_lr", "betas", "eps", "weight_decay"), Kind.NUMBER),
+    "ns_method": Kind.TEXT,
+    "per_head_muon": Kind.SWITCH,
+}
+_OF_CLIENTS = dict.fromkeys(("bias_correction", "adam_w_mode", "grad_averaging", "use_nvlamb"), Kind.SWITCH)
 
 _WARMUP_TYPES = (lr_schedules.WARMUP_LOG_RATE, lr_schedules.WARMUP_LINEAR_RATE)
-_SCHEDULE_SWITCHES = frozenset({"cycle_momentum", "lr_range_test_staircase"})
+_AT_LEAST_1 = frozenset({"warmup_num_steps", "lr_range_test_step_size", "cycle_first_step_size"})
 
 
 def optimizer_settings(name: str) -> set[str]:
     """Names that `optimizer.params` may have with this type; empty for an unknown type."""
+    return set(optimizer_kinds(name))
+
+
+@lru_cache
+def optimizer_kinds(name: str) -> dict[str, Kind]:
+    """The settings that `optimizer.params` may have with this type, and their kinds; empty for an unknown type."""
     if name in CLIENT_OPTIMIZERS:
-        return set(CLIENT_OPTIMIZERS[name])
+        return {key: _OF_CLIENTS.get(key, Kind.NUMBER) for key in CLIENT_OPTIMIZERS[name]}
     from deepspeed.ops import adagrad, adam, lamb, lion
 
-    adams = (adam.FusedAdam, adam.DeepSpeedCPUAdam, torch.optim.Adam, torch.optim.AdamW)
-    adam_settings = _parameters(*adams) - {"adamw_mode"} | _ADAM_EXTRAS
+    adams = _kinds(adam.FusedAdam, adam.DeepSpeedCPUAdam, torch.optim.Adam, torch.optim.AdamW) | _ADAM_EXTRAS
     deepspeeds = {  # these names are case-insensitive in DeepSpeed
-        "adam": adam_settings,
-        "adamw": adam_settings,
-        "adagrad": _parameters(adagrad.DeepSpeedCPUAdagrad, torch.optim.Adagrad),
-        "lamb": _parameters(lamb.FusedLamb),
-        "lion": _parameters(lion.FusedLion, lion.DeepSpeedCPULion),
+        "adam": adams,
+        "adamw": adams,
+        "adagrad": _kinds(adagrad.DeepSpeedCPUAdagrad, torch.optim.Adagrad),
+        "lamb": _kinds(lamb.FusedLamb),
+        "lion": _kinds(lion.FusedLion, lion.DeepSpeedCPULion),
         "muon": _MUON | _ADAM_EXTRAS,
     }
+    del adams["adamw_mode"]
     if name.lower() in deepspeeds:
-        return set(deepspeeds[name.lower()])
+        return deepspeeds[name.lower()]
     torch_class = getattr(torch.optim, name, None)
-    return _parameters(torch_class) if inspect.isclass(torch_class) else set()
+    return _kinds(torch_class) if inspect.isclass(torch_class) else {}
 
 
 def schedule_settings(name: str) -> set[str]:
     """Names that `scheduler.params` may have with this type; empty for an unknown type."""
-    return _parameters(getattr(lr_schedules, name)) if name in lr_schedules.VALID_LR_SCHEDULES else set()
+    return set(schedule_kinds(name))
+
+
+@lru_cache
+def schedule_kinds(name: str) -> dict[str, Kind]:
+    """The settings that `scheduler.params` may have with this type, and their kinds; empty for an unknown type."""
+    return _kinds(getattr(lr_schedules, name)) if name in lr_schedules.VALID_LR_SCHEDULES else {}
 
 
 def schedule_needs(name: str) -> list[str]:
@@ -91,12 +108,13 @@ def check_optimizer_section(section: Mapping[str, Any], origin: Origin) -> None:
     known = optimizer_settings(name)
     if not known:
         raise ValueError(f"{said}: unknown optimizer{nearest(name, _optimizer_names())}")
-    for key in section.get("params", {}):
+    for key, value in section.get("params", {}).items():
         place = origin.name(f"optimizer.params.{key}")
         if key == "max_grad_norm":
             raise ValueError(f"{place}: DeepSpeed clips by itself; set gradient_clipping")
         if key not in known:
             raise ValueError(f"{place}: {name} has no such setting{nearest(key, known)}")
+        check_kind(value, optimizer_kinds(name)[key], place)
 
 
 def check_schedule_section(section: Mapping[str, Any], origin: Origin) -> None:
@@ -114,9 +132,9 @@ def check_schedule_section(section: Mapping[str, Any], origin: Origin) -> None:
             raise ValueError(f"{place}: {name} has no such setting{nearest(key, known)}")
         if key == "warmup_type" and value not in _WARMUP_TYPES:  # DeepSpeed would take log
             raise ValueError(f"{place}={value!r}: must be {' or '.join(_WARMUP_TYPES)}")
-        if key != "warmup_type" and isinstance(value, str) and value != "auto":
-            kind = "true or false" if key in _SCHEDULE_SWITCHES else "a number"
-            raise ValueError(f"{place}={value!r}: must be {kind}")
+        check_kind(value, schedule_kinds(name)[key], place)
+        if key in _AT_LEAST_1 and isinstance(value, (int, float)) and value < 1:
+            raise ValueError(f"{place}={value!r}: must be at least 1")
 
 
 def _optimizer_names() -> list[str]:
@@ -124,6 +142,16 @@ def _optimizer_names() -> list[str]:
     return [*own, "Lamb", "Lion", "Muon", *CLIENT_OPTIMIZERS]
 
 
-def _parameters(*owners: Any) -> set[str]:
-    names = {name for owner in owners for name in inspect.signature(owner).parameters}
-    return names - {"params", "model_params", "optimizer", "self"}
+def _kinds(*owners: Any) -> dict[str, Kind]:
+    """Constructors' parameters, with the kind that annotation and default show."""
+    found = {}
+    for owner in owners:
+        for name, parameter in inspect.signature(owner).parameters.items():
+            default, hint = parameter.default, inspect.formatannotation(parameter.annotation)
+            if isinstance(default, bool) or "bool" in hint:
+                found[name] = Kind.SWITCH
+            elif isinstance(default, str) or "str" in hint:
+                found[name] = Kind.TEXT
+            else:
+                found[name] = Kind.WHOLE if parameter.annotation is int else Kind.NUMBER
+    return {name: kind for name, kind in found.items() if name not in ("params", "model_params", "optimizer", "self")}
