@@ -58,9 +58,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="VOCAB_OR_NAME", help="a vocab.txt, a tokenizer's folder, or a name on the hub"
     )
     tokenizer.add_argument(
-        "--train-tokenizer", type=int, metavar="N", help="train a WordPiece tokenizer of N entries on the text"
+        "--train-tokenizer", type=int, metavar="N", help="train a tokenizer of N entries on the text"
     )
-    tokenizer.add_argument("--cased", action="store_true", help="keep upper case in a tokenizer trained here")
+    tokenizer.add_argument(
+        "--kind",
+        default="wordpiece",
+        choices=("wordpiece", "bpe", "unigram", "characters"),
+        help="of the tokenizer trained here: WordPiece as BERT's, byte-level BPE as RoBERTa's, Unigram with bytes for "
+        "what it does not know as XLM-R's, or one entry a character as for proteins (default: %(default)s)",
+    )
+    case = tokenizer.add_mutually_exclusive_group()
+    case.add_argument(
+        "--cased",
+        action="store_true",
+        default=None,
+        help="keep capitals; default: as the entries of a vocab.txt tell; of tokenizers trained here only WordPiece "
+        "drops them",
+    )
+    case.add_argument("--uncased", dest="cased", action="store_false", default=None, help="drop capitals")
+    accents = tokenizer.add_mutually_exclusive_group()
+    accents.add_argument(
+        "--keep-accents",
+        action="store_true",
+        default=None,
+        help="keep accents and vowel signs; default: as the entries of a vocab.txt tell, or the text to train on",
+    )
+    accents.add_argument(
+        "--strip-accents", dest="keep_accents", action="store_false", default=None, help="take accents off"
+    )
 
     rows = parser.add_argument_group("sentences and rows")
     rows.add_argument(
@@ -142,7 +167,9 @@ def _options(args: argparse.Namespace) -> PrepareOptions:
         out=args.out,
         tokenizer=args.tokenizer,
         train_tokenizer=args.train_tokenizer,
+        kind=args.kind,
         cased=args.cased,
+        keep_accents=args.keep_accents,
         seq_len=args.seq_len,
         every=args.every,
         one_sentence_per_row=args.one_sentence_per_row,

@@ -68,6 +68,8 @@ class Manifest:
     """Why text was left out or altered, with counts."""
     versions: dict[str, str] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
+    case_and_accents: str = ""
+    """What the tokenizer does with capitals and accents, in words; "" in a folder of an earlier version."""
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:

@@ -37,6 +37,7 @@ def manifest_table(manifest: Manifest) -> str:
         ("validation rows", f"{manifest.validation_rows:,}", ""),
         ("padding", f"{manifest.padding_share:.2%}", f"of training rows padded to {manifest.seq_len}"),
         ("vocabulary", f"{manifest.vocab_size:,}", f"tokenizer {manifest.tokenizer_sha256[:12]}"),
+        *([("capitals, accents", "", manifest.case_and_accents)] if manifest.case_and_accents else []),
         ("fingerprint", manifest.fingerprint[:12], "of the rows; equal fingerprints, equal rows"),
         ("seed", str(manifest.seed), ""),
         ("shards", str(len(manifest.shards)), f"{sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB"),

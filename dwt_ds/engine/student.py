@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
-from dwt_ds.engine.gradient_norm import take_one_norm_a_step
 from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
@@ -67,7 +66,7 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         wrapper.initialize_optimizer_states = lambda self: None
     engine, *_ = deepspeed.initialize(
         model=objective,
-        optimizer=client_optimizer(ds_values, student_device()),
+        optimizer=client_optimizer(ds_values["optimizer"], student_device()),
         model_parameters=parameters,
         lr_scheduler=lambda optimizer: LearningRate(optimizer, ds_values["scheduler"]),
         config=ds_values,
@@ -81,7 +80,6 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         if engine.fp16_enabled():
             begin_with_loss_scale(engine)
     disable_min_scale_error(engine)
-    take_one_norm_a_step(engine.optimizer)
     return engine
 
 

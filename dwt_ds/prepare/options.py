@@ -11,7 +11,9 @@ from pydantic.dataclasses import dataclass
 
 from dwt_ds.config.schema import Seed
 from dwt_ds.data.manifest import ONE_SENTENCE_PER_ROW, PACKED
+from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.sources import Source
+from dwt_ds.prepare.train_tokenizer import Kind
 
 _AtLeast1 = Annotated[int, Field(ge=1)]
 
@@ -26,9 +28,13 @@ class PrepareOptions:
     tokenizer: str | None = None
     """A vocab.txt, a folder with a tokenizer, or a name on the Hugging Face hub."""
     train_tokenizer: PositiveInt | None = None
-    """Instead of `tokenizer`: entries of a WordPiece tokenizer trained on the sources."""
-    cased: bool = False
-    """Keep upper case in a tokenizer trained here."""
+    """Instead of `tokenizer`: entries of a tokenizer trained on the sources."""
+    kind: Kind = "wordpiece"
+    """Of a tokenizer trained here."""
+    cased: bool | None = None
+    """Keep capitals. None: as the entries of a vocab.txt tell, or as usual for the kind that is trained."""
+    keep_accents: bool | None = None
+    """None: as the entries of a vocab.txt or the text that is trained on tell."""
     seq_len: Annotated[int, Field(ge=8)] = 128
     """Tokens of a row."""
     every: _AtLeast1 = 1
@@ -52,18 +58,31 @@ class PrepareOptions:
             raise ValueError("nothing to read: give --text FILE, --dataset NAME or --docs")
         if (self.tokenizer is None) == (self.train_tokenizer is None):
             raise ValueError("give either --tokenizer VOCAB_OR_NAME or --train-tokenizer N")
+        if self.tokenizer is not None and self.kind != "wordpiece":
+            raise ValueError(f"--kind={self.kind}: goes with --train-tokenizer N, not with --tokenizer")
         if self.max_chars < self.min_chars:
             raise ValueError(f"--max-chars={self.max_chars}: must be at least --min-chars, {self.min_chars}")
+
+    @property
+    def wishes(self) -> Wishes:
+        return Wishes(self.cased, self.keep_accents)
 
     @property
     def form(self) -> str:
         return ONE_SENTENCE_PER_ROW if self.one_sentence_per_row else PACKED
 
     def identity(self) -> dict[str, Any]:
-        """Everything the rows depend on, as JSON values; two preparations of equal identity make equal rows."""
-        return {
+        """Everything the rows depend on, as JSON values; two preparations of equal identity make equal rows.
+
+        Options that came later are there only where they are not at their defaults, so that folders of before count as
+        finished still.
+        """
+        later: dict[str, Any] = {} if self.kind == "wordpiece" else {"kind": self.kind}
+        if self.keep_accents is not None:
+            later["keep_accents"] = self.keep_accents
+        return later | {
             "tokenizer": self.tokenizer or f"trained here, {self.train_tokenizer} entries",
-            "cased": self.cased,
+            "cased": self.kind != "wordpiece" if self.cased is None else self.cased,
             "seq_len": self.seq_len,
             "every": self.every,
             "form": self.form,

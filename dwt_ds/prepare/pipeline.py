@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
+from dwt_ds.prepare.case_and_accents import described
 from dwt_ds.prepare.corpus import Corpus, Survey, progress_bar, survey
 from dwt_ds.prepare.documentation import InstalledDocumentation
 from dwt_ds.prepare.options import PrepareOptions
@@ -29,7 +31,8 @@ from dwt_ds.prepare.output import finished_manifest, make_final, work_folder
 from dwt_ds.prepare.rows import Chunk, ChunkCounts, RowSettings, part_path, read_part, store_part
 from dwt_ds.prepare.shards import ShardWriter
 from dwt_ds.prepare.sources import Source
-from dwt_ds.prepare.tokenizer import find_tokenizer, train_wordpiece
+from dwt_ds.prepare.tokenizer import find_tokenizer
+from dwt_ds.prepare.train_tokenizer import train_tokenizer
 from dwt_ds.prepare.workers import ordered_map
 
 _LIBRARIES = ("tokenizers", "transformers", "syntok", "datasets", "pyarrow", "numpy")
@@ -41,7 +44,7 @@ def prepare(options: PrepareOptions) -> Manifest:
     Raises ValueError for what the user must change, OSError where the disk is full or a file cannot be read or
     written; in every case what was finished stays, and no half-written folder looks finished.
     """
-    tokenizer = find_tokenizer(options.tokenizer) if options.tokenizer else None
+    tokenizer = find_tokenizer(options.tokenizer, options.wishes) if options.tokenizer else None
     identity = options.identity()
     if tokenizer is not None:
         TokenizerFacts.of(tokenizer)
@@ -54,6 +57,7 @@ def prepare(options: PrepareOptions) -> Manifest:
             sources = _readable(options.sources, work)
             found, tokenizer = _surveyed(options, sources, tokenizer, work)
             corpus = Corpus(sources, found, options.validation, options.seed)
+            print(f"tokenizer: {described(tokenizer)}", file=sys.stderr)
             settings = _row_settings(options, tokenizer, work)
             parts: list[ChunkCounts] = []
             with progress_bar("preparing", found.characters, "char") as bar:
@@ -98,7 +102,7 @@ def _surveyed(
         raise ValueError(f"no text in {_listed(sources, found)}")
     if tokenizer is None:
         assert options.train_tokenizer is not None
-        tokenizer = train_wordpiece(found.sample, options.train_tokenizer, lowercase=not options.cased)
+        tokenizer = train_tokenizer(found.sample, options.train_tokenizer, options.kind, options.wishes)
     try:
         tokenizer.save_pretrained(tokenizer_folder)
     except Exception as error:  # the tokenizers library has no kinds of errors
@@ -193,6 +197,7 @@ def _joined(
         seq_len=options.seq_len,
         vocab_size=facts.vocab_size,
         tokenizer_sha256=tokenizer_hash,
+        case_and_accents=described(tokenizer),
         fingerprint=content.hexdigest(),
         seed=options.seed,
         every=options.every,

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
+from dwt_ds.prepare.case_and_accents import Treatment
 from dwt_ds.prepare.tokenizer import wordpiece_tokenizer
 
 Documents = Callable[..., list[list[str]]]
@@ -17,7 +18,7 @@ Documents = Callable[..., list[list[str]]]
 
 def wordpiece(*entries: str, lowercase: bool = True) -> PreTrainedTokenizerFast:
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *entries]
-    return wordpiece_tokenizer({name: number for number, name in enumerate(names)}, lowercase)
+    return wordpiece_tokenizer({name: number for number, name in enumerate(names)}, Treatment(lowercase, lowercase))
 
 
 def test_fingerprint_sees_content_order_and_case() -> None:

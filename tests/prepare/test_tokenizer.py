@@ -1,61 +1,13 @@
-"""Tokenizers that make rows: trained the same every time, read from a vocab.txt."""
+"""Tokenizers that are given: read from a vocab.txt, which decides on capitals and accents, or loaded whole."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
-from dwt_ds.data.tokenizer import tokenizer_sha256
-from dwt_ds.prepare.tokenizer import find_tokenizer, train_wordpiece
-
-Documents = Callable[..., list[list[str]]]
-
-TRAIN_AND_PRINT = """
-import sys
-from dwt_ds.data.tokenizer import tokenizer_sha256
-from dwt_ds.prepare.tokenizer import train_wordpiece
-print(tokenizer_sha256(train_wordpiece(open(sys.argv[1]).read().split("\\n"), 300)))
-"""
-
-
-def test_training_is_the_same_in_every_process(corpus_file: Path) -> None:
-    command = [sys.executable, "-c", TRAIN_AND_PRINT, str(corpus_file)]
-    there = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    assert tokenizer_sha256(train_wordpiece(corpus_file.read_text().split("\n"), 300)) == there
-
-
-def test_trained_tokenizer_spells_its_text(made_up_documents: Documents, tmp_path: Path) -> None:
-    texts = [line for lines in made_up_documents(30) for line in lines]
-    tokenizer = train_wordpiece(texts, 250)
-    assert len(tokenizer) == 250
-    assert [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.mask_token_id] == [0, 2, 4]
-    ids = tokenizer(texts[0])["input_ids"]
-    assert ids[0] == tokenizer.cls_token_id
-    assert ids[-1] == tokenizer.sep_token_id
-    assert tokenizer.unk_token_id not in ids
-    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == texts[0].lower().replace(" ", "")
-    tokenizer.save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again(texts[0])["input_ids"] == ids
-    assert tokenizer_sha256(again) == tokenizer_sha256(tokenizer)
-
-
-def test_cased_training_keeps_case(made_up_documents: Documents) -> None:
-    texts = [line for lines in made_up_documents(10) for line in lines]
-    assert any(
-        token[0].isupper() for token in train_wordpiece(texts, 300, lowercase=False).get_vocab() if token[0] != "["
-    )
-    assert not any(token.lower() != token for token in train_wordpiece(texts, 300).get_vocab() if token[0] != "[")
-
-
-def test_too_small_a_vocabulary(made_up_documents: Documents) -> None:
-    with pytest.raises(ValueError, match="--train-tokenizer 20: .* need [0-9]+ entries"):
-        train_wordpiece([line for lines in made_up_documents(5) for line in lines], 20)
+from dwt_ds.prepare.case_and_accents import Wishes, described
+from dwt_ds.prepare.tokenizer import find_tokenizer
 
 
 def write_vocab(path: Path, entries: list[str]) -> str:
@@ -65,9 +17,71 @@ def write_vocab(path: Path, entries: list[str]) -> str:
 
 def test_a_vocab_file_decides_case(tmp_path: Path) -> None:
     uncased = find_tokenizer(write_vocab(tmp_path / "u.txt", ["the", "caf", "##e"]))
-    cased = find_tokenizer(write_vocab(tmp_path / "c.txt", ["The", "the", "caf", "##\u00e9"]))
-    assert uncased.tokenize("The caf\u00e9") == ["the", "caf", "##e"]
-    assert cased.tokenize("The caf\u00e9") == ["The", "caf", "##\u00e9"]
+    cased = find_tokenizer(write_vocab(tmp_path / "c.txt", ["The", "the", "caf", "##é"]))
+    assert uncased.tokenize("The café") == ["the", "caf", "##e"]
+    assert cased.tokenize("The café") == ["The", "caf", "##é"]
+
+
+UNCASED = ["the", "caf", "##e", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "text", "tokens"),
+    [
+        (UNCASED, "The Café", ["the", "caf", "##e"]),
+        ([*UNCASED, "X"], "The Café", ["the", "caf", "##e"]),  # one stray capital makes no cased vocabulary
+        (["grün", "das", "##e", "blätter"], "Das grüne", ["das", "grün", "##e"]),
+        (["déjà", "vu"], "Déjà vu", ["déjà", "vu"]),
+        (["дом", "мой"], "Мой дом", ["мой", "дом"]),
+        (["में", "किताब"], "किताब में", ["किताब", "में"]),
+        (["أكل", "آن"], "آن أكل", ["آن", "أكل"]),
+        (["ที่นี่"], "ที่นี่", ["ที่นี่"]),
+        (["が", "##ぎ"], "がぎ", ["が", "##ぎ"]),
+        (["北", "京", "abc"], "北京 ABC", ["北", "京", "abc"]),
+    ],
+    ids=["en", "stray", "de", "fr", "ru", "hi", "ar", "th", "ja", "zh"],
+)
+def test_the_entries_tell_what_happens_to_capitals_and_accents(
+    tmp_path: Path, entries: list[str], text: str, tokens: list[str]
+) -> None:
+    assert find_tokenizer(write_vocab(tmp_path / "v.txt", entries)).tokenize(text) == tokens
+
+
+def test_what_was_concluded_is_said(tmp_path: Path) -> None:
+    tokenizer = find_tokenizer(write_vocab(tmp_path / "v.txt", ["grün", "das", "##e", "[unused1]"]))
+    assert described(tokenizer) == "lower-cased, accents kept (0 of 3 entries have a capital, 1 an accent)"
+    tokenizer.save_pretrained(tmp_path / "whole")
+    assert described(find_tokenizer(str(tmp_path / "whole"))) == described(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "tokens"),
+    [
+        (Wishes(cased=True), ["[UNK]", "[UNK]"]),
+        (Wishes(cased=False), ["das", "grün"]),
+        (Wishes(keep_accents=False), ["das", "[UNK]"]),
+        (Wishes(cased=True, keep_accents=False), ["[UNK]", "[UNK]"]),
+    ],
+)
+def test_the_user_decides_against_the_entries(tmp_path: Path, wishes: Wishes, tokens: list[str]) -> None:
+    assert find_tokenizer(write_vocab(tmp_path / "v.txt", ["grün", "das"]), wishes).tokenize("Das Grün") == tokens
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        (Wishes(cased=True), "--cased: the tokenizer .* decides this itself .lower-cased, accents kept"),
+        (Wishes(keep_accents=False), "--strip-accents: the tokenizer .* leave --strip-accents out"),
+        (Wishes(cased=False, keep_accents=True), None),
+    ],
+)
+def test_a_whole_tokenizer_is_not_to_be_changed(tmp_path: Path, wishes: Wishes, message: str | None) -> None:
+    find_tokenizer(write_vocab(tmp_path / "v.txt", ["grün"])).save_pretrained(tmp_path / "whole")
+    if message is None:
+        find_tokenizer(str(tmp_path / "whole"), wishes)
+        return
+    with pytest.raises(ValueError, match=message):
+        find_tokenizer(str(tmp_path / "whole"), wishes)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,196 @@
+"""A tokenizer trained on the text itself, of any of the kinds that encoders use; the same text gives the same file.
+
+| kind | special tokens and frame of | unknown token |
+|---|---|---|
+| wordpiece | BERT | a character beyond the alphabet |
+| bpe (byte-level) | RoBERTa | none: every byte is an entry |
+| unigram | XLM-R | none: characters beyond the alphabet become bytes |
+| characters | ESM | a character beyond the N most frequent |
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from dwt_ds.prepare import case_and_accents
+from dwt_ds.prepare.case_and_accents import Treatment, Wishes
+from dwt_ds.prepare.tokenizer import BERT_SPECIAL_TOKENS, LONGEST_WORD, bert_normalizer, wordpiece_tokenizer
+from dwt_ds.prepare.train_unigram import ROBERTA_SPECIAL_TOKENS, train_unigram
+
+Kind = Literal["wordpiece", "bpe", "unigram", "characters"]
+ESM_SPECIAL_TOKENS = {
+    "cls_token": "<cls>",
+    "pad_token": "<pad>",
+    "eos_token": "<eos>",
+    "sep_token": "<eos>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+# A WordPiece alphabet has this many characters, or as many as cover this share of the text if that is more (Kudo and
+# Richardson 2018 keep 99.95% in scripts of many characters), in at most this share of the entries.
+_ALPHABET_CHARACTERS = 1000
+_COVERED = 0.9995
+_ALPHABET_OF_ENTRIES = 0.9
+# Text without spaces has words beyond LONGEST_WORD. Where they hold more than this share of it, the limit is raised.
+_IN_LONG_WORDS = 0.001
+_LONGEST_UNSPACED = 1000
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    kind: Kind = "wordpiece",
+    wishes: Wishes = Wishes(),  # noqa: B008
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `vocab_size` entries.
+
+    WordPiece drops capitals unless `wishes` say otherwise, the other kinds keep them, as their model families do.
+    Accents go with capitals, unless the text needs them. Raises ValueError where `vocab_size` is too small.
+    """
+    lines = [line for text in texts for line in text.split("\n")]
+    characters: Counter[str] = Counter()
+    for line in lines:
+        characters.update(line)
+    treatment = case_and_accents.of_text(characters, wishes, usually_cased=kind != "wordpiece")
+    train: dict[str, Callable[[Sequence[str], int, Treatment], PreTrainedTokenizerFast]] = {
+        "wordpiece": _train_wordpiece,
+        "bpe": _train_bpe,
+        "unigram": lambda lines, size, treatment: train_unigram(lines, size, normalizer_of(treatment)),
+        "characters": _train_characters,
+    }
+    return train[kind](lines, vocab_size, treatment)
+
+
+def normalizer_of(treatment: Treatment) -> normalizers.Normalizer | None:
+    """For the kinds that otherwise leave text as it is; None where they do here."""
+    steps: list[normalizers.Normalizer] = []
+    if treatment.strip_accents:
+        steps += [normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
+    if treatment.lowercase:
+        steps.append(normalizers.Lowercase())
+    return normalizers.Sequence(steps) if steps else None
+
+
+def _train_wordpiece(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = bert_normalizer(treatment)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for line in lines:
+        words.update(tokenizer.normalizer.normalize_str(line).split())
+    # The trainer numbers single characters as a hash map yields them, and breaks ties between merges by those numbers:
+    # naming them all beforehand, in order, is what makes two runs agree.
+    characters, alphabet = _wordpiece_characters(words, vocab_size)
+    first_entries = list(BERT_SPECIAL_TOKENS.values()) + characters
+    if vocab_size <= len(first_entries):
+        raise ValueError(
+            f"--train-tokenizer {vocab_size}: the special tokens and the text's single characters alone need "
+            f"{len(first_entries)} entries; ask for more"
+        )
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=first_entries,
+        limit_alphabet=max(_ALPHABET_CHARACTERS, alphabet),
+        continuing_subword_prefix="##",
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    in_all = sum(len(word) * count for word, count in words.items())
+    in_long = sum(len(word) * count for word, count in words.items() if len(word) > LONGEST_WORD)
+    longest_word = _LONGEST_UNSPACED if in_long > _IN_LONG_WORDS * in_all else LONGEST_WORD
+    return wordpiece_tokenizer(tokenizer.get_vocab(), treatment, longest_word)
+
+
+def _wordpiece_characters(words: Counter[str], vocab_size: int) -> tuple[list[str], int]:
+    """Entries for single characters, at the start of a word ("c") and inside one ("##c"), each list sorted; and how
+    many characters these are.
+
+    The most frequent characters after normalisation, ties by code point.
+    """
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, count in words.items():
+        inside.update(word[1:])
+        for character in word:
+            counts[character] += count
+    needs_both = {character for character in inside if not _stands_alone(character)}
+    kept: list[str] = []
+    covered = entries = 0
+    for character in sorted(counts, key=lambda character: (-counts[character], character)):
+        entries += 1 + (character in needs_both)
+        full = covered >= _COVERED * counts.total() or entries > _ALPHABET_OF_ENTRIES * vocab_size
+        if full and len(kept) >= _ALPHABET_CHARACTERS:
+            break
+        kept.append(character)
+        covered += counts[character]
+    return sorted(kept) + ["##" + character for character in sorted(needs_both.intersection(kept))], len(kept)
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether BERT's pre-tokenizer makes a token of this character: ASCII symbols and all Unicode punctuation."""
+    if character.isascii():
+        return not character.isalnum()
+    return unicodedata.category(character).startswith("P")
+
+
+def _train_bpe(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> PreTrainedTokenizerFast:
+    special = list(dict.fromkeys(ROBERTA_SPECIAL_TOKENS.values()))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    _check_size(vocab_size, len(special) + len(alphabet), "the special tokens and the 256 bytes")
+    tokenizer = Tokenizer(models.BPE())
+    normalizer = normalizer_of(treatment)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    end, start = (("</s>", special.index("</s>")), ("<s>", special.index("<s>")))
+    tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=True, add_prefix_space=False)
+    # As RoBERTa's, the mask takes the space before it.
+    special_tokens: dict[str, Any] = ROBERTA_SPECIAL_TOKENS | {"mask_token": AddedToken("<mask>", lstrip=True)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **special_tokens
+    )
+
+
+def _train_characters(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> PreTrainedTokenizerFast:
+    special = list(dict.fromkeys(ESM_SPECIAL_TOKENS.values()))
+    _check_size(vocab_size, len(special), "the special tokens")
+    normalizer = normalizer_of(treatment)
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update(normalizer.normalize_str(line) if normalizer is not None else line)
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
+    entries = special + sorted(ranked[: vocab_size - len(special)])
+    tokenizer = Tokenizer(models.WordLevel({entry: n for n, entry in enumerate(entries)}, unk_token="<unk>"))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <eos>",
+        pair="<cls> $A <eos> $B <eos>",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<cls>", "<eos>")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **ESM_SPECIAL_TOKENS
+    )
+
+
+def _check_size(vocab_size: int, needed: int, of_what: str) -> None:
+    if vocab_size <= needed:
+        raise ValueError(f"--train-tokenizer {vocab_size}: {of_what} alone need {needed} entries; ask for more")
