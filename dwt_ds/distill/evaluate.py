@@ -15,7 +15,7 @@ from dwt_ds.distill.objective import LossScale, TeacherView
 
 
 class HeldOut(NamedTuple):
-    """Means over the labelled tokens of the validation rows; NaN without any."""
+    """Means over the labelled tokens of the validation rows."""
 
     hard_loss: float
     soft_loss: float
@@ -29,8 +29,8 @@ def held_out_loss(
     temperature: float,
     reduce_sum: Callable[[Tensor], Tensor],
     device: torch.device,
-) -> HeldOut:
-    """Cross-entropy and KL divergence of the student on held-out micro-batches.
+) -> HeldOut | None:
+    """Cross-entropy and KL divergence of the student on held-out micro-batches; None where these have no label.
 
     Args:
         objective: the student with its loss, in evaluation mode.
@@ -47,7 +47,7 @@ def held_out_loss(
         loss = objective(batch, teacher(batch) if teacher else None, scale)
         sums += torch.stack([loss.hard.double(), loss.soft.double(), (batch.labels >= 0).sum().double()])
     hard, soft, count = reduce_sum(sums).tolist()
-    return HeldOut(hard / count, soft / count) if count else HeldOut(float("nan"), float("nan"))
+    return HeldOut(hard / count, soft / count) if count else None
 
 
 @torch.no_grad()

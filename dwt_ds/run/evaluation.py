@@ -53,8 +53,11 @@ class Evaluation:
 
     def student_losses(
         self, student: StudentEngine, teacher: TeacherEngine | None, batches: Iterable[Batch], done: int
-    ) -> HeldOut:
-        """The student's losses on `batches` after `done` optimizer steps, at the temperature of the last one."""
+    ) -> HeldOut | None:
+        """The student's losses on `batches` after `done` optimizer steps, at the temperature of the last one.
+
+        None where there is nothing to predict in them.
+        """
         temperature = value_at(self._config.distill.temperature, done - 1, self._total_steps)
         student.eval()
         losses = held_out_loss(student, teacher, batches, temperature, ranks.reduce_sum, ranks.device())

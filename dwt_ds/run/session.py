@@ -241,9 +241,14 @@ class Session:
 
     def _evaluate(self, done: int) -> None:
         batches = self._until_stopped(self._evaluation.batches())
-        hard, soft = self._evaluation.student_losses(self.student, self.teacher, batches, done)
+        losses = self._evaluation.student_losses(self.student, self.teacher, batches, done)
         if self.stopped and done < self.total_steps:
             return  # only a part of the rows was seen
+        if losses is None:
+            data = self.config.data.dir
+            self._say(done, f"held-out: {data} holds out no token to predict; prepare it with --validation above 0")
+            return
+        hard, soft = losses
         self._say(done, f"held-out: hard {hard:.4f}" + (f", soft {soft:.4f}" if self.teacher else ""))
         self._add_metrics({"step": done, "eval_hard_loss": hard, "eval_soft_loss": soft})
 

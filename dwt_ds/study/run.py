@@ -91,14 +91,19 @@ class Study:
         return cls(grid, folder, ranks, options.overrides, settings, costs)
 
     def check_data(self) -> None:
-        """Check that the data of the runs that are not finished are there.
+        """Check that the data of the runs that are not finished are there, with text held out to compare the runs by.
 
         Raises:
             ValueError, OSError: they are not; one line with the fix.
         """
         for run in self.grid.runs:
             if not self.folder.is_finished(run.name):
-                read_data_manifest(Path(self.settings[run.name].config.data.dir).expanduser())
+                folder = self.settings[run.name].config.data.dir
+                if read_data_manifest(Path(folder).expanduser()).validation_rows == 0:
+                    raise ValueError(
+                        f"{run.name}: {folder} has no held-out rows, by whose loss a study compares its runs; "
+                        "prepare it with --validation above 0"
+                    )
 
     def plan_table(self) -> str:
         """Runs, steps, tokens and hours, for people."""

@@ -117,3 +117,22 @@ def test_the_request_of_another_rank_stops_the_session_after_the_step(done: list
     one = torch.ones(())
     session.end_step(StepNumbers(0, LossScale(one, one, one, one), 1.0, 1.0, 1e-3, ranks_to_stop=torch.tensor(1)))
     assert list(steps) == []
+
+
+def test_held_out_rows_without_a_label_are_said_not_averaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their mean would be NaN, in the output and in metrics.jsonl."""
+    written: list[Any] = []
+    losses = iter([None, (2.0, 0.0)])
+    evaluation = SimpleNamespace(batches=lambda: iter([]), student_losses=lambda *_: next(losses))
+    folder = SimpleNamespace(path=None, add_metrics=written.append)
+    session = bare_session(RunConfig(), 5, evaluation=evaluation, folder=folder)
+    monkeypatch.setattr("dwt_ds.run.session.write_monitors", lambda *_: None)
+    said: list[str] = []
+    monkeypatch.setattr(Session, "_say", lambda self, done, text: said.append(text))
+    session._evaluate(2)
+    session._evaluate(2)
+    assert "no token to predict; prepare it with --validation above 0" in said[0]
+    assert said[1] == "held-out: hard 2.0000"
+    assert [row["eval_hard_loss"] for row in written] == [2.0]

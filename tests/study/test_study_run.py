@@ -108,6 +108,7 @@ def test_a_dry_run_lists_steps_tokens_and_hours_and_writes_nothing(
 
 def test_missing_data_stop_the_study_before_the_first_run(
     tmp_path: Path,
+    tiny_data: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     refusal: Callable[..., str],
@@ -118,6 +119,12 @@ def test_missing_data_stop_the_study_before_the_first_run(
     for data in ("data/quickstart", "nowhere"):
         error = refusal("study", "teacher_quality", f"data.dir={data}")
         assert f'data folder {data} does not exist: run "dwt-ds prepare' in error
+    (tmp_path / "apart").mkdir()
+    manifest = json.loads((tiny_data / "manifest.json").read_text()) | {"validation_rows": 0}
+    (tmp_path / "apart" / "manifest.json").write_text(json.dumps(manifest))
+    error = refusal("study", "remapping", "data.dir=apart", "student.max_positions=128")
+    assert "apart has no held-out rows" in error
+    assert "prepare it with --validation above 0" in error
     assert not (tmp_path / "runs").exists()
 
 
