@@ -50,6 +50,7 @@ def _measure(family: str, dtype: str) -> dict[str, Any]:
         engines = {}
         for inject in (False, "auto"):
             engines[inject] = TeacherEngine(folder, dtype=dtype, kernel_inject=inject, device=device(), seq_len=SEQ_LEN)
+            engines[inject].start()
     tokens = torch.randint(5, 1000, (ROWS, SEQ_LEN), device=device())
     positions = torch.arange(0, tokens.numel(), 7, device=device())
     batch = Batch(tokens, None, positions, positions, tokens.numel(), torch.arange(ROWS))

@@ -128,8 +128,9 @@ class TeacherConfig:
     """Hugging Face folder or name; null: the student trains alone, which is how teachers are made."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the teacher's forward pass; auto: the student's."""
-    kernel_inject: bool | Literal["auto"] = "auto"
-    """DeepSpeed's injected inference kernels; auto: if a probe finds that they run and give the same logits."""
+    kernel_inject: bool | Literal["auto"] = False
+    """DeepSpeed's injected inference kernels; auto: if a trial on every rank finds that they run and give the same
+    logits."""
     sharded: bool = False
     """Shard the teacher's weights over the ranks and gather them layer by layer (ZeRO-3), for a teacher that does not
     fit on every rank. Its head is not sharded."""

@@ -58,6 +58,8 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     # The last collectives are recorded: NCCL's group writes them to a file when one times out, stuck.py before that.
     for name, value in (("TORCH_FR_BUFFER_SIZE", "2000"), ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")):
         os.environ.setdefault(name, value)
+    if get_accelerator().device_name() == "cuda":
+        _number_of_visible_device(os.environ, get_accelerator().device_count())
     get_accelerator().set_device(local_rank())
     # Groups that ZeRO makes later would get torch's default of 10 or 30 minutes.
     limit = timedelta(seconds=timeout_seconds)
@@ -183,6 +185,17 @@ def fill_rank_environment(environment: MutableMapping[str, str]) -> None:
             f"{missing[0]}: not set, and there are {environment['WORLD_SIZE']} ranks; export the first host's address "
             "as MASTER_ADDR and a free port there as MASTER_PORT (dwt-ds launch does)"
         )
+
+
+def _number_of_visible_device(environment: MutableMapping[str, str], devices: int) -> None:
+    """Make LOCAL_RANK the number of a device that this process sees; DeepSpeed takes the device of that number.
+
+    With `srun --gpus-per-task=1` each task sees its own GPU only, as number 0, whatever its local rank.
+    """
+    number = str(int(environment["LOCAL_RANK"]) % devices)
+    for name in ("LOCAL_RANK", _OPENMPI[2]):  # DeepSpeed asserts that both are equal
+        if name in environment:
+            environment[name] = number
 
 
 def _keep_freed_memory() -> None:

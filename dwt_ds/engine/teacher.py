@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import deepspeed
 import torch
@@ -14,14 +15,18 @@ from transformers import PreTrainedModel
 from dwt_ds.base.words import one_line
 from dwt_ds.data.batches import Batch
 from dwt_ds.distill.objective import TeacherView
+from dwt_ds.engine.ranks import gather_from_ranks
 from dwt_ds.models.build import parameter_count
 from dwt_ds.models.load import load_masked_lm
+from dwt_ds.models.masked_lm.families import known_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Injected kernels round differently. A larger difference than this share of the largest logit is an error of theirs.
 _INJECTION_TOLERANCE = 0.05
+# Where DeepSpeed's layers with kernels come from.
+_INJECTED_MODULES = "deepspeed.model_implementations.transformers"
 # Each weight is used once in a forward pass, so none is kept for a second use.
 _ZERO_3 = {"stage": 3, "stage3_max_reuse_distance": 0}
 
@@ -32,12 +37,13 @@ class TeacherEngine:
     Args:
         path: Hugging Face folder or name.
         dtype: "fp32", "bf16" or "fp16".
-        kernel_inject: True, False, or "auto": use DeepSpeed's injected kernels where a trial run succeeds and the
-            logits stay close.
+        kernel_inject: True, False, or "auto": use DeepSpeed's injected kernels if a trial run on every rank succeeds
+            and the logits stay close.
         device: where it computes.
         seq_len: longest row; the injected kernels size their workspace by it.
         sharded: shard the weights over the ranks, which then have to call it equally often; without injected kernels.
-            `start` does it and not the constructor, since loading may fail on one rank alone.
+
+    What the ranks do together is done by `start` and not by the constructor, since loading may fail on one rank alone.
 
     Raises:
         FileNotFoundError: nothing at the path.
@@ -61,19 +67,17 @@ class TeacherEngine:
         self._path, self._dtype, self._device, self._seq_len = path, _DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code
         self._engine: nn.Module | None = None
+        self._sharded, self._probes = sharded, bool(kernel_inject) and not sharded
+        self._probe = _Probe()
         self.injected = False
         self.injection = "kernels not injected"
-        """For the log: whether kernels are injected, and why not or how far they moved the logits."""
+        """For the log, after `start`: whether kernels are injected, and why not or how far they moved the logits."""
         gathered = self._load(torch.device("cpu") if sharded else device)
         self.parameters = parameter_count(gathered)
-        if kernel_inject and not sharded:
-            problem = self._inject(gathered)
-            if problem and kernel_inject is True:
-                raise ValueError(f"teacher.kernel_inject=true: {problem}; set it to auto or false")
-            if problem:
-                self.injection += f" ({problem})"
-        if self._engine is None and not sharded:
-            self._engine = self._infer(gathered, inject=False)
+        if self._probes:
+            self._probe = self._inject(gathered)
+            if self._probe.problem and kernel_inject is True:
+                raise ValueError(f"teacher.kernel_inject=true: {self._probe.problem}; set it to auto or false")
         weight, bias = gathered.decoder_weight, gathered.decoder_bias
         if sharded:
             # The loss reads the head outside of the forward pass, where ZeRO does not gather it.
@@ -93,9 +97,9 @@ class TeacherEngine:
         return int(self.head[0].shape[0])
 
     def start(self) -> nn.Module:
-        """The engine; the first call of a sharded teacher shards its weights, by all ranks together."""
+        """The engine; all ranks make the first call together."""
         if self._engine is None:
-            self._engine = self._shard(self._gathered)
+            self._engine = self._shard(self._gathered) if self._sharded else self._choose_engine()
         return self._engine
 
     @torch.no_grad()
@@ -126,28 +130,78 @@ class TeacherEngine:
         engine.eval()
         return engine
 
+    def _choose_engine(self) -> nn.Module:
+        """The engine with injected kernels if every rank has one; ranks must not round differently."""
+        problems = [problem for problem in gather_from_ranks(self._probe.problem) if problem] if self._probes else []
+        probe, self._probe = self._probe, _Probe()
+        if probe.engine is None or probe.model is None or problems:
+            if problems:
+                self.injection = f"kernels not injected ({problems[0]})"
+            return self._infer(self._gathered, inject=False)
+        self._gathered.model = probe.model
+        self.injected = True
+        self.injection = f"{probe.layers} layers injected, which moved the logits by {probe.moved:.4f} of the largest"
+        return probe.engine
+
     @torch.no_grad()
-    def _inject(self, gathered: GatheredMaskedLM) -> str:
-        """Use the injected engine if it works; else return what is wrong, with `gathered` as it was."""
+    def _inject(self, gathered: GatheredMaskedLM) -> _Probe:
+        """Try DeepSpeed's kernels on a model of its own, since injection replaces layers in place."""
         if get_accelerator().device_name() != "cuda":
-            return f"DeepSpeed injects kernels on CUDA devices only, this is {get_accelerator().device_name()}"
+            name = get_accelerator().device_name()
+            return _Probe(problem=f"DeepSpeed injects kernels on CUDA devices only, this is {name}")
         tokens = torch.randint(0, gathered.decoder_weight.shape[0], (2, self._seq_len), device=self._device)
         positions = torch.arange(0, tokens.numel(), 3, device=self._device)
         plain = _logits(gathered(tokens, None, positions), gathered)
         try:
-            # Injection replaces layers in place, so it gets a model of its own.
             candidate = self._load(self._device)
-            engine = self._infer(candidate, inject=True)
+            engine = self._infer_injected(candidate)
+            layers = _unpack_injected_layers(candidate)
+            if not layers:
+                return _Probe(problem=f"DeepSpeed has no kernels for {type(candidate.model).__name__}")
             injected = _logits(engine(tokens, None, positions), candidate)
             moved = ((injected - plain).abs().max() / plain.abs().max()).item()
         except Exception as error:  # whatever a kernel library raises, the plain engine is still there
-            return one_line(error, with_type=True)
+            return _Probe(problem=one_line(error, with_type=True))
         if not moved <= _INJECTION_TOLERANCE:
-            return f"injected kernels moved the logits by {moved:.3f} of the largest"
-        self.injection = f"kernels injected, which moved the logits by {moved:.4f} of the largest"
-        gathered.model = candidate.model
-        self._engine, self.injected = engine, True
-        return ""
+            return _Probe(problem=f"injected kernels moved the logits by {moved:.3f} of the largest")
+        return _Probe(engine=engine, model=candidate.model, layers=layers, moved=moved)
+
+    def _infer_injected(self, gathered: GatheredMaskedLM) -> nn.Module:
+        """The last layer of a known family stays as it is: it runs at the wanted positions only, which saves more."""
+        layers = known_layers(gathered.model)
+        if layers is None:
+            return self._infer(gathered, inject=True)
+        last = layers[-1]
+        del layers[-1]
+        engine = self._infer(gathered, inject=True)
+        layers.append(last.eval().requires_grad_(False))
+        return engine
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a trial of injected kernels found."""
+
+    problem: str = ""
+    """Why they are not to be used; empty if they are."""
+    engine: nn.Module | None = None
+    model: PreTrainedModel | None = None
+    """The model inside the engine."""
+    layers: int = 0
+    """How many layers DeepSpeed replaced."""
+    moved: float = 0.0
+    """Largest change of a logit, as a share of the largest logit."""
+
+
+def _unpack_injected_layers(gathered: GatheredMaskedLM) -> int:
+    """Make the layers that DeepSpeed replaced return their hidden states; returns how many there are.
+
+    DeepSpeed 0.19.8 returns a tuple, and the encoders of transformers 5 expect the tensor alone.
+    """
+    replaced = [each for each in gathered.modules() if type(each).__module__.startswith(_INJECTED_MODULES)]
+    for layer in replaced:
+        layer.register_forward_hook(lambda _, inputs, output: output[0] if isinstance(output, tuple) else output)
+    return len(replaced)
 
 
 def shard_over_ranks(model: nn.Module, dtype: torch.dtype) -> nn.Module:

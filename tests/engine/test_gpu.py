@@ -33,12 +33,18 @@ def test_triton_and_torch_back_ends_train_alike(config: str, launch: Launch, tin
     losses = {}
     for backend in ("triton", "torch"):
         output = tmp_path / backend
-        settings = [f"output_dir={output}", "train.max_steps=20", "student.dropout=0", f"distill.backend={backend}"]
+        settings = [
+            f"output_dir={output}",
+            "train.max_steps=20",
+            "student.dropout=0",
+            f"distill.backend={backend}",
+            "teacher.kernel_inject=auto",
+        ]
         settings += [f"deepspeed_config={config}", *([SMALL_SCALE] if config == "zero2_fp16" else [])]
         code, text = launch(1, [str(tiny_recipe), *settings], environment=ON_GPU, timeout_seconds=300)
         assert code == 0, text
         # Whether or not the kernels fit the family, the probe ran and says what it found.
-        assert "kernels injected, which moved the logits by" in text or "kernels not injected (" in text
+        assert "layers injected, which moved the logits by" in text or "kernels not injected (" in text
         rows = logged(output)
         assert rows[20]["skipped_steps"] == 0
         losses[backend] = [(row["hard_loss"], row["soft_loss"]) for row in rows.values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dwt_ds.engine import ranks
 from dwt_ds.engine.ranks import fill_rank_environment
 
 ADDRESS = {"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}
@@ -59,3 +60,13 @@ def test_a_missing_address_is_named(left_out: str) -> None:
     del environment[left_out]
     with pytest.raises(ValueError, match=rf"^{left_out}: not set, and there are 8 ranks; export"):
         fill_rank_environment(environment)
+
+
+@pytest.mark.parametrize(("local_rank", "devices", "expected"), [("3", 1, "0"), ("3", 8, "3"), ("5", 4, "1")])
+def test_the_local_rank_is_the_number_of_a_visible_device(local_rank: str, devices: int, expected: str) -> None:
+    """`srun --gpus-per-task=1` shows each task one GPU."""
+    slurm, openmpi = {"LOCAL_RANK": local_rank}, {"LOCAL_RANK": local_rank, "OMPI_COMM_WORLD_LOCAL_RANK": local_rank}
+    for environment in (slurm, openmpi):
+        ranks._number_of_visible_device(environment, devices)
+    assert slurm == {"LOCAL_RANK": expected}
+    assert openmpi == {"LOCAL_RANK": expected, "OMPI_COMM_WORLD_LOCAL_RANK": expected}

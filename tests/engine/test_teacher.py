@@ -10,6 +10,7 @@ import pytest
 import torch
 from harness.ranks import Run
 from torch import nn
+from transformers import BertConfig, BertForMaskedLM
 
 from dwt_ds.engine import teacher
 from dwt_ds.engine.teacher import TeacherEngine
@@ -89,3 +90,93 @@ def test_a_sharded_teacher_loads_without_the_other_ranks(tiny_teacher: Path, mon
     views = [made(batch) for _ in range(2)]  # type: ignore[arg-type]
     assert len(sharded) == 1
     assert torch.equal(views[0].hidden, views[1].hidden)
+
+
+class ReplacedLayer(nn.Module):
+    """As DeepSpeed's: in place of a layer, and returns a tuple."""
+
+    __module__ = "deepspeed.model_implementations.transformers.ds_bert"
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *arguments: Any, **keywords: Any) -> tuple[Any]:
+        return (self.layer(*arguments, **keywords),)
+
+
+class TestInjection:
+    """DeepSpeed's injection by a stand-in, on a device that says that it is CUDA's."""
+
+    @pytest.fixture(autouse=True)
+    def _on_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.replaces, self.scale = True, 1.0
+        self.others: list[str] = []
+
+        def init_inference(gathered: nn.Module, config: dict[str, Any]) -> SimpleNamespace:
+            layers = gathered.model.bert.encoder.layer  # type: ignore[union-attr]
+            if config["replace_with_kernel_inject"] and self.replaces:
+                for at, layer in enumerate(layers):  # type: ignore[arg-type]
+                    layers[at] = ReplacedLayer(layer)  # type: ignore[index,operator]
+                    with torch.no_grad():
+                        layer.output.dense.weight.mul_(self.scale)
+            gathered.eval()
+            return Engine(gathered)
+
+        class Engine(nn.Module):
+            def __init__(self, module: nn.Module) -> None:
+                super().__init__()
+                self.module = module
+
+            def forward(self, *inputs: Any) -> Any:
+                return self.module(*inputs)
+
+        monkeypatch.setattr(teacher.deepspeed, "init_inference", init_inference)
+        monkeypatch.setattr(teacher, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
+        monkeypatch.setattr(teacher, "gather_from_ranks", lambda value: [value, *self.others])
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> str:
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+        BertForMaskedLM(BertConfig(**sizes, num_hidden_layers=3, max_position_embeddings=32)).save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    def make(self, folder: str, kernel_inject: bool | str) -> TeacherEngine:
+        made = TeacherEngine(folder, dtype="fp32", kernel_inject=kernel_inject, device=torch.device("cpu"), seq_len=16)
+        made.start()
+        return made
+
+    def hidden(self, made: TeacherEngine) -> torch.Tensor:
+        tokens = torch.arange(5, 21).reshape(1, 16)
+        batch = SimpleNamespace(input_ids=tokens, attention_mask=None, positions=torch.arange(0, 16, 3))
+        return made(batch).hidden  # type: ignore[arg-type]
+
+    def test_all_layers_but_the_last_are_replaced_and_their_tuples_unpacked(self, folder: str) -> None:
+        made = self.make(folder, "auto")
+        assert made.injected
+        assert made.injection == "2 layers injected, which moved the logits by 0.0000 of the largest"
+        kinds = [type(layer).__name__ for layer in made.model.bert.encoder.layer]
+        assert kinds == ["ReplacedLayer", "ReplacedLayer", "BertLayer"]
+        torch.testing.assert_close(self.hidden(made), self.hidden(self.make(folder, False)))
+
+    def test_a_family_without_kernels_is_not_injected(self, folder: str) -> None:
+        self.replaces = False
+        made = self.make(folder, "auto")
+        assert not made.injected
+        assert made.injection == "kernels not injected (DeepSpeed has no kernels for BertForMaskedLM)"
+        with pytest.raises(ValueError, match=r"^teacher.kernel_inject=true: DeepSpeed has no kernels for Bert.*false$"):
+            self.make(folder, True)
+
+    def test_kernels_that_compute_something_else_are_not_used(self, folder: str) -> None:
+        self.scale = 50.0
+        made = self.make(folder, "auto")
+        assert "injected kernels moved the logits by" in made.injection
+        torch.testing.assert_close(self.hidden(made), self.hidden(self.make(folder, False)))
+
+    def test_one_rank_that_cannot_keeps_all_from_it(self, folder: str) -> None:
+        self.others = ["RuntimeError: no nvcc here"]
+        made = self.make(folder, "auto")
+        assert not made.injected
+        assert made.injection == "kernels not injected (RuntimeError: no nvcc here)"
+        assert [type(layer).__name__ for layer in made.model.bert.encoder.layer] == ["BertLayer"] * 3

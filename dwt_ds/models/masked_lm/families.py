@@ -83,6 +83,15 @@ def known_transform(model: PreTrainedModel) -> HeadTransform | None:
     return transform
 
 
+def known_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    """The encoder's layers if its last one can run at some positions only (`encode_at`); else None."""
+    _, last = _FAMILIES.get(type(model).__name__, (None, None))
+    if last is None or getattr(model.base_model.config, "is_decoder", False):
+        return None
+    layers: nn.ModuleList = getattr(model.base_model, last.stack).layer
+    return layers if type(layers[-1]).__name__ == last.layer_class else None
+
+
 def decoder_of(model: PreTrainedModel) -> nn.Linear:
     """The linear layer that turns the head's output into logits.
 
@@ -114,9 +123,8 @@ def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, po
     """
     base: Any = model.base_model
     _, last = _FAMILIES.get(type(model).__name__, (None, None))
-    layers: list[Any] = [] if last is None else list(getattr(base, last.stack).layer)
-    causal = getattr(base.config, "is_decoder", False)
-    if last is None or causal or type(layers[-1]).__name__ != last.layer_class:
+    layers = known_layers(model)
+    if last is None or layers is None:
         return _rows(base(input_ids=input_ids, attention_mask=attention_mask)[0], positions)
     hidden = base.embeddings(input_ids)
     mask = create_bidirectional_mask(config=base.config, inputs_embeds=hidden, attention_mask=attention_mask)
