@@ -79,8 +79,9 @@ class DataConfig:
     """fixed: the same number of labels in every full row; bernoulli: each token by its own draw."""
     whole_word: bool = False
     """Mask all pieces of a word together."""
-    workers: NonNegativeInt = 0
-    """Loader processes per rank; 0: batches are made in the training process."""
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Loader processes per rank; 0: batches are made in the training process; auto: 1 on a GPU, 0 on a CPU. Rows and
+    masks do not depend on it."""
 
     def __post_init__(self) -> None:
         if self.mask_share + self.random_share > 1:

@@ -104,7 +104,8 @@ class Session:
         self._progress, self._stop, self._stuck = progress, stop, stuck
         self._stop_folder = folder.path if ranks.rank() == 0 else None
         self._divisor = gradient_divisor(student)
-        workers, on_gpu = self.config.data.workers, self.device.type == "cuda"
+        on_gpu = self.device.type == "cuda"
+        workers = int(on_gpu) if self.config.data.workers == "auto" else self.config.data.workers
         self._loader = iter(step_loader(batches, range(state.step, self.total_steps), workers, pin_memory=on_gpu))
         self._meter = Meter(state.tokens, state.elapsed_seconds)
         self._guard = Guard(self.config.train, ranks.reduce_sum, self.device, state.guard)

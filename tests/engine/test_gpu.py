@@ -33,13 +33,8 @@ def test_triton_and_torch_back_ends_train_alike(config: str, launch: Launch, tin
     losses = {}
     for backend in ("triton", "torch"):
         output = tmp_path / backend
-        settings = [
-            f"output_dir={output}",
-            "train.max_steps=20",
-            "student.dropout=0",
-            f"distill.backend={backend}",
-            "teacher.kernel_inject=auto",
-        ]
+        settings = [f"output_dir={output}", "train.max_steps=20", "student.dropout=0", "teacher.kernel_inject=auto"]
+        settings.append(f"distill.backend={backend}")
         settings += [f"deepspeed_config={config}", *([SMALL_SCALE] if config == "zero2_fp16" else [])]
         code, text = launch(1, [str(tiny_recipe), *settings], environment=ON_GPU, timeout_seconds=300)
         assert code == 0, text
