@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import datasets
 
@@ -20,7 +20,7 @@ REPOSITORY = "nyu-mll/glue"
 # Columns of every `Split.rows`; SECOND only where a task has two sentences.
 FIRST, SECOND, LABEL = "first", "second", "labels"
 _SPLIT_KEYS = ("train", "validation", "validation_matched", "validation_mismatched")
-# QQP's train.tsv has a few rows with a stray tab. With a larger share of them the file is not QQP's.
+# QQP's train.tsv has a few rows with a stray tab or quote. With a larger share of them the file is not QQP's.
 _SPOILED_SHARE = 1e-3
 
 
@@ -36,7 +36,7 @@ class Split:
     official: OfficialSplit | None
     """The split that has this name in GLUE; None for a name that is not GLUE's."""
     left_out: int = 0
-    """Spoiled rows of the file, which are not in `rows`."""
+    """Spoiled rows of the file, which are not in `rows`: with a stray tab, or a quote that is not closed."""
 
     @property
     def is_official(self) -> bool:
@@ -183,7 +183,7 @@ def _label_type(task: Task) -> datasets.Value:
 def _read_tsv(path: Path, task: Task) -> tuple[dict[str, list[Any]], int]:
     """Columns, and the number of spoiled rows, which are not in them."""
     rows = _fields(path, task)
-    header = list(task.header) if task.header else next(rows, (0, []))[1]
+    header = list(task.header) if task.header else next(rows, (0, [], ""))[1]
     wanted = (*task.sentences, task.label)
     for column in wanted:
         if column not in header:
@@ -195,9 +195,9 @@ def _read_tsv(path: Path, task: Task) -> tuple[dict[str, list[Any]], int]:
     label_place = header.index(task.label)
     columns: dict[str, list[Any]] = {name: [] for name in (FIRST, SECOND)[: len(places)]} | {LABEL: []}
     spoiled = []
-    for line, fields in rows:
-        if len(fields) != len(header):
-            spoiled.append(f"{path}:{line}: {len(fields)} columns, not {len(header)}")
+    for line, fields, flaw in rows:
+        if flaw or len(fields) != len(header):
+            spoiled.append(f"{path}:{line}: {flaw or f'{len(fields)} columns, not {len(header)}'}")
             if not task.csv_quotes:
                 raise ValueError(f"{spoiled[0]}; is it GLUE's {task.name}, with tabs between columns?")
             continue
@@ -211,18 +211,44 @@ def _read_tsv(path: Path, task: Task) -> tuple[dict[str, list[Any]], int]:
     return columns, len(spoiled)
 
 
-def _fields(path: Path, task: Task) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row, the header included."""
-    quoting: Any = csv.QUOTE_MINIMAL if task.csv_quotes else csv.QUOTE_NONE
+def _fields(path: Path, task: Task) -> Iterator[tuple[int, list[str], str]]:
+    """Line number and fields of each row, the header included; and what is wrong with its quotes, if anything is."""
     # utf-8-sig: the MRPC corpus that GLUE's own script cuts into files starts with a byte order mark.
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t", quoting=quoting)
+        if task.csv_quotes:
+            yield from _quoted_fields(path, file)
+            return
+        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
             for fields in reader:
                 if fields:
-                    yield reader.line_num, fields
+                    yield reader.line_num, fields, ""
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
+
+
+def _quoted_fields(path: Path, file: TextIO) -> Iterator[tuple[int, list[str], str]]:
+    """The same where fields may be quoted and then hold line ends.
+
+    A quote that its row does not close would take the rows up to the next quote into its field. That field has line
+    ends and tabs. Then the one line is spoiled, and the next one begins a row of its own.
+    """
+    try:
+        lines = list(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    start = 0
+    while start < len(lines):
+        reader = csv.reader((lines[place] for place in range(start, len(lines))), delimiter="\t")
+        try:
+            fields, flaw = next(reader), ""
+            if any("\t" in field and ("\n" in field or "\r" in field) for field in fields):
+                flaw = "a quote that its row does not close"
+        except csv.Error as error:
+            fields, flaw = [], f"a quote that its row does not close, or {error}"
+        if fields or flaw:
+            yield start + 1, fields, flaw
+        start += 1 if flaw else reader.line_num
 
 
 def _label(task: Task, text: str, where: str) -> float | int:

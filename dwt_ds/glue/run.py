@@ -45,7 +45,13 @@ def score_checkpoint(options: GlueOptions) -> dict[str, Any]:
     settings = replace(options.settings, max_length=checkpoint.row_length(options.settings.max_length))
     options = replace(options, settings=settings)
     tasks = find_tasks(options.tasks, "--tasks")
-    made_with = {task.name: _made_with(checkpoint, task, _read(task, options.glue_dir), settings) for task in tasks}
+    made_with = {}
+    for task in tasks:
+        data = _read(task, options.glue_dir)
+        made_with[task.name] = _made_with(checkpoint, task, data, settings)
+        for split in (data.train, *data.validation):
+            if split.left_out:
+                print(f"{task.name}, {split.file}: {split.left_out} spoiled rows of {len(split.rows):,} left out")
 
     pairs: list[Pair] = [(task.name, seed) for task in tasks for seed in range(options.seeds)]
     found = {pair: _finished(_file_of(options.out, pair), made_with[pair[0]]) for pair in pairs}

@@ -45,7 +45,7 @@ class Task:
     header: tuple[str, ...] | None = None
     """Columns of a file that has no header line."""
     csv_quotes: bool = False
-    """Fields may be quoted as in CSV, and then hold line ends; elsewhere a quote is a character like any other."""
+    """Fields may be quoted as in CSV, and then hold line ends (not beside tabs); elsewhere a quote is a character."""
 
     @property
     def is_regression(self) -> bool:

@@ -88,6 +88,40 @@ def test_qqp_may_hold_a_spoiled_row_in_a_thousand(own: Path) -> None:
         rows_of(own, "QQP", "\n".join([HEADERS["QQP"], "x\t1\t2\tHow\t?\tWhy?\t0", *good[:900]]))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("unclosed", "closing"),
+    [
+        ('"why ?\thow ?', '"how" is that ?\twhy ?'),  # the row that closes it has too few fields then
+        ('"why ?\thow ?', 'who said "so" ?\twhy ?'),  # and here the right number
+        ('why ?\t"how ?', 'why "?\thow ?'),
+        ('"why ?\thow ?', "why ?\thow ?"),  # nothing closes it
+        ('"why ""so"" ?\thow ?', 'why ?\t"how\nnow" ?'),
+    ],
+)
+def test_a_quote_that_qqp_does_not_close_spoils_its_own_row_only(
+    own: Path, unclosed: str, closing: str, end: str
+) -> None:
+    rows = [f"{n}\t1\t2\twhy {n} ?\thow {n} ?\t{n % 2}" for n in range(3000)]
+    rows[100] = f"100\t1\t2\t{unclosed}\t1"
+    rows[900] = f"900\t1\t2\t{closing}\t0"
+    split = rows_of(own, "QQP", end.join([HEADERS["QQP"], *rows]) + end)
+    assert (len(split.rows), split.left_out) == (2999, 1)
+    expected = [f"why {n} ?" for n in range(3000) if n not in (100, 900)]
+    assert [text for text in split.rows[FIRST] if text in set(expected)] == expected
+
+
+def test_too_many_unclosed_quotes_are_an_error_with_their_line(own: Path) -> None:
+    rows = [f'{n}\t1\t2\t"why {n} ?\thow ?\t0' for n in range(50)]
+    with pytest.raises(ValueError, match=r"train.tsv:2: a quote that its row does not close, and 50 such rows in all"):
+        rows_of(own, "QQP", "\n".join([HEADERS["QQP"], *rows, "x\t1\t2\twhy ?\thow ?\t0"]))
+    huge = "x" * 200_000
+    with pytest.raises(ValueError, match=r"train.tsv:2: a quote that its row does not close"):
+        rows_of(own, "QQP", f"{HEADERS['QQP']}\n1\t1\t2\t{huge}\thow ?\t0\n2\t1\t2\twhy ?\thow ?\t0\n")
+    with pytest.raises(ValueError, match=r"train.tsv: 'utf-8' codec"):
+        rows_of(own, "QQP", f"{HEADERS['QQP']}\n".encode() + b"1\t1\t2\tcaf\xe9\thow ?\t0\n")
+
+
 def test_byte_order_mark_carriage_returns_and_no_last_line_end(own: Path) -> None:
     rows = rows_of(own, "SST-2", b"\xef\xbb\xbfsentence\tlabel\r\nun \xe2\x80\xa8 film\t1\r\ndull\t0").rows
     assert rows[FIRST] == ["un \u2028 film", "dull"]
