@@ -44,6 +44,7 @@ def export_checkpoint(path: Path, out: Path) -> int:
         pad_token_id=tokenizer.pad_token_id,
         cls_token_id=tokenizer.cls_token_id,
         sep_token_id=tokenizer.sep_token_id,
+        mask_token_id=tokenizer.mask_token_id,
     )
     weights = checkpoint_fp32_weights(checkpoint)
     names = model.state_dict().keys()
@@ -56,7 +57,8 @@ def export_checkpoint(path: Path, out: Path) -> int:
         held_out_loss=held_out_loss_at(state.step, run / "metrics.jsonl"),
     )
     quantization = parse_quantization(student.quantization)
-    write_export(model, {n: t for n, t in weights.items() if n in names}, tokenizer, card, out, quantization)
+    weights = {name: tensor for name, tensor in weights.items() if name in names}
+    write_export(model, weights, tokenizer, card, out, seq_len=facts.seq_len, quantization=quantization)
     return state.step
 
 

@@ -15,6 +15,7 @@ from dwt_ds.base.files import file_facts, replace_folder, write_manifest
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantized_export import write_quantized
+from dwt_ds.models.vocabulary import fit_to_model
 
 
 @torch.no_grad()
@@ -24,6 +25,8 @@ def write_export(
     tokenizer: PreTrainedTokenizerBase,
     card: str,
     folder: Path,
+    *,
+    seq_len: int,
     quantization: Quantization | None = None,
 ) -> None:
     """Write model, tokenizer and card to `folder`, after reading them back and comparing.
@@ -34,6 +37,7 @@ def write_export(
         card: text of README.md.
         folder: replaced if it exists, except for the exports of earlier steps in it (`step_*`); a half-written or
             half-deleted folder never has this name.
+        seq_len: tokens of the rows it was trained on; the tokenizer's `model_max_length` where the model has no limit.
         quantization: what the student was trained with; the rounded model goes to `folder`/quantized.
 
     Raises:
@@ -54,6 +58,7 @@ def write_export(
     _move_steps(temporary, folder)  # left there if the last attempt was stopped at its end
     shutil.rmtree(temporary, ignore_errors=True)
     plain.save_pretrained(temporary)
+    tokenizer = fit_to_model(tokenizer, plain.config, seq_len)
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
 

@@ -15,7 +15,7 @@ from dwt_ds.glue.options import PAPER_MAX_LENGTH
 from dwt_ds.glue.tasks import Task
 from dwt_ds.models.build import longest_row
 from dwt_ds.models.load import load_model_config
-from dwt_ds.models.vocabulary import load_tokenizer, vocabulary_size
+from dwt_ds.models.vocabulary import fit_to_model, load_tokenizer, vocabulary_size
 
 # Embeddings are padded to round numbers of rows; more unused ones than this mean another model's tokenizer.
 _MOST_UNUSED_ROWS = 1024
@@ -42,7 +42,7 @@ class Checkpoint:
                 token for padding.
         """
         config = load_model_config(path)
-        tokenizer = load_tokenizer(path)
+        tokenizer = fit_to_model(load_tokenizer(path), config)
         size, rows = vocabulary_size(tokenizer), config.vocab_size
         if not size <= rows <= size + _MOST_UNUSED_ROWS:
             raise ValueError(

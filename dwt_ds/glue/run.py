@@ -51,7 +51,8 @@ def score_checkpoint(options: GlueOptions) -> dict[str, Any]:
         made_with[task.name] = _made_with(checkpoint, task, data, settings)
         for split in (data.train, *data.validation):
             if split.left_out:
-                print(f"{task.name}, {split.file}: {split.left_out} spoiled rows of {len(split.rows):,} left out")
+                rows = split.left_out + len(split.rows)
+                print(f"{task.name}, {split.file}: {split.left_out} of {rows:,} rows left out (a stray tab or quote)")
 
     pairs: list[Pair] = [(task.name, seed) for task in tasks for seed in range(options.seeds)]
     found = {pair: _finished(_file_of(options.out, pair), made_with[pair[0]]) for pair in pairs}

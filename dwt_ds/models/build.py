@@ -47,6 +47,7 @@ _DROPOUT_FIELDS = (
 _SET_BY = {
     "vocab_size": "the data folder",
     "pad_token_id": "the data folder",
+    "mask_token_id": "the data folder",
     "num_hidden_layers": "student.layers",
     "hidden_size": "student.hidden_size",
     "num_attention_heads": "student.num_heads",
@@ -64,6 +65,7 @@ def student_model_config(
     pad_token_id: int,
     cls_token_id: int | None = None,
     sep_token_id: int | None = None,
+    mask_token_id: int | None = None,
 ) -> PretrainedConfig:
     """The Hugging Face configuration of the student; nothing is allocated.
 
@@ -72,6 +74,7 @@ def student_model_config(
         vocab_size: tokens of the data folder's tokenizer.
         seq_len: tokens per row of the data folder.
         pad_token_id, cls_token_id, sep_token_id: the tokenizer's.
+        mask_token_id: the tokenizer's; ESM's token dropout needs it.
 
     Raises:
         ValueError: one line (field, value, fix): an unknown family, heads that do not divide the width or are too odd
@@ -92,6 +95,7 @@ def student_model_config(
         "eos_token_id": sep_token_id,
         "cls_token_id": cls_token_id,
         "sep_token_id": sep_token_id,
+        "mask_token_id": mask_token_id,
         "num_hidden_layers": student.layers,
         "hidden_size": student.hidden_size,
         "num_attention_heads": student.num_heads,
@@ -116,6 +120,7 @@ def build_student(
     pad_token_id: int,
     cls_token_id: int | None = None,
     sep_token_id: int | None = None,
+    mask_token_id: int | None = None,
 ) -> PreTrainedModel:
     """A randomly initialised student in fp32, in training mode; call `torch.manual_seed` before it.
 
@@ -129,6 +134,7 @@ def build_student(
         pad_token_id=pad_token_id,
         cls_token_id=cls_token_id,
         sep_token_id=sep_token_id,
+        mask_token_id=mask_token_id,
     )
     implementation = attention_implementation(student.attention, masked_lm_class(config))
     try:
@@ -165,7 +171,8 @@ def longest_row(config: PretrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    return positions - _position_offset(config, config.pad_token_id)
+    pad_token_id = getattr(config, "pad_token_id", None)
+    return positions - _position_offset(config, pad_token_id or 0)
 
 
 def check_row_length(config: PretrainedConfig, seq_len: int, name: str) -> None:

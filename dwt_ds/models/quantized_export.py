@@ -25,6 +25,7 @@ from dwt_ds.config.quantization import Quantization, parse_quantization
 from dwt_ds.config.validate import validated
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantization import QuantizedWeight, convert, drop_weight_quantizers, prepare, quantized_layers
+from dwt_ds.models.vocabulary import fit_to_model
 
 WEIGHTS_FILE = "quantized.safetensors"
 SETTINGS_FILE = "quantization.json"
@@ -97,7 +98,7 @@ def quantize_checkpoint(
     """Quantize a trained model with any head, such as one fine-tuned on a GLUE task.
 
     Args:
-        folder: in Hugging Face format; its tokenizer, if any, is copied.
+        folder: in Hugging Face format; its tokenizer, if any, is copied and fitted to the model.
         settings: `w8a8`, `w4a8` or a mapping, as in `student.quantization`; `start_step` is ignored.
         out: written by `write_quantized`; `load_quantized` reads it.
 
@@ -121,7 +122,8 @@ def quantize_checkpoint(
         raise ValueError(f"model path {str(folder)!r} is damaged ({error}); export that model again") from error
     names = quantized_layers(model, quantization)
     has_tokenizer = (where / "tokenizer_config.json").is_file()
-    write_quantized(model, quantization, out, AutoTokenizer.from_pretrained(where) if has_tokenizer else None)
+    tokenizer = fit_to_model(AutoTokenizer.from_pretrained(where), model.config) if has_tokenizer else None
+    write_quantized(model, quantization, out, tokenizer)
     return names
 
 

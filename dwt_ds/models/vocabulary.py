@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from dwt_ds.base.words import one_line
+from dwt_ds.models.build import longest_row, masked_lm_class
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
@@ -30,6 +33,35 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"tokenizer path {str(path)!r} cannot be read: {one_line(error)}") from error
+
+
+def fit_to_model(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, seq_len: int | None = None
+) -> PreTrainedTokenizerBase:
+    """A copy that plain transformers can use with a model: what it gives, the model takes.
+
+    `truncation=True` cuts at the longest row that the model can read, and there are no `token_type_ids` for a model
+    that has no two types of them. The ids of tokens stay as they are.
+
+    Args:
+        tokenizer: of the model.
+        config: of the model.
+        seq_len: tokens of the longest row where the model has no limit; None: the tokenizer's own limit stays.
+    """
+    fitted = copy.deepcopy(tokenizer)
+    longest = longest_row(config) or seq_len
+    if longest is not None:
+        fitted.model_max_length = longest
+    if (getattr(config, "type_vocab_size", None) or 0) < 2 or not _takes_token_types(config):
+        names = [name for name in fitted.model_input_names if name != "token_type_ids"]
+        fitted.model_input_names = fitted.init_kwargs["model_input_names"] = names
+    return fitted
+
+
+def _takes_token_types(config: PretrainedConfig) -> bool:
+    """Whether the masked-LM class of this configuration has an argument for them; True for code from elsewhere."""
+    model_class = masked_lm_class(config)
+    return model_class is None or "token_type_ids" in inspect.signature(model_class.forward).parameters
 
 
 def check_same_vocabulary(

@@ -55,4 +55,12 @@ class Exporter:
         held_out_loss = held_out_loss_at(steps, self._metrics)
         card = model_card(self._facts, steps=steps, tokens=tokens, starts=self._starts, held_out_loss=held_out_loss)
         with torch.random.fork_rng(devices=[]):  # it draws weights for a model that it then fills
-            write_export(model, weights, self._tokenizer, card, folder, self._quantization)
+            write_export(
+                model,
+                weights,
+                self._tokenizer,
+                card,
+                folder,
+                seq_len=self._facts.seq_len,
+                quantization=self._quantization,
+            )

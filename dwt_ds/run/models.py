@@ -102,6 +102,7 @@ def _text_sizes(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> dict[
         "pad_token_id": tokenizer.pad_token_id,
         "cls_token_id": tokenizer.cls_token_id,
         "sep_token_id": tokenizer.sep_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
     }
 
 

@@ -22,7 +22,7 @@ from dwt_ds.export.model_card import held_out_loss_at, model_card
 from dwt_ds.export.writer import write_export
 from dwt_ds.models.build import build_student
 
-FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]
+FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert", "esm"]
 
 # What a user does, with nothing of this project within reach.
 RELOAD = """
@@ -38,6 +38,9 @@ for family in sys.argv[2:]:
     expected = torch.load(f"{folder}/expected.pt", weights_only=True)
     with torch.no_grad():
         logits = model.eval()(input_ids=expected["tokens"]).logits
+    too_long = tokenizer("the bada dadan . " * 30, truncation=True, return_tensors="pt")
+    assert too_long["input_ids"].shape[1] == tokenizer.model_max_length == 32
+    model(**too_long)
     guess = pipeline("fill-mask", model=f"{folder}/export", device="cpu")("the [MASK] .", top_k=1)[0]
     off = (logits - expected["logits"]).abs().max().item()
     print(json.dumps({"family": family, "off": off, "size": len(tokenizer), "guess": guess["token_str"]}))
@@ -80,11 +83,11 @@ def test_plain_transformers_reads_every_family_and_gives_the_trained_models_logi
 ) -> None:
     tokens = torch.randint(5, len(tokenizer), (3, 20), generator=torch.Generator().manual_seed(1))
     for family in FAMILIES:
-        model = student(tokenizer, family=family)
+        model = student(tokenizer, family=family, config={"type_vocab_size": 1} if family == "roberta" else {})
         weights = trained_weights(model)
         (tmp_path / family).mkdir()
         expected = {"tokens": tokens, "logits": logits_with(model, weights, tokens)}
-        write_export(model.bfloat16(), weights, tokenizer, "# card\n", tmp_path / family / "export")
+        write_export(model.bfloat16(), weights, tokenizer, "# card\n", tmp_path / family / "export", seq_len=32)
         torch.save(expected, tmp_path / family / "expected.pt")
     output = subprocess.run(
         [sys.executable, "-c", RELOAD, str(tmp_path), *FAMILIES],
@@ -106,7 +109,7 @@ def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path: Path, tokeniz
     model = student(tokenizer)
     weights = trained_weights(model)
     assert "cls.predictions.decoder.weight" not in weights
-    write_export(model, weights, tokenizer, "", tmp_path / "export")
+    write_export(model, weights, tokenizer, "", tmp_path / "export", seq_len=32)
     stored = load_file(tmp_path / "export" / "model.safetensors")
     assert "cls.predictions.decoder.weight" not in stored
     word_embeddings = "bert.embeddings.word_embeddings.weight"
@@ -117,7 +120,7 @@ def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path: Path, tokeniz
 def test_an_untied_head_keeps_its_own_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = student(tokenizer, config={"tie_word_embeddings": False})
     weights = trained_weights(model)
-    write_export(model, weights, tokenizer, "", tmp_path / "export")
+    write_export(model, weights, tokenizer, "", tmp_path / "export", seq_len=32)
     stored = load_file(tmp_path / "export" / "model.safetensors")
     head = "cls.predictions.decoder.weight"
     assert torch.equal(stored[head], weights[head])
@@ -126,7 +129,7 @@ def test_an_untied_head_keeps_its_own_weights(tmp_path: Path, tokenizer: PreTrai
 
 def test_the_folder_has_model_tokenizer_and_card(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = student(tokenizer)
-    write_export(model, trained_weights(model), tokenizer, "# the card\n", tmp_path / "export")
+    write_export(model, trained_weights(model), tokenizer, "# the card\n", tmp_path / "export", seq_len=32)
     names = {path.name for path in (tmp_path / "export").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
     assert (tmp_path / "export" / "README.md").read_text(encoding="utf-8") == "# the card\n"
@@ -141,7 +144,7 @@ def test_an_export_replaces_the_one_before_and_what_a_kill_left(
         folder.mkdir()
         (folder / "old").write_text("x", encoding="utf-8")
     model = student(tokenizer)
-    write_export(model, trained_weights(model), tokenizer, "", tmp_path / "export")
+    write_export(model, trained_weights(model), tokenizer, "", tmp_path / "export", seq_len=32)
     assert not (tmp_path / "export" / "old").exists()
     assert not (tmp_path / "export.tmp").exists()
 
@@ -154,7 +157,7 @@ def test_a_weight_that_is_missing_stops_the_export(
     weights = trained_weights(model)
     del weights[lost]
     with pytest.raises(RuntimeError, match="has no counterpart in BertForMaskedLM"):
-        write_export(model, weights, tokenizer, "", tmp_path / "export")
+        write_export(model, weights, tokenizer, "", tmp_path / "export", seq_len=32)
     assert not (tmp_path / "export").exists()
 
 
@@ -164,7 +167,7 @@ def test_a_weight_that_the_model_does_not_have_stops_the_export(
     model = student(tokenizer)
     weights = trained_weights(model) | {"bert.encoder.layer.9.extra": torch.zeros(2)}
     with pytest.raises(RuntimeError, match=r"bert\.encoder\.layer\.9\.extra has no counterpart"):
-        write_export(model, weights, tokenizer, "", tmp_path / "export")
+        write_export(model, weights, tokenizer, "", tmp_path / "export", seq_len=32)
 
 
 @pytest.mark.parametrize("damaged", ["bert.encoder.layer.0.attention.self.query.weight", "cls.predictions.bias"])
@@ -184,7 +187,7 @@ def test_damage_between_writing_and_reading_back_is_found_and_the_old_export_sta
 
     monkeypatch.setattr(type(model), "save_pretrained", save_with_damage)
     with pytest.raises(RuntimeError, match="export: read back, [12] tensors differ"):
-        write_export(model, trained_weights(model), tokenizer, "", tmp_path / "export")
+        write_export(model, trained_weights(model), tokenizer, "", tmp_path / "export", seq_len=32)
     assert (tmp_path / "export" / "old").is_file()
 
 
@@ -250,7 +253,7 @@ def test_the_export_of_a_student_with_flash_attention_is_for_every_machine(
     model = student(tokenizer)
     weights = {name: each.detach().clone() for name, each in model.state_dict().items()}
     model.config._attn_implementation = "flash_attention_2"
-    write_export(model, weights, tokenizer, "", tmp_path / "export")
+    write_export(model, weights, tokenizer, "", tmp_path / "export", seq_len=32)
     assert "flash" not in (tmp_path / "export" / "config.json").read_text()
     assert model.config._attn_implementation == "flash_attention_2"
 
@@ -260,7 +263,7 @@ def test_an_export_killed_at_its_very_end_is_whole_or_not_there(
 ) -> None:
     model, folder = student(tokenizer), tmp_path / "export"
     weights = {name: each.detach().clone() for name, each in model.state_dict().items()}
-    write_export(model, weights, tokenizer, "first", folder)
+    write_export(model, weights, tokenizer, "first", folder, seq_len=32)
     plain = shutil.rmtree
 
     def killed(path: Path, **options: Any) -> None:
@@ -271,9 +274,9 @@ def test_an_export_killed_at_its_very_end_is_whole_or_not_there(
 
     monkeypatch.setattr(export.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_export(model, weights, tokenizer, "second", folder)
+        write_export(model, weights, tokenizer, "second", folder, seq_len=32)
     assert problems(folder) == []
     monkeypatch.undo()
-    write_export(model, weights, tokenizer, "third", folder)
+    write_export(model, weights, tokenizer, "third", folder, seq_len=32)
     assert (folder / "README.md").read_text() == "third"
     assert [path.name for path in tmp_path.iterdir()] == ["export"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import RobertaConfig, RobertaForMaskedLM
 
 from dwt_ds.cli import main as command
 from dwt_ds.glue import finetune, run
@@ -78,6 +79,29 @@ def test_a_tiny_model_learns_one_sentence_pairs_and_scores(
     assert "dev.tsv (not GLUE dev, 40 rows)" in printed
     assert "160 of 67,349 rows, 80 steps" in printed
     assert "mean of the seven tasks: none (no score of QQP, QNLI, CoLA, MRPC)" in printed
+
+
+def test_a_roberta_with_one_token_type_and_a_wordpiece_tokenizer(
+    glue: Glue, out: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(checkpoint, tmp_path / "roberta"))  # its tokenizer gives token types 0 and 1
+    config = RobertaConfig.from_pretrained(model, type_vocab_size=1, max_position_embeddings=41, pad_token_id=0)
+    RobertaForMaskedLM(config).save_pretrained(model)
+    assert glue("--tasks", "RTE", "--seeds", 1, "--max-steps", 1, model=model) == 0
+    assert results_of(out)["failed"] == []
+
+
+def test_spoiled_rows_are_printed(
+    glue: Glue, out: Path, glue_dir: Path, tmp_path: Path, trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(glue_dir, tmp_path / "glue"))
+    rows = [f"{n}\t1\t2\twhy ?\thow ?\t{n % 2}" for n in range(1000)] + ['x\t1\t2\t"why ?\thow ?\t1']
+    (folder / "QQP" / "train.tsv").write_text(
+        "\n".join(["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", *rows]) + "\n"
+    )
+    assert glue("--tasks", "QQP", "--seeds", 1, folder=folder) == 0
+    assert "QQP, train.tsv: 1 of 1,001 rows left out (a stray tab or quote)" in capsys.readouterr().out
+    assert results_of(out)["tasks"]["QQP"]["train"]["left_out"] == 1
 
 
 def test_small_budgets_and_seeds(glue: Glue, out: Path) -> None:

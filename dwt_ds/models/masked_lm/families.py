@@ -106,6 +106,16 @@ def decoder_of(model: PreTrainedModel) -> nn.Linear:
     return decoder
 
 
+def decoder_bias_of(model: PreTrainedModel) -> Tensor | None:
+    """(V,), what is added to the decoder's product: its own bias or, as in ESM, one that its parent module holds."""
+    decoder = decoder_of(model)
+    if decoder.bias is not None:
+        return decoder.bias
+    parent = next(each for each in model.modules() if any(child is decoder for child in each.children()))
+    bias = getattr(parent, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
+
+
 def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, positions: Tensor) -> Tensor:
     """The encoder's output at some positions.
 

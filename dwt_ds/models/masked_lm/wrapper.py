@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dwt_ds.models.masked_lm.families import decoder_of, encode_at, known_transform
+from dwt_ds.models.masked_lm.families import decoder_bias_of, decoder_of, encode_at, known_transform
 from dwt_ds.models.masked_lm.masks import encoder_mask
 
 
@@ -40,8 +40,8 @@ class GatheredMaskedLM(nn.Module):
 
     @property
     def decoder_bias(self) -> Tensor | None:
-        """(V,), the live parameter; None if the decoder has no bias."""
-        return decoder_of(self.model).bias
+        """(V,), the live parameter; None if the head has no bias."""
+        return decoder_bias_of(self.model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """What the decoder multiplies, at the given positions only.
