@@ -155,7 +155,9 @@ def _assumed_teacher(settings: Resolved, path: str) -> tuple[StudentConfig, str]
 
 
 def _sizes(corpus: Corpus) -> dict[str, int]:
-    return {"vocab_size": corpus.vocab_size, "seq_len": corpus.seq_len, "pad_token_id": corpus.pad_token_id}
+    # Which token is the mask changes no shape, but ESM's token dropout must know one.
+    special = {"pad_token_id": corpus.pad_token_id, "mask_token_id": corpus.vocab_size - 1}
+    return {"vocab_size": corpus.vocab_size, "seq_len": corpus.seq_len, **special}
 
 
 def _size_words(config: PretrainedConfig) -> str:

@@ -124,7 +124,8 @@ class Simulator:
         view, teacher_peak = self._teach(input_ids, positions)
         existing = [*self._student.parameters(), *self._student.buffers(), *(view or ())]
         student_bytes = LiveBytes(existing).now
-        hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in self._student.parameters()]
+        trained = [p for p in self._student.parameters() if p.requires_grad]
+        hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained]
         try:
             with torch.device("meta"), LiveBytes(existing) as live:
                 hidden = self._student(input_ids, None, positions)

@@ -37,6 +37,11 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return error
 
 
+def test_a_family_with_parameters_that_it_does_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    esm = ["student.family=esm", "student.config.token_dropout=true", "student.config.position_embedding_type=rotary"]
+    assert "largest micro-batch" in plan(capsys, "quickstart", "teacher.path=null", *esm)
+
+
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_packaged_recipe(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = plan(capsys, recipe)
