@@ -92,9 +92,10 @@ def measure_stages(files: list[Path], tokenizer: str | None, folder: Path) -> li
     chunks: list[Chunk] = []
     for document in documents:
         if not chunks or sum(map(len, chunks[-1].documents)) > 4_000_000:
-            chunks.append(Chunk(len(chunks), [], []))
+            chunks.append(Chunk(len(chunks), [], [], []))
         chunks[-1].documents.append(document)
         chunks[-1].held_out.append(False)
+        chunks[-1].source_of_document.append(0)
     rows_seconds, _ = timed(lambda: [rows_of_chunk(chunk, settings) for chunk in chunks])
     parts = folder / "parts"
     parts.mkdir()

@@ -205,29 +205,32 @@ class Corpus:
 
         Raises ValueError where a source has changed since the survey.
         """
-        chunk = Chunk(0, [], [])
+        chunk = Chunk(0, [], [], [])
         waiting = read = 0
-        for document, held_out in self._documents():
+        for document, held_out, source in self._documents():
             chunk.documents.append(document)
             chunk.held_out.append(held_out)
+            chunk.source_of_document.append(source)
             read += len(document)
             waiting += len(document)
             if waiting >= CHUNK_CHARS:
                 yield read, chunk
-                chunk, waiting = Chunk(chunk.index + 1, [], []), 0
+                chunk, waiting = Chunk(chunk.index + 1, [], [], []), 0
         if chunk.documents:
             yield read, chunk
 
-    def _documents(self) -> Iterator[tuple[str, bool]]:
+    def _documents(self) -> Iterator[tuple[str, bool, int]]:
+        """(document, whether it is held out, index of its source)"""
         number = line = 0
         bits = self.survey.duplicate_bits
-        for source, before in zip(self.sources, self.survey.per_source, strict=True):
+        for index, (source, before) in enumerate(zip(self.sources, self.survey.per_source, strict=True)):
             counts = SourceCounts()
             for document in source.documents(counts):
                 lines = document.split("\n")
                 kept = without_duplicates(lines, line, bits) if len(bits) else lines
                 line += len(lines)
-                yield from self._split_off(number, kept)
+                for part, held_out in self._split_off(number, kept):
+                    yield part, held_out, index
                 number += 1
             if counts != before:
                 raise ValueError(f"{source.name} changed while it was read: remove the output folder and start again")

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from dwt_ds.base.files import atomic_file
 from dwt_ds.data.hashing import below, hashes, key_of
-from dwt_ds.prepare.sentences import split_sentences
+from dwt_ds.prepare.counts import ChunkCounts
+from dwt_ds.prepare.sentences import cut_span, sentence_spans
 
 _SAMPLE_STREAM = 4
 # Sentences handed to the tokenizer at once: its result objects take some 100 bytes a token.
@@ -41,25 +43,8 @@ class RowSettings:
     min_chars: int
     max_chars: int
     seed: int
-
-
-@dataclass
-class ChunkCounts:
-    """What happened to the sentences of a chunk."""
-
-    sentences_seen: int = 0
-    sentences_kept: int = 0
-    too_short: int = 0
-    too_long: int = 0
-    not_sampled: int = 0
-    cut_to_row: int = 0
-    tokens: int = 0
-    rows: int = 0
-    validation_rows: int = 0
-
-    def add(self, other: ChunkCounts) -> None:
-        for f in fields(self):
-            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+    drop_long: bool = False
+    """Whether sentences longer than max_chars are dropped; they are cut otherwise."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +56,8 @@ class Chunk:
     """Each its lines, joined by newlines; duplicate lines are already left out."""
     held_out: list[bool]
     """Which documents go to the validation split."""
+    source_of_document: list[int]
+    """The index of each document's source."""
 
 
 @dataclass(frozen=True)
@@ -95,24 +82,15 @@ class Part:
 def rows_of_chunk(chunk: Chunk, settings: RowSettings) -> Part:
     """Split, filter, sample, tokenize and pack the documents of `chunk`."""
     counts = ChunkCounts()
-    sentences: list[str] = []
-    document_of_sentence: list[int] = []
-    for number, document in enumerate(chunk.documents):
-        for line in document.split("\n"):
-            for sentence in split_sentences(line):
-                counts.sentences_seen += 1
-                if len(sentence) < settings.min_chars:
-                    counts.too_short += 1
-                elif len(sentence) > settings.max_chars:
-                    counts.too_long += 1
-                else:
-                    sentences.append(sentence)
-                    document_of_sentence.append(number)
+    sentences = _sentences(chunk.documents, settings, counts)
     taken = _one_of_every(len(sentences), settings.every, key_of(_SAMPLE_STREAM, settings.seed, chunk.index))
-    counts.not_sampled = len(sentences) - len(taken)
-    counts.sentences_kept = len(taken)
-    ids = _token_ids([sentences[i] for i in taken], settings)
-    documents = np.array([document_of_sentence[i] for i in taken], dtype=np.int64)
+    kept = [sentences[i] for i in taken]
+    counts.not_sampled = len(sentences) - len(kept)
+    counts.sentences_kept = len(kept)
+    counts.characters_kept = sum(len(sentence.text) for sentence in kept)
+    counts.characters_not_sampled = sum(len(sentence.text) for sentence in sentences) - counts.characters_kept
+    ids = _token_ids([sentence.text for sentence in kept], settings)
+    documents = np.array([sentence.document for sentence in kept], dtype=np.int64)
     held_out = np.array(chunk.held_out, dtype=bool)[documents]
     counts.cut_to_row = sum(len(sentence) > settings.seq_len - 2 for sentence in ids) * settings.one_sentence_per_row
 
@@ -121,6 +99,39 @@ def rows_of_chunk(chunk: Chunk, settings: RowSettings) -> Part:
     counts.tokens = len(train.tokens) + len(validation.tokens)
     counts.rows, counts.validation_rows = len(train.lengths), len(validation.lengths)
     return Part(train, validation, counts)
+
+
+class _Sentence(NamedTuple):
+    text: str
+    document: int
+
+
+def _sentences(documents: Sequence[str], settings: RowSettings, counts: ChunkCounts) -> list[_Sentence]:
+    """The sentences that pass the filters on length, in order; a long one in pieces."""
+    sentences: list[_Sentence] = []
+    for number, document in enumerate(documents):
+        for line in document.split("\n"):
+            for whole in sentence_spans(line):
+                for start, end in _pieces(line, *whole, settings, counts):
+                    length = end - start
+                    counts.sentences_seen += 1
+                    counts.characters_seen += length
+                    if length < settings.min_chars:
+                        counts.too_short += 1
+                        counts.characters_too_short += length
+                    elif length > settings.max_chars:
+                        counts.too_long += 1
+                        counts.characters_too_long += length
+                    else:
+                        sentences.append(_Sentence(line[start:end], number))
+    return sentences
+
+
+def _pieces(line: str, start: int, end: int, settings: RowSettings, counts: ChunkCounts) -> list[tuple[int, int]]:
+    if settings.drop_long or end - start <= settings.max_chars:
+        return [(start, end)]
+    counts.cut_long += 1
+    return cut_span(line, start, end, settings.max_chars)
 
 
 def _one_of_every(count: int, every: int, key: int) -> list[int]:

@@ -129,7 +129,7 @@ def test_one_of_every_four_is_uniform_and_by_seed(
     assert picked[0] != picked[1]
 
 
-def test_duplicate_lines_short_and_long_sentences_are_dropped_and_counted(
+def test_duplicate_lines_and_short_sentences_are_dropped_and_counted_and_long_ones_cut(
     tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
 ) -> None:
     documents = made_up_documents(10, seed=7)
@@ -141,8 +141,9 @@ def test_duplicate_lines_short_and_long_sentences_are_dropped_and_counted(
     options: dict[str, Any] = {"seq_len": 128, "one_sentence_per_row": True, "validation": 0.0, "max_chars": 300}
     data = make(tmp_path / "data", tmp_path / "text.txt", **options)
     dropped = data.manifest.dropped
-    assert (dropped["duplicate_lines"], dropped["too_short"], dropped["too_long"]) == (2, 1, 1)
+    assert (dropped["duplicate_lines"], dropped["too_short"], dropped["too_long"]) == (2, 1, 0)
     texts = text_of(data, data.train)
+    assert squeezed("Long " + "vel " * 100 + "end.") in "".join(texts)
     assert len(texts) == len(set(texts))
     repeated = [squeezed(s) for s in split_sentences(documents[1][0])]
     assert [texts.count(s) for s in repeated] == [1] * len(repeated)
