@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
+from dwt_ds.engine.gradient_norm import take_one_norm_a_step
 from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
@@ -80,6 +81,7 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         if engine.fp16_enabled():
             begin_with_loss_scale(engine)
     disable_min_scale_error(engine)
+    take_one_norm_a_step(engine.optimizer)
     return engine
 
 

@@ -23,7 +23,7 @@ class Meter:
     def __init__(self, tokens: int, elapsed_seconds: float) -> None:
         device = ranks.device()
         self._loss_parts = torch.zeros(3, device=device)
-        self._tokens = torch.zeros((), dtype=torch.int64, device=device)
+        self._tokens = torch.zeros((), dtype=torch.float64, device=device)
         self._tokens_before = tokens
         self._tokens_at_log = tokens
         self._seconds_before = elapsed_seconds
@@ -31,7 +31,7 @@ class Meter:
         self._waited_seconds = self._paused_seconds = 0.0
 
     def begin_step(self, tokens: Tensor) -> None:
-        """Start a step of `tokens` real tokens, 0-d int64, all ranks together."""
+        """Start a step of `tokens` real tokens, 0-d fp64, all ranks together."""
         self._tokens += tokens
         self._loss_parts.zero_()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from dwt_kernels import DistillLoss
 from safetensors import SafetensorError
@@ -37,11 +39,12 @@ from dwt_ds.run.guard import Guard, TooManySkipsError
 from dwt_ds.run.meter import Meter
 from dwt_ds.run.progress import Progress
 from dwt_ds.run.resolve import Resolved
-from dwt_ds.run.stop import StopRequest
+from dwt_ds.run.stop import LateNumber, StopRequest
 from dwt_ds.run.stuck import StuckWatch
 
 # During an evaluation, each check for a request to stop costs a collective.
 _BATCHES_BETWEEN_STOP_CHECKS = 8
+_STEPS_BETWEEN_COLLECTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class StepNumbers:
     temperature: float
     learning_rate: float
     ranks_to_stop: Tensor
-    """0-d int64 on the device: how many ranks were asked to stop. Reading it waits for the device."""
+    """0-d on the device: how many ranks were asked to stop. Reading it waits for the device."""
 
 
 class Session:
@@ -109,6 +112,7 @@ class Session:
         self._loader = iter(step_loader(batches, range(state.step, self.total_steps), workers, pin_memory=on_gpu))
         self._meter = Meter(state.tokens, state.elapsed_seconds)
         self._guard = Guard(self.config.train, ranks.reduce_sum, self.device, state.guard)
+        self._ranks_to_stop = LateNumber()
         self._done = self._saved = state.step
         stuck.beat(state.step)
         self.stopped = self._agree_to_stop()
@@ -116,10 +120,17 @@ class Session:
     def steps(self) -> Iterator[int]:
         """Optimizer steps to take, counted from 0, until the last one or until the ranks agree to stop."""
         self._evaluate_if_missing()
-        for step in range(self.first_step, self.total_steps):
-            if self.stopped:
-                return
-            yield step
+        # Python would collect garbage at a different step on each rank, and each time all others would wait.
+        gc.disable()
+        try:
+            for step in range(self.first_step, self.total_steps):
+                if self.stopped:
+                    return
+                if step % _STEPS_BETWEEN_COLLECTIONS == 0:
+                    gc.collect(1)
+                yield step
+        finally:
+            gc.enable()
 
     def begin_step(self, step: int) -> tuple[list[Batch], StepNumbers]:
         """This rank's micro-batches of an optimizer step, on the CPU, and the numbers that all ranks share.
@@ -131,17 +142,21 @@ class Session:
         asked = time.perf_counter()
         micro_batches: list[Batch] = next(self._loader)
         self._meter.add_wait(time.perf_counter() - asked)
-        labelled = sum(int((batch.labels >= 0).sum()) for batch in micro_batches)
+        labelled = sum(np.count_nonzero(batch.labels.numpy() >= 0) for batch in micro_batches)
         positions = sum(batch.labels.numel() for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
-        local = torch.tensor([labelled, positions, tokens, int(self._stop.is_asked(self._stop_folder))])
-        counts = ranks.reduce_sum(local.to(self.device))
-        self._meter.begin_step(counts[2])
-        divisors = counts[:2].clamp(min=1).float() / self._divisor
+        asked_to_stop = self._stop.is_asked(self._stop_folder)
         distill = self.config.distill
         soft_weight = value_at(distill.soft_weight, step, self.total_steps)
         temperature = value_at(distill.temperature, step, self.total_steps)
-        values = torch.tensor([soft_weight, temperature]).to(self.device)
+        # One copy, for which the host does not wait. fp64 holds every count exactly.
+        local = [labelled, positions, tokens, asked_to_stop, soft_weight, temperature]
+        on_gpu = self.device.type == "cuda"
+        shared = torch.tensor(local, dtype=torch.float64, pin_memory=on_gpu).to(self.device, non_blocking=True)
+        counts = ranks.reduce_sum(shared[:4])
+        self._meter.begin_step(counts[2])
+        divisors = counts[:2].clamp(min=1).float() / self._divisor
+        values = shared[4:].float()
         if self._adaptive is not None:
             values[0] = self._adaptive.value()
         return micro_batches, StepNumbers(
@@ -165,7 +180,7 @@ class Session:
         self._stuck.beat(done)
         self._progress.advance()
         self._note_skip(done)
-        self.stopped = bool(numbers.ranks_to_stop)
+        self.stopped = self._ranks_to_stop.exchange(numbers.ranks_to_stop) > 0
         if self._adaptive is not None:
             _, hard, soft = self._meter.losses(self._divisor)
             squared = self.config.distill.temperature_squared

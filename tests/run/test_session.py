@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,12 +112,14 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     assert session._meter.tokens == 30
 
 
-def test_the_request_of_another_rank_stops_the_session_after_the_step(done: list[str]) -> None:
+def test_the_request_of_another_rank_stops_the_session_a_step_later(done: list[str]) -> None:
+    """The number of a step is read after the next one, so that the host does not wait for the device."""
     session = bare_session(RunConfig(), 5)
     steps = session.steps()
     assert next(steps) == 0
-    one = torch.ones(())
-    session.end_step(StepNumbers(0, LossScale(one, one, one, one), 1.0, 1.0, 1e-3, ranks_to_stop=torch.tensor(1)))
+    session.end_step(replace(numbers_of(0), ranks_to_stop=torch.tensor(1)))
+    assert next(steps) == 1
+    session.end_step(numbers_of(1))
     assert list(steps) == []
 
 
@@ -136,3 +140,14 @@ def test_held_out_rows_without_a_label_are_said_not_averaged(
     assert "no token to predict; prepare it with --validation above 0" in said[0]
     assert said[1] == "held-out: hard 2.0000"
     assert [row["eval_hard_loss"] for row in written] == [2.0]
+
+
+def test_garbage_is_collected_at_the_same_steps_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[int] = []
+    taken: list[int] = []
+    monkeypatch.setattr(gc, "collect", lambda generation: collected.append(len(taken)))
+    for step in bare_session(RunConfig(), 250, first_step=30).steps():
+        assert not gc.isenabled()
+        taken.append(step)
+    assert gc.isenabled()
+    assert [taken[0] + count for count in collected] == [100, 200]
