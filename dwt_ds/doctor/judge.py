@@ -217,8 +217,10 @@ def _operators(host: str, answers: Mapping[str, Any]) -> list[CheckResult]:
         if operator["name"] in abandoned:
             continue
         found = f"{operator['name']}: {operator['problem'] or 'builds'}"
-        fix = "install a C++ compiler and ninja (on GPUs: CUDA's nvcc of torch's version)"
-        results.append(CheckResult("compiled operators", host, not operator["problem"], found, fix))
+        replaced = operator["name"] == "fused_adam" and operator["problem"]
+        found += "; torch's fused Adam is used" if replaced else ""
+        fix = "install a C++ compiler and ninja"
+        results.append(CheckResult("compiled operators", host, replaced or not operator["problem"], found, fix))
     return results
 
 

@@ -1,4 +1,5 @@
-"""Optimizers that the JSON names but DeepSpeed does not build: NVIDIA apex's, and LAMB where DeepSpeed's needs CUDA.
+"""Optimizers that DeepSpeed does not build for the name in the JSON: NVIDIA apex's, LAMB where DeepSpeed's needs CUDA,
+and torch's fused Adam where DeepSpeed's cannot be compiled or gains nothing.
 
 An optimizer is usable if it can be constructed and takes a step. An import alone does not show that: apex imports
 without its CUDA extensions, and the package of that name on the Python index is a different project.
@@ -36,8 +37,9 @@ _MODULES = {
 
 _INSTALL_LAMB = "pip install pytorch-optimizer"
 _TESTED_UNDER_ZERO = frozenset({"adam", "adamw", "adagrad", "lion", "muon", "apex.fusedadam"})
-# DeepSpeed compiles its FusedAdam for these, unless torch_adam is set.
-_FUSED_ADAMS = frozenset({"adam", "adamw", "muon"})
+_ADAMS = frozenset({"adam", "adamw"})
+# Settings of DeepSpeed's Adam that decide which class it constructs, or change nothing.
+_NOT_TORCHS = frozenset({"adam_w_mode", "torch_adam", "fp32_optimizer_states", "foreach", "set_grad_none"})
 # `Lamb` is the first of these that is usable.
 _LAMBS = ("deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb")
 
@@ -69,13 +71,18 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
                 f"{said} is not usable here ({unusable_reason('deepspeed.FusedLion', device)}); on a CPU, set "
                 "zero_optimization.offload_optimizer.device to cpu, or use AdamW"
             )
-    elif name.lower() in _FUSED_ADAMS and device.type == "cuda":
-        fused = not section.get("params", {}).get("torch_adam") and not _offloaded(ds_values)
-        reason = unusable_reason("deepspeed.FusedAdam", device) if fused else ""
+    elif name.lower() in _ADAMS and _is_torchs_fused_adam(ds_values, device):
+        if section.get("params", {}).get("bias_correction") is False:
+            raise ValueError(
+                f"{origin.name('optimizer.params.bias_correction')}=false: torch's fused Adam, used here, has no such "
+                "setting; remove it"
+            )
+    elif name.lower() == "muon" and device.type == "cuda" and not _offloaded(ds_values):
+        reason = unusable_reason("deepspeed.FusedAdam", device)
         if reason:
             raise ValueError(
                 f"{said}: DeepSpeed's FusedAdam is not usable here ({reason}); install nvcc (the CUDA toolkit of "
-                f"torch's version, {torch.version.cuda}), or set deepspeed.optimizer.params.torch_adam to true"
+                f"torch's version, {torch.version.cuda}), or use AdamW"
             )
     elif name in CLIENT_OPTIMIZERS:
         reason = unusable_reason(name, device)
@@ -108,7 +115,7 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
             "false, or the stage to 2"
         )
     params = ds_values.get("optimizer", {}).get("params", {})
-    if name.lower() in _FUSED_ADAMS and params.get("amsgrad") and not params.get("torch_adam"):
+    if name.lower() in (_ADAMS | {"muon"}) and params.get("amsgrad") and not params.get("torch_adam"):
         place = origin.name("optimizer.params.amsgrad")
         raise ValueError(f"{place}=true: DeepSpeed's Adam does not have it; set optimizer.params.torch_adam to true")
     if stage > 0 and name.lower() not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
@@ -135,15 +142,30 @@ def choose_lamb(device: torch.device, said: str = "optimizer.type='Lamb'") -> st
 
 
 def client_optimizer(
-    section: Mapping[str, Any], device: torch.device
+    ds_values: Mapping[str, Any], device: torch.device
 ) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None:
     """A constructor to pass to `deepspeed.initialize`; None where DeepSpeed builds the optimizer itself."""
-    name = str(section["type"])
+    section = ds_values["optimizer"]
+    name, params = str(section["type"]), section.get("params", {})
+    if name.lower() in _ADAMS and _is_torchs_fused_adam(ds_values, device):
+        # As in DeepSpeed, Adam is AdamW unless the JSON says otherwise.
+        decoupled = name.lower() == "adamw" or params.get("adam_w_mode", True)
+        settings = {key: value for key, value in params.items() if key not in {*_NOT_TORCHS, "bias_correction"}}
+        torchs = torch.optim.AdamW if decoupled else torch.optim.Adam
+        return lambda parameters: torchs(parameters, fused=True, **settings)
     if name.lower() == "lamb":
         name = choose_lamb(device)
     if name not in CLIENT_OPTIMIZERS:
         return None
-    return lambda parameters: _construct(name, parameters, **section.get("params", {}))
+    return lambda parameters: _construct(name, parameters, **params)
+
+
+def _is_torchs_fused_adam(ds_values: Mapping[str, Any], device: torch.device) -> bool:
+    """Whether Adam is torch's fused one: on a CPU, where it is as fast as DeepSpeed's, which would first be compiled
+    for minutes; and on a GPU without nvcc. Offloaded state needs DeepSpeed's CPU Adam, and `torch_adam` decides too."""
+    if _offloaded(ds_values) or ds_values["optimizer"].get("params", {}).get("torch_adam"):
+        return False
+    return device.type == "cpu" or bool(unusable_reason("deepspeed.FusedAdam", device))
 
 
 @lru_cache
@@ -165,26 +187,18 @@ def replay_adam_steps(optimizer: torch.optim.Optimizer) -> None:
     It computes the powers of the betas by one multiplication a step. After a jump in the step count it uses std::pow,
     which may differ in the last bit. (DeepSpeed 0.19.8, `Adam_Optimizer::IncrementStep` in csrc/includes/cpu_adam.h.)
     """
-    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    # ZeRO-3 leaves the groups without parameters; the moments are where they were.
-    on_cpu = all(state["exp_avg"].device.type == "cpu" for state in optimizer.state.values() if "exp_avg" in state)
-    if not isinstance(optimizer, (DeepSpeedCPUAdam, FusedAdam)) or not on_cpu:
+    if not isinstance(optimizer, DeepSpeedCPUAdam):
         return
     group = optimizer.param_groups[0]
-    beta1, beta2 = group["betas"]
     steps = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
     dummies = [torch.zeros(1) for _ in range(4)]  # weight, gradient and moments
-    rate, eps, decay, bias_correction = 0.0, 1.0, 0.0, group["bias_correction"]
+    rate, eps, decay = 0.0, 1.0, 0.0
     for step in range(1, steps + 1):
-        if isinstance(optimizer, DeepSpeedCPUAdam):
-            optimizer.ds_opt_adam.adam_update(
-                optimizer.opt_id, step, rate, beta1, beta2, eps, decay, bias_correction, *dummies
-            )
-        else:
-            lists, chunk = [[each] for each in dummies], 1
-            mode, flag = optimizer.adam_w_mode, optimizer._dummy_overflow_buf
-            optimizer.multi_tensor_adam(chunk, flag, lists, rate, beta1, beta2, eps, step, mode, bias_correction, decay)
+        optimizer.ds_opt_adam.adam_update(
+            optimizer.opt_id, step, rate, *group["betas"], eps, decay, group["bias_correction"], *dummies
+        )
 
 
 def _construct(name: str, parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:

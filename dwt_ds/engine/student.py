@@ -67,7 +67,7 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         wrapper.initialize_optimizer_states = lambda self: None
     engine, *_ = deepspeed.initialize(
         model=objective,
-        optimizer=client_optimizer(ds_values["optimizer"], student_device()),
+        optimizer=client_optimizer(ds_values, student_device()),
         model_parameters=parameters,
         lr_scheduler=lambda optimizer: LearningRate(optimizer, ds_values["scheduler"]),
         config=ds_values,
