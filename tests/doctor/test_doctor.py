@@ -69,6 +69,7 @@ def doctor(python: Python, tmp_path: Path) -> Doctor:
     return run
 
 
+@pytest.mark.slow  # compiles, and starts a process for each check
 def test_a_machine_without_gpu_or_ssh_is_in_order(doctor: Doctor, tmp_path: Path) -> None:
     done = doctor()
     assert done.code == 0, done.out + done.err

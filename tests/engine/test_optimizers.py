@@ -364,6 +364,7 @@ def test_lion_without_offload_says_what_to_do_on_a_cpu() -> None:
     check_optimizer({"optimizer": {"type": "Lion"}, "zero_optimization": OFFLOAD}, CPU, MINE)
 
 
+@pytest.mark.slow  # it is compiled at its first use
 def test_a_resumed_cpu_adam_repeats_its_steps_to_the_last_bit() -> None:
     """31 steps, and 26 of them again by an optimizer that loaded the state of step 5."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam

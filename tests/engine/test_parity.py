@@ -79,7 +79,8 @@ def padded_data(tiny_text: Path, tiny_vocabulary: Path, tmp_path_factory: pytest
 
 
 @pytest.mark.parametrize(
-    ("positions", "folder"), [("labelled", "tiny_data"), ("all", "tiny_data"), ("all", "padded_data")]
+    ("positions", "folder"),
+    [("labelled", "tiny_data"), pytest.param("all", "tiny_data", marks=pytest.mark.slow), ("all", "padded_data")],
 )
 def test_two_ranks_equal_plain_adamw(
     positions: str,

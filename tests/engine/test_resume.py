@@ -74,7 +74,7 @@ def kill_after_checkpoint(start_ranks: Start, ranks: int, arguments: list[str], 
     return int(pointer.read_text().split("_")[1])
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), pytest.param(2, 0, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_bit_identically(
     ranks: int, workers: int, train: Train, start_ranks: Start, tiny_recipe: Path, tmp_path: Path
 ) -> None:

@@ -349,7 +349,7 @@ def test_the_lock_of_a_killed_build_is_named(train: Train, tiny_recipe: Path, tm
 
 
 def test_a_stuck_rank_is_named_and_the_run_ends(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
-    limits = ["train.report_stuck_after_seconds=3", "train.collective_timeout_seconds=20", "train.max_steps=9"]
+    limits = ["train.report_stuck_after_seconds=3", "train.collective_timeout_seconds=8", "train.max_steps=9"]
     code, output = faulty(2, [str(tiny_recipe), f"output_dir={tmp_path}", *limits], "hang 1 4")
     assert code != 0
     assert "no step for 3 s, 3 are done" in output

@@ -309,6 +309,7 @@ def test_a_teacher_in_another_precision_is_read_into_the_students() -> None:
     assert torch.equal(student.state_dict()[name], teacher.state_dict()[name].float())
 
 
+@pytest.mark.slow
 def test_the_first_loss_of_a_grown_student_on_real_text() -> None:
     """A small teacher learns the letters of Python's own documentation, well past their frequencies.
 

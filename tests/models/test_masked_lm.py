@@ -145,7 +145,7 @@ def test_finished_masks_for_a_gpu_give_the_same_hidden_states(
     torch.testing.assert_close(gathered(input_ids, attention_mask, positions), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize("family", [KNOWN[0], *(pytest.param(each, marks=pytest.mark.slow) for each in KNOWN[1:])])
 def test_compiles_without_graph_breaks(family: str) -> None:
     model = tiny(family).eval()
     input_ids, attention_mask, positions = batch()

@@ -87,6 +87,7 @@ def check_disk(plan: Plan, run_folder: Path) -> None:
     assert sum(file.stat().st_size for file in files) == pytest.approx(plan.checkpoint_bytes, rel=DISK_SHARE)
 
 
+@pytest.mark.slow
 def test_two_ranks_under_zero_2(measure: Measure, recipe: str, tmp_path: Path) -> None:
     """With all the sums that a step can have."""
     overrides = [

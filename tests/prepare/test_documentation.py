@@ -92,6 +92,7 @@ def test_what_is_no_prose(text: str) -> None:
     assert list(prose_paragraphs(text)) == []
 
 
+@pytest.mark.slow
 def test_distinct_documents_in_a_fixed_order_whatever_the_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def test_empty_and_binary_files_are_skipped_with_their_reason(tmp_path: Path, co
     assert counts.skipped == reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", [" ", ""])
 def test_a_line_of_fifty_megabytes_is_cut_and_nothing_is_lost(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "long.txt"

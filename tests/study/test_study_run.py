@@ -226,7 +226,7 @@ def test_with_glue_every_export_of_a_run_is_fine_tuned(
 
 
 # `starts` would be fifteen more runs; FEW_STARTS has one of each kind.
-OTHERS = [pytest.param(each, marks=pytest.mark.slow) for each in grid_names() if each not in ("remapping", "starts")]
+OTHERS = [pytest.param(each, marks=pytest.mark.slow) for each in grid_names() if each != "starts"]
 FEW_STARTS = {
     "runs": [{"teacher": "teacher4", "start": "stack"}, {"teacher": "narrow4", "start": ["fna", "interlace+fna"]}]
 }
@@ -268,7 +268,7 @@ def run_at_smoke_scale(grid: str, data: Path, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_launcher")
-@pytest.mark.parametrize("name", ["remapping", *OTHERS])
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_packaged_grid_runs_at_smoke_scale(name: str, tiny_data: Path, shared_folder: Path) -> None:
     run_at_smoke_scale(name, tiny_data, shared_folder)
 
