@@ -76,6 +76,13 @@ class HubDataset:
         return self.records.documents(texts, counts)
 
     def _columns(self, counts: SourceCounts) -> Iterator[pa.ChunkedArray]:
-        for batch in self._loaded.with_format("arrow").iter(batch_size=_RECORDS_A_READ):
+        batches = self._loaded.with_format("arrow").iter(batch_size=_RECORDS_A_READ)
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # a damaged file or the network: as many kinds as above
+                raise ValueError(f"--dataset {self.name} cannot be read: {one_line(error)}") from None
+            if batch is None:
+                return
             counts.position += len(batch)
             yield batch[self.records.column]

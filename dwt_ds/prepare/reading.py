@@ -68,7 +68,7 @@ class LocalFile:
             # Arrow's errors in a .zst; the system's errors have a number.
             if "too much memory" in str(error):
                 raise ValueError(
-                    f"{self.path} was compressed with a window of more than 128 MB (zstd --long or --ultra): "
+                    f"{self.path} was compressed with a window of more than 128 MB (zstd --long=28 or above): "
                     f"decompress it with `zstd -d --long=31 {self.path}`"
                 ) from None
             raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None

@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dwt_ds.cli.main import main
 from dwt_ds.config.schema import StudentConfig
+from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.data.tokenizer import tokenizer_sha256
 from dwt_ds.models.build import build_student, longest_row
 from dwt_ds.models.vocabulary import fit_to_model
@@ -64,6 +66,18 @@ def test_what_the_tokenizer_does_with_text_stays(tokenizer: PreTrainedTokenizerB
     assert fitted.get_vocab() == tokenizer.get_vocab()
     assert (tokenizer.model_max_length, longest_row(config), fitted.model_max_length) == (before, 24, 24)
     assert "token_type_ids" in tokenizer.model_input_names
+
+
+def test_text_prepared_with_a_fitted_tokenizer_makes_the_same_rows(
+    tokenizer: PreTrainedTokenizerBase, tiny_data: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    student = StudentConfig(family="roberta", layers=1, hidden_size=16, num_heads=2, max_positions=8)
+    config = build_student(student, vocab_size=len(tokenizer), seq_len=8, pad_token_id=0).config
+    fit_to_model(tokenizer, config).save_pretrained(tmp_path / "export")
+    words = f"prepare --text {tiny_text} --tokenizer {tmp_path}/export --out {tmp_path}/data --seq-len 32 --workers 1"
+    assert main([*words.split(), "--validation", "0.1"]) == 0
+    ours, theirs = read_data_manifest(tmp_path / "data"), read_data_manifest(tiny_data)
+    assert (ours.fingerprint, ours.tokenizer_sha256) == (theirs.fingerprint, theirs.tokenizer_sha256)
 
 
 def test_without_a_limit_of_the_model_the_rows_decide(tokenizer: PreTrainedTokenizerBase) -> None:

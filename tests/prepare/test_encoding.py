@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from dwt_ds.cli.main import main
 from dwt_ds.prepare import encoding as encoding_module
 from dwt_ds.prepare import reading
 from dwt_ds.prepare.encoding import TextDecoder, known_encoding
@@ -204,6 +205,22 @@ def test_a_replacement_character_of_the_text_is_not_counted() -> None:
         text = "".join(decoder.decode(raw[i : i + 1], final=i + 1 == len(raw)) for i in range(len(raw)))
         assert (text, counts.invalid_utf8) == ("a\ufffdb", 0)
         assert decoder.value(raw) == text
+
+
+def test_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n\n".join(f"{TEXTS['Chinese']}{n}" for n in range(40))
+    (tmp_path / "corpus.txt").write_bytes(text.encode("gb18030"))
+    words = ["prepare", "--text", f"{tmp_path}/corpus.txt", "--train-tokenizer", "300", "--out", f"{tmp_path}/out"]
+    words += ["--workers", "1", "--seq-len", "32"]
+    assert main(words) == 2
+    assert 'this looks like gb18030 ("' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--encoding", "GB18030"]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["settings"]["identity"]["sources"][0]["encoding"] == "gb18030"
+    assert manifest["dropped"]["invalid_utf8"] == 0
+    assert main([*words, "--encoding", "gb80"]) == 2
+    assert "error: --encoding gb80: Python knows no such encoding of text" in capsys.readouterr().err
 
 
 def test_names_of_encodings() -> None:

@@ -211,5 +211,9 @@ def test_datasets_that_cannot_be_read(saved: Callable[[str], str], tmp_path: Pat
         HubDataset.parse("a:b:c:d", False, RecordForm())
     with pytest.raises(ValueError, match="--dataset .* cannot be loaded: "):
         list(HubDataset(str(tmp_path / "nowhere")).documents(SourceCounts()))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.jsonl").write_text('{"text": "Good."}\n{"text": ' + "[" * 5000)
+    with pytest.raises(ValueError, match=r"--dataset .*broken::train cannot be (read|loaded): "):
+        list(HubDataset(str(tmp_path / "broken"), streaming=True).documents(SourceCounts()))
     with pytest.raises(ValueError, match='has no column "body" but '):
         list(HubDataset(saved("disk"), records=RecordForm("body")).documents(SourceCounts()))
