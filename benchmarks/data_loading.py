@@ -24,7 +24,7 @@ from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.prepared import PreparedData, RowTable
 from dwt_ds.data.tokenizer import TokenizerFacts
-from dwt_ds.prepare.rows import Rows
+from dwt_ds.prepare.packing import Rows
 from dwt_ds.prepare.shards import ShardWriter
 
 RESULTS = Path(__file__).parent / "results" / "data_loading.csv"
@@ -41,9 +41,10 @@ def made_up(
     """Full rows of random ordinary tokens; every fifth entry of the vocabulary continues a word."""
     ids = np.random.default_rng(0).integers(1000, vocab, (rows, width), dtype=np.uint16)
     ids[:, 0], ids[:, -1] = 101, 102
-    shards = ShardWriter(folder / "train", vocab).write([Rows(ids.reshape(-1), np.full(rows, width, np.int32))], rows)
     is_special = np.isin(np.arange(vocab), [0, 100, 101, 102, 103])
     continues = (np.arange(vocab) % 5 == 0) & ~is_special
+    table = Rows(ids.reshape(-1), ~continues[ids.reshape(-1)], np.full(rows, width, np.int32))
+    shards = ShardWriter(folder / "train", vocab).write([table], rows)
     facts = TokenizerFacts(vocab, 0, 101, 102, 103, is_special, continues, np.flatnonzero(~is_special))
     return RowTable(folder / "train", shards, 0, width), facts
 

@@ -90,10 +90,20 @@ class _BatchMaker:
     seed: int
     soft_positions: Literal["labelled", "all"] = "labelled"
 
+    def __post_init__(self) -> None:
+        if self.config.whole_word and not self.table.knows_words and self.facts.continues_word is None:
+            raise ValueError(
+                "data.whole_word=true: this data folder does not say where words start, nor does its tokenizer: "
+                'make the folder again with this version of "dwt-ds prepare", or set data.whole_word=false'
+            )
+
     def batch(self, rows: np.ndarray, epochs: np.ndarray) -> Batch:
         """The micro-batch of rows (B,) int64, masked as in their epochs (B,) int64."""
         input_ids, lengths = self.table.rows(rows, self._width(rows))
-        masked = draw_masks(input_ids, lengths, rows, epochs, self.facts, self.config, self.seed)
+        starts_word = None
+        if self.config.whole_word and self.table.knows_words:
+            starts_word = self.table.starts_word(rows, input_ids.shape[1])
+        masked = draw_masks(input_ids, lengths, rows, epochs, self.facts, self.config, self.seed, starts_word)
         positions, labels = masked.positions, masked.labels
         if self.soft_positions == "all":
             positions, labels = _every_real_token(masked, lengths)

@@ -38,11 +38,14 @@ def draw_masks(
     facts: TokenizerFacts,
     config: DataConfig,
     seed: int,
+    starts_word: np.ndarray | None = None,
 ) -> MaskedRows:
     """Mask a batch. Special tokens, padding and the unknown token are never labelled.
 
     With `label_draw="fixed"` every row of n tokens gets round(mask_probability * (n - 2)) labels; with whole words, a
-    word that would exceed that number is skipped and the next one tried.
+    word that would exceed that number is skipped and the next one tried. A row in which no word fits has a part of one
+    labelled: a run of that number of tokens. With "bernoulli", a row that is one word, longer than that number, has its
+    tokens drawn one by one.
 
     Args:
         input_ids: (B, S) int64.
@@ -52,23 +55,28 @@ def draw_masks(
         facts: of the tokenizer.
         config: probability, shares, label draw and whole words.
         seed: of the run.
+        starts_word: (B, S) bool: the tokens that start a word, as the data folder says; None where it does not, and the
+            vocabulary does (`facts.continues_word`). Only whole words need either.
     """
     row_keys = hashes(hashes(key_of(_MASK_STREAM, seed), epochs), rows)[:, None]
     columns = np.arange(input_ids.shape[1], dtype=np.uint64)[None, :]
     maskable = ~facts.is_special[input_ids] & (columns < lengths[:, None].astype(np.uint64))
 
     choice = hashes(hashes(row_keys, np.full(1, _CHOICE)), columns)
-    word_of_token = _words(input_ids, maskable, facts) if config.whole_word else None
-    if word_of_token is not None:
-        choice = np.take_along_axis(choice, word_of_token, axis=1)
+    wanted = np.minimum(labels_by_length(lengths, config.mask_probability), maskable.sum(axis=1))
+    word_of_token = None
+    if config.whole_word:
+        word_of_token = _words(maskable, _continues_word(input_ids, facts) if starts_word is None else ~starts_word)
+        of_word = np.take_along_axis(choice, word_of_token, axis=1)
     if config.label_draw == "bernoulli":
+        if word_of_token is not None:
+            choice = np.where(_is_one_long_word(word_of_token, maskable, wanted)[:, None], choice, of_word)
         chosen = maskable & (uniform(choice) < config.mask_probability)
     else:
-        wanted = np.minimum(labels_by_length(lengths, config.mask_probability), maskable.sum(axis=1))
         if word_of_token is None:
             chosen = _lowest(np.where(maskable, choice, _NEVER), wanted)
         else:
-            chosen = _lowest_words(choice, word_of_token, maskable, wanted)
+            chosen = _lowest_words(of_word, word_of_token, maskable, wanted)
 
     positions = np.flatnonzero(chosen)
     labels = input_ids.reshape(-1)[positions]
@@ -99,22 +107,28 @@ def _lowest(choice: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return (choice <= last) & (wanted > 0)[:, None]
 
 
-def _words(input_ids: np.ndarray, maskable: np.ndarray, facts: TokenizerFacts) -> np.ndarray:
-    """(B, S) int64: for each token the column at which its word starts."""
+def _continues_word(input_ids: np.ndarray, facts: TokenizerFacts) -> np.ndarray:
+    """(B, S) bool: tokens that continue a word, by their entries in the vocabulary."""
+    assert facts.continues_word is not None  # whoever makes batches has refused
+    return facts.continues_word[input_ids]
+
+
+def _words(maskable: np.ndarray, continues_word: np.ndarray) -> np.ndarray:
+    """(B, S) int64: for each token the column at which its word starts; no word reaches over a special token."""
     after_maskable = np.zeros_like(maskable)
     after_maskable[:, 1:] = maskable[:, :-1]
-    starts = ~(maskable & after_maskable & facts.continues_word[input_ids])
-    columns = np.arange(input_ids.shape[1], dtype=np.int64)[None, :]
+    starts = ~(maskable & after_maskable & continues_word)
+    columns = np.arange(maskable.shape[1], dtype=np.int64)[None, :]
     return np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
 
 
 def _lowest_words(
     choice: np.ndarray, word_of_token: np.ndarray, maskable: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
-    """(B, S) bool: whole words in the order of their draw, each taken if it still fits into `wanted` (B,) tokens."""
+    """(B, S) bool: whole words in the order of their draw, each taken if it still fits into `wanted` (B,) tokens; where
+    none fits, a run of `wanted` tokens of the first word."""
     batch, width = choice.shape
-    flat_word = word_of_token + np.arange(batch)[:, None] * width
-    sizes = np.bincount(flat_word[maskable], minlength=batch * width).reshape(batch, width)
+    sizes = _sizes(word_of_token, maskable)
     order = np.argsort(np.where(sizes > 0, choice, _NEVER), axis=1, kind="stable")
     taken = np.zeros((batch, width), dtype=bool)
     room = wanted.copy()
@@ -125,4 +139,22 @@ def _lowest_words(
         take = (size > 0) & (size <= room)
         taken[every[take], word[take]] = True
         room -= np.where(take, size, 0)
-    return np.take_along_axis(taken, word_of_token, axis=1) & maskable
+    chosen = np.take_along_axis(taken, word_of_token, axis=1) & maskable
+    for row in np.flatnonzero((room == wanted) & (wanted > 0)).tolist():
+        column = int(order[row, 0])
+        start = column + int(choice[row, column]) % int(sizes[row, column] - wanted[row] + 1)
+        chosen[row, start : start + wanted[row]] = True
+    return chosen
+
+
+def _sizes(word_of_token: np.ndarray, maskable: np.ndarray) -> np.ndarray:
+    """(B, S) int64: tokens of the word that starts in each column, 0 where none does."""
+    batch, width = maskable.shape
+    flat_word = word_of_token + np.arange(batch)[:, None] * width
+    return np.bincount(flat_word[maskable], minlength=batch * width).reshape(batch, width)
+
+
+def _is_one_long_word(word_of_token: np.ndarray, maskable: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(B,) bool: rows that consist of one word of more than `wanted` (B,) tokens."""
+    longest = _sizes(word_of_token, maskable).max(axis=1, initial=0)
+    return (longest == maskable.sum(axis=1)) & (longest > wanted)

@@ -16,6 +16,8 @@ from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
 
 TRAIN, VALIDATION = "train", "validation"
 LENGTHS_NAME = "lengths.npy"
+# Columns of the Arrow files. The second is missing from folders of versions that did not know where words start.
+TOKENS, STARTS_WORD = "input_ids", "starts_word"
 TOKENIZER_FOLDER = "tokenizer"
 
 
@@ -35,17 +37,23 @@ class RowTable:
 
     def _open(self) -> None:
         values: list[np.ndarray] = []
+        bits: list[np.ndarray] = []
         offsets: list[np.ndarray] = []
         counts: list[int] = []
         for shard in self._shards:
             path = self._folder.parent / shard.name
             with pa.memory_map(str(path)) as source:
                 for batch in pa.ipc.open_stream(source):
-                    column = batch.column("input_ids")
+                    column = batch.column(TOKENS)
+                    if STARTS_WORD in batch.schema.names:
+                        bits.append(np.frombuffer(batch.column(STARTS_WORD).values.buffers()[1], dtype=np.uint8))
                     values.append(column.values.to_numpy(zero_copy_only=True))
                     offsets.append(column.offsets.to_numpy(zero_copy_only=True))
                     counts.append(len(column))
         self._values, self._offsets = values, offsets
+        self.knows_words = len(bits) == len(values)
+        """Whether the folder says where words start."""
+        self._bits = bits
         self._first_rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         lengths_path = self._folder / LENGTHS_NAME
         self.lengths: np.ndarray = np.load(lengths_path, mmap_mode="r" if self._first_rows[-1] else None)
@@ -80,6 +88,20 @@ class RowTable:
             start = self._offsets[batch][row]
             out[:length] = self._values[batch][start : start + length]
         return input_ids, lengths
+
+    def starts_word(self, indices: np.ndarray, width: int) -> np.ndarray:
+        """(B, S) bool: which tokens of rows `indices` (B,) start a word; padding does. S is `width`.
+
+        Only where `knows_words`.
+        """
+        starts = np.ones((len(indices), width), dtype=bool)
+        batches = np.searchsorted(self._first_rows, indices, side="right") - 1
+        within = indices - self._first_rows[batches]
+        for out, batch, row in zip(starts, batches.tolist(), within.tolist(), strict=True):
+            first, end = self._offsets[batch][row : row + 2].tolist()
+            bits = np.unpackbits(self._bits[batch][first // 8 : -(-end // 8)], bitorder="little")
+            out[: end - first] = bits[first % 8 : first % 8 + end - first]
+        return starts
 
 
 @dataclass(frozen=True)

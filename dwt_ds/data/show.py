@@ -43,6 +43,9 @@ def manifest_table(manifest: Manifest) -> str:
         ("shards", str(len(manifest.shards)), f"{sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB"),
         ("made with", "", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
     ]
+    if "words" in manifest.settings:
+        how = ", ".join(f"{script} {how}" for script, how in manifest.settings["words"].items())
+        rows.append(("words", "", f"where they start is stored (data.whole_word); without spaces: {how}"))
     rows += [
         (name.replace("_", " "), f"{count:,}", _REASONS[name]) for name, count in manifest.dropped.items() if count
     ]

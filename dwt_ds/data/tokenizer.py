@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
 # Exercises case, accents, punctuation, digits, subwords and unknown characters; part of the fingerprint.
@@ -25,8 +25,9 @@ class TokenizerFacts:
     mask_id: int
     is_special: np.ndarray
     """(V,) bool: tokens that are never labels and never random replacements (the unknown token among them)."""
-    continues_word: np.ndarray
-    """(V,) bool: tokens that continue the word of the token before them."""
+    continues_word: np.ndarray | None
+    """(V,) bool: tokens that continue the word of the token before them, by the prefix of WordPiece ("##"); None for
+    other models, whose words only the text can tell."""
     ordinary_ids: np.ndarray
     """(V',) int64: the ids that are not special."""
 
@@ -43,9 +44,6 @@ class TokenizerFacts:
         vocab_size = max(vocabulary.values()) + 1
         is_special = np.zeros(vocab_size, dtype=bool)
         is_special[list(tokenizer.all_special_ids)] = True
-        continues_word = np.zeros(vocab_size, dtype=bool)
-        continues = _continuation_rule(tokenizer)
-        continues_word[[index for token, index in vocabulary.items() if continues(token)]] = True
         in_vocabulary = np.zeros(vocab_size, dtype=bool)
         in_vocabulary[list(vocabulary.values())] = True
         return cls(
@@ -55,18 +53,21 @@ class TokenizerFacts:
             sep_id=int(tokenizer.sep_token_id),
             mask_id=int(tokenizer.mask_token_id),
             is_special=is_special,
-            continues_word=continues_word & ~is_special,
+            continues_word=_continues_word(tokenizer, vocabulary, is_special),
             ordinary_ids=np.flatnonzero(in_vocabulary & ~is_special),
         )
 
 
-def _continuation_rule(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bool]:
-    """Whether a token continues a word, by how the vocabulary marks the starts of words."""
-    vocabulary = tokenizer.get_vocab()
-    for marker in ("\u0120", "\u2581"):  # byte-level BPE and SentencePiece mark the space before a word
-        if sum(token.startswith(marker) for token in vocabulary) > len(vocabulary) // 10:
-            return lambda token: not token.startswith(marker) and any(c.isalnum() for c in token)
-    return lambda token: token.startswith("##")
+def _continues_word(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: dict[str, int], is_special: np.ndarray
+) -> np.ndarray | None:
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if not isinstance(model, WordPiece):
+        return None
+    continues = np.zeros(len(is_special), dtype=bool)
+    prefix = model.continuing_subword_prefix
+    continues[[index for token, index in vocabulary.items() if token.startswith(prefix)]] = True
+    return continues & ~is_special
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -25,10 +25,13 @@ from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
 from dwt_ds.prepare.case_and_accents import described
 from dwt_ds.prepare.corpus import Corpus, Survey, progress_bar, survey
+from dwt_ds.prepare.counts import ChunkCounts
 from dwt_ds.prepare.documentation import InstalledDocumentation
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.output import finished_manifest, make_final, work_folder
-from dwt_ds.prepare.rows import Chunk, ChunkCounts, RowSettings, part_path, read_part, store_part
+from dwt_ds.prepare.packing import RowSettings
+from dwt_ds.prepare.rows import Chunk, part_path, read_part, store_part
+from dwt_ds.prepare.segment import segmenters
 from dwt_ds.prepare.shards import ShardWriter
 from dwt_ds.prepare.sources import Source
 from dwt_ds.prepare.tokenizer import find_tokenizer
@@ -201,7 +204,7 @@ def _joined(
         fingerprint=content.hexdigest(),
         seed=options.seed,
         every=options.every,
-        settings={"pad_id": facts.pad_id, "identity": identity},
+        settings={"pad_id": facts.pad_id, "identity": identity, "words": segmenters()},
         sources=[
             {"name": source.name} | source.identity() | asdict(of_source)
             for source, of_source in zip(options.sources, found.per_source, strict=True)

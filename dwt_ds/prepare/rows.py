@@ -7,7 +7,6 @@ them. Worker processes import this module, so it does not import torch or transf
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,36 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from dwt_ds.base.files import atomic_file
 from dwt_ds.data.hashing import below, hashes, key_of
 from dwt_ds.prepare.counts import ChunkCounts
+from dwt_ds.prepare.packing import Rows, RowSettings, rows_of_sentences
 from dwt_ds.prepare.sentences import cut_span, sentence_spans
+from dwt_ds.prepare.tokens import SentenceEncoder, SentenceInText, Tokens
 
 _SAMPLE_STREAM = 4
-# Sentences handed to the tokenizer at once: its result objects take some 100 bytes a token.
-_SENTENCES_A_CALL = 1024
-
-
-@dataclass(frozen=True)
-class RowSettings:
-    """What the rows of a chunk depend on, beside its text."""
-
-    tokenizer_file: str
-    """Path of a tokenizer.json."""
-    cls_id: int
-    sep_id: int
-    vocab_size: int
-    seq_len: int
-    one_sentence_per_row: bool
-    join_documents: bool
-    every: int
-    min_chars: int
-    max_chars: int
-    seed: int
-    drop_long: bool = False
-    """Whether sentences longer than max_chars are dropped; they are cut otherwise."""
+# Unknown characters are looked up in so many of a chunk's sentences that have any, spread evenly.
+_SENTENCES_LOOKED_UP = 200
 
 
 @dataclass(frozen=True)
@@ -58,16 +38,6 @@ class Chunk:
     """Which documents go to the validation split."""
     source_of_document: list[int]
     """The index of each document's source."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows one after the other."""
-
-    tokens: np.ndarray
-    """Token ids of all rows, 1-d."""
-    lengths: np.ndarray
-    """int32 (rows,): tokens of each row, [CLS] and [SEP] included."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +59,22 @@ def rows_of_chunk(chunk: Chunk, settings: RowSettings) -> Part:
     counts.sentences_kept = len(kept)
     counts.characters_kept = sum(len(sentence.text) for sentence in kept)
     counts.characters_not_sampled = sum(len(sentence.text) for sentence in sentences) - counts.characters_kept
-    ids = _token_ids([sentence.text for sentence in kept], settings)
-    documents = np.array([sentence.document for sentence in kept], dtype=np.int64)
-    held_out = np.array(chunk.held_out, dtype=bool)[documents]
-    counts.cut_to_row = sum(len(sentence) > settings.seq_len - 2 for sentence in ids) * settings.one_sentence_per_row
 
-    train = _rows(ids, documents, np.flatnonzero(~held_out), settings)
-    validation = _rows(ids, documents, np.flatnonzero(held_out), settings)
+    encoder = _encoder(settings.tokenizer_file, settings.vocab_size)
+    in_text = _in_their_texts(kept, settings)
+    tokens = encoder.encode(in_text)
+    documents = np.array([sentence.document for sentence in kept], dtype=np.int64)
+    _count_unknown(tokens, kept, np.array(chunk.source_of_document, dtype=np.int64)[documents], encoder, counts)
+    if settings.one_sentence_per_row:
+        for number in np.flatnonzero(tokens.lengths > settings.seq_len - 2).tolist():
+            counts.cut_to_row += 1
+            lost = len(kept[number].text) - encoder.characters_of(in_text[number], settings.seq_len - 2)
+            counts.characters_cut_to_row += lost
+            counts.characters_kept -= lost
+
+    held_out = np.array(chunk.held_out, dtype=bool)[documents]
+    train = rows_of_sentences(tokens, documents, np.flatnonzero(~held_out), settings)
+    validation = rows_of_sentences(tokens, documents, np.flatnonzero(held_out), settings)
     counts.tokens = len(train.tokens) + len(validation.tokens)
     counts.rows, counts.validation_rows = len(train.lengths), len(validation.lengths)
     return Part(train, validation, counts)
@@ -104,13 +83,17 @@ def rows_of_chunk(chunk: Chunk, settings: RowSettings) -> Part:
 class _Sentence(NamedTuple):
     text: str
     document: int
+    line: int
+    gap: str
+    """The spaces before it in its line."""
 
 
 def _sentences(documents: Sequence[str], settings: RowSettings, counts: ChunkCounts) -> list[_Sentence]:
     """The sentences that pass the filters on length, in order; a long one in pieces."""
     sentences: list[_Sentence] = []
     for number, document in enumerate(documents):
-        for line in document.split("\n"):
+        for line_number, line in enumerate(document.split("\n")):
+            before = 0
             for whole in sentence_spans(line):
                 for start, end in _pieces(line, *whole, settings, counts):
                     length = end - start
@@ -123,7 +106,8 @@ def _sentences(documents: Sequence[str], settings: RowSettings, counts: ChunkCou
                         counts.too_long += 1
                         counts.characters_too_long += length
                     else:
-                        sentences.append(_Sentence(line[start:end], number))
+                        sentences.append(_Sentence(line[start:end], number, line_number, line[before:start]))
+                    before = end
     return sentences
 
 
@@ -144,84 +128,39 @@ def _one_of_every(count: int, every: int, key: int) -> list[int]:
     return taken[taken < count].tolist()
 
 
-def _token_ids(sentences: list[str], settings: RowSettings) -> list[np.ndarray]:
-    tokenizer = _tokenizer(settings.tokenizer_file)
-    dtype = np.uint16 if settings.vocab_size <= 1 << 16 else np.uint32
-    ids: list[np.ndarray] = []
-    for start in range(0, len(sentences), _SENTENCES_A_CALL):
-        encodings = tokenizer.encode_batch_fast(sentences[start : start + _SENTENCES_A_CALL], add_special_tokens=False)
-        ids.extend(np.array(encoding.ids, dtype=dtype) for encoding in encodings)
-    return ids
-
-
 @lru_cache(maxsize=1)
-def _tokenizer(path: str) -> Tokenizer:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are processes; threads inside them would only compete
-    tokenizer = Tokenizer.from_file(path)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+def _encoder(tokenizer_file: str, vocab_size: int) -> SentenceEncoder:
+    return SentenceEncoder(tokenizer_file, vocab_size)
 
 
-def _rows(ids: list[np.ndarray], documents: np.ndarray, chosen: np.ndarray, settings: RowSettings) -> Rows:
-    if settings.one_sentence_per_row:
-        return _one_sentence_rows([ids[i] for i in chosen.tolist()], settings)
-    starts = np.flatnonzero(np.diff(documents[chosen], prepend=-1))
-    texts = [
-        np.concatenate([ids[i] for i in of_document.tolist()])
-        for of_document in np.split(chosen, starts[1:])
-        if len(of_document)
-    ]
-    return _packed_rows(texts, settings)
+def _in_their_texts(sentences: Sequence[_Sentence], settings: RowSettings) -> list[SentenceInText]:
+    """Each sentence with what stands between it and the one before in its row's text; as a text of its own where it
+    begins a document or is alone in its row."""
+    in_text: list[SentenceInText] = []
+    document = line = -1
+    for sentence in sentences:
+        if settings.one_sentence_per_row or sentence.document != document:
+            gap = None
+        else:
+            gap = sentence.gap if sentence.line == line else "\n"
+        in_text.append(SentenceInText(gap, sentence.text))
+        document, line = sentence.document, sentence.line
+    return in_text
 
 
-def _packed_rows(documents: Sequence[np.ndarray], settings: RowSettings) -> Rows:
-    """Fill rows of `seq_len` tokens with the running text of `documents` (token ids, 1-d each).
-
-    A row is [CLS] text [SEP]; text that does not fit continues in the next row, so only a last row is short. Joined
-    documents share rows, with a [SEP] between them (Liu et al. 2019, section 4.2, "full-sentences"); otherwise each
-    document starts a row, and its last one stays short.
-    """
-    capacity = settings.seq_len - 2
-    separator = np.array([settings.sep_id])
-    pieces: list[np.ndarray] = []
-    contents: list[int] = []
-    fill = 0  # text tokens in the row under way; 0 where none is
-    for document in documents:
-        if len(document) == 0:
-            continue
-        room = capacity - fill
-        if fill and settings.join_documents and room >= 2:
-            pieces.append(separator)
-            fill += 1
-        elif fill:
-            contents.append(fill)
-            fill = 0
-        pieces.append(document)
-        full, fill = divmod(fill + len(document), capacity)
-        contents.extend([capacity] * full)
-    if fill:
-        contents.append(fill)
-    return _framed(pieces, contents, settings)
-
-
-def _one_sentence_rows(sentences: Sequence[np.ndarray], settings: RowSettings) -> Rows:
-    """A row for each sentence (token ids), cut to `seq_len`."""
-    cut = [sentence[: settings.seq_len - 2] for sentence in sentences if len(sentence)]
-    return _framed(cut, [len(sentence) for sentence in cut], settings)
-
-
-def _framed(pieces: list[np.ndarray], contents: list[int], settings: RowSettings) -> Rows:
-    """Rows of `contents` text tokens each, with [CLS] before and [SEP] after each; `pieces` is their text."""
-    text = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
-    lengths = np.array(contents, dtype=np.int64) + 2
-    ends = np.cumsum(lengths)
-    tokens = np.empty(int(lengths.sum()), dtype=text.dtype)
-    tokens[ends - lengths] = settings.cls_id
-    tokens[ends - 1] = settings.sep_id
-    row_of_token = np.repeat(np.arange(len(lengths)), lengths - 2)
-    tokens[np.arange(len(text)) + 2 * row_of_token + 1] = text
-    return Rows(tokens, lengths.astype(np.int32))
+def _count_unknown(
+    tokens: Tokens, sentences: Sequence[_Sentence], sources: np.ndarray, encoder: SentenceEncoder, counts: ChunkCounts
+) -> None:
+    """sources: (sentences,) the index of each sentence's source."""
+    is_unknown = tokens.ids == (-1 if encoder.unknown_id is None else encoder.unknown_id)
+    sentence_of_unknown = np.repeat(np.arange(len(sentences)), tokens.lengths)[is_unknown]
+    counts.text_tokens, counts.unknown_tokens = len(tokens.ids), len(sentence_of_unknown)
+    counts.text_tokens_by_source = np.bincount(sources, tokens.lengths).astype(np.int64).tolist()
+    counts.unknown_by_source = np.bincount(sources[sentence_of_unknown]).tolist()
+    with_unknown = np.unique(sentence_of_unknown)
+    looked_up = with_unknown[:: max(-(-len(with_unknown) // _SENTENCES_LOOKED_UP), 1)].tolist()
+    found = encoder.unknown_characters([sentences[number].text for number in looked_up])
+    counts.add(ChunkCounts(unknown_characters=dict(found)))
 
 
 def part_path(folder: Path, index: int) -> Path:
@@ -241,14 +180,18 @@ def store_part(item: Chunk | Path, settings: RowSettings, folder: Path) -> Chunk
     """
     if isinstance(item, Path):
         with np.load(item) as arrays:
+            if "train_starts_word" not in arrays:
+                raise ValueError(f"{item} was made by an earlier version: remove the output folder and start again")
             return _counts(arrays)
     part = rows_of_chunk(item, settings)
     with atomic_file(part_path(folder, item.index)) as file:
         np.savez(
             file,
             train_tokens=part.train.tokens,
+            train_starts_word=np.packbits(part.train.starts_word),
             train_lengths=part.train.lengths,
             validation_tokens=part.validation.tokens,
+            validation_starts_word=np.packbits(part.validation.starts_word),
             validation_lengths=part.validation.lengths,
             counts=np.frombuffer(json.dumps(asdict(part.counts)).encode(), dtype=np.uint8),
         )
@@ -258,11 +201,13 @@ def store_part(item: Chunk | Path, settings: RowSettings, folder: Path) -> Chunk
 def read_part(path: Path) -> Part:
     """A part that `store_part` wrote."""
     with np.load(path) as arrays:
-        return Part(
-            Rows(arrays["train_tokens"], arrays["train_lengths"]),
-            Rows(arrays["validation_tokens"], arrays["validation_lengths"]),
-            _counts(arrays),
-        )
+        return Part(_stored_rows(arrays, "train"), _stored_rows(arrays, "validation"), _counts(arrays))
+
+
+def _stored_rows(arrays: Mapping[str, np.ndarray], split: str) -> Rows:
+    tokens = arrays[f"{split}_tokens"]
+    starts_word = np.unpackbits(arrays[f"{split}_starts_word"], count=len(tokens)).astype(bool)
+    return Rows(tokens, starts_word, arrays[f"{split}_lengths"])
 
 
 def _counts(arrays: Mapping[str, np.ndarray]) -> ChunkCounts:

@@ -46,6 +46,11 @@ def word_starts(text: str) -> list[int]:
     return starts
 
 
+def unspaced_spans(text: str) -> list[tuple[int, int]]:
+    """(start, end) offsets of the runs of scripts that put no spaces between words."""
+    return [] if text.isascii() else [match.span() for match in _RUN.finditer(text) if match.lastgroup]
+
+
 def segmenters() -> dict[str, str]:
     """Script -> the library that segments it, with its version, or "by character". Rows depend on them."""
     return {

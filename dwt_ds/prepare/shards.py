@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from dwt_ds.base.files import atomic_file, file_sha256, write_json
 from dwt_ds.data.manifest import Shard
-from dwt_ds.data.prepared import LENGTHS_NAME
-from dwt_ds.prepare.rows import Rows
+from dwt_ds.data.prepared import LENGTHS_NAME, STARTS_WORD, TOKENS
+from dwt_ds.prepare.packing import Rows
 
 # A shard is closed once it has this many tokens: 128 MB of 16-bit ids.
 SHARD_TOKENS = 64 * 1024 * 1024
@@ -29,7 +29,9 @@ class ShardWriter:
         for leftover in folder.iterdir():
             leftover.unlink()
         kind = "uint16" if vocab_size <= 1 << 16 else "uint32"
-        self._features = datasets.Features({"input_ids": datasets.List(datasets.Value(kind))})
+        self._features = datasets.Features(
+            {TOKENS: datasets.List(datasets.Value(kind)), STARTS_WORD: datasets.List(datasets.Value("bool"))}
+        )
         self._folder = folder
         self._content = hashlib.sha256()
         self.tokens = 0
@@ -83,8 +85,10 @@ class ShardWriter:
         self._content.update(part.tokens.astype("<u4").tobytes())
         self._content.update(part.lengths.astype("<i4").tobytes())
         self.tokens += len(part.tokens)
-        column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(part.tokens))
-        return pa.record_batch([column], schema=self._features.arrow_schema)
+        columns = [
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (part.tokens, part.starts_word)
+        ]
+        return pa.record_batch(columns, schema=self._features.arrow_schema)
 
     def _describe(self, names: list[str]) -> None:
         """The two small files with which `datasets.load_from_disk` opens the folder."""

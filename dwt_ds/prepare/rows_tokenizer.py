@@ -1,0 +1,127 @@
+"""The tokenizer as rows need it: made of a tokenizer.json, but for text that goes on, and in which all is text.
+
+A tokenizer takes each string for a whole text. A sentence inside a paragraph is none: RoBERTa's tokenizer with
+`add_prefix_space` and every SentencePiece one would put a space before it, where Chinese has none. And a tokenizer
+finds its control tokens in a text: by name (`[MASK]` in a page about BERT), or, as Unigram does, as a piece like any.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from tokenizers import Tokenizer
+
+Form = dict[str, Any]
+"""A tokenizer or a part of one, as tokenizer.json has it."""
+
+
+class RowsTokenizer:
+    """Two tokenizers of one vocabulary, for the beginning of a text and for text that goes on.
+
+    Args:
+        path: of a tokenizer.json.
+    """
+
+    def __init__(self, path: str) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are processes; threads inside would only compete
+        form: Form = json.loads(Tokenizer.from_file(path).to_str())  # as this version of the library writes it
+        form |= {"truncation": None, "padding": None, "post_processor": None}
+        _hide_special_tokens(form)
+        going_on = _going_on(form)
+        self.beginning = _load(form)
+        self.going_on = self.beginning if going_on is None else _load(going_on)
+        self.unknown_id = _unknown_id(form["model"])
+        """None where every text has tokens of its own, as with all bytes in the vocabulary."""
+        self.continuation_prefix: str | None = None
+        """What begins the tokens inside a word, where BERT's pre-tokenizer makes the words of a WordPiece model."""
+        if form["model"]["type"] == "WordPiece" and (form["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer":
+            self.continuation_prefix = form["model"]["continuing_subword_prefix"]
+        self.spaces_matter = self.going_on.encode(" a").ids != self.going_on.encode("a").ids
+        self._gaps: dict[str, str] = {}
+
+    def known_gap(self, gap: str) -> str:
+        """`gap`, the spaces before a sentence, as the vocabulary can write it: as they are, one space, or none."""
+        if gap not in self._gaps:
+            self._gaps[gap] = next((known for known in (gap, " ") if self._is_known(known)), "")
+        return self._gaps[gap]
+
+    def _is_known(self, text: str) -> bool:
+        return self.unknown_id not in self.going_on.encode(text).ids
+
+
+def _load(form: Form) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(json.dumps(form))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _hide_special_tokens(form: Form) -> None:
+    """Give special tokens names that no text holds; ids stay. Some models find them as entries of the vocabulary,
+    whatever `encode_special_tokens` says."""
+    model = form["model"]
+    joined = {
+        "".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in model.get("merges", [])
+    }
+    hidden = {}
+    for token in form["added_tokens"]:
+        if token["special"] and token["content"] not in joined:
+            hidden[token["content"]] = token["content"] = f"\0{token['content']}\0"
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):
+        model["vocab"] = [[hidden.get(entry, entry), score] for entry, score in vocabulary]
+    else:
+        model["vocab"] = {hidden.get(entry, entry): index for entry, index in vocabulary.items()}
+    if model.get("unk_token") is not None:
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+
+
+def _unknown_id(model: Form) -> int | None:
+    if isinstance(model["vocab"], list):
+        return model["unk_id"]
+    return model["vocab"].get(model["unk_token"])
+
+
+def _going_on(form: Form) -> Form | None:
+    """The same tokenizer, which neither adds nor removes anything before a text; None where this one does not."""
+    normalizers: list[Form] = []
+    for part in _parts(form["normalizer"], "normalizers"):
+        if part["type"] == "Strip":
+            normalizers.append(part | {"strip_left": False})
+        elif part["type"] != "Prepend":
+            normalizers.append(part)
+    pre_tokenizers: list[Form] = []
+    for part in _parts(form["pre_tokenizer"], "pretokenizers"):
+        if part["type"] == "ByteLevel":
+            pre_tokenizers.append(part | {"add_prefix_space": False})
+        elif part["type"] == "Metaspace" and part["prepend_scheme"] != "never":
+            if any(earlier["type"] == "WhitespaceSplit" for earlier in pre_tokenizers):
+                # It takes the spaces away, and Metaspace puts one before each piece: let Metaspace find them instead.
+                pre_tokenizers = [earlier for earlier in pre_tokenizers if earlier["type"] != "WhitespaceSplit"]
+                normalizers.append({"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "})
+            pre_tokenizers.append(part | {"prepend_scheme": "never"})
+        else:
+            pre_tokenizers.append(part)
+    changed = {
+        "normalizer": _steps(normalizers, "normalizers"),
+        "pre_tokenizer": _steps(pre_tokenizers, "pretokenizers"),
+    }
+    before = {
+        "normalizer": _steps(_parts(form["normalizer"], "normalizers"), "normalizers"),
+        "pre_tokenizer": _steps(_parts(form["pre_tokenizer"], "pretokenizers"), "pretokenizers"),
+    }
+    return None if changed == before else form | changed
+
+
+def _steps(parts: list[Form], key: str) -> Form | None:
+    return {"type": "Sequence", key: parts} if parts else None
+
+
+def _parts(component: Form | None, key: str) -> list[Form]:
+    """The steps of a normalizer or pre-tokenizer, those of sequences inside it one by one."""
+    if component is None:
+        return []
+    if component["type"] != "Sequence":
+        return [component]
+    return [step for part in component[key] for step in _parts(part, key)]

@@ -1,0 +1,190 @@
+"""Sentences into tokens, with where words start among them.
+
+A word is what its script takes for one (see `segment`), found in the text and carried over to the tokens by their
+offsets: so the bytes of a character stay together, whatever the vocabulary. Only where BERT's pre-tokenizer makes the
+words of a WordPiece model they are its own, except in scripts without spaces.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import NamedTuple
+
+import numpy as np
+import regex
+from tokenizers import Encoding
+
+from dwt_ds.prepare.rows_tokenizer import RowsTokenizer
+from dwt_ds.prepare.segment import unspaced_spans, word_starts
+
+# Sentences handed to the tokenizer at once: its result objects take some 100 bytes a token.
+_SENTENCES_A_CALL = 1024
+# A longer run of letters is a sequence (a protein, a hash) and no word: each character counts as one.
+_LONGEST_WORD_CHARS = 50
+_CHARACTER = regex.compile(r"\S\p{Mark}*")
+# By code point; all after the last of these are no spaces.
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
+
+
+class SentenceInText(NamedTuple):
+    """A sentence and what its text has before it."""
+
+    gap: str | None
+    """The spaces or line end before it; None where the text begins with it."""
+    text: str
+
+
+class Tokens(NamedTuple):
+    """Tokens of sentences, one after the other."""
+
+    ids: np.ndarray
+    """(N,) int64."""
+    starts_word: np.ndarray
+    """(N,) bool."""
+    lengths: np.ndarray
+    """(sentences,) int64: tokens of each."""
+
+
+class SentenceEncoder:
+    """Encodes sentences as parts of the texts in which they stand.
+
+    Args:
+        tokenizer_file: path of a tokenizer.json.
+        vocab_size: of that tokenizer.
+    """
+
+    def __init__(self, tokenizer_file: str, vocab_size: int) -> None:
+        self._tokenizer = RowsTokenizer(tokenizer_file)
+        self.unknown_id = self._tokenizer.unknown_id
+        self._continues_word: np.ndarray | None = None
+        prefix = self._tokenizer.continuation_prefix
+        if prefix is not None:
+            vocabulary = self._tokenizer.beginning.get_vocab()
+            self._continues_word = np.zeros(vocab_size, dtype=bool)
+            self._continues_word[[index for entry, index in vocabulary.items() if entry.startswith(prefix)]] = True
+
+    def encode(self, sentences: Sequence[SentenceInText]) -> Tokens:
+        """Their tokens, without special ones."""
+        batches = [
+            self._encode(sentences[start : start + _SENTENCES_A_CALL])
+            for start in range(0, len(sentences), _SENTENCES_A_CALL)
+        ]
+        none = Tokens(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64))
+        return Tokens(*(np.concatenate(arrays) for arrays in zip(none, *batches, strict=True)))
+
+    def _encode(self, sentences: Sequence[SentenceInText]) -> Tokens:
+        if self._continues_word is None:
+            texts = [self._with_gap(sentence) for sentence in sentences]
+            return _with_words(texts, self._encodings(sentences, texts))
+        texts = [sentence.text for sentence in sentences]
+        encodings = self._tokenizer.beginning.encode_batch_fast(texts, add_special_tokens=False)
+        ids, lengths = _ids(encodings)
+        starts_word = ~self._continues_word[ids]
+        ends = np.cumsum(lengths)
+        for number, text in enumerate(texts):
+            unspaced = unspaced_spans(text)
+            if unspaced and lengths[number]:
+                here = slice(ends[number] - lengths[number], ends[number])
+                starts_word[here] = self._segmented(text, unspaced, starts_word[here])
+        return Tokens(ids, starts_word, lengths)
+
+    def _with_gap(self, sentence: SentenceInText) -> str:
+        if sentence.gap is None or not self._tokenizer.spaces_matter:
+            return sentence.text
+        return self._tokenizer.known_gap(sentence.gap) + sentence.text
+
+    def _encodings(self, sentences: Sequence[SentenceInText], texts: Sequence[str]) -> list[Encoding]:
+        """With offsets into `texts`, in order."""
+        encodings: dict[int, Encoding] = {}
+        for begins, tokenizer in ((True, self._tokenizer.beginning), (False, self._tokenizer.going_on)):
+            numbers = [number for number, sentence in enumerate(sentences) if (sentence.gap is None) is begins]
+            found = tokenizer.encode_batch([texts[number] for number in numbers], add_special_tokens=False)
+            encodings.update(zip(numbers, found, strict=True))
+        return [encodings[number] for number in range(len(texts))]
+
+    def _segmented(self, text: str, unspaced: list[tuple[int, int]], starts_word: np.ndarray) -> np.ndarray:
+        """`starts_word` with the words of the unspaced runs of `text` as its script has them."""
+        encoding = self._tokenizer.beginning.encode(text, add_special_tokens=False)
+        is_unspaced = np.zeros(len(text), dtype=bool)
+        for start, end in unspaced:
+            is_unspaced[start:end] = True
+        first, last = np.array(encoding.offsets).T
+        touches = is_unspaced[first]
+        touches[1:] |= is_unspaced[last[:-1] - 1]
+        return np.where(touches, _with_words([text], [encoding]).starts_word, starts_word)
+
+    def characters_of(self, sentence: SentenceInText, count: int) -> int:
+        """How many characters of a sentence its first `count` tokens hold; it has more tokens."""
+        text = self._with_gap(sentence)
+        [encoding] = self._encodings([sentence], [text])
+        return max(int(encoding.offsets[count][0]) - (len(text) - len(sentence.text)), 0)
+
+    def unknown_characters(self, texts: Sequence[str]) -> Counter[str]:
+        """Characters of the unknown words of `texts`: those that are unknown alone; all of a word without one."""
+        counts: Counter[str] = Counter()
+        alone: dict[str, bool] = {}
+        for text in texts:
+            encoding = self._tokenizer.beginning.encode(text, add_special_tokens=False)
+            for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                if index == self.unknown_id:
+                    characters = [character for character in text[start:end] if not character.isspace()]
+                    for character in characters:
+                        if character not in alone:
+                            alone[character] = self.unknown_id in self._tokenizer.beginning.encode(character).ids
+                    counts.update([character for character in characters if alone[character]] or characters)
+        return counts
+
+
+def _ids(encodings: Sequence[Encoding]) -> tuple[np.ndarray, np.ndarray]:
+    """(ids of all tokens, tokens of each encoding), int64."""
+    ids_of_each = [encoding.ids for encoding in encodings]
+    lengths = np.array([len(ids) for ids in ids_of_each], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(ids_of_each), dtype=np.int64, count=int(lengths.sum())), lengths
+
+
+def _with_words(texts: Sequence[str], encodings: Sequence[Encoding]) -> Tokens:
+    """Tokens whose words are found in `texts`, to which the offsets of `encodings` belong.
+
+    A token starts a word if it begins in a later one than the token before it ends in. One space just before a word
+    belongs to the word; a line end and other spaces stand alone.
+    """
+    ids, lengths = _ids(encodings)
+    if len(ids) == 0:
+        return Tokens(ids, np.zeros(0, dtype=bool), lengths)
+    # All at once, with offsets into the texts written one after the other.
+    text = "".join(texts)
+    begins = np.array([0, *accumulate(map(len, texts))], dtype=np.int64)
+    words = _words(texts, begins)
+    characters = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    is_space = _IS_SPACE[np.minimum(characters, len(_IS_SPACE) - 1)]
+    before = np.concatenate([[0], np.cumsum(~is_space)])  # characters that are no spaces before each offset
+    starts_word = np.zeros(len(text) + 1, dtype=bool)
+    starts_word[words] = True
+
+    offsets = np.array(list(chain.from_iterable(encoding.offsets for encoding in encodings)), dtype=np.int64)
+    start, end = (offsets + np.repeat(begins[:-1], lengths)[:, None]).T
+    start = np.minimum(start, len(text) - 1)
+    is_blank = before[end] <= before[start]
+    stands_alone = is_blank & ~(starts_word[end] & (end - start <= 1) & (characters[start] == ord(" ")))
+    first_word = np.searchsorted(words, start, side="right") - ~is_space[start]
+    last_word = np.maximum(first_word, np.searchsorted(words, end - 1, side="right") - 1)
+    last_word[stands_alone] = first_word[stands_alone] - 1
+    starts = np.ones(len(ids), dtype=bool)
+    starts[1:] = (first_word[1:] > last_word[:-1]) | stands_alone[1:]
+    starts[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+    return Tokens(ids, starts, lengths)
+
+
+def _words(texts: Sequence[str], begins: np.ndarray) -> np.ndarray:
+    """Offsets of the words of `texts`, written one after the other, each at its offset in `begins`; ascending."""
+    found: list[int] = []
+    for text, begin in zip(texts, begins.tolist(), strict=False):
+        starts = word_starts(text)
+        for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+            if end - start > _LONGEST_WORD_CHARS and len(text[start:end].rstrip()) > _LONGEST_WORD_CHARS:
+                found.extend(begin + match.start() for match in _CHARACTER.finditer(text, start, end))
+            else:
+                found.append(begin + start)
+    return np.array(found, dtype=np.int64)
