@@ -30,9 +30,9 @@ from dwt_ds.data.prepared import PreparedData
 from dwt_ds.prepare.corpus import DuplicateFinder
 from dwt_ds.prepare.documentation import InstalledDocumentation
 from dwt_ds.prepare.options import PrepareOptions
+from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
-from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.rows import Chunk, rows_of_chunk, store_part
 from dwt_ds.prepare.sentences import split_sentences
 from dwt_ds.prepare.sources import SourceCounts

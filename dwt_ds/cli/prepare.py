@@ -87,6 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strip-accents", dest="keep_accents", action="store_false", default=None, help="take accents off"
     )
 
+    tokenizer.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="go on where more than a fifth of the tokens are unknown to the tokenizer",
+    )
+
     rows = parser.add_argument_group("sentences and rows")
     rows.add_argument(
         "--every", type=int, default=1, metavar="K", help="take one of every K sentences (default: %(default)s)"
@@ -106,8 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-chars", type=int, default=10, metavar="N", help="drop shorter sentences (default: %(default)s)"
     )
     rows.add_argument(
-        "--max-chars", type=int, default=2000, metavar="N", help="drop longer sentences (default: %(default)s)"
+        "--max-chars", type=int, default=2000, metavar="N", help="cut longer sentences (default: %(default)s)"
     )
+    rows.add_argument("--drop-long", action="store_true", help="drop sentences over --max-chars rather than cut them")
     rows.add_argument("--keep-duplicates", action="store_true", help="keep lines that repeat an earlier line")
     rows.add_argument(
         "--validation", type=float, default=0.01, metavar="SHARE", help="documents held out (default: %(default)s)"
@@ -126,7 +133,7 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.config.schema import DataConfig
     from dwt_ds.data.manifest import read_data_manifest
     from dwt_ds.data.prepared import PreparedData
-    from dwt_ds.data.show import examples, manifest_table
+    from dwt_ds.data.show import examples, manifest_table, warnings_of
     from dwt_ds.prepare.pipeline import prepare
 
     if args.show < 0:
@@ -145,6 +152,8 @@ def main(args: argparse.Namespace) -> int:
     if args.show:
         for example in examples(PreparedData.open(args.out), args.show, DataConfig(), args.seed):
             print(f"\n{example}")
+    for warning in warnings_of(manifest):
+        print(f"warning: {warning}")
     return 0
 
 
@@ -176,6 +185,8 @@ def _options(args: argparse.Namespace) -> PrepareOptions:
         join_documents=not args.keep_documents_apart,
         min_chars=args.min_chars,
         max_chars=args.max_chars,
+        drop_long=args.drop_long,
+        allow_unknown=args.allow_unknown,
         keep_duplicates=args.keep_duplicates,
         validation=args.validation,
         seed=args.seed,

@@ -68,6 +68,19 @@ class Manifest:
     """Why text was left out or altered, with counts."""
     versions: dict[str, str] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
+    characters_seen: int = 0
+    """Characters of `sentences_seen`, without the spaces between sentences."""
+    characters_kept: int = 0
+    """Characters of `sentences_kept` that are in rows."""
+    dropped_characters: dict[str, int] = field(default_factory=dict)
+    """Characters of what `dropped` counts, where it is text that was left out."""
+    unknown_share: float | None = None
+    """Share of the text's tokens that are the unknown token; None in a folder of an earlier version. `sources` has it
+    for each source."""
+    unknown_characters: dict[str, int] = field(default_factory=dict)
+    """The most frequent characters of words that became the unknown token, in a sample of the sentences."""
+    held_out_instead: bool = False
+    """Whether the text of the held-out documents was all dropped, and another one is held out."""
     case_and_accents: str = ""
     """What the tokenizer does with capitals and accents, in words; "" in a folder of an earlier version."""
     format_version: int = FORMAT_VERSION

@@ -18,26 +18,38 @@ _REASONS = {
     "too_long": "sentences longer than --max-chars",
     "not_sampled": "sentences skipped by --every",
     "cut_to_row": "sentences cut to one row",
+    "cut_long": "sentences longer than --max-chars, cut; nothing is lost",
     "invalid_utf8": "invalid sequences of bytes, replaced by U+FFFD",
     "long_lines_cut": "very long lines, cut at a space",
     "unreadable_records": "records without text",
     "skipped_sources": "sources skipped (empty or binary)",
 }
+# What the user asked to leave out is no reason for a warning.
+_ASKED_FOR = "not_sampled"
+_MUCH_DROPPED = 0.05
+_MUCH_UNKNOWN = 0.02
+_SOURCES_NAMED = 3
+_CHARACTERS_NAMED = 12
 
 
 def manifest_table(manifest: Manifest) -> str:
     """Name, value and a note, one line each; then the sources."""
     form = "packed rows" if manifest.form == "packed" else "one sentence a row"
+    held_out = f"{manifest.validation_documents:,} of them held out"
+    if manifest.held_out_instead:
+        held_out += ", one of them because the text of those drawn before was all dropped"
+    seen = manifest.characters_seen
     rows = [
-        ("documents", f"{manifest.documents:,}", f"{manifest.validation_documents:,} of them held out"),
-        ("sentences seen", f"{manifest.sentences_seen:,}", ""),
-        ("sentences kept", f"{manifest.sentences_kept:,}", f"one of every {manifest.every}"),
+        ("documents", f"{manifest.documents:,}", held_out),
+        ("sentences seen", f"{manifest.sentences_seen:,}", f"{seen:,} characters" if seen else ""),
+        ("sentences kept", f"{manifest.sentences_kept:,}", f"one of every {manifest.every}{_kept(manifest)}"),
         ("tokens", f"{manifest.tokens:,}", "[CLS] and [SEP] included"),
         ("training rows", f"{manifest.rows:,}", f"{form} of at most {manifest.seq_len} tokens"),
         ("validation rows", f"{manifest.validation_rows:,}", ""),
         ("padding", f"{manifest.padding_share:.2%}", f"of training rows padded to {manifest.seq_len}"),
         ("vocabulary", f"{manifest.vocab_size:,}", f"tokenizer {manifest.tokenizer_sha256[:12]}"),
         *([("capitals, accents", "", manifest.case_and_accents)] if manifest.case_and_accents else []),
+        *([("unknown tokens", "", unknown_tokens(manifest))] if manifest.unknown_share is not None else []),
         ("fingerprint", manifest.fingerprint[:12], "of the rows; equal fingerprints, equal rows"),
         ("seed", str(manifest.seed), ""),
         ("shards", str(len(manifest.shards)), f"{sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB"),
@@ -46,18 +58,67 @@ def manifest_table(manifest: Manifest) -> str:
     if "words" in manifest.settings:
         how = ", ".join(f"{script} {how}" for script, how in manifest.settings["words"].items())
         rows.append(("words", "", f"where they start is stored (data.whole_word); without spaces: {how}"))
-    rows += [
-        (name.replace("_", " "), f"{count:,}", _REASONS[name]) for name, count in manifest.dropped.items() if count
-    ]
-    sources = [("documents", "characters", "source")]
+    for name, count in manifest.dropped.items():
+        if count:
+            characters = manifest.dropped_characters.get(name, 0)
+            share = f": {characters:,} characters, {characters / _all_characters(manifest):.2%}" if characters else ""
+            rows.append((name.replace("_", " "), f"{count:,}", _REASONS[name] + share))
+    sources = [("documents", "characters", "unknown", "source")]
     for source in manifest.sources:
         notes = f"  (skipped: {source['skipped']})" if source["skipped"] else ""
         if source.get("read_as"):
             notes += f"  (read as {source['read_as']})"
         if source["invalid_utf8"]:
             notes += f"  ({source['invalid_utf8']:,} invalid sequences of bytes)"
-        sources.append((f"{source['documents']:,}", f"{source['characters']:,}", f"{source['name']}{notes}"))
-    return "\n".join([*table(rows, "<><"), "", *table(sources, ">><")]) + "\n"
+        unknown = source.get("unknown_share")
+        shown = "" if unknown is None else f"{unknown:.2%}"
+        sources.append((f"{source['documents']:,}", f"{source['characters']:,}", shown, f"{source['name']}{notes}"))
+    return "\n".join([*table(rows, "<><"), "", *table(sources, ">>><")]) + "\n"
+
+
+def unknown_tokens(manifest: Manifest) -> str:
+    """The share of unknown tokens, and the sources in which it is highest."""
+    worst = _worst_sources(manifest)
+    return f"{manifest.unknown_share or 0:.2%} of the text's tokens" + (f"; highest in {worst}" if worst else "")
+
+
+def warnings_of(manifest: Manifest) -> list[str]:
+    """What the user should know of a data folder before training on it, a line each."""
+    found: list[str] = []
+    lost = {name: count for name, count in manifest.dropped_characters.items() if count and name != _ASKED_FOR}
+    share = sum(lost.values()) / _all_characters(manifest)
+    if share > _MUCH_DROPPED:
+        reasons = ", ".join(f"{_REASONS[name]} {count / _all_characters(manifest):.1%}" for name, count in lost.items())
+        found.append(f"{share:.1%} of the characters were dropped: {reasons}")
+    unknown = [manifest.unknown_share or 0.0, *(source.get("unknown_share") or 0.0 for source in manifest.sources)]
+    if max(unknown) > _MUCH_UNKNOWN:
+        characters = " ".join(list(manifest.unknown_characters)[:_CHARACTERS_NAMED])
+        found.append(
+            f"{unknown[0]:.1%} of the tokens are unknown to the tokenizer (highest in {_worst_sources(manifest)}), in "
+            f"words with the characters {characters}"
+        )
+    if manifest.validation_rows == 0 and manifest.settings["identity"]["validation"]:
+        found.append("no text is held out, so training will show no held-out loss")
+    return found
+
+
+def _all_characters(manifest: Manifest) -> int:
+    """Of the whole text, duplicate lines included; at least 1."""
+    return max(1, manifest.characters_seen + manifest.dropped_characters.get("duplicate_lines", 0))
+
+
+def _kept(manifest: Manifest) -> str:
+    if not manifest.characters_seen:
+        return ""
+    share = manifest.characters_kept / manifest.characters_seen
+    return f"; {manifest.characters_kept:,} characters, {share:.2%}"
+
+
+def _worst_sources(manifest: Manifest) -> str:
+    """Sources with unknown tokens, those with the greatest share first; "" if there are none."""
+    shares = [(source.get("unknown_share") or 0.0, str(source["name"])) for source in manifest.sources]
+    worst = sorted((each for each in shares if each[0]), key=lambda each: (-each[0], each[1]))[:_SOURCES_NAMED]
+    return ", ".join(f"{name} {share:.2%}" for share, name in worst)
 
 
 def examples(data: PreparedData, count: int, config: DataConfig, seed: int) -> Iterator[str]:

@@ -28,7 +28,7 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
     )
     sections = {
         "settings that are not the defaults": _settings(plan),
-        "data": [plan.settings.corpus.source],
+        "data": [plan.settings.corpus.source, *plan.settings.corpus.text],
         "models": _models(plan),
         "batch and length": _batch(plan),
         f"memory of a rank, micro-batch {plan.settings.config.train.micro_batch_size}": _memory(plan),

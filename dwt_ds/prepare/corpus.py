@@ -199,6 +199,9 @@ class Corpus:
     """Share of the documents that is held out."""
     seed: int
     validation_documents: int = 0
+    """Those held out so far, in this pass."""
+    duplicate_characters: int = 0
+    """Of the duplicate lines left out so far, in this pass."""
 
     def chunks(self) -> Iterator[tuple[int, Chunk]]:
         """(characters read so far, chunk), in order; each chunk's documents follow one another in the sources.
@@ -229,6 +232,8 @@ class Corpus:
                 lines = document.split("\n")
                 kept = without_duplicates(lines, line, bits) if len(bits) else lines
                 line += len(lines)
+                if kept is not lines:
+                    self.duplicate_characters += sum(map(len, lines)) - sum(map(len, kept))
                 for part, held_out in self._split_off(number, kept):
                     yield part, held_out, index
                 number += 1

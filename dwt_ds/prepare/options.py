@@ -44,12 +44,16 @@ class PrepareOptions:
     """In the packed form: rows may hold the end of one document and the start of the next."""
     min_chars: _AtLeast1 = 10
     max_chars: _AtLeast1 = 2000
-    """Shorter and longer sentences are dropped (characters)."""
+    """Shorter sentences are dropped, longer ones cut (characters)."""
+    drop_long: bool = False
+    """Drop longer sentences rather than cut them."""
     keep_duplicates: bool = False
     """Keep lines that repeat an earlier line."""
     validation: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
     """Share of the documents that is held out."""
     seed: Seed = 0
+    allow_unknown: bool = False
+    """Go on where the tokenizer does not know a fifth of the text; never changes the result."""
     workers: _AtLeast1 = 1
     """Processes; never changes the result."""
 
@@ -80,6 +84,8 @@ class PrepareOptions:
         later: dict[str, Any] = {} if self.kind == "wordpiece" else {"kind": self.kind}
         if self.keep_accents is not None:
             later["keep_accents"] = self.keep_accents
+        if self.drop_long:
+            later["drop_long"] = True
         return later | {
             "tokenizer": self.tokenizer or f"trained here, {self.train_tokenizer} entries",
             "cased": self.kind != "wordpiece" if self.cased is None else self.cased,

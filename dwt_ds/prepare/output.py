@@ -13,7 +13,7 @@ from dwt_ds.base.files import MANIFEST, atomic_file, read_json, sync_folder, wri
 from dwt_ds.base.trees import differences
 from dwt_ds.data.manifest import MANIFEST_TABLE_NAME, UNFINISHED_NAME, Manifest, read_data_manifest
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
-from dwt_ds.data.show import manifest_table
+from dwt_ds.data.show import manifest_table, warnings_of
 from dwt_ds.prepare.rows import has_parts
 
 _IDENTITY_NAME = "settings.json"
@@ -105,7 +105,8 @@ def make_final(out: Path, manifest: Manifest) -> None:
         with atomic_file(out / TOKENIZER_FOLDER / path.name) as file:
             file.write(path.read_bytes())
     with atomic_file(out / MANIFEST_TABLE_NAME) as file:
-        file.write(manifest_table(manifest).encode())
+        warnings = "".join(f"warning: {warning}\n" for warning in warnings_of(manifest))
+        file.write((manifest_table(manifest) + warnings).encode())
     sync_folder(out)
     with atomic_file(out / MANIFEST) as file:
         file.write(manifest.to_json().encode())

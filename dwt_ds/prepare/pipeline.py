@@ -23,10 +23,12 @@ from transformers import PreTrainedTokenizerBase
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
+from dwt_ds.prepare import accounts
 from dwt_ds.prepare.case_and_accents import described
 from dwt_ds.prepare.corpus import Corpus, Survey, progress_bar, survey
 from dwt_ds.prepare.counts import ChunkCounts
 from dwt_ds.prepare.documentation import InstalledDocumentation
+from dwt_ds.prepare.hold_out import hold_out_another, was_held_out_instead
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.output import finished_manifest, make_final, work_folder
 from dwt_ds.prepare.packing import RowSettings
@@ -67,6 +69,11 @@ def prepare(options: PrepareOptions) -> Manifest:
                 for read, counts in _parts(corpus, settings, work, options.workers):
                     parts.append(counts)
                     bar.update(read - bar.n)
+            if options.validation and any(part.rows for part in parts) != any(part.validation_rows for part in parts):
+                print(
+                    "no text is left of the held-out documents, or of all others: another is held out", file=sys.stderr
+                )
+                hold_out_another(corpus, parts, settings, work)
             manifest = _joined(options, identity, corpus, parts, tokenizer, work)
             make_final(options.out, manifest)
             return manifest
@@ -137,6 +144,7 @@ def _row_settings(options: PrepareOptions, tokenizer: PreTrainedTokenizerBase, w
         every=options.every,
         min_chars=options.min_chars,
         max_chars=options.max_chars,
+        drop_long=options.drop_long,
         seed=options.seed,
     )
 
@@ -177,6 +185,8 @@ def _joined(
             f"{counts.sentences_kept} kept (too short: {counts.too_short}, too long: {counts.too_long}); "
             "give more text or loosen --min-chars, --max-chars, --every"
         )
+    if not options.allow_unknown:
+        accounts.check_unknown(counts, options.sources)
     facts = TokenizerFacts.of(tokenizer)
     tokenizer_hash = tokenizer_sha256(tokenizer)
     content = hashlib.sha256(f"{tokenizer_hash} {options.form} {options.seq_len}".encode())
@@ -189,7 +199,8 @@ def _joined(
         train_tokens = train_tokens or writer.tokens
     return Manifest(
         documents=found.documents,
-        validation_documents=corpus.validation_documents,
+        validation_documents=corpus.validation_documents + was_held_out_instead(work),
+        held_out_instead=was_held_out_instead(work),
         sentences_seen=counts.sentences_seen,
         sentences_kept=counts.sentences_kept,
         tokens=counts.tokens,
@@ -206,20 +217,20 @@ def _joined(
         every=options.every,
         settings={"pad_id": facts.pad_id, "identity": identity, "words": segmenters()},
         sources=[
-            {"name": source.name} | source.identity() | asdict(of_source)
-            for source, of_source in zip(options.sources, found.per_source, strict=True)
+            {"name": source.name} | source.identity() | asdict(of_source) | {"unknown_share": unknown}
+            for source, of_source, unknown in zip(
+                options.sources,
+                found.per_source,
+                accounts.unknown_shares(counts, len(options.sources)),
+                strict=True,
+            )
         ],
-        dropped={
-            "duplicate_lines": found.duplicate_lines,
-            "too_short": counts.too_short,
-            "too_long": counts.too_long,
-            "not_sampled": counts.not_sampled,
-            "cut_to_row": counts.cut_to_row,
-            "invalid_utf8": sum(of_source.invalid_utf8 for of_source in found.per_source),
-            "long_lines_cut": sum(of_source.long_lines_cut for of_source in found.per_source),
-            "unreadable_records": sum(of_source.unreadable_records for of_source in found.per_source),
-            "skipped_sources": sum(bool(of_source.skipped) for of_source in found.per_source),
-        },
+        dropped=accounts.dropped(counts, found),
+        dropped_characters=accounts.dropped_characters(counts, corpus.duplicate_characters),
+        characters_seen=counts.characters_seen,
+        characters_kept=counts.characters_kept,
+        unknown_share=counts.unknown_tokens / max(1, counts.text_tokens),
+        unknown_characters=counts.unknown_characters,
         versions={name: metadata.version(name) for name in _LIBRARIES},
         shards=shards,
     )

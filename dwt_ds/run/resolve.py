@@ -18,6 +18,7 @@ from dwt_ds.config.recipe import Recipe
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.manifest import ONE_SENTENCE_PER_ROW, Manifest
 from dwt_ds.data.masks import labels_by_length
+from dwt_ds.data.show import unknown_tokens, warnings_of
 from dwt_ds.distill.adaptive import check_adaptive
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json
@@ -42,11 +43,16 @@ class Corpus:
     """Of the rows, from the data folder's manifest; None: there is no folder, and the figures are assumed."""
     source: str
     """Where the figures come from, for people."""
+    text: tuple[str, ...] = ()
+    """What to know of its text, for people: what the tokenizer does not know, what was dropped."""
 
     @classmethod
     def of(cls, manifest: Manifest, folder: str) -> Corpus:
         """Of a prepared data folder."""
         form = ", a sentence a row" if manifest.form == ONE_SENTENCE_PER_ROW else ""
+        text = [f"warning: {warning}" for warning in warnings_of(manifest)]
+        if manifest.unknown_share is not None:
+            text.insert(0, f"unknown tokens: {unknown_tokens(manifest)}")
         return cls(
             rows=manifest.rows,
             seq_len=manifest.seq_len,
@@ -56,6 +62,7 @@ class Corpus:
             validation_rows=manifest.validation_rows,
             fingerprint=manifest.fingerprint,
             source=f"{folder}: {manifest.sentences_kept:,} sentences in {manifest.rows:,} rows{form}",
+            text=tuple(text),
         )
 
     def labels_per_row(self, mask_probability: float) -> int:

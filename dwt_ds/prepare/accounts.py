@@ -1,0 +1,62 @@
+"""What became of the text, from the counts of all chunks: what was dropped, and what the tokenizer does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dwt_ds.prepare.corpus import Survey
+from dwt_ds.prepare.counts import ChunkCounts
+from dwt_ds.prepare.sources import Source
+
+# More unknown tokens than this are a mistake in the choice of the tokenizer.
+_TOO_MUCH_UNKNOWN = 0.2
+_CHARACTERS_NAMED = 12
+
+
+def dropped(counts: ChunkCounts, found: Survey) -> dict[str, int]:
+    """Why text was left out or altered, with counts of what the reason names."""
+    return {
+        "duplicate_lines": found.duplicate_lines,
+        "too_short": counts.too_short,
+        "too_long": counts.too_long,
+        "not_sampled": counts.not_sampled,
+        "cut_to_row": counts.cut_to_row,
+        "cut_long": counts.cut_long,
+        "invalid_utf8": sum(of_source.invalid_utf8 for of_source in found.per_source),
+        "long_lines_cut": sum(of_source.long_lines_cut for of_source in found.per_source),
+        "unreadable_records": sum(of_source.unreadable_records for of_source in found.per_source),
+        "skipped_sources": sum(bool(of_source.skipped) for of_source in found.per_source),
+    }
+
+
+def dropped_characters(counts: ChunkCounts, duplicate_characters: int) -> dict[str, int]:
+    """Characters of what `dropped` counts, where that is text left out."""
+    return {
+        "duplicate_lines": duplicate_characters,
+        "too_short": counts.characters_too_short,
+        "too_long": counts.characters_too_long,
+        "not_sampled": counts.characters_not_sampled,
+        "cut_to_row": counts.characters_cut_to_row,
+    }
+
+
+def unknown_shares(counts: ChunkCounts, sources: int) -> list[float]:
+    """Share of unknown tokens in the text of each of so many sources; 0 for one without text."""
+    missing = [0] * sources
+    unknown, tokens = counts.unknown_by_source + missing, counts.text_tokens_by_source + missing
+    return [unknown[number] / max(1, tokens[number]) for number in range(sources)]
+
+
+def check_unknown(counts: ChunkCounts, sources: Sequence[Source]) -> None:
+    """Raises ValueError where more than a fifth of the tokens are unknown."""
+    share = counts.unknown_tokens / max(1, counts.text_tokens)
+    if share <= _TOO_MUCH_UNKNOWN:
+        return
+    shares = unknown_shares(counts, len(sources))
+    worst = max(range(len(sources)), key=shares.__getitem__)
+    characters = " ".join(list(counts.unknown_characters)[:_CHARACTERS_NAMED])
+    raise ValueError(
+        f"{share:.0%} of the tokens are unknown to the tokenizer ({shares[worst]:.0%} in {sources[worst].name}), in "
+        f"words with the characters {characters}: choose a tokenizer that knows them and another --out, or go on "
+        "here with --allow-unknown"
+    )

@@ -1,0 +1,65 @@
+"""Another document held out, where the filters left no text of those that were drawn, or of all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from dwt_ds.prepare.corpus import Corpus
+from dwt_ds.prepare.counts import ChunkCounts
+from dwt_ds.prepare.packing import RowSettings
+from dwt_ds.prepare.rows import Chunk, store_part
+
+# Each document that is tried costs the work of its chunk. One of usual length nearly always has text.
+_DOCUMENTS_TRIED = 8
+_MARK = "held_out_instead"
+
+
+def was_held_out_instead(work: Path) -> bool:
+    """Whether `hold_out_another` found one, in this attempt or an earlier one."""
+    return (work / _MARK).is_file()
+
+
+def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSettings, work: Path) -> None:
+    """Hold out a document of the chunk with the most rows instead, or its last lines if no other document has text.
+
+    The part of that chunk is made again; `parts`, the counts of each, and the mark in `work` say so. Where nothing can
+    be held out, all stays as it is.
+    """
+    index = max(range(len(parts)), key=lambda number: parts[number].rows + parts[number].validation_rows)
+    again = Corpus(corpus.sources, corpus.survey, corpus.validation, corpus.seed)  # `corpus` counts what it has read
+    chunk = next(chunk for _, chunk in again.chunks() if chunk.index == index)
+    rows_elsewhere = sum(part.rows for part in parts) - parts[index].rows
+    for changed in _choices(chunk):
+        counts = store_part(changed, settings, work)
+        if counts.validation_rows and counts.rows + rows_elsewhere:
+            parts[index] = counts
+            (work / _MARK).touch()
+            return
+    parts[index] = store_part(chunk, settings, work)
+
+
+def _choices(chunk: Chunk) -> Iterator[Chunk]:
+    """The chunk with one other document held out, those of usual length first; then with last lines of its longest."""
+    lengths = sorted(len(document) for document in chunk.documents if document)
+    usual = lengths[len(lengths) // 2]
+    order = sorted(range(len(chunk.documents)), key=lambda number: abs(len(chunk.documents[number]) - usual))
+    for number in islice((number for number in order if not chunk.held_out[number]), _DOCUMENTS_TRIED):
+        yield replace(chunk, held_out=[other == number for other in range(len(chunk.documents))])
+    longest = max(range(len(chunk.documents)), key=lambda number: len(chunk.documents[number]))
+    lines = chunk.documents[longest].split("\n")
+    tail = 1
+    while tail < len(lines):
+        yield _without_tail(chunk, longest, lines[:-tail], lines[-tail:])
+        tail *= 2
+
+
+def _without_tail(chunk: Chunk, number: int, lines: Sequence[str], tail: Sequence[str]) -> Chunk:
+    """The chunk with the last lines of a document as a held-out document after it, and no other held out."""
+    documents, sources = list(chunk.documents), list(chunk.source_of_document)
+    documents[number : number + 1] = ["\n".join(lines), "\n".join(tail)]
+    sources.insert(number, sources[number])
+    held_out = [other == number + 1 for other in range(len(documents))]
+    return replace(chunk, documents=documents, source_of_document=sources, held_out=held_out)
