@@ -52,6 +52,8 @@ class TeacherEngine:
 
     head: tuple[Tensor, Tensor | None]
     """Weight (V, H) and bias (V,), whole on every rank."""
+    gathered: GatheredMaskedLM
+    """The model with its head split off, inside the engine."""
 
     def __init__(
         self,
@@ -84,12 +86,12 @@ class TeacherEngine:
             weight = weight.detach().clone().to(device)
             bias = None if bias is None else bias.detach().clone().to(device)
         self.head = weight, bias
-        self._gathered = gathered
+        self.gathered = gathered
 
     @property
     def model(self) -> PreTrainedModel:
         """The Hugging Face model, frozen."""
-        return self._gathered.model
+        return self.gathered.model
 
     @property
     def vocabulary_rows(self) -> int:
@@ -99,7 +101,7 @@ class TeacherEngine:
     def start(self) -> nn.Module:
         """The engine; all ranks make the first call together."""
         if self._engine is None:
-            self._engine = self._shard(self._gathered) if self._sharded else self._choose_engine()
+            self._engine = self._shard(self.gathered) if self._sharded else self._choose_engine()
         return self._engine
 
     @torch.no_grad()
@@ -137,8 +139,8 @@ class TeacherEngine:
         if probe.engine is None or probe.model is None or problems:
             if problems:
                 self.injection = f"kernels not injected ({problems[0]})"
-            return self._infer(self._gathered, inject=False)
-        self._gathered.model = probe.model
+            return self._infer(self.gathered, inject=False)
+        self.gathered.model = probe.model
         self.injected = True
         self.injection = f"{probe.layers} layers injected, which moved the logits by {probe.moved:.4f} of the largest"
         return probe.engine

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from dwt_ds.run.mfu import PEAK_TFLOPS
+
 GIB = 1 << 30
 TFLOPS = 1e12
 
@@ -63,11 +65,11 @@ def _gbit(cards: int, gigabits: float) -> float:
 GPU_MFU = 0.35
 
 DEVICES = {
-    "a100-40": Device("a100-40", int(39.4 * GIB), 312, 19.5, 300e9, _gbit(8, 200), GPU_MFU),
-    "a100-80": Device("a100-80", int(79.2 * GIB), 312, 19.5, 300e9, _gbit(8, 200), GPU_MFU),
-    "h100": Device("h100", int(79.1 * GIB), 989, 67, 450e9, _gbit(8, 400), GPU_MFU),
-    "h200": Device("h200", int(139.8 * GIB), 989, 67, 450e9, _gbit(8, 400), GPU_MFU),
-    "l40s": Device("l40s", int(44.5 * GIB), 362, 91.6, 32e9, _gbit(1, 100), GPU_MFU),
+    "a100-40": Device("a100-40", int(39.4 * GIB), *PEAK_TFLOPS["A100"], 300e9, _gbit(8, 200), GPU_MFU),
+    "a100-80": Device("a100-80", int(79.2 * GIB), *PEAK_TFLOPS["A100"], 300e9, _gbit(8, 200), GPU_MFU),
+    "h100": Device("h100", int(79.1 * GIB), *PEAK_TFLOPS["H100 80GB HBM3"], 450e9, _gbit(8, 400), GPU_MFU),
+    "h200": Device("h200", int(139.8 * GIB), *PEAK_TFLOPS["H200"], 450e9, _gbit(8, 400), GPU_MFU),
+    "l40s": Device("l40s", int(44.5 * GIB), *PEAK_TFLOPS["L40S"], 32e9, _gbit(1, 100), GPU_MFU),
 }
 
 # bf16 rate of a core in a matrix product, and the share of it that training reached: two cores of an AMD EPYC,

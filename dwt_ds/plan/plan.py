@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from dwt_ds.models.flops import Work, forward_flops, recomputed_flops
 from dwt_ds.models.growth.plan import GrowthPlan, check_growth
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.memory import STAGES, RankMemory, checkpoint_bytes, rank_memory
 from dwt_ds.plan.shapes import Shapes, ShardedTeacher, buffer_bytes
 from dwt_ds.plan.simulation import MicroBatchBytes, Simulator
-from dwt_ds.plan.speed import StepTime, Work, forward_flops, recomputed_flops, step_time
+from dwt_ds.plan.speed import StepTime, step_time
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 from dwt_ds.run.resolve import Resolved
 

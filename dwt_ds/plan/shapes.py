@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from dwt_ds.base.words import one_line
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.recipe import load_recipe, recipe_names
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student, parameter_count, student_model_config
+from dwt_ds.models.flops import meta_model, silence_padding_warning
 from dwt_ds.models.load import load_model_config
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, freeze_unused_parameters
 from dwt_ds.models.quantization import prepare
@@ -71,7 +72,7 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     family = settings.config.student.family
     with torch.device("meta"):
         student = GatheredMaskedLM(build_student(settings.config.student, **_sizes(settings.corpus)))
-        _silence_padding_warning(student)
+        silence_padding_warning(student)
         try:
             freeze_unused_parameters(student)
         except RuntimeError as error:
@@ -86,15 +87,6 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     return Shapes(student, gathered, "" if teacher is None else teacher.source)
 
 
-def meta_model(config: PretrainedConfig) -> GatheredMaskedLM:
-    """A frozen model of this configuration, on the meta device."""
-    with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
-    gathered = GatheredMaskedLM(model.eval().requires_grad_(False))
-    _silence_padding_warning(gathered)
-    return gathered
-
-
 def _quantize(gathered: GatheredMaskedLM, quantization: Quantization) -> None:
     """Insert the fake quantizers. On the meta device torchao makes new parameters, so tied ones are tied again here."""
     before = dict(gathered.named_parameters(remove_duplicate=False))
@@ -102,17 +94,6 @@ def _quantize(gathered: GatheredMaskedLM, quantization: Quantization) -> None:
     for name, _ in list(gathered.named_parameters(remove_duplicate=False)):
         module, _, last = name.rpartition(".")
         setattr(gathered.get_submodule(module), last, before[name])
-
-
-def _silence_padding_warning(gathered: GatheredMaskedLM) -> None:
-    """Switch off a warning of some models, which reads the tokens; on the meta device they have no values."""
-    for module in gathered.modules():
-        if isinstance(module, PreTrainedModel):
-            module.warn_if_padding_and_no_attention_mask = _no_warning  # type: ignore[method-assign]
-
-
-def _no_warning(*_tensors: object) -> None:
-    pass
 
 
 def find_teacher(settings: Resolved) -> Teacher | None:

@@ -42,6 +42,7 @@ from dwt_ds.models.swaps import check_layer_norm
 from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import RunFolder
+from dwt_ds.run.mfu import Utilization
 from dwt_ds.run.models import build_objective, check_student, load_teacher
 from dwt_ds.run.progress import Progress, print_line
 from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_facts
@@ -102,6 +103,9 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
             tokenizer.save_pretrained(folder.path / "tokenizer")
     evaluation = Evaluation(resolved, data)
     teacher_loss = report_models(resolved, objective, teacher, evaluation)
+    utilization = None
+    if ranks.rank() == 0:
+        utilization = Utilization.of(resolved, objective.student, None if teacher is None else teacher.gathered)
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())
     student = start_student(objective, resolved.ds_values)
     state = _resume(student, checkpoint, folder, resolved, facts)
@@ -124,6 +128,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         ),
         stop=stop,
         stuck=stuck,
+        utilization=utilization,
     )
 
 

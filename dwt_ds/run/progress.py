@@ -25,10 +25,11 @@ class Progress:
 
     def line(self, row: Mapping[str, Any], *, peak_memory_bytes: int, seconds_left: float) -> None:
         """The line of a logged step, from its metrics row."""
+        utilization = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
         self.say(
             f"step {row['step']}/{self._total_steps}  loss {row['loss']:.4f} = {self._hard} {row['hard_loss']:.4f}"
             f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}  lr {row['learning_rate']:.2e}"
-            f"  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
+            f"  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s{utilization}"
             f"  data wait {row['data_wait_share']:.0%}  mem {peak_memory_bytes / 2**30:.1f} GiB"
             f"  ETA {clock(seconds_left)}"
         )

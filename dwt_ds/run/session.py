@@ -37,6 +37,7 @@ from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.guard import Guard, TooManySkipsError
 from dwt_ds.run.meter import Meter
+from dwt_ds.run.mfu import Utilization
 from dwt_ds.run.progress import Progress
 from dwt_ds.run.resolve import Resolved
 from dwt_ds.run.stop import LateNumber, StopRequest
@@ -80,6 +81,7 @@ class Session:
         progress: prints for rank 0.
         stop: whether this rank was asked to stop.
         stuck: watches over the ranks' progress.
+        utilization: of the devices, by the rate of tokens; rank 0's, None on the others.
     """
 
     def __init__(
@@ -98,13 +100,14 @@ class Session:
         progress: Progress,
         stop: StopRequest,
         stuck: StuckWatch,
+        utilization: Utilization | None,
     ) -> None:
         self.config, self.total_steps, self.first_step = resolved.config, resolved.total_steps, state.step
         self.student, self.teacher, self.device = student, teacher, ranks.device()
         self._quantization, self._adaptive = resolved.quantization, adaptive
         self._batches, self._evaluation, self._exporter = batches, evaluation, exporter
         self._folder, self._facts, self._starts = folder, facts, state.starts
-        self._progress, self._stop, self._stuck = progress, stop, stuck
+        self._progress, self._stop, self._stuck, self._utilization = progress, stop, stuck, utilization
         self._stop_folder = folder.path if ranks.rank() == 0 else None
         self._divisor = gradient_divisor(student)
         on_gpu = self.device.type == "cuda"
@@ -235,6 +238,8 @@ class Session:
             "grad_norm": gradient_norm(self.student),
             "skipped_steps": int(self.student.skipped_steps),
         }
+        if self._utilization is not None:
+            row |= self._utilization.shares(row["tokens_per_second"])
         scale = loss_scale(self.student)
         if scale is not None:
             row["loss_scale"] = scale

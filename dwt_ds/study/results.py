@@ -8,10 +8,9 @@ from pathlib import Path
 
 from dwt_ds.base.files import MANIFEST
 from dwt_ds.config.schema import DataConfig
+from dwt_ds.models.flops import Work, forward_flops, meta_model
 from dwt_ds.models.load import load_model_config
 from dwt_ds.plan.corpus import corpus_of
-from dwt_ds.plan.shapes import meta_model
-from dwt_ds.plan.speed import Work, forward_flops
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 
 RESULTS_HEAD = (

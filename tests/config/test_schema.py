@@ -146,7 +146,7 @@ def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed(
         ("train.max_steps", 0, "train.max_steps=0: must be above 0"),
         ("train.log_every", True, "train.log_every=True: must be a number"),
         ("train.max_steps", False, "train.max_steps=False: must be a number"),
-        ("data.workers", -1, "data.workers=-1: must be at least 0"),
+        ("data.workers", -1, "data.workers=-1: must be at least 0 or 'auto'"),
         ("data.mask_probability", 1, "data.mask_probability=1: must be below 1"),
         ("student.dropout", -0.1, "student.dropout=-0.1: must be at least 0"),
         ("distill.soft_weight.span", 2, "distill.soft_weight.span=2: must be at most 1"),

@@ -36,7 +36,7 @@ END_SECONDS = 150.0
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share")
+    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share", "mfu", "mfu_student")
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 

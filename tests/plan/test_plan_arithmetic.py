@@ -12,13 +12,14 @@ from dwt_ds.config.recipe import load_recipe
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.masks import draw_masks
 from dwt_ds.data.tokenizer import TokenizerFacts
+from dwt_ds.models.flops import forward_flops, recomputed_flops
 from dwt_ds.plan.communication import Traffic, bytes_per_second, own_sums, step_traffic
 from dwt_ds.plan.corpus import paper_corpus, resolve_plan
 from dwt_ds.plan.hardware import LATENCY_SECONDS, find_device
 from dwt_ds.plan.memory import GRADIENTS, MASTER, OPTIMIZER, WEIGHTS
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.shapes import build_shapes
-from dwt_ds.plan.speed import forward_flops, recomputed_flops, traffic_seconds
+from dwt_ds.plan.speed import traffic_seconds
 from dwt_ds.plan.zero import Partition, zero_settings
 
 BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"

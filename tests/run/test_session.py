@@ -39,6 +39,7 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
         progress=nothing,  # type: ignore[arg-type]
         stop=nothing,  # type: ignore[arg-type]
         stuck=nothing,  # type: ignore[arg-type]
+        utilization=None,
         **given,
     )
 

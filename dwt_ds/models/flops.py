@@ -1,0 +1,82 @@
+"""Operations of a row: those of matrix products, attention's among them. A multiplication and an addition are two."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+
+
+def meta_model(config: PretrainedConfig) -> GatheredMaskedLM:
+    """A frozen model of this configuration, on the meta device."""
+    with torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+    gathered = GatheredMaskedLM(model.eval().requires_grad_(False))
+    silence_padding_warning(gathered)
+    return gathered
+
+
+def meta_model_of(gathered: GatheredMaskedLM) -> GatheredMaskedLM:
+    """A frozen model of the same class and configuration, on the meta device."""
+    model = gathered.model
+    with torch.device("meta"):
+        twin = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="eager")
+    twin_gathered = GatheredMaskedLM(twin.eval().requires_grad_(False))
+    silence_padding_warning(twin_gathered)
+    return twin_gathered
+
+
+def silence_padding_warning(gathered: GatheredMaskedLM) -> None:
+    """Switch off a warning of some models, which reads the tokens; on the meta device they have no values."""
+    for module in gathered.modules():
+        if isinstance(module, PreTrainedModel):
+            module.warn_if_padding_and_no_attention_mask = _no_warning  # type: ignore[method-assign]
+
+
+def _no_warning(*_tensors: object) -> None:
+    pass
+
+
+def forward_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int, vocab_size: int) -> int:
+    """Operations of one row's forward pass, logits included."""
+    model = copy.deepcopy(gathered).eval()
+    model.model.set_attn_implementation("eager")
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+        hidden = model(torch.zeros(1, seq_len, dtype=torch.int64), None, torch.zeros(labels_per_row, dtype=torch.int64))
+    return counter.get_total_flops() + 2 * labels_per_row * vocab_size * int(hidden.shape[-1])
+
+
+def recomputed_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int) -> int:
+    """Operations of one row's forward pass that activation checkpointing repeats in the backward pass."""
+    counts = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(gathered).train()
+        model.model.set_attn_implementation("eager")
+        if checkpointing:
+            model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            positions = torch.zeros(labels_per_row, dtype=torch.int64)
+            model(torch.zeros(1, seq_len, dtype=torch.int64), None, positions).sum().backward()
+        counts.append(counter.get_total_flops())
+    without, with_checkpointing = counts
+    return int(with_checkpointing - without)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations per row of the data, or per token."""
+
+    student_forward: float
+    teacher_forward: float
+    recomputed: float = 0
+    """Of the student's forward pass, repeated in the backward pass (activation checkpointing): they take time."""
+
+    @property
+    def per_row(self) -> float:
+        """Without repetitions: the student's forward pass and twice that backward, the teacher's forward pass."""
+        return 3 * self.student_forward + self.teacher_forward

@@ -1,0 +1,79 @@
+"""Model FLOPs utilization: a run's arithmetic as a share of what its devices can do (Chowdhery et al. 2022, PaLM,
+appendix B, but with the matrix products counted one by one).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dwt_ds.engine import ranks
+from dwt_ds.models.flops import Work, forward_flops, meta_model_of
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+from dwt_ds.run.resolve import Resolved
+
+PEAK_TFLOPS = {
+    "A100": (312.0, 19.5),
+    "H100 80GB HBM3": (989.0, 67.0),
+    "H200": (989.0, 67.0),
+    "L40S": (362.0, 91.6),
+}
+"""By a part of the device's name: dense bf16 or fp16, and fp32 without TF32, by NVIDIA's data sheets."""
+
+_MEASURE_SECONDS = 0.1
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """Turns a rate of tokens into shares of the peak."""
+
+    work_per_token: Work
+    """Operations for one real token."""
+    peak_flops_per_second: float
+    """Of all ranks together."""
+
+    @classmethod
+    def of(cls, resolved: Resolved, student: GatheredMaskedLM, teacher: GatheredMaskedLM | None) -> Utilization:
+        """That of a run; measures the device's matrix rate if it is not in the table, which takes 0.1 s."""
+        corpus, positions = resolved.corpus, resolved.positions_per_row
+
+        def per_token(gathered: GatheredMaskedLM) -> float:
+            a_row = forward_flops(meta_model_of(gathered), corpus.seq_len, positions, corpus.vocab_size)
+            return a_row / corpus.tokens_per_row
+
+        work = Work(per_token(student), 0.0 if teacher is None else per_token(teacher))
+        return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.precision))
+
+    def shares(self, tokens_per_second: float) -> dict[str, float]:
+        """`mfu` with the teacher's forward pass counted, `mfu_student` without."""
+        a_share = tokens_per_second / self.peak_flops_per_second
+        return {
+            "mfu": self.work_per_token.per_row * a_share,
+            "mfu_student": 3 * self.work_per_token.student_forward * a_share,
+        }
+
+
+def peak_flops_per_second(device: torch.device, precision: str) -> float:
+    """The data sheet's rate of this device in `bf16`, `fp16` or `fp32`, or the rate of a large matrix product on it."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part, (tflops_16_bit, tflops_fp32) in PEAK_TFLOPS.items():
+            if part in name:
+                return 1e12 * (tflops_fp32 if precision == "fp32" else tflops_16_bit)
+    return matrix_rate(device, _DTYPES[precision])
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of several products of square matrices."""
+    width = 8192 if device.type == "cuda" else 512
+    left, right = (torch.ones(width, width, dtype=dtype, device=device) for _ in range(2))
+    fastest, until = 0.0, time.perf_counter() + _MEASURE_SECONDS
+    while not fastest or time.perf_counter() < until:
+        began = time.perf_counter()
+        product = left @ right
+        product[0, 0].item()  # waits for a GPU
+        fastest = max(fastest, 2 * width**3 / (time.perf_counter() - began))
+    return fastest

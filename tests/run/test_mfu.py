@@ -1,0 +1,62 @@
+"""A run's arithmetic as a share of what its devices can do."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from dwt_ds.models.flops import Work, forward_flops, meta_model_of
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+from dwt_ds.run import mfu
+from dwt_ds.run.mfu import Utilization, matrix_rate, peak_flops_per_second
+
+
+def test_the_teachers_forward_pass_counts_in_one_share_and_not_in_the_other() -> None:
+    # 3 x 100 + 60 and 3 x 100 operations a token, 1,000 tokens/s, on ranks that do 2,000,000 a second.
+    shares = Utilization(Work(100, 60), 2e6).shares(1000)
+    assert shares == {"mfu": pytest.approx(0.18), "mfu_student": pytest.approx(0.15)}
+
+
+def test_operations_of_a_bert_by_hand() -> None:
+    """Products of H x H: 12 a layer and token; the last layer's, but queries, keys and values, at labelled tokens."""
+    hidden, layers, length, labels, vocabulary = 32, 3, 16, 5, 97
+    sizes = {"hidden_size": hidden, "num_attention_heads": 2, "intermediate_size": 4 * hidden}
+    config = BertConfig(vocab_size=vocabulary, num_hidden_layers=layers, max_position_embeddings=length, **sizes)
+    gathered = GatheredMaskedLM(BertForMaskedLM(config))
+    square = hidden * hidden
+    attention = 3 * square * length + 2 * length * length * hidden
+    rest = (1 + 8) * square
+    encoder = layers * attention + (layers - 1) * rest * length + rest * labels
+    head = square * labels + vocabulary * hidden * labels
+    assert forward_flops(meta_model_of(gathered), length, labels, vocabulary) == 2 * (encoder + head)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989),
+        ("NVIDIA H100 80GB HBM3", "fp32", 67),
+        ("NVIDIA A100-SXM4-40GB", "fp16", 312),
+        ("NVIDIA H100 PCIe", "bf16", 5),  # not in the table
+    ],
+)
+def test_a_gpus_peak_is_the_data_sheets_or_measured(
+    name: str, precision: str, tflops: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(mfu, "matrix_rate", lambda device, dtype: 5e12)
+    assert peak_flops_per_second(torch.device("cuda", 0), precision) == tflops * 1e12
+
+
+def test_the_matrix_rate_is_that_of_a_product_here() -> None:
+    measured = matrix_rate(torch.device("cpu"), torch.float32)
+    left = torch.ones(512, 512)
+    seconds = []
+    for _ in range(20):
+        began = time.perf_counter()
+        left @ left
+        seconds.append(time.perf_counter() - began)
+    assert 0.1 < measured * min(seconds) / (2 * 512**3) < 10
