@@ -9,20 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from harness.ranks import Train
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, EsmForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, EsmForMaskedLM
 
 from dwt_ds.cli.main import main
 from dwt_ds.data.prepared import PreparedData
 
 AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"
-SPECIAL = {
-    "cls_token": "<cls>",
-    "pad_token": "<pad>",
-    "sep_token": "<eos>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
+FREQUENCIES = [60] + [2] * 19  # two steps are enough to learn the one that leads
 SEQ_LEN = 64
 
 
@@ -31,7 +24,7 @@ def sequences() -> list[str]:
     """Forty proteins, three of them longer than a row."""
     draw = random.Random(3)
     lengths = [draw.randint(20, SEQ_LEN - 2) for _ in range(37)] + [400, 2500, 34_350]
-    return ["M" + "".join(draw.choices(AMINO_ACIDS, k=length - 1)) for length in lengths]
+    return ["M" + "".join(draw.choices(AMINO_ACIDS, FREQUENCIES, k=length - 1)) for length in lengths]
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +36,11 @@ def data(sequences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Prep
         for header, sequence in zip(records, [*sequences, sequences[0]], strict=True):
             lines = [sequence[start : start + 60] for start in range(0, len(sequence), 60)]
             file.write(header + "\n".join(lines) + "\n")
-    _character_tokenizer().save_pretrained(folder / "tokenizer")
-    words = ["--text", folder / "proteins.fasta", "--tokenizer", folder / "tokenizer", "--out", folder / "data"]
+    words = ["--text", folder / "proteins.fasta", "--train-tokenizer", 33, "--kind", "characters"]
+    words += ["--out", folder / "data"]
     rows = ["--one-sentence-per-row", "--seq-len", SEQ_LEN, "--max-chars", 100_000, "--validation", 0.1]
     assert main(["prepare", "--workers", "1", *map(str, [*words, *rows])]) == 0
     return PreparedData.open(folder / "data")
-
-
-def _character_tokenizer() -> PreTrainedTokenizerFast:
-    """ESM-2's special tokens in their order, and a token a letter."""
-    entries = ["<cls>", "<pad>", "<eos>", "<unk>", *AMINO_ACIDS, *"XBUZO.-", "<null_1>", "<mask>"]
-    tokenizer = Tokenizer(models.WordLevel({entry: n for n, entry in enumerate(entries)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<cls> $A <eos>", special_tokens=[("<cls>", 0), ("<eos>", 2)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
 def test_a_row_is_a_protein(data: PreparedData, sequences: list[str]) -> None:
