@@ -12,6 +12,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from dwt_ds.base.locks import release_locks
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.run.stop import StopRequest
 
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         _exit_alone(1)
+    release_locks()
     stop_ranks()
     return code
 

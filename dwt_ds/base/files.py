@@ -1,7 +1,11 @@
-"""Files and folders that appear complete or not at all; manifests that tell whether files have changed since."""
+"""Files and folders that appear complete or not at all; manifests that tell whether files have changed since.
+
+What is written goes through symbolic links: the link stays, and what it points to gets the new contents.
+"""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -16,9 +20,48 @@ from dwt_ds.base.words import nearest
 MANIFEST = "manifest.json"
 
 
+def through_links(path: Path) -> Path:
+    """Where writing to `path` ends up: absolute, without symbolic links, whether or not it exists yet.
+
+    Raises OSError where the links lead in a circle.
+    """
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise OSError(f"{path}: its symbolic links lead in a circle; remove one")
+    return found
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Create a folder and those above it, also where `path` is a link to a folder that does not exist yet."""
+    through_links(path).mkdir(parents=True, exist_ok=True, mode=mode)
+
+
+@contextmanager
+def plain_name(folder: Path) -> Iterator[str]:
+    """Another name for `folder`, made of letters, digits and slashes only, for libraries that read `*` or `[` in a path
+    as a pattern. It holds within the block and within this process.
+
+    Raises OSError where there is no such folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def escape_existing(pattern: str) -> str:
+    """A glob pattern whose leading folders stand for themselves where they exist: of `run[1]/*.txt` only `*.txt` is a
+    pattern if there is a folder `run[1]`."""
+    folder = next(path for path in Path(pattern).parents if path.is_dir() or path in (Path(), Path("/")))
+    rest = Path(pattern).relative_to(folder)
+    return str(Path(glob.escape(str(folder)), rest))
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write. It gets its name when the block ends without error and its bytes are on disk."""
+    path = through_links(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:
@@ -32,14 +75,64 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def unfinished_folder(folder: Path) -> Path:
+    """Where to write what `replace_folder` will call `folder`: beside it, or beside what it is a link to."""
+    folder = through_links(folder)
+    return folder.with_name(folder.name + ".tmp")
+
+
+def former_folder(folder: Path) -> Path:
+    """Where `replace_folder` has the former contents while it works; there after a kill at that moment only."""
+    folder = through_links(folder)
+    return folder.with_name(f".{folder.name}.former")
+
+
 def replace_folder(finished: Path, folder: Path) -> None:
-    """Rename `finished` to `folder`, which is deleted if it exists; a half-deleted folder never has that name."""
-    former = folder.with_name(folder.name + ".old")
+    """Make `finished` the contents of `folder`, deleting former ones; a half-deleted folder never has that name.
+
+    The files get the modes that the umask asks for, as if `open` had made them; safetensors makes its files private.
+
+    Args:
+        finished: `unfinished_folder(folder)`.
+        folder: may be a symbolic link, which then points to the new contents.
+    """
+    folder, former = through_links(folder), former_folder(folder)
+    _follow_umask(finished)
     shutil.rmtree(former, ignore_errors=True)
     if folder.exists():
         folder.rename(former)
-    finished.rename(folder)
+    try:
+        finished.rename(folder)
+    except OSError:
+        if former.exists():
+            former.rename(folder)
+        raise
     shutil.rmtree(former, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises ValueError, OSError where `folder` is a symbolic link that `replace_folder` could not write through."""
+    if not folder.is_symlink():
+        return
+    target = through_links(folder)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{folder} is a link to {target}, which is no folder; remove the link")
+    above = next(path for path in target.parents if path.exists())
+    if not os.access(above, os.W_OK | os.X_OK) or target.is_mount():
+        raise ValueError(
+            f"{folder} is a link to {target}, which cannot be replaced by a new folder of that name; "
+            f"point the link to a folder inside {target}"
+        )
+
+
+def _follow_umask(folder: Path) -> None:
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def sync_folder(folder: Path) -> None:

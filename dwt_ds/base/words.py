@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from os import PathLike
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
@@ -42,3 +45,22 @@ def table(rows: Iterable[Sequence[str]], align: str = "<") -> list[str]:
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     aligns = align.ljust(len(widths), align[-1])
     return ["  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, aligns, widths)).rstrip() for row in rows]
+
+
+def check_path(text: str) -> str:
+    """Returns `text`, the name of a file or folder; ValueError, which begins with it, if nothing can be called so."""
+    if not text:
+        raise ValueError(f"{text!r}: is empty; name a file or folder")
+    return check_fits_a_line(text)
+
+
+def check_fits_a_line(text: str) -> str:
+    """Returns `text`; ValueError, which begins with it, for line breaks, control characters and what is not UTF-8."""
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise ValueError(f"{text!r}: has a line break, a control character or a byte that is not UTF-8; rename it")
+    return text
+
+
+def path_argument(path: str | PathLike[str]) -> str:
+    """A path as a word of a command line, where one that begins with a dash would be an option."""
+    return os.path.join(os.curdir, path) if str(path).startswith("-") else str(path)

@@ -38,6 +38,17 @@ def yaml_text(values: Mapping[str, Any]) -> str:
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
 
 
+def is_dump(content: bytes, *, is_json: bool = False) -> bool:
+    """Whether a file's content is YAML, or JSON, in the very form in which this program writes it, or once did."""
+    try:
+        text = content.decode()
+        if is_json:
+            return text == json.dumps(parse_json(text), indent=2) + "\n"
+        return text in (yaml_text(parse_yaml(text)), yaml.safe_dump(yaml.safe_load(text), sort_keys=False))
+    except (ValueError, TypeError, yaml.YAMLError):
+        return False
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text; ValueError of one line for a key written twice, NaN and infinities, bad JSON."""
     try:

@@ -6,6 +6,9 @@ import argparse
 import importlib
 import os
 import sys
+from pathlib import Path
+
+from dwt_ds.base.words import check_fits_a_line
 
 # Subcommand -> what it does. Its module is imported only when it is used, since some import heavy libraries.
 SUBCOMMANDS = {
@@ -35,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = subparser.parse_intermixed_args(argv[1:])
     try:
         _refuse_other_bytes(argv)
+        _check_texts(options)
         return int(module.main(options))
     except (ValueError, OSError) as error:
         print(f"error: {_in_words(error)}", file=sys.stderr)
@@ -47,6 +51,17 @@ def _refuse_other_bytes(argv: list[str]) -> None:
         shown = os.fsencode(word).decode("utf-8", "backslashreplace")
         if shown != word:
             raise ValueError(f"{shown}: these bytes are not UTF-8; rename the file or folder")
+
+
+def _check_texts(options: argparse.Namespace) -> None:
+    """Raises ValueError for an option or argument that a message could not show in one line."""
+    for name, value in vars(options).items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, (str, Path)):
+                try:
+                    check_fits_a_line(str(each))
+                except ValueError as error:
+                    raise ValueError(f"{name.replace('_', '-')}={error}") from None
 
 
 def _in_words(error: ValueError | OSError) -> str:

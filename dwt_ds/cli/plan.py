@@ -34,6 +34,7 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()
+    from dwt_ds.config.overrides import override_of
     from dwt_ds.data.manifest import read_data_manifest
     from dwt_ds.plan.corpus import resolve_plan
     from dwt_ds.plan.hardware import find_device
@@ -47,8 +48,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
     device = find_device(args.gpu, per_node, network_gbps=args.network_gbps, mfu=args.mfu)
     if args.data:
-        read_data_manifest(Path(args.data))  # a folder that is asked for must exist
-    overrides = [*args.overrides, f"data.dir={args.data}"] if args.data else args.overrides
+        read_data_manifest(Path(args.data).expanduser())  # a folder that is asked for must exist
+    overrides = [*args.overrides, override_of("data.dir", args.data)] if args.data else args.overrides
     settings = resolve_plan(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
     plan = Plan(settings, build_shapes(settings), device, args.nodes)
     print(report(plan, overrides, args.deepspeed_config, args.recipe))

@@ -9,7 +9,8 @@ from typing import Any
 
 from dwt_ds.base.files import find_file
 from dwt_ds.base.trees import flatten, merge
-from dwt_ds.base.written import parse_yaml, read_yaml
+from dwt_ds.base.written import read_yaml
+from dwt_ds.config.overrides import read_value
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.config.validate import validated
 
@@ -80,7 +81,7 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ValueError(f"override {override!r}: write it as key=value, for instance train.max_steps=1000")
     try:
-        value = parse_yaml(text) if text else None
+        value = read_value(key, text)
     except ValueError:
         raise ValueError(f"override {override!r}: the value is not valid YAML; quote it") from None
     *parents, last = key.split(".")

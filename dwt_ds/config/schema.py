@@ -9,15 +9,35 @@ from __future__ import annotations
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from pydantic.dataclasses import dataclass
 
+from dwt_ds.base.words import check_path
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.validate import STRICT
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Of random numbers; generators take 64 bits with a sign."""
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _check_path(text: str) -> str:
+    try:
+        return check_path(text)
+    except ValueError as error:
+        raise ValueError(f"={error}") from None
+
+
+PathText = Annotated[str, AfterValidator(_check_path)]
+"""A file, a folder, or a name on the Hugging Face hub, as the user wrote it."""
 
 
 @dataclass(config=STRICT)
@@ -67,7 +87,7 @@ Scheduled = Annotated[Schedule, BeforeValidator(_number_is_a_constant)]
 class DataConfig:
     """The prepared data folder and how tokens are masked."""
 
-    dir: str = "data/pretrain"
+    dir: PathText = "data/pretrain"
     """Folder that `dwt-ds prepare` wrote; it also sets vocabulary and sequence length."""
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the maskable tokens that become labels."""
@@ -125,7 +145,7 @@ class StudentConfig:
 class TeacherConfig:
     """The frozen model, usually smaller, whose predictions the student learns from."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Hugging Face folder or name; null: the student trains alone, which is how teachers are made."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the teacher's forward pass; auto: the student's."""
@@ -251,11 +271,11 @@ class FusedConfig:
 class RunConfig:
     """All settings of a run, but for those of the DeepSpeed JSON."""
 
-    output_dir: str = "runs/pretrain"
+    output_dir: PathText = "runs/pretrain"
     """The run's folder: resolved settings, metrics, checkpoints, export."""
     seed: Seed = 42
     """Seed of weights, dropout, row order and masks."""
-    deepspeed_config: str = "zero2_bf16"
+    deepspeed_config: PathText = "zero2_bf16"
     """DeepSpeed JSON: a path, or the name of a packaged one."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Changes to the DeepSpeed JSON, nested like it."""

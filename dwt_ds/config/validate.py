@@ -122,8 +122,9 @@ def _one_line(error: ValidationError, owner: type, name: str) -> str:
     first = errors[0]
     place = _place(first, owner, name)
     if first["type"] == "value_error":
-        # Raised by our own classes; the message begins with the field's name.
-        return _dotted(place, first["msg"].removeprefix("Value error, "))
+        # Raised by our own classes, whose message begins with the field's name, or by a field's own check.
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place}{message}" if message.startswith("=") else _dotted(place, message)
     # A value that fits no branch of a union has an error for each branch.
     needs = [must_be(each) for each in errors if each["input"] is first["input"]]
     return f"{place}={first['input']!r}: must be {' or '.join(dict.fromkeys(needs))}"

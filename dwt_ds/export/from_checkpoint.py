@@ -6,7 +6,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from dwt_ds.base.files import MANIFEST, problems, read_manifest
+from dwt_ds.base.files import MANIFEST, problems, read_manifest, through_links
+from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
@@ -26,14 +27,22 @@ def export_checkpoint(path: Path, out: Path) -> int:
     Returns the step it stands at.
 
     Raises:
-        ValueError: no checkpoint there, a damaged one, or `out` exists.
+        ValueError: no checkpoint there, a damaged one, or `out` exists, is the run's own, or is being written.
         RuntimeError: the folder, read back, gives other logits.
     """
-    if out.exists():
-        raise ValueError(f"--out {out}: exists already; name a new folder")
     checkpoint = _find(path)
-    manifest = read_manifest(checkpoint)
     run = checkpoint.parent.parent
+    beside = through_links(out)
+    if beside == through_links(run / "export"):
+        raise ValueError(f"--out {out}: the run itself writes there; name another folder")
+    with FolderLock(beside.parent, f"--out {out}", name=f".{beside.name}{LOCK_NAME}"):
+        if beside.exists():
+            raise ValueError(f"--out {out}: exists already; name a new folder")
+        return _export(checkpoint, run, out)
+
+
+def _export(checkpoint: Path, run: Path, out: Path) -> int:
+    manifest = read_manifest(checkpoint)
     facts, state = RunFacts.from_manifest(manifest), RunState(**manifest["state"])
     tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
     student = StudentConfig(**facts.settings["student"])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from dwt_ds.base.files import MANIFEST, problems
+from dwt_ds.base.files import MANIFEST, former_folder, problems, unfinished_folder
 from dwt_ds.data.manifest import MANIFEST_TABLE_NAME, UNFINISHED_NAME
 from dwt_ds.data.prepared import TRAIN, VALIDATION, data_problems
 
@@ -50,12 +50,14 @@ def _verify_run(run: Path) -> list[Finding]:
             found.append(Finding(folder, "unfinished", [left]))
         else:
             found.append(_verify_one(folder, "checkpoint"))
-    exports = [folder for folder in _folders(run) if folder.stem == "export"]
-    for folder in [*exports, *(folder for folder in _folders(run / "export") if folder.name.startswith("step_"))]:
-        if folder.suffix in (".tmp", ".old"):
-            left = "left by an export that was stopped, unless one is being written now; delete it"
-            found.append(Finding(folder, "unfinished", [left]))
-        elif folder.name != "export" or any(path.is_file() for path in folder.iterdir()):
+    export = run / "export"
+    steps = [folder for folder in _folders(export) if folder.name.lstrip(".").startswith("step_")]
+    for folder in [former_folder(export), unfinished_folder(export), export, *steps]:
+        if folder.suffix in (".tmp", ".former"):
+            if folder.is_dir():
+                left = "left by an export that was stopped, unless one is being written now; delete it"
+                found.append(Finding(folder, "unfinished", [left]))
+        elif folder.is_dir() and (folder != export or any(path.is_file() for path in folder.iterdir())):
             found.append(_verify_one(folder, "export"))
     if not found:
         raise ValueError(f"{run}: has neither a checkpoint nor an export yet")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from dwt_ds.base.files import file_facts, replace_folder, write_manifest
+from dwt_ds.base.files import file_facts, replace_folder, through_links, unfinished_folder, write_manifest
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantized_export import write_quantized
@@ -36,7 +36,7 @@ def write_export(
         weights: fp32 state dict, tied weights once.
         card: text of README.md.
         folder: replaced if it exists, except for the exports of earlier steps in it (`step_*`); a half-written or
-            half-deleted folder never has this name.
+            half-deleted folder never has this name. A symbolic link stays, and what it points to is replaced.
         seq_len: tokens of the rows it was trained on; the tokenizer's `model_max_length` where the model has no limit.
         quantization: what the student was trained with; the rounded model goes to `folder`/quantized.
 
@@ -54,7 +54,7 @@ def write_export(
     lost = [name for name in missing if tensors[name].data_ptr() not in loaded] + list(unexpected)
     if lost:
         raise RuntimeError(f"export: {lost[0]} has no counterpart in {type(plain).__name__}")
-    temporary = folder.with_name(folder.name + ".tmp")
+    folder, temporary = through_links(folder), unfinished_folder(folder)
     _move_steps(temporary, folder)  # left there if the last attempt was stopped at its end
     shutil.rmtree(temporary, ignore_errors=True)
     plain.save_pretrained(temporary)

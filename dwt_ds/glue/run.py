@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import read_json, write_json
+from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.trees import differences
 from dwt_ds.base.words import one_line
 from dwt_ds.glue.checkpoint import Checkpoint
@@ -38,8 +39,7 @@ def score_checkpoint(options: GlueOptions) -> dict[str, Any]:
         FileNotFoundError, ValueError: model, data, or earlier results in `out` are not what they should be. All is
             read and checked before the first pair starts.
     """
-    gpus = visible_gpus()
-    if options.settings.precision == "bf16" and not gpus:
+    if options.settings.precision == "bf16" and not visible_gpus():
         raise ValueError("--precision=bf16: there is no GPU; use fp32")
     checkpoint = Checkpoint.open(options.model)
     settings = replace(options.settings, max_length=checkpoint.row_length(options.settings.max_length))
@@ -54,6 +54,21 @@ def score_checkpoint(options: GlueOptions) -> dict[str, Any]:
                 rows = split.left_out + len(split.rows)
                 print(f"{task.name}, {split.file}: {split.left_out} of {rows:,} rows left out (a stray tab or quote)")
 
+    with FolderLock(options.out, f"--out {options.out}"):
+        return _score(options, checkpoint, tasks, made_with)
+
+
+def _score(
+    options: GlueOptions, checkpoint: Checkpoint, tasks: list[Task], made_with: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The pairs that are not done yet, then results.json.
+
+    Args:
+        made_with: task -> all that its results depend on.
+    """
+    summary = options.out / "results.json"
+    if summary.is_file() and "mean_of_seven" not in read_json(summary):
+        raise ValueError(f"--out {options.out}: {summary} is not a result of dwt-ds glue; rename it")
     pairs: list[Pair] = [(task.name, seed) for task in tasks for seed in range(options.seeds)]
     found = {pair: _finished(_file_of(options.out, pair), made_with[pair[0]]) for pair in pairs}
     results = {pair: result for pair, result in found.items() if result is not None}
@@ -64,6 +79,7 @@ def score_checkpoint(options: GlueOptions) -> dict[str, Any]:
         checkpoint.classifier(tasks[0])  # a model that cannot be fine-tuned fails here, once
 
     failed = []
+    gpus = visible_gpus()
     jobs = [(options, *pair) for pair in waiting]
     for index, outcome in spread(_run_pair, jobs, gpus):
         name, seed = waiting[index]
@@ -85,13 +101,12 @@ def score_checkpoint(options: GlueOptions) -> dict[str, Any]:
         "glue": REPOSITORY if options.glue_dir is None else str(options.glue_dir),
         "unit": "points: 100 x the metric",
         "seeds": list(range(options.seeds)),
-        "settings": asdict(settings),
+        "settings": asdict(options.settings),
         **summarize(tasks, range(options.seeds), results),
         "failed": failed,
         "versions": {name: version(name) for name in _LIBRARIES},
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "results.json", content)
+    write_json(summary, content)
     return content
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dwt_ds.base.words import path_argument
 from dwt_ds.launch.hostfile import Host
 
 _RUN_MODULE = str(Path(__file__).with_name("run_module.py"))
@@ -129,7 +130,8 @@ def launcher_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def pretrain_command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
     """`dwt-ds launch` on this machine, for a process of its own."""
-    return [sys.executable, "-m", "dwt_ds.cli.main", "launch", "--ranks", str(ranks), str(recipe), *overrides]
+    words = ["launch", "--ranks", str(ranks), path_argument(recipe), *overrides]
+    return [sys.executable, "-m", "dwt_ds.cli.main", *words]
 
 
 def printed_commands(

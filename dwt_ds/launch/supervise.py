@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from dwt_ds.base.files import make_folder
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.stop import STOP_FILE
 
@@ -47,7 +48,7 @@ def watch(command: Sequence[str], environment: Mapping[str, str], folder: RunFol
 
 
 def _request_stop(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(folder, mode=0o700)
     (folder / STOP_FILE).touch()
 
 

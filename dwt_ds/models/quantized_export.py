@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dwt_ds.base.files import read_json, replace_folder, write_json
+from dwt_ds.base.files import read_json, replace_folder, unfinished_folder, write_json
 from dwt_ds.config.quantization import Quantization, parse_quantization
 from dwt_ds.config.validate import validated
 from dwt_ds.models.build import attention_implementation, longest_row
@@ -83,7 +83,7 @@ def write_quantized(
     prepare(rounded, quantization)
     weights = convert(rounded)
     where = Path(folder)
-    temporary = where.with_name(where.name + ".tmp")
+    temporary = unfinished_folder(where)
     shutil.rmtree(temporary, ignore_errors=True)
     save_quantized(rounded, weights, quantization, temporary)
     if tokenizer is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,12 @@ class HubDataset:
 
     @cached_property
     def _loaded(self) -> Any:
+        folder = Path(self.dataset).resolve()
+        if folder.is_dir() and (has_magic(str(folder)) or "::" in str(folder)):
+            raise ValueError(
+                f"--dataset {self.name}: the library `datasets` takes [ ] * ? and :: in {folder} for a pattern, and "
+                "would read other folders; rename it"
+            )
         try:
             if Path(self.dataset, "state.json").is_file():
                 loaded = datasets.load_from_disk(self.dataset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import MANIFEST, atomic_file, read_json, sync_folder, write_json
+from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.base.trees import differences
 from dwt_ds.data.manifest import MANIFEST_TABLE_NAME, UNFINISHED_NAME, Manifest, read_data_manifest
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
@@ -17,7 +17,6 @@ from dwt_ds.data.show import manifest_table, warnings_of
 from dwt_ds.prepare.rows import has_parts
 
 _IDENTITY_NAME = "settings.json"
-_LOCK_NAME = "lock"
 
 
 def finished_manifest(out: Path, identity: dict[str, Any]) -> Manifest | None:
@@ -51,18 +50,14 @@ def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     unfinished preparation with other settings, or where another process works in it.
     """
     work = out / UNFINISHED_NAME
-    if out.is_dir() and any(out.iterdir()) and not work.is_dir():
+    if out.is_dir() and not work.is_dir() and any(path.name != LOCK_NAME for path in out.iterdir()):
         raise ValueError(f"--out {out} is not empty and holds no data folder: choose another, or remove it")
-    work.mkdir(parents=True, exist_ok=True)
-    of_no_use = False
-    try:
-        with open(work / _LOCK_NAME, "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"--out {out}: another dwt-ds prepare is at work in it: wait for it, or stop it"
-                ) from None
+    with FolderLock(out, f"--out {out}"):
+        if (out / MANIFEST).is_file():
+            raise ValueError(f"--out {out}: another dwt-ds prepare has just finished it; repeat the command to use it")
+        work.mkdir(exist_ok=True)
+        of_no_use = False
+        try:
             _begin(out, work, identity)
             try:
                 yield work
@@ -70,12 +65,9 @@ def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
                 of_no_use = not has_parts(work)
                 raise
             of_no_use = (out / MANIFEST).is_file()
-    finally:
-        # Not before the lock is closed: NFS keeps a file that a process has open, and the folder with it.
-        if of_no_use:
-            shutil.rmtree(work)
-            if not any(out.iterdir()):
-                out.rmdir()
+        finally:
+            if of_no_use:
+                shutil.rmtree(work)
 
 
 def _begin(out: Path, work: Path, identity: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet
 
+from dwt_ds.base.files import escape_existing
 from dwt_ds.prepare.encoding import UTF_8, TextDecoder, advice
 from dwt_ds.prepare.encoding_guess import guess_wide
 from dwt_ds.prepare.fasta import looks_like_fasta, sequences
@@ -138,7 +139,8 @@ def find_files(patterns: list[str], records: RecordForm, encoding: str = UTF_8) 
         path = Path(pattern)
         if path.is_dir():
             raise ValueError(f"--text {pattern} is a folder: name its files, for instance '{pattern}/**' for all")
-        found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        names = [pattern] if path.is_file() else sorted(glob.glob(escape_existing(pattern), recursive=True))
+        found = [Path(name) for name in names]
         found = [path for path in found if path.is_file()]
         if not found:
             raise FileNotFoundError(f"--text {pattern}: no such file")

@@ -41,7 +41,7 @@ from dwt_ds.models.load import weights_origin
 from dwt_ds.models.swaps import check_layer_norm
 from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.exports import Exporter
-from dwt_ds.run.folder import RunFolder
+from dwt_ds.run.folder import TOKENIZER, RunFolder
 from dwt_ds.run.mfu import Utilization
 from dwt_ds.run.models import build_objective, check_student, load_teacher
 from dwt_ds.run.progress import Progress, print_line
@@ -81,7 +81,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         facts = run_facts(resolved, data.manifest, _teacher_origin(resolved))
         folder = RunFolder(resolved.config.output_dir)
         folder.check_identity(facts.identity)
-        finished_steps = folder.finished_steps() if ranks.rank() == 0 else 0
+        finished_steps = _occupy(folder, resolved.total_steps) if ranks.rank() == 0 else 0
     finished_steps = ranks.gather_from_ranks(finished_steps)[0]  # another host may see the file later than rank 0
     if finished_steps >= resolved.total_steps:
         _say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
@@ -100,7 +100,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     with ranks.raise_on_all_ranks():
         if ranks.rank() == 0:
             folder.begin(facts.identity, resolved.to_recipe(), resolved.ds_values)
-            tokenizer.save_pretrained(folder.path / "tokenizer")
+            tokenizer.save_pretrained(folder.path / TOKENIZER)
     evaluation = Evaluation(resolved, data)
     teacher_loss = report_models(resolved, objective, teacher, evaluation)
     utilization = None
@@ -130,6 +130,14 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         stuck=stuck,
         utilization=utilization,
     )
+
+
+def _occupy(folder: RunFolder, total_steps: int) -> int:
+    """On rank 0: become the folder's only writer, unless the run in it is finished; returns the steps it finished."""
+    if folder.finished_steps() < total_steps:
+        folder.check_contents()
+        folder.lock()
+    return folder.finished_steps()  # again: the former writer may have ended well meanwhile
 
 
 def report_models(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,15 +11,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.base.files import read_json, whole_lines
+from dwt_ds.base.files import atomic_file, check_replaceable, make_folder, read_json, whole_lines
+from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.words import shorten
-from dwt_ds.base.written import yaml_text
+from dwt_ds.base.written import is_dump, yaml_text
 from dwt_ds.run.stop import STOP_FILE
 
 _IDENTITY = "run.json"
 _COMPLETE = "complete.json"
 _METRICS = "metrics.jsonl"
 _SKIPPED = "skipped.jsonl"
+_RECIPE = "config.yaml"
+_DS_JSON = "ds_config.json"
+TOKENIZER = "tokenizer"
+_WRITTEN = "written"
 
 
 class RunFolder:
@@ -46,14 +52,65 @@ class RunFolder:
                     f"here {_short(value)}); choose another output_dir or delete it"
                 )
 
+    def lock(self) -> None:
+        """Be the only process that writes here, until it ends; creates the folder, private to its owner.
+
+        Raises OccupiedError where another process writes here.
+        """
+        FolderLock(self.path, f"output_dir={str(self.path)!r}", mode=0o700)
+
+    def check_contents(self) -> None:
+        """Refuse a folder where a run would write over what no run wrote, or could not write (ValueError, OSError).
+
+        A run writes its own recipe and JSON again at each start, in the folder that they may be read from.
+        """
+        check_replaceable(self.export)
+        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+            raise ValueError(f"output_dir={str(self.path)!r}: {self.checkpoints} is a file; rename it")
+        for name in (_RECIPE, _DS_JSON):
+            if (self.path / name).exists() and not self._is_ours(name):
+                raise self._not_ours(name, "or it was changed since")
+        if self._was_run():
+            return
+        for name in (_METRICS, _SKIPPED, _COMPLETE, self.export.name, TOKENIZER):
+            path = self.path / name
+            if path.is_dir() and any(path.iterdir()) or path.is_file():
+                raise self._not_ours(name, "and there is no run.json")
+
+    def _not_ours(self, name: str, why: str) -> ValueError:
+        return ValueError(
+            f"output_dir={str(self.path)!r}: the run would replace {name}, which no run wrote there ({why}); "
+            "rename it, or choose another output_dir"
+        )
+
+    def _was_run(self) -> bool:
+        """Whether a run has been here, perhaps one of which only the checkpoints were brought."""
+        return (self.path / _IDENTITY).is_file() or any(self.checkpoints.glob("step_*"))
+
+    def _is_ours(self, name: str) -> bool:
+        content = (self.path / name).read_bytes()
+        written = (self._read(_IDENTITY) or {}).get(_WRITTEN)
+        if isinstance(written, dict):
+            return _sha256(content) in written.get(name, [])
+        # Earlier versions kept no record. Their files are in the form that only a program writes.
+        return self._was_run() and is_dump(content, is_json=name == _DS_JSON)
+
     def begin(self, identity: Mapping[str, Any], config: Mapping[str, Any], ds_values: Mapping[str, Any]) -> None:
         """Create the folder, private to its owner, and write the settings as resolved."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.checkpoints.mkdir(exist_ok=True, mode=0o700)
+        for folder in (self.path, self.checkpoints):
+            make_folder(folder, mode=0o700)
         (self.path / _COMPLETE).unlink(missing_ok=True)  # of a shorter run that is extended now
-        self._write(_IDENTITY, json.dumps(identity, indent=2) + "\n")
-        self._write("config.yaml", yaml_text(config))
-        self._write("ds_config.json", json.dumps(ds_values, indent=2) + "\n")
+        texts = {_RECIPE: yaml_text(config), _DS_JSON: _json(ds_values)}
+        # The former file's hash as well: a kill between these writes leaves that file.
+        written = {name: self._hashes(name, text) for name, text in texts.items()}
+        self._write(_IDENTITY, _json({**identity, _WRITTEN: written}))
+        for name, text in texts.items():
+            self._write(name, text)
+
+    def _hashes(self, name: str, text: str) -> list[str]:
+        file = self.path / name
+        contents = [file.read_bytes()] if file.is_file() else []
+        return list(dict.fromkeys(_sha256(content) for content in [*contents, text.encode()]))
 
     def finished_steps(self) -> int:
         """Steps of the finished run in this folder; 0 if it is not finished."""
@@ -126,9 +183,16 @@ class RunFolder:
             ) from None
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        with atomic_file(self.path / name) as file:
+            file.write(text.encode())
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _short(value: Any) -> str:

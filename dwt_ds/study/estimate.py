@@ -73,10 +73,10 @@ def _what_costs(settings: Resolved, trainer: Resolved | None) -> str:
     teacher = None if trainer is None else trainer.config.student
     config = replace(
         config,
-        output_dir="",
+        output_dir="any",
         seed=0,
         student=replace(config.student, init="random"),
-        teacher=replace(config.teacher, path=None if trainer is None else ""),
+        teacher=replace(config.teacher, path=None if trainer is None else "any"),
     )
     return repr((config, teacher, settings.ds_values, settings.corpus))
 

@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.base.files import read_json, write_json
+from dwt_ds.base.files import make_folder, read_json, write_json
 from dwt_ds.base.trees import flatten, merge
-from dwt_ds.base.written import read_yaml, yaml_text
+from dwt_ds.base.written import is_dump, read_yaml, yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.resolve import Resolved
@@ -65,6 +65,17 @@ class StudyFolder:
         """The run's recipe."""
         return self.path / "recipes" / f"{name}.yaml"
 
+    def check_contents(self, grid: Grid) -> None:
+        """Refuse a folder where a study would write over a file that no study wrote there (ValueError)."""
+        file = self.path / f"{grid.name}.json"
+        if file.is_file() and not _is_a_record(file):
+            raise ValueError(f"--out {self.path}: the study would replace {file}; rename it, or choose another --out")
+        for recipe in map(self.recipe, [run.name for run in grid.runs]):
+            if recipe.is_file() and not is_dump(recipe.read_bytes()):
+                raise ValueError(
+                    f"--out {self.path}: the study would replace {recipe}; rename it, or choose another --out"
+                )
+
     def is_finished(self, name: str) -> bool:
         """Whether the run is complete."""
         return self.run(name).finished_steps() > 0
@@ -74,7 +85,7 @@ class StudyFolder:
         settings = {**run.settings, "output_dir": str(self.path / run.name), "seed": run.seed}
         teacher = None if run.teacher_run is None else str(self.run(run.teacher_run).export)
         settings["teacher"] = {**settings.get("teacher", {}), "path": teacher}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         path.write_text(yaml_text(settings), encoding="utf-8")
         return path
 
@@ -91,7 +102,7 @@ class StudyFolder:
             for run in grid.runs
         ]
         content = {key: value for key, value in asdict(grid).items() if key != "runs"}
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         write_json(self.path / f"{grid.name}.json", {**content, "runs": runs})
 
     def grids(self) -> list[dict[str, Any]]:
@@ -102,6 +113,14 @@ class StudyFolder:
             if isinstance(content, dict) and "runs" in content:
                 found.append(content)
         return found
+
+
+def _is_a_record(file: Path) -> bool:
+    """Whether it may be what `write_grid` wrote."""
+    try:
+        return all("status" in run for run in read_json(file)["runs"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def check_same(folder: Path, settings: Resolved) -> None:

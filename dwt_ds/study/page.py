@@ -27,6 +27,14 @@ p.note { color: #444; font-size: .9rem; max-width: 60rem; }
 """
 
 
+_BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
+
+
+def is_a_page(path: Path) -> bool:
+    """Whether a file may be one that `Page` wrote."""
+    return path.read_bytes().startswith(_BEGINNING.encode())
+
+
 class Page:
     """Headings, paragraphs, figures and tables, in the order they are added."""
 
@@ -67,7 +75,7 @@ class Page:
         """Write the page."""
         title = escape(self._title)
         html = (
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            f"{_BEGINNING}{title}</title>"
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<style>{_STYLE}</style></head><body><h1>{title}</h1>\n" + "\n".join(self._parts) + "\n</body></html>\n"
         )

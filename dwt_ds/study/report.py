@@ -7,13 +7,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.words import shorten
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.plan.report import changes
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.folder import StudyFolder
-from dwt_ds.study.page import Page, markdown_table
+from dwt_ds.study.page import Page, is_a_page, markdown_table
 from dwt_ds.study.records import X_AXES, RunRecord, by_series, compare_with_alone, differing_settings
 from dwt_ds.study.results import RESULTS_HEAD, RESULTS_NOTE, results_table
 
@@ -33,8 +34,15 @@ def write_report(path: Path, out: Path) -> Path:
     """Write the report of the run or study in `path` to `out`; returns the HTML file.
 
     Raises:
-        ValueError: there is neither a run nor a study with an evaluation.
+        ValueError: there is neither a run nor a study with an evaluation, or another process writes to `out`.
     """
+    if (out / HTML).is_file() and not is_a_page(out / HTML):
+        raise ValueError(f"--out {out}: {out / HTML} is not a report; rename it, or choose another --out")
+    with FolderLock(out, f"--out {out}"):
+        return _write(path, out)
+
+
+def _write(path: Path, out: Path) -> Path:
     if (path / "metrics.jsonl").is_file():
         return _run_report(RunRecord(path.resolve().name, path), out)
     grids = StudyFolder(path).grids() if path.is_dir() else []

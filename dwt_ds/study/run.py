@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dwt_ds.base.locks import FolderLock
 from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.launch.local import pretrain_command, visible_ranks
 from dwt_ds.launch.supervise import STOPPED, run_logged
@@ -77,6 +78,7 @@ class Study:
         grid = load_grid(options.grid, options.scale, options.seeds, options.glue)
         _check_glue(options.grid, grid.glue or {})
         folder = StudyFolder(options.out or Path("runs") / "study" / grid.scale)
+        folder.check_contents(grid)
         ranks = options.ranks or visible_ranks(grid.ranks)
         on_gpu = grid.scale == "paper" or torch.cuda.is_available()
         device = find_device(options.gpu or ("a100-80" if on_gpu else "cpu"), ranks)
@@ -183,7 +185,8 @@ def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], N
         return 0
     report("")
     try:
-        status = study.run(report)
+        with FolderLock(study.folder.path, f"--out {study.folder.path}"):
+            status = study.run(report)
     except KeyboardInterrupt:
         print("interrupted: the same command resumes the study", file=sys.stderr)
         return 130

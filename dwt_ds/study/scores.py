@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dwt_ds.base.words import path_argument
 from dwt_ds.glue.tasks import SEVEN
 from dwt_ds.launch.supervise import run_logged
 from dwt_ds.run.folder import RunFolder
@@ -81,8 +82,9 @@ def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:
         if key == "dir" and value == HUB:
             continue
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        options += ["--glue-dir" if key == "dir" else f"--{key.replace('_', '-')}", text]
-    return [sys.executable, "-m", "dwt_ds.cli.main", "glue", "--model", str(model), "--out", str(out), *options]
+        options += ["--glue-dir", path_argument(text)] if key == "dir" else [f"--{key.replace('_', '-')}", text]
+    words = ["glue", "--model", path_argument(model), "--out", path_argument(out), *options]
+    return [sys.executable, "-m", "dwt_ds.cli.main", *words]
 
 
 def scores_by_step(run: RunFolder) -> dict[int, list[float]]:

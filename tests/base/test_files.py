@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from dwt_ds.base.files import file_facts, problems, read_json, replace_folder, write_json, write_manifest
+from dwt_ds.base.files import (
+    check_replaceable,
+    escape_existing,
+    file_facts,
+    plain_name,
+    problems,
+    read_json,
+    replace_folder,
+    unfinished_folder,
+    write_json,
+    write_manifest,
+)
 
 
 def test_a_file_keeps_its_former_contents_if_writing_fails(tmp_path: Path) -> None:
@@ -48,3 +62,99 @@ def test_a_manifest_finds_what_has_changed(tmp_path: Path) -> None:
     ]
     (tmp_path / "manifest.json").write_text("{}")
     assert problems(tmp_path) == ["manifest.json: lists no files"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_written_goes_through_a_link(there: bool, tmp_path: Path) -> None:
+    """The link stays, also where what it names does not exist yet."""
+    (tmp_path / "elsewhere").mkdir()
+    if there:
+        write_json(tmp_path / "elsewhere" / "a.json", {"a": 1})
+        (tmp_path / "elsewhere" / "export").mkdir()
+        (tmp_path / "elsewhere" / "export" / "old").touch()
+    for name in ("a.json", "export"):
+        (tmp_path / name).symlink_to(Path("elsewhere", name))
+    write_json(tmp_path / "a.json", {"a": 2})
+    assert read_json(tmp_path / "elsewhere" / "a.json") == {"a": 2}
+    for name in ("first", "second"):
+        finished = unfinished_folder(tmp_path / "export")
+        finished.mkdir()
+        (finished / name).touch()
+        replace_folder(finished, tmp_path / "export")
+    assert os.readlink(tmp_path / "export") == "elsewhere/export"
+    assert os.readlink(tmp_path / "a.json") == "elsewhere/a.json"
+    assert [path.name for path in (tmp_path / "elsewhere" / "export").iterdir()] == ["second"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "elsewhere", "export"]
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["a.json", "export"]
+
+
+def test_a_link_that_cannot_be_written_through_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "to file").symlink_to("file")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "to mount").symlink_to("/dev/shm")
+    with pytest.raises(ValueError, match="is a link to .*file, which is no folder"):
+        check_replaceable(tmp_path / "to file")
+    with pytest.raises(OSError, match="lead in a circle"):
+        check_replaceable(tmp_path / "circle")
+    with pytest.raises(ValueError, match="is a link to /dev/shm, which cannot be replaced by a new folder"):
+        check_replaceable(tmp_path / "to mount")
+    check_replaceable(tmp_path / "not there")
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_former_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old").touch()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "there.old").mkdir()  # somebody's own
+    with pytest.raises(OSError, match="."):
+        replace_folder(_Stubborn(tmp_path / "new"), tmp_path / "there")
+    assert (tmp_path / "there" / "old").is_file()
+    replace_folder(tmp_path / "new", tmp_path / "there")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["there", "there.old"]
+
+
+class _Stubborn(type(Path())):  # type: ignore[misc]
+    def rename(self, target: object) -> None:
+        raise OSError("no")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_of_a_finished_folder_have_the_modes_that_the_umask_asks_for(
+    umask: int, mode: int, tmp_path: Path
+) -> None:
+    former = os.umask(umask)
+    try:
+        (tmp_path / "new" / "below").mkdir(parents=True)
+        for name in ("a", "below/b"):
+            (tmp_path / "new" / name).touch()
+            (tmp_path / "new" / name).chmod(0o600)
+        replace_folder(tmp_path / "new", tmp_path / "folder")
+    finally:
+        os.umask(former)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {"a": mode, "b": mode}
+
+
+def test_a_plain_name_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("b[12]", "b1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.pt").touch()
+    assert glob.glob(f"{tmp_path}/b[12]/*.pt") == [f"{tmp_path}/b1/b1.pt"]
+    with plain_name(tmp_path / "b[12]") as folder:
+        assert [Path(found).name for found in glob.glob(f"{folder}/*.pt")] == ["b[12].pt"]
+        (Path(folder) / "made").touch()
+    assert (tmp_path / "b[12]" / "made").is_file()
+    assert not Path(folder).exists()
+
+
+def test_only_what_does_not_exist_is_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b[12]", "b1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").touch()
+    assert glob.glob(escape_existing(f"{tmp_path}/b[12]/*.txt")) == [f"{tmp_path}/b[12]/a.txt"]
+    assert glob.glob(escape_existing(f"{tmp_path}/b[1]/*.txt")) == [f"{tmp_path}/b1/a.txt"]
+    monkeypatch.chdir(tmp_path)
+    assert glob.glob(escape_existing("b[12]/a*")) == ["b[12]/a.txt"]
+    assert glob.glob(escape_existing("b[!x]/a*")) == ["b1/a.txt"]
+    assert sorted(glob.glob(escape_existing("**/*.txt"), recursive=True)) == ["b1/a.txt", "b[12]/a.txt"]

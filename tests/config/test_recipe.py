@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dwt_ds.config.overrides import override_of
 from dwt_ds.config.recipe import find_recipe, load_recipe, recipe_names
 from dwt_ds.config.schema import RunConfig, Schedule
 
@@ -244,6 +245,22 @@ def test_a_missing_base_is_reported_with_the_recipe_that_names_it(write: Write) 
         ("teacher.path=a b/$(c);d", "teacher.path", "a b/$(c);d"),
         ("teacher.path=x=y", "teacher.path", "x=y"),
         ("teacher.path='5e-4'", "teacher.path", "5e-4"),
+        ("output_dir=exp #2", "output_dir", "exp #2"),
+        ("output_dir=true", "output_dir", "true"),
+        ("output_dir=null", "output_dir", "null"),
+        ("output_dir=[a]: {", "output_dir", "[a]: {"),
+        ("output_dir= a ", "output_dir", " a "),
+        ('output_dir="b[12]"', "output_dir", "b[12]"),
+        ("output_dir='a' and 'b'", "output_dir", "'a' and 'b'"),
+        ("data.dir=2024", "data.dir", "2024"),
+        ("data.dir=2024-01-02", "data.dir", "2024-01-02"),
+        ("deepspeed_config=1e5", "deepspeed_config", "1e5"),
+        ("teacher.path=null", "teacher.path", None),
+        ("teacher.path=", "teacher.path", None),
+        ("teacher.path='null'", "teacher.path", "null"),
+        ("student.quantization=w8a8", "student.quantization", "w8a8"),
+        ("student.quantization={weight_bits: 8}", "student.quantization", {"weight_bits": 8}),
+        ("teacher.kernel_inject=auto", "teacher.kernel_inject", "auto"),
         ("train.betas=[0.8, 0.9]", "train.betas", (0.8, 0.9)),
         ("teacher.kernel_inject=false", "teacher.kernel_inject", False),
         ("student.config={layer_norm_eps: 1e-6}", "student.config", {"layer_norm_eps": 1e-6}),
@@ -309,6 +326,26 @@ def test_an_impossible_override_is_refused(override: str, message: str, write: W
     with pytest.raises(ValueError, match=".") as caught:
         load_recipe(write("student: {layers: 2}\n"), [override])
     assert one_line(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "text", ["data #1", "2024", "null", "", "'x'", '"x"', "it's", "'it's'", "a: b", " a", "[1]", "~"]
+)
+def test_an_override_made_of_an_options_text_is_that_text(text: str) -> None:
+    override = override_of("data.dir", text)
+    if text:
+        assert load_recipe("quickstart", [override]).config.data.dir == text
+    else:
+        with pytest.raises(ValueError, match=r"data.dir='': is empty; name a file or folder"):
+            load_recipe("quickstart", [override])
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\0b", "a\udcffb", "a\u2028b"])
+@pytest.mark.parametrize("key", ["output_dir", "data.dir", "teacher.path", "deepspeed_config"])
+def test_a_name_that_no_message_could_show_is_refused(key: str, name: str) -> None:
+    with pytest.raises(ValueError, match="has a line break, a control character or a byte that is not UTF-8") as caught:
+        load_recipe("quickstart", [f"{key}={name}"])
+    assert one_line(caught.value).startswith(f"{key}={name!r}: ")
 
 
 # Unknown keys.

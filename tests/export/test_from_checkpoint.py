@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,12 @@ def last_evaluation(run: Path) -> str:
     return str(round(rows[-1]["eval_hard_loss"], 4))
 
 
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -37,29 +45,35 @@ def last_evaluation(run: Path) -> str:
     ],
 )
 def test_the_export_of_a_checkpoint_is_the_runs(config: str, train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = [f"output_dir={tmp_path / 'run'}", "train.max_steps=2", f"deepspeed_config={config}"]
+    run = tmp_path / "run[12] #2 'ü'"
+    settings = [f"output_dir={run}", "train.max_steps=2", f"deepspeed_config={config}"]
     code, output = train(2, [str(tiny_recipe), *settings])
     assert code == 0, output
+    # DeepSpeed takes the name for a pattern, which this other run's folder matches.
+    beside = shutil.copytree(run, tmp_path / "run1 #2 'ü'")
+    for shard in (beside / "checkpoints").rglob("*.pt"):
+        shard.write_bytes(b"other weights")
     out = tmp_path / "out"
-    assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
-    ours, runs = load_file(out / "model.safetensors"), load_file(tmp_path / "run" / "export" / "model.safetensors")
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    ours, runs = load_file(out / "model.safetensors"), load_file(run / "export" / "model.safetensors")
     assert ours.keys() == runs.keys()
     assert all(ours[name].equal(runs[name]) for name in runs)
     assert AutoModelForMaskedLM.from_pretrained(out).config.num_hidden_layers == 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o666 & ~umask()}
     assert len(AutoTokenizer.from_pretrained(out)) == 298
     assert "* step 0: 2 ranks" in (out / "README.md").read_text()
-    assert held_out_loss(out) == held_out_loss(tmp_path / "run" / "export") == last_evaluation(tmp_path / "run")
-    assert not [finding.problems for finding in verify(tmp_path / "run") if finding.problems]
+    assert held_out_loss(out) == held_out_loss(run / "export") == last_evaluation(run)
+    assert not [finding.problems for finding in verify(run) if finding.problems]
 
     # The last export was not written: it is written by the next start, which evaluates nothing anew.
-    shutil.rmtree(tmp_path / "run" / "export")
-    (tmp_path / "run" / "complete.json").unlink()
+    shutil.rmtree(run / "export")
+    (run / "complete.json").unlink()
     code, output = train(2, [str(tiny_recipe), *settings])
     assert code == 0, output
-    assert held_out_loss(tmp_path / "run" / "export") == last_evaluation(tmp_path / "run")
+    assert held_out_loss(run / "export") == last_evaluation(run)
 
-    shard = next((tmp_path / "run" / "checkpoints").rglob("*model_states.pt"))
+    shard = next((run / "checkpoints").rglob("*model_states.pt"))
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["export", str(shard.parent), "--out", str(tmp_path / "damaged")]) == 2
-    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "damaged")]) == 2
+    assert main(["export", str(run), "--out", str(tmp_path / "damaged")]) == 2
     assert not (tmp_path / "damaged").exists()

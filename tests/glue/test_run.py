@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from transformers import RobertaConfig, RobertaForMaskedLM
 
+from dwt_ds.base.locks import FolderLock
 from dwt_ds.cli import main as command
 from dwt_ds.glue import finetune, run
 from dwt_ds.glue.tasks import SEVEN
@@ -349,3 +350,17 @@ def test_two_workers_give_what_one_gives(glue: Glue, out: Path, monkeypatch: pyt
     together = results_of(out)["tasks"]
     for task in ("RTE", "CoLA"):
         assert together[task]["score"]["by_seed"] == pytest.approx(alone[task]["score"]["by_seed"])
+
+
+def test_a_second_command_in_the_folder_and_a_results_file_of_somebody_elses_are_refused(
+    glue: Glue, out: Path, trained: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FolderLock(out, "here"):
+        assert glue("--tasks", "RTE") == 2
+    assert f"error: --out {out}: this process" in capsys.readouterr().err
+    out.mkdir(exist_ok=True)
+    (out / "results.json").write_text('{"mine": 1}')
+    assert glue("--tasks", "RTE") == 2
+    assert "results.json is not a result of dwt-ds glue; rename it" in capsys.readouterr().err
+    assert (out / "results.json").read_text() == '{"mine": 1}'
+    assert not trained

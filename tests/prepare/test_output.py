@@ -58,7 +58,7 @@ def test_an_interruption_leaves_the_work_folder(error: BaseException, tmp_path: 
 
 def test_the_folder_of_another_process_at_work_stays(tmp_path: Path, nfs: list[Path]) -> None:
     with work_folder(tmp_path / "out", {"a": 1}) as work:
-        with pytest.raises(ValueError, match="another dwt-ds prepare"), work_folder(tmp_path / "out", {"a": 1}):
+        with pytest.raises(ValueError, match="writes there already"), work_folder(tmp_path / "out", {"a": 1}):
             pass
         assert work.is_dir()
     assert not nfs

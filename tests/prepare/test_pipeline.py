@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 import pytest
 
+from dwt_ds.base.locks import FolderLock
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData, RowTable, data_problems
 from dwt_ds.prepare import corpus, pipeline
@@ -359,14 +360,12 @@ def test_an_output_folder_with_other_things_is_refused(tmp_path: Path, make: Mak
 
 
 def test_another_process_at_work_is_noticed(tmp_path: Path, make: Make, corpus_file: Path) -> None:
-    import fcntl
-
     out = tmp_path / "data"
-    (out / "unfinished").mkdir(parents=True)
-    with open(out / "unfinished" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another dwt-ds prepare is at work"):
+    with FolderLock(out, "here"):
+        with pytest.raises(ValueError, match=f"--out {out}: this process, {os.getpid()}, writes there already"):
             make(out, corpus_file)
+        assert [path.name for path in out.iterdir()] == [".writer"]
+    make(out, corpus_file)
 
 
 @pytest.mark.usefixtures("small_chunks")

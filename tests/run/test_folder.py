@@ -197,3 +197,83 @@ def test_a_tilde_is_the_home_folder(tiny_data: Path, tmp_path: Path, monkeypatch
     (tmp_path / "data").symlink_to(tiny_data)
     assert PreparedData.open("~/data").folder == tmp_path / "data"
     assert corpus_of(DataConfig(dir="~/data")) == replace(corpus_of(DataConfig(dir=str(tiny_data))), source=ANY)
+
+
+THEIRS = {
+    "config.yaml": "# my recipe\nbase: quickstart\n",
+    "ds_config.json": '{"train_batch_size": "auto"}',
+    "metrics.jsonl": '{"step": 1}\n',
+    "complete.json": "{}",
+    "export/model.safetensors": "weights",
+    "tokenizer/tokenizer.json": "{}",
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_file_that_no_run_wrote_is_never_written_over(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(THEIRS[name], encoding="utf-8")
+    with pytest.raises(ValueError, match="which no run wrote there") as caught:
+        RunFolder(str(tmp_path / "run")).check_contents()
+    assert f"the run would replace {name.partition('/')[0]}," in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "ds_config.json"])
+def test_a_runs_own_file_is_written_again_unless_somebody_changed_it(folder: RunFolder, name: str) -> None:
+    folder.check_contents()
+    folder.begin(IDENTITY, {"seed": 2}, {"train_batch_size": 16})
+    folder.check_contents()
+    file = folder.path / name
+    file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=rf"would replace {name}, which no run wrote there \(or it was changed since\)"
+    ):
+        folder.check_contents()
+
+
+def test_a_kill_between_the_files_of_a_start_is_in_nobodys_way(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = RunFolder._write
+
+    def killed_at(self: RunFolder, name: str, text: str) -> None:
+        if name == "config.yaml":
+            raise KeyboardInterrupt
+        write(self, name, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "_write", killed_at)
+        with pytest.raises(KeyboardInterrupt):
+            folder.begin(IDENTITY, {"seed": 2}, {"train_batch_size": 16})
+    folder.check_contents()
+
+
+def test_the_folder_of_an_earlier_version_is_a_runs(folder: RunFolder) -> None:
+    (folder.path / "run.json").write_text(json.dumps(IDENTITY), encoding="utf-8")
+    folder.check_contents()
+    (folder.path / "run.json").unlink()
+    (folder.checkpoints / "step_00000002").mkdir()  # all that was brought to another machine
+    folder.check_contents()
+
+
+def test_links_in_the_folder_are_written_through(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("checkpoints", "export"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "scratch" / name)
+    folder = RunFolder(str(tmp_path / "link"))
+    folder.path.symlink_to("run")
+    folder.check_contents()
+    folder.begin(IDENTITY, {}, {})
+    (tmp_path / "kept.yaml").write_text((tmp_path / "run" / "config.yaml").read_text())
+    (tmp_path / "run" / "config.yaml").unlink()
+    (tmp_path / "run" / "config.yaml").symlink_to(tmp_path / "kept.yaml")
+    folder.begin(IDENTITY, {"seed": 3}, {})
+    assert (tmp_path / "kept.yaml").read_text() == "seed: 3\n"
+    assert (tmp_path / "scratch" / "checkpoints").is_dir()
+    assert (tmp_path / "run" / "checkpoints").is_symlink()
+    (tmp_path / "run" / "export").unlink()
+    (tmp_path / "run" / "export").symlink_to("run.json")
+    with pytest.raises(ValueError, match="is a link to .*, which is no folder; remove the link"):
+        folder.check_contents()

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
 from dwt_ds.cli.main import main
+from dwt_ds.study.grid import load_grid
 
 
 def test_a_folder_with_other_settings_is_refused(
@@ -100,3 +102,19 @@ def test_what_only_the_json_decides_is_the_same(
     assert "warmup_ratio" not in (tmp_path / "study" / "alone-s42" / "config.yaml").read_text()
     assert main(arguments) == 0
     assert "cycle_min_lr" in refusal(*arguments, "deepspeed.scheduler.params.cycle_min_lr=2e-5")
+
+
+@pytest.mark.usefixtures("exit_codes")
+@pytest.mark.parametrize("name", ["remapping.json", "recipes/{run}.yaml"])
+def test_a_file_that_no_study_wrote_is_never_written_over(
+    name: str, tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
+    file = tmp_path / "study" / name.format(run=load_grid("remapping", "smoke", ()).runs[0].name)
+    file.parent.mkdir(parents=True)
+    file.write_text('# mine\n{"runs": [{"teacher": "none"}]}\n')
+    assert f"the study would replace {file}; rename it" in refusal(*arguments)
+    assert file.read_text().startswith("# mine")
+    file.unlink()
+    assert main(arguments) == 0
+    assert main(arguments) == 0

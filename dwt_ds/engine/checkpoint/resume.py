@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from deepspeed.checkpoint import ds_to_universal
 
-from dwt_ds.base.files import problems, read_manifest
+from dwt_ds.base.files import plain_name, problems, read_manifest
 from dwt_ds.engine.checkpoint.manifest import RunState
 from dwt_ds.engine.checkpoint.save import complete_checkpoints, restore_generators
 from dwt_ds.engine.optimizers import replay_adam_steps
@@ -100,7 +101,9 @@ def load_checkpoint(engine: StudentEngine, path: Path, seed: int) -> tuple[RunSt
 
 
 def _load(engine: StudentEngine, path: Path) -> None:
-    loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+    with plain_name(path) as name:  # DeepSpeed looks for files by a pattern
+        folder, tag = os.path.split(name)
+        loaded, _ = engine.load_checkpoint(folder, tag=tag)
     if loaded is None:
         raise ValueError(f"{path}: DeepSpeed found nothing to load; delete the folder to resume from the one before")
     engine.lr_scheduler.set_rate()  # the optimizer's state has that of the run's former length
@@ -111,14 +114,15 @@ def _load(engine: StudentEngine, path: Path) -> None:
 def _convert(path: Path, universal: Path) -> None:
     """Write `path` as a universal checkpoint, without the progress that the converter prints."""
     shutil.rmtree(universal, ignore_errors=True)
-    options = argparse.Namespace(
-        input_folder=str(path),
-        output_folder=str(universal),
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with plain_name(path.parent) as folder, silent[0], silent[1]:
+        options = argparse.Namespace(
+            input_folder=f"{folder}/{path.name}",
+            output_folder=f"{folder}/{universal.name}",
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
         ds_to_universal.main(options)

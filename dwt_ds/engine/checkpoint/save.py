@@ -173,6 +173,8 @@ def _commit(folder: Path, temporary: Path, name: str, state: RunState, facts: Ru
     files = file_facts(temporary, names)
     write_manifest(temporary, {"state": asdict(state), "world_size": world_size(), **facts.to_dict(), "files": files})
     final = folder / name
+    if final.is_symlink():  # to a damaged one, which a resume passed over; it may lie on another disk
+        final.unlink()
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     sync_folder(folder)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
+
+from dwt_ds.base.files import plain_name
 
 WITHOUT_ZERO = (FP16_Optimizer, FP16_UnfusedOptimizer)
 """DeepSpeed's wrappers of an optimizer under bf16 or fp16 without ZeRO."""
@@ -75,8 +78,9 @@ def checkpoint_fp32_weights(path: Path) -> dict[str, Tensor]:
     """
     exact: dict[str, Tensor] = {}
     if any(path.glob("*zero_pp_rank_*optim_states.pt")):
-        with contextlib.redirect_stdout(io.StringIO()):
-            exact = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name)
+        with plain_name(path) as name, contextlib.redirect_stdout(io.StringIO()):
+            folder, tag = os.path.split(name)
+            exact = get_fp32_state_dict_from_zero_checkpoint(folder, tag=tag)
         exact = {name: tensor.float() for name, tensor in exact.items()}
     whole = path / "mp_rank_00_model_states.pt"
     if not whole.is_file():

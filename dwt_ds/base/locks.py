@@ -1,0 +1,173 @@
+"""One writer a folder: a second is refused, and told who the first one is.
+
+The lock is a POSIX record lock on a small file, so the kernel (on NFS: the file server) drops it when its owner ends,
+however that happens. Processes that the owner forks do not have it, unlike one of `flock`: a loader process that
+outlives a killed run is in nobody's way. The file's contents are for messages only.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from dwt_ds.base.files import through_links
+from dwt_ds.base.software import host_name
+
+LOCK_NAME = ".writer"
+# A process that was just killed may not know it yet. One that is ending may have gigabytes to give back.
+_GRACE_SECONDS = 0.5
+_WAIT_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+# PF_EXITING of the kernel's linux/sched.h, in the flags of /proc/PID/stat.
+_EXITING = 0x4
+# A file system without locks: Lustre mounted without `flock`, NFSv3 without lockd, some FUSE.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# This process's own: record locks do not keep a process from itself, and closing any handle of the file ends them.
+_HELD: dict[Path, FolderLock] = {}
+
+
+class OccupiedError(ValueError):
+    """Another process writes there."""
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """Who holds a lock, as the lock's file says."""
+
+    host: str
+    process: int
+    parent: int
+    since: str
+
+    @classmethod
+    def this_process(cls) -> _Owner:
+        return cls(host_name(), os.getpid(), os.getppid(), time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+
+    @classmethod
+    def read(cls, path: Path) -> _Owner | None:
+        """None while the owner has not written it yet, or could not."""
+        with suppress(OSError, ValueError, TypeError):
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        return None
+
+    def is_ending(self) -> bool:
+        """Whether it is a process of this host that was killed, or whose launcher was: ranks then save and end."""
+        if self.host != host_name():
+            return False
+        try:
+            # The name of the program, in parentheses, may hold anything.
+            fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return True
+        state, parent, flags = fields[0], int(fields[1]), int(fields[6])
+        return state in "ZX" or bool(flags & _EXITING) or parent != self.parent
+
+
+class FolderLock:
+    """The right to write to a folder. It ends with `release`, with the block, or with this process.
+
+    Args:
+        folder: created, with those above it, if it does not exist.
+        option: how the user named the folder, to begin the message: "--out runs/a".
+        name: of the lock's file in the folder.
+        mode: of folders that are created.
+
+    Raises:
+        OccupiedError: another process has it; one line with host, process and since when.
+        OSError: the lock's file cannot be written.
+    """
+
+    def __init__(self, folder: Path, option: str, *, name: str = LOCK_NAME, mode: int = 0o777) -> None:
+        self._path = through_links(folder) / name
+        self._mode = mode
+        self._created_folder = not self._path.parent.exists()
+        self._descriptor: int | None = None
+        if self._path in _HELD:
+            raise OccupiedError(f"{option}: this process, {os.getpid()}, writes there already; name another folder")
+        began = time.monotonic()
+        while not self._try(option):
+            owner, waited = _Owner.read(self._path), time.monotonic() - began
+            ending = owner is not None and owner.is_ending()
+            if waited > (_WAIT_SECONDS if ending else _GRACE_SECONDS):
+                raise OccupiedError(
+                    f"{option}: {_described(owner)}; wait until it ends, stop it, or name another folder"
+                )
+            time.sleep(_POLL_SECONDS)
+        _HELD[self._path] = self
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give it back: its file goes, and so does a folder that was created for it and is still empty."""
+        _HELD.pop(self._path, None)
+        if self._descriptor is None:
+            return
+        # Removed while it is locked: whoever opened this file meanwhile sees that it has no name any more.
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = None
+        if self._created_folder:
+            with suppress(OSError):
+                self._path.parent.rmdir()
+
+    def _try(self, option: str) -> bool:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=self._mode)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            if error.errno not in _NO_LOCKS:
+                raise
+            print(
+                f"warning: {option}: this file system has no locks ({error.strerror}); nothing keeps a second process "
+                "from writing there",
+                file=sys.stderr,
+                flush=True,
+            )
+            return True
+        if not self._is_named(descriptor):
+            os.close(descriptor)
+            return self._try(option)
+        self._descriptor = descriptor
+        with suppress(OSError):  # a full disk
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(vars(_Owner.this_process())).encode(), 0)
+        return True
+
+    def _is_named(self, descriptor: int) -> bool:
+        """Whether the open file still has its name; the former owner removes it when it ends well."""
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(descriptor), os.stat(self._path))
+        return False
+
+
+def release_locks() -> None:
+    """Give back all that this process holds, at an orderly end."""
+    for lock in list(_HELD.values()):
+        lock.release()
+
+
+def _described(owner: _Owner | None) -> str:
+    if owner is None:
+        return "another process writes there"
+    elsewhere = (
+        "" if owner.host == host_name() else " (if that machine is lost, the file server frees it in a minute or two)"
+    )
+    return f"process {owner.process} on host {owner.host} has been writing there since {owner.since}{elsewhere}"

@@ -1,0 +1,168 @@
+"""One writer a folder, with real processes, forks and kills."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dwt_ds.base.locks import LOCK_NAME, FolderLock, OccupiedError, release_locks
+from dwt_ds.base.software import host_name
+
+HOLD = """
+import os, subprocess, sys, time
+from pathlib import Path
+from dwt_ds.base.locks import FolderLock
+lock = FolderLock(Path(sys.argv[1]), "--out x")
+{then}
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+# Its parent prints the owner's id and lives on.
+UNDER_A_LAUNCHER = """
+import subprocess, sys
+owner = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]])
+owner.wait()
+"""
+# Whoever has the lock makes a file that nobody else may find.
+TAKE_TURNS = """
+import os, sys, time
+from pathlib import Path
+from dwt_ds.base import locks
+folder, had = Path(sys.argv[1]), 0
+give_up = time.monotonic() + 20
+while had < 40 and time.monotonic() < give_up:
+    try:
+        with locks.FolderLock(folder, "--out x"):
+            descriptor = os.open(folder / "inside", os.O_CREAT | os.O_EXCL)
+            os.unlink(folder / "inside")
+            os.close(descriptor)
+            had += 1
+    except locks.OccupiedError:
+        pass
+print(had)
+"""
+Hold = Callable[..., int]
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Hold]:
+    """`hold(folder)` starts a process that has the folder; its id. `then` is what it does with the lock in hand."""
+    started = []
+
+    def start(folder: Path, then: str = "", under_a_launcher: bool = False) -> int:
+        program = HOLD.format(then=then)
+        words = [UNDER_A_LAUNCHER, str(folder), program] if under_a_launcher else [program, str(folder)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", *words], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        return int(process.stdout.readline())
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its children as well
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_a_second_writer_is_refused_at_once_and_told_who_the_first_one_is(tmp_path: Path, hold: Hold) -> None:
+    owner = hold(tmp_path)
+    began = time.monotonic()
+    with pytest.raises(OccupiedError) as caught:
+        FolderLock(tmp_path, "--out x")
+    assert time.monotonic() - began < 1
+    message = str(caught.value)
+    since = time.strftime("%Y-%m-%d", time.gmtime())
+    assert message.startswith(f"--out x: process {owner} on host {host_name()} has been writing there since {since} ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("then", ["", "os.fork() and None", "subprocess.Popen(['sleep', '600'], close_fds=False)"])
+def test_the_lock_dies_with_its_owner_whatever_its_children_do(then: str, tmp_path: Path, hold: Hold) -> None:
+    """A child made by fork has every open file of the owner, one made by exec only those that it is handed."""
+    then = then.replace("os.fork() and None", "os.fork() or time.sleep(600)")
+    owner = hold(tmp_path, then)
+    os.kill(owner, signal.SIGKILL)
+    began = time.monotonic()
+    with FolderLock(tmp_path, "--out x"):
+        assert time.monotonic() - began < 2
+
+
+def test_a_rank_whose_launcher_was_killed_is_waited_for(tmp_path: Path, hold: Hold) -> None:
+    """It saves and ends by itself: here after a second."""
+    watch = "import threading; parent = os.getppid()\ndef end():\n    while os.getppid() == parent: time.sleep(0.05)\n"
+    watch += "    time.sleep(1)\n    os._exit(0)\nthreading.Thread(target=end).start()"
+    owner = hold(tmp_path, watch, under_a_launcher=True)
+    launcher = int(Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(launcher, signal.SIGKILL)
+    began = time.monotonic()
+    with FolderLock(tmp_path, "--out x"):
+        assert 0.5 < time.monotonic() - began < 8
+
+
+def test_a_lock_that_ends_well_leaves_nothing(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "new" / "below", "--out x"):
+        assert (tmp_path / "new" / "below" / LOCK_NAME).is_file()
+    assert not (tmp_path / "new" / "below").exists()
+    (tmp_path / "kept").mkdir()
+    with FolderLock(tmp_path / "kept", "--out x"):
+        pass
+    assert list((tmp_path / "kept").iterdir()) == []
+    with FolderLock(tmp_path / "used", "--out x"):
+        (tmp_path / "used" / "file").touch()
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["file"]
+    FolderLock(tmp_path / "held", "--out x")
+    release_locks()
+    assert not (tmp_path / "held").exists()
+
+
+def test_a_process_is_not_let_in_twice(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    with (
+        FolderLock(tmp_path / "folder", "--out x"),
+        pytest.raises(OccupiedError, match=f"this process, {os.getpid()}, writes"),
+    ):
+        FolderLock(tmp_path / "link", "--out x")
+    with FolderLock(tmp_path / "link", "--out x"):
+        assert (tmp_path / "folder" / LOCK_NAME).is_file()
+
+
+def test_of_many_processes_one_at_a_time_is_inside(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", TAKE_TURNS, str(tmp_path / "folder")]
+    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ended = [process.communicate() for process in processes]
+    assert [error for _, error in ended] == [""] * 3
+    assert [int(turns) for turns, _ in ended] == [40] * 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with FolderLock(tmp_path, "--out x"):
+        pass
+    assert capsys.readouterr().err.startswith("warning: --out x: this file system has no locks (")
+
+
+def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        FolderLock(tmp_path / "file" / "below", "--out x")

@@ -1,0 +1,145 @@
+"""Whole runs in folders with odd names, behind links, and two at once in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from dwt_ds.cli.main import main
+from dwt_ds.export.verify import verify
+
+Train = Callable[..., tuple[int, str]]
+
+# Each with the name of another folder that it matches as a pattern.
+NAMES = {
+    "b[12]": "b1",
+    "-x *? {a}": "-x yz {a}",
+    'it\'s "$HOME" `id` #1: ü 日本 (+)': "beside",
+    "[!a]~%s\\n": "b~%s\\n",
+}
+
+
+def steps(run: Path) -> list[int]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if "loss" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_exported_and_resumed_in_a_folder_of_any_name(
+    name: str, train: Train, tiny_recipe: Path, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Data, teacher and recipe lie in such a folder, too."""
+    run, beside = tmp_path / name / "run", tmp_path / NAMES[name] / "run"
+    data, teacher = tmp_path / name / "data", tmp_path / name / "teacher"
+    shutil.copytree(tiny_data, data)
+    shutil.copytree(tiny_teacher, teacher)
+    recipe = shutil.copy(tiny_recipe, tmp_path / name / "recipe.yaml")
+    settings = [str(recipe), f"data.dir={data}", f"teacher.path={teacher}", f"output_dir={run}"]
+    code, output = train(1, [*settings, "train.max_steps=2", "seed=8"])
+    assert code == 0, output
+    shutil.copytree(run, beside)
+    for shard in (beside / "checkpoints").rglob("*.pt"):
+        shard.write_bytes(b"other weights")
+
+    assert main(["export", str(run), "--out", str(tmp_path / name / "out")]) == 0
+    ours, runs = load_file(tmp_path / name / "out" / "model.safetensors"), load_file(run / "export/model.safetensors")
+    assert all(ours[key].equal(runs[key]) for key in runs)
+    for ranks, length in ((1, 3), (2, 4)):
+        code, output = train(ranks, [*settings, f"train.max_steps={length}", "seed=8"])
+        assert code == 0, output
+        assert f"resuming from {run}/checkpoints/step_0000000{length - 1} at step {length - 1}" in output
+    assert steps(run) == [1, 2, 3, 4]
+    assert not [finding.problems for finding in verify(run) if finding.problems]
+    assert main(["report", str(run)]) == 0
+    assert (run / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_behind_links_writes_through_them_at_every_start(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+    run, scratch = tmp_path / "run", tmp_path / "scratch"
+    run.symlink_to(scratch / "run")
+    (scratch / "run").mkdir(parents=True)
+    for name in ("export", "checkpoints"):
+        (run / name).symlink_to(scratch / name)
+    for length in (2, 3):
+        code, output = train(1, [str(tiny_recipe), f"output_dir={run}", f"train.max_steps={length}"])
+        assert code == 0, output
+    assert run.is_symlink()
+    for name in ("export", "checkpoints"):
+        assert (run / name).is_symlink()
+    assert not [finding.problems for finding in verify(run) if finding.problems]
+    assert sorted(path.name for path in scratch.iterdir()) == ["checkpoints", "export", "run"]
+    assert "step_00000003" in os.listdir(scratch / "checkpoints")
+
+
+@pytest.mark.slow
+def test_the_second_of_two_runs_in_a_folder_is_refused_and_a_kill_frees_it(
+    train: Train, start_ranks: Callable[..., Any], tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """With loader processes, which are forks of the ranks and outlive them for seconds."""
+    run = tmp_path / "run"
+    settings = [str(tiny_recipe), f"output_dir={run}", "train.checkpoint_every=2", "data.workers=1"]
+    first = start_ranks([["-m", "dwt_ds.pretrain", *settings, "train.max_steps=100000"]] * 2)
+    wait_for(lambda: any((run / "checkpoints").glob("step_*[0-9]")), first)
+    before = time.monotonic()
+    code, output = train(1, [*settings, "seed=9"])
+    assert code == 2, output
+    [line] = [line for line in output.splitlines() if line.startswith("error: ")]
+    rank_0 = first.processes[0].pid
+    assert line.startswith(f"error: output_dir={str(run)!r}: process {rank_0} on host "), line
+    assert "has been writing there since" in line
+    assert time.monotonic() - before < 60
+    assert first.running()
+
+    for process in first.processes:
+        os.kill(process.pid, signal.SIGKILL)
+    last = max(int(path.name[5:]) for path in (run / "checkpoints").glob("step_*[0-9]"))
+    code, output = train(2, [*settings, f"train.max_steps={last + 10}"])
+    assert code == 0, output
+    assert "resuming from" in output
+    assert steps(run)[-1] == last + 10
+    assert not (run / ".writer").exists()
+
+
+@pytest.mark.slow
+def test_a_recipe_in_the_runs_folder_is_refused_before_anything_is_written(
+    train: Train, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(tiny_recipe, run / "config.yaml")
+    with open(run / "config.yaml", "a", encoding="utf-8") as file:
+        file.write("# mine\n")
+    mine = (run / "config.yaml").read_bytes()
+    settings = [str(run / "config.yaml"), f"output_dir={run}", "train.max_steps=2"]
+    code, output = train(1, settings)
+    assert (code, os.listdir(run)) == (2, ["config.yaml"]), output
+    assert "error: output_dir=" in output
+    assert "the run would replace config.yaml, which no run wrote there" in output
+    assert (run / "config.yaml").read_bytes() == mine
+
+    (run / "config.yaml").rename(run / "mine.yaml")
+    code, output = train(1, [str(run / "mine.yaml"), *settings[1:]])
+    assert code == 0, output
+    assert (run / "mine.yaml").read_bytes() == mine
+    code, output = train(1, [str(run / "config.yaml"), "train.max_steps=3"])  # what the run wrote gives that run again
+    assert code == 0, output
+    assert steps(run) == [1, 2, 3]
+
+
+def wait_for(condition: Callable[[], bool], ranks: Any, seconds: float = 120.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert ranks.running(), ranks.output()
+        assert time.monotonic() < give_up, ranks.output()
+        time.sleep(0.2)
