@@ -30,7 +30,7 @@ def _wordpiece(lowercase: bool, strip_accents: bool) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.train_from_iterator(
-        _TEXTS, trainers.WordPieceTrainer(vocab_size=900, special_tokens=SPECIAL, show_progress=False)
+        _TEXTS, trainers.WordPieceTrainer(vocab_size=520, special_tokens=SPECIAL, show_progress=False)
     )
     return tokenizer
 
@@ -54,7 +54,7 @@ def _end_of_word_bpe() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder()
     trainer = trainers.BpeTrainer(
-        vocab_size=900, special_tokens=SPECIAL, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=520, special_tokens=SPECIAL, end_of_word_suffix="</w>", show_progress=False
     )
     tokenizer.train_from_iterator(_TEXTS, trainer)
     return tokenizer
