@@ -103,9 +103,11 @@ def _training_arguments(folder: str, steps: int, seed: int, settings: FineTuning
 
 
 def _tokenized(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+    """Names of special tokens in the texts, such as [SEP], are text."""
     texts = [name for name in (FIRST, SECOND) if name in rows.column_names]
+    how = {"truncation": True, "max_length": max_length, "split_special_tokens": True}
     return rows.map(
-        lambda batch: tokenizer(*(batch[name] for name in texts), truncation=True, max_length=max_length),
+        lambda batch: tokenizer(*(batch[name] for name in texts), **how),
         batched=True,
         remove_columns=texts,
     )

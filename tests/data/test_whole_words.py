@@ -15,9 +15,8 @@ import pyarrow as pa
 import pytest
 import regex
 from harness.corpus import Make, as_text, made_up_documents
-from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, trained
+from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, trained, with_roles
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.batches import StepBatches, validation_batches
@@ -45,17 +44,6 @@ def by_character() -> Iterator[None]:
 @lru_cache
 def tokenizer_of(kind: str) -> Tokenizer:
     return trained(kind)
-
-
-def roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    names = {
-        "cls_token": "<s>",
-        "pad_token": "<pad>",
-        "sep_token": "</s>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    }
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def word_offsets(text: str, pattern: str) -> set[int]:
@@ -118,7 +106,7 @@ def test_a_sequence_is_no_word(tmp_path: Path) -> None:
 def many_languages(tmp_path_factory: pytest.TempPathFactory, make: Make) -> PreparedData:
     """All languages in byte-level BPE, in rows of 32 tokens."""
     folder = tmp_path_factory.mktemp("languages")
-    roles(tokenizer_of("byte-level BPE")).save_pretrained(folder / "tokenizer")
+    with_roles(tokenizer_of("byte-level BPE")).save_pretrained(folder / "tokenizer")
     texts = list(PARAGRAPHS.values())
     documents = [" ".join(order) for order in itertools.islice(itertools.permutations(texts, 3), 0, None, 5)]
     (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
@@ -244,7 +232,7 @@ def test_wordpiece_masks_are_what_they_were(label_draw: str, tmp_path: Path, mak
 
 
 def test_an_old_folder_whose_vocabulary_does_not_tell_is_refused(tmp_path: Path, make: Make) -> None:
-    roles(tokenizer_of("byte-level BPE")).save_pretrained(tmp_path / "tokenizer")
+    with_roles(tokenizer_of("byte-level BPE")).save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "text.txt").write_text(as_text(made_up_documents(30)))
     data = make(tmp_path / "data", tmp_path / "text.txt", tokenizer=str(tmp_path / "tokenizer"), seq_len=32)
     old = without_column(data)

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from harness import languages
+from harness.languages import WITH_SPECIAL, with_roles
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.cli import main as command
 from dwt_ds.glue import finetune, run
+from dwt_ds.glue.reading import FIRST, SECOND
 from dwt_ds.glue.tasks import SEVEN
 
 Glue = Callable[..., int]
@@ -364,3 +368,11 @@ def test_a_second_command_in_the_folder_and_a_results_file_of_somebody_elses_are
     assert "results.json is not a result of dwt-ds glue; rename it" in capsys.readouterr().err
     assert (out / "results.json").read_text() == '{"mine": 1}'
     assert not trained
+
+
+def test_names_of_special_tokens_in_a_sentence_are_text() -> None:
+    tokenizer = with_roles(languages.trained("byte-level BPE"))
+    rows = datasets.Dataset.from_dict({FIRST: [WITH_SPECIAL], SECOND: ["Here </s> ends."]})
+    [ids] = finetune._tokenized(rows, tokenizer, 512)["input_ids"]
+    assert tokenizer.mask_token_id not in ids
+    assert tokenizer.sep_token_id not in ids  # this tokenizer adds none by itself

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 # Each with several sentences, with the marks and the spaces that its readers expect.
 PARAGRAPHS = {
@@ -99,3 +100,9 @@ def trained(kind: str) -> Tokenizer:
     tokenizer = KINDS[kind]()
     tokenizer.add_special_tokens(SPECIAL)
     return tokenizer
+
+
+def with_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """The tokenizer as transformers has it, its special tokens in their roles."""
+    names = ("cls_token", "pad_token", "sep_token", "unk_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True)))
