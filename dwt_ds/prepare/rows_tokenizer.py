@@ -59,14 +59,12 @@ def _load(form: Form) -> Tokenizer:
 
 def _hide_special_tokens(form: Form) -> None:
     """Give special tokens names that no text holds; ids stay. Some models find them as entries of the vocabulary,
-    whatever `encode_special_tokens` says."""
+    whatever `encode_special_tokens` says. One that the merges of BPE need is text as well, and keeps its name."""
     model = form["model"]
-    joined = {
-        "".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in model.get("merges", [])
-    }
+    merged = {piece for merge in model.get("merges", []) for piece in (*_pair(merge), "".join(_pair(merge)))}
     hidden = {}
     for token in form["added_tokens"]:
-        if token["special"] and token["content"] not in joined:
+        if token["special"] and token["content"] not in merged:
             hidden[token["content"]] = token["content"] = f"\0{token['content']}\0"
     vocabulary = model["vocab"]
     if isinstance(vocabulary, list):
@@ -75,6 +73,10 @@ def _hide_special_tokens(form: Form) -> None:
         model["vocab"] = {hidden.get(entry, entry): index for entry, index in vocabulary.items()}
     if model.get("unk_token") is not None:
         model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+
+
+def _pair(merge: str | list[str]) -> list[str]:
+    return merge.split(" ") if isinstance(merge, str) else merge
 
 
 def _unknown_id(model: Form) -> int | None:

@@ -126,6 +126,17 @@ def test_tokens_that_are_no_special_ones_keep_their_ids(tmp_path: Path) -> None:
     assert tokenizer.token_to_id("<entity>") not in ids
 
 
+def test_a_special_token_that_the_vocabulary_needs_for_text_is_text(tmp_path: Path) -> None:
+    """As where a tokenizer without a padding token was given "!" for one."""
+    text = "The old lamp."
+    tokenizer = trained("byte-level BPE")
+    expected = tokenizer.encode(text).ids
+    pieces = [token for token in tokenizer.encode(text).tokens if token.isalpha() and len(token) > 1]
+    tokenizer.add_special_tokens([pieces[-1][:2], "o", "l"])
+    assert tokenizer.encode(text).ids != expected
+    assert ids_of_rows(part_of([text], tokenizer, tmp_path)) == [expected]
+
+
 @pytest.mark.parametrize("drop_long", [False, True])
 @pytest.mark.parametrize("one_sentence_per_row", [False, True])
 def test_every_loss_is_counted_in_characters(drop_long: bool, one_sentence_per_row: bool, tmp_path: Path) -> None:
