@@ -61,9 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
     """Returns the exit code if all ranks end here together; a rank that fails alone does not return."""
-    from dwt_ds.engine.ranks import AllRanksError, OtherRankError
+    from dwt_ds.engine.ranks import AllRanksError, OtherRankError, rank
     from dwt_ds.run.assemble import assemble
     from dwt_ds.run.guard import TooManySkipsError
+    from dwt_ds.run.session import NotExportedError
 
     try:
         session = assemble(options.recipe, options.overrides, options.deepspeed_config, stop)
@@ -81,6 +82,11 @@ def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
     except TooManySkipsError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 3
+    except NotExportedError as error:
+        if rank() == 0:
+            fix = "the same command repeats the export; `dwt-ds export` writes that of any checkpoint"
+            print(f"error: NOT EXPORTED: {error}; {fix}", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 

@@ -6,6 +6,8 @@ length by the data folder, precision and ZeRO stage by the DeepSpeed JSON.
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,7 @@ from pydantic import (
     PositiveInt,
 )
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from dwt_ds.base.words import check_path
 from dwt_ds.config.quantization import parse_quantization
@@ -26,6 +29,19 @@ from dwt_ds.config.validate import STRICT
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Of random numbers; generators take 64 bits with a sign."""
+
+
+def _with_variables(path: str) -> str:
+    """`path` with each ${NAME} replaced by the environment's; any other $ stands for itself."""
+    for name in re.findall(r"\$\{(\w+)\}", path):
+        if name not in os.environ:
+            raise PydanticCustomError("variable_not_set", "not set", {"name": name})
+        path = path.replace(f"${{{name}}}", os.environ[name])
+    return path
+
+
+PathText = Annotated[str, AfterValidator(_with_variables)]
+"""A path, in which ${NAME} is an environment variable."""
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 

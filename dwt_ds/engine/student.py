@@ -13,6 +13,7 @@ import torch
 from deepspeed import DeepSpeedEngine as StudentEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
@@ -80,6 +81,8 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         remember_masters(engine.optimizer)
         if engine.fp16_enabled():
             begin_with_loss_scale(engine)
+    if engine.fp16_enabled() and isinstance(engine.optimizer, (*WITHOUT_ZERO, DeepSpeedZeroOptimizer_Stage3)):
+        grow_loss_scale_after_the_step(engine.optimizer)
     disable_min_scale_error(engine)
     take_one_norm_a_step(engine.optimizer)
     return engine
@@ -98,11 +101,7 @@ def gradient_divisor(engine: StudentEngine) -> int:
 def gradient_norm(engine: StudentEngine) -> float:
     """Global norm of the last step's gradient before clipping."""
     norm = engine.get_global_grad_norm()
-    if norm is None:
-        return float("nan")
-    # Only this wrapper reports the norm of the scaled gradients.
-    unfused = isinstance(engine.optimizer, FP16_UnfusedOptimizer)
-    return float(norm) / (float(engine.optimizer.loss_scale) if unfused else 1.0)
+    return float("nan") if norm is None else float(norm)
 
 
 def step_was_skipped(engine: StudentEngine) -> bool:
@@ -138,6 +137,33 @@ def begin_with_loss_scale(engine: StudentEngine) -> None:
         backward(loss)
 
     engine.backward = scaled_backward
+
+
+def grow_loss_scale_after_the_step(optimizer: Any) -> None:
+    """Divide the gradients of fp16 by the scale that they were computed with.
+
+    Without ZeRO and under ZeRO-3, DeepSpeed 0.19.8 first updates the scale: in a step after which it doubles (one in
+    `loss_scale_window`), the gradients and their norm would be halved.
+    """
+    update, step, unfused = optimizer._update_scale, optimizer.step, isinstance(optimizer, FP16_UnfusedOptimizer)
+    good: list[bool] = []
+
+    def update_if_skipped(skipped: bool = False) -> None:
+        if skipped:
+            update(skipped)
+        else:
+            good.append(True)
+
+    def step_and_update(*arguments: Any, **keywords: Any) -> Any:
+        result = step(*arguments, **keywords)
+        if unfused:  # the only one that has the norm of the scaled gradients
+            optimizer._global_grad_norm = optimizer._global_grad_norm / float(optimizer.loss_scale)
+        if good:
+            good.clear()
+            update(False)
+        return result
+
+    optimizer._update_scale, optimizer.step = update_if_skipped, step_and_update
 
 
 def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -> None:

@@ -18,6 +18,10 @@ from dwt_ds.models.quantized_export import write_quantized
 from dwt_ds.models.vocabulary import fit_to_model
 
 
+class NotFiniteError(ValueError):
+    """Weights with NaN or infinities."""
+
+
 @torch.no_grad()
 def write_export(
     model: PreTrainedModel,
@@ -41,8 +45,15 @@ def write_export(
         quantization: what the student was trained with; the rounded model goes to `folder`/quantized.
 
     Raises:
+        NotFiniteError: weights that are not finite.
         RuntimeError: read back, the folder gives other logits than the weights it was made from.
     """
+    wrong = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise NotFiniteError(
+            f"export: {len(wrong)} of {len(weights)} weights have values that are not finite (NaN or infinity), "
+            f"such as {wrong[0]}; export an earlier checkpoint, or train again with a lower train.learning_rate"
+        )
     config = copy.deepcopy(model.config)
     if config._attn_implementation == "flash_attention_2":
         # It computes in 16 bits on a GPU only.

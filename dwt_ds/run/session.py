@@ -31,6 +31,7 @@ from dwt_ds.engine.student import (
     write_monitors,
 )
 from dwt_ds.engine.teacher import TeacherEngine
+from dwt_ds.export.writer import NotFiniteError
 from dwt_ds.models.quantization import enable
 from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.exports import Exporter
@@ -62,6 +63,10 @@ class StepNumbers:
     learning_rate: float
     ranks_to_stop: Tensor
     """0-d on the device: how many ranks were asked to stop. Reading it waits for the device."""
+
+
+class NotExportedError(RuntimeError):
+    """The last export could not be written: a full disk, a limit on file sizes, weights that are not finite."""
 
 
 class Session:
@@ -201,7 +206,7 @@ class Session:
             try:
                 folder = self._folder.export / f"step_{done:08d}"
                 self._exporter.export(folder, steps=done, tokens=self._meter.tokens)
-            except (OSError, SafetensorError) as error:
+            except (OSError, SafetensorError, NotFiniteError) as error:
                 self._say(done, f"NOT EXPORTED: {error}")
         self._meter.add_pause(time.perf_counter() - began)
         self._stuck.beat(done)
@@ -212,10 +217,16 @@ class Session:
             self._save_and_stop()
             self._stuck.end()
             return
-        tokens = self._meter.tokens
-        self._exporter.export(self._folder.export, steps=self.total_steps, tokens=tokens)
-        if ranks.rank() == 0:
-            self._folder.finish(self.total_steps)
+        tokens, problem = self._meter.tokens, ""
+        try:
+            self._exporter.export(self._folder.export, steps=self.total_steps, tokens=tokens)
+            if ranks.rank() == 0:
+                self._folder.finish(self.total_steps)
+        except (OSError, SafetensorError, NotFiniteError) as error:
+            problem = str(error)
+        problem = ranks.broadcast_from_rank_0(problem)
+        if problem:
+            raise NotExportedError(problem)
         self._stuck.end()
         self._progress.close()
         self._progress.say(f"done: {self.total_steps} steps, {tokens:,} tokens; exported to {self._folder.export}")

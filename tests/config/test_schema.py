@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from dwt_ds.base.trees import flatten
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.config.schema import (
     DataConfig,
@@ -215,3 +216,15 @@ def test_the_plain_dict_goes_through_yaml_and_back() -> None:
     assert plain["train"]["betas"] == [0.8, 0.95]
     again = parse_run_config(yaml.safe_load(yaml.safe_dump(plain)))
     assert again == config
+
+
+@pytest.mark.parametrize("dotted", ["output_dir", "data.dir", "teacher.path", "deepspeed_config"])
+def test_a_variable_in_a_path_is_the_environments(dotted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    config = parse_run_config(nested(dotted, "${SCRATCH}/a $5 b"))
+    assert flatten(config.to_dict())[dotted] == "/scratch/me/a $5 b"
+    monkeypatch.delenv("SCRATCH")
+    assert parse_error(dotted, "${SCRATCH}/a") == (
+        f"{dotted}='${{SCRATCH}}/a': must be a path without ${{SCRATCH}}, which is not set; export SCRATCH or write "
+        "the path out"
+    )

@@ -510,7 +510,6 @@ def test_a_trainers_zero_2_file_with_offload_works(resolve: Resolve) -> None:
                 "reduce_scatter": True,
                 "reduce_bucket_size": 2e8,
                 "contiguous_gradients": True,
-                "round_robin_gradients": True,
             },
         }
     )

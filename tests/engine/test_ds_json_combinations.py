@@ -41,12 +41,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "my.json: prescale_gradients=True: ZeRO-2 cannot do that with reduce-scat",
     ),
     (
-        {**zero(3), "gradient_predivide_factor": 2.0},
-        "my.json: gradient_predivide_factor=2.0: ZeRO-3 cannot do that with",
+        {**zero(2), "gradient_predivide_factor": 2.0},
+        "my.json: gradient_predivide_factor=2.0: ZeRO-2 cannot do that with",
     ),
     # AssertionError: Master weights feature requires ZeRO-2 Offload with DeepSpeedCPUAdam
     (
-        {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}, **zero(2)},
+        {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}, **zero(2)},
         "my.json: bf16.bf16_master_weights_and_grads=true: DeepSpeed has 16-bit master weights with an offloaded optim",
     ),
     # Exception: The deprecated version of ZeRO Stage 1 is not supported
@@ -59,7 +59,43 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     # GradScaler skips the step, and the engine counts it as taken.
     (
         {"torch_autocast": {"enabled": True, "dtype": "fp16"}},
-        "my.json: torch_autocast.dtype=fp16: without ZeRO, DeepSpeed does not report the steps it skips",
+        "my.json: torch_autocast.dtype=fp16: DeepSpeed does not report the steps it skips without ZeRO",
+    ),
+    # What follows trains, saves or resumes wrongly on two ranks (harness/key_cases.py).
+    (
+        {**zero(3, reduce_scatter=False), "gradient_predivide_factor": 2.0},
+        "my.json: gradient_predivide_factor=2.0: ZeRO-3 would divide the gradients by it and not multiply",
+    ),
+    (zero(2, round_robin_gradients=True), "my.json: zero_optimization.round_robin_gradients=true: DeepSpeed loses tra"),
+    (
+        zero(1, load_from_fp32_weights=False),
+        "my.json: zero_optimization.load_from_fp32_weights=false: a resume would begin from weights rounded",
+    ),
+    (zero(2, elastic_checkpoint=True), "my.json: zero_optimization.elastic_checkpoint=true: DeepSpeed does not read"),
+    (zero(2, pipeline_loading_checkpoint=True), "my.json: zero_optimization.pipeline_loading_checkpoint=true: for ZeR"),
+    (zero(3, zero_quantized_weights=True), "my.json: zero_optimization.zero_quantized_weights=true: it needs a GPU's"),
+    (
+        zero(3, offload_optimizer={"device": "cpu", "super_offload": True}),
+        "my.json: zero_optimization.offload_optimizer.super_offload=true: it needs a GPU's kernels",
+    ),
+    ({"checkpoint": {"checkpoint_serialization": False}}, "my.json: checkpoint.checkpoint_serialization=false: DeepS"),
+    (
+        {**BF16, **zero(1), "data_types": {"grad_accum_dtype": "fp32"}},
+        "my.json: data_types.grad_accum_dtype=fp32: under ZeRO-1 with bf16, DeepSpeed changes to an optimizer",
+    ),
+    (
+        {
+            "bf16": {"enabled": True, "bf16_master_weights_and_grads": True},
+            **zero(2, offload_optimizer={"device": "cpu"}),
+        },
+        "my.json: bf16.bf16_master_weights_and_grads=true: a resume would round Adam's moments to 16 bits; remove it, ",
+    ),
+    (
+        {
+            "fp16": {"enabled": True, "fp16_master_weights_and_grads": True},
+            **zero(2, offload_optimizer={"device": "cpu"}),
+        },
+        "my.json: fp16.fp16_master_weights_and_grads=true: a resume would round Adam's moments to 16 bits; remove it",
     ),
     ({"log_level": "loud"}, "my.json: log_level='loud': must be debug, info"),
     # What DeepSpeed's own configuration class refuses.
@@ -102,13 +138,13 @@ def test_an_override_is_named(resolve: Resolve) -> None:
     "ds",
     [
         {**BF16, "data_types": {"grad_accum_dtype": "bfloat16"}},
-        {**BF16, **zero(1), "data_types": {"grad_accum_dtype": "fp32", "param_dtype": "bf16", "buffer_dtype": "fp32"}},
+        {**BF16, **zero(2), "data_types": {"grad_accum_dtype": "fp32", "param_dtype": "bf16", "buffer_dtype": "fp32"}},
         {**FP16, **zero(3), "data_types": {"grad_accum_dtype": None}},
         {**zero(1), "prescale_gradients": True},
         {**zero(2, reduce_scatter=False), "gradient_predivide_factor": 2.0},
         {"torch_autocast": {"enabled": True, "dtype": "bf16"}},
         {
-            "bf16": {"enabled": True, "bf16_master_weights_and_grads": True},
+            "bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True},
             **zero(2, offload_optimizer={"device": "cpu"}),
         },
     ],

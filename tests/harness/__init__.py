@@ -6,4 +6,5 @@ launcher.py  ranks as a user starts them, with the `deepspeed` launcher: slow, s
 watched.py   ranks that note what they see
 tiny.py      a text, its data folder, a teacher and a recipe, for runs of seconds
 corpus.py    documents for tests of data and prepare
+key_cases.py settings for each key of a DeepSpeed JSON, for tests of what the keys do
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,27 @@ plain = getattr(owner, edge)
 setattr(owner, edge, fail)
 # As NCCL does, which waits for ranks that do not come.
 ranks.dist.destroy_process_group = lambda: time.sleep(3600)
+sys.exit(main())
+"""
+
+
+# `dwt_ds.pretrain` whose files may not grow beyond 64 KiB at the end, or whose weights are not finite then.
+LIMITED = """
+import os, resource, signal, sys
+from dwt_ds.pretrain import main
+from dwt_ds.run import exports, session
+
+export = exports.Exporter.export
+
+def spoiled(self, *arguments, **keywords):
+    if os.environ["SPOILED"] == "disk":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+    else:
+        weights = exports.full_fp32_weights
+        exports.full_fp32_weights = lambda *a, **k: {name: t / 0 for name, t in weights(*a, **k).items()}
+    export(self, *arguments, **keywords)
+
+exports.Exporter.export = spoiled
 sys.exit(main())
 """
 
@@ -132,3 +154,27 @@ def test_a_crash_in_the_last_evaluation_costs_only_that(train: Train, tiny_recip
     ]
     assert (run / "export" / "model.safetensors").is_file()
     assert RunFolder(str(run)).finished_steps() == 4
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "told"),
+    [
+        ("disk", r"error: NOT EXPORTED: .*[Ff]ile too large.*; the same command repeats the export"),
+        ("weights", r"error: NOT EXPORTED: export: \d+ of \d+ weights have values that are not finite .* such as bert"),
+    ],
+)
+def test_a_last_export_that_fails_is_told_in_one_line(
+    spoiled: str, told: str, train: Train, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=2", "train.eval_rows=8"]
+    # Large enough for its file to be over the limit.
+    settings += ["student.hidden_size=64", "student.layers=1"]
+    code, output = train(1, settings, program=["-c", LIMITED], environment={"SPOILED": spoiled})
+    assert code == 1, output
+    assert re.search(told, output), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "export").exists()
+    if spoiled == "disk":
+        code, output = train(1, settings)
+        assert code == 0, output
+        assert (tmp_path / "export" / "model.safetensors").is_file()

@@ -17,6 +17,41 @@ from dwt_ds.engine.ds_json.origin import Origin, get_place
 
 _DTYPES = {"fp32": DtypeEnum.fp32, "bf16": DtypeEnum.bf16, "fp16": DtypeEnum.fp16}
 _MASTERS = ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads")
+_ON_A_GPU = "it needs a GPU's kernels and has not been compared with AdamW; remove it"
+_ANY_STAGE = (0, 1, 2, 3)
+# Place, value, ZeRO stages, what is wrong and the fix.
+_NOT_AS_ONE: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
+    (
+        "zero_optimization.round_robin_gradients",
+        True,
+        (1, 2),
+        "DeepSpeed loses track of which weights are which, so exports would be wrong; set it to false",
+    ),
+    (
+        "zero_optimization.load_from_fp32_weights",
+        False,
+        (1, 2),
+        "a resume would begin from weights rounded to 16 bits; remove it",
+    ),
+    (
+        "zero_optimization.elastic_checkpoint",
+        True,
+        (1, 2),
+        "DeepSpeed does not read its own elastic checkpoints with every Adam; remove it, a resume on another number of "
+        "ranks converts the checkpoint by itself",
+    ),
+    ("zero_optimization.pipeline_loading_checkpoint", True, (0, 1, 2), "for ZeRO stage 3 only; remove it"),
+    ("zero_optimization.zero_quantized_weights", True, _ANY_STAGE, _ON_A_GPU),
+    ("zero_optimization.zero_quantized_nontrainable_weights", True, _ANY_STAGE, _ON_A_GPU),
+    ("zero_optimization.zero_quantized_gradients", True, _ANY_STAGE, _ON_A_GPU),
+    ("zero_optimization.offload_optimizer.super_offload", True, _ANY_STAGE, _ON_A_GPU),
+    (
+        "checkpoint.checkpoint_serialization",
+        False,
+        _ANY_STAGE,
+        "DeepSpeed 0.19.8 does not read such checkpoints back; remove it",
+    ),
+)
 _GRADIENT_CHECKS = ("bf16.check_grad_overflow", "bfloat16.check_grad_overflow", "zero_optimization.compute_grad_norm")
 
 
@@ -40,6 +75,7 @@ def check_combinations(values: Mapping[str, Any], origin: Origin) -> None:
         ValueError: one line with place, value and fix.
     """
     _check_skipped_steps(values, origin)
+    _check_tried(values, origin)
     _check_dtypes(values, origin)
     _check_zero(values, origin)
     level = values.get("log_level")
@@ -60,11 +96,30 @@ def _check_skipped_steps(values: Mapping[str, Any], origin: Origin) -> None:
         if get_place(values, place) is False:
             raise ValueError(f"{origin.name(place)}=false: bad steps would reach the optimizer; remove it")
     autocast = values.get("torch_autocast", {})
-    if autocast.get("enabled") and autocast.get("dtype") in DtypeEnum.fp16._all_values and zero_stage(values) == 0:
+    if autocast.get("enabled") and autocast.get("dtype") in DtypeEnum.fp16._all_values:
         raise ValueError(
-            f"{origin.name('torch_autocast.dtype')}={autocast['dtype']}: without ZeRO, DeepSpeed does not report the "
-            "steps it skips; use bf16, or ZeRO stage 1 to 3"
+            f"{origin.name('torch_autocast.dtype')}={autocast['dtype']}: DeepSpeed does not report the steps it skips "
+            "without ZeRO, and skips all of them under ZeRO on a CPU; use bf16, or the fp16 section"
         )
+
+
+def _check_tried(values: Mapping[str, Any], origin: Origin) -> None:
+    """Values under which two ranks do not train, save or resume as one would; docs/deepspeed_keys.md has the table."""
+    stage = zero_stage(values)
+    for place, value, stages, reason in _NOT_AS_ONE:
+        written = get_place(values, place)
+        if stage in stages and written == value and type(written) is type(value):
+            said = str(value).lower() if isinstance(value, bool) else value
+            raise ValueError(f"{origin.name(place)}={said}: {reason}")
+    if stage == 3 and values.get("gradient_predivide_factor", 1.0) != 1.0:
+        said = f"{origin.name('gradient_predivide_factor')}={values['gradient_predivide_factor']}"
+        raise ValueError(f"{said}: ZeRO-3 would divide the gradients by it and not multiply them again; remove it")
+    for place in _MASTERS:
+        if get_place(values, place) and not get_place(values, "bf16.bf16_optimizer_states"):
+            raise ValueError(
+                f"{origin.name(place)}=true: a resume would round Adam's moments to 16 bits; remove it"
+                + (", or set bf16.bf16_optimizer_states to true" if "bf16" in place else "")
+            )
 
 
 def _check_dtypes(values: Mapping[str, Any], origin: Origin) -> None:
@@ -76,6 +131,11 @@ def _check_dtypes(values: Mapping[str, Any], origin: Origin) -> None:
         name = next((name for name, dtype in _DTYPES.items() if written in dtype._all_values), None)
         if name is None:
             raise ValueError(f"{origin.name(place)}={written!r}: must be {', '.join(_DTYPES)}")
+        if key == "grad_accum_dtype" and name != ours and zero_stage(values) == 1 and ours == "bf16":
+            raise ValueError(
+                f"{origin.name(place)}={written}: under ZeRO-1 with bf16, DeepSpeed changes to an optimizer whose "
+                "checkpoints and exports have no weights; remove it, or set zero_optimization.stage to 2"
+            )
         if key == "grad_accum_dtype" and name != ours and zero_stage(values) == 0:
             raise ValueError(
                 f"{origin.name(place)}={written}: without ZeRO, gradients are accumulated in the dtype of the weights, "

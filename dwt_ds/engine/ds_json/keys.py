@@ -115,6 +115,7 @@ _INSTEAD = {
     "graph_harvesting": f"{_GONE}; remove the key",
     "hybrid_engine": "it is for models that generate text while they train; remove the section",
     "managed_gradient_accumulation": "the training loop counts its own micro-batches; remove the key",
+    "optimizer.legacy_fusion": "it is for optimizers of apex that are gone; remove it",
     "nebula": f"{_GONE}; remove the section, checkpoints are written without it",
     "pipeline": _DATA_PARALLEL,
     "progressive_layer_drop": f"{_GONE}; remove the section",
@@ -124,6 +125,9 @@ _INSTEAD = {
     "sparse_gradients": f"{_GONE}; remove the key",
     "tensor_parallel": _DATA_PARALLEL,
     "use_data_before_expert_parallelism": _NO_EXPERTS,
+    "zero_optimization.cpu_offload": "DeepSpeed's old name; write offload_optimizer with device cpu",
+    "zero_optimization.cpu_offload_param": "DeepSpeed's old name; write offload_param with device cpu",
+    "zero_optimization.cpu_offload_use_pin_memory": "DeepSpeed's old name; write pin_memory in offload_optimizer",
     "zero_optimization.zenflow": "DeepSpeed does not skip bad steps under it; remove the section",
     "weight_quantization": "DeepSpeed reads it for inference alone; set student.quantization in the recipe",
 }

@@ -1,0 +1,103 @@
+"""docs/deepspeed_keys.md against the keys that are accepted, and against plain AdamW on two ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.key_cases import cases
+from harness.ranks import Train
+from pydantic import BaseModel
+
+from dwt_ds.engine.ds_json import keys as ds_keys
+from dwt_ds.engine.ds_json.combinations import check_combinations
+from dwt_ds.engine.ds_json.keys import check_ds_keys
+from dwt_ds.engine.ds_json.origin import Origin
+
+TABLE = Path(__file__).parents[2] / "docs" / "deepspeed_keys.md"
+CASES = cases()
+TRIED = "equal to plain AdamW"
+# As `bf16`, by DeepSpeed's other name.
+_SAME = "bfloat16"
+
+
+def rows() -> dict[str, str]:
+    """Key -> evidence."""
+    found: dict[str, str] = {}
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            names, evidence = line.strip("| ").split(" | ")
+            for name in re.findall(r"`([^`]+)`", names):
+                assert name not in found, f"{name} stands twice"
+                found[name] = evidence
+    return found
+
+
+def accepted() -> set[str]:
+    """Dotted names of all keys that the check lets through; the settings of optimizers and schedules are elsewhere."""
+    found = set(ds_keys._SCALARS)
+    for place, kind in ds_keys._SECTIONS.items():
+        if place != _SAME:
+            found |= set(inside(place, kind))
+    return {key for key in found if key not in ds_keys._INSTEAD and not key.endswith(".params")}
+
+
+def inside(place: str, kind: Any) -> Iterator[str]:
+    if isinstance(kind, frozenset):
+        names = list(kind)
+    else:
+        names = [each.alias or name for name, each in kind.model_fields.items()]
+    for name in names:
+        key = f"{place}.{name}"
+        if key in ds_keys._INSTEAD:
+            continue
+        section = ds_keys._section_inside(kind, name, key)
+        if section is None:
+            yield key
+        elif isinstance(section, type) and issubclass(section, BaseModel):
+            yield from inside(key, section)
+
+
+def written(settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key, value in settings.items():
+        yield f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from written(value, f"{above}{key}.")
+
+
+def test_the_table_has_every_accepted_key_and_no_other() -> None:
+    assert rows().keys() - accepted() == set()
+    assert accepted() - rows().keys() == set()
+
+
+def test_the_keys_that_the_table_calls_equal_have_been_tried() -> None:
+    tried = {key for settings in CASES.values() for key in written(settings)}
+    assert {key for key, evidence in rows().items() if TRIED in evidence and key not in tried} == set()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_tried_is_accepted(name: str) -> None:
+    check_ds_keys(CASES[name], "my.json")
+    check_combinations(CASES[name] | {"train_micro_batch_size_per_gpu": 1}, Origin("my.json"))
+
+
+@pytest.fixture(scope="module")
+def problems(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Case -> what was wrong."""
+    folder = tmp_path_factory.mktemp("keys")
+    (folder / "cases.json").write_text(json.dumps(CASES), encoding="utf-8")
+    program = [str(Path(__file__).with_name("key_ranks.py"))]
+    code, output = train(2, [str(folder / "cases.json"), str(folder)], program=program, seconds=1200)
+    assert code == 0, output
+    return dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_train_save_skip_and_resume_as_plain_adamw_would(name: str, problems: dict[str, list[str]]) -> None:
+    assert problems[name] == []
