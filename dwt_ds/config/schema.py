@@ -21,7 +21,6 @@ from pydantic import (
     PositiveInt,
 )
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
 from dwt_ds.base.words import check_path
 from dwt_ds.config.quantization import parse_quantization
@@ -31,29 +30,24 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Of random numbers; generators take 64 bits with a sign."""
 
 
-def _with_variables(path: str) -> str:
-    """`path` with each ${NAME} replaced by the environment's; any other $ stands for itself."""
-    for name in re.findall(r"\$\{(\w+)\}", path):
-        if name not in os.environ:
-            raise PydanticCustomError("variable_not_set", "not set", {"name": name})
-        path = path.replace(f"${{{name}}}", os.environ[name])
-    return path
-
-
-PathText = Annotated[str, AfterValidator(_with_variables)]
-"""A path, in which ${NAME} is an environment variable."""
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _check_path(text: str) -> str:
+    """`text` with each ${NAME} replaced by the environment's; any other $ stands for itself."""
+    path = text
+    for name in re.findall(r"\$\{(\w+)\}", text):
+        if name not in os.environ:
+            raise ValueError(f"={text!r}: {name} is not set; export it, or write the path out")
+        path = path.replace(f"${{{name}}}", os.environ[name])
     try:
-        return check_path(text)
+        return check_path(path)
     except ValueError as error:
         raise ValueError(f"={error}") from None
 
 
 PathText = Annotated[str, AfterValidator(_check_path)]
-"""A file, a folder, or a name on the Hugging Face hub, as the user wrote it."""
+"""A file, a folder, or a name on the Hugging Face hub, as the user wrote it; ${NAME} is an environment variable."""
 
 
 @dataclass(config=STRICT)

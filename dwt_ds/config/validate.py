@@ -42,7 +42,6 @@ _MUST_BE = {
     "too_long": "a list of {max_length}",
     "too_short": "a list of at least {min_length}",
     "tuple_type": "a list",
-    "variable_not_set": "a path without ${{{name}}}, which is not set; export {name} or write the path out",
 }
 
 

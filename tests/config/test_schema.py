@@ -224,7 +224,5 @@ def test_a_variable_in_a_path_is_the_environments(dotted: str, monkeypatch: pyte
     config = parse_run_config(nested(dotted, "${SCRATCH}/a $5 b"))
     assert flatten(config.to_dict())[dotted] == "/scratch/me/a $5 b"
     monkeypatch.delenv("SCRATCH")
-    assert parse_error(dotted, "${SCRATCH}/a") == (
-        f"{dotted}='${{SCRATCH}}/a': must be a path without ${{SCRATCH}}, which is not set; export SCRATCH or write "
-        "the path out"
-    )
+    message = f"{dotted}='${{SCRATCH}}/a': SCRATCH is not set; export it, or write the path out"
+    assert parse_error(dotted, "${SCRATCH}/a") == message
