@@ -108,7 +108,7 @@ class DataConfig:
     label_draw: Literal["fixed", "bernoulli"] = "fixed"
     """fixed: the same number of labels in every full row; bernoulli: each token by its own draw."""
     whole_word: bool = False
-    """Mask all pieces of a word together."""
+    """Mask all pieces of a word together; the data folder says where words start."""
     workers: NonNegativeInt | Literal["auto"] = "auto"
     """Loader processes per rank; 0: batches are made in the training process; auto: 1 on a GPU, 0 on a CPU. Rows and
     masks do not depend on it."""

@@ -25,6 +25,7 @@ _RUN = regex.compile(
     r"|[\p{Letter}\p{Mark}\p{Number}]+(?:['\u2019][\p{Letter}\p{Mark}]+)*"
     r"|\S"
 )
+_UNSPACED = regex.compile(r"[\p{Han}\p{Thai}\p{Hiragana}\p{Katakana}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc]")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 
 
@@ -48,7 +49,9 @@ def word_starts(text: str) -> list[int]:
 
 def unspaced_spans(text: str) -> list[tuple[int, int]]:
     """(start, end) offsets of the runs of scripts that put no spaces between words."""
-    return [] if text.isascii() else [match.span() for match in _RUN.finditer(text) if match.lastgroup]
+    if text.isascii() or not _UNSPACED.search(text):
+        return []
+    return [match.span() for match in _RUN.finditer(text) if match.lastgroup]
 
 
 def segmenters() -> dict[str, str]:
