@@ -37,6 +37,9 @@ ESM_SPECIAL_TOKENS = {
 _ALPHABET_CHARACTERS = 1000
 _COVERED = 0.9995
 _ALPHABET_OF_ENTRIES = 0.9
+# The words that no byte-level entry spans, as GPT-2 and RoBERTa cut them, but that marks belong to their letters: the
+# vowel signs of Hindi or Thai would end a word otherwise.
+_BPE_WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 # Text without spaces has words beyond LONGEST_WORD. Where they hold more than this share of it, the limit is raised.
 _IN_LONG_WORDS = 0.001
 _LONGEST_UNSPACED = 1000
@@ -148,7 +151,12 @@ def _train_bpe(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> P
     normalizer = normalizer_of(treatment)
     if normalizer is not None:
         tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_BPE_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,

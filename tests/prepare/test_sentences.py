@@ -74,6 +74,8 @@ def test_thai_is_cut_at_its_spaces() -> None:
     [
         ("他买了３．５公斤。好。", 2),  # a full-width point between digits ends nothing
         ("। १ । राम आया। १ ॥", 1),  # numbers of verses stay with a sentence
+        ("「どこ？」と母が聞いた。川。", 2),  # a word that follows a quotation at once goes on with the sentence
+        ("“去吗？”他问。“我走了。”他走了。", 3),
         ("Das Wort 中文。 Dr. Weber kam. Er ging.", 3),  # syntok's rules hold between the marks
     ],
 )
