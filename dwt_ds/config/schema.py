@@ -90,6 +90,11 @@ def _number_is_a_constant(value: Any) -> Any:
     return {"schedule": "constant", "start": value}
 
 
+def _off_of_yaml(value: Any) -> Any:
+    """YAML reads the word off as false."""
+    return "off" if value is False else value
+
+
 Scheduled = Annotated[Schedule, BeforeValidator(_number_is_a_constant)]
 
 
@@ -259,6 +264,9 @@ class TrainConfig:
     """If no step ends for this long, rank 0 reports which rank the others wait for, and where that rank is."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and recompute the rest: less memory, a third more work."""
+    compile: Annotated[Literal["auto", "off", "layers"], BeforeValidator(_off_of_yaml)] = "auto"
+    """torch.compile for the encoder layers of student and teacher, one by one; auto: on a GPU, unless ZeRO's stage
+    is 3."""
     export_every: NonNegativeInt = 0
     """Steps between exports to `export/step_XXXXXXXX`, which GLUE can score later; 0: only the final model."""
     expected_world_size: PositiveInt | None = None

@@ -13,6 +13,7 @@ from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.build import attention_implementation, build_student, check_row_length, student_model_config
+from dwt_ds.models.compiled import compile_layers
 from dwt_ds.models.growth.grow import grow
 from dwt_ds.models.growth.plan import check_growth
 from dwt_ds.models.load import load_masked_lm, load_model_config
@@ -26,6 +27,7 @@ from dwt_ds.run.resolve import Resolved, prefix_errors
 def check_student(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> None:
     """Whether the student can start as it should, from the configurations alone (ValueError, FileNotFoundError)."""
     _check_attention(resolved)
+    _check_compile(resolved)
     init, path = resolved.config.student.init, resolved.config.teacher.path
     student = student_model_config(resolved.config.student, **_text_sizes(resolved, tokenizer))
     if resolved.quantization is not None:
@@ -57,6 +59,8 @@ def load_teacher(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> Teac
         )
     check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
     check_row_length(teacher.model.config, seq_len, f"teacher.path={config.path!r}")
+    if compiles(resolved) and not config.sharded and not config.kernel_inject:
+        compile_layers(teacher.model)
     return teacher
 
 
@@ -83,7 +87,25 @@ def build_objective(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> D
     if resolved.quantization is not None:
         # After the check above: rounding can turn a tiny difference into a large one.
         prepare(model, resolved.quantization)
+    if compiles(resolved):
+        compile_layers(model)
     return DistillObjective(gathered, config.distill, resolved.corpus.vocab_size)
+
+
+def compiles(resolved: Resolved) -> bool:
+    """Whether encoder layers are compiled."""
+    setting = resolved.config.train.compile
+    if setting == "auto":
+        return ranks.device().type == "cuda" and resolved.ds.zero_stage < 3
+    return setting == "layers"
+
+
+def _check_compile(resolved: Resolved) -> None:
+    if resolved.config.train.compile == "layers" and resolved.ds.zero_stage == 3:
+        raise ValueError(
+            "train.compile='layers' under ZeRO-3: it gathers weights by hooks inside the layers, and compiled layers "
+            "have none; set it to off, or zero_optimization.stage to 2"
+        )
 
 
 def _check_attention(resolved: Resolved) -> None:

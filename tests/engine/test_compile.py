@@ -1,0 +1,65 @@
+"""`train.compile=layers`: the same losses and exports as without, whatever else a run does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness.ranks import Train
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # each case compiles
+
+SETTINGS = ["train.max_steps=6", "train.checkpoint_every=3", "student.dropout=0", "train.learning_rate=2e-3"]
+CASES = {
+    "accumulation and uneven batches": ["train.gradient_accumulation_steps=2", "data.label_draw=bernoulli"],
+    "activation checkpointing": ["train.activation_checkpointing=true"],
+    "modernbert": ["student.family=modernbert", "student.config={local_attention: 8}"],
+    "growth": ["student.init=stack", "student.hidden_size=16", "student.intermediate_size=32"],
+    "quantization": ["student.quantization={weight_bits: 8, activation_bits: 8, start_step: 2}"],
+}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_exports_are_those_without(case: str, train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+    for name in ("off", "layers"):
+        settings = [f"output_dir={tmp_path / name}", f"train.compile={name}", *SETTINGS, *CASES[case]]
+        code, output = train(1, [str(tiny_recipe), *settings], seconds=300)
+        assert code == 0, output
+    plain, compiled = rows(tmp_path / "off"), rows(tmp_path / "layers")
+    assert len(plain) == len(compiled)
+    for one, other in zip(plain, compiled):
+        for key in ("loss", "hard_loss", "soft_loss", "eval_hard_loss"):
+            if key in one:
+                assert other[key] == pytest.approx(one[key], rel=1e-5), (key, one["step"])
+    exported = [load_file(tmp_path / name / "export" / "model.safetensors") for name in ("off", "layers")]
+    assert exported[0].keys() == exported[1].keys()
+    for key, value in exported[0].items():
+        if key.endswith("attention.self.key.bias"):
+            continue  # softmax cancels it: its gradient is rounding, which Adam scales up
+        torch.testing.assert_close(exported[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_resume_repeats_to_the_bit_with_dropout(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = [str(tiny_recipe), "train.compile=layers", "train.checkpoint_every=3", "train.keep_last=9"]
+    settings += ["student.dropout=0.1", "train.max_steps=6"]
+    for name in ("straight", "twice"):
+        code, output = train(1, [*settings, f"output_dir={tmp_path / name}"], seconds=300)
+        assert code == 0, output
+    # Back to the checkpoint of step 3.
+    shutil.rmtree(tmp_path / "twice" / "checkpoints" / "step_00000006")
+    (tmp_path / "twice" / "checkpoints" / "latest").write_text("step_00000003")
+    (tmp_path / "twice" / "complete.json").unlink()
+    code, output = train(1, [*settings, f"output_dir={tmp_path / 'twice'}"], seconds=300)
+    assert code == 0, output
+    assert "resuming from" in output
+    exported = [load_file(tmp_path / name / "export" / "model.safetensors") for name in ("straight", "twice")]
+    assert all(exported[1][key].equal(value) for key, value in exported[0].items())
