@@ -34,6 +34,8 @@ class RowsTokenizer:
         self.going_on = self.beginning if going_on is None else _load(going_on)
         self.unknown_id = _unknown_id(form["model"])
         """None where every text has tokens of its own, as with all bytes in the vocabulary."""
+        self.byte_fallback = bool(form["model"].get("byte_fallback"))
+        """Whether unknown characters become tokens for their UTF-8 bytes, "<0x00>" to "<0xFF>"."""
         self.continuation_prefix: str | None = None
         """What begins the tokens inside a word, where BERT's pre-tokenizer makes the words of a WordPiece model."""
         if form["model"]["type"] == "WordPiece" and (form["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer":

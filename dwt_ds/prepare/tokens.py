@@ -23,6 +23,7 @@ from dwt_ds.prepare.segment import unspaced_spans, word_starts
 _SENTENCES_A_CALL = 1024
 # A longer run of letters is a sequence (a protein, a hash) and no word: each character counts as one.
 _LONGEST_WORD_CHARS = 50
+_BYTE = regex.compile(r"<0x([0-9A-F]{2})>")
 _CHARACTER = regex.compile(r"\S\p{Mark}*")
 # By code point; all after the last of these are no spaces.
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
@@ -58,6 +59,11 @@ class SentenceEncoder:
     def __init__(self, tokenizer_file: str, vocab_size: int) -> None:
         self._tokenizer = RowsTokenizer(tokenizer_file)
         self.unknown_id = self._tokenizer.unknown_id
+        self._bytes: np.ndarray | None = None
+        if self._tokenizer.byte_fallback:
+            entries = [self._tokenizer.beginning.id_to_token(index) for index in range(vocab_size)]
+            found = [_BYTE.fullmatch(entry or "") for entry in entries]
+            self._bytes = np.array([int(match[1], 16) if match else -1 for match in found])
         self._continues_word: np.ndarray | None = None
         prefix = self._tokenizer.continuation_prefix
         if prefix is not None:
@@ -77,7 +83,7 @@ class SentenceEncoder:
     def _encode(self, sentences: Sequence[SentenceInText]) -> Tokens:
         if self._continues_word is None:
             texts = [self._with_gap(sentence) for sentence in sentences]
-            return _with_words(texts, self._encodings(sentences, texts))
+            return _with_words(texts, self._encodings(sentences, texts), self._bytes)
         texts = [sentence.text for sentence in sentences]
         encodings = self._tokenizer.beginning.encode_batch_fast(texts, add_special_tokens=False)
         ids, lengths = _ids(encodings)
@@ -144,8 +150,12 @@ def _ids(encodings: Sequence[Encoding]) -> tuple[np.ndarray, np.ndarray]:
     return np.fromiter(chain.from_iterable(ids_of_each), dtype=np.int64, count=int(lengths.sum())), lengths
 
 
-def _with_words(texts: Sequence[str], encodings: Sequence[Encoding]) -> Tokens:
+def _with_words(
+    texts: Sequence[str], encodings: Sequence[Encoding], bytes_of_tokens: np.ndarray | None = None
+) -> Tokens:
     """Tokens whose words are found in `texts`, to which the offsets of `encodings` belong.
+
+    bytes_of_tokens (V,): the byte for which a token of byte fallback stands, -1 for others.
 
     A token starts a word if it begins in a later one than the token before it ends in. One space just before a word
     belongs to the word; a line end and other spaces stand alone.
@@ -165,6 +175,8 @@ def _with_words(texts: Sequence[str], encodings: Sequence[Encoding]) -> Tokens:
 
     offsets = np.array(list(chain.from_iterable(encoding.offsets for encoding in encodings)), dtype=np.int64)
     start, end = (offsets + np.repeat(begins[:-1], lengths)[:, None]).T
+    if bytes_of_tokens is not None:
+        start, end = _by_character(start, end, bytes_of_tokens[ids])
     start = np.minimum(start, len(text) - 1)
     is_blank = before[end] <= before[start]
     stands_alone = is_blank & ~(starts_word[end] & (end - start <= 1) & (characters[start] == ord(" ")))
@@ -175,6 +187,20 @@ def _with_words(texts: Sequence[str], encodings: Sequence[Encoding]) -> Tokens:
     starts[1:] = (first_word[1:] > last_word[:-1]) | stands_alone[1:]
     starts[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
     return Tokens(ids, starts, lengths)
+
+
+def _by_character(start: np.ndarray, end: np.ndarray, byte: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets of tokens (N,) that stand for one byte each (N,), or -1: those of its own character.
+
+    The tokenizer gives each byte of several unknown characters the offsets of all of them.
+    """
+    is_byte = byte >= 0
+    same = np.zeros(len(byte), dtype=bool)
+    same[1:] = is_byte[1:] & is_byte[:-1] & (start[1:] == start[:-1]) & (end[1:] == end[:-1])
+    run = np.maximum.accumulate(np.where(same, 0, np.arange(len(byte))))
+    characters = np.cumsum(byte & 0xC0 != 0x80)  # other bytes than these begin a character in UTF-8
+    start = np.where(is_byte, np.minimum(start + characters - characters[run], end - 1), start)
+    return start, np.where(is_byte, start + 1, end)
 
 
 def _words(texts: Sequence[str], begins: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from dwt_ds.data.prepared import PreparedData, data_problems
 from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.prepare import segment
 from dwt_ds.prepare.tokens import SentenceEncoder, SentenceInText
+from dwt_ds.prepare.train_tokenizer import train_tokenizer
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]\p{M}*"
@@ -100,6 +101,15 @@ def test_a_sequence_is_no_word(tmp_path: Path) -> None:
     encoder = SentenceEncoder(str(tmp_path / "tokenizer.json"), len(letters))
     ids, starts_word, _ = encoder.encode([SentenceInText(None, "ACDEFGHIKL" * 6), SentenceInText(None, "ACDEF")])
     assert starts_word.tolist() == [True] * 60 + [True, False, False, False, False]
+
+
+def test_bytes_of_unknown_characters_are_words_by_character(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([*PARAGRAPHS.values()] * 3, 900, "unigram")
+    tokenizer.save_pretrained(tmp_path)
+    encoder = SentenceEncoder(str(tmp_path / "tokenizer.json"), len(tokenizer))
+    ids, starts_word, _ = encoder.encode([SentenceInText(None, "The lamp 龘龘齾."), SentenceInText("", "齾 lamp")])
+    words = np.split(ids, np.flatnonzero(starts_word)[1:])
+    assert [tokenizer.decode(word.tolist()).strip() for word in words] == ["The", "lamp", *"龘龘齾.齾", "lamp"]
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from dwt_ds.prepare.corpus import is_held_out
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
+from dwt_ds.prepare.rows import store_part
 from dwt_ds.prepare.sentences import split_sentences
 
 Make = Callable[..., PreparedData]
@@ -442,3 +443,10 @@ def test_manifest_on_disk(packed: PreparedData) -> None:
     table = (packed.folder / "manifest.txt").read_text()
     assert f"{manifest['tokens']:,}" in table
     assert manifest["sources"][0]["name"] in table
+
+
+def test_parts_of_a_version_before_are_refused(tmp_path: Path) -> None:
+    """They do not say where words start, so they cannot be joined with those made now."""
+    np.savez(tmp_path / "part-000000.npz", train_tokens=np.zeros(3, dtype=np.uint16))
+    with pytest.raises(ValueError, match=r"part-000000.npz was made by an earlier version: remove the output folder"):
+        store_part(tmp_path / "part-000000.npz", None, tmp_path)  # type: ignore[arg-type]
