@@ -1,8 +1,8 @@
-"""Draw the results of a run or a study: one self-contained HTML file, and its figures as PNG files.
+"""Draw the results of runs or of a study: a self-contained HTML page; figures as PNG files and a table as Markdown.
 
-Loss curves against steps, tokens and seconds; final losses with their spread over seeds; how many tokens and operations
-a distilled student saves until it is as good as the lone student; the settings that differ; the paper's figures 2, 3
-and 4 from your runs. A study that is still running can be drawn too.
+Of runs: sizes, tokens, time, tokens/s, MFU and held-out losses beside one another, what each saved against the run that
+--against names, loss curves by steps, tokens or time, and the settings that differ. Of a study also the spread over
+seeds and the paper's figures 2, 3 and 4. What is still running can be drawn too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="RUN|STUDY", help="the folder of a run, or of a study")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/report or STUDY/report")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="RUN|STUDY", help="folders of runs, or of one study")
+    parser.add_argument(
+        "--against",
+        metavar="NAME",
+        help="the run with which the others are compared: how many tokens, FLOPs and seconds each takes until it is as "
+        "good as this one is at its end",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: RUN/report, STUDY/report, or a folder report beside the runs"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -26,5 +34,5 @@ def main(args: argparse.Namespace) -> int:
     # Imported here: --help should not wait for torch.
     from dwt_ds.study.report import write_report
 
-    print(f"{write_report(args.path, args.out or args.path / 'report')} is written")
+    print(f"{write_report(args.paths, args.out, args.against)} is written")
     return 0

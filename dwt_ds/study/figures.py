@@ -9,12 +9,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
+from dwt_ds.study.records import X_AXES, RunRecord, by_series, mean_and_deviation
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _DASHES = ("--", "-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
@@ -27,9 +28,18 @@ Y_NAMES = {
     "soft_loss": "KL from the teacher (soft)",
     "soft_weight": "weight of the soft loss",
     "less_alone": "held-out, minus the lone student's",
+    "temperature": "temperature",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
 }
+# What a single run's page shows, where the run has it.
+Y_OF_ONE = ("eval_hard_loss", "soft_loss", "soft_weight", "temperature", "learning_rate", "grad_norm")
+# The recipe's; a figure of a constant would show nothing that the table of settings does not.
+_SETTINGS = ("soft_weight", "temperature", "learning_rate")
 # Small on purpose: on a phone a figure is as wide as the screen, and its text must stay as large as the page's.
-_SIZE, _DPI, _LEGEND_POINTS = (4.0, 3.3), 150, 8.5
+_SIZE, _DPI, _LEGEND_POINTS = (4.4, 3.4), 180, 8.5
+# As many get a marker each.
+_FEW_POINTS = 40
 
 # Lee et al. (2023), figure 2: means of seven GLUE tasks.
 PAPER_ALONE = 79.89
@@ -77,8 +87,10 @@ def curves(
         with_training: also draw each run's training cross-entropy (hard), as a thin line.
 
     Returns:
-        `path`, or None if no run has any data.
+        `path`, or None if no run has any data, or if `y` is a setting that no run changes on its way.
     """
+    if y in _SETTINGS and all(_is_constant(run, y) for run in runs):
+        return None
     figure, axes = _canvas()
     drawn = False
     for name, group in by_series(runs).items():
@@ -107,6 +119,41 @@ def curves(
     if y == "less_alone":
         axes.axhline(0.0, color="black", linewidth=0.8)
     return _save(figure, path)
+
+
+def run_curve(run: RunRecord, y: str, path: Path, *, first_step: int = 0) -> Path | None:
+    """Draw one quantity of one run, every row of it, above three rulers: steps, tokens and time.
+
+    Beside held-out losses, those of training are drawn as a thin line. Arguments and result as of `curves`.
+    """
+    points = _points(run, "step", y, first_step)
+    if not points or (y in _SETTINGS and _is_constant(run, y)):
+        return None
+    figure, axes = _canvas()
+    if y == "eval_hard_loss":
+        axes.plot(*zip(*_points(run, "step", "hard_loss", first_step)), color=_COLOURS[1], alpha=0.6, linewidth=0.9)
+    marker = "o" if len(points) <= _FEW_POINTS else ""
+    colour = _COLOURS[0] if y == "eval_hard_loss" else _COLOURS[1]
+    axes.plot(*zip(*points), color=colour, linewidth=1.4, marker=marker, markersize=4)
+    if y == "eval_hard_loss":
+        axes.legend(["training", "held-out"], fontsize=_LEGEND_POINTS, frameon=False)
+    axes.set(xlabel=X_NAMES["step"], ylabel="cross-entropy" if y == "eval_hard_loss" else Y_NAMES[y])
+    figure.set_figheight(_SIZE[1] + 0.8)
+    _add_rulers(axes, run)
+    return _save(figure, path)
+
+
+def _add_rulers(axes: Axes, run: RunRecord) -> None:
+    """Below the steps, tokens and seconds: each at round numbers, placed at the steps that they belong to."""
+    left, right = axes.get_xlim()
+    steps = np.array([row["step"] for row in run.training])
+    for place, x in enumerate(X_AXES[1:], start=1):
+        values = np.array([row[x] for row in run.training]) / _X_UNITS.get(x, 1)
+        ends = np.interp([max(left, steps[0]), min(right, steps[-1])], steps, values)
+        ticks = [tick for tick in MaxNLocator(5).tick_values(*ends) if ends[0] <= tick <= ends[1]]
+        ruler = axes.secondary_xaxis(-0.24 * place)
+        ruler.set_xticks(np.interp(ticks, values, steps), [f"{tick:g}" for tick in ticks])
+        ruler.set_xlabel(X_NAMES[x])
 
 
 def scores_along(runs: Sequence[RunRecord], styles: Styles, tasks: str, path: Path) -> Path:
@@ -180,10 +227,16 @@ def teacher_quality(points: Mapping[str, Mapping[str, Any]], alone: Sequence[flo
 
 def _points(run: RunRecord, x: str, y: str, first_step: int) -> list[tuple[float, float]]:
     rows = run.held_out if y in ("eval_hard_loss", "less_alone") else run.training
-    if y in ("soft_loss", "soft_weight") and not run.config["teacher"]["path"]:
+    if y in ("soft_loss", "soft_weight", "temperature") and not run.has_teacher:
         return []
     unit = _X_UNITS.get(x, 1)
-    return [(row[x] / unit, row[y]) for row in rows if row.get(y) is not None and row["step"] >= first_step]
+    return [
+        (row[x] / unit, row[y]) for row in rows if x in row and row.get(y) is not None and row["step"] >= first_step
+    ]
+
+
+def _is_constant(run: RunRecord, y: str) -> bool:
+    return len({value for _, value in _points(run, "step", y, 0)}) <= 1
 
 
 def _canvas() -> tuple[Figure, Axes]:
@@ -203,6 +256,6 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
 
 def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=_DPI, bbox_inches="tight")  # the layout does not count the rulers of `run_curve`
     plt.close(figure)
     return path

@@ -6,25 +6,46 @@ import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
+
+# What curves may be drawn against -> its name for the reader, who chooses one of them for the whole page.
+RULERS = {"step": "steps", "tokens": "tokens", "elapsed_seconds": "time"}
 
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 76rem;
-  padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.3rem; margin-top: 2.2rem; } h3 { font-size: 1.05rem; }
-.figures { display: grid; gap: 1rem; margin: 1rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); }
-figure { margin: 0; } img { width: 100%; height: auto; display: block; }
-figcaption { font-size: .85rem; color: #444; }
+:root { color-scheme: light dark; --text: #1a1a1a; --soft: #444; --page: #fff; --line: #ddd; --strong: #888; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 0 auto;
+  max-width: 76rem; padding: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; overflow-wrap: anywhere; } h2 { font-size: 1.3rem; margin-top: 2.2rem; }
+h3 { font-size: 1.05rem; }
+.figures { display: grid; gap: 1.5rem 1rem; margin: 1rem 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
+figure { margin: 0; max-width: 44rem; } img { width: 100%; height: auto; display: block; }
+figcaption { font-size: .85rem; color: var(--soft); }
 .scroll { overflow-x: auto; }
 table { border-collapse: separate; border-spacing: 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-thead th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; min-width: 3rem; }
-td.text { text-align: left; } code { font-size: .9em; overflow-wrap: anywhere; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
+  white-space: normal; min-width: 7rem; }
+thead th { border-bottom: 2px solid var(--strong); vertical-align: bottom; white-space: normal; min-width: 3rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
-p.note { color: #444; font-size: .9rem; max-width: 60rem; }
+p.note { color: var(--soft); font-size: .9rem; max-width: 60rem; overflow-wrap: anywhere; }
+.rulers { border: 0; padding: .4rem 0; margin: 0; position: sticky; top: 0; background: var(--page); z-index: 1; }
+.rulers legend { float: left; margin-right: .8rem; } .rulers label { margin-right: .8rem; white-space: nowrap; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --text: #e6e6e6; --soft: #b8b8b8; --page: #1a1a1a; --line: #3a3a3a; --strong: #777; }
+  /* White becomes the page's colour and black nearly white, while colours keep their hue. */
+  img { filter: invert(.898) hue-rotate(180deg); }
+}
+@media print {
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .figures { grid-template-columns: 1fr 1fr; } figure, tr { break-inside: avoid; }
+  h1, h2, h3, summary { break-after: avoid; } .rulers { display: none; }
+  .scroll { overflow: visible; } table { font-size: 8pt; } th, td { white-space: normal; padding: .2rem .4rem; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+}
 """
+# Where a browser does not know :has, all three are shown.
+_CHOICE = "".join(f"body:has(#by-{ruler}:checked) .ruled:not(.by-{ruler}) {{ display: none; }}\n" for ruler in RULERS)
 
 
 _BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
@@ -35,12 +56,23 @@ def is_a_page(path: Path) -> bool:
     return path.read_bytes().startswith(_BEGINNING.encode())
 
 
+class Shown(NamedTuple):
+    """A figure on the page."""
+
+    path: Path | None
+    """A PNG file; None: left out."""
+    caption: str
+    ruler: str = ""
+    """Shown while the reader has chosen this one of RULERS; "": always."""
+
+
 class Page:
     """Headings, paragraphs, figures and tables, in the order they are added."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._parts: list[str] = []
+        self._ruled = False
 
     def heading(self, text: str, level: int = 2) -> None:
         """A heading below the page's own."""
@@ -50,17 +82,18 @@ class Page:
         """A paragraph."""
         self._parts.append(f'<p class="note">{escape(text)}</p>')
 
-    def figures(self, figures: Sequence[tuple[Path | None, str]], *, folded: str = "") -> None:
+    def figures(self, figures: Sequence[Shown], *, folded: str = "") -> None:
         """PNG files, side by side where there is room, each with its caption.
 
         Args:
-            figures: (file, caption); those without a file are left out.
+            figures: those with a ruler take turns, as the reader chooses one at the top of the page.
             folded: if given, the figures are hidden under this title until it is clicked.
         """
-        shown = "".join(_figure(path, text) for path, text in figures if path is not None)
+        shown = [each for each in figures if each.path is not None]
         if not shown:
             return
-        block = f'<div class="figures">{shown}</div>'
+        self._ruled = self._ruled or any(each.ruler for each in shown)
+        block = f'<div class="figures">{"".join(map(_figure, shown))}</div>'
         self._parts.append(f"<details><summary>{escape(folded)}</summary>{block}</details>" if folded else block)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, folded: str = "") -> None:
@@ -77,7 +110,8 @@ class Page:
         html = (
             f"{_BEGINNING}{title}</title>"
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{_STYLE}</style></head><body><h1>{title}</h1>\n" + "\n".join(self._parts) + "\n</body></html>\n"
+            f"<style>{_STYLE}{_CHOICE if self._ruled else ''}</style></head><body><h1>{title}</h1>\n"
+            f"{_rulers() if self._ruled else ''}" + "\n".join(self._parts) + "\n</body></html>\n"
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(html, encoding="utf-8")
@@ -89,9 +123,19 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _figure(path: Path, text: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    caption = escape(text)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+def _rulers() -> str:
+    buttons = "".join(
+        f'<input type="radio" name="ruler" id="by-{ruler}"{" checked" if number == 0 else ""}>'
+        f'<label for="by-{ruler}"> {name}</label>'
+        for number, (ruler, name) in enumerate(RULERS.items())
     )
+    return f'<fieldset class="rulers"><legend>Curves by</legend>{buttons}</fieldset>\n'
+
+
+def _figure(shown: Shown) -> str:
+    assert shown.path is not None
+    data = base64.b64encode(shown.path.read_bytes()).decode()
+    caption = escape(shown.caption)
+    kind = f' class="ruled by-{shown.ruler}"' if shown.ruler else ""
+    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f"<figure{kind}>{image}<figcaption>{caption}</figcaption></figure>"

@@ -31,10 +31,14 @@ class RunRecord:
     labels: dict[str, str] = field(default_factory=dict)
     teacher_run: str | None = None
     status: str = "finished"
+    in_a_series: bool = True
+    """Whether its name is one that a study gave."""
 
     @property
     def series(self) -> str:
-        """The name without its seed, for people: equal for runs that differ in nothing else."""
+        """The name without its seed, for people: equal for runs of a study that differ in nothing else."""
+        if not self.in_a_series:
+            return self.name
         stem, _, seed = self.name.rpartition("-s")
         return (stem if seed.isdigit() else self.name).replace("_", " ").replace("-", ", ")
 
@@ -69,9 +73,47 @@ class RunRecord:
         steps = [row["step"] for row in self.training]
         rows = []
         for row in evaluations(self._folder):
-            at = {x: float(np.interp(row["step"], steps, [each[x] for each in self.training])) for x in X_AXES}
+            at = {x: float(np.interp(row["step"], steps, [each[x] for each in self.training])) for x in X_AXES if steps}
             rows.append({**at, **row})
         return rows
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there is a held-out loss, and the tokens and seconds that it took."""
+        return bool(self.training and self.held_out)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether its recipe names a teacher."""
+        return bool(self.config["teacher"]["path"])
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Real tokens of all ranks a second of training, over the whole run; evaluations and checkpoints are left out.
+
+        None before the first logged step.
+        """
+        seconds = sum(seconds for seconds, _ in self._intervals())
+        return self.training[-1]["tokens"] / seconds if seconds else None
+
+    def mean_over_time(self, name: str) -> float | None:
+        """A share such as `mfu`, averaged over the seconds of training; None if no row has it."""
+        known = [(seconds, row[name]) for seconds, row in self._intervals() if row.get(name) is not None]
+        whole = sum(seconds for seconds, _ in known)
+        return sum(seconds * value for seconds, value in known) / whole if whole else None
+
+    def _intervals(self) -> list[tuple[float, dict[str, Any]]]:
+        """(seconds of training since the row before it, row) of logged steps.
+
+        Runs of early versions tell no rate; all of their seconds count.
+        """
+        found, before = [], {"tokens": 0, "elapsed_seconds": 0.0}
+        for row in self.training:
+            rate = row.get("tokens_per_second")
+            whole = row["elapsed_seconds"] - before["elapsed_seconds"]
+            found.append(((row["tokens"] - before["tokens"]) / rate if rate else whole, row))
+            before = row
+        return found
 
     @property
     def final_loss(self) -> float:
@@ -109,6 +151,24 @@ def by_series(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     for run in runs:
         groups.setdefault(run.series, []).append(run)
     return groups
+
+
+def named_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """Runs by the names of their folders; those of equal names have as much of the path before it as tells them apart.
+
+    Raises ValueError where one run is given twice.
+    """
+    folders = [path.expanduser().resolve() for path in paths]
+    for number, folder in enumerate(folders):
+        if folder in folders[:number]:
+            raise ValueError(f"{paths[number]}: is given twice; name each run once")
+    names = []
+    for folder in folders:
+        length = 1
+        while sum(other.parts[-length:] == folder.parts[-length:] for other in folders) > 1:
+            length += 1
+        names.append("/".join(folder.parts[-length:]))
+    return [RunRecord(name, folder, in_a_series=False) for name, folder in zip(names, folders)]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

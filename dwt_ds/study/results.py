@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from dwt_ds.base.files import MANIFEST
-from dwt_ds.config.schema import DataConfig
+from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.flops import Work, forward_flops, meta_model
-from dwt_ds.models.load import load_model_config
-from dwt_ds.plan.corpus import corpus_of
+from dwt_ds.study.models import data_of, student_config, teacher_config
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 
 RESULTS_HEAD = (
@@ -52,29 +49,47 @@ def results_table(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Saving:
-    """Where a run first reaches the held-out loss that the lone student ends with; None: never, or not known."""
+    """Where a run first reaches the held-out loss that another ends with; None: never, or not known."""
 
     tokens: float | None
     tokens_saved: float | None
-    """Share of the lone student's tokens."""
+    """Share of the other's tokens; below 0 where the run needs more."""
     flops: float | None
     """Operations of training up to there, including the teacher's forward passes but not its own training."""
     flops_saved: float | None
-    """Share of the lone student's operations."""
+    """Share of the other's operations."""
+    seconds: float | None
+    """Of training, evaluations and checkpoints before that point included."""
+    seconds_saved: float | None
+    """Share of the other's seconds."""
 
 
-def saving(run: RunRecord, alone: RunRecord) -> Saving:
-    """Compare a run with the lone student of its seed; between two evaluations the loss is interpolated linearly."""
-    level = alone.final_loss
+def saving(run: RunRecord, other: RunRecord) -> Saving:
+    """Compare a run with another, such as the lone student of its seed, at the point of its curve where it is as good.
+
+    Between two evaluations the loss is interpolated linearly.
+    """
     losses = [row["eval_hard_loss"] for row in run.held_out]
-    tokens = first_reached([row["tokens"] for row in run.held_out], losses, level)
-    if tokens is None:
-        return Saving(None, None, None, None)
-    all_tokens, all_flops = whole_training(alone)
+    tokens, seconds = (
+        first_reached([row[x] for row in run.held_out], losses, other.final_loss) for x in ("tokens", "elapsed_seconds")
+    )
+    if tokens is None or seconds is None:
+        return Saving(None, None, None, None, None, None)
+    all_tokens, all_flops = whole_training(other)
     each = flops_per_token(run)
     flops = None if each is None else tokens * each
-    flops_saved = None if flops is None or all_flops is None else 1 - flops / all_flops
-    return Saving(tokens, 1 - tokens / all_tokens, flops, flops_saved)
+    return Saving(
+        tokens,
+        _saved(tokens, all_tokens),
+        flops,
+        _saved(flops, all_flops),
+        seconds,
+        _saved(seconds, float(other.held_out[-1]["elapsed_seconds"])),
+    )
+
+
+def _saved(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or not theirs else 1 - ours / theirs
 
 
 def whole_training(run: RunRecord) -> tuple[float, float | None]:
@@ -97,22 +112,22 @@ def first_reached(xs: Sequence[float], losses: Sequence[float], level: float) ->
 def flops_per_token(run: RunRecord) -> float | None:
     """Operations of training per real token: three passes of the student and one of the teacher.
 
-    None if an export or the data folder is missing.
+    None if the data folder or the configuration of a model is missing.
     """
-    data = DataConfig(**run.config["data"])
-    teacher = run.config["teacher"]["path"]
-    models = [run.path / "export", *([Path(teacher).expanduser()] if teacher else [])]
-    needed = [Path(data.dir).expanduser() / MANIFEST, *(model / "config.json" for model in models)]
-    if not all(path.is_file() for path in needed):
+    data = parse_run_config(run.config).data
+    student, teacher = student_config(run), teacher_config(run)
+    if student is None or (run.has_teacher and teacher is None):
         return None
-    corpus = corpus_of(data)
+    corpus = data_of(run)
+    if corpus is None:
+        return None
     all_tokens = run.config["distill"]["soft_positions"] == "all"
     rows = corpus.seq_len if all_tokens else corpus.labels_per_row(data.mask_probability)
-    student, *others = (
-        forward_flops(meta_model(load_model_config(str(model))), corpus.seq_len, rows, corpus.vocab_size)
-        for model in models
-    )
-    return Work(student, sum(others)).per_row / corpus.tokens_per_row
+    passes = [
+        0 if config is None else forward_flops(meta_model(config), corpus.seq_len, rows, corpus.vocab_size)
+        for config in (student, teacher)
+    ]
+    return Work(*passes).per_row / corpus.tokens_per_row
 
 
 def with_deviation(mean: float, deviation: float | None, digits: int, unit: str = "", *, sign: bool = False) -> str:

@@ -8,12 +8,15 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
+from dwt_ds.base.files import whole_lines
 from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import load_recipe, parse_run_config
+from dwt_ds.config.schema import RunConfig
 from dwt_ds.models.build import student_model_config
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
-from dwt_ds.study.records import RunRecord, by_series, differing_settings, mean_and_deviation
+from dwt_ds.study.overview import overview
+from dwt_ds.study.records import RunRecord, by_series, differing_settings, mean_and_deviation, named_runs
 from dwt_ds.study.results import first_reached, flops_per_token, saving
 from dwt_ds.study.scores import glue_scores
 
@@ -111,9 +114,124 @@ def test_a_study_in_progress_can_be_drawn(study: Path) -> None:
 def test_a_runs_report(study: Path, tmp_path: Path) -> None:
     assert main(["report", str(study / "with_teacher2-s1"), "--out", str(tmp_path / "report")]) == 0
     html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert "held-out MLM loss 5.0200 at step 12<" in html
-    assert html.count("<img") == 10  # three losses by steps, tokens and seconds; the weight by steps
+    assert "<td>held-out loss</td><td>5.0200</td>" in html
+    assert html.count("<img") == 2, "held-out and soft loss, once each; the constant weight is not drawn"
     assert "student.family" in html
+    assert "by-tokens" not in html, "rulers below each figure take the switch's place"
+
+
+def compared(folder: Path, tiny_data: Path, teacher: Path | None) -> list[str]:
+    """Two runs at 100 tokens and 1 s a step, of which half is not training, and 200 tokens/s in the other half."""
+    paths = []
+    for name, path, losses in (
+        ("alone", None, {10: 6.0, 20: 5.0}),
+        ("helped", teacher and str(teacher), {10: 5.5, 20: 4.5}),
+    ):
+        config = RunConfig().to_dict()
+        config["data"]["dir"], config["teacher"]["path"], config["seed"] = str(tiny_data), path, 7
+        config["student"] |= {"layers": 2, "hidden_size": 32, "num_heads": 2, "max_positions": 32}
+        run = folder / name
+        write_run(run, losses, config, finished=name == "alone")
+        rows = [json.loads(line) for line in whole_lines(run / "metrics.jsonl")]
+        for row in rows:
+            if "loss" in row:
+                share = 0.1 if row["step"] == 10 else 0.3
+                row |= {"tokens_per_second": 200.0, "mfu": 2 * share, "mfu_student": share, "soft_weight": row["step"]}
+            else:
+                row["eval_hard_loss.books"] = 3.0
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        paths.append(str(run))
+    return paths
+
+
+def table_of(markdown: str) -> dict[str, list[str]]:
+    """First cell -> the others, of a Markdown table."""
+    rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in markdown.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_runs_are_drawn_beside_one_another(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
+    paths = compared(tmp_path / "runs", tiny_data, tiny_teacher)
+    assert main(["report", *paths, "--against", "alone"]) == 0
+    out = tmp_path / "runs" / "report"
+    table = table_of((out / "results.md").read_text(encoding="utf-8"))
+    alone, helped = (RunRecord(Path(path).name, Path(path)) for path in paths)
+    flops = [flops_per_token(run) for run in (alone, helped)]
+    assert table["state"] == ["complete", "not complete"]
+    weights = BertForMaskedLM(BertConfig.from_pretrained(tiny_teacher)).num_parameters()
+    assert table["teacher"] == ["none", f"1 x 16, {weights / 1e6:.2f} M parameters"]
+    assert table["student"][0] == table["student"][1]
+    assert re.fullmatch(r"2 x 32, 0\.0\d M parameters", table["student"][0])
+    assert (table["steps"], table["tokens"], table["time"]) == (["20", "20"], ["2,000", "2,000"], ["20s", "20s"])
+    assert table["tokens/s"] == ["200", "200"]
+    # Both logged rows took 5 seconds of training.
+    assert table["MFU"] == ["40.0%", "40.0% (student's 20.0%)"]
+    assert table["held-out loss"] == ["5.0000", "4.5000"]
+    assert table["held-out KL from the teacher"] == ["", "0.2000"]
+    assert table["held-out loss, books"] == ["3.0000", "3.0000"]
+    assert table["held-out loss minus alone's"] == ["", "-0.5000"]
+    # 5.0 is half-way between steps 10 and 20.
+    assert table["as good as alone after: tokens"] == ["2,000", "1,500 (25% saved)"]
+    assert table["as good as alone after: time"] == ["20s", "15s (25% saved)"]
+    assert flops[0] is not None
+    assert flops[1] is not None
+    saved = 1 - 0.75 * flops[1] / flops[0]
+    assert table["as good as alone after: FLOPs"] == [
+        f"{2000 * flops[0]:.2e}",
+        f"{1500 * flops[1]:.2e} ({saved:.0%} saved)",
+    ]
+    html = (out / "index.html").read_text(encoding="utf-8")
+    assert html.index("<table") < html.index("<img")
+    assert "<script" not in html
+    for ruler in ("step", "tokens", "elapsed_seconds"):
+        assert f'<input type="radio" name="ruler" id="by-{ruler}"' in html
+        # Held-out, hard and soft losses, and the weight, which changes here.
+        assert html.count(f'<figure class="ruled by-{ruler}"><img') == 4
+    assert "<td>teacher.path</td>" in html
+
+
+def test_a_run_that_is_never_as_good_says_so(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
+    runs = named_runs([Path(path) for path in compared(tmp_path, tiny_data, tiny_teacher)])
+    _, rows = overview(runs, runs[1])
+    table = {name: cells for name, *cells in rows}
+    assert table["as good as helped after: tokens"] == ["never", "2,000"]
+    # What is drawn while the run has not taken a step.
+    (tmp_path / "alone" / "metrics.jsonl").write_text("")
+    _, rows = overview(named_runs([tmp_path / "alone"]), None)
+    assert [row[0] for row in rows] == ["state", "student", "teacher"]
+
+
+def test_runs_of_equal_names_are_told_apart(tmp_path: Path) -> None:
+    folders = [tmp_path / place / "run" for place in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert [run.name for run in named_runs([*folders, tmp_path / "a"])] == ["a/run", "b/run", "a"]
+    assert [run.series for run in named_runs([tmp_path / "exp-s1", tmp_path / "exp-s2"])] == ["exp-s1", "exp-s2"]
+    with pytest.raises(ValueError, match="is given twice; name each run once"):
+        named_runs([folders[0], tmp_path / "a" / "." / "run"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--against", "alon"], "--against alon: is none of the runs (alone, helped); did you mean 'alone'?"),
+        (["nothing"], "nothing: holds no run (metrics.jsonl); give folders of runs, or a study alone"),
+    ],
+)
+def test_what_cannot_be_compared(
+    words: list[str], message: str, tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = compared(tmp_path, tiny_data, None)
+    assert main(["report", *paths, *words]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (tmp_path / "report").exists()
+
+
+def test_constants_are_not_plotted(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
+    _, path = compared(tmp_path, tiny_data, tiny_teacher)
+    assert main(["report", path]) == 0
+    drawn = {file.stem for file in (Path(path) / "report" / "figures").iterdir()}
+    assert drawn == {"eval_hard_loss", "soft_loss", "soft_weight"}
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,49 @@
+"""A run's models, as far as its folder tells: configurations, sizes, and the data that decides some of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from dwt_ds.base.files import MANIFEST
+from dwt_ds.config.recipe import parse_run_config
+from dwt_ds.models.build import parameter_count, student_model_config
+from dwt_ds.models.flops import meta_model
+from dwt_ds.models.load import load_model_config
+from dwt_ds.plan.corpus import corpus_of
+from dwt_ds.run.resolve import Corpus
+from dwt_ds.study.records import RunRecord
+
+
+def data_of(run: RunRecord) -> Corpus | None:
+    """What has to be known of the run's data; None if the data folder is not on this machine."""
+    data = parse_run_config(run.config).data
+    return corpus_of(data) if (Path(data.dir).expanduser() / MANIFEST).is_file() else None
+
+
+def student_config(run: RunRecord) -> PretrainedConfig | None:
+    """That of its export or, before there is one, of its recipe and data; None if neither tells."""
+    if (run.path / "export" / "config.json").is_file():
+        return load_model_config(run.path / "export")
+    corpus = data_of(run)
+    if corpus is None:
+        return None
+    # Which tokens are special changes no size.
+    sizes = {"vocab_size": corpus.vocab_size, "seq_len": corpus.seq_len, "pad_token_id": corpus.pad_token_id}
+    return student_model_config(parse_run_config(run.config).student, **sizes, mask_token_id=corpus.vocab_size - 1)
+
+
+def teacher_config(run: RunRecord) -> PretrainedConfig | None:
+    """That in the teacher's folder; None without a teacher, or if its folder is not on this machine."""
+    path = run.config["teacher"]["path"]
+    folder = Path(path).expanduser() if path else None
+    return load_model_config(folder) if folder is not None and (folder / "config.json").is_file() else None
+
+
+def size_in_words(config: PretrainedConfig | None) -> str:
+    """`6 x 128, 1.93 M parameters`: layers, width and parameters, tied ones counted once."""
+    if config is None:
+        return "not known"
+    count = parameter_count(meta_model(config))
+    return f"{config.num_hidden_layers} x {config.hidden_size}, {count / 1e6:,.2f} M parameters"
