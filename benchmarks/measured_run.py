@@ -106,7 +106,7 @@ class MeasuredStudent:
         if not last:
             return
         optimizer = self._engine.optimizer
-        masters = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat")
+        masters = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat", "fp32_groups")
         inner = getattr(optimizer, "optimizer", optimizer)
         state = [t for each in inner.state.values() for t in each.values() if torch.is_tensor(t) and t.dim()]
         shards = [getattr(p, "ds_tensor", None) for p in self._engine.module.parameters()]

@@ -24,9 +24,8 @@ COUNTS_BYTES = 4 * 8
 # Also our own, fp32: the step's loss, for the guard against spikes, and its three means, for the adaptive weight.
 SPIKE_BYTES, LOSSES_BYTES = 4, 3 * 4
 
-# DeepSpeed's, by stage: the gradient norm and whether it is finite (where these are two calls, the latter only in 16
-# bits).
-CHECKS_BYTES = {0: [], 1: [4, 1], 2: [4, 1], 3: [8]}
+# The gradient norm under ZeRO, in fp64. Without ZeRO, whole gradients are on every rank.
+NORM_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,7 @@ def step_traffic(
         large = _stage_3(zero, partition, accumulation)
     else:
         large = _stages_1_and_2(stage, zero, partition, accumulation)
-    checks = CHECKS_BYTES[stage]
-    if stage in (1, 2) and zero.precision == "fp32":
-        checks = checks[:1]
-    small = [*own, *checks]
+    small = [*own, *([NORM_BYTES] if stage else [])]
     return [*large, Traffic("all_reduce", "counts, norm and the like", sum(small), len(small))]
 
 
