@@ -14,6 +14,7 @@ STUDY = ["accelerate>=1.1", "matplotlib>=3.8", "scikit-learn>=1.4", "scipy>=1.11
 MONITOR = ["tensorboard>=2.15"]
 QUANTIZATION = ["torchao>=0.18"]
 LAMB = ["pytorch-optimizer>=4.1"]
+COMPLETION = ["argcomplete>=3.1"]
 # Dictionaries that know the words of Chinese and Thai; 100 MB.
 WORDS = ["jieba>=0.42.1", "pythainlp>=5.0"]
 
@@ -60,11 +61,13 @@ setup(
         "quantization": QUANTIZATION,
         "lamb": LAMB,
         "words": WORDS,
+        "completion": COMPLETION,
         "dev": [
             *STUDY,
             *MONITOR,
             *QUANTIZATION,
             *LAMB,
+            *COMPLETION,
             "hypothesis>=6.100",
             "mypy>=1.10",
             "pytest>=8.0",

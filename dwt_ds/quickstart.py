@@ -1,4 +1,4 @@
-"""`make quickstart`: data, a weak teacher, the same student alone and distilled, and what came out.
+"""`make quickstart`: data, a weak teacher, the same student alone and distilled, and a page that compares them.
 
 Every model is trained by DeepSpeed under ZeRO-2, as a user would do it; the commands are printed.
 """
@@ -38,14 +38,17 @@ def main() -> int:
         _run("launch", *recipe, f"output_dir={RUNS}/{name}")
     runs = [RunRecord(name, RUNS / name) for name in RUN_RECIPES]
     _print_table(runs)
-    # Imported here: it needs matplotlib, of which the data and the runs have no need.
+    # Imported here: they need matplotlib, of which the data and the runs have no need.
     from dwt_ds.study import figures
+    from dwt_ds.study.report import write_report
 
     styles = figures.Styles(list(RUN_RECIPES))
     figures.curves(runs, "step", "eval_hard_loss", styles, RUNS / "curves.png", with_training=True)
     _fill_mask(RUNS / "distilled" / "export")
+    page = write_report([run.path for run in runs], RUNS / "report", against="alone")
     print(f"\ndone in {time.perf_counter() - began:.0f} s")
-    print(f"curves: {RUNS}/curves.png   student: {RUNS}/distilled/export   its settings: {RUNS}/distilled/config.yaml")
+    print(f"student: {RUNS}/distilled/export   its settings: {RUNS}/distilled/config.yaml   curves: {RUNS}/curves.png")
+    print(f"the three runs beside one another, for a browser: {page}")
     return 0
 
 

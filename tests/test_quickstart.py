@@ -22,12 +22,16 @@ def test_it_trains_teacher_and_students_and_shows_them(
     overrides = {name: [*words, *SHORT] for name, words in quickstart.RUN_RECIPES.items()}
     monkeypatch.setattr(quickstart, "RUN_RECIPES", overrides)
     assert quickstart.main() == 0
-    said = capfd.readouterr().out
+    said, errors = capfd.readouterr()
     table = said[said.index("model      held-out MLM loss") :].splitlines()
     assert [line.split()[0] for line in table[1:4]] == ["teacher", "alone", "distilled"]
     assert all(8 < float(line.split()[1]) < 10 for line in table[1:4]), "near log(8000) after four steps"
     assert "[MASK] = " in said
     assert (tmp_path / "runs" / "quickstart" / "curves.png").stat().st_size > 10_000
+    page = Path("runs/quickstart/report/index.html")
+    assert said.splitlines()[-1].endswith(str(page))
+    assert "as good as alone after: tokens" in page.read_text(encoding="utf-8")
+    assert all(each not in (said + errors).lower() for each in ("warning", "hostfile", "lock")), errors
     for name, teacher in (("teacher", None), ("alone", None), ("distilled", "runs/quickstart/teacher/export")):
         run = tmp_path / "runs" / "quickstart" / name
         assert (run / "complete.json").is_file()

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from dwt_ds import __version__
 from dwt_ds.base.words import check_fits_a_line
 
 # Subcommand -> what it does. Its module is imported only when it is used, since some import heavy libraries.
@@ -26,11 +27,14 @@ SUBCOMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand; 2 for a user's mistake, reported in one line."""
+    if "_ARGCOMPLETE" in os.environ:
+        from dwt_ds.cli.completion import complete
+
+        complete(os.environ.get("COMP_LINE", ""))
     argv = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="dwt-ds", description=__doc__, epilog="dwt-ds COMMAND --help: its options.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, purpose in SUBCOMMANDS.items():
-        commands.add_parser(name, help=purpose, add_help=False)
+    parser.add_argument("--version", action="version", version=f"dwt-ds {__version__}")
+    add_commands(parser, add_help=False)
     chosen = parser.parse_args(argv[:1])
     module = importlib.import_module(f"dwt_ds.cli.{chosen.command}")
     subparser = argparse.ArgumentParser(prog=f"dwt-ds {chosen.command}", description=module.__doc__)
@@ -43,6 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {_in_words(error)}", file=sys.stderr)
         return 2
+
+
+def add_commands(parser: argparse.ArgumentParser, *, add_help: bool = True) -> dict[str, argparse.ArgumentParser]:
+    """Add the subcommands, without their options; name -> parser."""
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    return {name: commands.add_parser(name, help=text, add_help=add_help) for name, text in SUBCOMMANDS.items()}
 
 
 def _refuse_other_bytes(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Locks in the folder of compiled operators.
+"""Builds in the folder of compiled operators: they are announced, and locks that they left behind are named.
 
 torch builds an extension under a file `lock`. A build that is killed leaves it behind, and whoever needs the extension
 next would wait for it forever, without a message.
@@ -15,13 +15,17 @@ from torch.utils.file_baton import FileBaton
 
 # A build writes a file at a time, and nvcc takes several minutes for some on a busy machine.
 _ABANDONED_SECONDS = 600.0
-_MESSAGE_SECONDS = 30.0
+# The builder has said on this machine that it builds; this is for whoever cannot see that.
+_MESSAGE_SECONDS = 120.0
 _POLL_SECONDS = 2.0
+_TORCHS_TRY_ACQUIRE = FileBaton.try_acquire
 
 
 def raise_on_abandoned_locks() -> None:
-    """From now on torch's wait for an abandoned lock is a ValueError that names the file."""
+    """From now on torch's wait for an abandoned lock is a ValueError that names the file, and the process that builds
+    an operator says so: torch is silent for minutes."""
     FileBaton.wait = _wait  # type: ignore[method-assign,assignment]
+    FileBaton.try_acquire = _try_acquire  # type: ignore[method-assign,assignment]
 
 
 def find_abandoned_locks() -> list[Path]:
@@ -40,6 +44,15 @@ def extensions_folder() -> Path:
     python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
     built_for = f"rocm{version.hip}" if version.hip else f"cu{version.cuda}" if version.cuda else "cpu"
     return Path(get_default_build_root(), f"{python}_{built_for.replace('.', '')}")
+
+
+def _try_acquire(baton: FileBaton) -> bool | None:
+    folder = Path(baton.lock_file_path).parent
+    acquired = _TORCHS_TRY_ACQUIRE(baton)
+    # A built extension is loaded under the same lock.
+    if acquired and not any(folder.glob("*.so")):
+        print(f"compiling {folder.name} for this machine, once; it takes a minute or more", file=sys.stderr, flush=True)
+    return acquired
 
 
 def _wait(baton: FileBaton) -> None:

@@ -47,7 +47,9 @@ class Launch(NamedTuple):
         starts_modules = self.launcher in ("none", "pdsh", "srun")
         program = ["--module", module] if starts_modules else [_RUN_MODULE, module]
         words = [_quoted_for_pdsh(word) for word in arguments] if self.launcher == "pdsh" else arguments
-        return [*self.prefix, "--log_level", "warning", *self.options, *program, *words]
+        # The only warning of DeepSpeed's launcher is that there is no hostfile; on this machine there is to be none.
+        level = "error" if only_here(self.hosts) else "warning"
+        return [*self.prefix, "--log_level", level, *self.options, *program, *words]
 
 
 def only_here(hosts: Sequence[Host]) -> bool:

@@ -19,7 +19,8 @@ from dwt_ds.engine.build_locks import extensions_folder, find_abandoned_locks, r
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock of this moment, with torch's wait patched as a run patches it."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    monkeypatch.setattr(FileBaton, "wait", FileBaton.wait)  # put back afterwards
+    for name in ("wait", "try_acquire"):
+        monkeypatch.setattr(FileBaton, name, getattr(FileBaton, name))  # put back afterwards
     monkeypatch.setattr(build_locks, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(build_locks, "_MESSAGE_SECONDS", 0.05)
     raise_on_abandoned_locks()
@@ -68,3 +69,15 @@ def test_an_abandoned_lock_is_named_with_what_to_do(lock: Path) -> None:
     lock.unlink()
     FileBaton(str(lock)).wait()
     assert find_abandoned_locks() == []
+
+
+def test_a_build_says_what_it_does(lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not FileBaton(str(lock)).try_acquire(), "another process has it"
+    assert capsys.readouterr().err == ""
+    lock.unlink()
+    assert FileBaton(str(lock)).try_acquire()
+    assert capsys.readouterr().err == "compiling cpu_adam for this machine, once; it takes a minute or more\n"
+    lock.unlink()
+    (lock.parent / "cpu_adam.so").touch()
+    assert FileBaton(str(lock)).try_acquire(), "what is built is loaded under the lock"
+    assert capsys.readouterr().err == ""

@@ -116,7 +116,7 @@ def test_one_machine(run: Run, recorded: Callable[[], list[str]], tmp_path: Path
     done = run("run_local.sh", "quickstart", *ODD, **settings)
     assert done.returncode == 7, done.stderr
     assert recorded() == [
-        *f"--log_level warning --hostfile {os.devnull} --num_gpus 4 --master_port 29512".split(),
+        *f"--log_level error --hostfile {os.devnull} --num_gpus 4 --master_port 29512".split(),
         *("--module", "dwt_ds.pretrain", "quickstart", *ODD, "--deepspeed_config", "my configs/zero 3.json"),
     ]
     assert not (tmp_path / "pwned").exists()

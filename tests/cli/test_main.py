@@ -1,0 +1,70 @@
+"""The command as a whole: its version, `python -m dwt_ds`, completion in the shell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dwt_ds
+from dwt_ds.cli.completion import whole_parser
+from dwt_ds.cli.main import SUBCOMMANDS, main
+
+HELP = """
+import sys
+from dwt_ds.cli.main import main
+try:
+    main(["--help"])
+except SystemExit:
+    print([name for name in ("torch", "yaml", "numpy", "pydantic", "argcomplete") if name in sys.modules])
+"""
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "dwt_ds", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"dwt-ds {dwt_ds.__version__}\n")
+    done = subprocess.run([sys.executable, "-m", "dwt_ds", "nothing"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "dwt-ds: error: argument COMMAND: invalid choice: 'nothing'" in done.stderr
+
+
+def test_help_names_every_command_and_imports_no_library(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(f"    {name} " in said for name in SUBCOMMANDS)
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
+
+
+def test_completion_knows_the_options_of_the_command_in_the_line() -> None:
+    (commands,) = whole_parser(["dwt-ds", "plan", "qui"])._subparsers._group_actions  # type: ignore[union-attr]
+    assert set(commands.choices) == set(SUBCOMMANDS)  # type: ignore[arg-type]
+    options = {name: parser._option_string_actions for name, parser in commands.choices.items()}  # type: ignore[union-attr]
+    assert {"--gpu", "--data", "--config"} < set(options["plan"])
+    assert "--every" not in options["prepare"], "imported for nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "among", "not_among"),
+    [
+        ("dwt-ds pl", "plan ", "prepare"),
+        ("dwt-ds plan --net", "--network-gbps ", "--gpu"),
+        ("dwt-ds plan paper_al", "paper_alone ", "paper_weak"),
+        ("dwt-ds launch quickstart train.max_", "train.max_steps=", "train.eval_every="),
+        ("dwt-ds study --scale sm", "smoke", "paper"),
+    ],
+)
+def test_the_shell_is_answered(line: str, among: str, not_among: str, tmp_path: Path) -> None:
+    """As argcomplete's shell function asks; it comes with the dev extra."""
+    answer = tmp_path / "answer"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    asked |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_SUPPRESS_SPACE": "0"}
+    subprocess.run([sys.executable, "-m", "dwt_ds"], env={**os.environ, **asked}, check=True, cwd=tmp_path)
+    found = answer.read_text().splitlines()
+    assert among in found or among.strip() in found, found
+    assert not any(each.startswith(not_among) for each in found), found
