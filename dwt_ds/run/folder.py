@@ -159,6 +159,10 @@ class RunFolder:
         """Objects of metrics.jsonl, the earliest first; a last line torn by a kill is left out."""
         return [json.loads(line) for line in whole_lines(self.metrics)]
 
+    def skipped_rows(self) -> list[dict[str, Any]]:
+        """Objects of skipped.jsonl, the earliest first."""
+        return [json.loads(line) for line in whole_lines(self.path / _SKIPPED)]
+
     def has_held_out_loss(self, step: int) -> bool:
         """Whether the held-out losses after `step` are in metrics.jsonl."""
         return any(row["step"] == step and "eval_hard_loss" in row for row in self.metrics_rows())

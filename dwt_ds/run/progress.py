@@ -14,7 +14,7 @@ class Progress:
 
     def __init__(self, first_step: int, total_steps: int, *, hard_weight: float = 1.0, shown: bool) -> None:
         self._total_steps = total_steps
-        self._hard = "hard" if hard_weight == 1 else f"{hard_weight:.3g} x hard"
+        self._hard_weight = hard_weight
         self._shown = shown
         silent = not (shown and sys.stdout.isatty())
         self._bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=silent, file=sys.stdout)
@@ -25,12 +25,8 @@ class Progress:
 
     def line(self, row: Mapping[str, Any], *, peak_memory_bytes: int, seconds_left: float) -> None:
         """The line of a logged step, from its metrics row."""
-        utilization = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
         self.say(
-            f"step {row['step']}/{self._total_steps}  loss {row['loss']:.4f} = {self._hard} {row['hard_loss']:.4f}"
-            f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}  lr {row['learning_rate']:.2e}"
-            f"  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s{utilization}"
-            f"  data wait {row['data_wait_share']:.0%}  mem {peak_memory_bytes / 2**30:.1f} GiB"
+            f"{step_words(row, self._total_steps, self._hard_weight)}  mem {peak_memory_bytes / 2**30:.1f} GiB"
             f"  ETA {clock(seconds_left)}"
         )
 
@@ -42,6 +38,18 @@ class Progress:
     def close(self) -> None:
         """Remove the bar."""
         self._bar.close()
+
+
+def step_words(row: Mapping[str, Any], total_steps: int, hard_weight: float) -> str:
+    """A logged step in words, from its metrics row."""
+    hard = "hard" if hard_weight == 1 else f"{hard_weight:.3g} x hard"
+    utilization = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
+    return (
+        f"step {row['step']}/{total_steps}  loss {row['loss']:.4f} = {hard} {row['hard_loss']:.4f}"
+        f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}  lr {row['learning_rate']:.2e}"
+        f"  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s{utilization}"
+        f"  data wait {row['data_wait_share']:.0%}"
+    )
 
 
 def print_line(text: str) -> None:

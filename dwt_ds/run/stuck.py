@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from torch._C import _distributed_c10d
@@ -90,26 +91,35 @@ class StuckWatch:
         os.replace(unfinished, file)
 
     def _report(self) -> str:
-        began = time.time() - self._seconds - 4 * _WRITING_SECONDS
-        found = []
-        for rank in range(self._world_size):
-            file = self._folder / f"rank_{rank:05d}.json"
-            with suppress(OSError):
-                if file.stat().st_mtime > began:
-                    found.append(json.loads(file.read_text(encoding="utf-8")))
-        silent = sorted(set(range(self._world_size)) - {facts["rank"] for facts in found})
-        most = max((facts["collectives_begun"] for facts in found), default=0)
-        behind = [facts for facts in found if facts["collectives_begun"] < most]
+        found = read_reports(self._folder, self._world_size, time.time() - self._seconds - 4 * _WRITING_SECONDS)
         lines = [f"no step for {self._seconds:.0f} s, {self._step} are done; stacks of all ranks in {self._folder}"]
-        lines += [
-            f"  rank {facts['rank']} on {facts['host']} keeps the others waiting at {facts['place']}"
-            for facts in behind or [facts for facts in found if facts["elsewhere"]]
-        ]
-        if silent:
-            lines.append(f"  silent: rank {', '.join(map(str, silent))}; dead, stopped, or its disk does not answer")
-        if len(lines) == 1:
-            lines.append("  all ranks wait in the same collective: look at the network")
+        lines += [f"  {line}" for line in who_waits_for_whom(found, self._world_size)]
         return "\n".join(lines)
+
+
+def read_reports(folder: Path, world_size: int, newer_than: float) -> list[dict[str, Any]]:
+    """What the ranks wrote to the run's folder `stuck` after a time (seconds since the epoch), by rank."""
+    found = []
+    for rank in range(world_size):
+        file = folder / f"rank_{rank:05d}.json"
+        with suppress(OSError):
+            if file.stat().st_mtime > newer_than:
+                found.append(json.loads(file.read_text(encoding="utf-8")))
+    return found
+
+
+def who_waits_for_whom(found: Sequence[Mapping[str, Any]], world_size: int) -> list[str]:
+    """A line for each rank that keeps the others waiting or is silent, from the reports of those that wrote one."""
+    silent = sorted(set(range(world_size)) - {facts["rank"] for facts in found})
+    most = max((facts["collectives_begun"] for facts in found), default=0)
+    behind = [facts for facts in found if facts["collectives_begun"] < most]
+    lines = [
+        f"rank {facts['rank']} on {facts['host']} keeps the others waiting at {facts['place']}"
+        for facts in behind or [facts for facts in found if facts["elsewhere"]]
+    ]
+    if silent:
+        lines.append(f"silent: rank {', '.join(map(str, silent))}; dead, stopped, or its disk does not answer")
+    return lines or ["all ranks wait in the same collective: look at the network"]
 
 
 def recorded_collectives() -> str:

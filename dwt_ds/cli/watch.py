@@ -1,0 +1,48 @@
+"""Show how a run in progress is doing: its last line, curves, who runs it, and what is wrong.
+
+Wrong are: a rank that keeps the others waiting, no new line for long, skipped steps, a loss that is not finite, a disk
+that is nearly full, a run that ended before its last step. Reads the run's folder alone, so it works on any machine
+that sees it, and changes nothing there. Follows the run to its end; with --once, or where the output is no terminal, it
+prints once, and the exit code is 1 if something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, its output_dir")
+    parser.add_argument("--once", action="store_true", help="print once and end")
+    parser.add_argument(
+        "--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (default: %(default)g)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    # Imported here: --help should not wait for torch.
+    from dwt_ds.study.watch import lines_of, observe
+
+    if not args.every > 0:
+        raise ValueError(f"--every {args.every}: must be above 0")
+    once = args.once or not sys.stdout.isatty()
+    while True:
+        seen = observe(args.run)
+        text = "\n".join(lines_of(seen, width=min(100, shutil.get_terminal_size().columns)))
+        print(text if once else f"{_CLEAR}{text}", flush=True)
+        if once:
+            return 1 if seen.problems else 0
+        if seen.complete:
+            return 0
+        try:
+            time.sleep(args.every)
+        except KeyboardInterrupt:
+            return 0
+
+
+# The cursor home, and everything below it erased.
+_CLEAR = "\x1b[H\x1b[J"

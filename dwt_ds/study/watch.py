@@ -1,0 +1,194 @@
+"""How a run in progress is doing, from the files in its folder alone: on its own machine, or another that sees them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dwt_ds.base.files import read_json
+from dwt_ds.base.locks import current_writer
+from dwt_ds.base.written import read_yaml
+from dwt_ds.run.folder import RunFolder
+from dwt_ds.run.progress import clock, step_words
+from dwt_ds.run.stop import STOP_FILE
+from dwt_ds.run.stuck import read_reports, who_waits_for_whom
+from dwt_ds.study.blocks import block_curve
+
+_GIB = 2**30
+# Free bytes below which the disk is called nearly full, whatever a checkpoint takes.
+_NEARLY_FULL_BYTES = _GIB
+# A pause between two lines is long if it is this many times the longest so far, and a minute.
+_LONG, _LONG_SECONDS = 3, 60.0
+_ROWS_FOR_ETA = 10
+# Share of the curve left out at its start, whose steep fall would flatten the rest.
+_LEFT_OUT = 0.1
+_CURVE_HEIGHT = 6
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A run at one moment."""
+
+    state: str
+    """One line: which run, how far it is, who runs it."""
+    last: list[str]
+    """The last logged step and the last evaluation, a line each."""
+    training: list[tuple[int, float]]
+    """(step, hard loss)."""
+    held_out: list[tuple[int, float]]
+    """(step, held-out loss)."""
+    problems: list[str]
+    """What is wrong, a line each."""
+    complete: bool
+
+
+def observe(path: Path) -> Observation:
+    """Read the folder of a run; nothing is written there.
+
+    Raises:
+        ValueError, OSError: it is not the folder of a run, or cannot be read.
+    """
+    folder = RunFolder(str(path))
+    if not (folder.path / "config.yaml").is_file():
+        raise ValueError(f"{path}: holds no run (config.yaml); give the output_dir of one that has started")
+    config, ds_values = read_yaml(folder.path / "config.yaml", "settings"), read_json(folder.path / "ds_config.json")
+    rows, total = folder.metrics_rows(), _total_steps(folder, config, ds_values)
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if row.get("eval_hard_loss") is not None]
+    complete, writer = folder.finished_steps() > 0, current_writer(folder.path)
+    skips = folder.skipped_rows()
+    problems = [] if complete else _problems(folder, config, ds_values, steps, skips, writer)
+    return Observation(
+        state=_state(path, steps, total, len(skips), complete, writer),
+        last=[*_last_step(steps, config, total), *_last_evaluation(evaluations)],
+        training=[(row["step"], row["hard_loss"]) for row in steps if row["hard_loss"] is not None],
+        held_out=[(row["step"], row["eval_hard_loss"]) for row in evaluations],
+        problems=problems,
+        complete=complete,
+    )
+
+
+def lines_of(seen: Observation, width: int) -> list[str]:
+    """What a person sees of it, at most `width` columns wide but for long messages."""
+    lines = [seen.state, *seen.last]
+    for name, points in (("training loss (hard)", seen.training), ("held-out loss", seen.held_out)):
+        shown = [point for point in points if point[0] >= _LEFT_OUT * points[-1][0]]
+        if len(shown) > 1:
+            curve = block_curve(*zip(*shown), width=width, height=_CURVE_HEIGHT)
+            lines += ["", name, *curve]
+    if seen.problems:
+        lines += ["", *(f"! {problem}" for problem in seen.problems)]
+    return lines
+
+
+def _state(
+    path: Path, steps: Sequence[dict[str, Any]], total: int | None, skips: int, complete: bool, writer: str | None
+) -> str:
+    done = steps[-1]["step"] if steps else 0
+    far = f"step {done:,}" + (f" of {total:,} ({done / total:.0%})" if total else "")
+    skipped = f", {skips:,} skipped" if skips else ""
+    doing = "complete" if complete else f"running: {writer}" if writer else "not running"
+    left = "" if complete or not writer or not total else _time_left(steps, total)
+    return f"{path}  {far}{skipped}  {doing}{left}"
+
+
+def _time_left(steps: Sequence[dict[str, Any]], total: int) -> str:
+    first, last = steps[-_ROWS_FOR_ETA:][0] if steps else None, steps[-1] if steps else None
+    if first is None or last is None or last["step"] == first["step"]:
+        return ""
+    seconds_a_step = (last["elapsed_seconds"] - first["elapsed_seconds"]) / (last["step"] - first["step"])
+    return f"  ETA {clock(seconds_a_step * (total - last['step']))}"
+
+
+def _last_step(steps: Sequence[dict[str, Any]], config: dict[str, Any], total: int | None) -> list[str]:
+    if not steps:
+        return ["no step is logged yet"]
+    # What was not finite is null in the file.
+    row = {name: float("nan") if value is None else value for name, value in steps[-1].items()}
+    return [step_words(row, total or steps[-1]["step"], config["distill"]["hard_weight"])]
+
+
+def _last_evaluation(evaluations: Sequence[dict[str, Any]]) -> list[str]:
+    if not evaluations:
+        return []
+    row, best = evaluations[-1], min(evaluations, key=lambda each: each["eval_hard_loss"])
+    lowest = "" if best is row else f", lowest {best['eval_hard_loss']:.4f} at step {best['step']:,}"
+    return [f"step {row['step']:,}  held-out: hard {row['eval_hard_loss']:.4f}{lowest}"]
+
+
+def _problems(
+    folder: RunFolder,
+    config: dict[str, Any],
+    ds_values: dict[str, Any],
+    steps: Sequence[dict[str, Any]],
+    skips: Sequence[dict[str, Any]],
+    writer: str | None,
+) -> list[str]:
+    problems = []
+    if writer is None:
+        problems.append("no process writes there, and the run is not complete; the same command resumes it")
+    elif (folder.path / STOP_FILE).exists():
+        problems.append("it was asked to stop: it saves a checkpoint and ends")
+    else:
+        problems += _stuck(folder, ds_values) or _silence(folder, config, steps)
+    if steps and steps[-1]["loss"] is None:
+        problems.append(f"the loss of step {steps[-1]['step']:,} is not finite")
+    recent = [row for row in skips if not steps or row["step"] > steps[-1]["step"] - config["train"]["skip_window"]]
+    if recent:
+        window, last = config["train"]["skip_window"], recent[-1]["step"]
+        problems.append(
+            f"{len(recent):,} of the last {window:,} steps were skipped, step {last:,} last: loss or gradient not "
+            "finite, or a loss spike; skipped.jsonl has their rows"
+        )
+    return problems + _full_disk(folder)
+
+
+def _stuck(folder: RunFolder, ds_values: dict[str, Any]) -> list[str]:
+    """What the ranks themselves report, if that is newer than the last line of the metrics."""
+    ranks = ds_values["train_batch_size"] // (
+        ds_values["train_micro_batch_size_per_gpu"] * ds_values["gradient_accumulation_steps"]
+    )
+    found = read_reports(folder.path / "stuck", ranks, _last_written(folder))
+    return [f"stuck: {line}" for line in who_waits_for_whom(found, ranks)] if found else []
+
+
+def _silence(folder: RunFolder, config: dict[str, Any], steps: Sequence[dict[str, Any]]) -> list[str]:
+    seconds = time.time() - _last_written(folder)
+    times = [row["elapsed_seconds"] for row in steps]
+    longest = max((after - before for before, after in zip(times, times[1:])), default=None)
+    if longest is None:
+        if seconds <= config["train"]["report_stuck_after_seconds"]:
+            return []
+        return [f"no new line for {clock(seconds)}"]
+    if seconds <= max(_LONG_SECONDS, _LONG * longest):
+        return []
+    return [
+        f"no new line for {clock(seconds)}, so far they were at most {clock(longest)} apart: a long evaluation or "
+        "checkpoint, or it hangs"
+    ]
+
+
+def _last_written(folder: RunFolder) -> float:
+    """When the last line was added to the metrics or, before the first, when the run began; seconds since the epoch."""
+    began = (folder.path / "config.yaml").stat().st_mtime
+    return max(began, folder.metrics.stat().st_mtime) if folder.metrics.is_file() else began
+
+
+def _full_disk(folder: RunFolder) -> list[str]:
+    free = shutil.disk_usage(folder.path).free
+    newest = max(folder.checkpoints.glob("step_*"), default=None)
+    size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file()) if newest else 0
+    if free >= max(_NEARLY_FULL_BYTES, 2 * size):
+        return []
+    takes = f"; a checkpoint takes {size / _GIB:.1f} GiB" if size else ""
+    return [f"the disk is nearly full: {free / _GIB:.1f} GiB free{takes}"]
+
+
+def _total_steps(folder: RunFolder, config: dict[str, Any], ds_values: dict[str, Any]) -> int | None:
+    """Steps of the whole run; None where only the data would tell."""
+    scheduled = ds_values.get("scheduler", {}).get("params", {}).get("total_num_steps")
+    return folder.finished_steps() or config["train"]["max_steps"] or scheduled
