@@ -1,14 +1,15 @@
 """For which model families DeepSpeed injects its inference kernels into the teacher, and how far that moves it.
 
-    python benchmarks/kernel_injection.py
+    python benchmarks/kernel_injection.py [--families bert ...] [--out DIR]
 
 Needs a CUDA device. For each family and dtype: whether the probe kept the injected engine, the largest change of the
-logits as a share of the largest one, and the time of a forward pass against the plain engine. Results go to
-benchmarks/results/kernel_injection.csv.
+logits as a share of the largest one, and the time of a forward pass against the plain engine. A row is written as it
+comes. Results: results/kernel_injection.csv.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -27,18 +28,25 @@ from dwt_ds.engine.teacher import TeacherEngine
 
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert", "electra", "albert")
 ROWS, SEQ_LEN = 64, 128
-RESULTS = Path(__file__).parent / "results" / "kernel_injection.csv"
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
     """Prints a row for each family and dtype, and writes the CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, metavar="FAMILY")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         print("error: kernel injection needs a CUDA device", file=sys.stderr)
         return 2
     start_ranks()
-    rows = [_measure(family, dtype) for family in FAMILIES for dtype in ("fp16", "bf16")]
+    rows = []
+    for family in options.families:
+        for dtype in ("bf16", "fp16"):
+            rows.append(_measure(family, dtype))
+            write_rows(options.out / "kernel_injection.csv", rows)
     stop_ranks()
-    write_rows(RESULTS, rows)
     return 0
 
 

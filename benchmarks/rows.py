@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+Row = dict[str, Any]
 
 
 def processor() -> str:
@@ -23,9 +25,9 @@ def processor_and_cores() -> str:
     return f"{processor()} x {len(os.sched_getaffinity(0))}"
 
 
-def append_row(results: Path, row: dict[str, Any]) -> None:
+def append_row(results: Path, row: Row) -> None:
     """Add a row to a CSV file; the first row of a file brings its header."""
-    results.parent.mkdir(exist_ok=True)
+    results.parent.mkdir(parents=True, exist_ok=True)
     new = not results.exists()
     with open(results, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, row)
@@ -34,8 +36,44 @@ def append_row(results: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def write_rows(results: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(results: Path, rows: Sequence[Row]) -> None:
     """Write a CSV file anew."""
     results.unlink(missing_ok=True)
     for row in rows:
         append_row(results, row)
+
+
+class Table:
+    """Rows of results in a CSV file, which is written anew whenever one comes.
+
+    Args:
+        path: of the file; its rows are read, but for those that ended with an error.
+        figures: columns of what is measured, `error` among them.
+    """
+
+    def __init__(self, path: Path, figures: Sequence[str]) -> None:
+        self._path, self._figures = path, figures
+        self.rows: list[Row] = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as lines:
+                self.rows = [row for row in csv.DictReader(lines) if not row["error"]]
+
+    def has(self, key: Row) -> bool:
+        """Whether there is a row with these values."""
+        return any(all(row[name] == str(value) for name, value in key.items()) for row in self.rows)
+
+    def add(self, key: Row, measure: Callable[[], Row]) -> None:
+        """Add the row of what `measure` returns; if it fails, for want of memory say, the error is in its row."""
+        figures: Row = {}
+        try:
+            figures = measure()
+        except Exception as error:
+            figures["error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        self.rows.append(key | {name: figures.get(name, "") for name in self._figures})
+        shown = {name: value for name, value in self.rows[-1].items() if value not in ("", None)}
+        print(shown, flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """The whole file, after a change of `rows`."""
+        write_rows(self._path, self.rows)

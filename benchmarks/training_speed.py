@@ -1,24 +1,28 @@
 """How fast the paper's student trains with its 4-layer teacher, against the loop a user would write today.
 
-    python benchmarks/training_speed.py [--text FILE] [--tokenizer VOCAB] [--steps 15] [--loop-steps 6]
+    python benchmarks/training_speed.py [--data DIR | --text FILE --tokenizer VOCAB] [--steps 15] [--loop-steps 6]
+    python benchmarks/training_speed.py --micro-batches 16 128 [--compile off layers] [--data DIR] [key=value ...]
 
-Both read the same text on the same machine in one run and are counted in real (non-pad) tokens over elapsed seconds,
+The first form alternates rounds of the two on the same machine, counted in real (non-pad) tokens over elapsed seconds,
 micro-batch 16, accumulation 1, dropout 0.1, optimizer included:
 
 * the loop: plain transformers in bf16, one sentence a row padded to the longest of 16, full logits of both models,
   eager cross-entropy and KL divergence in fp32, torch's AdamW;
 * dwt_ds: `deepspeed --module dwt_ds.pretrain paper_weak` on packed rows of 128.
 
-Rounds of the two alternate, so that a machine whose speed drifts treats them alike. The share of the measured bf16
-GEMM rate counts the floating-point operations of student and teacher that training needs, the teacher's forward pass
-included and nothing that is recomputed. Results go to benchmarks/results/training_speed.csv.
+The share of the measured bf16 GEMM rate counts the floating-point operations of student and teacher that training
+needs, the teacher's forward pass included and nothing that is recomputed. Results: results/training_speed.csv.
+
+The second form times the recipe paper_weak_h100 at several micro-batches in one process on one device: a row for each,
+written as it comes, with tokens/s, MFU, what one profiled step launches, the share of a step in which the GPU works,
+and the allocator's peak beside the plan's. `--loop-steps` adds a row for the loop. A row that `--out` has is not
+measured again, unless it ended with an error. Results: results/training_steps.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -27,51 +31,85 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from eager_loop import MICRO_BATCH, EagerLoop, synchronize
+from micro_batches import RECIPE, measure_micro_batches
 from rows import append_row, processor
-from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
+from transformers import BertConfig, BertForMaskedLM
 
+from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.launch.local import on_this_machine, visible_ranks
 from dwt_ds.run.folder import RunFolder
 
-MICRO_BATCH, SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS = 16, 128, 768, 6, 4
-RESULTS = Path(__file__).parent / "results" / "training_speed.csv"
+SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS = 128, 768, 6, 4
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
-    """Prints the figures and appends them to the CSV."""
+    """Prints the figures and writes them to a CSV file. Exit code 1 if a micro-batch ended with an error."""
     options = _options()
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.micro_batches:
+            return 0 if _time_micro_batches(options, Path(scratch)) else 1
+        _compare_with_the_loop(options, Path(scratch))
+    return 0
+
+
+def _time_micro_batches(options: argparse.Namespace, folder: Path) -> bool:
+    data = options.data or folder / "packed"
+    if not options.data:
+        _prepare(options, data)
+    sizes = load_recipe(RECIPE, options.overrides).config.student
+    student = BertConfig(
+        num_hidden_layers=sizes.layers,
+        hidden_size=sizes.hidden_size,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=4 * sizes.hidden_size,
+    )
+    student.vocab_size = _make_teacher(data, folder / "teacher", student)
+    return measure_micro_batches(
+        options.out / "training_steps.csv",
+        data=data,
+        teacher=folder / "teacher",
+        student=student,
+        overrides=options.overrides,
+        micro_batches=options.micro_batches,
+        compile_modes=options.compile,
+        steps=options.steps or 200,
+        seconds=options.seconds,
+        loop_steps=options.loop_steps or 0,
+    )
+
+
+def _compare_with_the_loop(options: argparse.Namespace, folder: Path) -> None:
     on_gpu = torch.cuda.is_available()
     ranks = options.ranks or visible_ranks(without_gpu=1)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    packed = sentences = options.data
+    if not options.data:
         packed, sentences = folder / "packed", folder / "sentences"
         _prepare(options, packed)
         _prepare(options, sentences, "--one-sentence-per-row")
-        vocab_size = _make_teacher(packed, folder / "teacher")
-        loop = EagerLoop(sentences, folder / "teacher", vocab_size)
-        flops = flops_per_token(vocab_size)
-        rounds = []
-        for number in range(options.rounds):
-            gemm = gemm_flops_per_second()
-            theirs = loop.tokens_per_second(options.loop_steps)
-            ours = pretrain_tokens_per_second(
-                packed, folder / "teacher", folder / f"run_{number}", options.steps, ranks
-            )
-            rounds.append({"gemm": gemm, "loop": theirs, "ours": ours})
-            print(
-                f"round {number + 1}: loop {theirs:,.0f} tokens/s, dwt_ds {ours:,.0f}, GEMM {gemm / 1e9:,.0f} GFLOP/s"
-            )
+    student = BertConfig(num_hidden_layers=STUDENT_LAYERS)
+    student.vocab_size = _make_teacher(packed, folder / "teacher", student)
+    loop = EagerLoop(sentences, folder / "teacher", student)
+    flops = flops_per_token(student.vocab_size)
+    rounds = []
+    for number in range(options.rounds):
+        gemm = gemm_flops_per_second()
+        theirs = loop.tokens_per_second(options.loop_steps or 6)
+        run = folder / f"run_{number}"
+        ours = pretrain_tokens_per_second(packed, folder / "teacher", run, options.steps or 15, ranks)
+        rounds.append({"gemm": gemm, "loop": theirs, "ours": ours})
+        print(f"round {number + 1}: loop {theirs:,.0f} tokens/s, dwt_ds {ours:,.0f}, GEMM {gemm / 1e9:,.0f} GFLOP/s")
     ratios = [each["ours"] / each["loop"] for each in rounds]
+    text = Path(options.text).name if options.text else "package documentation"
     row = {
         "device": torch.cuda.get_device_name() if on_gpu else processor(),
         "cores": len(os.sched_getaffinity(0)),
         "ranks": ranks,
         "torch": torch.__version__,
-        "text": Path(options.text).name if options.text else "package documentation",
+        "text": Path(options.data).name if options.data else text,
         "loop_tokens_per_second": round(statistics.median(each["loop"] for each in rounds), 1),
         "dwt_ds_tokens_per_second": round(statistics.median(each["ours"] for each in rounds), 1),
         "ratio_min": round(min(ratios), 2),
@@ -84,8 +122,7 @@ def main() -> int:
         ),
     }
     print("\n".join(f"{key:<26} {value}" for key, value in row.items()))
-    append_row(RESULTS, row)
-    return 0
+    append_row(options.out / "training_speed.csv", row)
 
 
 def flops_per_token(vocab_size: int, labelled_share: float = 19 / 128) -> float:
@@ -110,60 +147,12 @@ def gemm_flops_per_second() -> float:
         a @ b
     seconds = []
     for _ in range(20):
-        _synchronize()
+        synchronize()
         began = time.perf_counter()
         a @ b
-        _synchronize()
+        synchronize()
         seconds.append(time.perf_counter() - began)
     return 2 * rows * inner * columns / statistics.median(seconds)
-
-
-class EagerLoop:
-    """The loop a user would write: sentences as rows, full logits, eager losses, torch's AdamW."""
-
-    def __init__(self, sentences: Path, teacher: Path, vocab_size: int) -> None:
-        data = PreparedData.open(sentences)
-        self._tokenizer = data.tokenizer()
-        self._table = data.train
-        self._order = random.Random(0)
-        self._collate = DataCollatorForLanguageModeling(self._tokenizer, mlm_probability=0.15)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = BertConfig(vocab_size=vocab_size, num_hidden_layers=STUDENT_LAYERS)
-        self._student = BertForMaskedLM(config).to(self._device, torch.bfloat16).train()
-        self._teacher = BertForMaskedLM.from_pretrained(teacher, dtype=torch.bfloat16).to(self._device).eval()
-        self._optimizer = torch.optim.AdamW(self._student.parameters(), lr=5e-4)
-        self._step()  # the first step also allocates the optimizer's state
-
-    def tokens_per_second(self, steps: int) -> float:
-        """Real tokens over elapsed seconds of `steps` steps."""
-        _synchronize()
-        began = time.perf_counter()
-        tokens = sum(self._step() for _ in range(steps))
-        _synchronize()
-        return tokens / (time.perf_counter() - began)
-
-    def _step(self) -> int:
-        rows = [self._order.randrange(len(self._table)) for _ in range(MICRO_BATCH)]
-        ids, lengths = self._table.rows(np.array(rows))
-        batch = self._collate([{"input_ids": row[:n].tolist()} for row, n in zip(ids, lengths)])
-        inputs = {key: batch[key].to(self._device) for key in ("input_ids", "attention_mask")}
-        labels = batch["labels"].flatten().to(self._device)
-        with torch.no_grad():
-            teacher_logits = self._teacher(**inputs).logits.flatten(0, 1)
-        logits = self._student(**inputs).logits.flatten(0, 1)
-        labelled = labels != -100
-        hard = F.cross_entropy(logits.float(), labels)
-        soft = F.kl_div(
-            F.log_softmax(logits.float(), -1)[labelled],
-            F.log_softmax(teacher_logits.float(), -1)[labelled],
-            log_target=True,
-            reduction="batchmean",
-        )
-        (hard + soft).backward()
-        torch.nn.utils.clip_grad_norm_(self._student.parameters(), 1.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return int(lengths.sum())
 
 
 def pretrain_tokens_per_second(data: Path, teacher: Path, output: Path, steps: int, ranks: int) -> float:
@@ -196,29 +185,32 @@ def _prepare(options: argparse.Namespace, out: Path, *form: str) -> None:
     subprocess.run([*command, *form, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
 
 
-def _make_teacher(data: Path, out: Path) -> int:
-    """A random teacher costs what a trained one costs. Returns the vocabulary size."""
+def _make_teacher(data: Path, out: Path, student: BertConfig) -> int:
+    """A random teacher costs what a trained one costs: 4 layers of the student's width. Returns the vocabulary size."""
     tokenizer = PreparedData.open(data).tokenizer()
     tokenizer.save_pretrained(out)
-    config = BertConfig(vocab_size=len(tokenizer), num_hidden_layers=TEACHER_LAYERS)
+    config = BertConfig(**{**student.to_dict(), "vocab_size": len(tokenizer), "num_hidden_layers": TEACHER_LAYERS})
     BertForMaskedLM(config).save_pretrained(out)
     return len(tokenizer)
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a prepared folder of packed rows, instead of --text")
     parser.add_argument("--text", help="text file; without one, the installed packages' documentation")
     parser.add_argument("--tokenizer", help="vocab.txt or Hugging Face name; without one, 30,522 entries trained here")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
+    parser.add_argument("--steps", type=int, help="steps of dwt_ds: a round's (15), or a micro-batch's (200)")
+    parser.add_argument("--loop-steps", type=int, help="steps of the loop: a round's (6), or in all (0)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=15, help="steps of dwt_ds a round")
-    parser.add_argument("--loop-steps", type=int, default=6, help="steps of the loop a round")
     parser.add_argument("--ranks", type=int, help="ranks of dwt_ds; by default all GPUs, or one on a CPU")
-    return parser.parse_args()
+    parser.add_argument("--micro-batches", type=int, nargs="+", metavar="ROWS", help="the second form")
+    parser.add_argument("--seconds", type=float, default=4.0, help="no step of a micro-batch begins after this long")
+    parser.add_argument(
+        "--compile", nargs="+", default=["default"], metavar="MODE", help="values of train.compile, or its default"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the second form's recipe")
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

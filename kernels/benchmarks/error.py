@@ -1,6 +1,6 @@
 """How far losses and gradients are from the fp64 reference, ours and eager torch's on fp32 upcasts.
 
-    python kernels/benchmarks/error.py [--rows N]
+    python kernels/benchmarks/error.py [--rows N] [--out DIR]
 
 Norms of the errors over the rows, standard normal logits times 3. Results: results/error_DEVICE.csv.
 """
@@ -8,6 +8,7 @@ Norms of the errors over the rows, standard normal logits times 3. Results: resu
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,10 +51,11 @@ def other_gradient(function: Any, student: Tensor, teacher: Tensor, labels: Tens
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
-    most_rows = parser.parse_args().rows
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: results beside this)")
+    options = parser.parse_args()
     lines = []
     for vocabulary in VOCABULARIES:
-        rows = min(most_rows, MOST_LOGITS // vocabulary)
+        rows = min(options.rows, MOST_LOGITS // vocabulary)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             generator = torch.Generator().manual_seed(vocabulary)
             logits = [torch.randn(rows, vocabulary, generator=generator).mul_(3) for _ in range(2)]
@@ -83,7 +85,7 @@ def main() -> None:
                     )
     worst = max(lines, key=lambda line: line["ratio"])
     print(f"largest ratio {worst['ratio']}: {worst}")
-    print(write_csv("error", lines))
+    print(write_csv("error", lines, options.out))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """linear_distill_loss, chunked and without logits: time, share of the GEMM rate and memory, forward + backward.
 
-    python kernels/benchmarks/linear_form.py [--rounds N]
+    python kernels/benchmarks/linear_form.py [--rounds N] [--shapes 8192x128256x2048x4096 ...] [--providers NAME ...]
+                                             [--out DIR]
 
 bf16 hidden states and heads, temperature 2, every row labelled. Against eager torch (products, then the loss on fp32
 upcasts), torch.compile, and Liger's chunked distillation loss (its generalized Jensen-Shannon divergence at beta 0 is
@@ -12,14 +13,13 @@ device column says so. memory="logit_free" needs a GPU. Where a provider fails, 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from dwt_kernels import linear_distill_loss
-from logits_form import TEMPERATURE, eager_loss
+from logits_form import MOST_EAGER_ROWS, TEMPERATURE, eager_loss
 from measure import (
     DEVICE,
     Provider,
@@ -31,6 +31,7 @@ from measure import (
     versions,
     write_csv,
 )
+from options import chosen, parse_options
 from torch import Tensor
 
 
@@ -117,13 +118,13 @@ def losses() -> dict[str, Callable[..., Tensor]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20 if DEVICE == "cuda" else 5)
-    rounds = parser.parse_args().rounds
+    options = parse_options(__doc__, "ROWSxVOCABULARYxSTUDENT_WIDTHxTEACHER_WIDTH")
+    ways = chosen(losses(), options.providers)
+    given = {"given": [Shape(*sizes) for sizes in options.shapes or ()]}
+    sweeps = given if options.shapes else GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS
     lines = []
-    for sweep, shapes in (GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS).items():
+    for sweep, shapes in sweeps.items():
         for shape in shapes:
-            torch._dynamo.reset()
             rows, vocabulary, student_width, teacher_width = shape
             heads: list[Tensor] = []
             for width in (student_width, teacher_width):
@@ -132,8 +133,12 @@ def main() -> None:
             heads[0].requires_grad_()
             heads[1].requires_grad_()
             labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
-            providers = [Provider(name, step_of(loss, (*heads, labels))) for name, loss in losses().items()]
-            timings = time_all([*providers, gemm_provider(rows, student_width, vocabulary)], rounds)
+            providers = [
+                Provider(name, step_of(loss, (*heads, labels)))
+                for name, loss in ways.items()
+                if name not in ("eager", "eager, hard only") or rows <= MOST_EAGER_ROWS
+            ]
+            timings = time_all([*providers, gemm_provider(rows, student_width, vocabulary)], options.rounds)
             rate = 2 * rows * student_width * vocabulary / (timings.pop("gemm").p50_ms / 1e3)
             for name, timing in timings.items():
                 teacher_products = 0 if "hard only" in name else teacher_width
@@ -149,14 +154,15 @@ def main() -> None:
                     **timing.rounded(),
                     "gemm_tflop_per_s": round(rate / 1e12, 3),
                     "share_of_gemm_rate": round(needed / (timing.p50_ms / 1e3) / rate, 3),
-                    "rounds": rounds,
+                    "rounds": options.rounds,
                 }
                 lines.append(line)
                 print({key: line[key] for key in ("provider", "rows", "vocabulary", "p50_ms", "peak_mib")}, flush=True)
             # After each shape, so that a run that is cut short leaves what it measured.
-            path = write_csv("linear_form", lines)
+            path = write_csv("linear_form", lines, options.out)
     print(path)
-    print(draw("linear_form", lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
+    if not options.shapes:
+        print(draw(path, lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
 
 
 if __name__ == "__main__":

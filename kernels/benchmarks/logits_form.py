@@ -1,6 +1,6 @@
 """distill_loss on logits that are already there: time, share of the copy bandwidth and memory, forward + backward.
 
-    python kernels/benchmarks/logits_form.py [--rounds N]
+    python kernels/benchmarks/logits_form.py [--rounds N] [--shapes 512x30522 ...] [--providers NAME ...] [--out DIR]
 
 bf16 logits, temperature 2, every row labelled, against the same loss in eager torch on fp32 upcasts, under
 torch.compile, and from Liger's kernels (KL divergence and cross-entropy) where liger-kernel is installed. The share is
@@ -11,7 +11,6 @@ column.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -30,12 +29,14 @@ from measure import (
     versions,
     write_csv,
 )
+from options import chosen, parse_options
 from torch import Tensor
 
 TEMPERATURE = 2.0
 BYTES_PER_ELEMENT = 10
+MOST_EAGER_ROWS = 20_000
 # (rows, vocabulary); the first sweep changes the rows, the second the vocabulary, the third the vocabulary at few rows,
-# where starting kernels weighs most (30,522 is in the first).
+# where starting kernels weighs most (30,522 is in the first). Eager torch needs 80 GB at 65,536 rows, and is left out.
 GPU_SWEEPS = {
     "rows": [(rows, 30522) for rows in (512, 2048, 8192, 20000, 65536)],
     "vocabulary": [(8192, vocabulary) for vocabulary in (30522, 50368, 128256, 256000)],
@@ -75,23 +76,26 @@ def step_of(loss: Callable[..., Tensor], student: Tensor, *others: Tensor) -> Ca
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20 if DEVICE == "cuda" else 5)
-    rounds = parser.parse_args().rounds
+    options = parse_options(__doc__, "ROWSxVOCABULARY")
     losses = {"dwt_kernels": our_loss, "eager": eager_loss, "torch.compile": torch.compile(eager_loss, dynamic=False)}
     if DEVICE == "cuda":
         losses["dwt_kernels, temperature 1"] = our_loss_at_1
         if liger_installed():
             losses["liger"] = liger_loss
+    losses = chosen(losses, options.providers)
+    sweeps = {"given": options.shapes} if options.shapes else GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS
     lines = []
-    for sweep, shapes in (GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS).items():
+    for sweep, shapes in sweeps.items():
         for rows, vocabulary in shapes:
-            torch._dynamo.reset()
             logits = [torch.randn(rows, vocabulary, device=DEVICE).mul_(3).bfloat16() for _ in range(2)]
             labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
             student, teacher = logits[0].requires_grad_(), logits[1]
-            providers = [Provider(name, step_of(loss, student, teacher, labels)) for name, loss in losses.items()]
-            timings = time_all([*providers, copy_provider()], rounds)
+            providers = [
+                Provider(name, step_of(loss, student, teacher, labels))
+                for name, loss in losses.items()
+                if name != "eager" or rows <= MOST_EAGER_ROWS
+            ]
+            timings = time_all([*providers, copy_provider()], options.rounds)
             bandwidth = 2 * COPY_BYTES / (timings.pop("copy").p50_ms / 1e3)
             for name, timing in timings.items():
                 needed = BYTES_PER_ELEMENT * rows * vocabulary
@@ -107,14 +111,15 @@ def main() -> None:
                     **timing.rounded(),
                     "copy_gb_per_s": round(bandwidth / 1e9, 2),
                     "share_of_copy_bandwidth": round(needed / (timing.p50_ms / 1e3) / bandwidth, 3),
-                    "rounds": rounds,
+                    "rounds": options.rounds,
                 }
                 lines.append(line)
                 print({key: line[key] for key in ("provider", "rows", "vocabulary", "p50_ms", "peak_mib")}, flush=True)
             # After each shape, so that a run that is cut short leaves what it measured.
-            path = write_csv("logits_form", lines)
+            path = write_csv("logits_form", lines, options.out)
     print(path)
-    print(draw("logits_form", lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
+    if not options.shapes:
+        print(draw(path, lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
 
 
 if __name__ == "__main__":

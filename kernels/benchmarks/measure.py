@@ -182,9 +182,10 @@ def liger_installed() -> bool:
     return True
 
 
-def write_csv(name: str, lines: list[dict[str, Any]]) -> Path:
-    path = RESULTS / f"{name}_{DEVICE}.csv"
-    RESULTS.mkdir(exist_ok=True)
+def write_csv(name: str, lines: list[dict[str, Any]], folder: Path | None = None) -> Path:
+    """Into `folder`, or the benchmarks' own."""
+    path = (folder or RESULTS) / f"{name}_{DEVICE}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
@@ -192,8 +193,9 @@ def write_csv(name: str, lines: list[dict[str, Any]]) -> Path:
     return path
 
 
-def draw(name: str, lines: list[dict[str, Any]], sweeps: dict[str, str]) -> Path | None:
-    """Time and memory against rows and against the vocabulary; ``sweeps`` maps a CSV column to the axis' label."""
+def draw(results: Path, lines: list[dict[str, Any]], sweeps: dict[str, str]) -> Path | None:
+    """Time and memory against rows and against the vocabulary, beside the CSV file ``results``; ``sweeps`` maps a CSV
+    column to the axis' label."""
     try:
         import matplotlib
     except ImportError:
@@ -214,8 +216,8 @@ def draw(name: str, lines: list[dict[str, Any]], sweeps: dict[str, str]) -> Path
             axes[row][column].set(xlabel=label, ylabel=unit, xscale="log", yscale="log")
             axes[row][column].grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
-    figure.suptitle(f"{name.replace('_', ' ')}: {lines[0]['device']}", fontsize=9)
+    figure.suptitle(f"{lines[0]['kernel']}: {lines[0]['device']}", fontsize=9)
     figure.tight_layout()
-    path = RESULTS / f"{name}_{DEVICE}.png"
+    path = results.with_suffix(".png")
     figure.savefig(path, dpi=70)
     return path

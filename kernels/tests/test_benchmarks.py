@@ -29,7 +29,7 @@ def benchmark(monkeypatch, tmp_path):
         return importlib.import_module(name)
 
     yield load
-    for name in ("measure", "logits_form", "linear_form"):
+    for name in ("measure", "options", "logits_form", "linear_form"):
         sys.modules.pop(name, None)
 
 
@@ -87,3 +87,39 @@ def test_the_csv_is_written_after_each_shape(benchmark, monkeypatch, tmp_path):
 def test_every_vocabulary_is_measured_at_512_rows_on_a_gpu(benchmark, name):
     shapes = [tuple(shape)[:2] for sweep in benchmark(name).GPU_SWEEPS.values() for shape in sweep]
     assert {vocabulary for _, vocabulary in shapes} == {vocabulary for rows, vocabulary in shapes if rows == 512}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "provider", "sizes"),
+    [
+        ("logits_form", "3x50", "eager", {"rows": "3", "vocabulary": "50"}),
+        ("linear_form", "3x50x8x4", "eager, hard only", {"rows": "3", "student_width": "8", "teacher_width": "4"}),
+    ],
+)
+def test_shapes_providers_and_folder_are_those_asked_for(
+    benchmark, monkeypatch, tmp_path, name, shape, provider, sizes
+):
+    monkeypatch.setattr(benchmark("measure"), "COPY_BYTES", 1 << 10)
+    out = tmp_path / "new" / "folder"
+    asked = ["--rounds", "1", "--shapes", shape, "--providers", provider, "not there", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [name, *asked])
+    benchmark(name).main()
+    (file,) = out.iterdir()  # no figure of one shape
+    with file.open() as lines:
+        (line,) = csv.DictReader(lines)
+    assert line["provider"] == provider
+    assert {size: line[size] for size in sizes} == sizes
+
+
+@pytest.mark.parametrize("shape", ["3", "3x0", "3xfifty", "3x50x8"])
+def test_a_shape_that_is_none_is_refused(benchmark, monkeypatch, capsys, shape):
+    monkeypatch.setattr(sys, "argv", ["logits_form", "--shapes", shape])
+    with pytest.raises(SystemExit):
+        benchmark("logits_form").main()
+    assert f"'{shape}' is not ROWSxVOCABULARY, such as 512x512" in capsys.readouterr().err
+
+
+def test_only_providers_that_are_not_there_is_an_error(benchmark, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["logits_form", "--shapes", "3x50", "--providers", "ours"])
+    with pytest.raises(SystemExit, match="--providers ours: none is known here"):
+        benchmark("logits_form").main()

@@ -16,6 +16,7 @@ PUBLIC_RECIPES = {
     "quickstart_teacher",
     "paper_alone",
     "paper_weak",
+    "paper_weak_h100",
     "paper_very_weak",
     "paper_extremely_weak",
     "paper_teacher_4",
@@ -77,7 +78,8 @@ def test_paper_recipes_have_the_numbers_of_the_paper(name: str) -> None:
     assert train.warmup_ratio == 0.05
     assert train.epochs == 20
     assert train.max_steps is None
-    assert (train.micro_batch_size, train.gradient_accumulation_steps) == (16, 1)
+    ranks = 1 if name == "paper_weak_h100" else 8
+    assert (train.micro_batch_size * ranks, train.gradient_accumulation_steps) == (128, 1)
     assert train.weight_decay == 0.0
     assert config.distill.hard_weight == 1.0
     assert config.distill.temperature == Schedule("constant", 1.0)
@@ -105,6 +107,7 @@ def test_the_lamb_recipe_is_the_weak_one_at_8192_rows_with_the_numbers_of_lambs_
         ("paper_teacher_2", 2, None, Schedule(), "random"),
         ("paper_teacher_1", 1, None, Schedule(), "random"),
         ("paper_weak", 6, "paper_teacher_4", Schedule("constant", 1.0), "random"),
+        ("paper_weak_h100", 6, "paper_teacher_4", Schedule("constant", 1.0), "random"),
         ("paper_very_weak", 6, "paper_teacher_2", Schedule("constant", 1.0), "random"),
         ("paper_extremely_weak", 6, "paper_teacher_1", Schedule("constant", 1.0), "random"),
         ("paper_strong", 6, "paper_teacher_4", Schedule("constant", 4.0), "random"),

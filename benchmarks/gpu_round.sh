@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can tell: one command, one NVIDIA GPU, about 8 minutes, no network.
+#
+#   benchmarks/gpu_round.sh --out DIR [--wheels DIR] [--data DIR] [--dry-run] [--tiny]
+#
+# --out DIR     gets summary.md (a page) and gpu_round.tar.gz (CSVs and logs), both written again after each stage
+# --wheels DIR  first installs the wheels there, then dwt_ds itself, into the Python that is on the path
+# --data DIR    packed rows from `dwt-ds prepare`; without them a student beside its teacher is not measured, and speed is
+#               measured on invented text
+# --dry-run     prints each stage's seconds and command
+# --tiny        sizes for a CPU: shows that everything runs, and measures nothing
+#
+# Each stage has its own limit of seconds, the most important come first. The same command again passes over what is
+# done. WORK (default: DIR/work) is the folder for logs, rows and models, some gigabytes; results are in WORK/results.
+# Exit code: 0 if every stage is done, 3 if the kernels are wrong (nothing else is measured then), else 1.
+set -uo pipefail
+
+out='' wheels='' data='' dry='' tiny=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --out) out=${2:?--out needs a folder}; shift 2 ;;
+    --wheels) wheels=$(realpath "${2:?--wheels needs a folder}") || exit 2; shift 2 ;;
+    --data) data=$(realpath "${2:?--data needs a folder}") || exit 2; shift 2 ;;
+    --dry-run) dry=yes; shift ;;
+    --tiny) tiny=yes; shift ;;
+    -h | --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    *) echo "error: $1: unknown; --help lists the options" >&2; exit 2 ;;
+  esac
+done
+[ -n "$out" ] || { echo "error: --out DIR is missing" >&2; exit 2; }
+out=$(realpath -m "$out")
+work=$(realpath -m "${WORK:-$out/work}")
+results=$work/results
+cd "$(dirname "$(realpath "$0")")/.." || exit 2
+
+export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+export work results  # for the stages' commands
+export rows=${data:-$work/data}
+
+if [ -z "$tiny" ]; then
+  stand_in=() model=()
+  speed=(--micro-batches 128 16 256 64 --steps 200) modes=(off layers) loop=(--steps 60 --loop-steps 60)
+  logits=(8192x30522 4096x128256 8192x128256 512x30522) compiled=(8192x30522 4096x128256)
+  linear=(8192x128256x2048x4096 8192x30522x768x768 2432x30522x768x768 304x30522x768x768)
+  rounds=20 slower=1 tests=(-n 12 kernels/tests tests/engine/test_gpu.py) batch=128 run_steps=1000 every=250
+else
+  stand_in=(--rows 300 --seq-len 32 --vocabulary 500)
+  model=(student.layers=1 student.hidden_size=32 student.num_heads=2 student.max_positions=64)
+  speed=(--micro-batches 4 2 --steps 2) modes=(off) loop=(--steps 2 --loop-steps 2)
+  logits=(8x500) compiled=(8x500) linear=(8x500x32x32)
+  rounds=1 slower=5 tests=(-n 0 kernels/tests/test_published_values.py) batch=4 run_steps=4 every=2
+fi
+# Of the kernels' tests, all that run on the device; the ones left out compile for other GPUs or draw shapes at random.
+tests+=(-m 'not slow' -k 'not test_any_shape' -v -p no:cacheprovider)
+for name in assembly benchmarks in_interpreter mutations; do tests+=("--ignore=kernels/tests/test_$name.py"); done
+run=("train.micro_batch_size=$batch" "train.max_steps=$run_steps" "train.eval_every=$every" "train.log_every=$((every / 2))")
+run+=("train.eval_rows=$((8 * batch))" "train.checkpoint_every=0")
+
+say() { echo "$(date +%H:%M:%S)  $*"; }
+
+keep() { # what there is so far, for whoever looks before the end
+  for model_run in teacher alone distilled; do
+    if [ -e "$work/$model_run/metrics.jsonl" ]; then cp "$work/$model_run/metrics.jsonl" "$results/$model_run.jsonl"; fi
+  done
+  local new=$out/.new.$BASHPID
+  python benchmarks/round_summary.py "$results" > "$new" && mv "$new" "$out/summary.md"
+  tar -C "$work" -czf "$new" results 2> /dev/null
+  [ $? -le 1 ] || return 0 # 1: a log grew meanwhile
+  mv "$new" "$out/gpu_round.tar.gz"
+}
+
+stage() { # NAME SECONDS COMMAND...
+  local name=$1 limit=$((slower * $2)) code began
+  shift 2
+  if [ -n "$dry" ]; then printf '%-16s %4d s  %s\n' "$name" "$limit" "$(printf '%q ' "$@")"; return 0; fi
+  if [ -e "$results/$name.done" ]; then say "$name: already done"; return 0; fi
+  say "$name: at most $limit s"
+  began=$(date +%s)
+  timeout --kill-after=5 "$limit" "$@" > "$results/$name.log" 2>&1
+  code=$?
+  if [ "$code" = 0 ]; then touch "$results/$name.done"; fi
+  echo "$name,$limit,$(($(date +%s) - began)),$code" >> "$results/stages.csv"
+  say "$name: exit code $code"
+  keep
+  return "$code"
+}
+
+train_stage() { # NAME SECONDS RECIPE key=value...
+  local name=$1 limit=$2
+  shift 2
+  if [ -z "$data$dry" ]; then say "$name: passed over, needs --data"; return 0; fi
+  stage "$name" "$limit" python -m dwt_ds.pretrain "$@" "data.dir=$rows" "output_dir=$work/$name" "${run[@]}" "${model[@]}"
+}
+
+newest_teacher() { # its last export, or the last one before it was cut short
+  local export=$work/teacher/export
+  if [ -e "$export/config.json" ] || [ -n "$dry" ]; then echo "$export"; else ls -d "$export"/step_* | tail -n 1; fi
+}
+
+if [ -z "$dry" ]; then
+  mkdir -p "$results" || exit 2
+  [ -e "$results/stages.csv" ] || echo stage,seconds_allowed,seconds,exit_code > "$results/stages.csv"
+fi
+failed=0
+
+if [ -n "$wheels" ]; then
+  pip="python -m pip install -q --no-index --no-deps --break-system-packages"
+  stage install 15 bash -c "$pip --no-compile '$wheels'/*.whl && $pip --no-build-isolation ./kernels -e ." || failed=1
+fi
+if [ -z "$data" ]; then
+  stage data 20 python benchmarks/stand_in_data.py "$rows" "${stand_in[@]}" || failed=1
+fi
+stage preflight 25 python benchmarks/preflight.py --out "$results"
+code=$?
+if [ "$code" = 3 ]; then
+  echo "The loss kernels are wrong on this device, see $results/preflight.log: nothing else is measured." >&2
+  exit 3
+fi
+[ "$code" = 0 ] || failed=1
+stage training_speed 60 python benchmarks/training_speed.py --data "$rows" --out "$results" "${speed[@]}" \
+  --compile "${modes[@]}" -- "${model[@]}" || failed=1
+stage logits_form 40 python kernels/benchmarks/logits_form.py --out "$results" --rounds "$rounds" \
+  --shapes "${logits[@]}" --providers dwt_kernels eager || failed=1
+stage logits_compiled 20 python kernels/benchmarks/logits_form.py --out "$results/compiled" --rounds "$rounds" \
+  --shapes "${compiled[@]}" --providers dwt_kernels torch.compile || failed=1
+stage linear_form 75 python kernels/benchmarks/linear_form.py --out "$results" --rounds "$rounds" \
+  --shapes "${linear[@]}" --providers "dwt_kernels chunked" "liger chunked" "dwt_kernels logit_free" eager || failed=1
+train_stage teacher 95 paper_teacher_4 "train.export_every=$every" &
+beside=$!
+stage tests 95 python -m pytest "${tests[@]}" || failed=1
+wait "$beside" || failed=1
+stage loop 20 python benchmarks/training_speed.py --data "$rows" --out "$results/loop" --micro-batches 16 "${loop[@]}" \
+  -- "${model[@]}" || failed=1
+train_stage alone 110 paper_weak_h100 teacher.path=null &
+beside=$!
+train_stage distilled 110 paper_weak_h100 "teacher.path=$(newest_teacher)" || failed=1
+wait "$beside" || failed=1
+stage injection 40 python benchmarks/kernel_injection.py --families bert --out "$results" || failed=1
+
+[ -n "$dry" ] || say "results: $out/summary.md and $out/gpu_round.tar.gz"
+exit "$failed"

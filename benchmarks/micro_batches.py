@@ -1,0 +1,91 @@
+"""A table of one recipe at several micro-batches, measured in one process: the second form of training_speed.py."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import torch
+from eager_loop import MICRO_BATCH, EagerLoop
+from rows import Row, Table, processor_and_cores
+from step_speed import planned_peak_mib, time_steps
+from transformers import BertConfig
+
+from dwt_ds.base.quiet import quieten_libraries
+from dwt_ds.engine.ranks import device, start_ranks, stop_ranks
+from dwt_ds.run.mfu import matrix_rate
+
+RECIPE = "paper_weak_h100"
+FIGURES = (
+    "steps",
+    "tokens_per_second",
+    "ms_per_step",
+    "mfu",
+    "mfu_student",
+    "share_of_matrix_rate",
+    "launches_per_step",
+    "device_operations_per_step",
+    "device_busy_share",
+    "peak_mib",
+    "planned_peak_mib",
+    "error",
+)
+
+
+def measure_micro_batches(
+    path: Path,
+    *,
+    data: Path,
+    teacher: Path,
+    student: BertConfig,
+    overrides: list[str],
+    micro_batches: list[int],
+    compile_modes: list[str],
+    steps: int,
+    seconds: float,
+    loop_steps: int,
+) -> bool:
+    """Add a row to the file at `path` for each micro-batch and mode, and for the loop if it has steps.
+
+    Returns whether all have figures.
+    """
+    quieten_libraries()
+    start_ranks()
+    # A process compiles the same layers at many sizes here; after 8 torch would give up without a word.
+    torch._dynamo.config.recompile_limit = 64
+    table, rate = Table(path, FIGURES), matrix_rate(device(), torch.bfloat16)
+    where = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_and_cores(),
+        "versions": f"torch {torch.__version__}",
+        "matrix_tflops": round(rate / 1e12, 3),
+    }
+    common = [*overrides, f"data.dir={data}", f"teacher.path={teacher}"]
+    if loop_steps and not table.has({"provider": "loop"}):
+        loop = EagerLoop(data, teacher, student)
+        key = {"provider": "loop", "compile": "off", "micro_batch": MICRO_BATCH}
+        table.add(key | where, lambda: {"tokens_per_second": round(loop.tokens_per_second(loop_steps), 1)})
+        del loop
+
+    def measure(rows: list[str]) -> Row:
+        figures = time_steps(RECIPE, rows, steps=steps, seconds=seconds)
+        return figures | {"share_of_matrix_rate": round(figures["flops_per_second"] / rate, 4)}
+
+    for micro_batch in micro_batches:
+        for mode in compile_modes:
+            key = {"provider": "dwt_ds", "compile": mode, "micro_batch": micro_batch}
+            if table.has(key):
+                continue
+            settings = [*common, f"train.micro_batch_size={micro_batch}", f"train.eval_rows={micro_batch}"]
+            compiled = [] if mode == "default" else [f"train.compile={mode}"]
+            table.add(key | where, lambda words=(*settings, *compiled): measure([*words]))  # type: ignore[misc]
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    stop_ranks()
+    for micro_batch in micro_batches:
+        planned = planned_peak_mib(RECIPE, [*common, f"train.micro_batch_size={micro_batch}"])
+        for row in table.rows:
+            if row["provider"] == "dwt_ds" and int(row["micro_batch"]) == micro_batch:
+                row["planned_peak_mib"] = planned
+    table.write()
+    return not any(row["error"] for row in table.rows)

@@ -1,0 +1,55 @@
+"""A prepared folder of invented text, for measuring speed where there is no other and no network.
+
+    python benchmarks/stand_in_data.py DIR [--rows 2048] [--seq-len 128] [--vocabulary 30522]
+
+Words are drawn by Zipf's law; each is a token, so that a model's sizes are those with BERT's vocabulary. There is
+nothing in the text to learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+SENTENCE_WORDS = 20
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def main() -> int:
+    """Exit code of `dwt-ds prepare`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="DIR")
+    parser.add_argument("--rows", type=int, default=2048, help="about how many")
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--vocabulary", type=int, default=30_522, help="entries")
+    options = parser.parse_args()
+    letters = [chr(ord("a") + number) for number in range(26)]
+    syllables = [c + v for c in "bcdfghjklmnprstvwxyz" for v in "aeiou"]
+    frame = [*SPECIAL, ".", *letters, *(f"##{letter}" for letter in letters)]
+    count = options.vocabulary - len(frame)
+    words = np.array([_word(number, syllables) for number in range(count)])
+    draws = np.random.default_rng(0).zipf(1.2, size=(options.rows * options.seq_len // SENTENCE_WORDS, SENTENCE_WORDS))
+    sentences = [" ".join(line) + " ." for line in words[(draws - 1) % count]]
+    documents = ["\n".join(sentences[first : first + 10]) for first in range(0, len(sentences), 10)]
+    with tempfile.TemporaryDirectory() as folder:
+        text, vocabulary = Path(folder, "invented.txt"), Path(folder, "vocab.txt")
+        text.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+        vocabulary.write_text("\n".join([*frame, *words]) + "\n", encoding="utf-8")
+        command = [sys.executable, "-m", "dwt_ds.cli.main", "prepare", "--text", text, "--tokenizer", vocabulary]
+        command += ["--out", options.out, "--seq-len", str(options.seq_len)]
+        return subprocess.run([str(word) for word in command]).returncode
+
+
+def _word(number: int, syllables: list[str]) -> str:
+    """Another word for each number."""
+    parts = [syllables[number % 100], syllables[number // 100 % 100], syllables[number // 10_000]]
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

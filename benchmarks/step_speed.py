@@ -1,0 +1,128 @@
+"""Steps of a real run, timed and profiled in this process: what training_speed.py shows for each micro-batch."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from device_trace import device_work
+from eager_loop import synchronize
+from torch.profiler import ProfilerActivity, profile
+
+from dwt_ds.base.locks import release_locks
+from dwt_ds.plan.corpus import resolve_plan
+from dwt_ds.plan.hardware import find_device
+from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.shapes import build_shapes
+from dwt_ds.pretrain import train
+from dwt_ds.run.assemble import assemble
+from dwt_ds.run.session import Session
+from dwt_ds.run.stop import StopRequest
+
+WARM_UP_STEPS, PROFILED_STEPS = 10, 3
+MEBIBYTE = 1 << 20
+
+
+class TimedSession:
+    """A run's session for the loop in pretrain.py, which ends after the timed and the profiled steps.
+
+    Args:
+        session: of the run.
+        steps: the most steps to time.
+        seconds: no timed step begins after this long.
+    """
+
+    def __init__(self, session: Session, steps: int, seconds: float) -> None:
+        self._session, self._most_steps, self._most_seconds = session, steps, seconds
+        self._tokens = 0
+        self.figures: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def steps(self) -> Iterator[int]:
+        """Warm-up, timed steps, profiled steps."""
+        steps = self._session.steps()
+        yield from islice(steps, WARM_UP_STEPS)
+        synchronize()
+        tokens_before, began, count = self._tokens, time.perf_counter(), 0
+        for step in islice(steps, self._most_steps):
+            yield step
+            count += 1
+            if time.perf_counter() - began > self._most_seconds:
+                break
+        synchronize()
+        seconds = time.perf_counter() - began
+        rate = (self._tokens - tokens_before) / seconds
+        utilization = self._session._utilization
+        assert utilization is not None  # rank 0 has it, and there is no other
+        shares = utilization.shares(rate)
+        self.figures = {"steps": count, "tokens_per_second": round(rate, 1)}
+        self.figures |= {"ms_per_step": round(1e3 * seconds / count, 3)}
+        self.figures |= {name: round(share, 4) for name, share in shares.items()}
+        self.figures["flops_per_second"] = shares["mfu"] * utilization.peak_flops_per_second
+        if torch.cuda.is_available():
+            self.figures["peak_mib"] = round(torch.cuda.max_memory_allocated() / MEBIBYTE)
+        with _profiled() as profiler:
+            yield from islice(steps, PROFILED_STEPS)
+            synchronize()
+        if profiler is not None:
+            self.figures |= device_work(_trace(profiler), PROFILED_STEPS, seconds / count)
+        steps.close()
+
+    def begin_step(self, step: int) -> Any:
+        """As the session's; counts the tokens."""
+        micro_batches, numbers = self._session.begin_step(step)
+        self._tokens += sum(batch.token_count for batch in micro_batches)
+        return micro_batches, numbers
+
+    def finish(self) -> None:
+        """Nothing is exported; the watch over the run's progress ends."""
+        self._session._stuck.end()
+
+
+def time_steps(recipe: str, overrides: list[str], *, steps: int, seconds: float) -> dict[str, Any]:
+    """Figures of a run of the recipe on this process's device; `peak_mib` is what it adds to what is allocated."""
+    with tempfile.TemporaryDirectory() as folder:
+        # The last step is not reached: it would save a checkpoint.
+        most = WARM_UP_STEPS + steps + PROFILED_STEPS + 1
+        settings = [f"output_dir={folder}", f"train.max_steps={most}", "train.log_every=1000000"]
+        settings += ["train.eval_every=0", "train.checkpoint_every=0"]
+        before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+        session = assemble(recipe, [*overrides, *settings], None, StopRequest())
+        assert session is not None  # the folder is new
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        timed = TimedSession(session, steps, seconds)
+        train(timed)  # type: ignore[arg-type]
+        release_locks()
+    if "peak_mib" in timed.figures:
+        timed.figures["peak_mib"] -= round(before / MEBIBYTE)
+    return timed.figures
+
+
+def planned_peak_mib(recipe: str, overrides: list[str]) -> int:
+    """What `dwt-ds plan` expects as the peak of one rank's memory."""
+    settings = resolve_plan(recipe, overrides, None, 1)
+    plan = Plan(settings, build_shapes(settings), find_device("h100", 1), 1)
+    return round(plan.memory(plan.stage).peak / MEBIBYTE)
+
+
+def _profiled() -> Any:
+    if not torch.cuda.is_available():
+        return nullcontext()
+    return profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+
+
+def _trace(profiler: profile) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        return list(json.loads(path.read_text())["traceEvents"])

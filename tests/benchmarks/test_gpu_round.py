@@ -1,0 +1,170 @@
+"""benchmarks/gpu_round.sh: its stages on a CPU at tiny sizes, and what it does around them with a Python that only says
+what it was asked to run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_round.sh"
+REAL_PYTHON = sys.executable
+# The stages in order, with the seconds of each; a teacher trains beside the tests.
+STAGES = {
+    "install": 15,
+    "preflight": 25,
+    "training_speed": 60,
+    "logits_form": 40,
+    "logits_compiled": 20,
+    "linear_form": 75,
+    "tests": 95,
+    "teacher": 95,
+    "loop": 20,
+    "alone": 110,
+    "distilled": 110,
+    "injection": 40,
+}
+# Only the script's own programs decide what happens, but for the summary, which is the real one.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in *round_summary*) exec {real} "$@" ;; esac
+echo "$*" >> {calls}
+echo "said by $1"
+case "$*" in {cases} esac
+"""
+
+
+def start(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def recorded(folder: Path, cases: str = "") -> tuple[dict[str, str], Path]:
+    """An environment with the Python of `cases`, shell patterns with what to do, and the file of its calls."""
+    calls = folder / "calls"
+    calls.touch()
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(PYTHON.format(real=REAL_PYTHON, calls=calls, cases=cases or "*) ;;"))
+    python.chmod(0o755)
+    return {"PATH": f"{python.parent}:{os.environ['PATH']}"}, calls
+
+
+def outcomes(out: Path) -> dict[str, str]:
+    with (out / "work" / "results" / "stages.csv").open() as lines:
+        return {row["stage"]: row["exit_code"] for row in csv.DictReader(lines)}
+
+
+def test_a_dry_run_prints_every_stage_and_starts_nothing(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path)
+    out = tmp_path / "out"
+    ended = start("--out", out, "--data", tmp_path, "--wheels", tmp_path, "--dry-run", **environment)
+    assert ended.returncode == 0, ended.stderr
+    lines = dict(re.fullmatch(r"(\w+) +(\d+) s  .+", line).groups() for line in ended.stdout.splitlines())  # type: ignore[union-attr]
+    assert {name: int(seconds) for name, seconds in lines.items()} == STAGES
+    assert not out.exists()
+    assert calls.read_text() == ""
+
+
+def test_every_script_of_a_stage_is_there_and_has_its_options(tmp_path: Path) -> None:
+    printed = start("--out", tmp_path / "out", "--data", tmp_path, "--dry-run").stdout
+    scripts = set(re.findall(r"\S*benchmarks/\w+\.py", printed))
+    assert len(scripts) == 5
+    for script in scripts:
+        text = (ROOT / script).read_text()
+        if "parse_options(" in text:
+            text += (ROOT / "kernels" / "benchmarks" / "options.py").read_text()
+        for line in (line for line in printed.splitlines() if script in line):
+            for option in re.findall(r" (--[a-z][a-z-]+)", line):
+                assert f'"{option}"' in text, (script, option)
+    for ignored in re.findall(r"--ignore=(\S+)|(kernels/tests) |(tests/engine/test_gpu.py)", printed):
+        assert (ROOT / next(filter(None, ignored))).exists()
+
+
+def test_a_round_leaves_an_archive_and_a_page_and_its_repetition_does_what_failed(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path, cases='*logits_form*compiled*) [ -e "$work/repaired" ] || exit 4 ;;')
+    out = tmp_path / "out"
+    ended = start("--out", out, "--data", tmp_path, **environment)
+    assert ended.returncode == 1, ended.stderr
+    stages = [name for name in STAGES if name != "install"]
+    assert outcomes(out) == {**dict.fromkeys(stages, "0"), "logits_compiled": "4"}
+    assert "| logits_compiled |" in (out / "summary.md").read_text()
+    with tarfile.open(out / "gpu_round.tar.gz") as archive:
+        names = set(archive.getnames())
+    assert {f"results/{name}.log" for name in stages} | {"results/stages.csv"} <= names
+
+    calls.write_text("")
+    (out / "work" / "repaired").touch()
+    ended = start("--out", out, "--data", tmp_path, **environment)
+    assert ended.returncode == 0, ended.stderr
+    (again,) = calls.read_text().splitlines()
+    assert "torch.compile" in again
+    assert "preflight: already done" in ended.stdout
+
+
+def test_wrong_kernels_end_the_round(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path, cases="*preflight*) exit 3 ;;")
+    ended = start("--out", tmp_path / "out", "--data", tmp_path, **environment)
+    assert ended.returncode == 3
+    assert "The loss kernels are wrong on this device" in ended.stderr
+    assert len(calls.read_text().splitlines()) == 1
+    assert (tmp_path / "out" / "gpu_round.tar.gz").is_file()
+
+
+def test_without_data_no_student_is_compared_and_speed_is_measured_on_invented_text(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path)
+    ended = start("--out", tmp_path / "out", **environment)
+    assert ended.returncode == 0, ended.stderr
+    asked = calls.read_text()
+    assert asked.startswith(f"benchmarks/stand_in_data.py {tmp_path}/out/work/data")
+    assert "dwt_ds.pretrain" not in asked
+    assert "distilled: passed over, needs --data" in ended.stdout
+
+
+def test_a_cut_short_teacher_is_the_last_that_it_exported(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path)
+    for step in ("step_00000250", "step_00000500"):
+        (tmp_path / "out" / "work" / "teacher" / "export" / step).mkdir(parents=True)
+    assert start("--out", tmp_path / "out", "--data", tmp_path, **environment).returncode == 0
+    assert f"teacher.path={tmp_path}/out/work/teacher/export/step_00000500 " in calls.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--outt", "x"], "--outt: unknown"), ([], "--out DIR is missing"), (["--out"], "--out needs a folder")],
+)
+def test_mistakes_are_named(arguments: list[str], message: str) -> None:
+    ended = start(*arguments)
+    assert ended.returncode != 0
+    assert message in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_stage_that_a_cpu_can_runs_there(tmp_path: Path, tiny_data: Path) -> None:
+    # pytest's own variables would reach the round's tests.
+    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTEST_ADDOPTS": ""}
+    out = tmp_path / "out"
+    ended = start("--out", out, "--data", tiny_data, "--tiny", **environment)
+    found = outcomes(out)
+    logs = {
+        name: (out / "work" / "results" / f"{name}.log").read_text()[-2000:] for name in found if found[name] != "0"
+    }
+    assert set(logs) == {"injection"}, logs
+    assert "needs a CUDA device" in logs["injection"]
+    assert ended.returncode == 1
+    page = (out / "summary.md").read_text()
+    for measured in (
+        "| dwt_ds | off | 4 |",
+        "| loop |",
+        "| torch.compile | 8 | 500 |",
+        "| dwt_kernels chunked | 8 |",
+    ):
+        assert measured in page
+    assert "| 4 | distilled |" in page
