@@ -26,6 +26,7 @@ _RUN = regex.compile(
     r"|\S"
 )
 _UNSPACED = regex.compile(r"[\p{Han}\p{Thai}\p{Hiragana}\p{Katakana}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc]")
+_CHARACTER = regex.compile(r"\X")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 
 
@@ -63,7 +64,7 @@ def segmenters() -> dict[str, str]:
 
 
 def _characters(text: str) -> Iterator[int]:
-    return (match.start() for match in regex.finditer(r"\X", text))
+    return (match.start() for match in _CHARACTER.finditer(text))
 
 
 @lru_cache(maxsize=2)

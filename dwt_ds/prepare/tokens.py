@@ -85,15 +85,21 @@ class SentenceEncoder:
             texts = [self._with_gap(sentence) for sentence in sentences]
             return _with_words(texts, self._encodings(sentences, texts), self._bytes)
         texts = [sentence.text for sentence in sentences]
-        encodings = self._tokenizer.beginning.encode_batch_fast(texts, add_special_tokens=False)
-        ids, lengths = _ids(encodings)
+        unspaced = [unspaced_spans(text) for text in texts]
+        # Offsets take time, and only words of scripts without spaces need them.
+        with_offsets = [number for number, spans in enumerate(unspaced) if spans]
+        without = [number for number, spans in enumerate(unspaced) if not spans]
+        tokenizer = self._tokenizer.beginning
+        found = tokenizer.encode_batch_fast([texts[number] for number in without], add_special_tokens=False)
+        encodings = dict(zip(without, found, strict=True))
+        found = tokenizer.encode_batch([texts[number] for number in with_offsets], add_special_tokens=False)
+        encodings.update(zip(with_offsets, found, strict=True))
+        ids, lengths = _ids([encodings[number] for number in range(len(texts))])
         starts_word = ~self._continues_word[ids]
-        ends = np.cumsum(lengths)
-        for number, text in enumerate(texts):
-            unspaced = unspaced_spans(text)
-            if unspaced and lengths[number]:
-                here = slice(ends[number] - lengths[number], ends[number])
-                starts_word[here] = self._segmented(text, unspaced, starts_word[here])
+        if with_offsets:
+            here = np.repeat([bool(spans) for spans in unspaced], lengths)
+            segmented = [(texts[number], unspaced[number]) for number in with_offsets]
+            starts_word[here] = _segmented(segmented, found, starts_word[here])
         return Tokens(ids, starts_word, lengths)
 
     def _with_gap(self, sentence: SentenceInText) -> str:
@@ -109,17 +115,6 @@ class SentenceEncoder:
             found = tokenizer.encode_batch([texts[number] for number in numbers], add_special_tokens=False)
             encodings.update(zip(numbers, found, strict=True))
         return [encodings[number] for number in range(len(texts))]
-
-    def _segmented(self, text: str, unspaced: list[tuple[int, int]], starts_word: np.ndarray) -> np.ndarray:
-        """`starts_word` with the words of the unspaced runs of `text` as its script has them."""
-        encoding = self._tokenizer.beginning.encode(text, add_special_tokens=False)
-        is_unspaced = np.zeros(len(text), dtype=bool)
-        for start, end in unspaced:
-            is_unspaced[start:end] = True
-        first, last = np.array(encoding.offsets).T
-        touches = is_unspaced[first]
-        touches[1:] |= is_unspaced[last[:-1] - 1]
-        return np.where(touches, _with_words([text], [encoding]).starts_word, starts_word)
 
     def characters_of(self, sentence: SentenceInText, count: int) -> int:
         """How many characters of a sentence its first `count` tokens hold; it has more tokens."""
@@ -187,6 +182,29 @@ def _with_words(
     starts[1:] = (first_word[1:] > last_word[:-1]) | stands_alone[1:]
     starts[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
     return Tokens(ids, starts, lengths)
+
+
+def _segmented(
+    texts: Sequence[tuple[str, list[tuple[int, int]]]], encodings: Sequence[Encoding], starts_word: np.ndarray
+) -> np.ndarray:
+    """`starts_word` (N,) of the tokens of texts, with the words of their unspaced runs as their scripts have them.
+
+    Args:
+        texts: each with the (start, end) offsets of its unspaced runs.
+        encodings: of the texts, with offsets into each.
+        starts_word: as the vocabulary says it.
+    """
+    words = _with_words([text for text, _ in texts], encodings)
+    begins = np.cumsum([0, *(len(text) for text, _ in texts)])
+    is_unspaced = np.zeros(begins[-1], dtype=bool)
+    for begin, (_, runs) in zip(begins.tolist(), texts, strict=False):
+        for start, end in runs:
+            is_unspaced[begin + start : begin + end] = True
+    offsets = np.array(list(chain.from_iterable(encoding.offsets for encoding in encodings)), dtype=np.int64)
+    first, last = (offsets.reshape(-1, 2) + np.repeat(begins[:-1], words.lengths)[:, None]).T
+    touches = is_unspaced[first]
+    touches[1:] |= is_unspaced[last[:-1] - 1]
+    return np.where(touches, words.starts_word, starts_word)
 
 
 def _by_character(start: np.ndarray, end: np.ndarray, byte: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
