@@ -6,8 +6,9 @@ import glob
 import gzip
 import lzma
 import os
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,9 @@ _BLOCK_BYTES = 1 << 20
 # Bytes at the start of a file that tell binary files from text.
 _PROBE_BYTES = 8192
 _COMPRESSIONS = (".gz", ".xz", ".zst")
+_TABLES = (".csv", ".tsv")
+# How files of XML or HTML begin, and the plain output of WikiExtractor.
+_MARKUP = re.compile(r"<(?:\?xml|!doctype|html|mediawiki|doc)[\s>]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class LocalFile:
             counts.read_as = "" if suffix == ".jsonl" else "JSON lines"
             yield from self.records.documents(json_texts(lines, self.records, self.name, counts), counts)
         else:
+            _check_is_prose(head, self.path, suffix)
             yield from _blank_line_separated(lines, counts)
 
     def _suffix(self) -> str:
@@ -196,6 +201,26 @@ def _head(lines: Iterator[str]) -> list[str]:
         if with_text == HEAD_LINES:
             break
     return start
+
+
+def _check_is_prose(head: Sequence[str], path: Path, suffix: str) -> None:
+    """Raises ValueError for a file whose separators or tags would be trained on as prose.
+
+    Args:
+        head: its first lines with text, stripped.
+        path: of the file.
+        suffix: of its name, in lower case.
+    """
+    if suffix in _TABLES:
+        raise ValueError(
+            f"{path} is a table, not text: put it into a folder and name the folder with --dataset and the column with "
+            "--text-column"
+        )
+    if head and _MARKUP.match(head[0]):
+        raise ValueError(
+            f"{path} is XML or HTML, whose tags would be trained on: extract its text first "
+            "(a dump of Wikipedia: wikiextractor --json)"
+        )
 
 
 def _blank_line_separated(lines: Iterator[str], counts: SourceCounts) -> Iterator[str]:

@@ -91,9 +91,7 @@ def _going_on(form: Form) -> Form | None:
     """The same tokenizer, which neither adds nor removes anything before a text; None where this one does not."""
     normalizers: list[Form] = []
     for part in _parts(form["normalizer"], "normalizers"):
-        if part["type"] == "Strip":
-            normalizers.append(part | {"strip_left": False})
-        elif part["type"] != "Prepend":
+        if part["type"] not in ("Strip", "Prepend"):  # sentences have no spaces at their ends, and their gap is kept
             normalizers.append(part)
     pre_tokenizers: list[Form] = []
     for part in _parts(form["pre_tokenizer"], "pretokenizers"):

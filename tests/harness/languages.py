@@ -61,8 +61,10 @@ def _end_of_word_bpe() -> Tokenizer:
     return tokenizer
 
 
-def _unigram(pre_tokenizer: pre_tokenizers.PreTokenizer) -> Tokenizer:
+def _unigram(pre_tokenizer: pre_tokenizers.PreTokenizer, normalizer: normalizers.Normalizer | None = None) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=500, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
@@ -89,10 +91,20 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "Unigram, as XLM-R": lambda: _unigram(
         pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     ),
+    "Unigram, as DeBERTa-v3": lambda: _unigram(
+        pre_tokenizers.Metaspace(), normalizers.Sequence([normalizers.Strip(), normalizers.NFC()])
+    ),
     "characters": _characters,
 }
 # Their tokens hold all of the text; the others leave out or add spaces.
-LOSSLESS = ("byte-level BPE", "byte-level BPE, prefix space", "Unigram", "Unigram, as XLM-R", "characters")
+LOSSLESS = (
+    "byte-level BPE",
+    "byte-level BPE, prefix space",
+    "Unigram",
+    "Unigram, as XLM-R",
+    "Unigram, as DeBERTa-v3",
+    "characters",
+)
 
 
 def trained(kind: str) -> Tokenizer:

@@ -214,3 +214,27 @@ def test_output_and_manifest_tell_what_was_read_and_replaced(
     assert (manifest["documents"], manifest["dropped"]["invalid_utf8"]) == (60, 1)
     assert manifest["dropped"]["unreadable_records"] == 1
     assert manifest["sources"][0]["read_as"] == "JSON lines"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", "text,id\nA lamp.,1\n", "is a table, not text"),
+        ("a.TSV.gz", "text\tid\nA lamp.\t1\n", "is a table, not text"),
+        ("dump.xml", '\n<?xml version="1.0"?>\n<page>A lamp.</page>\n', "is XML or HTML"),
+        ("dump", '<mediawiki xml:lang="en">\n<page>A lamp.</page>\n', "is XML or HTML"),
+        ("page.html", "<!DOCTYPE html>\n<p>A lamp.</p>\n", "is XML or HTML"),
+        ("wiki_00", '<doc id="1" title="Lamp">\nLamp\n\nA lamp.\n</doc>\n', "is XML or HTML"),
+    ],
+)
+def test_tables_and_markup_are_refused(tmp_path: Path, name: str, content: str, told: str) -> None:
+    raw = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    with pytest.raises(ValueError, match=f"{name} {told}"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["<p> is a tag of HTML.\n", "<document> is a word here.\n", "a,b\n1,2\n"])
+def test_prose_that_speaks_of_markup_is_prose(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.txt").write_text(content)
+    assert read(tmp_path / "a.txt")[0] == [content.strip()]
