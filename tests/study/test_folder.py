@@ -22,7 +22,7 @@ def test_a_folder_with_other_settings_is_refused(
     assert "train.learning_rate=0.001, this study has 0.5" in error
     assert "train.warmup_ratio=0.2, this study has 0.05" in refusal(*arguments)  # a default of this study
     arguments.append("train.warmup_ratio=0.2")
-    assert "deepspeed={}" in refusal(*arguments, "deepspeed.zero_optimization.round_robin_gradients=true")
+    assert "deepspeed={}" in refusal(*arguments, "deepspeed.zero_optimization.overlap_comm=true")
     # These do not affect what is learned.
     assert main([*arguments, "train.log_every=3", "train.export_every=0", "data.workers=1"]) == 0
 
