@@ -69,7 +69,10 @@ setup(
             *LAMB,
             *COMPLETION,
             "hypothesis>=6.100",
+            # For docs/first_run.ipynb.
+            "ipykernel>=6.29",
             "mypy>=1.10",
+            "nbclient>=0.10",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

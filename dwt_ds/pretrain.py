@@ -1,6 +1,8 @@
 """Pre-train a student, with a weak teacher's help or alone; what the `deepspeed` launcher runs.
 
 deepspeed --num_gpus 2 --module dwt_ds.pretrain quickstart train.max_steps=100
+
+Called as a function, this module is `dwt_ds.api.pretrain`, which starts the launcher.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from dwt_ds import CallableModule
 from dwt_ds.base.locks import release_locks
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.run.stop import StopRequest
 
 if TYPE_CHECKING:
     from dwt_ds.run.session import Session
+
+sys.modules[__name__].__class__ = CallableModule
 
 
 def train(session: Session) -> None:

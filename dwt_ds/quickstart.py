@@ -38,6 +38,7 @@ def main() -> int:
         _run("launch", *recipe, f"output_dir={RUNS}/{name}")
     runs = [RunRecord(name, RUNS / name) for name in RUN_RECIPES]
     _print_table(runs)
+    quieten_libraries()
     # Imported here: they need matplotlib, of which the data and the runs have no need.
     from dwt_ds.study import figures
     from dwt_ds.study.report import write_report
@@ -68,7 +69,6 @@ def _print_table(runs: Sequence[RunRecord]) -> None:
 
 
 def _fill_mask(export: Path) -> None:
-    quieten_libraries()
     import transformers
 
     fill = transformers.pipeline("fill-mask", model=str(export), device="cpu")

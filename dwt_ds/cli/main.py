@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         _check_texts(options)
         return int(module.main(options))
     except (ValueError, OSError) as error:
-        print(f"error: {_in_words(error)}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
 
 
@@ -75,7 +75,7 @@ def _check_texts(options: argparse.Namespace) -> None:
                     raise ValueError(f"{name.replace('_', '-')}={error}") from None
 
 
-def _in_words(error: ValueError | OSError) -> str:
+def in_words(error: ValueError | OSError) -> str:
     """The error's message; where pydantic refused an option's value, the option and what it must be."""
     from pydantic import ValidationError  # not at the top: --help should not wait for it
 

@@ -141,7 +141,7 @@ def main(args: argparse.Namespace) -> int:
     if args.show and not (args.text or args.dataset or args.docs):
         manifest = read_data_manifest(args.out)
     else:
-        options = _options(args)
+        options = prepare_options(args)
         try:
             manifest = prepare(options)
         except KeyboardInterrupt:
@@ -157,7 +157,8 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> PrepareOptions:
+def prepare_options(args: argparse.Namespace) -> PrepareOptions:
+    """What the parsed options, or those of `dwt_ds.api.prepare`, ask for."""
     from dwt_ds.prepare.documentation import InstalledDocumentation
     from dwt_ds.prepare.encoding import known_encoding
     from dwt_ds.prepare.hub import HubDataset

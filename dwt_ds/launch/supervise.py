@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from dwt_ds.run.stop import STOP_FILE
 STOPPED = 75
 _POLL_SECONDS = 0.5
 _LEFT_OVER_SECONDS = 600.0
+_LINES_KEPT = 100
 
 
 def watch(command: Sequence[str], environment: Mapping[str, str], folder: RunFolder) -> int:
@@ -104,6 +106,39 @@ def run_logged(command: Sequence[str], log: Path) -> int:
             raise
         finally:
             signal.signal(signal.SIGTERM, former)
+
+
+def run_printed(command: Sequence[str]) -> tuple[int, list[str]]:
+    """Run `command` and print its lines here as they come, also in a notebook; its exit code and its last lines.
+
+    A KeyboardInterrupt becomes a SIGTERM for the command, whose end is waited for, and is then raised again.
+    """
+    lines: deque[str] = deque(maxlen=_LINES_KEPT)
+    with subprocess.Popen(
+        list(command),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        interrupted = False
+        while True:
+            try:
+                line = process.stdout.readline()
+            except KeyboardInterrupt:
+                interrupted = True
+                process.terminate()
+                continue
+            if not line:
+                break
+            print(line, end="", flush=True)
+            lines.append(line.rstrip("\n"))
+    if interrupted:
+        raise KeyboardInterrupt
+    return process.returncode, list(lines)
 
 
 def _interrupt(*_: object) -> None:

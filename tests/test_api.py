@@ -1,0 +1,90 @@
+"""`from dwt_ds import prepare, pretrain, report`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dwt_ds import api, prepare, pretrain, report
+from dwt_ds.config.schema import RunConfig
+
+IN_EVERY_ORDER = """
+import dwt_ds.prepare.options, dwt_ds.cli.prepare
+from dwt_ds import prepare, pretrain, report
+import dwt_ds.pretrain
+from dwt_ds import pretrain as again
+assert callable(prepare) and callable(pretrain) and callable(report) and again is pretrain is dwt_ds.pretrain
+assert dwt_ds.prepare.options.PrepareOptions and dwt_ds.pretrain.main
+"""
+
+
+def test_the_names_are_functions_whatever_was_imported_before() -> None:
+    subprocess.run([sys.executable, "-c", IN_EVERY_ORDER], check=True)
+    assert inspect.signature(prepare) == inspect.signature(api.prepare)
+    assert inspect.signature(pretrain) == inspect.signature(api.pretrain)
+    assert report is api.report
+
+
+def test_prepare_is_the_command(tmp_path: Path, tiny_data: Path, tiny_text: Path, tiny_vocabulary: Path) -> None:
+    words = {"tokenizer": str(tiny_vocabulary), "seq_len": 32, "validation": 0.1, "workers": 1}
+    manifest = prepare(tmp_path / "data", text=tiny_text, **words)
+    assert manifest.fingerprint == json.loads((tiny_data / "manifest.json").read_text())["fingerprint"]
+    with pytest.raises(ValueError, match=r"^--seq-len=4: must be "):
+        prepare(tmp_path / "other", text=tiny_text, **{**words, "seq_len": 4})
+    with pytest.raises(TypeError, match="has no option 'seqlen'; did you mean 'seq_len'"):
+        prepare(tmp_path / "other", text=tiny_text, seqlen=4)
+    assert not (tmp_path / "other").exists()
+
+
+def test_overrides_may_be_words_or_a_mapping() -> None:
+    assert api._words(["train.max_steps=5"]) == ["train.max_steps=5"]
+    values = {"output_dir": Path("exp #2"), "teacher.path": None, "student.init": "null", "seed": 7}
+    assert api._words({**values, "distill.soft_weight": {"schedule": "linear", "start": 4}}) == [
+        "output_dir=exp #2",
+        "teacher.path=null",
+        "student.init='null'",
+        "seed=7",
+        'distill.soft_weight={"schedule": "linear", "start": 4}',
+    ]
+
+
+def test_mistakes_are_raised_before_anything_starts(tiny_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.max_step"):
+        pretrain(tiny_recipe, {"train.max_step": 5})
+    with pytest.raises(FileNotFoundError, match="did you mean 'quickstart'"):
+        pretrain("quikstart")
+    with pytest.raises(ValueError, match="ranks and hostfile: give one"):
+        pretrain(tiny_recipe, ranks=1, hostfile=tmp_path)
+
+
+def test_report_takes_runs_one_by_one_or_in_a_list(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.mkdir()
+        (path / "config.yaml").write_text(yaml.safe_dump(RunConfig().to_dict()))
+        rows = [{"step": 2, "loss": 5.0, "hard_loss": 5.0, "tokens": 9, "elapsed_seconds": 1.0}]
+        rows.append({"step": 2, "eval_hard_loss": 5.0, "eval_soft_loss": 0.1})
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert report(paths, against="a") == tmp_path / "report" / "index.html"
+    assert report(str(paths[0]), paths[1], out=tmp_path / "page") == tmp_path / "page" / "index.html"
+    with pytest.raises(ValueError, match="against c: is none of the runs"):
+        report(paths, against="c")
+
+
+@pytest.mark.slow
+def test_pretrain_prints_the_runs_lines_and_returns_it(
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretrain(tiny_recipe, {"output_dir": tmp_path / "run"}, ranks=1)
+    assert run.finished
+    assert run.path == tmp_path / "run"
+    assert [row["step"] for row in run.training] == [1, 2, 3, 4]
+    assert "step 4/4  loss " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds another run"):
+        pretrain(tiny_recipe, {"output_dir": tmp_path / "run", "student.layers": 1}, ranks=1)
