@@ -63,7 +63,7 @@ keep() { # what there is so far, for whoever looks before the end
     if [ -e "$work/$model_run/metrics.jsonl" ]; then cp "$work/$model_run/metrics.jsonl" "$results/$model_run.jsonl"; fi
   done
   local new=$out/.new.$BASHPID
-  python benchmarks/round_summary.py "$results" > "$new" && mv "$new" "$out/summary.md"
+  python3 benchmarks/round_summary.py "$results" > "$new" && mv "$new" "$out/summary.md"
   tar -C "$work" -czf "$new" results 2> /dev/null
   [ $? -le 1 ] || return 0 # 1: a log grew meanwhile
   mv "$new" "$out/gpu_round.tar.gz"
@@ -89,7 +89,7 @@ train_stage() { # NAME SECONDS RECIPE key=value...
   local name=$1 limit=$2
   shift 2
   if [ -z "$data$dry" ]; then say "$name: passed over, needs --data"; return 0; fi
-  stage "$name" "$limit" python -m dwt_ds.pretrain "$@" "data.dir=$rows" "output_dir=$work/$name" "${run[@]}" "${model[@]}"
+  stage "$name" "$limit" python3 -m dwt_ds.pretrain "$@" "data.dir=$rows" "output_dir=$work/$name" "${run[@]}" "${model[@]}"
 }
 
 newest_teacher() { # its last export, or the last one before it was cut short
@@ -104,38 +104,43 @@ fi
 failed=0
 
 if [ -n "$wheels" ]; then
-  pip="python -m pip install -q --no-index --no-deps --break-system-packages"
+  pip="python3 -m pip install -q --no-index --no-deps --break-system-packages"
   stage install 15 bash -c "$pip --no-compile '$wheels'/*.whl && $pip --no-build-isolation ./kernels -e ." || failed=1
 fi
 if [ -z "$data" ]; then
-  stage data 20 python benchmarks/stand_in_data.py "$rows" "${stand_in[@]}" || failed=1
+  stage data 20 python3 benchmarks/stand_in_data.py "$rows" "${stand_in[@]}" || failed=1
 fi
-stage preflight 25 python benchmarks/preflight.py --out "$results"
+stage preflight 25 python3 benchmarks/preflight.py --out "$results"
 code=$?
 if [ "$code" = 3 ]; then
   echo "The loss kernels are wrong on this device, see $results/preflight.log: nothing else is measured." >&2
   exit 3
 fi
 [ "$code" = 0 ] || failed=1
-stage training_speed 60 python benchmarks/training_speed.py --data "$rows" --out "$results" "${speed[@]}" \
-  --compile "${modes[@]}" -- "${model[@]}" || failed=1
-stage logits_form 40 python kernels/benchmarks/logits_form.py --out "$results" --rounds "$rounds" \
+# Before the training: DeepSpeed's Adam is being built meanwhile. On the device's clock that does not show.
+stage logits_form 40 python3 kernels/benchmarks/logits_form.py --out "$results" --rounds "$rounds" \
   --shapes "${logits[@]}" --providers dwt_kernels eager || failed=1
-stage logits_compiled 20 python kernels/benchmarks/logits_form.py --out "$results/compiled" --rounds "$rounds" \
+stage logits_compiled 20 python3 kernels/benchmarks/logits_form.py --out "$results/compiled" --rounds "$rounds" \
   --shapes "${compiled[@]}" --providers dwt_kernels torch.compile || failed=1
-stage linear_form 75 python kernels/benchmarks/linear_form.py --out "$results" --rounds "$rounds" \
+stage training_speed 60 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${speed[@]}" \
+  --compile "${modes[@]}" -- "${model[@]}" || failed=1
+if [ -z "$dry$tiny" ] && [ ! -e "$results/injection.done" ]; then
+  # For tests and injection. In a session of its own, so that it is not cut short and leaves its lock behind.
+  MAX_JOBS=4 setsid python3 benchmarks/kernel_injection.py --build > "$results/build.log" 2>&1 &
+fi
+stage linear_form 75 python3 kernels/benchmarks/linear_form.py --out "$results" --rounds "$rounds" \
   --shapes "${linear[@]}" --providers "dwt_kernels chunked" "liger chunked" "dwt_kernels logit_free" eager || failed=1
 train_stage teacher 95 paper_teacher_4 "train.export_every=$every" &
 beside=$!
-stage tests 95 python -m pytest "${tests[@]}" || failed=1
+stage tests 95 python3 -m pytest "${tests[@]}" || failed=1
 wait "$beside" || failed=1
-stage loop 20 python benchmarks/training_speed.py --data "$rows" --out "$results/loop" --micro-batches 16 "${loop[@]}" \
+stage loop 20 python3 benchmarks/training_speed.py --data "$rows" --out "$results/loop" --micro-batches 16 "${loop[@]}" \
   -- "${model[@]}" || failed=1
 train_stage alone 110 paper_weak_h100 teacher.path=null &
 beside=$!
 train_stage distilled 110 paper_weak_h100 "teacher.path=$(newest_teacher)" || failed=1
 wait "$beside" || failed=1
-stage injection 40 python benchmarks/kernel_injection.py --families bert --out "$results" || failed=1
+stage injection 40 python3 benchmarks/kernel_injection.py --families bert --out "$results" || failed=1
 
 [ -n "$dry" ] || say "results: $out/summary.md and $out/gpu_round.tar.gz"
 exit "$failed"

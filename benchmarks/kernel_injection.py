@@ -1,6 +1,6 @@
 """For which model families DeepSpeed injects its inference kernels into the teacher, and how far that moves it.
 
-    python benchmarks/kernel_injection.py [--families bert ...] [--out DIR]
+    python benchmarks/kernel_injection.py [--families bert ...] [--out DIR] [--build]
 
 Needs a CUDA device. For each family and dtype: whether the probe kept the injected engine, the largest change of the
 logits as a share of the largest one, and the time of a forward pass against the plain engine. A row is written as it
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import triton
+from deepspeed.ops.op_builder import InferenceBuilder
 from rows import write_rows
 from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -36,10 +37,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, metavar="FAMILY")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
+    parser.add_argument("--build", action="store_true", help="only compile the kernels, which takes nvcc minutes")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("error: kernel injection needs a CUDA device", file=sys.stderr)
         return 2
+    if options.build:
+        InferenceBuilder().load()
+        return 0
     start_ranks()
     rows = []
     for family in options.families:

@@ -20,9 +20,9 @@ REAL_PYTHON = sys.executable
 STAGES = {
     "install": 15,
     "preflight": 25,
-    "training_speed": 60,
     "logits_form": 40,
     "logits_compiled": 20,
+    "training_speed": 60,
     "linear_form": 75,
     "tests": 95,
     "teacher": 95,
@@ -49,7 +49,7 @@ def recorded(folder: Path, cases: str = "") -> tuple[dict[str, str], Path]:
     """An environment with the Python of `cases`, shell patterns with what to do, and the file of its calls."""
     calls = folder / "calls"
     calls.touch()
-    python = folder / "bin" / "python"
+    python = folder / "bin" / "python3"
     python.parent.mkdir()
     python.write_text(PYTHON.format(real=REAL_PYTHON, calls=calls, cases=cases or "*) ;;"))
     python.chmod(0o755)
