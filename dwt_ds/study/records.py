@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dwt_ds.base.files import read_json
 from dwt_ds.base.trees import flatten
 from dwt_ds.base.written import read_yaml
 from dwt_ds.run.folder import RunFolder
@@ -56,6 +57,12 @@ class RunRecord:
     def config(self) -> dict[str, Any]:
         """Settings as resolved."""
         return read_yaml(self.path / "config.yaml", "settings")
+
+    @cached_property
+    def data_fingerprint(self) -> str | None:
+        """That of the rows it reads; None if its folder does not tell."""
+        identity = self.path / "run.json"
+        return read_json(identity).get("data") if identity.is_file() else None
 
     @cached_property
     def finished(self) -> bool:

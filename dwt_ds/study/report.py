@@ -81,6 +81,8 @@ def _runs_report(runs: Sequence[RunRecord], against: RunRecord | None, out: Path
     head, rows = overview(runs, against)
     page.table(head, rows)
     page.note(OVERVIEW_NOTE if against is None else f"{OVERVIEW_NOTE} {against_note(against)}")
+    if len({run.data_fingerprint for run in runs} - {None}) > 1:
+        page.note("These runs read different data folders: their held-out losses are of different texts or tokens.")
     if len(runs) == 1:
         curves_of_one(page, runs[0], out / "figures")
         page.heading("Settings that are not the defaults")

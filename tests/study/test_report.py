@@ -188,6 +188,16 @@ def test_runs_are_drawn_beside_one_another(tmp_path: Path, tiny_data: Path, tiny
         # Held-out, hard and soft losses, and the weight, which changes here.
         assert html.count(f'<figure class="ruled by-{ruler}"><img') == 4
     assert "<td>teacher.path</td>" in html
+    assert "different data folders" not in html
+
+
+def test_runs_on_different_data_are_marked(tmp_path: Path, tiny_data: Path) -> None:
+    paths = compared(tmp_path, tiny_data, None)
+    for number, path in enumerate(paths):
+        (Path(path) / "run.json").write_text(json.dumps({"data": f"fingerprint {number}"}))
+    assert main(["report", *paths]) == 0
+    html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "These runs read different data folders" in html
 
 
 def test_a_run_that_is_never_as_good_says_so(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
