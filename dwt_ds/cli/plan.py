@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--network-gbps", type=float, metavar="X", help="network rate of a machine (default: by --gpu)")
     parser.add_argument("--data", metavar="DIR", help="a prepared data folder (default: the recipe's)")
+    parser.add_argument(
+        "--release-at",
+        type=float,
+        metavar="SHARE",
+        help="share of the steps after which the teacher is released (default: by the soft weight's schedule; an "
+        "adaptive weight's release is not known before the run)",
+    )
     parser.add_argument("--config", action="store_true", help="also print the whole resolved recipe and JSON")
 
 
@@ -46,12 +53,16 @@ def main(args: argparse.Namespace) -> int:
     _check_above_0({"--nodes": args.nodes, "--gpus-per-node": per_node, "--network-gbps": args.network_gbps})
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
+    if args.release_at is not None and not 0 <= args.release_at <= 1:
+        raise ValueError(f"--release-at {args.release_at:g}: must be at least 0 and at most 1")
     device = find_device(args.gpu, per_node, network_gbps=args.network_gbps, mfu=args.mfu)
     if args.data:
         read_data_manifest(Path(args.data).expanduser())  # a folder that is asked for must exist
     overrides = [*args.overrides, override_of("data.dir", args.data)] if args.data else args.overrides
     settings = resolve_plan(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
-    plan = Plan(settings, build_shapes(settings), device, args.nodes)
+    plan = Plan(settings, build_shapes(settings), device, args.nodes, args.release_at)
+    if args.release_at is not None and plan.shapes.teacher is None:
+        raise ValueError(f"--release-at {args.release_at:g}: there is no teacher to release; set teacher.path")
     print(report(plan, overrides, args.deepspeed_config, args.recipe))
     if args.config:
         print(f"\n{whole_settings(settings)}")

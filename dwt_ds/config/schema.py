@@ -83,6 +83,10 @@ class Schedule:
         if self.schedule == "exponential" and not (self.start > 0 and self.end and self.end > 0):
             raise ValueError(f"start={self.start}, end={self.end}: exponential needs both above 0; use linear")
 
+    def length(self, total_steps: int) -> int:
+        """Optimizer steps of the span, in a run of `total_steps`."""
+        return self.span_steps or max(1, round(self.span * total_steps))
+
 
 def _number_is_a_constant(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -172,6 +176,12 @@ class TeacherConfig:
     fit on every rank. Its head is not sharded."""
     trust_remote_code: bool = False
     """Run Python code that comes with the teacher. Leave it off for models you do not trust."""
+    release: Literal["auto", "never"] = "auto"
+    """auto: the teacher is freed once the soft weight is 0 for good, and the student trains on alone; never: it stays
+    to the end."""
+    release_after_steps: PositiveInt | None = None
+    """With an adaptive soft weight: the teacher is freed when the weight has been below 1% of `start` for this many
+    optimizer steps; null: soft_weight.average_steps."""
 
     def __post_init__(self) -> None:
         if self.sharded and self.kernel_inject is True:

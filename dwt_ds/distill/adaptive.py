@@ -17,6 +17,8 @@ from dwt_ds.config.schema import RunConfig, Schedule
 
 # The state: two averages, and the number of steps that they cover.
 _HARD, _SOFT, _COUNT = range(3)
+# Below this share of its start, a weight is next to 0.
+_IDLE_SHARE = 0.01
 
 
 class AdaptiveWeight:
@@ -38,12 +40,16 @@ class AdaptiveWeight:
         device: of the state; only `state_dict` waits for it.
     """
 
+    idle_steps: Tensor
+    """0-d: for how many steps in a row the weight has been below 1% of `start`."""
+
     def __init__(self, schedule: Schedule, teacher_loss: float, device: torch.device) -> None:
         self._start, self._end = schedule.start, schedule.end or 0.0
         self._signal, self._width = schedule.signal, schedule.width
         self._steps = schedule.average_steps
         self._teacher_loss = torch.tensor(teacher_loss, dtype=torch.float32, device=device)
         self._seen = torch.zeros(3, device=device)
+        self.idle_steps = torch.zeros((), device=device)
 
     def value(self) -> Tensor:
         """The next step's weight, 0-d fp32; `start` until a step was observed."""
@@ -59,6 +65,7 @@ class AdaptiveWeight:
         The soft loss falls roughly with the square of its temperature (Hinton et al., 2015, section 2); it is scaled
         to what it would be at 1.
         """
+        self.idle_steps = torch.where(self.value() < _IDLE_SHARE * self._start, self.idle_steps + 1, 0.0)
         count = (self._seen[_COUNT] + 1).clamp(max=self._steps)
         losses = torch.stack([hard_loss.float(), soft_loss.float() * temperature**2])
         average = self._seen[:_COUNT] + (losses - self._seen[:_COUNT]) / count
@@ -68,12 +75,14 @@ class AdaptiveWeight:
     def state_dict(self) -> dict[str, float]:
         """Plain numbers that `load_state_dict` restores to the bit."""
         hard, soft, count = self._seen.tolist()
-        return {"hard": hard, "soft": soft, "count": count, "teacher_loss": float(self._teacher_loss)}
+        teacher_loss, idle = float(self._teacher_loss), float(self.idle_steps)
+        return {"hard": hard, "soft": soft, "count": count, "teacher_loss": teacher_loss, "idle_steps": idle}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Resume from a `state_dict`, with the teacher's loss as it was measured then."""
         self._seen.copy_(torch.tensor([state["hard"], state["soft"], state["count"]]))
         self._teacher_loss.fill_(state["teacher_loss"])
+        self.idle_steps.fill_(state.get("idle_steps", 0.0))  # earlier versions did not count them
 
 
 def check_adaptive(config: RunConfig, validation_rows: int | None) -> None:

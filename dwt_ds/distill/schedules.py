@@ -16,8 +16,7 @@ def value_at(schedule: Schedule, step: int, total_steps: int) -> float:
     if schedule.schedule in ("constant", "adaptive"):
         return schedule.start
     assert schedule.end is not None  # Schedule refuses to be built without it
-    span_steps = schedule.span_steps or max(1, round(schedule.span * total_steps))
-    progress = min(1.0, step / span_steps)
+    progress = min(1.0, step / schedule.length(total_steps))
     start, end = schedule.start, schedule.end
     if progress >= 1.0:
         return end

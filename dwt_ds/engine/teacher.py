@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,6 +104,22 @@ class TeacherEngine:
         if self._engine is None:
             self._engine = self._shard(self.gathered) if self._sharded else self._choose_engine()
         return self._engine
+
+    def release(self) -> None:
+        """Free weights, buffers and workspace for good; it must not be called after that."""
+        engine, modules = self._engine, [self.gathered, *([self._engine] if self._engine is not None else [])]
+        if self.injected and isinstance(engine, deepspeed.InferenceEngine):
+            engine.destroy()  # the kernels' workspace
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
+                # Hooks and libraries may still refer to the tensors. ZeRO-3 has a rank's shard in `ds_tensor`.
+                for each in (tensor, getattr(tensor, "ds_tensor", None)):
+                    if each is not None:
+                        each.data = each.data.new_empty(0)
+        self._engine, self._probe = None, _Probe()
+        del self.head, self.gathered, engine, modules
+        gc.collect()  # modules and their hooks refer to each other
+        get_accelerator().empty_cache()
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherView:

@@ -64,6 +64,7 @@ def _export(checkpoint: Path, run: Path, out: Path) -> int:
         tokens=state.tokens,
         starts=state.starts,
         held_out_loss=held_out_loss_at(state.step, run / "metrics.jsonl"),
+        teacher_released=state.teacher_released,
     )
     quantization = parse_quantization(student.quantization)
     weights = {name: tensor for name, tensor in weights.items() if name in names}

@@ -25,6 +25,7 @@ def model_card(
     tokens: int,
     starts: Sequence[Mapping[str, Any]],
     held_out_loss: float | None,
+    teacher_released: int | None = None,
 ) -> str:
     """The card's text.
 
@@ -34,6 +35,7 @@ def model_card(
         tokens: real tokens seen by all ranks.
         starts: every start of the run: step, ranks, time.
         held_out_loss: masked-token cross-entropy on the held-out text after these steps; None: not evaluated.
+        teacher_released: the step from which on the student trained alone; None: the teacher took part to the end.
     """
     settings = facts.settings
     distilled = settings["teacher"]["path"] is not None
@@ -47,6 +49,7 @@ def model_card(
     rows = {
         "objective": _objective(settings["distill"]) if distilled else "masked-token cross-entropy",
         "teacher's weights": facts.teacher,
+        "teacher": None if teacher_released is None else f"released at step {teacher_released:,}",
         "data (fingerprint of its rows)": facts.data,
         "tokenizer (sha256)": facts.tokenizer,
         "settings (sha256)": facts.settings_sha256,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.models.flops import Work, forward_flops, recomputed_flops
 from dwt_ds.models.growth.plan import GrowthPlan, check_growth
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
@@ -25,6 +26,8 @@ class Plan:
     shapes: Shapes
     device: Device
     nodes: int
+    release_at: float | None = None
+    """Share of the steps after which the teacher is released; None: as the soft weight's schedule has it."""
 
     @property
     def ranks(self) -> int:
@@ -112,16 +115,24 @@ class Plan:
 
     def traffic(self, stage: int) -> list[Traffic]:
         """Collectives of a step at a ZeRO stage."""
-        accumulation = self.settings.config.train.gradient_accumulation_steps
-        own = own_sums(self.settings.config)
-        students = step_traffic(stage, self.zero(stage), self.partition, accumulation, own)
-        return [*students, self.sharded_teacher.traffic(accumulation)] if self.sharded_teacher else students
+        students = self._students_traffic(stage)
+        if self.sharded_teacher is None:
+            return students
+        return [*students, self.sharded_teacher.traffic(self.settings.config.train.gradient_accumulation_steps)]
 
-    def step_time(self, stage: int) -> StepTime:
-        """Seconds of a step at a ZeRO stage."""
+    def _students_traffic(self, stage: int) -> list[Traffic]:
+        accumulation = self.settings.config.train.gradient_accumulation_steps
+        return step_traffic(stage, self.zero(stage), self.partition, accumulation, own_sums(self.settings.config))
+
+    def step_time(self, stage: int, *, with_teacher: bool = True) -> StepTime:
+        """Seconds of a step at a ZeRO stage, with the teacher or after its release."""
+        work, traffic = self.work, self.traffic(stage)
+        if not with_teacher:
+            work = replace(work, teacher_forward=0)
+            traffic = self._students_traffic(stage)
         return step_time(
-            self.work,
-            self.traffic(stage),
+            work,
+            traffic,
             self.device,
             precision=self.settings.ds.precision,
             rows=self.settings.rows_per_step // self.ranks,
@@ -130,14 +141,28 @@ class Plan:
         )
 
     @property
+    def teacher_share(self) -> float:
+        """Share of the steps in which the teacher takes part.
+
+        Where an adaptive weight releases it is known only by running: without `release_at`, all steps count.
+        """
+        if self.release_at is not None:
+            return self.release_at
+        step, steps = TeacherRelease(self.settings.config, self.settings.total_steps).step, self.settings.total_steps
+        return 1.0 if step is None else min(step, steps) / steps
+
+    @property
     def hours(self) -> float:
         """Hours of the whole run at the JSON's ZeRO stage."""
-        return self.step_time(self.stage).total * self.settings.total_steps / 3600
+        taught, alone = (self.step_time(self.stage, with_teacher=each).total for each in (True, False))
+        seconds_a_step = self.teacher_share * taught + (1 - self.teacher_share) * alone
+        return seconds_a_step * self.settings.total_steps / 3600
 
     @property
     def flops(self) -> float:
         """Operations of training, all ranks; evaluations are not counted."""
-        return float(self.work.per_row * self.settings.rows_per_step * self.settings.total_steps)
+        a_row = replace(self.work, teacher_forward=self.teacher_share * self.work.teacher_forward).per_row
+        return float(a_row * self.settings.rows_per_step * self.settings.total_steps)
 
     @property
     def tokens(self) -> float:

@@ -135,16 +135,22 @@ def _host(memory: RankMemory) -> Lines:
 def _speed(plan: Plan) -> Lines:
     settings, work = plan.settings, plan.work
     time = plan.step_time(plan.stage)
-    rows = settings.rows_per_step
     peak = plan.device.flops_per_second(settings.ds.precision)
     lines = [
         f"{work.per_row / 1e9:,.2f} GFLOP per row (student {3 * work.student_forward / 1e9:,.2f}, teacher "
         f"{work.teacher_forward / 1e9:,.2f}), {plan.flops:.3g} FLOP in total",
         f"at {plan.device.mfu:.0%} of {peak / 1e12:,.4g} TFLOP/s per rank (assumed; --mfu sets it): "
         f"{1e3 * time.compute:,.2f} ms per step, and {1e3 * time.exposed:,.2f} ms waiting for traffic",
-        f"{rows * settings.corpus.tokens_per_row / time.total:,.0f} tokens/s, {plan.hours:,.1f} hours, "
+        f"{plan.tokens / plan.hours / 3600:,.0f} tokens/s, {plan.hours:,.1f} hours, "
         f"{plan.hours * plan.ranks:,.0f} device hours, scaling efficiency {time.efficiency:.0%}",
     ]
+    if work.teacher_forward and plan.teacher_share < 1:
+        alone = plan.step_time(plan.stage, with_teacher=False)
+        lines.insert(
+            2,
+            f"teacher released after {plan.teacher_share:.0%} of the steps: {1e3 * alone.compute:,.2f} ms per step "
+            f"from there on, and {1e3 * alone.exposed:,.2f} ms waiting for traffic",
+        )
     if work.recomputed:
         lines.insert(1, f"{work.recomputed / 1e9:,.2f} GFLOP per row recomputed (activation checkpointing): time only")
     zero = plan.zero(plan.stage)

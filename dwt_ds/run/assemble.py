@@ -18,6 +18,7 @@ from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.adaptive import AdaptiveWeight
 from dwt_ds.distill.objective import DistillObjective
+from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_data, require_same_software
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
@@ -43,7 +44,7 @@ from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import TOKENIZER, RunFolder
 from dwt_ds.run.mfu import Utilization
-from dwt_ds.run.models import build_objective, check_student, load_teacher
+from dwt_ds.run.models import build_objective, check_initial_weights, check_student, load_teacher
 from dwt_ds.run.progress import Progress, print_line
 from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_facts
 from dwt_ds.run.session import Session
@@ -78,7 +79,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         check_monitors(resolved.ds)
         check_optimizer(resolved.ds_values, ranks.device(), resolved.ds.origin)
         check_layer_norm(resolved.config.fused.layer_norm, ranks.device())
-        facts = run_facts(resolved, data.manifest, _teacher_origin(resolved))
+        facts = run_facts(resolved, data.manifest, teacher=None)
         folder = RunFolder(resolved.config.output_dir)
         folder.check_identity(facts.identity)
         finished_steps = _occupy(folder, resolved.total_steps) if ranks.rank() == 0 else 0
@@ -93,8 +94,15 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         if checkpoint.path is not None:
             check_world_size(checkpoint.path, resolved.ds.zero_stage)
             _check_length(checkpoint.path, resolved)
-        teacher = load_teacher(resolved, tokenizer)
-        objective = build_objective(resolved, tokenizer)
+        before, taught_by = _state_and_teacher(checkpoint.path)
+        released = TeacherRelease(resolved.config, resolved.total_steps).at_start(before.step, before.teacher_released)
+        # A run that resumes without its teacher needs nothing of it, not even its folder.
+        alone = released is not None and checkpoint.path is not None
+        if not alone:
+            check_initial_weights(resolved, tokenizer)
+        facts = replace(facts, teacher=taught_by if alone else _teacher_origin(resolved))
+        teacher = None if released is not None else load_teacher(resolved, tokenizer)
+        objective = build_objective(resolved, tokenizer, grown=not alone)
     if teacher is not None:
         teacher.start()
     with ranks.raise_on_all_ranks():
@@ -102,13 +110,15 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
             folder.begin(facts.identity, resolved.to_recipe(), resolved.ds_values)
             tokenizer.save_pretrained(folder.path / TOKENIZER)
     evaluation = Evaluation(resolved, data)
-    teacher_loss = report_models(resolved, objective, teacher, evaluation)
+    measured = ranks.broadcast_from_rank_0(before.teacher_loss if facts.teacher == taught_by else None)
+    teacher_loss = report_models(resolved, objective, teacher, evaluation, measured=measured, released=released)
     utilization = None
     if ranks.rank() == 0:
         utilization = Utilization.of(resolved, objective.student, None if teacher is None else teacher.gathered)
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())
     student = start_student(objective, resolved.ds_values)
     state = _resume(student, checkpoint, folder, resolved, facts)
+    state = replace(state, teacher_loss=teacher_loss, teacher_released=released)
     return Session(
         resolved=resolved,
         student=student,
@@ -141,11 +151,26 @@ def _occupy(folder: RunFolder, total_steps: int) -> int:
 
 
 def report_models(
-    resolved: Resolved, objective: DistillObjective, teacher: TeacherEngine | None, evaluation: Evaluation
+    resolved: Resolved,
+    objective: DistillObjective,
+    teacher: TeacherEngine | None,
+    evaluation: Evaluation,
+    *,
+    measured: float | None,
+    released: int | None,
 ) -> float | None:
     """Print both models' sizes and the teacher's held-out loss: weak means smaller, or worse at equal size.
 
-    Returns that loss, None without a teacher.
+    Args:
+        resolved: the run's settings.
+        objective: with the student.
+        teacher: None for a student that trains alone, be it from here on.
+        evaluation: measures the teacher where no start of the run did so before.
+        measured: the loss as an earlier start measured it.
+        released: where the teacher was released.
+
+    Returns:
+        That loss; None where it is not known: without a teacher, or without held-out rows.
     """
     ours = parameter_count(objective.student)
     config = resolved.config
@@ -157,10 +182,12 @@ def report_models(
     _say(f"student: {config.student.family}, {ours:,} parameters")
     if resolved.quantization is not None:
         _say(f"quantization-aware: {resolved.quantization.describe()}")
+    if released is not None:
+        _say(f"teacher: {config.teacher.path}, released at step {released}, not loaded")
     if teacher is None:
-        return None
+        return measured
     theirs = teacher.parameters
-    loss = evaluation.teacher_loss(teacher)
+    loss = evaluation.teacher_loss(teacher) if measured is None else measured
     judged = "no held-out rows to measure it by" if math.isnan(loss) else f"held-out MLM loss {loss:.4f}"
     _say(
         f"teacher: {config.teacher.path}, {theirs:,} parameters ({theirs / ours:.2f} of the student's), {judged}; "
@@ -168,7 +195,7 @@ def report_models(
     )
     if theirs > ours:
         _say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
-    return loss
+    return None if math.isnan(loss) else loss
 
 
 def _recipe_or_error(name: str, overrides: list[str]) -> Recipe | Exception:
@@ -212,6 +239,14 @@ def _watch(folder: RunFolder, train: TrainConfig) -> StuckWatch:
         seconds=min(train.report_stuck_after_seconds, train.collective_timeout_seconds / 2),
         say=_say,
     )
+
+
+def _state_and_teacher(checkpoint: Path | None) -> tuple[RunState, str | None]:
+    """Where a checkpoint's run stands, and where its teacher's weights came from."""
+    if checkpoint is None:
+        return RunState(), None
+    manifest = read_manifest(checkpoint)
+    return RunState(**manifest["state"]), manifest.get("teacher")
 
 
 def _check_length(checkpoint: Path, resolved: Resolved) -> None:

@@ -42,8 +42,10 @@ class Exporter:
         self._student, self._tokenizer, self._quantization = student, tokenizer, quantization
         self._facts, self._starts, self._metrics = facts, starts, metrics
 
-    def export(self, folder: Path, *, steps: int, tokens: int) -> None:
+    def export(self, folder: Path, *, steps: int, tokens: int, teacher_released: int | None) -> None:
         """Write `folder` after `steps` optimizer steps and `tokens` real tokens; every rank has to call it.
+
+        `teacher_released` is for the card, as in `RunState`.
 
         Raises:
             OSError, SafetensorError: on rank 0, which alone writes.
@@ -52,8 +54,14 @@ class Exporter:
         weights = full_fp32_weights(model, keep=ranks.rank() == 0)
         if ranks.rank() != 0:
             return
-        held_out_loss = held_out_loss_at(steps, self._metrics)
-        card = model_card(self._facts, steps=steps, tokens=tokens, starts=self._starts, held_out_loss=held_out_loss)
+        card = model_card(
+            self._facts,
+            steps=steps,
+            tokens=tokens,
+            starts=self._starts,
+            held_out_loss=held_out_loss_at(steps, self._metrics),
+            teacher_released=teacher_released,
+        )
         with torch.random.fork_rng(devices=[]):  # it draws weights for a model that it then fills
             write_export(
                 model,

@@ -5,7 +5,7 @@ appendix B, but with the matrix products counted one by one).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -46,6 +46,10 @@ class Utilization:
 
         work = Work(per_token(student), 0.0 if teacher is None else per_token(teacher))
         return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.precision))
+
+    def without_teacher(self) -> Utilization:
+        """The same once the teacher is released."""
+        return replace(self, work_per_token=replace(self.work_per_token, teacher_forward=0.0))
 
     def shares(self, tokens_per_second: float) -> dict[str, float]:
         """`mfu` with the teacher's forward pass counted, `mfu_student` without."""

@@ -25,20 +25,24 @@ from dwt_ds.run.resolve import Resolved, prefix_errors
 
 
 def check_student(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Whether the student can start as it should, from the configurations alone (ValueError, FileNotFoundError)."""
+    """Whether the student can be built as it should, from its configuration alone (ValueError)."""
     _check_attention(resolved)
     _check_compile(resolved)
-    init, path = resolved.config.student.init, resolved.config.teacher.path
     student = student_model_config(resolved.config.student, **_text_sizes(resolved, tokenizer))
     if resolved.quantization is not None:
         check_quantization(student, resolved.quantization)
+
+
+def check_initial_weights(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether the student's weights can be grown, from the configurations alone (ValueError, FileNotFoundError)."""
+    init, path = resolved.config.student.init, resolved.config.teacher.path
     if init == "random":
         return
     if path is None:
         raise ValueError(f"student.init={init!r}: there is no teacher to start from; set teacher.path or init=random")
     with prefix_errors("teacher.path"):
         teacher = load_model_config(path, trust_remote_code=resolved.config.teacher.trust_remote_code)
-    check_growth(teacher, student, init)
+    check_growth(teacher, student_model_config(resolved.config.student, **_text_sizes(resolved, tokenizer)), init)
 
 
 def load_teacher(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> TeacherEngine | None:
@@ -64,12 +68,15 @@ def load_teacher(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> Teac
     return teacher
 
 
-def build_objective(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> DistillObjective:
-    """The student as it starts, with the loss around it, on this rank's device and checked against its own logits."""
+def build_objective(resolved: Resolved, tokenizer: PreTrainedTokenizerBase, *, grown: bool = True) -> DistillObjective:
+    """The student as it starts, with the loss around it, on this rank's device and checked against its own logits.
+
+    With `grown=False` it has random weights whatever `student.init` says; a checkpoint replaces them.
+    """
     config = resolved.config
     torch.manual_seed(config.seed)
     model = build_student(config.student, **_text_sizes(resolved, tokenizer))
-    if config.student.init != "random":
+    if config.student.init != "random" and grown:
         assert config.teacher.path is not None  # check_student refused it
         teacher = load_masked_lm(
             config.teacher.path, dtype=torch.float32, trust_remote_code=config.teacher.trust_remote_code

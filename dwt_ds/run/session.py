@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from dwt_ds.data.batches import Batch, StepBatches, step_loader
 from dwt_ds.distill.adaptive import AdaptiveWeight
 from dwt_ds.distill.objective import LossScale
+from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
@@ -75,7 +77,7 @@ class Session:
     Args:
         resolved: the run's settings.
         student: DeepSpeed's engine around the DistillObjective.
-        teacher: None for a student that trains alone.
+        teacher: None for a student that trains alone, be it from here on.
         adaptive: the soft weight, if it follows the losses.
         batches: this rank's micro-batches by step.
         evaluation: on the held-out text.
@@ -110,6 +112,9 @@ class Session:
         self.config, self.total_steps, self.first_step = resolved.config, resolved.total_steps, state.step
         self.student, self.teacher, self.device = student, teacher, ranks.device()
         self._quantization, self._adaptive = resolved.quantization, adaptive
+        self._release = TeacherRelease(resolved.config, resolved.total_steps)
+        self._teacher_loss, self._teacher_released = state.teacher_loss, state.teacher_released
+        self._pace_step, self._pace_seconds = state.step, 0.0
         self._batches, self._evaluation, self._exporter = batches, evaluation, exporter
         self._folder, self._facts, self._starts = folder, facts, state.starts
         self._progress, self._stop, self._stuck, self._utilization = progress, stop, stuck, utilization
@@ -155,7 +160,8 @@ class Session:
         tokens = sum(batch.token_count for batch in micro_batches)
         asked_to_stop = self._stop.is_asked(self._stop_folder)
         distill = self.config.distill
-        soft_weight = value_at(distill.soft_weight, step, self.total_steps)
+        released, adaptive = self._teacher_released is not None, self._adaptive
+        soft_weight = 0.0 if released else value_at(distill.soft_weight, step, self.total_steps)
         temperature = value_at(distill.temperature, step, self.total_steps)
         # One copy, for which the host does not wait. fp64 holds every count exactly.
         local = [labelled, positions, tokens, asked_to_stop, soft_weight, temperature]
@@ -165,12 +171,12 @@ class Session:
         self._meter.begin_step(counts[2])
         divisors = counts[:2].clamp(min=1).float() / self._divisor
         values = shared[4:].float()
-        if self._adaptive is not None:
-            values[0] = self._adaptive.value()
+        if adaptive is not None and not released:
+            values[0] = adaptive.value()
         return micro_batches, StepNumbers(
             step,
             LossScale(values[0], values[1], hard_rows=divisors[0], soft_rows=divisors[1]),
-            soft_weight=soft_weight if self._adaptive is None else values[0],
+            soft_weight=soft_weight if adaptive is None or released else values[0],
             temperature=temperature,
             learning_rate=float(self.student.get_lr()[0]),
             ranks_to_stop=counts[3],
@@ -189,13 +195,16 @@ class Session:
         self._progress.advance()
         self._note_skip(done)
         self.stopped = self._ranks_to_stop.exchange(numbers.ranks_to_stop) > 0
-        if self._adaptive is not None:
+        if self._adaptive is not None and self.teacher is not None:
             _, hard, soft = self._meter.losses(self._divisor)
             squared = self.config.distill.temperature_squared
             self._adaptive.observe(hard, soft, 1.0 if squared else numbers.temperature)
         last = done == self.total_steps
-        if last or done == 1 or done % train.log_every == 0:
+        release = self.teacher is not None and self._release.is_due(done, self._idle_steps)
+        if last or done == 1 or done % train.log_every == 0 or release:
             self._log(done, numbers)
+        if release:
+            self._release_teacher(done)
         began = time.perf_counter()
         # First, since what follows could fail; `finish` saves a run that is stopped.
         if last or (not self.stopped and train.checkpoint_every and done % train.checkpoint_every == 0):
@@ -205,7 +214,7 @@ class Session:
         if not last and train.export_every and done % train.export_every == 0:
             try:
                 folder = self._folder.export / f"step_{done:08d}"
-                self._exporter.export(folder, steps=done, tokens=self._meter.tokens)
+                self._export(folder, done)
             except (OSError, SafetensorError, NotFiniteError) as error:
                 self._say(done, f"NOT EXPORTED: {error}")
         self._meter.add_pause(time.perf_counter() - began)
@@ -219,7 +228,7 @@ class Session:
             return
         tokens, problem = self._meter.tokens, ""
         try:
-            self._exporter.export(self._folder.export, steps=self.total_steps, tokens=tokens)
+            self._export(self._folder.export, self.total_steps)
             if ranks.rank() == 0:
                 self._folder.finish(self.total_steps)
         except (OSError, SafetensorError, NotFiniteError) as error:
@@ -236,6 +245,25 @@ class Session:
         if self._quantization is not None:
             enable(self.student, step >= self._quantization.start_step)
 
+    def _idle_steps(self) -> float:
+        """Steps for which the adaptive weight has been next to 0, one number for all ranks; waits for the device."""
+        assert self._adaptive is not None  # the rule asks for no other schedule
+        return float(ranks.reduce_sum(self._adaptive.idle_steps.clone())) / ranks.world_size()
+
+    def _release_teacher(self, done: int) -> None:
+        """Free the teacher; the student trains on alone, and an ETA is by its own pace."""
+        assert self.teacher is not None
+        self._say(done, f"teacher released: no soft loss from here on, {self.teacher.parameters:,} parameters freed")
+        self.teacher.release()
+        self.teacher, self._teacher_released = None, done
+        self._pace_step, self._pace_seconds = done, self._meter.seconds_since_start
+        if self._utilization is not None:
+            self._utilization = self._utilization.without_teacher()
+
+    def _export(self, folder: Path, done: int) -> None:
+        tokens = self._meter.tokens
+        self._exporter.export(folder, steps=done, tokens=tokens, teacher_released=self._teacher_released)
+
     def _say(self, done: int, text: str) -> None:
         self._progress.say(f"step {done}/{self.total_steps}  {text}")
 
@@ -249,12 +277,14 @@ class Session:
             "grad_norm": gradient_norm(self.student),
             "skipped_steps": int(self.student.skipped_steps),
         }
+        if self.config.teacher.path is not None:
+            row["teacher_active"] = self.teacher is not None
         if self._utilization is not None:
             row |= self._utilization.shares(row["tokens_per_second"])
         scale = loss_scale(self.student)
         if scale is not None:
             row["loss_scale"] = scale
-        seconds_a_step = self._meter.seconds_since_start / (done - self.first_step)
+        seconds_a_step = (self._meter.seconds_since_start - self._pace_seconds) / (done - self._pace_step)
         seconds_left = seconds_a_step * (self.total_steps - done)
         self._progress.line(row, peak_memory_bytes=peak_memory_bytes(self.device), seconds_left=seconds_left)
         self._add_metrics(row)
@@ -282,7 +312,8 @@ class Session:
             return
         hard, soft = losses
         self._say(done, f"held-out: hard {hard:.4f}" + (f", soft {soft:.4f}" if self.teacher else ""))
-        self._add_metrics({"step": done, "eval_hard_loss": hard, "eval_soft_loss": soft})
+        of_teacher = {} if self._teacher_released is not None else {"eval_soft_loss": soft}
+        self._add_metrics({"step": done, "eval_hard_loss": hard, **of_teacher})
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Validation micro-batches, of which every rank has the same number, until the ranks agree to stop."""
@@ -333,6 +364,8 @@ class Session:
             elapsed_seconds=self._meter.elapsed_seconds,
             adaptive={} if self._adaptive is None else self._adaptive.state_dict(),
             guard=self._guard.state_dict(),
+            teacher_loss=self._teacher_loss,
+            teacher_released=self._teacher_released,
             starts=self._starts,
         )
         retention = Retention(self.config.train.keep_last, self.config.train.keep_every)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dwt_ds.run.progress import clock
 from dwt_ds.study.models import size_in_words, student_config, teacher_config
 from dwt_ds.study.records import RunRecord
-from dwt_ds.study.results import Saving, flops_per_token, saving
+from dwt_ds.study.results import Saving, saving, whole_training
 
 _HELD_OUT = "eval_hard_loss"
 OVERVIEW_NOTE = (
@@ -36,7 +36,8 @@ def against_note(against: RunRecord) -> str:
     return (
         f"As good as {against.name}: where a run's held-out loss first reaches {against.final_loss:.4f}, with which "
         f"{against.name} ends, interpolated between two evaluations; in brackets the share of {against.name}'s own "
-        "tokens, FLOPs and time that this saves. FLOPs include the teacher's forward passes but not its own training."
+        "tokens, FLOPs and time that this saves. FLOPs include the teacher's forward passes until it is released, but "
+        "not its own training."
     )
 
 
@@ -48,8 +49,8 @@ def _comparison(runs: Sequence[RunRecord], against: RunRecord) -> list[list[str]
         cells = [own if run is against else cell(savings[run.name]) if run in compared else "" for run in runs]
         return [f"as good as {against.name} after: {what}", *cells]
 
-    last, each = against.held_out[-1], flops_per_token(against)
-    own_flops = "not known" if each is None else f"{last['tokens'] * each:.2e}"
+    last, (_, flops) = against.held_out[-1], whole_training(against)
+    own_flops = "not known" if flops is None else f"{flops:.2e}"
     differences = [f"{run.final_loss - against.final_loss:+.4f}" if run in compared else "" for run in runs]
     return [
         [f"held-out loss minus {against.name}'s", *differences],

@@ -95,6 +95,20 @@ class RunRecord:
         return bool(self.config["teacher"]["path"])
 
     @property
+    def tokens_with_teacher(self) -> int:
+        """Real tokens in whose steps the teacher took part.
+
+        A run logs the step at which it releases its teacher, so that each row's step speaks for all since the row
+        before. Runs of earlier versions kept their teacher.
+        """
+        taught, before = 0, 0
+        for row in self.training:
+            if row.get("teacher_active", self.has_teacher):
+                taught += row["tokens"] - before
+            before = row["tokens"]
+        return taught
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Real tokens of all ranks a second of training, over the whole run; evaluations and checkpoints are left out.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.flops import Work, forward_flops, meta_model
@@ -24,7 +24,7 @@ RESULTS_NOTE = (
     "Losses in nats per masked token, lower is better; ± one standard deviation over seeds (n - 1). Differences are "
     "taken seed by seed: runs with equal seeds see equal data in equal order. The lone student's row has the tokens "
     "and FLOPs of its whole training; the other rows say what share of them is saved. FLOPs include the teacher's "
-    "forward passes but not its own training."
+    "forward passes until it is released, but not its own training."
 )
 
 
@@ -55,7 +55,7 @@ class Saving:
     tokens_saved: float | None
     """Share of the other's tokens; below 0 where the run needs more."""
     flops: float | None
-    """Operations of training up to there, including the teacher's forward passes but not its own training."""
+    """Operations of training up to there, with the teacher's forward passes until its release, not its training."""
     flops_saved: float | None
     """Share of the other's operations."""
     seconds: float | None
@@ -76,8 +76,7 @@ def saving(run: RunRecord, other: RunRecord) -> Saving:
     if tokens is None or seconds is None:
         return Saving(None, None, None, None, None, None)
     all_tokens, all_flops = whole_training(other)
-    each = flops_per_token(run)
-    flops = None if each is None else tokens * each
+    flops = flops_until(run, tokens)
     return Saving(
         tokens,
         _saved(tokens, all_tokens),
@@ -94,8 +93,8 @@ def _saved(ours: float | None, theirs: float | None) -> float | None:
 
 def whole_training(run: RunRecord) -> tuple[float, float | None]:
     """Tokens and operations up to the last evaluation; operations are None if they are not known."""
-    tokens, each = float(run.held_out[-1]["tokens"]), flops_per_token(run)
-    return tokens, None if each is None else tokens * each
+    tokens = float(run.held_out[-1]["tokens"])
+    return tokens, flops_until(run, tokens)
 
 
 def first_reached(xs: Sequence[float], losses: Sequence[float], level: float) -> float | None:
@@ -109,8 +108,21 @@ def first_reached(xs: Sequence[float], losses: Sequence[float], level: float) ->
     return None
 
 
-def flops_per_token(run: RunRecord) -> float | None:
-    """Operations of training per real token: three passes of the student and one of the teacher.
+def flops_until(run: RunRecord, tokens: float) -> float | None:
+    """Operations of the first `tokens` real tokens of a run; the teacher's only while it took part.
+
+    None if they are not known.
+    """
+    work = work_per_token(run)
+    if work is None:
+        return None
+    alone = replace(work, teacher_forward=0.0)
+    taught_tokens = min(tokens, float(run.tokens_with_teacher))
+    return taught_tokens * work.per_row + (tokens - taught_tokens) * alone.per_row
+
+
+def work_per_token(run: RunRecord) -> Work | None:
+    """Operations of training per real token while the teacher takes part.
 
     None if the data folder or the configuration of a model is missing.
     """
@@ -127,7 +139,7 @@ def flops_per_token(run: RunRecord) -> float | None:
         0 if config is None else forward_flops(meta_model(config), corpus.seq_len, rows, corpus.vocab_size)
         for config in (student, teacher)
     ]
-    return Work(*passes).per_row / corpus.tokens_per_row
+    return Work(*(each / corpus.tokens_per_row for each in passes))
 
 
 def with_deviation(mean: float, deviation: float | None, digits: int, unit: str = "", *, sign: bool = False) -> str:

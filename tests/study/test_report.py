@@ -17,8 +17,13 @@ from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
 from dwt_ds.study.overview import overview
 from dwt_ds.study.records import RunRecord, by_series, differing_settings, mean_and_deviation, named_runs
-from dwt_ds.study.results import first_reached, flops_per_token, saving
+from dwt_ds.study.results import first_reached, saving, work_per_token
 from dwt_ds.study.scores import glue_scores
+
+
+def flops_per_token(run: RunRecord) -> float | None:
+    work = work_per_token(run)
+    return None if work is None else work.per_row
 
 
 def write_run(folder: Path, losses: dict[int, float], config: dict[str, object], *, finished: bool = True) -> None:
@@ -85,7 +90,7 @@ def test_the_saving_is_given_in_tokens_and_operations(study: Path) -> None:
     head, table = rows[2], {row[0].removeprefix("| "): row for row in rows[4:]}
     columns = [head.index(f"{unit} {what}") for what in ("to its final loss", "saved") for unit in ("tokens", "FLOPs")]
     runs = {name: RunRecord(name, study / name) for name in ("alone-s1", "with_teacher4-s1")}
-    alone, helped = flops_per_token(runs["alone-s1"]), flops_per_token(runs["with_teacher4-s1"])
+    alone, helped = (flops_per_token(runs[name]) for name in ("alone-s1", "with_teacher4-s1"))
     assert alone is not None
     assert helped is not None
     # 1,200 tokens; from 6.0 at step 8 to 4.82 at step 12, or 4.84: the lone student's 5.02, or 5.04, after 11.3 steps.
@@ -295,6 +300,14 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
     assert theirs == pytest.approx(6 * (layer + last + head) / 0.9963, rel=0.01)
     assert theirs < ours < 1.2 * theirs
     assert found.flops_saved == pytest.approx(1 - 0.75 * ours / theirs)
+    # With the teacher released at step 10, the 500 tokens after it cost what the lone student's do.
+    metrics = tmp_path / "helped" / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
+    marked = [{**row, "teacher_active": row["step"] <= 10} if "tokens" in row else row for row in rows]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in marked))
+    released = saving(RunRecord("helped", tmp_path / "helped"), runs["alone"])
+    assert released.tokens == 1500.0
+    assert released.flops == pytest.approx(1000 * ours + 500 * theirs)
 
 
 def test_settings_that_differ(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ class RunState:
     """State of an adaptive soft weight."""
     guard: dict[str, Any] = field(default_factory=dict)
     """Skipped steps and loss history (guard.py)."""
+    teacher_loss: float | None = None
+    """The teacher's held-out loss, measured once a run; None if it was not."""
+    teacher_released: int | None = None
+    """Optimizer steps after which the teacher was released; None while it takes part."""
     starts: list[dict[str, Any]] = field(default_factory=list)
     """One entry a start of the run: step, ranks, time, versions."""
 

@@ -1,0 +1,72 @@
+"""When a run no longer needs its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dwt_ds.config.schema import RunConfig, Schedule
+
+LOOK_EVERY_STEPS = 10
+"""An adaptive weight is read at multiples of this many optimizer steps, since reading it waits for the device."""
+
+
+class TeacherRelease:
+    """The rule of `teacher.release`: the same steps on every rank, after every resume, and with any `train.log_every`.
+
+    A schedule that comes to 0 and stays there releases the teacher at that step. An adaptive weight releases it once
+    the weight has been below 1% of its start for `release_after_steps`.
+
+    Args:
+        config: the recipe.
+        total_steps: optimizer steps of the whole run.
+    """
+
+    step: int | None
+    """Optimizer steps after which the soft weight is 0 for good, by its schedule; None: never, or not known before."""
+
+    def __init__(self, config: RunConfig, total_steps: int) -> None:
+        schedule = config.distill.soft_weight
+        self._is_on = config.teacher.path is not None and config.teacher.release == "auto"
+        self.step = zero_from(schedule, total_steps) if self._is_on else None
+        self._follows_losses = self._is_on and self.step is None and schedule.schedule == "adaptive"
+        self._idle_steps = config.teacher.release_after_steps or schedule.average_steps
+        self._total_steps = total_steps
+
+    def at_start(self, step: int, released: int | None) -> int | None:
+        """The step at which the teacher was released, for a start at `step`; None: the run needs its teacher.
+
+        Args:
+            step: optimizer steps taken.
+            released: as the checkpoint has it. A longer run, or another schedule, can need the teacher again.
+        """
+        if self._follows_losses:
+            return released
+        if self.step is None or step < self.step:
+            return None
+        return step if released is None else released
+
+    def is_due(self, done: int, idle_steps: Callable[[], float]) -> bool:
+        """Whether to release the teacher after `done` optimizer steps; not after the last one, where the run ends.
+
+        Args:
+            done: optimizer steps taken.
+            idle_steps: for how many the adaptive weight has been next to 0, the same number on all ranks. It is asked
+                by all ranks at the same steps.
+        """
+        if done >= self._total_steps:
+            return False
+        if self._follows_losses:
+            return done % LOOK_EVERY_STEPS == 0 and done >= self._idle_steps and idle_steps() >= self._idle_steps
+        return self.step is not None and done >= self.step
+
+
+def zero_from(schedule: Schedule, total_steps: int) -> int | None:
+    """The first optimizer step, counted from 0, from which on a schedule is 0 for good; None if it never is.
+
+    It can lie beyond the run's last step.
+    """
+    if schedule.start == 0 and not schedule.end:
+        return 0
+    if schedule.end == 0 and schedule.schedule != "adaptive":
+        return schedule.length(total_steps)
+    return None

@@ -1,0 +1,128 @@
+"""The rule that releases a teacher, as a function of the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dwt_ds.config.schema import DistillConfig, RunConfig, Schedule, TeacherConfig
+from dwt_ds.distill.adaptive import AdaptiveWeight
+from dwt_ds.distill.release import LOOK_EVERY_STEPS, TeacherRelease, zero_from
+from dwt_ds.distill.schedules import value_at
+
+
+def rule(schedule: Schedule, total_steps: int, **teacher: Any) -> TeacherRelease:
+    config = RunConfig(teacher=TeacherConfig(**{"path": "a", **teacher}), distill=DistillConfig(soft_weight=schedule))
+    return TeacherRelease(config, total_steps)
+
+
+def never_asked() -> float:
+    raise AssertionError("the device was waited for")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step"),
+    [
+        (Schedule("linear", 4.0, 0.0, span=0.5), 50),
+        (Schedule("cosine", 4.0, 0.0, span=0.25), 25),
+        (Schedule("cosine", 4.0, 0.0, span_steps=7), 7),
+        (Schedule("step", 4.0, 0.0, span=0.3), 30),
+        (Schedule("linear", 1.0, 0.0), 100),
+        (Schedule("linear", 1.0, 0.0, span_steps=400), 400),
+        (Schedule("constant", 0.0), 0),
+        (Schedule("linear", 0.0, 0.0), 0),
+        (Schedule("adaptive", 0.0), 0),
+        (Schedule("linear", 0.0, 4.0), None),
+        (Schedule("step", 0.0, 1.0), None),
+        (Schedule("cosine", 4.0, 1.0, span=0.5), None),
+        (Schedule("exponential", 4.0, 1e-9, span=0.5), None),
+        (Schedule("constant", 1.0), None),
+        (Schedule("adaptive", 4.0), None),
+        (Schedule("adaptive", 4.0, 0.0), None),
+    ],
+)
+def test_a_schedule_says_when_it_is_0_for_good(schedule: Schedule, step: int | None) -> None:
+    assert zero_from(schedule, 100) == step
+
+
+@given(
+    st.sampled_from(["linear", "cosine", "step"]),
+    st.sampled_from([0.0, 1.0, 4.0]),
+    st.sampled_from([0.0, 1.0]),
+    st.floats(min_value=0.01, max_value=1.0),
+    st.integers(min_value=1, max_value=60),
+)
+def test_the_weight_is_0_from_there_on_and_not_before(
+    kind: Any, start: float, end: float, span: float, total_steps: int
+) -> None:
+    schedule = Schedule(kind, start, end, span=span)
+    weights = [value_at(schedule, step, total_steps) for step in range(2 * total_steps + 2)]
+    by_looking = next((step for step in range(len(weights)) if not any(weights[step:])), None)
+    assert zero_from(schedule, total_steps) == by_looking
+    due = [done for done in range(total_steps + 1) if rule(schedule, total_steps).is_due(done, never_asked)]
+    assert due == ([] if by_looking is None else list(range(by_looking, total_steps)))
+
+
+def test_never_and_no_teacher_release_nothing() -> None:
+    schedule = Schedule("linear", 4.0, 0.0, span=0.5)
+    for it in (rule(schedule, 10, release="never"), rule(schedule, 10, path=None)):
+        assert not any(it.is_due(done, never_asked) for done in range(11))
+        assert it.at_start(8, None) is None
+    assert rule(schedule, 10, release="never").at_start(8, 5) is None
+
+
+def test_a_start_knows_from_its_step_whether_the_teacher_is_needed() -> None:
+    half = Schedule("linear", 4.0, 0.0, span=0.5)
+    assert rule(half, 10).at_start(4, None) is None
+    assert rule(half, 10).at_start(8, 5) == 5
+    assert rule(half, 10).at_start(8, None) == 8, "a checkpoint of a version that released no teacher"
+    assert rule(half, 40).at_start(8, 5) is None, "a longer run, whose weight is not 0 yet"
+    assert rule(Schedule("constant", 0.0), 10).at_start(0, None) == 0
+    adaptive = Schedule("adaptive", 4.0)
+    assert rule(adaptive, 10).at_start(8, 5) == 5
+    assert rule(adaptive, 10).at_start(8, None) is None
+
+
+@pytest.mark.parametrize(("after", "released"), [(None, 70), (25, 40), (1, 20), (90, 110)])
+def test_an_adaptive_weight_is_looked_at_now_and_then(after: int | None, released: int) -> None:
+    """The student is as good as the teacher in the 11 steps before step 12, and better by far from there on."""
+    schedule = Schedule("adaptive", start=4.0, signal="gap", width=0.5, average_steps=50)
+    it = rule(schedule, 200, release_after_steps=after)
+    weight, asked = AdaptiveWeight(schedule, 3.0, torch.device("cpu")), []
+
+    def idle_steps() -> float:
+        asked.append(done)
+        return float(weight.idle_steps)
+
+    for done in range(1, 200):
+        weight.observe(torch.tensor(3.2 if done < 12 else -40.0), torch.tensor(1.0))
+        if done == 15:  # a resume
+            state, weight = weight.state_dict(), AdaptiveWeight(schedule, 0.0, torch.device("cpu"))
+            weight.load_state_dict(state)
+        if it.is_due(done, idle_steps):
+            break
+    assert done == released
+    # Step 13 is the first whose weight is 0.
+    assert float(weight.idle_steps) == released - 12 >= (after or 50)
+    assert not [each for each in asked if each % LOOK_EVERY_STEPS]
+
+
+def test_a_weight_above_a_hundredth_of_its_start_is_not_idle() -> None:
+    for end, idle in ((0.05, 0.0), (0.03, 19.0)):
+        weight = AdaptiveWeight(Schedule("adaptive", 4.0, end, signal="gap"), 9.0, torch.device("cpu"))
+        for _ in range(20):
+            weight.observe(torch.tensor(2.0), torch.tensor(1.0))
+        assert float(weight.idle_steps) == idle
+    weight.observe(torch.tensor(9e9), torch.tensor(1.0))
+    weight.observe(torch.tensor(9e9), torch.tensor(1.0))
+    assert float(weight.idle_steps) == 0.0
+
+
+def test_the_state_of_an_earlier_version_has_no_idle_steps() -> None:
+    weight = AdaptiveWeight(Schedule("adaptive", 4.0), 3.0, torch.device("cpu"))
+    weight.load_state_dict({"hard": 3.0, "soft": 1.0, "count": 5.0, "teacher_loss": 3.0})
+    assert float(weight.idle_steps) == 0.0

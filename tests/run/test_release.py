@@ -1,0 +1,125 @@
+"""Runs whose teacher leaves before the end: on two ranks, after a resume, without the teacher's folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dwt_ds.cli.main import main
+
+Train = Callable[..., tuple[int, str]]
+LOSSES = ("loss", "hard_loss", "soft_weight", "grad_norm", "eval_hard_loss")
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(run: Path) -> dict[tuple[int, str], float]:
+    return {(row["step"], key): row[key] for row in rows_of(run) for key in LOSSES if key in row}
+
+
+def start(train: Train, recipe: Path, run: Path, settings: Sequence[str], ranks: int = 2) -> str:
+    code, output = train(ranks, [str(recipe), f"output_dir={run}", *settings])
+    assert code == 0, output
+    return output
+
+
+def back_to(step: int, run: Path, copy: Path, **state: Any) -> Path:
+    """A copy of a finished run, as it was when the checkpoint of `step` was complete; returns the checkpoint."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "export")
+    (copy / "complete.json").unlink()
+    for checkpoint in (copy / "checkpoints").glob("step_*"):
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
+    checkpoint = next((copy / "checkpoints").glob(f"step_*{step}"))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["state"].update(state)
+    manifest["state"] = {key: value for key, value in manifest["state"].items() if value != "missing"}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    return checkpoint
+
+
+def weights_of(run: Path) -> bytes:
+    return (run / "export" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_teacher_leaves_when_its_weight_is_0(
+    train: Train, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """With a sharded teacher and a student grown from it."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_teacher, folder)
+    settings = [
+        *("train.max_steps=12", "train.log_every=4", "train.eval_every=3", "train.checkpoint_every=4"),
+        *("train.keep_last=9", f"teacher.path={folder}", "student.init=stack"),
+        *("student.hidden_size=16", "student.intermediate_size=32"),
+        "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}",
+    ]
+    kept, run = tmp_path / "kept", tmp_path / "run"
+    start(train, tiny_recipe, kept, [*settings, "teacher.release=never"])
+    output = start(train, tiny_recipe, run, [*settings, "teacher.sharded=true"])
+    assert output.count("step 6/12  teacher released") == 1
+    expected = losses_of(kept)
+    found = losses_of(run)
+    assert {key for key in found if key[0] != 6 or key[1].startswith("eval")} == set(expected)
+    assert [found[key] for key in expected] == pytest.approx(list(expected.values()), abs=1e-6)
+    rows = rows_of(run)
+    active = {row["step"]: row["teacher_active"] for row in rows if "hard_loss" in row}
+    assert active == {1: True, 4: True, 6: True, 8: False, 12: False}
+    assert [row["soft_loss"] for row in rows if row["step"] > 6 and "hard_loss" in row] == [0.0, 0.0]
+    assert [row["step"] for row in rows if "eval_soft_loss" in row] == [3]
+    assert [row["step"] for row in rows_of(kept) if "eval_soft_loss" in row] == [3, 6, 9, 12]
+    assert all(row["teacher_active"] for row in rows_of(kept) if "hard_loss" in row)
+    card = (run / "export" / "README.md").read_text()
+    assert "| teacher | released at step 6 |" in card
+    assert "released" not in (kept / "export" / "README.md").read_text().split("Settings, as resolved")[0]
+
+    before = tmp_path / "before"
+    back_to(4, run, before, teacher_loss="missing", teacher_released="missing")  # as an earlier version wrote it
+    again = start(train, tiny_recipe, before, [*settings, "teacher.sharded=true"])
+    measured = next(line for line in output.splitlines() if line.startswith("teacher:"))
+    assert measured in again.splitlines()
+    assert losses_of(before) == found
+    assert weights_of(before) == weights_of(run)
+
+    folder.rename(tmp_path / "gone")
+    after = tmp_path / "after"
+    back_to(8, run, after)
+    again = start(train, tiny_recipe, after, [*settings, "teacher.sharded=true"])
+    assert f"teacher: {folder}, released at step 6, not loaded" in again
+    assert losses_of(after) == found
+    assert weights_of(after) == weights_of(run)
+    assert (after / "export" / "README.md").read_text().splitlines()[:20] == card.splitlines()[:20]
+    checkpoint = next((run / "checkpoints").glob("step_*8"))
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "exported")]) == 0
+    assert "| teacher | released at step 6 |" in (tmp_path / "exported" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_teacher_leaves_when_the_adaptive_weight_has_been_0(
+    train: Train, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """The untrained student is better than the teacher of random weights from its first step on."""
+    settings = [
+        *("train.max_steps=24", "train.log_every=7", "train.checkpoint_every=10", "train.keep_last=9"),
+        "distill.soft_weight={schedule: adaptive, start: 4, signal: gap, width: 0.01}",
+        "teacher.release_after_steps=12",
+    ]
+    run, resumed = tmp_path / "run", tmp_path / "resumed"
+    output = start(train, tiny_recipe, run, settings, ranks=1)
+    assert "step 20/24  teacher released" in output
+    active = {row["step"]: row["teacher_active"] for row in rows_of(run) if "hard_loss" in row}
+    assert active == {1: True, 7: True, 14: True, 20: True, 21: False, 24: False}
+    # The teacher's loss is not measured again.
+    back_to(10, run, resumed, teacher_loss=1.25)
+    assert "held-out MLM loss 1.2500" in start(train, tiny_recipe, resumed, settings, ranks=1)
+    assert losses_of(resumed) == losses_of(run)
+    assert weights_of(resumed) == weights_of(run)
