@@ -28,8 +28,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _INJECTION_TOLERANCE = 0.05
 # Where DeepSpeed's layers with kernels come from.
 _INJECTED_MODULES = "deepspeed.model_implementations.transformers"
-# Each weight is used once in a forward pass, so none is kept for a second use.
-_ZERO_3 = {"stage": 3, "stage3_max_reuse_distance": 0}
+# Each weight is used once in a forward pass, so none is kept for a second use. The memory-efficient linear layer
+# would replace torch's in the whole process, and a student that resumes without its teacher would round differently.
+_ZERO_3 = {"stage": 3, "stage3_max_reuse_distance": 0, "memory_efficient_linear": False}
 
 
 class TeacherEngine:
@@ -108,8 +109,10 @@ class TeacherEngine:
     def release(self) -> None:
         """Free weights, buffers and workspace for good; it must not be called after that."""
         engine, modules = self._engine, [self.gathered, *([self._engine] if self._engine is not None else [])]
-        if self.injected and isinstance(engine, deepspeed.InferenceEngine):
-            engine.destroy()  # the kernels' workspace
+        if isinstance(engine, deepspeed.DeepSpeedEngine) or (
+            isinstance(engine, deepspeed.InferenceEngine) and self.injected
+        ):
+            engine.destroy()  # ZeRO-3's hooks; the workspace of injected kernels
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):
                 # Hooks and libraries may still refer to the tensors. ZeRO-3 has a rank's shard in `ds_tensor`.

@@ -18,12 +18,14 @@ from dwt_ds.engine.teacher import TeacherEngine
 # In a process of its own: DeepSpeed starts a process group.
 CHECK = """
 import sys
+import weakref
 import torch
 from dwt_ds.data.batches import Batch
 from dwt_ds.engine.ranks import start_ranks, stop_ranks
 from dwt_ds.engine.teacher import TeacherEngine
 from transformers import AutoModelForMaskedLM
 start_ranks()
+linear = torch.nn.functional.linear
 sharded = sys.argv[2] == "sharded"
 settings = {"dtype": "bf16", "kernel_inject": False, "device": torch.device("cpu"), "seq_len": 24, "sharded": sharded}
 teacher = TeacherEngine(sys.argv[1], **settings)
@@ -46,6 +48,17 @@ assert not view.hidden.requires_grad and not teacher.model.training
 assert all(p.dtype == torch.bfloat16 for p in teacher.model.parameters())
 assert kept == [b.dtype for b in model.buffers() if b.is_floating_point()], kept
 print("buffers", kept)
+assert torch.nn.functional.linear is linear, "the student's linear layers would be others"
+parameters = list(teacher.gathered.parameters())
+held = [*parameters, *teacher.gathered.buffers(), *(p.ds_tensor for p in parameters if sharded)]
+assert sum(each.numel() for each in held) >= teacher.parameters
+engine = weakref.ref(teacher.start())
+del view
+teacher.release()
+assert not any(each.numel() for each in held)
+del held, parameters
+# Of a sharded one, DeepSpeed keeps the shell, without a weight in it.
+assert sharded or engine() is None, "the engine is still there"
 stop_ranks()
 """
 

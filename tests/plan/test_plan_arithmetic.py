@@ -71,6 +71,23 @@ def test_a_partition_that_spans_two_machines_is_not_local() -> None:
     assert traffic_seconds(traffic, device, nodes=2, ranks=6) == slow > traffic.seconds(6, bytes_per_second(device, 1))
 
 
+def test_a_released_teacher_counts_for_its_share_of_the_steps() -> None:
+    half = "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}"
+    plan = plan_of("paper_weak", half, "teacher.sharded=true")
+    assert plan.teacher_share == 0.5
+    work, steps, rows = plan.work, plan.settings.total_steps, plan.settings.rows_per_step
+    assert plan.flops == pytest.approx(steps * rows * (3 * work.student_forward + work.teacher_forward / 2))
+    taught, alone = plan.step_time(plan.stage), plan.step_time(plan.stage, with_teacher=False)
+    assert alone.compute / taught.compute == pytest.approx(3 * work.student_forward / work.per_row)
+    assert alone.traffic < taught.traffic, "nobody gathers the weights of a teacher that is gone"
+    assert plan.hours == pytest.approx(steps * (taught.total + alone.total) / 2 / 3600)
+    quarter = dataclasses.replace(plan, release_at=0.25)
+    assert quarter.hours == pytest.approx(steps * (taught.total + 3 * alone.total) / 4 / 3600)
+    assert plan_of("paper_weak", half, "teacher.release=never").teacher_share == 1.0
+    assert plan_of("paper_weak", "distill.soft_weight={schedule: adaptive, start: 4}").teacher_share == 1.0
+    assert plan_of("paper_decay").teacher_share == 1.0
+
+
 @pytest.mark.parametrize(
     ("overrides", "sums"),
     [
