@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for GPUs that are not here and prints what the assemblies say.
 
-Usage: assemble.py TARGET [CASE ...], one of TARGETS and some of ``cases``, all by default. Prints a JSON list of
+Usage: assemble.py TARGET, one of TARGETS. Prints a JSON list of
 {case, registers, spilled_bytes, loops, shared_bytes}.
 Must not run with TRITON_INTERPRET set. NVIDIA: Triton's own assembler on the PTX, with -v, and its disassembler; AMD:
 comments in the assembly.
@@ -184,15 +184,13 @@ def of_amd(assembly: str) -> dict[str, Any]:
     return {"registers": vector, "spilled_bytes": 4 * sum(map(int, spilled)), "loops": []}
 
 
-def main(name: str, wanted: list[str]) -> None:
+def main(name: str) -> None:
     target = TARGETS[name]
     if target.backend == "cuda":
         triton.knobs.nvidia.ptxas.path = str(ASSEMBLER)
     report = []
     for case in cases(target.backend):
         if name in TILES_ONLY and not case.name.startswith("tile"):
-            continue
-        if wanted and case.name not in wanted:
             continue
         compiled = compile_for(case, target)
         if target.backend == "cuda":
@@ -204,4 +202,4 @@ def main(name: str, wanted: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1])

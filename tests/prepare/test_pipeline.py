@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -18,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from harness.ranks import Python, Start
 
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.data.manifest import Manifest
@@ -321,21 +319,20 @@ _SLOW_PREPARE = """
 
 @pytest.mark.usefixtures("small_chunks")
 def test_killed_at_any_time_it_is_never_taken_for_whole(
-    tmp_path: Path, make: Make, corpus_file: Path, vocab_file: Path
+    tmp_path: Path, make: Make, corpus_file: Path, vocab_file: Path, start_ranks: Start, python: Python
 ) -> None:
     out = tmp_path / "data"
-    command = [sys.executable, "-c", textwrap.dedent(_SLOW_PREPARE), str(corpus_file), str(out), str(vocab_file)]
-    process = subprocess.Popen([*command, "0.1"], stderr=subprocess.DEVNULL)
+    words = ["-c", textwrap.dedent(_SLOW_PREPARE), str(corpus_file), str(out), str(vocab_file)]
+    process = start_ranks([[*words, "0.1"]])
     deadline = time.monotonic() + 120
     while not (out / "unfinished" / "part-000002.npz").exists():
-        assert process.poll() is None
+        assert process.running(), process.output()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     with pytest.raises(FileNotFoundError, match="half-written"):
         PreparedData.open(out)
-    subprocess.run([*command, "0"], check=True, stderr=subprocess.DEVNULL)
+    assert python(*words, "0").code == 0
     data = PreparedData.open(out)
     assert data_problems(data.folder) == []
     straight = make(tmp_path / "straight", corpus_file, seq_len=32)

@@ -41,6 +41,7 @@ for kind in ("wordpiece", "bpe", "unigram", "characters"):
 """
 
 
+@pytest.mark.slow  # a process for each kind
 def test_training_gives_the_same_file_in_every_process(corpus_file: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(corpus_file.read_text(encoding="utf-8") + "\n".join(SENTENCES.values()), encoding="utf-8")
