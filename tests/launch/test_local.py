@@ -104,7 +104,7 @@ def test_studies_count_ranks_as_runs_do(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_command_starts_deepspeeds_launcher_with_this_python() -> None:
     launch = Launch([Host("localhost", 2)], "127.0.0.1", "none", ["--num_gpus", "2"], {})
-    launcher = "-m deepspeed.launcher.runner --log_level warning"
+    launcher = "-m deepspeed.launcher.runner --log_level error"
     words = [sys.executable, *launcher.split(), "--num_gpus", "2", "--module", "here.there"]
     assert launch.command("here.there", ["a b", "$HOME"]) == [*words, "a b", "$HOME"]
 
