@@ -126,3 +126,19 @@ def test_the_teacher_leaves_when_the_adaptive_weight_has_been_0(
     assert "held-out MLM loss 1.2500" in start(train, tiny_recipe, resumed, settings, ranks=1)
     assert losses_of(resumed) == losses_of(run)
     assert weights_of(resumed) == weights_of(run)
+
+
+@pytest.mark.slow
+def test_a_sharded_teacher_leaves_a_student_under_zero_3(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = [
+        *("deepspeed.zero_optimization.stage=3", "train.max_steps=8", "train.checkpoint_every=4", "train.keep_last=9"),
+        "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}",
+    ]
+    kept, run, resumed = (tmp_path / name for name in ("kept", "run", "resumed"))
+    start(train, tiny_recipe, kept, [*settings, "teacher.release=never"])
+    start(train, tiny_recipe, run, [*settings, "teacher.sharded=true"])
+    expected, found = losses_of(kept), losses_of(run)
+    assert [found[key] for key in expected] == pytest.approx(list(expected.values()), abs=1e-6)
+    back_to(4, run, resumed)
+    assert "released at step 4, not loaded" in start(train, tiny_recipe, resumed, [*settings, "teacher.sharded=true"])
+    assert losses_of(resumed) == found
