@@ -34,7 +34,7 @@ from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
 from dwt_ds.prepare.rows import Chunk, rows_of_chunk, store_part
-from dwt_ds.prepare.sentences import split_sentences
+from dwt_ds.prepare.sentences import sentence_spans
 from dwt_ds.prepare.sources import SourceCounts
 
 RESULTS = Path(__file__).parent / "results" / "data_preparing.csv"
@@ -76,7 +76,7 @@ def measure_stages(files: list[Path], tokenizer: str | None, folder: Path) -> li
         finder.finish()
 
     duplicate_seconds, _ = timed(find_duplicates)
-    split_seconds, _ = timed(lambda: [split_sentences(line) for of_document in lines for line in of_document])
+    split_seconds, _ = timed(lambda: [sentence_spans(line) for of_document in lines for line in of_document])
     settings = RowSettings(
         tokenizer_file=str(options.out / "tokenizer" / "tokenizer.json"),
         cls_id=facts.cls_id,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -82,6 +83,12 @@ def unknown_tokens(manifest: Manifest) -> str:
     return f"{manifest.unknown_share or 0:.2%} of the text's tokens" + (f"; highest in {worst}" if worst else "")
 
 
+def unknown_words(share: float, where: str, characters: Iterable[str]) -> str:
+    """That this share of the tokens is unknown, where, and the first characters of such words."""
+    named = " ".join(islice(characters, _CHARACTERS_NAMED))
+    return f"{share:.1%} of the tokens are unknown to the tokenizer ({where}), in words with the characters {named}"
+
+
 def warnings_of(manifest: Manifest) -> list[str]:
     """What the user should know of a data folder before training on it, a line each."""
     found: list[str] = []
@@ -92,11 +99,8 @@ def warnings_of(manifest: Manifest) -> list[str]:
         found.append(f"{share:.1%} of the characters were dropped: {reasons}")
     unknown = [manifest.unknown_share or 0.0, *(source.get("unknown_share") or 0.0 for source in manifest.sources)]
     if max(unknown) > _MUCH_UNKNOWN:
-        characters = " ".join(list(manifest.unknown_characters)[:_CHARACTERS_NAMED])
-        found.append(
-            f"{unknown[0]:.1%} of the tokens are unknown to the tokenizer (highest in {_worst_sources(manifest)}), in "
-            f"words with the characters {characters}"
-        )
+        where = f"highest in {_worst_sources(manifest)}"
+        found.append(unknown_words(unknown[0], where, manifest.unknown_characters))
     if manifest.validation_rows == 0 and manifest.settings["identity"]["validation"]:
         found.append("no text is held out, so training will show no held-out loss")
     return found

@@ -217,7 +217,7 @@ def _operators(host: str, answers: Mapping[str, Any]) -> list[CheckResult]:
         if operator["name"] in abandoned:
             continue
         found = f"{operator['name']}: {operator['problem'] or 'builds'}"
-        replaced = operator["name"] == "fused_adam" and operator["problem"]
+        replaced = operator["name"] == "fused_adam" and bool(operator["problem"])
         found += "; torch's fused Adam is used" if replaced else ""
         fix = "install a C++ compiler and ninja"
         results.append(CheckResult("compiled operators", host, replaced or not operator["problem"], found, fix))

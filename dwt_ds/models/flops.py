@@ -12,23 +12,14 @@ from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 
-def meta_model(config: PretrainedConfig) -> GatheredMaskedLM:
-    """A frozen model of this configuration, on the meta device."""
+def meta_model(config: PretrainedConfig, model_class: type[PreTrainedModel] | None = None) -> GatheredMaskedLM:
+    """A frozen model of this configuration, on the meta device; transformers chooses its class unless one is given."""
+    build = AutoModelForMaskedLM.from_config if model_class is None else model_class._from_config
     with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+        model = build(copy.deepcopy(config), attn_implementation="eager")
     gathered = GatheredMaskedLM(model.eval().requires_grad_(False))
     silence_padding_warning(gathered)
     return gathered
-
-
-def meta_model_of(gathered: GatheredMaskedLM) -> GatheredMaskedLM:
-    """A frozen model of the same class and configuration, on the meta device."""
-    model = gathered.model
-    with torch.device("meta"):
-        twin = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="eager")
-    twin_gathered = GatheredMaskedLM(twin.eval().requires_grad_(False))
-    silence_padding_warning(twin_gathered)
-    return twin_gathered
 
 
 def silence_padding_warning(gathered: GatheredMaskedLM) -> None:

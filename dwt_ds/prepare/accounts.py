@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dwt_ds.data.show import unknown_words
 from dwt_ds.prepare.corpus import Survey
 from dwt_ds.prepare.counts import ChunkCounts
 from dwt_ds.prepare.sources import Source
 
 # More unknown tokens than this are a mistake in the choice of the tokenizer.
 _TOO_MUCH_UNKNOWN = 0.2
-_CHARACTERS_NAMED = 12
 
 
 def dropped(counts: ChunkCounts, found: Survey) -> dict[str, int]:
@@ -54,9 +54,8 @@ def check_unknown(counts: ChunkCounts, sources: Sequence[Source]) -> None:
         return
     shares = unknown_shares(counts, len(sources))
     worst = max(range(len(sources)), key=shares.__getitem__)
-    characters = " ".join(list(counts.unknown_characters)[:_CHARACTERS_NAMED])
+    where = f"{shares[worst]:.0%} in {sources[worst].name}"
     raise ValueError(
-        f"{share:.0%} of the tokens are unknown to the tokenizer ({shares[worst]:.0%} in {sources[worst].name}), in "
-        f"words with the characters {characters}: choose a tokenizer that knows them and another --out, or go on "
-        "here with --allow-unknown"
+        f"{unknown_words(share, where, counts.unknown_characters)}: choose a tokenizer that knows them and another "
+        "--out, or go on here with --allow-unknown"
     )

@@ -119,7 +119,9 @@ def check_wishes(name: str, treatment: Treatment, wishes: Wishes) -> None:
 
 def _carries_mark(character: str) -> bool:
     """Whether an accent could be taken off this character, or it is one."""
-    return any(unicodedata.category(part) == "Mn" for part in unicodedata.normalize("NFD", character))
+    return not character.isascii() and any(
+        unicodedata.category(part) == "Mn" for part in unicodedata.normalize("NFD", character)
+    )
 
 
 def _is_latin(character: str) -> bool:

@@ -58,11 +58,12 @@ def prepare(options: PrepareOptions) -> Manifest:
     if manifest is not None:
         return manifest
     try:
-        with work_folder(options.out, identity) as work:
+        with work_folder(options.out, identity | {"words": segmenters()}) as work:
             sources = _readable(options.sources, work)
             found, tokenizer = _surveyed(options, sources, tokenizer, work)
             corpus = Corpus(sources, found, options.validation, options.seed)
-            print(f"tokenizer: {described(tokenizer)}", file=sys.stderr)
+            treatment = described(tokenizer)
+            print(f"tokenizer: {treatment}", file=sys.stderr)
             settings = _row_settings(options, tokenizer, work)
             parts: list[ChunkCounts] = []
             with progress_bar("preparing", found.characters, "char") as bar:
@@ -74,7 +75,7 @@ def prepare(options: PrepareOptions) -> Manifest:
                     "no text is left of the held-out documents, or of all others: another is held out", file=sys.stderr
                 )
                 hold_out_another(corpus, parts, settings, work)
-            manifest = _joined(options, identity, corpus, parts, tokenizer, work)
+            manifest = _joined(options, identity, corpus, parts, tokenizer, treatment, work)
             make_final(options.out, manifest)
             return manifest
     except OSError as error:
@@ -169,6 +170,7 @@ def _joined(
     corpus: Corpus,
     parts: Sequence[ChunkCounts],
     tokenizer: PreTrainedTokenizerBase,
+    treatment: str,
     work: Path,
 ) -> Manifest:
     """Join the parts into shards under `work`; returns the manifest that describes them."""
@@ -211,7 +213,7 @@ def _joined(
         seq_len=options.seq_len,
         vocab_size=facts.vocab_size,
         tokenizer_sha256=tokenizer_hash,
-        case_and_accents=described(tokenizer),
+        case_and_accents=treatment,
         fingerprint=content.hexdigest(),
         seed=options.seed,
         every=options.every,

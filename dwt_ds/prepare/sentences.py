@@ -44,11 +44,6 @@ _SPACE = regex.compile(r"\s")
 _ATTACHED = regex.compile(r"[\p{Mark}\u200c\u200d]")
 
 
-def split_sentences(line: str) -> list[str]:
-    """The sentences of one line (a paragraph or a heading), stripped, none empty, in order."""
-    return [line[start:end] for start, end in sentence_spans(line)]
-
-
 def sentence_spans(line: str) -> list[tuple[int, int]]:
     """(start, end) offsets of the sentences of one line, stripped, none empty, in order; only spaces lie between them.
 

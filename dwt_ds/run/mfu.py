@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dwt_ds.engine import ranks
-from dwt_ds.models.flops import Work, forward_flops, meta_model_of
+from dwt_ds.models.flops import Work, forward_flops, meta_model
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.run.resolve import Resolved
 
@@ -41,8 +41,8 @@ class Utilization:
         corpus, positions = resolved.corpus, resolved.positions_per_row
 
         def per_token(gathered: GatheredMaskedLM) -> float:
-            a_row = forward_flops(meta_model_of(gathered), corpus.seq_len, positions, corpus.vocab_size)
-            return a_row / corpus.tokens_per_row
+            meta = meta_model(gathered.model.config, type(gathered.model))
+            return forward_flops(meta, corpus.seq_len, positions, corpus.vocab_size) / corpus.tokens_per_row
 
         work = Work(per_token(student), 0.0 if teacher is None else per_token(teacher))
         return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.precision))

@@ -19,6 +19,8 @@ from dwt_ds.study.scores import scored_tasks, scores_by_step
 
 # What a curve may be drawn against.
 X_AXES = ("step", "tokens", "elapsed_seconds")
+# Share of a run left out at the start of a loss curve: a steep fall that would flatten the rest.
+START_LEFT_OUT = 0.1
 # These differ between all runs and explain nothing.
 _NOT_COMPARED = ("output_dir",)
 

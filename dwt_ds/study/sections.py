@@ -8,7 +8,7 @@ from pathlib import Path
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.page import Page, Shown
-from dwt_ds.study.records import X_AXES, RunRecord
+from dwt_ds.study.records import START_LEFT_OUT, X_AXES, RunRecord
 
 _TITLES = {
     "hard_loss": "Training: hard loss",
@@ -16,8 +16,6 @@ _TITLES = {
     "soft_weight": "Weight of the soft loss",
 }
 _LOSSES = ("eval_hard_loss", *_TITLES)
-# Share of a run left out at the start of a loss curve: a steep fall that would flatten the rest.
-_LEFT_OUT = 0.1
 
 
 def compared_curves(
@@ -57,7 +55,7 @@ def curves_of_one(page: Page, run: RunRecord, folder: Path) -> None:
 def first_step(runs: Sequence[RunRecord]) -> int:
     """The step at which loss curves begin."""
     longest = max((run.training[-1]["step"] for run in runs if run.training), default=0)
-    return int(longest * _LEFT_OUT)
+    return int(longest * START_LEFT_OUT)
 
 
 def _caption(y: str, against: str, first: int) -> str:

@@ -17,6 +17,7 @@ from dwt_ds.run.progress import clock, step_words
 from dwt_ds.run.stop import STOP_FILE
 from dwt_ds.run.stuck import read_reports, who_waits_for_whom
 from dwt_ds.study.blocks import block_curve
+from dwt_ds.study.records import START_LEFT_OUT
 
 _GIB = 2**30
 # Free bytes below which the disk is called nearly full, whatever a checkpoint takes.
@@ -24,8 +25,6 @@ _NEARLY_FULL_BYTES = _GIB
 # A pause between two lines is long if it is this many times the longest so far, and a minute.
 _LONG, _LONG_SECONDS = 3, 60.0
 _ROWS_FOR_ETA = 10
-# Share of the curve left out at its start, whose steep fall would flatten the rest.
-_LEFT_OUT = 0.1
 _CURVE_HEIGHT = 6
 
 
@@ -76,7 +75,7 @@ def lines_of(seen: Observation, width: int) -> list[str]:
     """What a person sees of it, at most `width` columns wide but for long messages."""
     lines = [seen.state, *seen.last]
     for name, points in (("training loss (hard)", seen.training), ("held-out loss", seen.held_out)):
-        shown = [point for point in points if point[0] >= _LEFT_OUT * points[-1][0]]
+        shown = [point for point in points if point[0] >= START_LEFT_OUT * points[-1][0]]
         if len(shown) > 1:
             curve = block_curve(*zip(*shown), width=width, height=_CURVE_HEIGHT)
             lines += ["", name, *curve]

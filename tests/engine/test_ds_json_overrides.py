@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.runtime import lr_schedules
+from harness.errors import error_of
 
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.config.schema import RunConfig
@@ -22,13 +23,6 @@ from dwt_ds.engine.student import check_precision
 Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
 
 ADAMW = {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}}
-
-
-def error_of(function: Callable[..., Any], *arguments: Any) -> str:
-    with pytest.raises(ValueError, match=".") as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def from_packaged(name: str, loaded: Recipe) -> dict[str, Any]:

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pytest
 
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.prepare import corpus
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
+from dwt_ds.prepare.sentences import sentence_spans
 from dwt_ds.prepare.sources import RecordForm
 
 _SYLLABLES = ["ka", "lo", "mi", "ren", "tu", "sha", "vel", "do", "pir", "an", "gos", "el"]
@@ -31,6 +33,10 @@ def made_up_documents(count: int, seed: int = 0, lines: int = 6) -> list[list[st
         return " ".join([chosen[0].capitalize(), *chosen[1:]]) + draw.choice([".", ".", "!", "?"])
 
     return [[" ".join(sentence() for _ in range(draw.randint(2, 6))) for _ in range(lines)] for _ in range(count)]
+
+
+def split_sentences(line: str) -> list[str]:
+    return [line[start:end] for start, end in sentence_spans(line)]
 
 
 def as_text(documents: list[list[str]]) -> str:
@@ -103,3 +109,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, make: Ma
 def by_sentence(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, make: Make) -> PreparedData:
     """A row for each sentence."""
     return make(tmp_path_factory.mktemp("by_sentence") / "data", corpus_file, seq_len=48, one_sentence_per_row=True)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small corpus makes a dozen chunks."""
+    monkeypatch.setattr(corpus, "CHUNK_CHARS", 5000)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.corpus import split_sentences
 from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, SPECIAL, WITH_SPECIAL, WITHOUT_SPACES, trained
 from tokenizers import Tokenizer
 
 from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.rows import Chunk, Part, rows_of_chunk
-from dwt_ds.prepare.sentences import split_sentences
 
 
 @lru_cache

@@ -1,12 +1,9 @@
-"""Preparing a folder: counts, sampling, duplicates, hold-out, independence of workers, interruption, refusals."""
+"""Preparing a folder: counts, sampling, duplicates, hold-out, independence of workers, refusals."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import textwrap
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +12,15 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from harness.ranks import Python, Start
+from harness.corpus import split_sentences
 
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData, RowTable, data_problems
-from dwt_ds.prepare import corpus, pipeline
 from dwt_ds.prepare.corpus import is_held_out
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
-from dwt_ds.prepare.rows import store_part
-from dwt_ds.prepare.sentences import split_sentences
 
 Make = Callable[..., PreparedData]
 Documents = Callable[..., list[list[str]]]
@@ -185,12 +179,6 @@ def test_a_single_document_holds_out_its_last_lines(tmp_path: Path, make: Make, 
     assert "".join(text_of(data, data.train)) == squeezed("".join(lines[:-5]))
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small corpus makes a dozen chunks."""
-    monkeypatch.setattr(corpus, "CHUNK_CHARS", 5000)
-
-
 @pytest.mark.usefixtures("small_chunks")
 def test_workers_do_not_change_the_result(tmp_path: Path, make: Make, corpus_file: Path) -> None:
     alone = make(tmp_path / "1", corpus_file, every=2, seq_len=32, workers=1, train_tokenizer=300)
@@ -232,113 +220,6 @@ def test_several_shards_read_as_one_table(
     assert data_problems(data.folder) == []
 
 
-class Stop(Exception):
-    pass
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_interrupted_work_resumes_from_its_parts(
-    tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    straight = make(tmp_path / "straight", corpus_file, seq_len=32)
-    made: list[int] = []
-    original = pipeline.store_part
-
-    def stopping(item: Any, **options: Any) -> Any:
-        if len(made) == 4:
-            raise Stop
-        made.append(item.index if hasattr(item, "index") else -1)
-        return original(item, **options)
-
-    out = tmp_path / "data"
-    monkeypatch.setattr(pipeline, "store_part", stopping)
-    with pytest.raises(Stop):
-        make(out, corpus_file, seq_len=32)
-    assert made == [0, 1, 2, 3]
-    with pytest.raises(FileNotFoundError, match="half-written.*with the same options"):
-        PreparedData.open(out)
-    with pytest.raises(ValueError, match=r"unfinished preparation with other settings \(seq_len is 32 there, 64 now\)"):
-        make(out, corpus_file, seq_len=64)
-
-    remade: list[int] = []
-
-    def recording(item: Any, **options: Any) -> Any:
-        if hasattr(item, "index"):
-            remade.append(item.index)
-        return original(item, **options)
-
-    monkeypatch.setattr(pipeline, "store_part", recording)
-    monkeypatch.setattr(pipeline, "survey", lambda *args, **options: pytest.fail("surveyed again"))
-    resumed = make(out, corpus_file, seq_len=32)
-    assert remade == list(range(4, len(remade) + 4))
-    assert resumed.manifest.fingerprint == straight.manifest.fingerprint
-    assert resumed.manifest.shards == straight.manifest.shards
-    assert not (out / "unfinished").exists()
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_stopped_before_the_manifest_it_is_finished_by_the_next(
-    tmp_path: Path, make: Make, corpus_file: Path, packed: PreparedData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "data"
-    with monkeypatch.context() as patched:
-
-        def stop(manifest: Manifest) -> str:
-            raise Stop
-
-        patched.setattr("dwt_ds.prepare.output.manifest_table", stop)
-        with pytest.raises(Stop):
-            make(out, corpus_file, seq_len=32)
-    assert (out / "train").is_dir()
-    with pytest.raises(FileNotFoundError, match="half-written"):
-        PreparedData.open(out)
-    data = make(out, corpus_file, seq_len=32)
-    assert squeezed("".join(text_of(data, data.train))) == squeezed("".join(text_of(packed, packed.train)))
-
-
-_SLOW_PREPARE = """
-    import sys, time
-    from pathlib import Path
-    from dwt_ds.prepare import corpus, pipeline
-    from dwt_ds.prepare.options import PrepareOptions
-    from dwt_ds.prepare.reading import LocalFile
-
-    corpus.CHUNK_CHARS = 5000
-    original = pipeline.store_part
-
-    def slow(item, **options):
-        if not isinstance(item, Path):
-            time.sleep(float(sys.argv[4]))
-        return original(item, **options)
-
-    pipeline.store_part = slow
-    pipeline.prepare(PrepareOptions(sources=[LocalFile(Path(sys.argv[1]))], out=Path(sys.argv[2]),
-                                    tokenizer=sys.argv[3], seq_len=32, validation=0.1))
-"""
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_killed_at_any_time_it_is_never_taken_for_whole(
-    tmp_path: Path, make: Make, corpus_file: Path, vocab_file: Path, start_ranks: Start, python: Python
-) -> None:
-    out = tmp_path / "data"
-    words = ["-c", textwrap.dedent(_SLOW_PREPARE), str(corpus_file), str(out), str(vocab_file)]
-    process = start_ranks([[*words, "0.1"]])
-    deadline = time.monotonic() + 120
-    while not (out / "unfinished" / "part-000002.npz").exists():
-        assert process.running(), process.output()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    with pytest.raises(FileNotFoundError, match="half-written"):
-        PreparedData.open(out)
-    assert python(*words, "0").code == 0
-    data = PreparedData.open(out)
-    assert data_problems(data.folder) == []
-    straight = make(tmp_path / "straight", corpus_file, seq_len=32)
-    assert data.manifest.fingerprint == straight.manifest.fingerprint
-
-
 def test_a_finished_folder_is_left_alone(tmp_path: Path, make: Make, corpus_file: Path) -> None:
     out = tmp_path / "data"
     make(out, corpus_file, seq_len=32)
@@ -364,51 +245,6 @@ def test_another_process_at_work_is_noticed(tmp_path: Path, make: Make, corpus_f
             make(out, corpus_file)
         assert [path.name for path in out.iterdir()] == [".writer"]
     make(out, corpus_file)
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_a_full_disk_is_reported_and_nothing_is_lost(
-    tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "data"
-    written = 0
-    original = np.savez
-
-    def savez(file: Any, **arrays: Any) -> None:
-        nonlocal written
-        written += 1
-        if written > 3:
-            file.write(b"half a part")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        original(file, **arrays)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(np, "savez", savez)
-        with pytest.raises(OSError, match="no space left for --out .*what is finished stays.*repeat the command"):
-            make(out, corpus_file, seq_len=32)
-    left = sorted(path.name for path in (out / "unfinished").iterdir() if "part" in path.name)
-    assert left == ["part-000000.npz", "part-000001.npz", "part-000002.npz"]
-    with pytest.raises(FileNotFoundError, match="half-written"):
-        PreparedData.open(out)
-    make(out, corpus_file, seq_len=32)
-    assert data_problems(out) == []
-
-
-def test_a_source_that_changes_while_it_is_read(
-    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, made_up_documents: Documents, as_text: AsText
-) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text(as_text(made_up_documents(5)))
-    original = pipeline.survey
-
-    def then_changed(*args: Any, **options: Any) -> Any:
-        result = original(*args, **options)
-        path.write_text(as_text(made_up_documents(6)))
-        return result
-
-    monkeypatch.setattr(pipeline, "survey", then_changed)
-    with pytest.raises(ValueError, match="text.txt changed while it was read"):
-        make(tmp_path / "data", path)
 
 
 def test_corpus_without_a_usable_sentence(tmp_path: Path, make: Make) -> None:
@@ -440,10 +276,3 @@ def test_manifest_on_disk(packed: PreparedData) -> None:
     table = (packed.folder / "manifest.txt").read_text()
     assert f"{manifest['tokens']:,}" in table
     assert manifest["sources"][0]["name"] in table
-
-
-def test_parts_of_a_version_before_are_refused(tmp_path: Path) -> None:
-    """They do not say where words start, so they cannot be joined with those made now."""
-    np.savez(tmp_path / "part-000000.npz", train_tokens=np.zeros(3, dtype=np.uint16))
-    with pytest.raises(ValueError, match=r"part-000000.npz was made by an earlier version: remove the output folder"):
-        store_part(tmp_path / "part-000000.npz", None, tmp_path)  # type: ignore[arg-type]

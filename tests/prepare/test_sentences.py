@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from harness.corpus import split_sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwt_ds.prepare.sentences import cut_span, sentence_spans, split_sentences
+from dwt_ds.prepare.sentences import cut_span, sentence_spans
 
 
 def labelled_paragraphs() -> list[list[str]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from dwt_ds.models.flops import Work, forward_flops, meta_model_of
+from dwt_ds.models.flops import Work, forward_flops, meta_model
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.run import mfu
 from dwt_ds.run.mfu import Utilization, matrix_rate, peak_flops_per_second
@@ -31,7 +31,9 @@ def test_operations_of_a_bert_by_hand() -> None:
     rest = (1 + 8) * square
     encoder = layers * attention + (layers - 1) * rest * length + rest * labels
     head = square * labels + vocabulary * hidden * labels
-    assert forward_flops(meta_model_of(gathered), length, labels, vocabulary) == 2 * (encoder + head)
+    assert forward_flops(meta_model(gathered.model.config, type(gathered.model)), length, labels, vocabulary) == 2 * (
+        encoder + head
+    )
 
 
 @pytest.mark.parametrize(

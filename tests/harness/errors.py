@@ -1,0 +1,17 @@
+"""What a user reads of a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+def error_of(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> str:
+    """The message of the plain ValueError that the call raises: one line."""
+    with pytest.raises(ValueError, match=".") as caught:
+        function(*arguments, **keywords)
+    assert type(caught.value) is ValueError
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
