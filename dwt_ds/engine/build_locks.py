@@ -1,14 +1,17 @@
-"""Builds in the folder of compiled operators: they are announced, and locks that they left behind are named.
+"""Locks in the folder of compiled operators: builds are announced, and a killed process is in nobody's way.
 
-torch builds an extension under a file `lock`. A build that is killed leaves it behind, and whoever needs the extension
-next would wait for it forever, without a message.
+torch builds an extension under a file `lock`, and loads it under the same file at every start. A process that is killed
+then leaves it behind, and whoever needs the extension next would wait for it forever, without a message. So processes
+of this package hold a record lock on that file, which ends with them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from torch.utils.file_baton import FileBaton
@@ -19,18 +22,22 @@ _ABANDONED_SECONDS = 600.0
 _MESSAGE_SECONDS = 120.0
 _POLL_SECONDS = 2.0
 _TORCHS_TRY_ACQUIRE = FileBaton.try_acquire
+# What the file says while, or since, a process has held the record lock; torch leaves it empty.
+_HELD = b"held by a record lock\n"
 
 
 def raise_on_abandoned_locks() -> None:
-    """From now on torch's wait for an abandoned lock is a ValueError that names the file, and the process that builds
-    an operator says so: torch is silent for minutes."""
+    """From now on torch passes over the lock of a process that was killed while it loaded an operator. Its wait for the
+    lock of a killed build is a ValueError that names the file, and the process that builds says so: torch is silent for
+    minutes."""
     FileBaton.wait = _wait  # type: ignore[method-assign,assignment]
     FileBaton.try_acquire = _try_acquire  # type: ignore[method-assign,assignment]
 
 
 def find_abandoned_locks() -> list[Path]:
-    """Locks in the extensions folder whose build has written nothing for 10 minutes."""
-    return [lock for lock in sorted(extensions_folder().glob("*/lock")) if _abandoned(lock)]
+    """Locks in the extensions folder that stop a run: their build has written nothing for 10 minutes."""
+    locks = sorted(extensions_folder().glob("*/lock"))
+    return [lock for lock in locks if _abandoned(lock) and not (_is_built(lock.parent) and _holder_ended(lock))]
 
 
 def extensions_folder() -> Path:
@@ -49,15 +56,29 @@ def extensions_folder() -> Path:
 def _try_acquire(baton: FileBaton) -> bool | None:
     folder = Path(baton.lock_file_path).parent
     acquired = _TORCHS_TRY_ACQUIRE(baton)
-    # A built extension is loaded under the same lock.
-    if acquired and not any(folder.glob("*.so")):
-        print(f"compiling {folder.name} for this machine, once; it takes a minute or more", file=sys.stderr, flush=True)
+    if acquired:
+        _hold(baton)
+        if not _is_built(folder):
+            text = f"compiling {folder.name} for this machine, once; it takes a minute or more"
+            print(text, file=sys.stderr, flush=True)
     return acquired
+
+
+def _hold(baton: FileBaton) -> None:
+    """Take the record lock on torch's file; torch closes the handle when it removes the file."""
+    os.close(baton.fd)  # closed later, it would end the lock
+    baton.fd = os.open(baton.lock_file_path, os.O_RDWR)
+    with suppress(OSError):  # a file system without locks, or a full one: the file stays empty, as torch leaves it
+        fcntl.lockf(baton.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(baton.fd, _HELD)
 
 
 def _wait(baton: FileBaton) -> None:
     lock, began, reported = Path(baton.lock_file_path), time.monotonic(), False
     while lock.exists():
+        # A killed build may have a compiler that still writes.
+        if _is_built(lock.parent) and _holder_ended(lock, remove=True):
+            return
         if _abandoned(lock):
             raise ValueError(
                 f"{lock}: the lock of a build that was killed, nothing was written there for "
@@ -71,6 +92,31 @@ def _wait(baton: FileBaton) -> None:
                 flush=True,
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _is_built(folder: Path) -> bool:
+    return any(folder.glob("*.so"))
+
+
+def _holder_ended(lock: Path, *, remove: bool = False) -> bool:
+    """Whether the lock's process held its record lock, here or on another host, and holds it no more.
+
+    With `remove` the file goes, unless it has become another process's meanwhile.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDWR)
+    except OSError:  # it has just ended well, or is another user's
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ended = os.read(descriptor, len(_HELD)) == _HELD
+        if ended and remove and os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+            lock.unlink()
+        return ended
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _abandoned(lock: Path) -> bool:

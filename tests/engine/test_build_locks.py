@@ -1,4 +1,4 @@
-"""Locks of builds: a live one is waited for, an abandoned one is named."""
+"""Locks of compiled operators: a live one is waited for, one of a killed process is passed over or named."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from harness.ranks import Python, Run, Start
 from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
@@ -81,3 +82,81 @@ def test_a_build_says_what_it_does(lock: Path, capsys: pytest.CaptureFixture[str
     (lock.parent / "cpu_adam.so").touch()
     assert FileBaton(str(lock)).try_acquire(), "what is built is loaded under the lock"
     assert capsys.readouterr().err == ""
+
+
+# Takes the lock as a start does that loads an operator, and holds it until it is killed, or lets it go after a while.
+HOLD = """
+import pathlib, sys, time
+from torch.utils.file_baton import FileBaton
+from dwt_ds.engine.build_locks import raise_on_abandoned_locks
+raise_on_abandoned_locks()
+baton = FileBaton(sys.argv[1])
+assert baton.try_acquire()
+pathlib.Path(sys.argv[2]).touch()
+time.sleep(float(sys.argv[3]))
+baton.release()
+"""
+WAIT = """
+import sys
+from torch.utils.file_baton import FileBaton
+from dwt_ds.engine.build_locks import raise_on_abandoned_locks
+raise_on_abandoned_locks()
+FileBaton(sys.argv[1]).wait()
+print("through")
+"""
+
+
+@pytest.fixture
+def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a compiled operator lies."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    folder = tmp_path / "shm_comm"
+    folder.mkdir()
+    (folder / "shm_comm.so").touch()
+    return folder
+
+
+def kill_holder(start_ranks: Start, folder: Path) -> None:
+    """A process takes the lock in `folder` and is killed with SIGKILL."""
+    holder = start_ranks([["-c", HOLD, str(folder / "lock"), str(folder.parent / "held"), "60"]])
+    while not (folder.parent / "held").exists():
+        assert holder.running(), holder.output()
+        time.sleep(0.02)
+    holder.kill()
+    assert (folder / "lock").exists()
+
+
+def test_the_lock_of_a_process_killed_while_it_loads_is_passed_over(
+    operator: Path, start_ranks: Start, run_ranks: Run
+) -> None:
+    kill_holder(start_ranks, operator)
+    began = time.monotonic()
+    ended = run_ranks([["-c", WAIT, str(operator / "lock")]] * 2)
+    assert [rank.out for rank in ended] == ["through\n"] * 2
+    assert time.monotonic() - began < 60
+    assert not (operator / "lock").exists()
+
+
+def test_the_lock_of_a_process_that_lives_is_waited_for(operator: Path, start_ranks: Start, python: Python) -> None:
+    held = operator.parent / "held"
+    holder = start_ranks([["-c", HOLD, str(operator / "lock"), str(held), "5"]])
+    while not held.exists():
+        assert holder.running(), holder.output()
+        time.sleep(0.02)
+    taken = time.monotonic()
+    assert python("-c", WAIT, str(operator / "lock")).out == "through\n"
+    assert time.monotonic() - taken > 4.5
+
+
+def test_only_locks_that_stop_a_run_are_found(operator: Path, start_ranks: Start) -> None:
+    kill_holder(start_ranks, operator)
+    for path in operator.iterdir():
+        minutes_ago(path, 11)
+    assert find_abandoned_locks() == []
+    (operator / "shm_comm.so").unlink()
+    assert find_abandoned_locks() == [operator / "lock"], "a build that was killed"
+    (operator / "shm_comm.so").touch()
+    (operator / "lock").write_bytes(b"")
+    for path in operator.iterdir():
+        minutes_ago(path, 11)
+    assert find_abandoned_locks() == [operator / "lock"], "torch's own lock, which ends with no process"
