@@ -66,11 +66,13 @@ def _try_acquire(baton: FileBaton) -> bool | None:
 
 def _hold(baton: FileBaton) -> None:
     """Take the record lock on torch's file; torch closes the handle when it removes the file."""
-    os.close(baton.fd)  # closed later, it would end the lock
-    baton.fd = os.open(baton.lock_file_path, os.O_RDWR)
+    torchs: int = baton.fd  # type: ignore[assignment]
+    os.close(torchs)  # closed later, it would end the lock
+    descriptor = os.open(baton.lock_file_path, os.O_RDWR)
+    baton.fd = descriptor  # type: ignore[assignment]
     with suppress(OSError):  # a file system without locks, or a full one: the file stays empty, as torch leaves it
-        fcntl.lockf(baton.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(baton.fd, _HELD)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(descriptor, _HELD)
 
 
 def _wait(baton: FileBaton) -> None:

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # each case compiles
 
-SETTINGS = ["train.max_steps=6", "train.checkpoint_every=3", "student.dropout=0", "train.learning_rate=2e-3"]
+SETTINGS = ["train.max_steps=6", "train.checkpoint_every=3", "student.dropout=0"]
+# Its step is proportional to the gradient. Adam's is not: it makes a full step of the rounding of a gradient near 0.
+SETTINGS += ["deepspeed.optimizer={type: SGD, params: {lr: auto}}", "deepspeed.zero_allow_untested_optimizer=true"]
+SETTINGS += ["train.learning_rate=0.1"]
 CASES = {
     "accumulation and uneven batches": ["train.gradient_accumulation_steps=2", "data.label_draw=bernoulli"],
     "activation checkpointing": ["train.activation_checkpointing=true"],
@@ -42,10 +45,10 @@ def test_losses_and_exports_are_those_without(case: str, train: Train, tiny_reci
                 assert other[key] == pytest.approx(one[key], rel=1e-5), (key, one["step"])
     exported = [load_file(tmp_path / name / "export" / "model.safetensors") for name in ("off", "layers")]
     assert exported[0].keys() == exported[1].keys()
+    # Rounding moves a value over a step of its 8 bits here and there.
+    close = {"rtol": 1e-3, "atol": 1e-4} if case == "quantization" else {"rtol": 1e-4, "atol": 1e-6}
     for key, value in exported[0].items():
-        if key.endswith("attention.self.key.bias"):
-            continue  # softmax cancels it: its gradient is rounding, which Adam scales up
-        torch.testing.assert_close(exported[1][key], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(exported[1][key], value, **close)
 
 
 def test_a_resume_repeats_to_the_bit_with_dropout(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
