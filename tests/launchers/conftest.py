@@ -6,7 +6,6 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -184,8 +183,10 @@ def end_of(process: subprocess.Popen[str], timeout_seconds: float) -> subprocess
     try:
         output, _ = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
+        # The launcher's ranks have sessions of their own, and hold the pipe.
+        for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            each.kill()
+        output, _ = process.communicate(timeout=60)
         pytest.fail(f"still running after {timeout_seconds:.0f} s: {shlex.join(map(str, process.args))}\n{output}")
     return subprocess.CompletedProcess(process.args, process.returncode, output, "")
 
