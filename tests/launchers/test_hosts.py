@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from dwt_ds import __version__
 from dwt_ds.base.software import host_name, package_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -90,7 +91,8 @@ def test_a_host_with_another_package_or_torch_is_refused_with_a_table(
 ) -> None:
     ours, theirs = package_folder("dwt_ds"), tmp_path / "dwt_ds"
     shutil.copytree(ours, theirs, ignore=shutil.ignore_patterns("__pycache__"))
-    (theirs / "__init__.py").write_text('__version__ = "9.9.9"\n', encoding="utf-8")
+    package = theirs / "__init__.py"
+    package.write_text(package.read_text(encoding="utf-8").replace(__version__, "9.9.9"), encoding="utf-8")
     torch_file = Path(torch.__file__).with_name("version.py")
     other_torch = tmp_path / "version.py"
     other_torch.write_text(torch_file.read_text(encoding="utf-8") + '\n__version__ = "2.9.7"\n', encoding="utf-8")
