@@ -181,7 +181,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_once_in_one_line_and_stops_both_ranks(
+def test_a_mistake_is_printed_once_in_one_line_and_stops_both_ranks(
     name: str, said: dict[str, list[Said]], places: dict[str, str]
 ) -> None:
     first, second = said[name]
@@ -202,7 +202,7 @@ def test_a_mistake_in_the_settings_leaves_no_folder_behind(
     assert not output_of(name, places).exists()
 
 
-def test_a_recipe_that_is_missing_or_unreadable_is_told_likewise(said: dict[str, list[Said]]) -> None:
+def test_so_is_a_recipe_that_is_missing_or_unreadable(said: dict[str, list[Said]]) -> None:
     for name, words in (
         ("recipe missing", "recipe 'quickstrat': no such file and no packaged recipe of that name; did you mean"),
         ("recipe unreadable", "broken.yaml: cannot be read as YAML"),

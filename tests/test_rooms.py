@@ -43,7 +43,7 @@ def room_of(module: str) -> str:
     return name if name in ROOMS else f"{name}.py"
 
 
-def test_every_room_stands_in_the_tour() -> None:
+def test_every_room_is_in_the_tour() -> None:
     assert set(rows_of_the_tour()) >= ROOMS
 
 

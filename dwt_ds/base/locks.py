@@ -1,8 +1,8 @@
-"""One writer a folder: a second is refused, and told who the first one is.
+"""One writer a folder: a second is refused, with the name of the first.
 
 The lock is a POSIX record lock on a small file, so the kernel (on NFS: the file server) drops it when its owner ends,
 however that happens. Processes that the owner forks do not have it, unlike one of `flock`: a loader process that
-outlives a killed run is in nobody's way. The file's contents are for messages only.
+outlives a killed run blocks nobody. The file's contents are for messages only.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class FolderLock:
         _HELD.pop(self._path, None)
         if self._descriptor is None:
             return
-        # Removed while it is locked: whoever opened this file meanwhile sees that it has no name any more.
+        # Removed while it is locked: a process that has opened this file meanwhile sees that it has no name any more.
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = None
@@ -162,7 +162,7 @@ class FolderLock:
 def current_writer(folder: Path) -> str | None:
     """Who writes to a folder now, in words; None if nobody does.
 
-    It asks the kernel or the file server and takes no lock, so it is in nobody's way and needs no right to write.
+    It asks the kernel or the file server and takes no lock, so it blocks nobody and needs no right to write.
     """
     path = through_links(folder) / LOCK_NAME
     if path in _HELD:  # opening the file here and closing it would end the lock

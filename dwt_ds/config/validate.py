@@ -1,4 +1,4 @@
-"""Settings that came as plain values, checked against a pydantic dataclass; what is wrong is said in one line."""
+"""Settings that came as plain values, checked against a pydantic dataclass; an error is one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands with a time limit, which also end when this process is told to end."""
+"""Commands with a time limit, which also end when this process gets a signal to end."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Locks in the folder of compiled operators: builds are announced, and a killed process is in nobody's way.
+"""Locks in the folder of compiled operators: builds are announced, and a killed process blocks no other.
 
 torch builds an extension under a file `lock`, and loads it under the same file at every start. A process that is killed
-then leaves it behind, and whoever needs the extension next would wait for it forever, without a message. So processes
-of this package hold a record lock on that file, which ends with them.
+then leaves it behind, and the next process that needs the extension would wait for it forever, without a message. So
+processes of this package hold a record lock on that file, which ends with them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.file_baton import FileBaton
 
 # A build writes a file at a time, and nvcc takes several minutes for some on a busy machine.
 _ABANDONED_SECONDS = 600.0
-# The builder has said on this machine that it builds; this is for whoever cannot see that.
+# The process that builds prints that it does; this is for users who do not see its output.
 _MESSAGE_SECONDS = 120.0
 _POLL_SECONDS = 2.0
 _TORCHS_TRY_ACQUIRE = FileBaton.try_acquire

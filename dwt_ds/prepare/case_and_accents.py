@@ -1,4 +1,4 @@
-"""Whether a tokenizer keeps capitals and accents: told by its vocabulary, by the text it is trained on, or asked for.
+"""Whether a tokenizer keeps capitals and accents: by its vocabulary, by the text it is trained on, or by request.
 
 Taking accents off removes every non-spacing mark (Unicode's Mn) of the decomposed text. That is harmless in English; in
 Hindi, Arabic, Thai or Japanese it takes away vowels and makes other words, or words that a vocabulary does not know.
@@ -63,7 +63,7 @@ def of_text(characters: Counter[str], wishes: Wishes, *, usually_cased: bool) ->
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Treatment:
-    """What a tokenizer does, told by what it makes of a capital and an accent."""
+    """What a tokenizer does, by what it makes of a capital and an accent."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     shown = normalizer.normalize_str("A\u00e9") if normalizer is not None else "A\u00e9"
     return Treatment("A" not in shown, not any(map(_carries_mark, shown)))

@@ -1,4 +1,4 @@
-"""The output folder while it is being made: who works in it, what it was begun with, and how it becomes final."""
+"""The output folder while it is being made: who works in it, its first settings, and how it becomes final."""
 
 from __future__ import annotations
 

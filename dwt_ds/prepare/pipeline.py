@@ -44,7 +44,7 @@ _LIBRARIES = ("tokenizers", "transformers", "syntok", "datasets", "pyarrow", "nu
 
 
 def prepare(options: PrepareOptions) -> Manifest:
-    """Make the data folder `options.out`, or finish one that was begun; a finished one stays as it is.
+    """Make the data folder `options.out`, or finish one that was interrupted; a finished one stays as it is.
 
     Raises ValueError for what the user must change, OSError where the disk is full or a file cannot be read or
     written; in every case what was finished stays, and no half-written folder looks finished.

@@ -79,7 +79,7 @@ def hold(tmp_path: Path) -> Iterator[Hold]:
         process.stdout.close()
 
 
-def test_a_second_writer_is_refused_at_once_and_told_who_the_first_one_is(tmp_path: Path, hold: Hold) -> None:
+def test_a_second_writer_is_refused_at_once_with_the_name_of_the_first(tmp_path: Path, hold: Hold) -> None:
     owner = hold(tmp_path)
     began = time.monotonic()
     with pytest.raises(OccupiedError) as caught:
@@ -150,7 +150,7 @@ def test_of_many_processes_one_at_a_time_is_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_told(
+def test_a_file_system_without_locks_is_reported(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any) -> None:

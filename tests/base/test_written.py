@@ -33,7 +33,7 @@ from dwt_ds.base.written import as_number, parse_json, parse_yaml, yaml_text
         ("a: &a {b: 1}\nc: {<<: *a, d: *a}", {"a": {"b": 1}, "c": {"b": 1, "d": {"b": 1}}}),
     ],
 )
-def test_yaml_means_what_stands_there(text: str, value: Any) -> None:
+def test_yaml_means_what_is_written(text: str, value: Any) -> None:
     found = parse_yaml(text)
     assert found == value
     assert type(found) is type(value)

@@ -64,7 +64,7 @@ def test_a_table_keeps_rows_with_figures_and_repeats_those_with_errors(load: Any
         ]
 
 
-def test_goals_are_told_from_rows_and_not_measured_without(load: Any, tmp_path: Path) -> None:
+def test_goals_are_judged_by_rows_and_not_measured_without(load: Any, tmp_path: Path) -> None:
     module = load("round_summary")
     assert module.summary(tmp_path).count("not measured") >= 14
     kernel = {"p50_ms": "", "share_of_copy_bandwidth": "", "vocabulary": "30522"}

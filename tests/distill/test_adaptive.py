@@ -95,7 +95,7 @@ def test_its_state_comes_back_to_the_bit() -> None:
         ({"soft_weight": Schedule("adaptive"), "soft_positions": "all"}, "soft_weight.signal='projection'"),
     ],
 )
-def test_mistakes_are_told(settings: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillConfig(**settings)
 
@@ -131,7 +131,7 @@ def logged(run: Path) -> list[dict[str, Any]]:
     return [{key: row[key] for key in ("step", "loss", "soft_weight") if key in row} for row in rows]
 
 
-def test_all_ranks_have_it_a_run_logs_it_and_a_resume_goes_on_exactly(
+def test_all_ranks_have_it_a_run_logs_it_and_a_resume_continues_exactly(
     train: Callable[..., tuple[int, str]],
     watch: Callable[..., Any],
     tiny_recipe: Path,

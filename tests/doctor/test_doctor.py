@@ -95,7 +95,7 @@ def test_a_host_that_ssh_does_not_reach_fails_with_a_fix(programs: Path, doctor:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_nothing_goes_on_without_the_doctor(number: signal.Signals, programs: Path, tmp_path: Path) -> None:
+def test_nothing_starts_without_the_doctor(number: signal.Signals, programs: Path, tmp_path: Path) -> None:
     """Its ssh to two hosts waits for an answer, in two threads, when the doctor is told to end."""
     (programs / "ssh").write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/waiting\nexec sleep 600\n", encoding="utf-8")
     (tmp_path / "hosts").write_text("node-1 slots=1\nnode-2 slots=1\n", encoding="utf-8")

@@ -120,13 +120,13 @@ def test_a_missing_file_is_reported_with_the_nearest_name() -> None:
         ('{"zero_optimization": {"stage": 1, "stage": 2}}', "'stage' is a duplicate key; remove one"),
     ],
 )
-def test_an_unreadable_file_is_told_by_its_name(text: str, words: str, resolve: Resolve) -> None:
+def test_an_error_names_an_unreadable_file(text: str, words: str, resolve: Resolve) -> None:
     message = error_of(resolve, text)
     assert message.startswith("my.json: ")
     assert words in message
 
 
-def test_a_file_that_is_no_text_is_told_by_its_name(tmp_path: Path) -> None:
+def test_an_error_names_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "my.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(ValueError, match=r"^my\.json: not valid JSON"):
         load_ds_json(str(tmp_path / "my.json"), {})
@@ -207,7 +207,7 @@ def test_a_total_in_the_json_sets_the_accumulation(resolve: Resolve) -> None:
         ),
     ],
 )
-def test_a_total_that_does_not_come_out_is_told_with_its_factors(
+def test_a_total_that_does_not_match_is_refused_with_its_factors(
     total: int, overrides: list[str], message: str, resolve: Resolve
 ) -> None:
     assert error_of(resolve, {"train_batch_size": total}, *overrides) == message
@@ -246,7 +246,7 @@ def test_a_schedule_gets_the_length_and_the_rate_that_it_does_not_have_from_the_
         ),
     ],
 )
-def test_an_auto_that_the_recipe_cannot_fill_is_told(ds: dict[str, Any], place: str, resolve: Resolve) -> None:
+def test_an_auto_that_the_recipe_cannot_fill_is_reported(ds: dict[str, Any], place: str, resolve: Resolve) -> None:
     assert error_of(resolve, ds) == f'my.json: {place}="auto": the recipe has no value for it; write the value'
 
 

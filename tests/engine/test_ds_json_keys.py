@@ -171,7 +171,7 @@ def test_the_keys_inside_a_section_are_those_that_deepspeed_reads(place: str) ->
         ),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest_name(config: dict[str, Any], message: str) -> None:
+def test_an_unknown_key_is_refused_with_the_nearest_name(config: dict[str, Any], message: str) -> None:
     assert check_error(config) == message
 
 
@@ -186,7 +186,7 @@ def test_an_unknown_key_is_told_with_the_nearest_name(config: dict[str, Any], me
         ({"optimizer": {}}, "optimizer.type='': unknown optimizer"),
     ],
 )
-def test_an_unknown_type_is_told_with_the_nearest_name(config: dict[str, Any], message: str) -> None:
+def test_an_unknown_type_is_refused_with_the_nearest_name(config: dict[str, Any], message: str) -> None:
     assert check_error(config) == message
 
 
@@ -242,7 +242,7 @@ def test_an_unknown_type_is_told_with_the_nearest_name(config: dict[str, Any], m
         ),
     ],
 )
-def test_a_value_of_the_wrong_type_is_told_before_deepspeed_sees_it(config: dict[str, Any], message: str) -> None:
+def test_a_value_of_the_wrong_type_is_refused_before_deepspeed_sees_it(config: dict[str, Any], message: str) -> None:
     assert check_error(config) == message
 
 

@@ -80,6 +80,6 @@ def test_text_is_the_number_that_it_writes(
         ("activation_checkpointing.cpu_checkpointing", 1, "true or false"),
     ],
 )
-def test_what_is_no_number_is_told(place: str, value: Any, must_be: str, tmp_path: Path) -> None:
+def test_what_is_no_number_is_reported(place: str, value: Any, must_be: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^my.json: {place}=.*: must be {must_be}$"):
         read(tmp_path, {place: value}, {})

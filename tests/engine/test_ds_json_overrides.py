@@ -116,7 +116,7 @@ def test_autos_of_another_optimizer_are_dropped_but_not_values() -> None:
     }
 
 
-def test_a_value_of_another_optimizer_is_told() -> None:
+def test_a_value_of_another_optimizer_is_reported() -> None:
     config = {"optimizer": {"type": "SGD", "params": {"lr": "auto", "eps": 1e-8}}}
     for overrides in ({}, {"optimizer": {"type": "SGD"}}, {"optimizer": {"params": {"eps": 1e-8}}}):
         drop_settings_of_another_type(config, overrides)
@@ -206,7 +206,7 @@ def test_what_the_overrides_write_for_another_type_is_checked(
         ("Rprop", "train.weight_decay=0.1", "train.weight_decay=0.1"),
     ],
 )
-def test_a_setting_that_the_optimizer_lacks_is_told_if_the_recipe_wrote_it(
+def test_a_setting_that_the_optimizer_lacks_is_reported_if_the_recipe_wrote_it(
     optimizer: str, override: str, field: str, resolve: Resolve
 ) -> None:
     fix = "has no such setting; remove it (a base of the recipe may have it), or choose another optimizer"

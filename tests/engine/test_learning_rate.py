@@ -79,7 +79,7 @@ def test_step_k_trains_at_the_rate_for_k(section: dict[str, Any], shares: list[f
 
 
 @pytest.mark.parametrize(("section", "shares"), SCHEDULES.values(), ids=SCHEDULES)
-def test_a_resume_goes_on_at_the_next_step(section: dict[str, Any], shares: list[float]) -> None:
+def test_a_resume_continues_at_the_next_step(section: dict[str, Any], shares: list[float]) -> None:
     before = LearningRate(optimizer(), section)
     before.step()
     adamw = optimizer()

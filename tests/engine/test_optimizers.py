@@ -83,7 +83,7 @@ class TestApex:
         assert made.max_grad_norm == float("inf")  # DeepSpeed clips
 
     @pytest.mark.parametrize("name", ["apex.FusedAdam", "apex.FusedLAMB"])
-    def test_its_absence_is_told_with_what_to_build(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_its_absence_is_reported_with_what_to_build(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "apex", None)
         message = check_error({"optimizer": {"type": name}})
         assert message.startswith(f"my.json: optimizer.type={name!r} is not usable here (ModuleNotFoundError")
@@ -152,7 +152,7 @@ def test_one_that_deepspeed_has_not_tried_under_zero_needs_a_word() -> None:
         ({"optimizer": {"type": "apex.FusedAdam"}, "zero_optimization": OFFLOAD}, "not work on offloaded state"),
     ],
 )
-def test_what_no_device_can_do_is_told_without_one(
+def test_what_no_device_can_do_is_reported_without_one(
     values: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_device(*_: Any) -> str:
@@ -183,7 +183,7 @@ class TestLamb:
         assert "apex.FusedLAMB: not here; " in message
         assert "pip install pytorch-optimizer" in message
 
-    def test_settings_of_another_lamb_are_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_settings_of_another_lamb_are_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         only = "pytorch_optimizer.Lamb"
         monkeypatch.setattr(optimizers, "unusable_reason", lambda name, device: "" if name == only else "not here")
         message = check_error({"optimizer": {"type": "Lamb", "params": {"lr": 1.0, "max_coeff": 5.0}}})

@@ -71,7 +71,7 @@ def test_values_are_rounded_from_the_start_step_on(
     assert not (plain / "export" / "quantized").exists()
 
 
-def test_a_resume_after_the_start_step_goes_on_bit_identically(
+def test_a_resume_after_the_start_step_continues_bit_identically(
     straight: Path, train: Train, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     stopped = tmp_path / "stopped"

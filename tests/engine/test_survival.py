@@ -274,7 +274,7 @@ def test_a_loss_spike_is_skipped(faulty: Faulty, tiny_recipe: Path, tmp_path: Pa
     ("before", "after", "stage", "precision"),
     [(2, 1, 2, "fp32"), (1, 2, 2, "fp32"), (4, 2, 2, "fp32"), (2, 1, 1, "fp32"), (1, 2, 1, "bf16"), (2, 1, 2, "bf16")],
 )
-def test_another_number_of_ranks_goes_on_with_the_same_losses(
+def test_another_number_of_ranks_resumes_with_the_same_losses(
     before: int,
     after: int,
     stage: int,
@@ -311,7 +311,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(
 
 
 @pytest.mark.slow
-def test_what_zero_3_does_not_do_is_said(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_what_zero_3_does_not_do_is_reported(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "deepspeed_config=zero3", "train.checkpoint_every=2"]
     assert train(1, [*settings, "train.max_steps=2"])[0] == 0
     code, output = train(2, [*settings, "train.max_steps=3"])

@@ -47,7 +47,7 @@ def test_ranks_and_their_gpus(
     assert launch.ranks == ranks
 
 
-def test_deepspeed_is_not_given_devices_twice_and_is_told_of_a_machine_without_any(
+def test_deepspeed_gets_devices_once_and_learns_of_a_machine_without_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     have(monkeypatch, 2)

@@ -140,7 +140,7 @@ def test_another_number_of_ranks_than_meant_is_refused(cluster: Any, tiny_recipe
     assert "train.expected_world_size=3: there are 2 ranks; check the hostfile" in done.stdout
 
 
-def test_a_lost_host_ends_the_run_which_goes_on_on_the_others(
+def test_a_lost_host_ends_the_run_which_resumes_on_the_others(
     cluster: Any, tiny_recipe: Path, tmp_path: Path, on_one_host: Callable[[int], list[dict[str, Any]]]
 ) -> None:
     output = tmp_path / "run"

@@ -35,7 +35,7 @@ def test_a_saved_model_loads_the_same(family: str, tmp_path: Path) -> None:
     check_against_own_logits(GatheredMaskedLM(loaded))
 
 
-def test_a_tilde_stands_for_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     build_student(STUDENT, **DATA).save_pretrained(tmp_path / "runs" / "teacher")
     assert load_masked_lm("~/runs/teacher").config.hidden_size == 16

@@ -103,7 +103,7 @@ def half_known(tmp_path: Path, vocab_file: Path) -> tuple[object, ...]:
     return ("--text", tmp_path / "en.txt", tmp_path / "ru.txt", "--tokenizer", vocab_file)
 
 
-def test_unknown_tokens_are_told_by_source(tmp_path: Path, run: Run, half_known: tuple[object, ...]) -> None:
+def test_unknown_tokens_are_counted_by_source(tmp_path: Path, run: Run, half_known: tuple[object, ...]) -> None:
     code, out, _ = run(*half_known)
     assert code == 0
     found = manifest(tmp_path)

@@ -67,7 +67,7 @@ def test_interrupted_work_resumes_from_its_parts(
     assert not (out / "unfinished").exists()
 
 
-def test_work_begun_with_another_segmenter_is_not_mixed_with_this_ones(
+def test_work_started_with_another_segmenter_is_refused(
     tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopping(*args: Any, **options: Any) -> Any:

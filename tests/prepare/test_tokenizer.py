@@ -47,7 +47,7 @@ def test_the_entries_tell_what_happens_to_capitals_and_accents(
     assert find_tokenizer(write_vocab(tmp_path / "v.txt", entries)).tokenize(text) == tokens
 
 
-def test_what_was_concluded_is_said(tmp_path: Path) -> None:
+def test_what_was_concluded_is_printed(tmp_path: Path) -> None:
     tokenizer = find_tokenizer(write_vocab(tmp_path / "v.txt", ["grün", "das", "##e", "[unused1]"]))
     assert described(tokenizer) == "lower-cased, accents kept (0 of 3 entries have a capital, 1 an accent)"
     tokenizer.save_pretrained(tmp_path / "whole")

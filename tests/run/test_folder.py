@@ -81,7 +81,7 @@ def test_a_folder_with_another_run_is_refused_by_what_differs(
     ("name", "read"),
     [("run.json", lambda run: run.check_identity(IDENTITY)), ("complete.json", lambda run: run.finished_steps())],
 )
-def test_a_damaged_mark_is_told_with_its_file(folder: RunFolder, content: bytes, name: str, read: Any) -> None:
+def test_a_damaged_mark_is_reported_with_its_file(folder: RunFolder, content: bytes, name: str, read: Any) -> None:
     (folder.path / name).write_bytes(content)
     with pytest.raises(ValueError, match="damaged") as caught:
         read(folder)
@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_there_or_holds_no_run_is_fine(tmp_path: Path) -> N
     RunFolder(str(tmp_path)).check_identity(IDENTITY)
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(ValueError, match="is a file; name a folder"):
         RunFolder(str(tmp_path / "file")).check_identity(IDENTITY)
@@ -143,7 +143,7 @@ def test_a_resume_cuts_the_metrics_back_to_its_checkpoint(folder: RunFolder) -> 
 
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3, "loss": 1.0}', "{", '{"step": 3, "a": {"b": 1}'])
-def test_a_torn_last_line_goes_and_the_next_row_stands_on_its_own(folder: RunFolder, torn: str) -> None:
+def test_a_torn_last_line_is_removed_before_the_next_row(folder: RunFolder, torn: str) -> None:
     folder.add_metrics({"step": 1})
     folder.add_metrics({"step": 2})
     with open(folder.metrics, "a", encoding="utf-8") as handle:
@@ -233,7 +233,7 @@ def test_a_runs_own_file_is_written_again_unless_somebody_changed_it(folder: Run
         folder.check_contents()
 
 
-def test_a_kill_between_the_files_of_a_start_is_in_nobodys_way(
+def test_a_kill_between_the_files_of_a_start_blocks_no_restart(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = RunFolder._write

@@ -43,7 +43,7 @@ def test_spikes_and_overflows_are_skipped_until_there_are_too_many() -> None:
 
 
 @pytest.mark.parametrize("done", range(len(LOSSES)))
-def test_a_resume_goes_on_as_if_there_had_been_none(done: int) -> None:
+def test_a_resumed_run_equals_one_without_a_stop(done: int) -> None:
     """A window half full or half gone, and skips on both sides of the cut."""
     first = guard_of({})
     before = skips(first, LOSSES[:done])
@@ -59,7 +59,7 @@ def test_a_resume_with_smaller_windows_keeps_the_newest() -> None:
     assert second.state_dict() == {"recent_skips": [True, False, True], "losses": pytest.approx([5.0, 5.05])}
 
 
-def test_a_run_that_ended_by_skips_goes_on_at_a_good_step() -> None:
+def test_a_run_that_ended_by_skips_resumes_at_a_good_step() -> None:
     ended = guard_of({}, spike_sigma=None)
     for _ in range(2):
         ended.end_step(True)

@@ -47,7 +47,7 @@ def test_a_logged_step_is_one_plain_line_where_there_is_no_terminal(capsys: pyte
     assert err == ""
 
 
-def test_another_hard_weight_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_hard_weight_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(0, 100, hard_weight=0.5, shown=True)
     progress.line(ROW, peak_memory_bytes=1, seconds_left=1)
     progress.close()

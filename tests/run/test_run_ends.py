@@ -163,7 +163,7 @@ def test_a_crash_in_the_last_evaluation_costs_only_that(train: Train, tiny_recip
         ("weights", r"error: NOT EXPORTED: export: \d+ of \d+ weights have values that are not finite .* such as bert"),
     ],
 )
-def test_a_last_export_that_fails_is_told_in_one_line(
+def test_a_last_export_that_fails_is_reported_in_one_line(
     spoiled: str, told: str, train: Train, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=2", "train.eval_rows=8"]

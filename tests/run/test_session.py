@@ -124,7 +124,7 @@ def test_the_request_of_another_rank_stops_the_session_a_step_later(done: list[s
     assert list(steps) == []
 
 
-def test_held_out_rows_without_a_label_are_said_not_averaged(
+def test_held_out_rows_without_a_label_are_reported_not_averaged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Their mean would be NaN, in the output and in metrics.jsonl."""

@@ -216,7 +216,7 @@ def test_a_run_that_is_never_as_good_says_so(tmp_path: Path, tiny_data: Path, ti
     assert [row[0] for row in rows] == ["state", "student", "teacher"]
 
 
-def test_runs_of_equal_names_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_equal_names_get_names_of_their_folders(tmp_path: Path) -> None:
     folders = [tmp_path / place / "run" for place in ("a", "b")]
     for folder in folders:
         folder.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """Settings of a DeepSpeed JSON that are right by themselves and wrong together.
 
-DeepSpeed would refuse most of them when its engine starts, after the models are loaded and the run's folder is begun.
+DeepSpeed would refuse most of them when its engine starts, after the models are loaded and the run's folder exists.
 """
 
 from __future__ import annotations
