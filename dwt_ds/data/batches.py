@@ -15,6 +15,8 @@ from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.masks import MaskedRows, draw_masks
 from dwt_ds.data.order import RowStream
 from dwt_ds.data.prepared import RowTable
+from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
+from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, is_real, lengths_of
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 NO_LABEL = -100
@@ -37,6 +39,8 @@ class Batch(NamedTuple):
     """Real (non-pad) tokens."""
     rows: Tensor
     """(B,) int64, ids of the rows in the table; always on the CPU."""
+    teacher: TeacherRows | None = None
+    """The rows as a teacher with another vocabulary reads them; None for a teacher with the student's."""
 
     def to(self, device: torch.device) -> Batch:
         """The same with the tensors that the models need on `device`."""
@@ -46,14 +50,14 @@ class Batch(NamedTuple):
             attention_mask=None if mask is None else mask.to(device, non_blocking=True),
             positions=self.positions.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            teacher=None if self.teacher is None else self.teacher.to(device),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Loader processes send int32 bytes: sharing a tensor costs a file descriptor and more time than making it."""
-        rows, width = self.input_ids.shape
-        lengths = torch.full((rows,), width) if self.attention_mask is None else self.attention_mask.sum(dim=1)
-        tensors = (self.input_ids, lengths, self.positions, self.labels)
-        return _batch, (*(tensor.to(torch.int32).numpy() for tensor in tensors), self.token_count, self.rows.numpy())
+        lengths = lengths_of(self.input_ids, self.attention_mask)
+        arrays = int32_arrays(self.input_ids, lengths, self.positions, self.labels)
+        return _batch, (*arrays, self.token_count, self.rows.numpy(), self.teacher)
 
 
 def _batch(
@@ -63,21 +67,11 @@ def _batch(
     labels: np.ndarray,
     token_count: int,
     rows: np.ndarray,
+    teacher: TeacherRows | None = None,
 ) -> Batch:
-    real = _is_real(lengths, input_ids.shape[1])
-    attention_mask = None if real.all() else _int64(real)
-    return Batch(
-        _int64(input_ids), attention_mask, _int64(positions), _int64(labels), token_count, torch.from_numpy(rows)
-    )
-
-
-def _int64(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64, copy=False))
-
-
-def _is_real(lengths: np.ndarray, width: int) -> np.ndarray:
-    """(B, S) bool, true on real tokens of rows of `lengths` (B,) tokens."""
-    return np.arange(width)[None, :] < lengths[:, None]
+    mask = attention_mask(lengths, input_ids.shape[1])
+    rows_as_tensor = torch.from_numpy(rows)
+    return Batch(int64(input_ids), mask, int64(positions), int64(labels), token_count, rows_as_tensor, teacher)
 
 
 @dataclass(frozen=True)
@@ -89,6 +83,7 @@ class _BatchMaker:
     config: DataConfig
     seed: int
     soft_positions: Literal["labelled", "all"] = "labelled"
+    teacher_tokens: TeacherTokens | None = None
 
     def __post_init__(self) -> None:
         if self.config.whole_word and not self.table.knows_words and self.facts.continues_word is None:
@@ -123,7 +118,7 @@ def _every_real_token(masked: MaskedRows, lengths: np.ndarray) -> tuple[np.ndarr
     """(positions, labels), each (N,) int64, of all real tokens; NO_LABEL where none was drawn."""
     labels = np.full(masked.input_ids.size, NO_LABEL, dtype=np.int64)
     labels[masked.positions] = masked.labels
-    positions = np.flatnonzero(_is_real(lengths, masked.input_ids.shape[1]))
+    positions = np.flatnonzero(is_real(lengths, masked.input_ids.shape[1]))
     return positions, labels[positions]
 
 
@@ -141,6 +136,7 @@ class StepBatches(Dataset[list[Batch]]):
         config: how tokens are masked.
         seed: of the run.
         soft_positions: positions of a batch: the labelled tokens, or every real token.
+        teacher_tokens: for a teacher with another vocabulary; batches have its rows, too.
         rows_before: stream positions consumed before step `first_step`.
 
     Raises:
@@ -159,6 +155,7 @@ class StepBatches(Dataset[list[Batch]]):
         rank: int,
         world_size: int,
         soft_positions: Literal["labelled", "all"] = "labelled",
+        teacher_tokens: TeacherTokens | None = None,
         rows_before: int = 0,
         first_step: int = 0,
     ) -> None:
@@ -169,7 +166,7 @@ class StepBatches(Dataset[list[Batch]]):
                 f"{self.global_batch_size} (micro-batch {micro_batch_size} x accumulation {accumulation} x "
                 f"{world_size} ranks): prepare more text, or lower train.micro_batch_size"
             )
-        self._maker = _BatchMaker(table, facts, config, seed, soft_positions)
+        self._maker = _BatchMaker(table, facts, config, seed, soft_positions, teacher_tokens)
         self._stream = RowStream(len(table), seed, None if table.full_width else table.lengths)
         self._micro_batch_size, self._accumulation = micro_batch_size, accumulation
         self._rank, self._world_size = rank, world_size
@@ -218,13 +215,14 @@ def validation_batches(
     rank: int,
     world_size: int,
     max_rows: int | None = None,
+    teacher_tokens: TeacherTokens | None = None,
 ) -> Iterator[Batch]:
     """This rank's share of the validation rows, with masks that are the same for every run and number of ranks.
 
     At most `max_rows` rows, spread evenly over the table. Every rank yields the same number of batches; one that has
     none left yields a row without labels (token_count 0), which adds nothing to any sum.
     """
-    maker = _BatchMaker(table, facts, config, _VALIDATION_SEED)
+    maker = _BatchMaker(table, facts, config, _VALIDATION_SEED, teacher_tokens=teacher_tokens)
     count = len(table) if max_rows is None else min(len(table), max_rows)
     rows = np.arange(count, dtype=np.int64) * len(table) // max(count, 1)
     if table.full_width is None:
