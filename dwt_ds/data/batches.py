@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.masks import MaskedRows, draw_masks
+from dwt_ds.data.masks import MaskedRows, continues_word, draw_masks
 from dwt_ds.data.order import RowStream
 from dwt_ds.data.prepared import RowTable
 from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
@@ -86,29 +86,44 @@ class _BatchMaker:
     teacher_tokens: TeacherTokens | None = None
 
     def __post_init__(self) -> None:
-        if self.config.whole_word and not self.table.knows_words and self.facts.continues_word is None:
+        wants_words = [("data.whole_word=true", "data.whole_word=false")] if self.config.whole_word else []
+        if self.teacher_tokens is not None:
+            wants_words.append(("teacher.vocabulary=shared", "teacher.vocabulary=same"))
+        if wants_words and not self.table.knows_words and self.facts.continues_word is None:
+            setting, other = wants_words[0]
             raise ValueError(
-                "data.whole_word=true: this data folder does not say where words start, nor does its tokenizer: "
-                'make the folder again with this version of "dwt-ds prepare", or set data.whole_word=false'
+                f"{setting}: this data folder does not say where words start, nor does its tokenizer: "
+                f'make the folder again with this version of "dwt-ds prepare", or set {other}'
             )
 
     def batch(self, rows: np.ndarray, epochs: np.ndarray) -> Batch:
         """The micro-batch of rows (B,) int64, masked as in their epochs (B,) int64."""
         input_ids, lengths = self.table.rows(rows, self._width(rows))
         starts_word = None
-        if self.config.whole_word and self.table.knows_words:
+        if self.table.knows_words and (self.config.whole_word or self.teacher_tokens is not None):
             starts_word = self.table.starts_word(rows, input_ids.shape[1])
         masked = draw_masks(input_ids, lengths, rows, epochs, self.facts, self.config, self.seed, starts_word)
         positions, labels = masked.positions, masked.labels
+        teacher = self._teacher_rows(input_ids, lengths, positions, starts_word)
         if self.soft_positions == "all":
             positions, labels = _every_real_token(masked, lengths)
-        return _batch(masked.input_ids, lengths, positions, labels, int(lengths.sum()), rows)
+        return _batch(masked.input_ids, lengths, positions, labels, int(lengths.sum()), rows, teacher)
 
     def without_labels(self, rows: np.ndarray) -> Batch:
         """A micro-batch that adds nothing to any sum."""
         input_ids, lengths = self.table.rows(rows, self._width(rows))
         none = np.zeros(0, dtype=np.int64)
-        return _batch(input_ids, lengths, none, none, 0, none)
+        starts_word = self.table.starts_word(rows, input_ids.shape[1]) if self.table.knows_words else None
+        return _batch(input_ids, lengths, none, none, 0, none, self._teacher_rows(input_ids, lengths, none, starts_word))
+
+    def _teacher_rows(
+        self, input_ids: np.ndarray, lengths: np.ndarray, positions: np.ndarray, starts_word: np.ndarray | None
+    ) -> TeacherRows | None:
+        if self.teacher_tokens is None:
+            return None
+        if starts_word is None:
+            starts_word = ~continues_word(input_ids, self.facts)
+        return self.teacher_tokens.rows(input_ids, lengths, positions, starts_word)
 
     def _width(self, rows: np.ndarray) -> int:
         return self.table.full_width or int(self.table.lengths[rows].max())

@@ -66,7 +66,7 @@ def draw_masks(
     wanted = np.minimum(labels_by_length(lengths, config.mask_probability), maskable.sum(axis=1))
     word_of_token = None
     if config.whole_word:
-        word_of_token = _words(maskable, _continues_word(input_ids, facts) if starts_word is None else ~starts_word)
+        word_of_token = _words(maskable, continues_word(input_ids, facts) if starts_word is None else ~starts_word)
         of_word = np.take_along_axis(choice, word_of_token, axis=1)
     if config.label_draw == "bernoulli":
         if word_of_token is not None:
@@ -107,7 +107,7 @@ def _lowest(choice: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return (choice <= last) & (wanted > 0)[:, None]
 
 
-def _continues_word(input_ids: np.ndarray, facts: TokenizerFacts) -> np.ndarray:
+def continues_word(input_ids: np.ndarray, facts: TokenizerFacts) -> np.ndarray:
     """(B, S) bool: tokens that continue a word, by their entries in the vocabulary."""
     assert facts.continues_word is not None  # whoever makes batches has refused
     return facts.continues_word[input_ids]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dwt_ds.data.row_texts import RowReader, RowTexts
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
-from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, lengths_of
+from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, is_real, lengths_of
+from dwt_ds.data.text_tokenizer import Form, all_is_text, by_character, bytes_of_fallback, load_form
+from dwt_ds.data.token_texts import TokenTexts
 
 
 class TeacherRows(NamedTuple):
@@ -45,36 +52,223 @@ def _teacher_rows(
 
 @dataclass(frozen=True)
 class TeacherTokens:
-    """Makes the teacher's rows from those of the student. Cheap to pickle; loader processes have one each."""
+    """Makes the teacher's rows from those of the student: the text of a row, tokenized as the teacher's tokenizer does.
+
+    Cheap to pickle; loader processes make a tokenizer each.
+    """
 
     shared: SharedVocabulary
+    _reader: RowReader
+    _form: Form
+    """The teacher's tokenizer."""
+    _byte: np.ndarray | None
+    """(V_teacher,) int64: the bytes of byte fallback, where it has any."""
+    _longest_row: int | None
+    _mask_id: int
+    _pad_id: int
+    _before: list[int]
+    _after: list[int]
+    """What the teacher's tokenizer puts before and after a text."""
+    _for_special: dict[int, list[int]]
+    """The teacher's tokens for the student's special tokens inside a row."""
 
     @classmethod
     def of(
-        cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, longest_row: int
+        cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, longest_row: int | None
     ) -> TeacherTokens:
         """Between two tokenizers.
 
         Args:
             student: that made the rows.
             teacher: the teacher's.
-            longest_row: tokens of the longest row that the teacher can read, special tokens included.
+            longest_row: tokens of the longest row that the teacher can read, special tokens included; None: any.
 
         Raises:
             ValueError: one line with the fix: no entry in common, a tokenizer that is not fast, a teacher without a
                 mask token, or a student's tokenizer whose tokens do not give the text back.
         """
-        raise NotImplementedError
+        shared = SharedVocabulary.of(student, teacher)
+        if teacher.mask_token_id is None:
+            raise ValueError(
+                "teacher.vocabulary=shared: the teacher's tokenizer has no mask token, so no word can be hidden from "
+                "it; give a masked language model"
+            )
+        form = all_is_text(teacher.backend_tokenizer)
+        entries = teacher.convert_ids_to_tokens(list(range(len(teacher))))
+        before, after = _frame(teacher)
+        unknown = teacher.mask_token_id if teacher.unk_token_id is None else teacher.unk_token_id
+        for_special = {} if student.unk_token_id is None else {student.unk_token_id: [unknown]}
+        if teacher.sep_token_id is not None:
+            for_special[student.sep_token_id] = [teacher.sep_token_id]
+        return cls(
+            shared,
+            RowReader(TokenTexts.of(student, "the data folder's"), student.unk_token_id),
+            form,
+            bytes_of_fallback(entries) if form["model"].get("byte_fallback") else None,
+            longest_row,
+            teacher.mask_token_id,
+            teacher.pad_token_id or 0,
+            before,
+            after,
+            for_special,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TeacherTokens, tuple(getattr(self, field.name) for field in fields(self))
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_form(self._form)
 
     def rows(
-        self, input_ids: np.ndarray, lengths: np.ndarray, positions: np.ndarray, starts_word: np.ndarray | None
+        self, input_ids: np.ndarray, lengths: np.ndarray, positions: np.ndarray, starts_word: np.ndarray
     ) -> TeacherRows:
         """The teacher's rows of a micro-batch.
+
+        Every piece that overlaps a word of which the student must predict a token is masked, whatever the student sees
+        in its place. Aligned is a token that is a word by itself and one token of the teacher, where both are a shared
+        entry.
 
         Args:
             input_ids: (B, S) int64, the student's rows, not masked.
             lengths: (B,) int64, real tokens of each.
             positions: (N,) int64, flat indices into B x S of the labelled tokens, ascending.
-            starts_word: (B, S) bool, the tokens that start a word, where the data folder says so.
+            starts_word: (B, S) bool, the tokens that start a word.
         """
-        raise NotImplementedError
+        width = input_ids.shape[1]
+        real = is_real(lengths, width)
+        ids, starts = input_ids[real], starts_word[real]
+        first = np.cumsum(lengths) - lengths
+        labelled = first[positions // width] + positions % width
+        texts = self._reader.read(ids)
+        characters = len(texts.text)
+        word_at = np.cumsum(np.bincount(texts.start[starts], minlength=characters + 1))
+
+        pieces = self._pieces(ids, first, texts)
+        if self._longest_row is not None:
+            pieces = _cut(pieces, word_at, self._longest_row, len(self._before), len(self._after))
+        word = np.cumsum(starts)
+        is_hidden_word = np.zeros(word[-1] + 1, dtype=bool)
+        is_hidden_word[word[labelled]] = True
+        in_hidden = is_hidden_word[word]
+        hidden = _covered(texts.start[in_hidden], texts.end[in_hidden], characters)
+        before = np.concatenate([[0], np.cumsum(hidden)])  # hidden characters before each offset
+        shown = np.where(before[pieces.end] > before[pieces.start], self._mask_id, pieces.ids)
+
+        is_whole = starts[labelled] & np.append(starts, True)[labelled + 1]
+        piece, aligned = self._aligned(ids, labelled, is_whole, texts, pieces)
+
+        lengths_there = np.bincount(pieces.row, minlength=len(lengths))
+        first_there = np.cumsum(lengths_there) - lengths_there
+        rows = np.full((len(lengths), int(lengths_there.max(initial=0))), self._pad_id, dtype=np.int64)
+        rows[is_real(lengths_there, rows.shape[1])] = shown
+        row = pieces.row[piece]
+        return _teacher_rows(rows, lengths_there, row * rows.shape[1] + piece - first_there[row], aligned)
+
+    def _pieces(self, ids: np.ndarray, first: np.ndarray, texts: RowTexts) -> _Pieces:
+        """ids: (N,) int64, the student's tokens of rows that begin at `first` (B,)."""
+        begins, ends = texts.start[texts.segments[:, 0]], texts.end[texts.segments[:, 1] - 1]
+        segments = [texts.text[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        encodings = self._tokenizer.encode_batch(segments, add_special_tokens=False)
+        firsts, lasts = set(first.tolist()), {*(first - 1).tolist(), len(ids) - 1}
+        # (student's token from which on they stand, whether they are text, teacher's tokens)
+        runs = [(token, True, each.ids) for token, each in zip(texts.segments[:, 0].tolist(), encodings, strict=True)]
+        for token in np.flatnonzero(texts.is_special).tolist():
+            for_special = self._for_special.get(int(ids[token]), [])
+            run = self._before if token in firsts else self._after if token in lasts else for_special
+            runs.append((token, False, run))
+        runs.sort(key=itemgetter(0))
+        counts = np.array([len(run) for *_, run in runs])
+        is_text = np.repeat([text for _, text, _ in runs], counts)
+        row = np.repeat(np.searchsorted(first, [token for token, *_ in runs], side="right") - 1, counts)
+        there = np.fromiter(chain.from_iterable(run for *_, run in runs), dtype=np.int64, count=len(row))
+
+        offsets = np.array(list(chain.from_iterable(each.offsets for each in encodings)), dtype=np.int64)
+        start, end = (offsets.reshape(-1, 2) + np.repeat(begins, [len(each.ids) for each in encodings])[:, None]).T
+        if self._byte is not None:
+            start, end = by_character(start, end, self._byte[there[is_text]])
+        pieces = _Pieces(there, row, *(np.full(len(row), len(texts.text), dtype=np.int64) for _ in range(2)))
+        # A piece of no character, such as a lone "▁" that begins a text, goes with the character after it.
+        pieces.start[is_text], pieces.end[is_text] = start, np.maximum(end, start + 1)
+        return pieces
+
+    def _aligned(
+        self, ids: np.ndarray, labelled: np.ndarray, is_whole: np.ndarray, texts: RowTexts, pieces: _Pieces
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """((M,) piece, (M,) index into `labelled`) of the aligned tokens, both int64, ascending.
+
+        Args:
+            ids: (N,) int64, the student's tokens.
+            labelled: (N',) int64, which of them have a label.
+            is_whole: (N',) bool: which of these are words.
+            texts: of `ids`.
+            pieces: the teacher's.
+        """
+        characters = len(texts.text)
+        is_space = np.frombuffer(texts.text.encode("utf-32-le"), dtype="<u4") == ord(" ")
+        # For each offset the first character from there on that is no space.
+        solid = np.where(is_space, characters, np.arange(characters))
+        solid = np.append(np.minimum.accumulate(solid[::-1])[::-1], characters)
+        piece_at = np.full(characters + 1, -1, dtype=np.int64)
+        start = solid[pieces.start]
+        solid_pieces = np.flatnonzero(start < pieces.end)
+        piece_at[start[solid_pieces]] = solid_pieces
+        piece = piece_at[solid[texts.start[labelled]]]
+        shared = self.shared.shared_index_of_student[ids[labelled]]
+        is_aligned = (
+            is_whole
+            & (piece >= 0)
+            & (pieces.end[piece] == texts.end[labelled])
+            & (shared >= 0)
+            & (pieces.ids[piece] == self.shared.teacher_ids[shared])
+        )
+        return piece[is_aligned], np.flatnonzero(is_aligned)
+
+
+class _Pieces(NamedTuple):
+    """The teacher's tokens of some rows, one row after the other."""
+
+    ids: np.ndarray
+    """(P,) int64, like all of these."""
+    row: np.ndarray
+    start: np.ndarray
+    """First character; special tokens have that after the last of the text."""
+    end: np.ndarray
+    """The one after the last character."""
+
+
+def _cut(pieces: _Pieces, word_at: np.ndarray, longest: int, before: int, after: int) -> _Pieces:
+    """The same, with rows of more than `longest` tokens cut where a word starts, or anywhere in a word that is longer.
+
+    Args:
+        pieces: with `before` special tokens before and `after` after the text of each row.
+        word_at: (T + 1,) int64: the number of the word at each character.
+        longest: tokens of the longest row.
+    """
+    lengths = np.bincount(pieces.row)
+    if lengths.max(initial=0) <= longest:
+        return pieces
+    is_special = pieces.start == len(word_at) - 1
+    starts = is_special.copy()
+    starts[1:] |= is_special[:-1] | (word_at[pieces.start[1:]] > word_at[pieces.end[:-1] - 1])
+    keep = np.ones(len(pieces.ids), dtype=bool)
+    for row in np.flatnonzero(lengths > longest).tolist():
+        first = int(lengths[:row].sum())
+        text, end = first + before, first + int(lengths[row]) - after
+        room = first + longest - after
+        word_starts = np.flatnonzero(starts[text + 1 : room + 1])
+        keep[text + 1 + word_starts[-1] if len(word_starts) else room : end] = False
+    return _Pieces(*(array[keep] for array in pieces))
+
+
+def _covered(start: np.ndarray, end: np.ndarray, characters: int) -> np.ndarray:
+    """(T,) bool: characters in any of the spans from `start` to `end`."""
+    change = np.bincount(start, minlength=characters + 1) - np.bincount(end, minlength=characters + 1)
+    return np.cumsum(change)[:-1] > 0
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and after a text."""
+    encoding = tokenizer("a", return_special_tokens_mask=True)
+    is_text = np.flatnonzero(np.array(encoding["special_tokens_mask"]) == 0)
+    return encoding["input_ids"][: is_text[0]], encoding["input_ids"][is_text[-1] + 1 :]

@@ -1,20 +1,14 @@
 """The tokenizer as rows need it: made of a tokenizer.json, but for text that goes on, and in which all is text.
 
 A tokenizer takes each string for a whole text. A sentence inside a paragraph is none: RoBERTa's tokenizer with
-`add_prefix_space` and every SentencePiece one would put a space before it, where Chinese has none. And a tokenizer
-finds its control tokens in a text: by name (`[MASK]` in a page about BERT), or, as Unigram does, as a piece like any.
+`add_prefix_space` and every SentencePiece one would put a space before it, where Chinese has none.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from typing import Any
-
 from tokenizers import Tokenizer
 
-Form = dict[str, Any]
-"""A tokenizer or a part of one, as tokenizer.json has it."""
+from dwt_ds.data.text_tokenizer import Form, all_is_text, load_form, parts
 
 
 class RowsTokenizer:
@@ -25,13 +19,10 @@ class RowsTokenizer:
     """
 
     def __init__(self, path: str) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are processes; threads inside would only compete
-        form: Form = json.loads(Tokenizer.from_file(path).to_str())  # as this version of the library writes it
-        form |= {"truncation": None, "padding": None, "post_processor": None}
-        _hide_special_tokens(form)
+        form = all_is_text(Tokenizer.from_file(path))
         going_on = _going_on(form)
-        self.beginning = _load(form)
-        self.going_on = self.beginning if going_on is None else _load(going_on)
+        self.beginning = load_form(form)
+        self.going_on = self.beginning if going_on is None else load_form(going_on)
         self.unknown_id = _unknown_id(form["model"])
         """None where every text has tokens of its own, as with all bytes in the vocabulary."""
         self.byte_fallback = bool(form["model"].get("byte_fallback"))
@@ -53,34 +44,6 @@ class RowsTokenizer:
         return self.unknown_id not in self.going_on.encode(text).ids
 
 
-def _load(form: Form) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(json.dumps(form))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def _hide_special_tokens(form: Form) -> None:
-    """Give special tokens names that no text holds; ids stay. Some models find them as entries of the vocabulary,
-    whatever `encode_special_tokens` says. One that the merges of BPE need is text as well, and keeps its name."""
-    model = form["model"]
-    merged = {piece for merge in model.get("merges", []) for piece in (*_pair(merge), "".join(_pair(merge)))}
-    hidden = {}
-    for token in form["added_tokens"]:
-        if token["special"] and token["content"] not in merged:
-            hidden[token["content"]] = token["content"] = f"\0{token['content']}\0"
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, list):
-        model["vocab"] = [[hidden.get(entry, entry), score] for entry, score in vocabulary]
-    else:
-        model["vocab"] = {hidden.get(entry, entry): index for entry, index in vocabulary.items()}
-    if model.get("unk_token") is not None:
-        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
-
-
-def _pair(merge: str | list[str]) -> list[str]:
-    return merge.split(" ") if isinstance(merge, str) else merge
-
-
 def _unknown_id(model: Form) -> int | None:
     if isinstance(model["vocab"], list):
         return model["unk_id"]
@@ -90,11 +53,11 @@ def _unknown_id(model: Form) -> int | None:
 def _going_on(form: Form) -> Form | None:
     """The same tokenizer, which neither adds nor removes anything before a text; None where this one does not."""
     normalizers: list[Form] = []
-    for part in _parts(form["normalizer"], "normalizers"):
+    for part in parts(form["normalizer"], "normalizers"):
         if part["type"] not in ("Strip", "Prepend"):  # sentences have no spaces at their ends, and their gap is kept
             normalizers.append(part)
     pre_tokenizers: list[Form] = []
-    for part in _parts(form["pre_tokenizer"], "pretokenizers"):
+    for part in parts(form["pre_tokenizer"], "pretokenizers"):
         if part["type"] == "ByteLevel":
             pre_tokenizers.append(part | {"add_prefix_space": False})
         elif part["type"] == "Metaspace" and part["prepend_scheme"] != "never":
@@ -110,20 +73,11 @@ def _going_on(form: Form) -> Form | None:
         "pre_tokenizer": _steps(pre_tokenizers, "pretokenizers"),
     }
     before = {
-        "normalizer": _steps(_parts(form["normalizer"], "normalizers"), "normalizers"),
-        "pre_tokenizer": _steps(_parts(form["pre_tokenizer"], "pretokenizers"), "pretokenizers"),
+        "normalizer": _steps(parts(form["normalizer"], "normalizers"), "normalizers"),
+        "pre_tokenizer": _steps(parts(form["pre_tokenizer"], "pretokenizers"), "pretokenizers"),
     }
     return None if changed == before else form | changed
 
 
-def _steps(parts: list[Form], key: str) -> Form | None:
-    return {"type": "Sequence", key: parts} if parts else None
-
-
-def _parts(component: Form | None, key: str) -> list[Form]:
-    """The steps of a normalizer or pre-tokenizer, those of sequences inside it one by one."""
-    if component is None:
-        return []
-    if component["type"] != "Sequence":
-        return [component]
-    return [step for part in component[key] for step in _parts(part, key)]
+def _steps(steps: list[Form], key: str) -> Form | None:
+    return {"type": "Sequence", key: steps} if steps else None

@@ -16,6 +16,7 @@ import numpy as np
 import regex
 from tokenizers import Encoding
 
+from dwt_ds.data.text_tokenizer import by_character, bytes_of_fallback
 from dwt_ds.prepare.rows_tokenizer import RowsTokenizer
 from dwt_ds.prepare.segment import unspaced_spans, word_starts
 
@@ -23,7 +24,6 @@ from dwt_ds.prepare.segment import unspaced_spans, word_starts
 _SENTENCES_A_CALL = 1024
 # A longer run of letters is a sequence (a protein, a hash) and no word: each character counts as one.
 _LONGEST_WORD_CHARS = 50
-_BYTE = regex.compile(r"<0x([0-9A-F]{2})>")
 _CHARACTER = regex.compile(r"\S\p{Mark}*")
 # By code point; all after the last of these are no spaces.
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
@@ -62,8 +62,7 @@ class SentenceEncoder:
         self._bytes: np.ndarray | None = None
         if self._tokenizer.byte_fallback:
             entries = [self._tokenizer.beginning.id_to_token(index) for index in range(vocab_size)]
-            found = [_BYTE.fullmatch(entry or "") for entry in entries]
-            self._bytes = np.array([int(match[1], 16) if match else -1 for match in found])
+            self._bytes = bytes_of_fallback(entries)
         self._continues_word: np.ndarray | None = None
         prefix = self._tokenizer.continuation_prefix
         if prefix is not None:
@@ -171,7 +170,7 @@ def _with_words(
     offsets = np.array(list(chain.from_iterable(encoding.offsets for encoding in encodings)), dtype=np.int64)
     start, end = (offsets + np.repeat(begins[:-1], lengths)[:, None]).T
     if bytes_of_tokens is not None:
-        start, end = _by_character(start, end, bytes_of_tokens[ids])
+        start, end = by_character(start, end, bytes_of_tokens[ids])
     start = np.minimum(start, len(text) - 1)
     is_blank = before[end] <= before[start]
     stands_alone = is_blank & ~(starts_word[end] & (end - start <= 1) & (characters[start] == ord(" ")))
@@ -205,20 +204,6 @@ def _segmented(
     touches = is_unspaced[first]
     touches[1:] |= is_unspaced[last[:-1] - 1]
     return np.where(touches, words.starts_word, starts_word)
-
-
-def _by_character(start: np.ndarray, end: np.ndarray, byte: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets of tokens (N,) that stand for one byte each (N,), or -1: those of its own character.
-
-    The tokenizer gives each byte of several unknown characters the offsets of all of them.
-    """
-    is_byte = byte >= 0
-    same = np.zeros(len(byte), dtype=bool)
-    same[1:] = is_byte[1:] & is_byte[:-1] & (start[1:] == start[:-1]) & (end[1:] == end[:-1])
-    run = np.maximum.accumulate(np.where(same, 0, np.arange(len(byte))))
-    characters = np.cumsum(byte & 0xC0 != 0x80)  # other bytes than these begin a character in UTF-8
-    start = np.where(is_byte, np.minimum(start + characters - characters[run], end - 1), start)
-    return start, np.where(is_byte, start + 1, end)
 
 
 def _words(texts: Sequence[str], begins: np.ndarray) -> np.ndarray:

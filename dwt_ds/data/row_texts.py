@@ -1,0 +1,87 @@
+"""Rows of tokens back to text, with the place of each token in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dwt_ds.data.spaces import SpaceRules
+from dwt_ds.data.token_texts import TokenTexts
+
+# Stands between segments, so that the end of one and the beginning of the next never make a character together.
+_BETWEEN = b"\0"
+
+
+@dataclass(frozen=True)
+class RowTexts:
+    """The text of N tokens of some rows: segments of it, parted by special tokens."""
+
+    text: str
+    """Of all segments, T characters."""
+    is_special: np.ndarray
+    """(N,) bool: tokens that stand for no text."""
+    start: np.ndarray
+    """(N,) int64: the first character of each token; that of a special one belongs to no segment."""
+    end: np.ndarray
+    """(N,) int64: the one after its last."""
+    segments: np.ndarray
+    """(R, 2) int64: first token, and the one after the last, of each segment, in order; none is empty."""
+
+
+class RowReader:
+    """Gives rows of a vocabulary their text back.
+
+    Args:
+        texts: of its tokens.
+        unknown_id: of its unknown token, if there is one. A text goes on after it.
+    """
+
+    def __init__(self, texts: TokenTexts, unknown_id: int | None) -> None:
+        self._unknown_id = -1 if unknown_id is None else unknown_id
+        spoken = [text or _BETWEEN for text in texts.texts]
+        self._is_special = np.array([not text for text in texts.texts])
+        self._joins_left, self._joins_right = texts.joins_left, texts.joins_right
+        self._rules = None if texts.joins_left.all() else SpaceRules(texts.texts)
+        # With a space before it: V further on.
+        self._texts = [*spoken, *(b" " + text for text in spoken)]
+        self._lengths = np.array([len(text) for text in self._texts], dtype=np.int64)
+
+    def read(self, ids: np.ndarray) -> RowTexts:
+        """ids: (N,) int64, the tokens of rows one after the other, each between special ones."""
+        special = self._is_special[ids]
+        segments = np.flatnonzero(np.diff(special, prepend=True, append=True)).reshape(-1, 2)
+        chosen = ids
+        if self._rules is not None:
+            parts_texts = special & (ids != self._unknown_id)
+            joined = self._joins_left[ids]
+            joined[1:] |= self._joins_right[ids[:-1]] & ~special[:-1]
+            chosen = ids + len(self._joins_left) * self._rules.spaces_before(ids, parts_texts, joined)
+        lengths = self._lengths[chosen]
+        raw = b"".join([self._texts[index] for index in chosen.tolist()])
+        begins = np.concatenate([[0], np.cumsum(lengths)])
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            raw = _without_parts(raw, begins[segments])
+            text = raw.decode()
+        first_bytes = np.frombuffer(raw, dtype=np.uint8) & 0xC0 != 0x80
+        character = np.cumsum(first_bytes) - 1
+        return RowTexts(text, special, character[begins[:-1]], character[begins[1:] - 1] + 1, segments)
+
+
+def _without_parts(raw: bytes, segments: np.ndarray) -> bytes:
+    """`raw` with spaces for bytes that are no whole character: where a row begins or ends inside one.
+
+    segments: (R, 2) offsets.
+    """
+    whole = bytearray(raw)
+    for start, end in segments.tolist():
+        while True:
+            try:
+                whole[start:end].decode()
+                break
+            except UnicodeDecodeError as error:
+                first, last = start + error.start, start + error.end
+                whole[first:last] = b" " * (last - first)
+    return bytes(whole)

@@ -1,0 +1,103 @@
+"""Where spaces stand between the tokens of a vocabulary that leaves them out, as BERT's does around punctuation.
+
+The rules are those of written English, and of scripts without spaces. They cannot be right everywhere: nothing in
+"50 , 000" says whether it is one number.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import regex
+
+_NO_SPACES = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u3000-\u303f\u30fc\uff00-\uffef]+"
+)
+_BEFORE_NONE, _AFTER_NONE, _QUOTE, _APOSTROPHE, _WORD, _LETTER, _ENDING, _DIGITS, _POINT, _NO_SPACE_SCRIPT = (
+    1 << bit for bit in range(10)
+)
+_ENDINGS = {"s", "t", "d", "m", "re", "ve", "ll"}
+_BOTH, _LEFT, _RIGHT, _NEITHER = set("-/\\@_‐‑–—~"), set("%°"), set("#§¶"), set("&*")
+
+
+class SpaceRules:
+    """For the tokens of one vocabulary.
+
+    Args:
+        texts: of the tokens, in UTF-8, without marks of where words start.
+    """
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        self._is = np.array([_class_of(text.decode(errors="replace")) for text in texts], dtype=np.int64)
+        self.usually_after_space = self._is & (_BEFORE_NONE | _QUOTE | _APOSTROPHE | _NO_SPACE_SCRIPT) == 0
+        """(V,) bool: tokens before which text has a space, unless what stands there wants none."""
+
+    def spaces_before(self, ids: np.ndarray, between: np.ndarray, joined: np.ndarray) -> np.ndarray:
+        """(N,) bool: which of the tokens have a space before them.
+
+        Args:
+            ids: (N,) int64, tokens of several texts, one after the other.
+            between: (N,) bool: those that stand between texts and belong to none.
+            joined: (N,) bool: the tokens that continue the word of the token before them.
+        """
+        classes = self._is[ids]
+
+        def has(what: int) -> np.ndarray:
+            return (classes & what) != 0
+
+        word, ending = has(_WORD), has(_ENDING) & ~_after(joined)
+        elided = _before(word) & _after(ending) | _before(has(_LETTER) & ~joined) & _after(word)
+        elided &= has(_APOSTROPHE)
+        none_before, none_after = has(_BEFORE_NONE) | elided, has(_AFTER_NONE) | elided
+        for quotes in (has(_QUOTE), has(_APOSTROPHE) & ~none_before):
+            opens = quotes & (_count(quotes, between) % 2 == 1)
+            none_after |= opens
+            none_before |= quotes & ~opens
+        digits = has(_DIGITS)
+        in_number = digits & _before(has(_POINT) & _before(digits))
+        unspaced = has(_NO_SPACE_SCRIPT)
+        glued = none_before | _before(none_after) | in_number | unspaced | _before(unspaced)
+        return ~(glued | joined | between | _before(between))
+
+
+def _class_of(text: str) -> int:
+    if not text:
+        return 0
+    if _NO_SPACES.fullmatch(text):
+        return _NO_SPACE_SCRIPT
+    if text.isalnum():
+        return (
+            _WORD
+            | _LETTER * (len(text) == 1 and text.isalpha())
+            | _ENDING * (text.lower() in _ENDINGS)
+            | _DIGITS * text.isdecimal()
+        )
+    if len(text) > 1:  # a word with marks, or several symbols
+        return _WORD if any(character.isalnum() for character in text) else _class_of(text[0])
+    if text in "\"'’":
+        return {'"': _QUOTE, "'": _APOSTROPHE, "’": _APOSTROPHE | _BEFORE_NONE}[text]
+    category = unicodedata.category(text)
+    if text in _BOTH:
+        return _BEFORE_NONE | _AFTER_NONE
+    if text in _RIGHT or category in ("Ps", "Pi", "Sc"):
+        return _AFTER_NONE
+    if text in _LEFT or (category in ("Pe", "Pf", "Po") and text not in _NEITHER):
+        return _BEFORE_NONE | _POINT * (text in ".,:")
+    return 0
+
+
+def _before(array: np.ndarray) -> np.ndarray:
+    """(N,) bool: for each token what `array` (N,) says of the one before it."""
+    return np.concatenate([[False], array[:-1]])
+
+
+def _after(array: np.ndarray) -> np.ndarray:
+    return np.concatenate([array[1:], [False]])
+
+
+def _count(array: np.ndarray, between: np.ndarray) -> np.ndarray:
+    """(N,) int64: how many are true in a token's text up to and with it."""
+    total = np.cumsum(array)
+    return total - np.maximum.accumulate(np.where(between, total, 0))

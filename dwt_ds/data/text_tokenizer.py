@@ -1,0 +1,87 @@
+"""Tokenizers of the library `tokenizers` in which all of a text is text, and the places of their tokens in it.
+
+A tokenizer finds its control tokens in a text: by name (`[MASK]` in a page about BERT), or, as Unigram does, as a piece
+like any. Worker processes of `prepare` import this module, so it does not import torch or transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import regex
+from tokenizers import Tokenizer
+
+Form = dict[str, Any]
+"""A tokenizer or a part of one, as tokenizer.json has it."""
+_BYTE = regex.compile(r"<0x([0-9A-F]{2})>")
+
+
+def all_is_text(tokenizer: Tokenizer) -> Form:
+    """A form of the tokenizer that cuts, pads and adds nothing, and finds no special token in a text; ids stay."""
+    form: Form = json.loads(tokenizer.to_str())  # as this version of the library writes it
+    form |= {"truncation": None, "padding": None, "post_processor": None}
+    _hide_special_tokens(form)
+    return form
+
+
+def load_form(form: Form) -> Tokenizer:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are processes; threads inside would only compete
+    tokenizer = Tokenizer.from_str(json.dumps(form))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _hide_special_tokens(form: Form) -> None:
+    """Give special tokens names that no text holds; ids stay. Some models find them as entries of the vocabulary,
+    whatever `encode_special_tokens` says. One that the merges of BPE need is text as well, and keeps its name."""
+    model = form["model"]
+    merged = {piece for merge in model.get("merges", []) for piece in (*_pair(merge), "".join(_pair(merge)))}
+    hidden = {}
+    for token in form["added_tokens"]:
+        if token["special"] and token["content"] not in merged:
+            hidden[token["content"]] = token["content"] = f"\0{token['content']}\0"
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):
+        model["vocab"] = [[hidden.get(entry, entry), score] for entry, score in vocabulary]
+    else:
+        model["vocab"] = {hidden.get(entry, entry): index for entry, index in vocabulary.items()}
+    if model.get("unk_token") is not None:
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+
+
+def _pair(merge: str | list[str]) -> list[str]:
+    return merge.split(" ") if isinstance(merge, str) else merge
+
+
+def parts(component: Form | None, key: str) -> list[Form]:
+    """The steps of a normalizer ("normalizers"), pre-tokenizer ("pretokenizers") or decoder ("decoders"), those of
+    sequences inside it one by one."""
+    if component is None:
+        return []
+    if component["type"] != "Sequence":
+        return [component]
+    return [step for part in component[key] for step in parts(part, key)]
+
+
+def bytes_of_fallback(entries: Sequence[str | None]) -> np.ndarray:
+    """(V,) int64: the byte for which an entry of byte fallback ("<0x00>" to "<0xFF>") stands, -1 for others."""
+    found = [_BYTE.fullmatch(entry or "") for entry in entries]
+    return np.array([int(match[1], 16) if match else -1 for match in found], dtype=np.int64)
+
+
+def by_character(start: np.ndarray, end: np.ndarray, byte: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets of tokens (N,) that stand for one byte each (N,), or -1: those of its own character.
+
+    The tokenizer gives each byte of several unknown characters the offsets of all of them.
+    """
+    is_byte = byte >= 0
+    same = np.zeros(len(byte), dtype=bool)
+    same[1:] = is_byte[1:] & is_byte[:-1] & (start[1:] == start[:-1]) & (end[1:] == end[:-1])
+    run = np.maximum.accumulate(np.where(same, 0, np.arange(len(byte))))
+    characters = np.cumsum(byte & 0xC0 != 0x80)  # other bytes than these begin a character in UTF-8
+    start = np.where(is_byte, np.minimum(start + characters - characters[run], end - 1), start)
+    return start, np.where(is_byte, start + 1, end)
