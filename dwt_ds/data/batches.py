@@ -86,6 +86,7 @@ class _BatchMaker:
     teacher_tokens: TeacherTokens | None = None
 
     def __post_init__(self) -> None:
+        assert self.teacher_tokens is None or self.soft_positions == "labelled"  # refused with the settings
         wants_words = [("data.whole_word=true", "data.whole_word=false")] if self.config.whole_word else []
         if self.teacher_tokens is not None:
             wants_words.append(("teacher.vocabulary=shared", "teacher.vocabulary=same"))
@@ -100,11 +101,11 @@ class _BatchMaker:
         """The micro-batch of rows (B,) int64, masked as in their epochs (B,) int64."""
         input_ids, lengths = self.table.rows(rows, self._width(rows))
         starts_word = None
-        if self.table.knows_words and (self.config.whole_word or self.teacher_tokens is not None):
+        if self.config.whole_word and self.table.knows_words:
             starts_word = self.table.starts_word(rows, input_ids.shape[1])
         masked = draw_masks(input_ids, lengths, rows, epochs, self.facts, self.config, self.seed, starts_word)
         positions, labels = masked.positions, masked.labels
-        teacher = self._teacher_rows(input_ids, lengths, positions, starts_word)
+        teacher = self._teacher_rows(rows, input_ids, lengths, positions)
         if self.soft_positions == "all":
             positions, labels = _every_real_token(masked, lengths)
         return _batch(masked.input_ids, lengths, positions, labels, int(lengths.sum()), rows, teacher)
@@ -113,17 +114,17 @@ class _BatchMaker:
         """A micro-batch that adds nothing to any sum."""
         input_ids, lengths = self.table.rows(rows, self._width(rows))
         none = np.zeros(0, dtype=np.int64)
-        starts_word = self.table.starts_word(rows, input_ids.shape[1]) if self.table.knows_words else None
-        return _batch(input_ids, lengths, none, none, 0, none, self._teacher_rows(input_ids, lengths, none, starts_word))
+        return _batch(input_ids, lengths, none, none, 0, none, self._teacher_rows(rows, input_ids, lengths, none))
 
     def _teacher_rows(
-        self, input_ids: np.ndarray, lengths: np.ndarray, positions: np.ndarray, starts_word: np.ndarray | None
+        self, rows: np.ndarray, input_ids: np.ndarray, lengths: np.ndarray, labelled: np.ndarray
     ) -> TeacherRows | None:
+        """labelled: (N,) int64, flat indices into the rows' tokens, ascending."""
         if self.teacher_tokens is None:
             return None
-        if starts_word is None:
-            starts_word = ~continues_word(input_ids, self.facts)
-        return self.teacher_tokens.rows(input_ids, lengths, positions, starts_word)
+        known = self.table.knows_words
+        starts = self.table.starts_word(rows, input_ids.shape[1]) if known else ~continues_word(input_ids, self.facts)
+        return self.teacher_tokens.rows(input_ids, lengths, labelled, starts)
 
     def _width(self, rows: np.ndarray) -> int:
         return self.table.full_width or int(self.table.lengths[rows].max())
@@ -151,7 +152,8 @@ class StepBatches(Dataset[list[Batch]]):
         config: how tokens are masked.
         seed: of the run.
         soft_positions: positions of a batch: the labelled tokens, or every real token.
-        teacher_tokens: for a teacher with another vocabulary; batches have its rows, too.
+        teacher_tokens: for a teacher with another vocabulary; batches have its rows, too. Not with
+            soft_positions="all".
         rows_before: stream positions consumed before step `first_step`.
 
     Raises:

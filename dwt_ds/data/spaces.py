@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import regex
 
-_NO_SPACES = regex.compile(
-    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u3000-\u303f\u30fc\uff00-\uffef]+"
-)
-_BEFORE_NONE, _AFTER_NONE, _QUOTE, _APOSTROPHE, _WORD, _LETTER, _ENDING, _DIGITS, _POINT, _NO_SPACE_SCRIPT = (
+_HAN = regex.compile(r"[\p{Han}\u3000-\u303f\uff00-\uffef]+")
+_KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}\u30fc]+")
+_BEFORE_NONE, _AFTER_NONE, _QUOTE, _APOSTROPHE, _WORD, _LETTER, _ENDING, _DIGITS, _POINT, _IS_KANA = (
     1 << bit for bit in range(10)
 )
 _ENDINGS = {"s", "t", "d", "m", "re", "ve", "ll"}
@@ -31,7 +30,7 @@ class SpaceRules:
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         self._is = np.array([_class_of(text.decode(errors="replace")) for text in texts], dtype=np.int64)
-        self.usually_after_space = self._is & (_BEFORE_NONE | _QUOTE | _APOSTROPHE | _NO_SPACE_SCRIPT) == 0
+        self.usually_after_space = self._is & (_BEFORE_NONE | _QUOTE | _APOSTROPHE | _IS_KANA) == 0
         """(V,) bool: tokens before which text has a space, unless what stands there wants none."""
 
     def spaces_before(self, ids: np.ndarray, between: np.ndarray, joined: np.ndarray) -> np.ndarray:
@@ -57,16 +56,17 @@ class SpaceRules:
             none_before |= quotes & ~opens
         digits = has(_DIGITS)
         in_number = digits & _before(has(_POINT) & _before(digits))
-        unspaced = has(_NO_SPACE_SCRIPT)
-        glued = none_before | _before(none_after) | in_number | unspaced | _before(unspaced)
+        glued = none_before | _before(none_after) | in_number
         return ~(glued | joined | between | _before(between))
 
 
 def _class_of(text: str) -> int:
     if not text:
         return 0
-    if _NO_SPACES.fullmatch(text):
-        return _NO_SPACE_SCRIPT
+    if _HAN.fullmatch(text):
+        return _BEFORE_NONE | _AFTER_NONE
+    if _KANA.fullmatch(text):
+        return _IS_KANA
     if text.isalnum():
         return (
             _WORD

@@ -188,8 +188,7 @@ class TeacherTokens:
         if self._byte is not None:
             start, end = by_character(start, end, self._byte[there[is_text]])
         pieces = _Pieces(there, row, *(np.full(len(row), len(texts.text), dtype=np.int64) for _ in range(2)))
-        # A piece of no character, such as a lone "▁" that begins a text, goes with the character after it.
-        pieces.start[is_text], pieces.end[is_text] = start, np.maximum(end, start + 1)
+        pieces.start[is_text], pieces.end[is_text] = start, end
         return pieces
 
     def _aligned(
@@ -215,13 +214,7 @@ class TeacherTokens:
         piece_at[start[solid_pieces]] = solid_pieces
         piece = piece_at[solid[texts.start[labelled]]]
         shared = self.shared.shared_index_of_student[ids[labelled]]
-        is_aligned = (
-            is_whole
-            & (piece >= 0)
-            & (pieces.end[piece] == texts.end[labelled])
-            & (shared >= 0)
-            & (pieces.ids[piece] == self.shared.teacher_ids[shared])
-        )
+        is_aligned = is_whole & (piece >= 0) & (shared >= 0) & (pieces.ids[piece] == self.shared.teacher_ids[shared])
         return piece[is_aligned], np.flatnonzero(is_aligned)
 
 

@@ -28,7 +28,8 @@ class TokenTexts:
     joins_right: np.ndarray
     """(V,) bool: likewise, after the token."""
     is_ordinary: np.ndarray
-    """(V,) bool: entries of the vocabulary that text is made of; no special token, none that was added."""
+    """(V,) bool: entries of the vocabulary that words are made of: no special tokens, none that were added, no bytes of
+    byte fallback."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, whose: str) -> TokenTexts:
@@ -55,6 +56,11 @@ class TokenTexts:
                 "text back; choose WordPiece, byte-level BPE, a SentencePiece model or characters"
             )
         texts, joins_left, joins_right = found
+        if form["model"].get("byte_fallback"):
+            byte = bytes_of_fallback(entries)
+            is_ordinary &= byte < 0
+            for index in np.flatnonzero(byte >= 0).tolist():
+                texts[index] = bytes([byte[index]])
         for token in form["added_tokens"]:
             is_ordinary[token["id"]] = False
             texts[token["id"]] = b"" if token["special"] else token["content"].encode()
@@ -73,12 +79,7 @@ def _texts(entries: list[str], form: Form) -> tuple[list[bytes], np.ndarray, np.
         return [bytes(byte_of[each] for each in entry if each in byte_of) for entry in entries], every, every
     mark = _space_mark(form)
     if mark is not None:
-        texts = [entry.replace(mark, " ").encode() for entry in entries]
-        if model.get("byte_fallback"):
-            byte = bytes_of_fallback(entries)
-            for index in np.flatnonzero(byte >= 0).tolist():
-                texts[index] = bytes([byte[index]])
-        return texts, every, every
+        return [entry.replace(mark, " ").encode() for entry in entries], every, every
     prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
     if model["type"] == "WordPiece":
         continues = np.array([entry.startswith(prefix) for entry in entries])

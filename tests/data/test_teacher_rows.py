@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.masks import MaskedRows, draw_masks
-from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
 from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.train_tokenizer import train_tokenizer
@@ -48,7 +47,8 @@ def text_of(language: str) -> str:
         return "\n\n".join("\n".join(sentences[k : k + 5]) for k in range(0, 500, 5))
 
     def changed(word: str) -> str:
-        return draw.choice([word, word, word, word.replace("e", "é"), f"{word}'s", f'"{word}"', f"({word}),", "3,450.5"])
+        variants = [f"{word}'s", f'"{word}"', f"({word}),", "3,450.5", word.replace("e", "é")]
+        return draw.choice([word, word, word, *variants])
 
     documents = made_up_documents(40)
     lines = [[" ".join(map(changed, line.split(" "))) for line in document] for document in documents]
@@ -162,7 +162,10 @@ def test_rows_are_the_teachers_own_tokens(pairs: Any) -> None:
         assert alike > 10
 
 
-@pytest.mark.parametrize("config", [DataConfig(), DataConfig(whole_word=True), DataConfig(random_share=0.2, mask_share=0)])
+MASKINGS = [DataConfig(), DataConfig(whole_word=True), DataConfig(mask_share=0, random_share=0.2)]
+
+
+@pytest.mark.parametrize("config", MASKINGS, ids=["tokens", "whole words", "never masked"])
 def test_exactly_the_hidden_words_are_hidden(pair: Pair, config: DataConfig) -> None:
     masked = pair.masked(config)
     plain, rows = pair.teacher_rows(NONE), pair.teacher_rows(masked.positions)
@@ -294,7 +297,8 @@ def test_longer_rows_are_cut_at_a_word(one: Pair, longest: int) -> None:
     tokens = TeacherTokens.of(one.student, one.teacher, longest)
     cut = tokens.rows(one.ids, one.lengths, masked.positions, one.starts)
     assert cut.input_ids.shape[1] <= longest
-    assert (whole.input_ids.shape[1] > longest) and len(cut.aligned) < len(whole.aligned)
+    assert whole.input_ids.shape[1] > longest
+    assert len(cut.aligned) < len(whole.aligned)
     kept = []
     for row in range(len(one.rows)):
         long, short = row_of(whole, row), row_of(cut, row)
@@ -317,7 +321,7 @@ def test_longer_rows_are_cut_at_a_word(one: Pair, longest: int) -> None:
 
 def test_unknown_words_are_unknown_to_the_teacher_too(one: Pair) -> None:
     student, teacher = one.student, one.teacher
-    ids = np.array([[student.cls_token_id, *student("loka \u2603 mi.", add_special_tokens=False)["input_ids"], student.sep_token_id]])
+    ids = np.array([student("loka \u2603 mi.")["input_ids"]])
     assert (ids == student.unk_token_id).sum() == 1
     starts = ~one.data.facts.continues_word[ids]  # type: ignore[index]
     rows = one.tokens.rows(ids, np.array([ids.shape[1]]), NONE, starts)
@@ -340,6 +344,18 @@ def test_a_row_may_begin_and_end_inside_a_character(pairs: Any) -> None:
     assert squeezed(pair.teacher, rows.input_ids[0].tolist()) == ""
     plain = pair.tokens.rows(ids, np.array([ids.shape[1]]), NONE, starts)
     assert squeezed(pair.teacher, plain.input_ids[0].tolist()) == "loka"
+
+
+def test_bytes_of_unknown_characters_are_hidden_by_character(pairs: Any) -> None:
+    """The teacher's tokenizer says of each of them that it stands for both."""
+    pair = pairs("byte-level BPE to Unigram")
+    ids = np.array([pair.student("\u4e2d\u6587")["input_ids"]])
+    assert ids.shape == (1, 8)
+    starts = np.isin(np.arange(8), [0, 1, 4, 7])[None]
+    [shown] = pair.tokens.rows(ids, np.array([8]), np.array([5]), starts).input_ids.tolist()
+    of_first = [f"<0x{byte:02X}>" for byte in "\u4e2d".encode()]
+    there = pair.teacher.convert_ids_to_tokens(shown)
+    assert there == ["<s>", "\u2581", *of_first, "<mask>", "<mask>", "<mask>", "</s>"]
 
 
 def test_old_folders_without_words_need_wordpiece(pairs: Any, one: Pair) -> None:

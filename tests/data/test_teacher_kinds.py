@@ -1,0 +1,84 @@
+"""Every kind of tokenizer as the student's and as the teacher's, on nine languages."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from harness.languages import KINDS, PARAGRAPHS, trained, with_roles
+from transformers import PreTrainedTokenizerBase
+
+from dwt_ds.data.row_texts import RowReader
+from dwt_ds.data.teacher_rows import TeacherTokens
+from dwt_ds.data.text_tokenizer import all_is_text, load_form
+from dwt_ds.data.token_texts import TokenTexts
+from dwt_ds.prepare.tokens import SentenceEncoder, SentenceInText
+
+NONE = np.zeros(0, dtype=np.int64)
+
+
+@lru_cache
+def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
+    return with_roles(trained(kind))
+
+
+@pytest.fixture(scope="module")
+def rows_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """rows_of(kind): (input_ids, lengths, starts_word) of a row for each language."""
+
+    @lru_cache
+    def rows_of(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tokenizer = tokenizer_of(kind)
+        path = tmp_path_factory.mktemp("kind") / "tokenizer.json"
+        tokenizer.backend_tokenizer.save(str(path))
+        tokens = SentenceEncoder(str(path), len(tokenizer)).encode(
+            [SentenceInText(None, t) for t in PARAGRAPHS.values()]
+        )
+        lengths = tokens.lengths + 2
+        ids = np.full((len(lengths), int(lengths.max())), tokenizer.pad_token_id)
+        starts = np.ones(ids.shape, dtype=bool)
+        ends = np.cumsum(tokens.lengths)
+        for row, (first, end) in enumerate(zip(ends - tokens.lengths, ends, strict=True)):
+            ids[row, : lengths[row]] = [tokenizer.cls_token_id, *tokens.ids[first:end], tokenizer.sep_token_id]
+            starts[row, 1 : lengths[row] - 1] = tokens.starts_word[first:end]
+        return ids, lengths, starts
+
+    return rows_of
+
+
+@pytest.mark.parametrize("teacher_kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_are_hidden_where_they_touch_a_hidden_word(kind: str, teacher_kind: str, rows_of) -> None:  # type: ignore[no-untyped-def]
+    student, teacher = tokenizer_of(kind), tokenizer_of(teacher_kind)
+    ids, lengths, starts = rows_of(kind)
+    tokens = TeacherTokens.of(student, teacher, None)
+    reader = RowReader(TokenTexts.of(student, "the data folder's"), student.unk_token_id)
+    plain = load_form(all_is_text(teacher.backend_tokenizer))
+    labelled = np.zeros(ids.shape, dtype=bool)
+    for row, length in enumerate(lengths.tolist()):
+        labelled[row, 1 + row : length - 1 : 7] = True
+    labelled &= ids != student.unk_token_id
+    rows = tokens.rows(ids, lengths, np.flatnonzero(labelled), starts)
+    for row, length in enumerate(lengths.tolist()):
+        texts = reader.read(ids[row, :length])
+        word = np.cumsum(starts[row, :length])
+        in_hidden = np.isin(word, word[labelled[row, :length]])
+        hidden = {
+            character
+            for start, end in zip(texts.start[in_hidden], texts.end[in_hidden], strict=True)
+            for character in range(start, end)
+        }
+        expected: list[int] = []
+        place = 0
+        for first, end in texts.segments.tolist():
+            expected += [teacher.unk_token_id] * (first - place - 1)
+            begin, place = int(texts.start[first]), end
+            encoding = plain.encode(texts.text[begin : texts.end[end - 1]])
+            for index, (start, last) in zip(encoding.ids, encoding.offsets, strict=True):
+                touches = hidden.intersection(range(begin + start, begin + last))
+                expected.append(teacher.mask_token_id if touches else index)
+        expected += [teacher.unk_token_id] * (length - 1 - place)
+        shown = rows.input_ids[row]
+        assert (shown if rows.attention_mask is None else shown[rows.attention_mask[row].bool()]).tolist() == expected
+    assert len(rows.aligned) == len(rows.positions)
