@@ -54,7 +54,8 @@ def _teacher_rows(
 class TeacherTokens:
     """Makes the teacher's rows from those of the student: the text of a row, tokenized as the teacher's tokenizer does.
 
-    Cheap to pickle; loader processes make a tokenizer each.
+    The whole text of a row, not word by word: so that it is the teacher's own tokens in any script. The tokenizer keeps
+    a table of the words it has met, which is why this costs little (`benchmarks/teacher_rows.py`).
     """
 
     shared: SharedVocabulary
@@ -94,7 +95,11 @@ class TeacherTokens:
                 "it; give a masked language model"
             )
         form = all_is_text(teacher.backend_tokenizer)
-        entries = teacher.convert_ids_to_tokens(list(range(len(teacher))))
+        byte = None
+        if form["model"].get("byte_fallback"):
+            vocabulary = teacher.get_vocab()
+            byte = np.full(max(vocabulary.values()) + 1, -1, dtype=np.int64)
+            byte[list(vocabulary.values())] = bytes_of_fallback(list(vocabulary))
         before, after = _frame(teacher)
         unknown = teacher.mask_token_id if teacher.unk_token_id is None else teacher.unk_token_id
         for_special = {} if student.unk_token_id is None else {student.unk_token_id: [unknown]}
@@ -104,7 +109,7 @@ class TeacherTokens:
             shared,
             RowReader(TokenTexts.of(student, "the data folder's"), student.unk_token_id),
             form,
-            bytes_of_fallback(entries) if form["model"].get("byte_fallback") else None,
+            byte,
             longest_row,
             teacher.mask_token_id,
             teacher.pad_token_id or 0,
