@@ -35,7 +35,13 @@ class TeacherRows(NamedTuple):
 
     def to(self, device: torch.device) -> TeacherRows:
         """The same on `device`."""
-        return TeacherRows(*(None if each is None else each.to(device, non_blocking=True) for each in self))
+        mask = self.attention_mask
+        return TeacherRows(
+            self.input_ids.to(device, non_blocking=True),
+            None if mask is None else mask.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.aligned.to(device, non_blocking=True),
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As those of a batch, for loader processes."""
