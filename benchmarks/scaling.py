@@ -196,6 +196,7 @@ def _figures(plan: Any) -> dict[str, Any]:
     return {
         "rows_per_step": plan.settings.rows_per_step,
         "compute_ms": round(1e3 * time.compute, 3),
+        "host_ms": round(1e3 * time.host, 3),
         "traffic_ms": round(1e3 * time.traffic, 3),
         "exposed_ms": round(1e3 * time.exposed, 3),
         "efficiency": round(time.efficiency, 3),

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mfu", type=float, metavar="X", help="share of the peak rate that training reaches (default: by --gpu)"
     )
+    parser.add_argument(
+        "--launch-us", type=float, metavar="X", help="microseconds of the host for an operation (default: measured)"
+    )
     parser.add_argument("--network-gbps", type=float, metavar="X", help="network rate of a machine (default: by --gpu)")
     parser.add_argument("--data", metavar="DIR", help="a prepared data folder (default: the recipe's)")
     parser.add_argument(
@@ -50,12 +53,19 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.plan.shapes import build_shapes
 
     per_node = args.gpus_per_node if args.gpus_per_node is not None else (2 if args.gpu == "cpu" else 8)
-    _check_above_0({"--nodes": args.nodes, "--gpus-per-node": per_node, "--network-gbps": args.network_gbps})
+    _check_above_0(
+        {
+            "--nodes": args.nodes,
+            "--gpus-per-node": per_node,
+            "--network-gbps": args.network_gbps,
+            "--launch-us": args.launch_us,
+        }
+    )
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
     if args.release_at is not None and not 0 <= args.release_at <= 1:
         raise ValueError(f"--release-at {args.release_at:g}: must be at least 0 and at most 1")
-    device = find_device(args.gpu, per_node, network_gbps=args.network_gbps, mfu=args.mfu)
+    device = find_device(args.gpu, per_node, network_gbps=args.network_gbps, mfu=args.mfu, launch_us=args.launch_us)
     if args.data:
         read_data_manifest(Path(args.data).expanduser())  # a folder that is asked for must exist
     overrides = [*args.overrides, override_of("data.dir", args.data)] if args.data else args.overrides

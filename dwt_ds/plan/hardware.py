@@ -24,6 +24,12 @@ LATENCY_SECONDS = 10e-6
 RESERVED_SHARE = 0.08
 
 
+# Seconds of the host for an operation: Python, DeepSpeed's hooks, autograd and torch's dispatch. Measured on a core of
+# an Intel Xeon at 2.5 GHz with nothing else to do, 27 November 2026: benchmarks/results/host_time.csv, which was made
+# by `python benchmarks/host_time.py --steps 900`. A GPU's host may well be twice as fast.
+LAUNCH_SECONDS = 45e-6
+
+
 @dataclass(frozen=True)
 class Device:
     """One rank's device and how it reaches the others."""
@@ -40,6 +46,8 @@ class Device:
     """From the whole machine to the others, in each direction, all its cards together."""
     mfu: float
     """Share of the peak rate that training reaches, unless `--mfu` sets another."""
+    launch_seconds: float = LAUNCH_SECONDS
+    """Of the host, for each operation that it starts."""
 
     @property
     def usable_bytes(self) -> int:
@@ -84,7 +92,12 @@ DEVICE_NAMES = (*DEVICES, "cpu")
 
 
 def find_device(
-    name: str, ranks_per_node: int, *, network_gbps: float | None = None, mfu: float | None = None
+    name: str,
+    ranks_per_node: int,
+    *,
+    network_gbps: float | None = None,
+    mfu: float | None = None,
+    launch_us: float | None = None,
 ) -> Device:
     """The device called `name`.
 
@@ -93,6 +106,7 @@ def find_device(
         ranks_per_node: ranks that share a machine.
         network_gbps: Gbit/s from a whole machine to the others, in each direction; None: the data sheet's.
         mfu: share of the peak rate that training reaches; None: the table's.
+        launch_us: microseconds of the host for an operation; None: LAUNCH_SECONDS, or 0 on a CPU.
 
     Raises:
         ValueError: unknown name.
@@ -105,11 +119,14 @@ def find_device(
         raise ValueError(f"--gpu {name}: unknown; use one of {', '.join(DEVICE_NAMES)}")
     if network_gbps is not None:
         device = replace(device, network_bytes_per_second=network_gbps * 1e9 / 8)
+    if launch_us is not None:
+        device = replace(device, launch_seconds=launch_us / 1e6)
     return device if mfu is None else replace(device, mfu=mfu)
 
 
 def _cpu(ranks: int) -> Device:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     tflops = CPU_CORE_TFLOPS * len(os.sched_getaffinity(0)) / ranks
+    fp32 = _CPU_FP32_SHARE * tflops
     network = _gbit(1, _CPU_NETWORK_GBPS)
-    return Device("cpu", memory // ranks, tflops, _CPU_FP32_SHARE * tflops, _CPU_LOCAL_BYTES, network, CPU_MFU)
+    return Device("cpu", memory // ranks, tflops, fp32, _CPU_LOCAL_BYTES, network, CPU_MFU, launch_seconds=0.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dwt_ds.plan.simulation import MicroBatchBytes
+from dwt_ds.plan.simulation import MicroBatchCost
 from dwt_ds.plan.zero import STAGE_0_BUCKET, Partition, ZeroSettings
 
 STAGES = (0, 1, 2, 3)
@@ -50,7 +50,7 @@ def rank_memory(
     stage: int,
     zero: ZeroSettings,
     partition: Partition,
-    micro: MicroBatchBytes,
+    micro: MicroBatchCost,
     *,
     frozen_bytes: int,
     teacher_bytes: int,

@@ -12,8 +12,8 @@ from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.memory import STAGES, RankMemory, checkpoint_bytes, rank_memory
 from dwt_ds.plan.shapes import Shapes, ShardedTeacher, buffer_bytes
-from dwt_ds.plan.simulation import MicroBatchBytes, Simulator
-from dwt_ds.plan.speed import StepTime, step_time
+from dwt_ds.plan.simulation import MicroBatchCost, Simulator
+from dwt_ds.plan.speed import StepTime, step_launches, step_time
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 from dwt_ds.run.resolve import Resolved
 
@@ -64,7 +64,7 @@ class Plan:
         frozen = sum(p.numel() for p in student.parameters() if not p.requires_grad)
         return buffer_bytes(student) + frozen * self.zero(self.stage).element_bytes
 
-    def memory(self, stage: int, micro: MicroBatchBytes | None = None) -> RankMemory:
+    def memory(self, stage: int, micro: MicroBatchCost | None = None) -> RankMemory:
         """One rank's memory at a ZeRO stage, with the recipe's micro-batch or another."""
         sharded = self.sharded_teacher
         return rank_memory(
@@ -79,7 +79,7 @@ class Plan:
         )
 
     @cached_property
-    def micro(self) -> MicroBatchBytes:
+    def micro(self) -> MicroBatchCost:
         return self.simulator.micro_batch(self.settings.config.train.micro_batch_size)
 
     def largest_micro_batches(self) -> dict[int, int]:
@@ -93,7 +93,7 @@ class Plan:
             samples = {small: self.micro, near: self.simulator.micro_batch(near)}
         return {stage: self._rows_that_fit(stage, samples) for stage in STAGES}
 
-    def _rows_that_fit(self, stage: int, samples: dict[int, MicroBatchBytes]) -> int:
+    def _rows_that_fit(self, stage: int, samples: dict[int, MicroBatchCost]) -> int:
         """On the line through the peaks of two micro-batches."""
         (few, at_few), (many, at_many) = (
             (rows, self.memory(stage, micro).peak) for rows, micro in sorted(samples.items())
@@ -130,10 +130,13 @@ class Plan:
         if not with_teacher:
             work = replace(work, teacher_forward=0)
             traffic = self._students_traffic(stage)
+        accumulation = self.settings.config.train.gradient_accumulation_steps
+        tensors = len(self.shapes.trainable_numels)
         return step_time(
             work,
             traffic,
             self.device,
+            launches=step_launches(stage, self.micro, tensors, accumulation, with_teacher=with_teacher),
             precision=self.settings.ds.precision,
             rows=self.settings.rows_per_step // self.ranks,
             nodes=self.nodes,

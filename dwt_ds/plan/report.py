@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from dwt_ds.plan.communication import bytes_per_second
 from dwt_ds.plan.hardware import GIB, LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
 from dwt_ds.plan.memory import PARTS, STAGES, RankMemory, export_bytes
 from dwt_ds.plan.plan import Plan
-from dwt_ds.plan.speed import traffic_seconds
+from dwt_ds.plan.speed import StepTime, traffic_seconds
 from dwt_ds.run.resolve import Resolved
 
 Lines = list[str]
@@ -141,6 +142,7 @@ def _speed(plan: Plan) -> Lines:
         f"{work.teacher_forward / 1e9:,.2f}), {plan.flops:.3g} FLOP in total",
         f"at {plan.device.mfu:.0%} of {peak / 1e12:,.4g} TFLOP/s per rank (assumed; --mfu sets it): "
         f"{1e3 * time.compute:,.2f} ms per step, and {1e3 * time.exposed:,.2f} ms waiting for traffic",
+        *_host_time(plan, time),
         f"{plan.tokens / plan.hours / 3600:,.0f} tokens/s, {plan.hours:,.1f} hours, "
         f"{plan.hours * plan.ranks:,.0f} device hours, scaling efficiency {time.efficiency:.0%}",
     ]
@@ -157,6 +159,19 @@ def _speed(plan: Plan) -> Lines:
     if zero.optimizer_on_cpu or zero.parameters_on_cpu:
         lines.append("offload: transfers and the optimizer on the CPU are not counted")
     return lines
+
+
+def _host_time(plan: Plan, time: StepTime) -> Lines:
+    if not time.host:
+        return []
+    line = (
+        f"the host starts {time.host / plan.device.launch_seconds:,.0f} operations a step at "
+        f"{1e6 * plan.device.launch_seconds:.3g} us (--launch-us sets it): {1e3 * time.host:,.2f} ms"
+    )
+    if time.host <= time.compute:
+        return [line]
+    rows = math.ceil(plan.settings.config.train.micro_batch_size * time.host / time.compute)
+    return [f"{line}, so the device waits; from about {rows:,} rows a micro-batch it does not"]
 
 
 def _traffic(plan: Plan) -> Lines:

@@ -1,15 +1,16 @@
-"""One micro-batch on the meta device: the real modules, forward and backward, with every byte counted."""
+"""One micro-batch on the meta device: the real modules, forward and backward; every byte and operation is counted."""
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -21,8 +22,20 @@ from dwt_ds.run.resolve import Resolved
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+# Operations that return no view and yet start nothing on a device.
+_ON_THE_HOST = {"_unsafe_view", "empty", "empty_like", "new_empty", "empty_strided", "is_pinned", "set_"}
+_ON_THE_HOST |= {"_record_function_enter_new", "_record_function_exit"}
+
+
+def launches_kernel(operation: OpOverload) -> bool:
+    """Whether an operation starts work on a device: it makes no view, and does more than allocate."""
+    return not operation.is_view and operation._schema.name.split("::")[1] not in _ON_THE_HOST
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts, within the context, the bytes of all storages seen and not yet freed: `now`, and at most, `peak`.
+
+    `launches` counts the operations that start work on a device.
 
     Every tensor that an operation returns brings its storage, which counts until it is freed. It works on the meta
     device as in a real run; on a GPU the caching allocator's peak is `peak`, except that it rounds sizes up.
@@ -33,7 +46,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.launches = 0
         self._alive: set[int] = set()
         for tensor in existing:
             self.add(tensor)
@@ -58,8 +71,9 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self.launches += launches_kernel(func)
         result = func(*args, **(kwargs or {}))
         for each in tree_iter(result):
             if isinstance(each, torch.Tensor):
@@ -68,8 +82,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class MicroBatchBytes:
-    """Bytes that one micro-batch adds to the weights."""
+class MicroBatchCost:
+    """Bytes that one micro-batch adds to the weights, and its operations."""
 
     activations: int
     """Kept by the student's forward pass, up to the head, for the backward pass."""
@@ -81,6 +95,10 @@ class MicroBatchBytes:
     """Most allocated in the backward pass, without the parameters' complete gradients."""
     teacher_peak: int
     """Most allocated in the teacher's forward pass."""
+    launches: int
+    """Operations of the student, forward and backward, but for the loss."""
+    teacher_launches: int
+    """Operations of the teacher's forward pass."""
 
 
 class Simulator:
@@ -116,12 +134,12 @@ class Simulator:
         """Bytes of the whole teacher: weights and buffers."""
         return 0 if self._teacher is None else _bytes_of(self._teacher)
 
-    def micro_batch(self, rows: int) -> MicroBatchBytes:
-        """Bytes of a micro-batch of `rows` full rows."""
+    def micro_batch(self, rows: int) -> MicroBatchCost:
+        """Bytes and operations of a micro-batch of `rows` full rows."""
         with torch.device("meta"):
             input_ids = torch.zeros(rows, self._settings.corpus.seq_len, dtype=torch.int64)
             positions = torch.zeros(rows * self._settings.positions_per_row, dtype=torch.int64)
-        view, teacher_peak = self._teach(input_ids, positions)
+        view, teacher_peak, teacher_launches = self._teach(input_ids, positions)
         existing = [*self._student.parameters(), *self._student.buffers(), *(view or ())]
         student_bytes = LiveBytes(existing).now
         trained = [p for p in self._student.parameters() if p.requires_grad]
@@ -139,20 +157,22 @@ class Simulator:
         finally:
             for hook in hooks:
                 hook.remove()
-        return MicroBatchBytes(activations, kept - activations, loss_peak, backward_peak, teacher_peak)
+        return MicroBatchCost(
+            activations, kept - activations, loss_peak, backward_peak, teacher_peak, live.launches, teacher_launches
+        )
 
     def logit_rows(self, rows: int) -> int | None:
         """Rows of logits in memory at once for a micro-batch of `rows`; None: logit-free."""
         return self._rows_at_once(rows * self._settings.positions_per_row)
 
-    def _teach(self, input_ids: Tensor, positions: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int]:
+    def _teach(self, input_ids: Tensor, positions: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int, int]:
         if self._teacher is None:
-            return None, 0
+            return None, 0, 0
         existing = [*self._teacher.parameters(), *self._teacher.buffers()]
         with torch.no_grad(), torch.device("meta"), LiveBytes(existing) as live:
             before = live.now
             hidden = self._teacher(input_ids, None, positions)
-        return (hidden, self._teacher.decoder_weight), live.peak - before
+        return (hidden, self._teacher.decoder_weight), live.peak - before, live.launches
 
     def _loss(self, hidden: Tensor, view: tuple[Tensor, Tensor] | None) -> Tensor:
         size = self._settings.corpus.vocab_size

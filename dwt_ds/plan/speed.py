@@ -1,4 +1,4 @@
-"""Seconds of a step, and what the ranks' traffic leaves of the ideal speed."""
+"""Seconds of a step: what the device computes, what the host starts on it, and what the ranks send."""
 
 from __future__ import annotations
 
@@ -7,6 +7,29 @@ from dataclasses import dataclass
 from dwt_ds.models.flops import Work
 from dwt_ds.plan.communication import Traffic, bytes_per_second
 from dwt_ds.plan.hardware import Device
+from dwt_ds.plan.simulation import MicroBatchCost
+
+# Operations of the loss and of the loop in a micro-batch; one more a trained tensor adds up its gradient.
+_LOSS_LAUNCHES = 24
+# ZeRO stage -> operations of the optimizer's step, and (of a micro-batch, of each further one, of a step) for each
+# trained tensor. All counted, DeepSpeed 0.19.8: tests/engine/test_step_cost.py.
+_STEP_LAUNCHES = {0: 11, 1: 20, 2: 20, 3: 46}
+_TENSOR_LAUNCHES = {0: (0.0, 0.0, 19.0), 1: (0.0, 0.0, 1.0), 2: (0.0, 2.0, 1.0), 3: (1.4, 0.0, 0.0)}
+
+
+def step_launches(stage: int, micro: MicroBatchCost, tensors: int, accumulation: int, *, with_teacher: bool) -> int:
+    """Operations that one rank starts on its device in an unlogged step, offload not counted.
+
+    Args:
+        stage: of ZeRO.
+        micro: one micro-batch.
+        tensors: parameters that are trained.
+        accumulation: micro-batches of a step.
+        with_teacher: whether the teacher takes part.
+    """
+    each, further, once = (tensors * count for count in _TENSOR_LAUNCHES[stage])
+    a_micro_batch = micro.launches + (micro.teacher_launches if with_teacher else 0) + tensors + _LOSS_LAUNCHES + each
+    return round(accumulation * a_micro_batch + (accumulation - 1) * further + _STEP_LAUNCHES[stage] + once)
 
 
 @dataclass(frozen=True)
@@ -14,6 +37,9 @@ class StepTime:
     """Seconds of one optimizer step."""
 
     compute: float
+    """The device, at its MFU."""
+    host: float
+    """The host, which starts operations while the device computes; 0 on a CPU, whose MFU has it already."""
     traffic: float
     """All collectives, hidden or not."""
     exposed: float
@@ -21,18 +47,31 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return self.compute + self.exposed
+        return self.busy + self.exposed
+
+    @property
+    def busy(self) -> float:
+        """The device or the host, whichever takes longer."""
+        return max(self.compute, self.host)
 
     @property
     def efficiency(self) -> float:
         """Share of the speed that the ranks would have if communication took no time."""
-        return self.compute / self.total
+        return self.busy / self.total
 
 
 def step_time(
-    work: Work, traffic: list[Traffic], device: Device, *, precision: str, rows: int, nodes: int, ranks: int
+    work: Work,
+    traffic: list[Traffic],
+    device: Device,
+    *,
+    launches: int,
+    precision: str,
+    rows: int,
+    nodes: int,
+    ranks: int,
 ) -> StepTime:
-    """Time of a step in which each rank computes `rows` rows, all micro-batches together.
+    """Time of a step in which each rank computes `rows` rows, all micro-batches together, with `launches` operations.
 
     Traffic that overlaps the backward pass is free as long as it is shorter; training always waits for the last bucket.
     """
@@ -44,7 +83,7 @@ def step_time(
     for each in traffic:
         last = seconds[each.what] / max(1, each.calls)
         exposed += max(last, seconds[each.what] - backward) if each.hidden else seconds[each.what]
-    return StepTime(compute, sum(seconds.values()), exposed)
+    return StepTime(compute, launches * device.launch_seconds, sum(seconds.values()), exposed)
 
 
 def traffic_seconds(traffic: Traffic, device: Device, nodes: int, ranks: int) -> float:

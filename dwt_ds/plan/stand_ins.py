@@ -1,6 +1,7 @@
 """Stand-ins on the meta device for what does not run there: fused attention, a GPU's dropout, the loss kernel.
 
-Each allocates and keeps tensors of the same shapes and dtypes as the real one, so that their bytes are counted.
+Each allocates and keeps tensors of the same shapes and dtypes as the real one, so that their bytes are counted. What
+fused attention fills with zeros counts as an operation: one forward, three backward.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, heads, length, size = query.shape
-        out = query.new_empty(batch, length, heads, size).transpose(1, 2)
+        out = query.new_zeros(batch, length, heads, size).transpose(1, 2)
         ctx.save_for_backward(query, key, value, out, query.new_empty(batch, heads, length, dtype=torch.float32))
         return out
 
@@ -65,7 +66,7 @@ class _FusedAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         query, key, value, _, row_numbers = ctx.saved_tensors
         sums = (torch.empty_like(row_numbers), query.new_empty(query.shape, dtype=torch.float32))
-        results = tuple(torch.empty_like(each) for each in (query, key, value))
+        results = tuple(torch.zeros_like(each) for each in (query, key, value))
         del sums
         return results
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 from harness.ranks import Python
 
+from dwt_ds.plan.corpus import resolve_plan
+from dwt_ds.plan.hardware import find_device
+from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.shapes import build_shapes
+
 # Counts what an unlogged step does beside views; the loop's own thread only, as autograd's calls run in it on a CPU.
 COUNTED = """
 import json, sys
 from collections import Counter
 from torch.utils._python_dispatch import TorchDispatchMode
+from dwt_ds.plan.simulation import launches_kernel
 from dwt_ds.pretrain import main
 from dwt_ds.run.session import Session
 
-NO_KERNEL = {
-    *("view", "_unsafe_view", "t", "transpose", "expand", "slice", "select", "permute", "unsqueeze", "squeeze"),
-    *("as_strided", "detach", "alias", "reshape", "narrow", "split", "unbind", "_reshape_alias", "flatten", "empty"),
-    *("empty_like", "new_empty", "empty_strided", "split_with_sizes", "view_as", "lift_fresh", "is_pinned", "set_"),
-    *("_record_function_enter_new", "_record_function_exit"),
-}
 READS = {"_local_scalar_dense", "item", "is_nonzero"}
 counts, steps = Counter(), []
 
@@ -29,7 +29,7 @@ counts, steps = Counter(), []
 class Count(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation._schema.name.split("::")[1]
-        counts["reads" if name in READS else "operations"] += name not in NO_KERNEL
+        counts["reads" if name in READS else "operations"] += launches_kernel(operation)
         return operation(*args, **(kwargs or {}))
 
 
@@ -54,16 +54,39 @@ sys.exit(code)
 """
 
 
+SETTINGS = ["student.dropout=0", "student.attention=sdpa", "train.max_steps=5", "train.log_every=100"]
+
+
+def counted_steps(python: Python, recipe: Path, overrides: list[str]) -> list[dict[str, int]]:
+    """`operations` and `reads` of steps 3 and 4."""
+    ended = python("-c", COUNTED, str(recipe), *overrides)
+    assert ended.code == 0, ended.err
+    [line] = [line for line in ended.out.splitlines() if line.startswith("COUNTS ")]
+    return list(json.loads(line.removeprefix("COUNTS "))[2:4])
+
+
 @pytest.mark.parametrize("settings", ["zero2_bf16", "zero2_fp32", "zero1", "zero3"])
 def test_an_unlogged_step_has_few_operations_and_two_waits(
     settings: str, python: Python, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """The paper's layout: 6 layers, 106 tensors. Two waits are the gradient norm and the request to stop."""
-    student = ["student.layers=6", "student.dropout=0", "student.attention=sdpa"]
-    train = ["train.max_steps=5", "train.log_every=100", f"deepspeed_config={settings}"]
-    ended = python("-c", COUNTED, str(tiny_recipe), f"output_dir={tmp_path}", *student, *train)
-    assert ended.code == 0, ended.err
-    [line] = [line for line in ended.out.splitlines() if line.startswith("COUNTS ")]
-    for step in json.loads(line.removeprefix("COUNTS "))[2:4]:
+    overrides = [f"output_dir={tmp_path}", *SETTINGS, "student.layers=6", f"deepspeed_config={settings}"]
+    for step in counted_steps(python, tiny_recipe, overrides):
         assert step["reads"] <= 2, step
         assert step["operations"] <= 650, step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layers", "accumulation"), [(2, 1), (6, 2)])
+@pytest.mark.parametrize("settings", ["zero0", "zero1", "zero2_bf16", "zero3"])
+def test_a_plan_knows_the_operations_of_a_step(
+    settings: str, accumulation: int, layers: int, python: Python, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    overrides = [*SETTINGS, f"student.layers={layers}", f"deepspeed_config={settings}"]
+    overrides += [f"train.gradient_accumulation_steps={accumulation}"]
+    resolved = resolve_plan(str(tiny_recipe), overrides, None, 1)
+    device = find_device("h100", 1)
+    plan = Plan(resolved, build_shapes(resolved), device, 1)
+    planned = plan.step_time(plan.stage).host / device.launch_seconds
+    for step in counted_steps(python, tiny_recipe, [f"output_dir={tmp_path}", *overrides]):
+        assert planned == pytest.approx(step["operations"], rel=0.1)

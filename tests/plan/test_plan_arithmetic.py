@@ -71,6 +71,19 @@ def test_a_partition_that_spans_two_machines_is_not_local() -> None:
     assert traffic_seconds(traffic, device, nodes=2, ranks=6) == slow > traffic.seconds(6, bytes_per_second(device, 1))
 
 
+def test_few_rows_take_as_long_as_the_host_needs() -> None:
+    few, many = (plan_of("paper_weak", f"train.micro_batch_size={rows}") for rows in (4, 4096))
+    short, long = few.step_time(2), many.step_time(2)
+    assert short.host == long.host > short.compute
+    assert short.total == short.host + short.exposed
+    assert long.total == long.compute + long.exposed
+    assert few.step_time(2, with_teacher=False).host < short.host
+    quicker = Plan(few.settings, few.shapes, find_device("h100", 8, launch_us=9), nodes=1)
+    assert quicker.step_time(2).host == pytest.approx(short.host / 5)
+    on_cpu = Plan(few.settings, few.shapes, find_device("cpu", 8), nodes=1)
+    assert on_cpu.step_time(2).host == 0, "a CPU's MFU has it"
+
+
 def test_a_released_teacher_counts_for_its_share_of_the_steps() -> None:
     half = "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}"
     plan = plan_of("paper_weak", half, "teacher.sharded=true")
