@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, trained, with_roles
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.data.row_texts import RowReader, RowTexts
@@ -97,3 +98,14 @@ def test_bytes_of_different_texts_make_no_character() -> None:
     texts = read(tokenizer, alone[:2], alone[2:], alone)
     assert segments(texts) == ["  ", " ", "\u20ac"]
     assert texts.text.count("\u20ac") == 1
+
+
+def test_added_tokens_are_text_as_they_are_written() -> None:
+    """ModernBERT's tokenizer has added ones for runs of spaces."""
+    tokenizer = with_roles(trained("byte-level BPE"))
+    tokenizer.add_tokens([AddedToken("   ", normalized=False), AddedToken("|||PHONE|||", normalized=False)])
+    text = "The old   lamp |||PHONE||| works"
+    ids = load_form(all_is_text(tokenizer.backend_tokenizer)).encode(text).ids
+    assert len(tokenizer) - 1 in ids
+    assert len(tokenizer) - 2 in ids
+    assert segments(read(tokenizer, ids)) == [text]

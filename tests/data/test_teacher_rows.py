@@ -70,7 +70,7 @@ class Pair:
         self.data = make(folder / "data", folder / "text.txt", tokenizer=str(folder / "tokenizer"), seq_len=64)
         self.student, self.teacher = self.data.tokenizer(), tokenizer_of(language, *theirs)
         self.tokens = TeacherTokens.of(self.student, self.teacher, longest_row)
-        self.rows = np.arange(min(len(self.data.train), 25))
+        self.rows = np.arange(min(len(self.data.train), 20))
         self.ids, self.lengths = self.data.train.rows(self.rows, 64)
         self.starts = self.data.train.starts_word(self.rows, 64)
 
@@ -119,10 +119,11 @@ def squeezed(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return "".join(text.split()).removeprefix("##").lower()
 
 
-def spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple[int, int]]:
+@lru_cache(maxsize=1000)
+def spans(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> list[tuple[int, int]]:
     """The place of each token in the row's squeezed text: from the whole characters before it to those up to it, the
     one of which it has a part among them."""
-    texts = [squeezed(tokenizer, ids[:count]) for count in range(len(ids) + 1)]
+    texts = [squeezed(tokenizer, list(ids[:count])) for count in range(len(ids) + 1)]
     whole = [len(text.rstrip("\ufffd")) for text in texts]
     begun = [count + text.endswith("\ufffd") for count, text in zip(whole, texts, strict=True)]
     return list(zip(whole, begun[1:], strict=False))
@@ -159,7 +160,7 @@ def test_rows_are_the_teachers_own_tokens(pairs: Any) -> None:
                 text = pair.student.decode(inside, clean_up_tokenization_spaces=False)
                 alike += 1
                 assert row_of(rows, row) == pair.teacher(text)["input_ids"]
-        assert alike > 10
+        assert alike > 5
 
 
 MASKINGS = [DataConfig(), DataConfig(whole_word=True), DataConfig(mask_share=0, random_share=0.2)]
@@ -177,19 +178,19 @@ def test_exactly_the_hidden_words_are_hidden(pair: Pair, config: DataConfig) -> 
         word = np.cumsum(pair.starts[row])
         hidden_words = set(word[labelled[row]].tolist())
         hidden: set[int] = set()
-        for token, (start, end) in enumerate(spans(pair.student, ids[:length])):
+        for token, (start, end) in enumerate(spans(pair.student, tuple(ids[:length]))):
             if word[token] in hidden_words:
                 hidden.update(range(start, end))
         true, shown = row_of(plain, row), row_of(rows, row)
         assert len(true) == len(shown)
-        for (start, end), before, after in zip(spans(pair.teacher, true), true, shown, strict=True):
+        for (start, end), before, after in zip(spans(pair.teacher, tuple(true)), true, shown, strict=True):
             if after == pair.teacher.mask_token_id:
                 hidden_pieces += 1
                 assert start == end or hidden.intersection(range(start, end))
             else:
                 assert after == before
                 assert not hidden.intersection(range(start, end))
-    assert hidden_pieces > 100
+    assert hidden_pieces > 50
 
 
 def test_aligned_tokens_are_whole_words_and_one_shared_entry(pair: Pair) -> None:
@@ -211,8 +212,8 @@ def test_aligned_tokens_are_whole_words_and_one_shared_entry(pair: Pair) -> None
     width, width_there = pair.ids.shape[1], plain.input_ids.shape[1]
     for row, (ids, length) in enumerate(zip(pair.ids.tolist(), pair.lengths.tolist(), strict=True)):
         theirs = row_of(plain, row)
-        at = {span: column for column, span in enumerate(spans(pair.teacher, theirs)) if span[0] < span[1]}
-        ours = spans(pair.student, ids[:length])
+        at = {span: column for column, span in enumerate(spans(pair.teacher, tuple(theirs))) if span[0] < span[1]}
+        ours = spans(pair.student, tuple(ids[:length]))
         starts = [*pair.starts[row, :length].tolist(), True]
         for column in range(length):
             place = row * width + column
