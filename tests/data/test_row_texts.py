@@ -73,7 +73,7 @@ def words() -> PreTrainedTokenizerBase:
         'he said "no (never)" and "why?"',
         "“so” he said – well-known l’ete, o'neil",
         "3.50 or 3,450,000 at 10:30, no. 5 for $20 & 50%",
-        "all 'of this' is #1 and/or 2",
+        "all 'so we saw' is #1 and/or 2",
         "中文。中文",
     ],
 )
