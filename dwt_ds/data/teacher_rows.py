@@ -189,13 +189,14 @@ class TeacherTokens:
             run = self._before if token in firsts else self._after if token in lasts else for_special
             runs.append((token, False, run))
         runs.sort(key=itemgetter(0))
-        counts = np.array([len(run) for *_, run in runs])
-        is_text = np.repeat([text for _, text, _ in runs], counts)
+        counts, of_text = np.array([len(run) for *_, run in runs]), np.array([text for _, text, _ in runs])
+        is_text = np.repeat(of_text, counts)
         row = np.repeat(np.searchsorted(first, [token for token, *_ in runs], side="right") - 1, counts)
         there = np.fromiter(chain.from_iterable(run for *_, run in runs), dtype=np.int64, count=len(row))
 
-        offsets = np.array(list(chain.from_iterable(each.offsets for each in encodings)), dtype=np.int64)
-        start, end = (offsets.reshape(-1, 2) + np.repeat(begins, [len(each.ids) for each in encodings])[:, None]).T
+        pairs = chain.from_iterable(each.offsets for each in encodings)
+        offsets = np.fromiter(chain.from_iterable(pairs), dtype=np.int64).reshape(-1, 2)
+        start, end = (offsets + np.repeat(begins, counts[of_text])[:, None]).T
         if self._byte is not None:
             start, end = by_character(start, end, self._byte[there[is_text]])
         pieces = _Pieces(there, row, *(np.full(len(row), len(texts.text), dtype=np.int64) for _ in range(2)))
