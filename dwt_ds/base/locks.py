@@ -23,6 +23,8 @@ from dwt_ds.base.files import through_links
 from dwt_ds.base.software import host_name
 
 LOCK_NAME = ".writer"
+# What `current_writer` says where it cannot tell.
+NOT_KNOWN = "not known, this file system has no locks"
 # A process that was just killed may not know it yet. One that is ending may have gigabytes to give back.
 _GRACE_SECONDS = 0.5
 _WAIT_SECONDS = 10.0
@@ -178,7 +180,7 @@ def current_writer(folder: Path) -> str | None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        return "not known, this file system has no locks"
+        return NOT_KNOWN
     finally:
         os.close(descriptor)
     if kind == fcntl.F_UNLCK:

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from dwt_ds.base.files import make_folder
+from dwt_ds.base.locks import NOT_KNOWN, current_writer
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.stop import STOP_FILE
 
@@ -30,23 +31,38 @@ _LINES_KEPT = 100
 
 
 def watch(command: Sequence[str], environment: Mapping[str, str], folder: RunFolder) -> int:
-    """Run a launcher to its end, passing requests to stop to the run in `folder`; the exit code."""
+    """Run a launcher to its end, passing requests to stop to the run in `folder`; the exit code.
+
+    A request is not for a run that was in the folder already: this launch will be refused there, and its launcher is
+    ended instead.
+    """
     asked: list[int] = []
+    other = _writer(folder)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda caught, _: asked.append(caught))
     began = time.time()
     # In a session of its own, so that a Ctrl-C in the terminal comes here alone.
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     while process.poll() is None:
-        if asked:
+        if asked and other is not None and _writer(folder) == other:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        elif asked:
             # Again and again: ranks that are still starting take an old file for a former start's.
             _request_stop(folder.path)
         time.sleep(_POLL_SECONDS)
-    (folder.path / STOP_FILE).unlink(missing_ok=True)
+    if other is None or _writer(folder) != other:
+        (folder.path / STOP_FILE).unlink(missing_ok=True)
     _end_what_is_left(process.pid)
     if folder.is_complete(process.returncode, began):
         return 0
     return process.returncode if process.returncode > 0 else STOPPED
+
+
+def _writer(folder: RunFolder) -> str | None:
+    """Who runs in the folder now, in words; None where nobody does, or where the file system cannot tell."""
+    writer = current_writer(folder.path)
+    return None if writer == NOT_KNOWN else writer
 
 
 def _request_stop(folder: Path) -> None:

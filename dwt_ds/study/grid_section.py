@@ -10,7 +10,7 @@ from typing import Any
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.page import Page, Shown, markdown_table
-from dwt_ds.study.records import RunRecord, by_series, compare_with_alone, differing_settings
+from dwt_ds.study.records import RunRecord, by_series, compare_with_alone, settings_unlike
 from dwt_ds.study.results import RESULTS_HEAD, RESULTS_NOTE, results_table
 from dwt_ds.study.sections import compared_curves, first_step
 
@@ -32,7 +32,7 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> 
     students = [run for run in runs if "teacher" in run.labels]
     styles = Styles(list(by_series(students)) + [run.series for run in runs if run not in students])
     results = results_table(finished)
-    page.table(RESULTS_HEAD, results)
+    page.table(RESULTS_HEAD, results, kind="numbers")
     page.note(RESULTS_NOTE)
     done_students = [run for run in finished if run in students]
     if grid["figure"] == 2:
@@ -44,7 +44,9 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> 
         if len(facets) > 1:
             page.heading(f"With {teacher}", 3)
         compared_curves(page, facet, Styles(list(by_series(facet))), folder / grid["name"], teacher, folded=True)
-    page.table(("setting", *(run.name for run in runs)), differing_settings(runs), folded="Settings that differ")
+    base = next((run for run in runs if run.is_alone), runs[0]).series
+    head = ("series", f"settings unlike those of {base}")
+    page.table(head, settings_unlike(runs, base), folded="Settings that differ", kind="words")
     rows = [_run_row(run) for run in everything]
     page.table(("run", "status", "steps", "tokens", "seconds"), rows, folded="All runs")
     return f"## {grid['title']}\n\n{markdown_table(RESULTS_HEAD, results)}"

@@ -10,6 +10,7 @@ from dwt_ds.study.records import RunRecord
 from dwt_ds.study.results import Saving, saving, whole_training
 
 _HELD_OUT = "eval_hard_loss"
+_MANY_TOKENS = 1e8
 OVERVIEW_NOTE = (
     "Losses in nats per masked token, lower is better. Tokens/s and MFU (model FLOPs utilization) are means over the "
     "whole run, all ranks together, without evaluations and checkpoints; time includes them."
@@ -54,7 +55,7 @@ def _comparison(runs: Sequence[RunRecord], against: RunRecord) -> list[list[str]
     differences = [f"{run.final_loss - against.final_loss:+.4f}" if run in compared else "" for run in runs]
     return [
         [f"held-out loss minus {against.name}'s", *differences],
-        row("tokens", f"{last['tokens']:,.0f}", lambda s: _saved(s, s.tokens, s.tokens_saved, "{:,.0f}".format)),
+        row("tokens", _count(last["tokens"]), lambda s: _saved(s, s.tokens, s.tokens_saved, _count)),
         row("FLOPs", own_flops, lambda s: _saved(s, s.flops, s.flops_saved, "{:.2e}".format)),
         row("time", clock(last["elapsed_seconds"]), lambda s: _saved(s, s.seconds, s.seconds_saved, clock)),
     ]
@@ -112,7 +113,12 @@ def _steps(run: RunRecord) -> str:
 
 
 def _tokens(run: RunRecord) -> str:
-    return f"{run.training[-1]['tokens']:,}" if run.training else ""
+    return _count(run.training[-1]["tokens"]) if run.training else ""
+
+
+def _count(tokens: float) -> str:
+    """`2,000`, or `13,107.2 M` where all digits would be in the way."""
+    return f"{tokens / 1e6:,.1f} M" if tokens >= _MANY_TOKENS else f"{tokens:,.0f}"
 
 
 def _time(run: RunRecord) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 # What curves may be drawn against -> its name for the reader, who chooses one of them for the whole page.
 RULERS = {"step": "steps", "tokens": "tokens", "elapsed_seconds": "time"}
@@ -23,30 +24,43 @@ figure { margin: 0; max-width: 44rem; } img { width: 100%; height: auto; display
 figcaption { font-size: .85rem; color: var(--soft); }
 .scroll { overflow-x: auto; }
 table { border-collapse: separate; border-spacing: 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
-  white-space: normal; min-width: 7rem; }
-thead th { border-bottom: 2px solid var(--strong); vertical-align: bottom; white-space: normal; min-width: 3rem; }
+  min-width: 6.5rem; }
+/* Only what has no space to break at, such as a path; a number is never broken. */
+.long { overflow-wrap: anywhere; min-width: 6.5rem; } .words :is(th, td) { text-align: left; }
+.numbers td:not(:first-child) { white-space: nowrap; }
+thead th { border-bottom: 2px solid var(--strong); vertical-align: bottom; min-width: 3rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 p.note { color: var(--soft); font-size: .9rem; max-width: 60rem; overflow-wrap: anywhere; }
 .rulers { border: 0; padding: .4rem 0; margin: 0; position: sticky; top: 0; background: var(--page); z-index: 1; }
 .rulers legend { float: left; margin-right: .8rem; } .rulers label { margin-right: .8rem; white-space: nowrap; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --text: #e6e6e6; --soft: #b8b8b8; --page: #1a1a1a; --line: #3a3a3a; --strong: #777; }
-  /* White becomes the page's colour and black nearly white, while colours keep their hue. */
-  img { filter: invert(.898) hue-rotate(180deg); }
+  /* White becomes the page's colour and black white, while colours keep their hue and are light enough. */
+  img { filter: invert(.9184) hue-rotate(180deg) brightness(1.25); }
+}
+@media (max-width: 40rem) {
+  table { font-size: .8rem; } th, td { padding: .25rem .35rem; }
+  th:first-child, td:first-child, .long { min-width: 5.5rem; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   .figures { grid-template-columns: 1fr 1fr; } figure, tr { break-inside: avoid; }
   h1, h2, h3, summary { break-after: avoid; } .rulers { display: none; }
-  .scroll { overflow: visible; } table { font-size: 8pt; } th, td { white-space: normal; padding: .2rem .4rem; }
+  .scroll { overflow: visible; } table { font-size: 8pt; } th, td { padding: .2rem .4rem; }
+  th:first-child, td:first-child { position: static; }
+  /* Nobody can scroll on paper. */
+  th:first-child, td:first-child, thead th, .long { min-width: 4rem; }
   details::details-content { content-visibility: visible; block-size: auto; }
 }
 """
 # Where a browser does not know :has, all three are shown.
 _CHOICE = "".join(f"body:has(#by-{ruler}:checked) .ruled:not(.by-{ruler}) {{ display: none; }}\n" for ruler in RULERS)
 
+
+# Letters; a longer word may be broken over lines where a table has no room.
+_LONG_WORD = 16
 
 _BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
 
@@ -96,11 +110,24 @@ class Page:
         block = f'<div class="figures">{"".join(map(_figure, shown))}</div>'
         self._parts.append(f"<details><summary>{escape(folded)}</summary>{block}</details>" if folded else block)
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, folded: str = "") -> None:
-        """A table that scrolls where it is too wide; its first column names the row."""
-        header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        inner = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+    def table(
+        self,
+        head: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        kind: Literal["", "words", "numbers"] = "",
+        folded: str = "",
+    ) -> None:
+        """A table that scrolls where it is too wide; its first column names the row.
+
+        Args:
+            kind: "words": its cells begin at the left; "numbers": they are never broken over lines.
+            folded: if given, the table is hidden under this title until it is clicked.
+        """
+        header = "".join(f'<th scope="col"{_long(cell)}>{_breakable(cell)}</th>' for cell in head)
+        body = "".join(f"<tr>{''.join(f'<td{_long(cell)}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        opening = f'<table class="{kind}">' if kind else "<table>"
+        inner = f"{opening}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
         block = f'<div class="scroll" tabindex="0">{inner}</div>'
         self._parts.append(f"<details><summary>{escape(folded)}</summary>{block}</details>" if folded else block)
 
@@ -130,6 +157,15 @@ def _rulers() -> str:
         for number, (ruler, name) in enumerate(RULERS.items())
     )
     return f'<fieldset class="rulers"><legend>Curves by</legend>{buttons}</fieldset>\n'
+
+
+def _long(cell: str) -> str:
+    return ' class="long"' if any(len(word) > _LONG_WORD for word in cell.split()) else ""
+
+
+def _breakable(name: str) -> str:
+    """A long name may be broken after an underscore or a slash."""
+    return re.sub("[_/](?=.)", r"\g<0><wbr>", escape(name)) if _long(name) else escape(name)
 
 
 def _figure(shown: Shown) -> str:

@@ -79,12 +79,12 @@ class RunRecord:
     @cached_property
     def held_out(self) -> list[dict[str, Any]]:
         """Rows of evaluations, with the tokens and seconds of their steps, the earliest first."""
-        steps = [row["step"] for row in self.training]
-        rows = []
-        for row in evaluations(self._folder):
-            at = {x: float(np.interp(row["step"], steps, [each[x] for each in self.training])) for x in X_AXES if steps}
-            rows.append({**at, **row})
-        return rows
+        rows = evaluations(self._folder)
+        if not self.training:
+            return rows
+        steps, at = [row["step"] for row in self.training], [row["step"] for row in rows]
+        places = {x: np.interp(at, steps, [each[x] for each in self.training]).tolist() for x in X_AXES}
+        return [{**{x: places[x][number] for x in X_AXES}, **row} for number, row in enumerate(rows)]
 
     @property
     def is_evaluated(self) -> bool:
@@ -217,3 +217,21 @@ def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
         if len(set(values)) > 1 and name not in _NOT_COMPARED:
             rows.append((name, *values))
     return rows
+
+
+def settings_unlike(runs: Sequence[RunRecord], reference: str) -> list[tuple[str, str]]:
+    """(series, its settings that are not those of the series `reference`); seeds are left out.
+
+    The reference has, in their place, all settings in which any other differs from it.
+    """
+    trees = {name: flatten(group[0].config) for name, group in by_series(runs).items()}
+    base = trees.pop(reference)
+    names = dict.fromkeys(name for tree in (base, *trees.values()) for name in tree)
+    differing: dict[str, list[str]] = {name: [] for name in trees}
+    for setting in names:
+        for name, tree in trees.items():
+            if setting not in _NOT_COMPARED + ("seed",) and str(tree.get(setting)) != str(base.get(setting)):
+                differing[name].append(setting)
+    shown = {reference: [each for each in names if any(each in found for found in differing.values())], **differing}
+    trees[reference] = base
+    return [(name, ", ".join(f"{each}={trees[name].get(each)}" for each in found)) for name, found in shown.items()]

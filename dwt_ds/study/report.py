@@ -20,6 +20,8 @@ from dwt_ds.study.sections import compared_curves, curves_of_one
 
 HTML = "index.html"
 MARKDOWN = "results.md"
+# Letters; the table's head has the names, too.
+_LONG_TITLE = 60
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None, against: str | None = None) -> Path:
@@ -77,7 +79,7 @@ def _nearest_folder(paths: Sequence[Path]) -> Path:
 
 def _runs_report(runs: Sequence[RunRecord], against: RunRecord | None, out: Path) -> Path:
     names = [run.name for run in runs]
-    page = Page(f"Run: {names[0]}" if len(runs) == 1 else f"Runs: {', '.join(names)}")
+    page = Page(_title(names))
     head, rows = overview(runs, against)
     page.table(head, rows)
     page.note(OVERVIEW_NOTE if against is None else f"{OVERVIEW_NOTE} {against_note(against)}")
@@ -87,16 +89,24 @@ def _runs_report(runs: Sequence[RunRecord], against: RunRecord | None, out: Path
         curves_of_one(page, runs[0], out / "figures")
         page.heading("Settings that are not the defaults")
         changed = changes(parse_run_config(runs[0].config))
-        page.table(("setting", "here", "default"), [(name, _short(now), _short(old)) for name, old, now in changed])
+        rows_of_settings = [(name, _short(now), _short(old)) for name, old, now in changed]
+        page.table(("setting", "here", "default"), rows_of_settings, kind="words")
     else:
         styles = Styles(list(dict.fromkeys(run.series for run in runs)))
         compared_curves(page, runs, styles, out / "figures", "runs", folded=False)
         page.heading("Settings that differ")
         differing = [(name, *map(_short, values)) for name, *values in differing_settings(runs)]
-        page.table(("setting", *names), differing)
+        page.table(("setting", *names), differing, kind="words")
     page.write(out / HTML)
     (out / MARKDOWN).write_text(markdown_table(head, rows), encoding="utf-8")
     return out / HTML
+
+
+def _title(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"Run: {names[0]}"
+    all_names = ", ".join(names)
+    return f"Runs: {all_names}" if len(all_names) <= _LONG_TITLE else f"{len(names)} runs"
 
 
 def _study_report(path: Path, out: Path) -> Path:

@@ -7,15 +7,10 @@ from pathlib import Path
 
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
-from dwt_ds.study.page import Page, Shown
+from dwt_ds.study.page import RULERS, Page, Shown
 from dwt_ds.study.records import START_LEFT_OUT, X_AXES, RunRecord
 
-_TITLES = {
-    "hard_loss": "Training: hard loss",
-    "soft_loss": "Training: soft loss",
-    "soft_weight": "Weight of the soft loss",
-}
-_LOSSES = ("eval_hard_loss", *_TITLES)
+_LOSSES = ("eval_hard_loss", "hard_loss", "soft_loss", "soft_weight")
 
 
 def compared_curves(
@@ -25,20 +20,23 @@ def compared_curves(
 
     Args:
         folder: for the PNG files, which are called NAME_LOSS_AXIS.png.
-        folded: hide all but the held-out losses until their titles are clicked.
+        folded: hide all but the held-out losses until their title is clicked.
     """
     start = first_step(runs)
     path = folder / f"{name}_less_alone_step.png"
     with_teacher = [run for run in runs if run.held_out and "less_alone" in run.held_out[-1]]
     compared = figures.curves(with_teacher, "step", "less_alone", styles, path) if with_teacher else None
-    text = "Held-out cross-entropy minus that of the lone student of the same seed; below 0 is better."
+    shown = [
+        Shown(compared, "Held-out cross-entropy minus that of the lone student of the same seed; below 0 is better.")
+    ]
     for y in _LOSSES:
-        shown = [Shown(compared, text)] if y == "eval_hard_loss" else []
         for x in X_AXES:
             first = 0 if y == "soft_weight" else start
             drawn = figures.curves(runs, x, y, styles, folder / f"{name}_{y}_{x}.png", first_step=first)
-            shown.append(Shown(drawn, _caption(y, f"by {figures.X_NAMES[x]}", first), ruler=x))
-        page.figures(shown, folded=_TITLES.get(y, "") if folded else "")
+            shown.append(Shown(drawn, _caption(figures.Y_NAMES[y], f"by {RULERS[x]}", first), ruler=x))
+    held_out = 1 + len(X_AXES) if folded else len(shown)
+    page.figures(shown[:held_out])
+    page.figures(shown[held_out:], folded="Training losses, and the weight of the soft loss where it changes")
 
 
 def curves_of_one(page: Page, run: RunRecord, folder: Path) -> None:
@@ -48,7 +46,8 @@ def curves_of_one(page: Page, run: RunRecord, folder: Path) -> None:
     for y in figures.Y_OF_ONE:
         first = start if y in ("eval_hard_loss", "soft_loss") else 0
         drawn = figures.run_curve(run, y, folder / f"{y}.png", first_step=first)
-        shown.append(Shown(drawn, _caption(y, "by steps, tokens and time", first)))
+        what = "held-out and training cross-entropy" if y == "eval_hard_loss" else figures.Y_NAMES[y]
+        shown.append(Shown(drawn, _caption(what, "by steps, tokens and time", first)))
     page.figures(shown)
 
 
@@ -58,7 +57,6 @@ def first_step(runs: Sequence[RunRecord]) -> int:
     return int(longest * START_LEFT_OUT)
 
 
-def _caption(y: str, against: str, first: int) -> str:
-    what = figures.Y_NAMES[y]
+def _caption(what: str, against: str, first: int) -> str:
     start = f", from step {first:,}" if first else ""
     return f"{what[0].upper()}{what[1:]} {against}{start}."

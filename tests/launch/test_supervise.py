@@ -53,6 +53,25 @@ def test_a_signal_becomes_a_request_in_the_runs_folder(tmp_path: Path) -> None:
     assert not (folder.path / STOP_FILE).exists()
 
 
+def test_a_signal_is_not_passed_to_another_launchs_run(tmp_path: Path) -> None:
+    folder, stop = RunFolder(str(tmp_path / "run")), tmp_path / "run" / STOP_FILE
+    first = (
+        "import sys; from pathlib import Path; from dwt_ds.base.locks import FolderLock\n"
+        f"with FolderLock(Path({str(folder.path)!r}), 'output_dir'): print('locked', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", first], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        # A launcher that is still starting when Ctrl-C comes; it would tell of a request to the run in the folder.
+        command = f"kill -INT {os.getpid()}; until [ -e {stop} ]; do sleep 0.05; done; exit 3"
+        assert supervise.watch(["sh", "-c", command], os.environ, folder) == supervise.STOPPED
+        # A request of the first launch is left to it.
+        stop.touch()
+        assert supervise.watch(["true"], os.environ, folder) == supervise.STOPPED
+        assert stop.exists()
+        process.communicate()
+
+
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT)
