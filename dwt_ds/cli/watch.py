@@ -29,10 +29,13 @@ def main(args: argparse.Namespace) -> int:
 
     if not args.every > 0:
         raise ValueError(f"--every {args.every}: must be above 0")
-    once = args.once or not sys.stdout.isatty()
+    in_terminal = sys.stdout.isatty()
+    once = args.once or not in_terminal
     while True:
         seen = observe(args.run)
-        text = "\n".join(lines_of(seen, width=min(100, shutil.get_terminal_size().columns)))
+        terminal = shutil.get_terminal_size()
+        height = terminal.lines if in_terminal else None
+        text = "\n".join(lines_of(seen, width=min(_WIDEST, terminal.columns), height=height))
         print(text if once else f"{_CLEAR}{text}", flush=True)
         if once:
             return 1 if seen.problems else 0
@@ -44,5 +47,7 @@ def main(args: argparse.Namespace) -> int:
             return 0
 
 
+# Columns beyond which a curve is not easier to read.
+_WIDEST = 120
 # The cursor home, and everything below it erased.
 _CLEAR = "\x1b[H\x1b[J"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ _NEARLY_FULL_BYTES = _GIB
 # A pause between two lines is long if it is this many times the longest so far, and a minute.
 _LONG, _LONG_SECONDS = 3, 60.0
 _ROWS_FOR_ETA = 10
-_CURVE_HEIGHT = 6
+_CURVE_HEIGHT, _LEAST_CURVE_HEIGHT = 6, 3
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,39 @@ def observe(path: Path) -> Observation:
     )
 
 
-def lines_of(seen: Observation, width: int) -> list[str]:
-    """What a person sees of it, at most `width` columns wide but for long messages."""
-    lines = [seen.state, *seen.last]
+def lines_of(seen: Observation, width: int, height: int | None = None) -> list[str]:
+    """What a person sees of it, the most important first.
+
+    Args:
+        width: columns of the curves and, in a terminal, of all lines.
+        height: lines of the terminal, in which the curves should fit; None: not a terminal.
+    """
+    lines = [seen.state, *seen.last, *(f"! {problem}" for problem in seen.problems)]
+    if height is not None:
+        lines = [part for line in lines for part in _broken(line, width)]
+    curves = []
     for name, points in (("training loss (hard)", seen.training), ("held-out loss", seen.held_out)):
         shown = [point for point in points if point[0] >= START_LEFT_OUT * points[-1][0]]
         if len(shown) > 1:
-            curve = block_curve(*zip(*shown), width=width, height=_CURVE_HEIGHT)
-            lines += ["", name, *curve]
-    if seen.problems:
-        lines += ["", *(f"! {problem}" for problem in seen.problems)]
+            curves.append((name, shown))
+    room = _CURVE_HEIGHT
+    if height is not None and curves:
+        # Each has an empty line, its name and two lines of the axis; the cursor has a line, too.
+        room = min(room, max(_LEAST_CURVE_HEIGHT, (height - 1 - len(lines)) // len(curves) - 4))
+    for name, shown in curves:
+        lines += ["", name, *block_curve(*zip(*shown), width=width, height=room)]
+    return lines
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """`text` in lines of at most `width`, broken between its parts (two spaces) where there is one, else at spaces."""
+    lines: list[str] = []
+    for part in text.split("  "):
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            indents = {"initial_indent": "  " if lines else "", "subsequent_indent": "  "}
+            lines += textwrap.wrap(part, width, break_long_words=False, break_on_hyphens=False, **indents)
     return lines
 
 

@@ -20,7 +20,7 @@ from dwt_ds.cli.main import main
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.study import watch
 from dwt_ds.study.blocks import block_curve
-from dwt_ds.study.watch import observe
+from dwt_ds.study.watch import lines_of, observe
 
 HOLD = """
 import sys
@@ -126,6 +126,25 @@ def test_a_run_that_nobody_runs(run: Path, capsys: pytest.CaptureFixture[str]) -
     seen = observe(run)
     assert (seen.complete, seen.problems) == (True, [])
     assert seen.state == f"{run}  step 20 of 20 (100%)  complete"
+
+
+def test_it_fits_a_terminal(run: Path) -> None:
+    seen = observe(run)
+    whole = lines_of(seen, width=80)
+    assert len(whole[1]) > 80, "as it is, where lines are read by a program"
+    assert whole[3].startswith("! no process writes there")
+    lines = lines_of(seen, width=80, height=24)
+    assert len(lines) < 24
+    assert max(map(len, lines[1:])) <= 80
+    assert " ".join(" ".join(lines).split()).count(" ".join(whole[1].split())) == 1
+    assert len(lines_of(seen, width=120, height=50)) == len(whole)
+
+
+def test_a_run_of_an_earlier_version(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").unlink()
+    add(run / "metrics.jsonl", *({key: row[key] for key in row if key != "data_wait_share"} for row in rows))
+    assert observe(run).last[0].endswith("1,000 tokens/s")
 
 
 @pytest.mark.usefixtures("running")
