@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -72,7 +73,7 @@ def add_rulers(figure: Figure, axes: Axes, run: RunRecord) -> None:
     whole = _HEIGHT + room
     figure.set_figheight(whole)
     layout = figure.get_layout_engine()
-    assert layout is not None
+    assert isinstance(layout, ConstrainedLayoutEngine)
     layout.set(rect=(0, room / whole, 1, _HEIGHT / whole))
     figure.draw_without_rendering()
     # The axes stay where they are now: the rulers go into the room below.
@@ -93,17 +94,17 @@ def add_rulers(figure: Figure, axes: Axes, run: RunRecord) -> None:
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Put the legend under the axes, which keep their height; inside it would hide the ends of the lines."""
     handles, names = axes.get_legend_handles_labels()
+    legend: Legend | None = None
     for columns, letters in _LEGEND_SHAPES:
+        if legend is not None:
+            legend.remove()
         wrapped = [textwrap.fill(name, letters) for name in names]
-        place = {"loc": "outside lower center", "ncols": columns, "fontsize": LEGEND_POINTS, "frameon": False}
-        legend = figure.legend(handles, wrapped, **place)
-        size = _inches(figure, legend)
-        if size[0] <= _WIDTH:
+        look: dict[str, Any] = {"ncols": columns, "fontsize": LEGEND_POINTS, "frameon": False}
+        legend = figure.legend(handles, wrapped, loc="outside lower center", **look)
+        width, height = _inches(figure, legend)
+        if width <= _WIDTH:
             break
-        legend.remove()
-    else:
-        figure.legends.append(legend)
-    figure.set_figheight(_HEIGHT + size[1])
+    figure.set_figheight(_HEIGHT + height)
 
 
 def _inches(figure: Figure, legend: Legend) -> tuple[float, float]:

@@ -99,12 +99,13 @@ def lines_of(seen: Observation, width: int, height: int | None = None) -> list[s
 def _broken(text: str, width: int) -> list[str]:
     """`text` in lines of at most `width`, broken between its parts (two spaces) where there is one, else at spaces."""
     lines: list[str] = []
+    wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     for part in text.split("  "):
         if lines and len(lines[-1]) + 2 + len(part) <= width:
             lines[-1] += f"  {part}"
         else:
-            indents = {"initial_indent": "  " if lines else "", "subsequent_indent": "  "}
-            lines += textwrap.wrap(part, width, break_long_words=False, break_on_hyphens=False, **indents)
+            wrapper.initial_indent = "  " if lines else ""
+            lines += wrapper.wrap(part)
     return lines
 
 
