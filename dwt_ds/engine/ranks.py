@@ -27,6 +27,7 @@ _RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 _OPENMPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
 # Without SLURM_STEP_ID they are those of a batch script, which is not a rank.
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID")
+_MEETING_SECONDS = 600.0
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -42,7 +43,8 @@ class OtherRankError(AllRanksError):
 def start_ranks(timeout_seconds: float = 1800.0) -> None:
     """Join the process group that the launcher's environment describes; alone, be a group of one.
 
-    A collective that takes longer than `timeout_seconds` is an error on every rank that waits in it.
+    A collective that takes longer than `timeout_seconds` is an error on every rank that waits in it. At the start ranks
+    wait for one another for 10 minutes at least, since one host may import or compile for longer than another.
 
     Raises:
         ValueError: there are several ranks, and no address to meet at.
@@ -69,9 +71,10 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
             auto_mpi_discovery=False,
-            timeout=limit,
+            timeout=max(limit, timedelta(seconds=_MEETING_SECONDS)),
             verbose=False,
         )
+    distributed_c10d._set_pg_timeout(limit)
     if get_accelerator().device_name() == "cpu":
         dist.barrier()  # every rank has its buffer open
         _unlink_shared_buffer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from harness.ranks import Run
 
 from dwt_ds.engine import ranks
 from dwt_ds.engine.ranks import fill_rank_environment
@@ -70,3 +71,24 @@ def test_the_local_rank_is_the_number_of_a_visible_device(local_rank: str, devic
         ranks._number_of_visible_device(environment, devices)
     assert slurm == {"LOCAL_RANK": expected}
     assert openmpi == {"LOCAL_RANK": expected, "OMPI_COMM_WORLD_LOCAL_RANK": expected}
+
+
+# Ranks that meet late, and then one that keeps the others waiting for longer than a collective may take.
+MEET = """
+import os, sys, time
+from dwt_ds.engine.ranks import barrier, start_ranks
+late = os.environ["RANK"] == "1"
+time.sleep(8 if late else 0)
+start_ranks(4.0)
+print("met", flush=True)
+time.sleep(12 if late else 0)
+barrier()
+"""
+
+
+@pytest.mark.slow
+def test_the_limit_of_a_collective_is_not_that_of_the_start(run_ranks: Run) -> None:
+    first, second = run_ranks([["-c", MEET]] * 2)
+    assert (first.out, second.out) == ("met\n", "met\n")
+    assert first.code != 0
+    assert "imed out" in first.err or "imeout" in first.err, first.err
