@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch.distributed import distributed_c10d
-from torch.distributed.elastic.utils.distributed import get_free_port
 
+from dwt_ds.base.ports import reserve_port
 from dwt_ds.engine.build_locks import raise_on_abandoned_locks
 
 _RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")
@@ -181,7 +181,7 @@ def fill_rank_environment(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]))
     if environment["WORLD_SIZE"] == "1":
         environment.setdefault("MASTER_ADDR", "127.0.0.1")
-        environment.setdefault("MASTER_PORT", str(get_free_port()))
+        environment.setdefault("MASTER_PORT", str(reserve_port()))
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
         raise ValueError(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dwt_ds.base.ports import reserve_port
 from dwt_ds.base.words import path_argument
 from dwt_ds.launch.hostfile import Host
 
@@ -75,13 +76,11 @@ def on_this_machine(environment: Mapping[str, str]) -> Launch:
 
     Raises ValueError of one line for values that cannot be used.
     """
-    # Imported here: a start on other hosts does not need torch.
-    import torch
-    from torch.distributed.elastic.utils.distributed import get_free_port
+    import torch  # here: a start on other hosts does not need it
 
     gpus = _visible_gpus(environment)
     ranks = whole_number(environment, "RANKS") or gpus or 2
-    port = whole_number(environment, "MASTER_PORT", at_most=65535) or get_free_port()
+    port = whole_number(environment, "MASTER_PORT", at_most=65535) or reserve_port()
     started = launcher_environment(environment)
     where = ["--num_gpus", str(ranks)]
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
