@@ -1,4 +1,4 @@
-"""The two small tensors that operators and kernels exchange, field by field, and the constants of both back ends."""
+"""The small tensors that operators and kernels exchange, field by field, and the constants of both back ends."""
 
 from __future__ import annotations
 
@@ -46,6 +46,25 @@ class Statistics(NamedTuple):
 
 
 STATISTICS = len(Statistics._fields)
+
+
+class RowTerms(NamedTuple):
+    """What the gradient of a row takes of it, upstream gradient included; in this order (N, 6) fp32.
+
+    With the names of ``Statistics`` and the scales of ``Scalars``: hard = upstream hard_gradient / student_sum,
+    student_soft = upstream soft_gradient / student_tau_sum, teacher_soft = upstream soft_gradient / teacher_sum,
+    label = upstream hard_gradient, what is subtracted in the label's column. hard and label are 0 without a label.
+    """
+
+    student_max: Tensor
+    teacher_max: Tensor
+    hard: Tensor
+    student_soft: Tensor
+    teacher_soft: Tensor
+    label: Tensor
+
+
+TERMS = len(RowTerms._fields)
 
 
 class Scalars(NamedTuple):

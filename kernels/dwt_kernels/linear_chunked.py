@@ -45,7 +45,7 @@ FREE_MEMORY_SHARE = 0.25
 # Below this many rows the chunks' products no longer fill a GPU, and recomputing tiles is the better use of it.
 SMALLEST_CHUNK_ROWS = 256
 
-# Leading dimension of a chunk's logits on a GPU, in elements: 128 bytes in 16 bits, what aligned GEMM tiles need.
+# Leading dimension of a chunk's logits, in elements: 128 bytes in 16 bits, what a GPU's aligned GEMM tiles need.
 ROW_ALIGNMENT = 64
 
 
@@ -85,8 +85,8 @@ def chunked_statistics_and_gradients(
     statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=labels.device)
     d_hidden = student.hidden.new_empty(student.hidden.shape) if need_hidden else None
     d_weight = d_bias = None
-    student_buffer = logits_buffer(student, chunk_rows)
-    teacher_buffer = None if teacher is None else logits_buffer(teacher, chunk_rows)
+    student_buffer = logits_buffer(student, chunk_rows, objective.backend)
+    teacher_buffer = None if teacher is None else logits_buffer(teacher, chunk_rows, objective.backend)
     for start in range(0, rows, chunk_rows):
         index = slice(start, min(start + chunk_rows, rows))
         hidden = student.hidden[index]
@@ -115,10 +115,10 @@ def chunked_statistics_and_gradients(
     return statistics, d_hidden, d_weight, d_bias
 
 
-def logits_buffer(head: Head, rows: int) -> Tensor:
-    """(rows, V) in the hidden states' dtype; on a GPU with an aligned leading dimension."""
+def logits_buffer(head: Head, rows: int, backend: str) -> Tensor:
+    """(rows, V) in the hidden states' dtype; with an aligned leading dimension, but for torch on a CPU."""
     columns = head.weight.shape[0]
-    alignment = 1 if head.hidden.device.type == "cpu" else ROW_ALIGNMENT
+    alignment = 1 if backend == "torch" and head.hidden.device.type == "cpu" else ROW_ALIGNMENT
     padded = -(-columns // alignment) * alignment
     return head.hidden.new_empty(rows, padded)[:, :columns]
 

@@ -1,7 +1,7 @@
 """Compiles every Triton kernel for GPUs that are not here and prints what the assemblies say.
 
-Usage: assemble.py TARGET, one of TARGETS. Prints a JSON list of
-{case, registers, spilled_bytes, loops, shared_bytes}.
+Usage: assemble.py TARGET [CASE ...], one of TARGETS and all its cases unless some are named. Prints a JSON list of
+{case, registers, spilled_bytes, loops, accesses, shared_bytes}.
 Must not run with TRITON_INTERPRET set. NVIDIA: Triton's own assembler on the PTX, with -v, and its disassembler; AMD:
 comments in the assembly.
 """
@@ -13,12 +13,19 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
 from dwt_kernels.on_triton.row_kernels import gradient_kernel, statistics_kernel
-from dwt_kernels.on_triton.scalar_kernels import losses_kernel, prepare_kernel, reduce_kernel, scale_kernel
+from dwt_kernels.on_triton.scalar_kernels import (
+    losses_kernel,
+    prepare_kernel,
+    reduce_kernel,
+    scale_kernel,
+    terms_kernel,
+)
 from dwt_kernels.on_triton.tile_gradient import tile_gradient_kernel
 from dwt_kernels.on_triton.tile_statistics import merge_kernel, tile_statistics_kernel
 from triton.backends.compiler import GPUTarget
@@ -47,7 +54,8 @@ TENSOR_DTYPES = {
     "soft_normalizer": "*fp64",
     "valid": "*i32",
     **dict.fromkeys(
-        ("statistics", "upstream", "partials", "hard", "soft", "loss", "hard_rows", "soft_rows", "factor"), "*fp32"
+        ("statistics", "upstream", "partials", "hard", "soft", "loss", "hard_rows", "soft_rows", "factor", "terms"),
+        "*fp32",
     ),
     **dict.fromkeys(("d_hidden", "d_weight", "d_bias"), "*fp32"),
 }
@@ -67,22 +75,26 @@ class Case(NamedTuple):
     """Where it is another."""
 
 
-def cases(backend: str) -> list[Case]:
+def cases(name: str) -> list[Case]:
     """As on_triton.rows and logit_free launch them: every kernel at BERT's vocabulary in bf16, and its variants."""
+    backend = TARGETS[name].backend
     lanes = 512 if backend == "hip" else 256
+    whole_row = (30522, 1024) if name in ("sm_90", "sm_100") else (16384, 512)
     row = {"V": 30522, "STUDENT_ALIGNMENT": 2, "TEACHER_ALIGNMENT": 2, "SOFT_ALL": False}
     unaligned = {"STUDENT_ALIGNMENT": 1, "TEACHER_ALIGNMENT": 1}
     aligned = {"STUDENT_ALIGNMENT": 16, "TEACHER_ALIGNMENT": 16}
     tile_2 = {**row, "STEPS": 8, "TAIL_STEPS": 4, "LANES": lanes, "WIDTH": 2}
     tile_8 = {**row, **aligned, "STEPS": 2, "TAIL_STEPS": 1, "LANES": lanes, "WIDTH": 8}
     short_tile = {**row, **unaligned, "V": 401, "STEPS": 16, "TAIL_STEPS": 16, "LANES": 32, "WIDTH": 1}
-    gradient_row, short_gradient = {**row, "BLOCK": 2048}, {**row, **unaligned, "V": 401, "BLOCK": 512}
     no_bias = {"student_bias": None, "teacher_bias": None}
-    forward = {**no_bias, "upstream": None, "IN_PLACE_GRADIENT": False}
-    in_place = {"IN_PLACE_GRADIENT": True}
+    forward = {**no_bias, "upstream": None, "IN_PLACE_GRADIENT": False, "ONE_LOAD": False}
+    two_loads = {"IN_PLACE_GRADIENT": True, "ONE_LOAD": False}
+    one_load = {**tile_8, "STEPS": 1, "IN_PLACE_GRADIENT": True, "ONE_LOAD": True}
+    one_load["V"], one_load["LANES"] = whole_row
     hard_only = {"teacher": None, "teacher_bias": None}
-    out = {"OUT_ALIGNMENT": 2}
+    gradient_row = {"V": 30522, "BLOCK": 2048, "WIDTH": 8, "OUT_ALIGNMENT": 2, "SOFT_ALL": False}
     row_options, gradient_options = {"num_warps": 8}, {"num_warps": 4}
+    one_load_options = {"num_warps": whole_row[1] // (64 if backend == "hip" else 32)}
 
     tile = {"V": 30522, "STUDENT_WIDTH": 1024, "TEACHER_WIDTH": 768, "BLOCK_ROWS": 64, "BLOCK_COLUMNS": 128}
     tile |= {"BLOCK_WIDTH": 64, "SOFT_ALL": False, "PRECISION": "ieee"}
@@ -102,19 +114,31 @@ def cases(backend: str) -> list[Case]:
         Case("statistics, hard only", statistics_kernel, {**tile_2, **forward, **hard_only}, row_options),
         Case("statistics, fp32", statistics_kernel, {**tile_2, **forward}, row_options, "fp32"),
         Case("statistics, V < BLOCK", statistics_kernel, {**short_tile, **forward}, {"num_warps": 1}, "fp16"),
-        Case("statistics and gradient", statistics_kernel, {**tile_8, **in_place}, row_options),
-        Case("statistics and gradient, hard only", statistics_kernel, {**tile_8, **in_place, **hard_only}, row_options),
-        Case("statistics and gradient, V < BLOCK", statistics_kernel, {**short_tile, **in_place}, {"num_warps": 1}),
-        Case("gradient", gradient_kernel, {**gradient_row, **out}, gradient_options),
+        Case("one load", statistics_kernel, {**one_load, **no_bias}, one_load_options),
+        Case("one load, biases", statistics_kernel, one_load, one_load_options),
+        Case("one load, hard only", statistics_kernel, {**one_load, **hard_only}, one_load_options),
         Case(
-            "gradient, aligned rows",
-            gradient_kernel,
-            {**gradient_row, **aligned, "OUT_ALIGNMENT": 16},
-            gradient_options,
+            "one load, fp32",
+            statistics_kernel,
+            {**one_load, **no_bias, "V": 16 * whole_row[1], "WIDTH": 4},
+            one_load_options,
+            "fp32",
         ),
-        Case("gradient, hard only", gradient_kernel, {**gradient_row, **out, "teacher": None}, gradient_options),
-        Case("gradient, fp32", gradient_kernel, {**gradient_row, **out}, gradient_options, "fp32"),
-        Case("gradient, V < BLOCK", gradient_kernel, {**short_gradient, **out}, {"num_warps": 1}, "fp16"),
+        Case("one load, V < BLOCK", statistics_kernel, {**one_load, "V": 401, "LANES": 64}, {"num_warps": 2}, "fp16"),
+        Case("two loads", statistics_kernel, {**tile_8, **two_loads, "V": 128256}, row_options),
+        Case("two loads, hard only", statistics_kernel, {**tile_8, **two_loads, **hard_only}, row_options),
+        Case("two loads, V < BLOCK", statistics_kernel, {**short_tile, **two_loads}, {"num_warps": 1}),
+        Case("gradient", gradient_kernel, gradient_row, gradient_options),
+        Case("gradient, any rows", gradient_kernel, {**gradient_row, "WIDTH": 1, "OUT_ALIGNMENT": 1}, gradient_options),
+        Case("gradient, hard only", gradient_kernel, {**gradient_row, "teacher": None}, gradient_options),
+        Case("gradient, fp32", gradient_kernel, {**gradient_row, "WIDTH": 4}, gradient_options, "fp32"),
+        Case(
+            "gradient, V < BLOCK",
+            gradient_kernel,
+            {**gradient_row, "V": 401, "BLOCK": 512, "OUT_ALIGNMENT": 1},
+            {"num_warps": 1},
+            "fp16",
+        ),
         Case("tile statistics", tile_statistics_kernel, tile, tile_options),
         Case("tile statistics, hard only", tile_statistics_kernel, {**tile, **no_teacher}, tile_options),
         Case("merge", merge_kernel, merge, scalar_options),
@@ -127,6 +151,8 @@ def cases(backend: str) -> list[Case]:
         Case("prepare, local counts", prepare_kernel, {**prepare, **local_counts}, row_options),
         Case("losses", losses_kernel, losses, scalar_options),
         Case("losses, hard only", losses_kernel, {**losses, "HAS_TEACHER": False}, scalar_options),
+        Case("terms", terms_kernel, losses, scalar_options),
+        Case("terms, hard only", terms_kernel, {**losses, "HAS_TEACHER": False}, scalar_options),
         Case("reduce", reduce_kernel, {"BLOCK": 4096}, row_options),
         Case("scale", scale_kernel, {"BLOCK": 4096}, row_options, "bf16"),
     ]
@@ -146,7 +172,7 @@ def compile_for(case: Case, target: GPUTarget) -> Any:
 
 
 def of_nvidia(ptx: str, architecture: str) -> dict[str, Any]:
-    """Registers of a thread, bytes of it spilled to memory, and the loops' instructions."""
+    """Registers of a thread, bytes of it spilled to memory, its loops, and its accesses to global memory by width."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
@@ -156,7 +182,17 @@ def of_nvidia(ptx: str, architecture: str) -> dict[str, Any]:
         assembly = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
     registers = int(re.search(r"Used (\d+) registers", report)[1])
-    return {"registers": registers, "spilled_bytes": sum(map(int, spills)), "loops": loops(assembly)}
+    found = {"registers": registers, "spilled_bytes": sum(map(int, spills))}
+    return {**found, "loops": loops(assembly), "accesses": accesses(assembly)}
+
+
+def accesses(assembly: str) -> dict[str, int]:
+    """Loads and stores in an NVIDIA assembly by their bits, as "load 128" or "store 32"."""
+    found: Counter[str] = Counter()
+    for kind, suffixes in re.findall(r"\b(LDG|STG)((?:\.\w+)*)", assembly):
+        bits = re.search(r"\.(128|64|[SU]16|[SU]8)\b", suffixes)
+        found[f"{'load' if kind == 'LDG' else 'store'} {bits[1].strip('SU') if bits else 32}"] += 1
+    return dict(sorted(found.items()))
 
 
 def loops(assembly: str) -> list[dict[str, int]]:
@@ -181,16 +217,16 @@ def loops(assembly: str) -> list[dict[str, int]]:
 def of_amd(assembly: str) -> dict[str, Any]:
     vector = int(re.search(r"\.vgpr_count:\s+(\d+)", assembly)[1])
     spilled = re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", assembly)
-    return {"registers": vector, "spilled_bytes": 4 * sum(map(int, spilled)), "loops": []}
+    return {"registers": vector, "spilled_bytes": 4 * sum(map(int, spilled)), "loops": [], "accesses": {}}
 
 
-def main(name: str) -> None:
+def main(name: str, *chosen: str) -> None:
     target = TARGETS[name]
     if target.backend == "cuda":
         triton.knobs.nvidia.ptxas.path = str(ASSEMBLER)
     report = []
-    for case in cases(target.backend):
-        if name in TILES_ONLY and not case.name.startswith("tile"):
+    for case in cases(name):
+        if chosen and case.name not in chosen or name in TILES_ONLY and not case.name.startswith("tile"):
             continue
         compiled = compile_for(case, target)
         if target.backend == "cuda":
@@ -202,4 +238,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

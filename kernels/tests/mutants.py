@@ -90,36 +90,36 @@ MUTANTS = [
         "tau of the gradient is 1",
         "triton",
         "on_triton/steps.py",
-        "student_tau_sum) * power(student, factor, residual, False)",
-        "student_tau_sum) * tl.exp2(student * LOG2_E)",
+        "gradient = student_soft * power(student, factor, residual, False)",
+        "gradient = student_soft * tl.exp2(student * LOG2_E)",
     ),
     Mutant(
         "columns not masked",
         "triton",
         "on_triton/steps.py",
-        "mask=columns < V, other=MINUS_INF",
-        "mask=columns < V, other=0.0",
+        "tl.load(pointers, mask=mask, other=MINUS_INF)",
+        "tl.load(pointers, mask=mask, other=0.0)",
     ),
     Mutant(
         "label left out",
         "triton",
         "on_triton/steps.py",
-        "gradient -= tl.where(columns == label, hard_scale, 0.0)",
-        "gradient -= 0.0",
+        "return gradient - tl.where(at_label, label_share, 0.0)",
+        "return gradient",
     ),
     Mutant(
         "ignored rows not masked",
         "triton",
         "on_triton/row_kernels.py",
-        "if not SOFT_ALL and not labelled:\n        write_zeros(out_pointer",
-        "if V < 0:\n        write_zeros(out_pointer",
+        "if not SOFT_ALL and label == ignore_index:",
+        "if V < 0:",
     ),
     Mutant(
         "upstream gradient ignored",
         "triton",
-        "on_triton/row_kernels.py",
-        "row_upstream = tl.load(upstream + row_index * upstream_stride)\n    hard",
-        "row_upstream = 1.0\n    hard",
+        "on_triton/scalar_kernels.py",
+        "row_upstream * tl.load(scalars + HARD_GRADIENT)",
+        "tl.load(scalars + HARD_GRADIENT)",
     ),
     Mutant(
         "tau of the soft loss is 1",
@@ -160,24 +160,39 @@ MUTANTS = [
         "upstream gradient in place ignored",
         "triton",
         "on_triton/row_kernels.py",
-        "        row_upstream = tl.load(upstream + row_index * upstream_stride)\n        hard",
-        "        row_upstream = 1.0\n        hard",
+        "row_upstream = tl.load(upstream + row_index * upstream_stride)",
+        "row_upstream = 1.0",
         "chunked",
     ),
     Mutant(
         "last block in place left out",
         "triton",
-        "on_triton/row_kernels.py",
-        "        if V % BLOCK != 0:\n            write_gradient_block(",
-        "        if V < 0:\n            write_gradient_block(",
+        "on_triton/whole_row.py",
+        "mask=columns < tl.cdiv(V, WIDTH) * WIDTH)",
+        "mask=columns < V // WIDTH * WIDTH)",
         "chunked",
+    ),
+    Mutant(
+        "padding of a row that is loaded once has a share",
+        "triton",
+        "on_triton/whole_row.py",
+        "return tl.where(columns < V, add_bias(logits, bias, columns, columns < V), MINUS_INF)",
+        "return add_bias(logits, bias, columns, columns < V)",
+        "chunked",
+    ),
+    Mutant(
+        "rows that begin within a load are not shifted",
+        "triton",
+        "on_triton/row_kernels.py",
+        "elif whole:\n        write_gradient_block(out_pointer, 1, row, label + head,",
+        "elif whole:\n        write_gradient_block(out_pointer, 1, row, label,",
     ),
     Mutant(
         "gradient in place without the bias",
         "triton",
-        "on_triton/steps.py",
-        "student = load_logits(student_pointer, student_bias, student_stride, columns, V, MASKED) - student_max",
-        "student = load_logits(student_pointer, None, student_stride, columns, V, MASKED) - student_max",
+        "on_triton/row_kernels.py",
+        "write_gradient_of_row(row, words,",
+        "write_gradient_of_row((row[0], None, row[2], row[3], row[4], row[5]), words,",
         "chunked",
     ),
     Mutant(
@@ -246,10 +261,11 @@ def check_logits_form(backend: str) -> None:
     from dwt_kernels import distill_loss
 
     generator = torch.Generator().manual_seed(0)
-    # Logits that grow with the column: the maxima come late, in the second block of the kernel.
-    slope = torch.linspace(-6, 6, 5000)
-    student, teacher = (torch.randn(6, 5000, generator=generator) + slope for _ in range(2))
-    labels = torch.tensor([3, -100, 4999, 4096, -100, 2500])
+    # Logits that grow with the column: the maxima come late, in the second block of the kernel. As their number is odd,
+    # rows begin at any distance from a multiple of 16 bytes.
+    slope = torch.linspace(-6, 6, 5001)
+    student, teacher = (torch.randn(6, 5001, generator=generator) + slope for _ in range(2))
+    labels = torch.tensor([3, -100, 5000, 4096, -100, 2500])
     keywords = {"backend": backend, "temperature": 2.0, "upstream": -3.7}
     load("conftest").assert_as_exact_as_torch(distill_loss, student, teacher, labels, **keywords)
 
@@ -260,12 +276,12 @@ def check_linear_form(backend: str, memory: str) -> None:
 
     linear = load("test_linear")
     generator = torch.Generator().manual_seed(0)
-    slope = torch.linspace(-6, 6, 300)
+    slope = torch.linspace(-6, 6, 301)
     heads = []
     for width in (8, 6):
-        hidden, weight = torch.randn(6, width, generator=generator), torch.randn(300, width, generator=generator)
+        hidden, weight = torch.randn(6, width, generator=generator), torch.randn(301, width, generator=generator)
         heads.append([hidden, weight / width**0.5, slope.clone()])
-    inputs = linear.Heads(*heads, torch.tensor([3, -100, 299, 128, 40, 250]))
+    inputs = linear.Heads(*heads, torch.tensor([3, -100, 300, 128, 40, 250]))
     mode = {"backend": backend, "memory": memory, "chunk_rows": 3}
     for reduction in ("mean", "none"):
         keywords = {"temperature": 2.0, "reduction": reduction}

@@ -19,6 +19,8 @@ FEW_SHAPES = [
     "test_exactness.py::test_temperatures[triton-torch.float32-0.5-5000]",
     "test_exactness.py::test_hard_only",
     "test_exactness.py::test_no_row_counts[triton-mean]",
+    "test_in_place.py::test_against_reference[triton-one load, five blocks-torch.bfloat16-torch.float32-2.5-all]",
+    "test_in_place.py::test_against_reference[triton-two loads-torch.float16-torch.float16-1.0-labelled]",
     "test_extreme_values.py::test_large_logits[triton-2.0-10000.0]",
     "test_extreme_values.py::test_both_minus_infinity",
     "test_linear.py::test_against_reference[triton-chunked-torch.bfloat16-mean]",
@@ -32,7 +34,7 @@ FEW_SHAPES = [
 ALL_SHAPES = [
     ["test_exactness.py"],
     ["test_extreme_values.py", "test_published_values.py"],
-    ["test_linear.py", "test_linear_chunked.py", "test_on_triton.py"],
+    ["test_linear.py", "test_linear_chunked.py", "test_in_place.py", "test_on_triton.py"],
     ["test_large.py", "test_compiled.py::test_changing_number_of_rows"],
 ]
 

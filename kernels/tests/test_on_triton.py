@@ -19,6 +19,7 @@ KERNELS = {
     "losses_kernel",
     "reduce_kernel",
     "scale_kernel",
+    "terms_kernel",
     "gradient_kernel",
     "tile_statistics_kernel",
     "merge_kernel",

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from dwt_kernels import layout
-from dwt_kernels.layout import Scalars, Statistics
+from dwt_kernels.layout import RowTerms, Scalars, Statistics
 
 LOG2_E = tl.constexpr(layout.LOG2_E)
 LN_2 = tl.constexpr(layout.LN_2)
@@ -32,6 +32,15 @@ TEACHER_SUM = position("teacher_sum", Statistics._fields)
 KL_SUM = position("kl_sum", Statistics._fields)
 LABEL_LOGIT = position("label_logit", Statistics._fields)
 STATISTICS = tl.constexpr(layout.STATISTICS)
+
+# Positions in a row's terms, and how many there are.
+STUDENT_MAX_TERM = position("student_max", RowTerms._fields)
+TEACHER_MAX_TERM = position("teacher_max", RowTerms._fields)
+HARD_TERM = position("hard", RowTerms._fields)
+STUDENT_SOFT_TERM = position("student_soft", RowTerms._fields)
+TEACHER_SOFT_TERM = position("teacher_soft", RowTerms._fields)
+LABEL_TERM = position("label", RowTerms._fields)
+TERMS = tl.constexpr(layout.TERMS)
 
 # Positions in the scalars.
 HARD_MEAN = position("hard_mean", Scalars._fields)

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""The Triton kernels on logits: the sums of a row in one pass, its gradient in another."""
+"""The Triton kernels on logits: the sums of a row, with its gradient where that is made in place, or the gradient."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ import triton.language as tl
 from dwt_kernels.on_triton.constants import (
     FACTOR,
     HARD_GRADIENT,
+    HARD_TERM,
     KL_SUM,
     LABEL_LOGIT,
+    LABEL_TERM,
     LOG2_E,
     NO_RESIDUAL,
     RESIDUAL,
     SOFT_GRADIENT,
     STATISTICS,
     STUDENT_MAX,
+    STUDENT_MAX_TERM,
+    STUDENT_SOFT_TERM,
     STUDENT_SUM,
     STUDENT_TAU_SUM,
     TEACHER_MAX,
+    TEACHER_MAX_TERM,
+    TEACHER_SOFT_TERM,
     TEACHER_SUM,
+    TERMS,
 )
-from dwt_kernels.on_triton.steps import scan_row, write_gradient_block, write_zeros
+from dwt_kernels.on_triton.steps import merged, scan_row, write_gradient_block, write_zeros
+from dwt_kernels.on_triton.whole_row import load_words, sums_of_row, write_gradient_of_row
 
 # A chunk's labels start at any row; compiling a kernel for each alignment of them would gain nothing.
 ROW_SLICES = ("labels", "upstream")
@@ -54,6 +62,7 @@ def statistics_kernel(
     TEACHER_ALIGNMENT: tl.constexpr,
     SOFT_ALL: tl.constexpr,
     IN_PLACE_GRADIENT: tl.constexpr,
+    ONE_LOAD: tl.constexpr,
 ):
     """Program = row: its statistics and, IN_PLACE_GRADIENT, the gradient over the student's row.
 
@@ -65,6 +74,7 @@ def statistics_kernel(
         scalars: (8,) fp64, see ``layout.Scalars``.
         upstream: (N,) fp32 (stride 0: one for all): what multiplies a row's loss.
         *_ALIGNMENT: a power of two, in elements, that divides the rows' offsets; lets loads be wide.
+        ONE_LOAD: with the gradient, the row is loaded once, see ``whole_row``; else once more after its sums.
     """
     row_index = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row_index * label_stride)
@@ -73,8 +83,11 @@ def statistics_kernel(
     BLOCK: tl.constexpr = STEPS * LANES * WIDTH
     if not SOFT_ALL and not labelled:
         if IN_PLACE_GRADIENT:
-            for start in range(0, V, BLOCK):
-                write_zeros(student_pointer, student_column_stride, start, V, BLOCK)
+            for start in range(0, V // BLOCK * BLOCK, BLOCK):
+                write_zeros(student_pointer, student_column_stride, start + tl.arange(0, BLOCK), None)
+            if V % BLOCK != 0:
+                columns = V // BLOCK * BLOCK + tl.arange(0, BLOCK)
+                write_zeros(student_pointer, student_column_stride, columns, columns < V)
         return
     # A label out of range is reported when the scalars are prepared; here it must not read outside the row.
     label = tl.where(labelled & (label >= 0) & (label < V), label, 0)
@@ -89,10 +102,18 @@ def statistics_kernel(
     factor = tl.load(scalars + FACTOR).to(tl.float32)
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     # At tau = 1 the student's two sums are one, which saves an exponential in three.
-    if (factor == LOG2_E) & (residual == NO_RESIDUAL):
-        state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, teacher is not None, True)
+    unit_temperature = (factor == LOG2_E) & (residual == NO_RESIDUAL)
+    if ONE_LOAD:
+        words = load_words(row[0], V, LANES, WIDTH), load_words(row[3], V, LANES, WIDTH)
+        if unit_temperature:
+            state = sums_of_row(row, words, factor, residual, V, LANES, WIDTH, True)
+        else:
+            state = sums_of_row(row, words, factor, residual, V, LANES, WIDTH, False)
+    elif unit_temperature:
+        state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, True)
     else:
-        state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, teacher is not None, False)
+        state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, False)
+    state = merged(state, factor, residual, teacher is not None)
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
     row_statistics = statistics + row_index * STATISTICS
     tl.store(row_statistics + STUDENT_MAX, student_max)
@@ -106,14 +127,21 @@ def statistics_kernel(
         row_upstream = tl.load(upstream + row_index * upstream_stride)
         hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
         soft_scale = row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32)
-        out = student_pointer, student_column_stride
-        scales = label, hard_scale, soft_scale, factor, residual
-        sums = student_max, student_sum, student_tau_sum, teacher_max, teacher_sum
-        # The row was read a moment ago: what is still in the L2 cache is not read from memory again.
-        for start in range(0, V // BLOCK * BLOCK, BLOCK):
-            write_gradient_block(out, row, scales, sums, start, V, BLOCK, False)
-        if V % BLOCK != 0:
-            write_gradient_block(out, row, scales, sums, V // BLOCK * BLOCK, V, BLOCK, True)
+        hard, student_soft, teacher_soft = tl.div_rn(hard_scale, student_sum), 0.0, 0.0
+        if teacher is not None:
+            student_soft = tl.div_rn(soft_scale, student_tau_sum)
+            teacher_soft = tl.div_rn(soft_scale, teacher_sum)
+        terms = student_max, teacher_max, hard, student_soft, teacher_soft, hard_scale
+        if ONE_LOAD:
+            write_gradient_of_row(row, words, label, terms, factor, residual, V, LANES, WIDTH)
+        else:
+            # The row was read a moment ago: what is still in the L2 cache is not read from memory again.
+            for start in range(0, V // BLOCK * BLOCK, BLOCK):
+                columns = start + tl.arange(0, BLOCK)
+                write_gradient_block(row[0], row[2], row, label, terms, factor, residual, columns, None)
+            if V % BLOCK != 0:
+                columns = V // BLOCK * BLOCK + tl.arange(0, BLOCK)
+                write_gradient_block(row[0], row[2], row, label, terms, factor, residual, columns, columns < V)
 
 
 @triton.jit(do_not_specialize_on_alignment=ROW_SLICES)
@@ -122,54 +150,61 @@ def gradient_kernel(
     student,
     teacher,
     labels,
-    statistics,
+    terms,
     scalars,
-    upstream,
     out_row_stride,
     student_row_stride,
     student_column_stride,
     teacher_row_stride,
     teacher_column_stride,
     label_stride,
-    upstream_stride,
     ignore_index,
     V: tl.constexpr,
     BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
     OUT_ALIGNMENT: tl.constexpr,
-    STUDENT_ALIGNMENT: tl.constexpr,
-    TEACHER_ALIGNMENT: tl.constexpr,
     SOFT_ALL: tl.constexpr,
 ):
     """Program = (row, block of columns): the gradient of upstream x loss into ``out``.
 
-    Arguments as in ``statistics_kernel``; ``out`` (N, V) has unit column stride, ``statistics`` are those it wrote.
+    ``out`` (N, V) has unit column stride, ``terms`` (N, 6) are ``layout.RowTerms``, the others as in
+    ``statistics_kernel``. A row of 30,522 words begins anywhere, but all three matrices' rows at the same distance from
+    a multiple of WIDTH: so blocks are counted from that multiple, ``head`` places before the row, and what lies wholly
+    within the row is loaded and stored WIDTH columns at a time.
     """
     row_index = tl.program_id(0).to(tl.int64)
-    start = tl.program_id(1) * BLOCK
-    label = tl.load(labels + row_index * label_stride)
-    labelled = label != ignore_index
-    out_pointer = out + tl.multiple_of(row_index * out_row_stride, OUT_ALIGNMENT)
-    if not SOFT_ALL and not labelled:
-        write_zeros(out_pointer, 1, start, V, BLOCK)
-        return
-    student_pointer = student + tl.multiple_of(row_index * student_row_stride, STUDENT_ALIGNMENT)
+    head = tl.multiple_of((row_index * out_row_stride) & (WIDTH - 1), OUT_ALIGNMENT)
+    out_pointer = out + tl.multiple_of(row_index * out_row_stride - head, WIDTH)
+    student_pointer = student + tl.multiple_of(row_index * student_row_stride - head, WIDTH)
     if teacher is None:
         row = student_pointer, None, student_column_stride, None, None, 1
     else:
-        teacher_pointer = teacher + tl.multiple_of(row_index * teacher_row_stride, TEACHER_ALIGNMENT)
+        teacher_pointer = teacher + tl.multiple_of(row_index * teacher_row_stride - head, WIDTH)
         row = student_pointer, None, student_column_stride, teacher_pointer, None, teacher_column_stride
-    row_upstream = tl.load(upstream + row_index * upstream_stride)
-    hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
-    soft_scale = row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32)
+    start = tl.program_id(1) * BLOCK
+    places = start + tl.arange(0, BLOCK)
+    in_row = (places >= head) & (places < head + V)
+    whole = (start >= head) & (start + BLOCK <= head + V)
+    # Every small load before the branch on the label, so that one wait covers them. The logits come after it: where
+    # most rows do not count, as in a masked LM, reading theirs would double the memory traffic.
+    label = tl.load(labels + row_index * label_stride)
+    row_terms = terms + row_index * TERMS
+    values = (
+        tl.load(row_terms + STUDENT_MAX_TERM),
+        tl.load(row_terms + TEACHER_MAX_TERM),
+        tl.load(row_terms + HARD_TERM),
+        tl.load(row_terms + STUDENT_SOFT_TERM),
+        tl.load(row_terms + TEACHER_SOFT_TERM),
+        tl.load(row_terms + LABEL_TERM),
+    )
     factor = tl.load(scalars + FACTOR).to(tl.float32)
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
-    row_statistics = statistics + row_index * STATISTICS
-    sums = (
-        tl.load(row_statistics + STUDENT_MAX),
-        tl.load(row_statistics + STUDENT_SUM),
-        tl.load(row_statistics + STUDENT_TAU_SUM),
-        tl.load(row_statistics + TEACHER_MAX),
-        tl.load(row_statistics + TEACHER_SUM),
-    )
-    scales = label, hard_scale, soft_scale, factor, residual
-    write_gradient_block((out_pointer, 1), row, scales, sums, start, V, BLOCK, V % BLOCK != 0)
+    if not SOFT_ALL and label == ignore_index:
+        if whole:
+            write_zeros(out_pointer, 1, places, None)
+        else:
+            write_zeros(out_pointer, 1, places, in_row)
+    elif whole:
+        write_gradient_block(out_pointer, 1, row, label + head, values, factor, residual, places, None)
+    else:
+        write_gradient_block(out_pointer, 1, row, label + head, values, factor, residual, places, in_row)

@@ -8,18 +8,33 @@ from torch import Tensor
 
 from dwt_kernels import arguments
 from dwt_kernels.arguments import Objective
-from dwt_kernels.layout import SCALARS, STATISTICS
+from dwt_kernels.layout import SCALARS, STATISTICS, TERMS
 from dwt_kernels.on_torch.scalars import reduce_rows as torch_reduce_rows
-from dwt_kernels.on_triton.launch import alignment, contiguous, launch, row_stride, row_tile, strides
+from dwt_kernels.on_triton.launch import (
+    alignment,
+    common_width,
+    contiguous,
+    launch,
+    row_stride,
+    row_tile,
+    strides,
+    whole_row_tile,
+)
 from dwt_kernels.on_triton.row_kernels import gradient_kernel, statistics_kernel
-from dwt_kernels.on_triton.scalar_kernels import losses_kernel, prepare_kernel, reduce_kernel, scale_kernel
+from dwt_kernels.on_triton.scalar_kernels import (
+    losses_kernel,
+    prepare_kernel,
+    reduce_kernel,
+    scale_kernel,
+    terms_kernel,
+)
 
 # A program of the gradient does one block and ends: five or six of four warps fit a multiprocessor; some load while
 # others compute; of twice this size it would be two.
 GRADIENT_BLOCK = 2048
 GRADIENT_WARPS = 4
 
-# Labels or row losses a step of the kernels that are one program; rows a program of the one from statistics to losses.
+# Labels or row losses a step of the kernels that are one program; rows a program of those that read the statistics.
 SCALAR_BLOCK = 4096
 SCALAR_WARPS = 8
 LOSSES_BLOCK = 128
@@ -79,7 +94,8 @@ def row_statistics(
     statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=student.device)
     if rows == 0:
         return statistics
-    tile = row_tile(student, teacher)
+    whole_row = None if upstream is None else whole_row_tile(student, teacher)
+    tile = whole_row or row_tile(student, teacher)
     launch(
         statistics_kernel,
         (rows,),
@@ -105,6 +121,7 @@ def row_statistics(
         TEACHER_ALIGNMENT=alignment(teacher),
         SOFT_ALL=soft_all and teacher is not None,
         IN_PLACE_GRADIENT=upstream is not None,
+        ONE_LOAD=whole_row is not None,
         num_warps=tile.num_warps,
         enable_fp_fusion=True,
     )
@@ -122,7 +139,10 @@ def row_statistics_and_gradients(
     ignore_index: int,
     soft_all: bool,
 ) -> Tensor:
-    """``Statistics`` (N, 7) fp32; the gradient is written over ``student``."""
+    """``Statistics`` (N, 7) fp32; the gradient is written over ``student``.
+
+    Where ``whole_row_tile`` fits, zeros go into the padding that shares the row's last 16 bytes.
+    """
     row_inputs = (student, student_bias, teacher, teacher_bias, labels)
     return row_statistics(*row_inputs, scalars, ignore_index, soft_all, upstream)
 
@@ -178,28 +198,45 @@ def row_gradients(
     rows, columns = student.shape
     if rows == 0:
         return
+    terms = torch.empty(rows, TERMS, dtype=torch.float32, device=student.device)
+    launch(
+        terms_kernel,
+        (triton.cdiv(rows, LOSSES_BLOCK),),
+        statistics,
+        scalars,
+        labels,
+        upstream,
+        terms,
+        rows,
+        labels.stride(0),
+        row_stride(upstream),
+        ignore_index,
+        BLOCK=LOSSES_BLOCK,
+        HAS_TEACHER=teacher is not None,
+        SOFT_ALL=soft_all and teacher is not None,
+    )
     block = min(GRADIENT_BLOCK, triton.next_power_of_2(columns))
+    width = min(block, common_width(out, student, teacher))
+    # Columns by which a row may begin before a block does.
+    most_head = 0 if out.stride(0) % width == 0 else width - 1
     launch(
         gradient_kernel,
-        (rows, triton.cdiv(columns, block)),
+        (rows, triton.cdiv(most_head + columns, block)),
         out,
         student,
         teacher,
         labels,
-        statistics,
+        terms,
         scalars,
-        upstream,
         out.stride(0),
         *student.stride(),
         *strides(teacher),
         labels.stride(0),
-        row_stride(upstream),
         ignore_index,
         V=columns,
         BLOCK=block,
+        WIDTH=width,
         OUT_ALIGNMENT=alignment(out),
-        STUDENT_ALIGNMENT=alignment(student),
-        TEACHER_ALIGNMENT=alignment(teacher),
         SOFT_ALL=soft_all and teacher is not None,
         num_warps=max(1, GRADIENT_WARPS * block // GRADIENT_BLOCK),
         enable_fp_fusion=True,

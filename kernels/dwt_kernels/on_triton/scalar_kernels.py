@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, disable-error-code="attr-defined"
-"""The small kernels around the rows: arguments to ``Scalars``, statistics to losses, losses to their means.
+"""The small kernels around the rows: arguments to ``Scalars``, statistics to losses and ``RowTerms``, losses to means.
 
 ``on_torch.scalars`` does the same with some thirty torch operations, whose launches would take longer than the rows at
 small batches. In fp64, as there. One more kernel scales a gradient of any size when the upstream gradient is known.
@@ -15,9 +15,11 @@ from dwt_kernels.on_triton.constants import (
     HARD_GRADIENT,
     HARD_LOSS,
     HARD_MEAN,
+    HARD_TERM,
     KL_SCALE,
     KL_SUM,
     LABEL_LOGIT,
+    LABEL_TERM,
     LEAST_RESIDUAL,
     LN_2,
     LOG2_E,
@@ -27,9 +29,16 @@ from dwt_kernels.on_triton.constants import (
     SOFT_LOSS,
     SOFT_MEAN,
     STATISTICS,
+    STUDENT_MAX,
+    STUDENT_MAX_TERM,
+    STUDENT_SOFT_TERM,
     STUDENT_SUM,
     STUDENT_TAU_SUM,
+    TEACHER_MAX,
+    TEACHER_MAX_TERM,
+    TEACHER_SOFT_TERM,
     TEACHER_SUM,
+    TERMS,
 )
 
 # These change from call to call. Triton would otherwise recompile when they become 1 or divisible by 16.
@@ -159,12 +168,59 @@ def losses_kernel(
 
 
 @triton.jit(do_not_specialize=ROW_COUNTS)
+def terms_kernel(
+    statistics,
+    scalars,
+    labels,
+    upstream,
+    terms,
+    rows,
+    label_stride,
+    upstream_stride,
+    ignore_index,
+    BLOCK: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    SOFT_ALL: tl.constexpr,
+):
+    """Program = BLOCK rows: ``layout.RowTerms`` (N, 6); anything finite on rows that do not count.
+
+    A row's quotients are made once, and not in each of its blocks. In fp64: an error would be the same in every column.
+    """
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    in_range = index < rows
+    labelled = tl.load(labels + index.to(tl.int64) * label_stride, mask=in_range, other=ignore_index) != ignore_index
+    counted = in_range if SOFT_ALL else labelled
+    row = statistics + index.to(tl.int64) * STATISTICS
+    out = terms + index.to(tl.int64) * TERMS
+    row_upstream = tl.load(upstream + index.to(tl.int64) * upstream_stride, mask=in_range, other=0.0).to(tl.float64)
+    hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT), 0.0)
+    student_sum = tl.load(row + STUDENT_SUM, mask=counted, other=1.0).to(tl.float64)
+    tl.store(out + STUDENT_MAX_TERM, tl.load(row + STUDENT_MAX, mask=counted, other=0.0), mask=in_range)
+    tl.store(out + HARD_TERM, (hard_scale / student_sum).to(tl.float32), mask=in_range)
+    tl.store(out + LABEL_TERM, hard_scale.to(tl.float32), mask=in_range)
+    if HAS_TEACHER:
+        soft_scale = row_upstream * tl.load(scalars + SOFT_GRADIENT)
+        student_tau_sum = tl.load(row + STUDENT_TAU_SUM, mask=counted, other=1.0).to(tl.float64)
+        teacher_sum = tl.load(row + TEACHER_SUM, mask=counted, other=1.0).to(tl.float64)
+        tl.store(out + TEACHER_MAX_TERM, tl.load(row + TEACHER_MAX, mask=counted, other=0.0), mask=in_range)
+        tl.store(out + STUDENT_SOFT_TERM, (soft_scale / student_tau_sum).to(tl.float32), mask=in_range)
+        tl.store(out + TEACHER_SOFT_TERM, (soft_scale / teacher_sum).to(tl.float32), mask=in_range)
+
+
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def scale_kernel(out, tensor, factor, elements, BLOCK: tl.constexpr):
-    """Program = BLOCK elements: out = tensor x factor (0-d fp32), multiplied in fp32 and rounded once."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    in_range = index < elements
-    product = tl.load(tensor + index, mask=in_range).to(tl.float32) * tl.load(factor)
-    tl.store(out + index, product.to(out.dtype.element_ty), mask=in_range)
+    """Program = BLOCK elements: out = tensor x factor (0-d fp32), multiplied in fp32 and rounded once.
+
+    ``elements`` may end within a load of several: only the last program masks.
+    """
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    index = start + tl.arange(0, BLOCK)
+    if start + BLOCK <= elements:
+        product = tl.load(tensor + index).to(tl.float32) * tl.load(factor)
+        tl.store(out + index, product.to(out.dtype.element_ty))
+    else:
+        product = tl.load(tensor + index, mask=index < elements).to(tl.float32) * tl.load(factor)
+        tl.store(out + index, product.to(out.dtype.element_ty), mask=index < elements)
 
 
 @triton.jit(do_not_specialize=ROW_COUNTS)

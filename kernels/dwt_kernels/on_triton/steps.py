@@ -32,19 +32,32 @@ from dwt_kernels.on_triton.constants import KL_SCALE, LOG2_E, MINUS_INF
 
 
 @triton.jit
-def load_logits(pointer, bias, column_stride, columns, V: tl.constexpr, MASKED: tl.constexpr):
-    """fp32 logits of these columns, bias included; -inf past the last one."""
+def load_logits(pointer, bias, column_stride, columns, mask):
+    """fp32 logits of these columns, bias included; -inf where the ``mask`` leaves one out. None leaves none out."""
     pointers = pointer + columns.to(tl.int64) * column_stride
-    if MASKED:
-        logits = tl.load(pointers, mask=columns < V, other=MINUS_INF).to(tl.float32)
-    else:
-        logits = tl.load(pointers).to(tl.float32)
+    logits = tl.load(pointers) if mask is None else tl.load(pointers, mask=mask, other=MINUS_INF)
+    return add_bias(logits.to(tl.float32), bias, columns, mask)
+
+
+@triton.jit
+def add_bias(logits, bias, columns, mask):
     if bias is not None:
-        if MASKED:
-            logits += tl.load(bias + columns, mask=columns < V, other=0.0).to(tl.float32)
-        else:
+        if mask is None:
             logits += tl.load(bias + columns).to(tl.float32)
+        else:
+            logits += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
     return logits
+
+
+@triton.jit
+def load_both(row, columns, mask):
+    """``load_logits`` of student and teacher; the teacher's are None where there is none."""
+    student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
+    student = load_logits(student_pointer, student_bias, student_stride, columns, mask)
+    if teacher_pointer is None:
+        return student, None
+    else:
+        return student, load_logits(teacher_pointer, teacher_bias, teacher_stride, columns, mask)
 
 
 @triton.jit
@@ -66,26 +79,14 @@ def rescaled(kl_sum, rescale):
 
 
 @triton.jit
-def load_lanes(
-    pointer,
-    bias,
-    column_stride,
-    start,
-    V: tl.constexpr,
-    STEPS: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """``load_logits`` of a block of columns as (STEPS, LANES, WIDTH): a lane, one thread, loads WIDTH neighbours.
+def lane_columns(start, STEPS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """The columns of a block, (STEPS, LANES x WIDTH): a lane, one thread, has WIDTH neighbours at every step.
 
-    Loaded in two dimensions and then reshaped: in a load of three dimensions, some versions of Triton give a thread one
+    In two dimensions and reshaped when loaded: in a load of three dimensions, some versions of Triton give a thread one
     step of several lanes.
     """
     step, place = tl.arange(0, STEPS), tl.arange(0, LANES * WIDTH)
-    columns = start + step[:, None] * (LANES * WIDTH) + place[None, :]
-    logits = load_logits(pointer, bias, column_stride, columns, V, MASKED)
-    return tl.reshape(logits, (STEPS, LANES, WIDTH))
+    return start + step[:, None] * (LANES * WIDTH) + place[None, :]
 
 
 @triton.jit
@@ -97,32 +98,29 @@ def lane_sums(x):
 @triton.jit
 def add_block(
     state,
-    row,
+    student,
+    teacher,
     factor,
     residual,
-    start,
-    V: tl.constexpr,
     STEPS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
-    MASKED: tl.constexpr,
     UNIT_TEMPERATURE: tl.constexpr,
 ):
-    """STEPS x LANES x WIDTH columns into ``state``, which is (m_s, S_1, S, m_t, W, K), each (LANES,)."""
+    """fp32 logits (STEPS, LANES x WIDTH) into ``state``, which is (m_s, S_1, S, m_t, W, K), each (LANES,)."""
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
-    student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
-    student = load_lanes(student_pointer, student_bias, student_stride, start, V, STEPS, LANES, WIDTH, MASKED)
+    student = tl.reshape(student, (STEPS, LANES, WIDTH))
     new_student_max = tl.maximum(student_max, tl.max(tl.max(student, 2), 0))
     student_reference = finite_or_zero(new_student_max)
     student -= student_reference[None, :, None]
     student_shift = student_max - student_reference
     exponentials = tl.exp2(student * LOG2_E)
     student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + lane_sums(exponentials)
-    # Not an early return: Triton would still compile what follows it, with loads from a teacher that is None.
-    if teacher_pointer is None:
+    # Not an early return: Triton would still compile what follows it, with a teacher that is None.
+    if teacher is None:
         return new_student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum
     else:
-        teacher = load_lanes(teacher_pointer, teacher_bias, teacher_stride, start, V, STEPS, LANES, WIDTH, MASKED)
+        teacher = tl.reshape(teacher, (STEPS, LANES, WIDTH))
         new_teacher_max = tl.maximum(teacher_max, tl.max(tl.max(teacher, 2), 0))
         teacher_reference = finite_or_zero(new_teacher_max)
         teacher -= teacher_reference[None, :, None]
@@ -162,6 +160,12 @@ def merged(state, factor, residual, HAS_TEACHER: tl.constexpr):
 
 
 @triton.jit
+def empty_state(LANES: tl.constexpr):
+    zeros = tl.zeros((LANES,), tl.float32)
+    return zeros + MINUS_INF, zeros, zeros, zeros + MINUS_INF, zeros, zeros
+
+
+@triton.jit
 def scan_row(
     row,
     factor,
@@ -171,50 +175,45 @@ def scan_row(
     TAIL_STEPS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
-    HAS_TEACHER: tl.constexpr,
     UNIT_TEMPERATURE: tl.constexpr,
 ):
     """The recurrence over a row. The last, partial block is apart and shorter, so that the others need no mask."""
-    zeros = tl.zeros((LANES,), tl.float32)
-    state = zeros + MINUS_INF, zeros, zeros, zeros + MINUS_INF, zeros, zeros
+    state = empty_state(LANES)
     BLOCK: tl.constexpr = STEPS * LANES * WIDTH
     for start in range(0, V // BLOCK * BLOCK, BLOCK):
-        state = add_block(state, row, factor, residual, start, V, STEPS, LANES, WIDTH, False, UNIT_TEMPERATURE)
+        student, teacher = load_both(row, lane_columns(start, STEPS, LANES, WIDTH), None)
+        state = add_block(state, student, teacher, factor, residual, STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
     if V % BLOCK != 0:
-        start = V // BLOCK * BLOCK
-        state = add_block(state, row, factor, residual, start, V, TAIL_STEPS, LANES, WIDTH, True, UNIT_TEMPERATURE)
-    return merged(state, factor, residual, HAS_TEACHER)
+        columns = lane_columns(V // BLOCK * BLOCK, TAIL_STEPS, LANES, WIDTH)
+        student, teacher = load_both(row, columns, columns < V)
+        state = add_block(state, student, teacher, factor, residual, TAIL_STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
+    return state
 
 
 @triton.jit
-def write_gradient_block(out, row, scales, sums, start, V: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """The gradient of a block of columns into the row ``out`` (pointer, column stride), which may be the student's.
-
-    ``scales``: (label, hard_scale, soft_scale, factor, residual); ``sums``: (m_s, S_1, S, m_t, W).
-    """
-    out_pointer, out_column_stride = out
-    label, hard_scale, soft_scale, factor, residual = scales
-    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum = sums
-    student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
-    columns = start + tl.arange(0, BLOCK)
-    student = load_logits(student_pointer, student_bias, student_stride, columns, V, MASKED) - student_max
+def gradient_of(student, teacher, at_label, terms, factor, residual):
+    """The gradient (fp32) from logits (fp32); ``at_label``: where the label is. ``terms``: ``layout.RowTerms``."""
+    student_max, teacher_max, hard, student_soft, teacher_soft, label_share = terms
+    student -= student_max
     # The soft difference is small or exact, onehot the largest term: this order of additions loses least.
-    gradient = tl.zeros((BLOCK,), tl.float32)
-    if teacher_pointer is not None:
-        teacher = load_logits(teacher_pointer, teacher_bias, teacher_stride, columns, V, MASKED) - teacher_max
-        gradient = tl.div_rn(soft_scale, student_tau_sum) * power(student, factor, residual, False)
-        gradient -= tl.div_rn(soft_scale, teacher_sum) * power(teacher, factor, residual, False)
-    gradient += tl.div_rn(hard_scale, student_sum) * tl.exp2(student * LOG2_E)
-    gradient -= tl.where(columns == label, hard_scale, 0.0)
-    pointers = out_pointer + columns.to(tl.int64) * out_column_stride
-    if MASKED:
-        tl.store(pointers, gradient.to(out_pointer.dtype.element_ty), mask=columns < V)
+    if teacher is None:
+        gradient = hard * tl.exp2(student * LOG2_E)
     else:
-        tl.store(pointers, gradient.to(out_pointer.dtype.element_ty))
+        gradient = student_soft * power(student, factor, residual, False)
+        gradient -= teacher_soft * power(teacher - teacher_max, factor, residual, False)
+        gradient += hard * tl.exp2(student * LOG2_E)
+    return gradient - tl.where(at_label, label_share, 0.0)
 
 
 @triton.jit
-def write_zeros(out, out_column_stride, start, V: tl.constexpr, BLOCK: tl.constexpr):
-    columns = start + tl.arange(0, BLOCK)
-    zeros = tl.zeros((BLOCK,), tl.float32).to(out.dtype.element_ty)
-    tl.store(out + columns.to(tl.int64) * out_column_stride, zeros, mask=columns < V)
+def write_gradient_block(out, out_stride, row, label, terms, factor, residual, columns, mask):
+    """The gradient of these columns into the row ``out``, which may be the student's."""
+    student, teacher = load_both(row, columns, mask)
+    gradient = gradient_of(student, teacher, columns == label, terms, factor, residual)
+    tl.store(out + columns.to(tl.int64) * out_stride, gradient.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def write_zeros(out, out_stride, columns, mask):
+    zeros = tl.zeros(columns.shape, out.dtype.element_ty)
+    tl.store(out + columns.to(tl.int64) * out_stride, zeros, mask=mask)

@@ -1,0 +1,87 @@
+# mypy: allow-untyped-defs, disable-error-code="assignment"
+"""A row that is loaded once: in registers as it was in memory while its sums are made, and its gradient after them.
+
+Legend as in ``steps``. A thread has WIDTH neighbours of every block of LANES x WIDTH columns. They are kept as the
+32-bit words that were loaded: every 16-bit number for itself would take a register, as would one converted to fp32.
+Rows must be aligned to WIDTH columns, so that WIDTH x ceil(V / WIDTH) of them can be read and written.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dwt_kernels.on_triton.constants import MINUS_INF
+from dwt_kernels.on_triton.steps import add_bias, add_block, empty_state, gradient_of, lane_columns
+
+
+@triton.jit
+def load_words(pointer, V: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """A row's words: for each block (1, LANES x words in WIDTH columns) int32; nothing without a ``pointer``."""
+    blocks = ()
+    if pointer is not None:
+        WORDS: tl.constexpr = WIDTH * pointer.dtype.element_ty.primitive_bitwidth // 32
+        for block in tl.static_range(tl.cdiv(V, LANES * WIDTH)):
+            words = lane_columns(block * (LANES * WORDS), 1, LANES, WORDS)
+            inside = words < tl.cdiv(V, WIDTH) * WORDS
+            blocks += (tl.load(pointer.to(tl.pointer_type(tl.int32)) + words, mask=inside, other=0),)
+    return blocks
+
+
+@triton.jit
+def logits_of(words, block: tl.constexpr, pointer, bias, columns, V: tl.constexpr, BLOCK: tl.constexpr):
+    """A block's fp32 logits, bias included, -inf past the last column."""
+    if pointer.dtype.element_ty.primitive_bitwidth == 32:
+        logits = words[block]
+    else:
+        logits = tl.join(words[block].to(tl.int16), (words[block] >> 16).to(tl.int16))
+    logits = tl.reshape(logits, columns.shape).to(pointer.dtype.element_ty, bitcast=True).to(tl.float32)
+    if (block + 1) * BLOCK <= V:
+        return add_bias(logits, bias, columns, None)
+    else:
+        return tl.where(columns < V, add_bias(logits, bias, columns, columns < V), MINUS_INF)
+
+
+@triton.jit
+def both_logits(row, words, block: tl.constexpr, columns, V: tl.constexpr, BLOCK: tl.constexpr):
+    """As ``steps.load_both``, of the block's columns, from the words (student's, teacher's)."""
+    student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
+    student_words, teacher_words = words
+    student = logits_of(student_words, block, student_pointer, student_bias, columns, V, BLOCK)
+    if teacher_pointer is None:
+        return student, None
+    else:
+        return student, logits_of(teacher_words, block, teacher_pointer, teacher_bias, columns, V, BLOCK)
+
+
+@triton.jit
+def sums_of_row(
+    row,
+    words,
+    factor,
+    residual,
+    V: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNIT_TEMPERATURE: tl.constexpr,
+):
+    """As ``steps.scan_row``."""
+    state = empty_state(LANES)
+    for block in tl.static_range(tl.cdiv(V, LANES * WIDTH)):
+        columns = lane_columns(block * (LANES * WIDTH), 1, LANES, WIDTH)
+        student, teacher = both_logits(row, words, block, columns, V, LANES * WIDTH)
+        state = add_block(state, student, teacher, factor, residual, 1, LANES, WIDTH, UNIT_TEMPERATURE)
+    return state
+
+
+@triton.jit
+def write_gradient_of_row(
+    row, words, label, terms, factor, residual, V: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Over the student's row, and zeros up to the next multiple of WIDTH columns."""
+    out = row[0]
+    for block in tl.static_range(tl.cdiv(V, LANES * WIDTH)):
+        columns = lane_columns(block * (LANES * WIDTH), 1, LANES, WIDTH)
+        student, teacher = both_logits(row, words, block, columns, V, LANES * WIDTH)
+        gradient = gradient_of(student, teacher, columns == label, terms, factor, residual)
+        tl.store(out + columns, gradient.to(out.dtype.element_ty), mask=columns < tl.cdiv(V, WIDTH) * WIDTH)
