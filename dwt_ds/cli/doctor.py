@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder that all hosts share, where runs will be written (default: the current one)",
     )
+    parser.add_argument(
+        "--recipe",
+        metavar="RECIPE",
+        help="also name the tokenizers of this recipe's data folder and teacher, and check that they go together",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -36,5 +41,9 @@ def main(args: argparse.Namespace) -> int:
 
     end_commands_on_signals()
     results = examine(args.hostfile, args.shared, lambda text: print(text, file=sys.stderr, flush=True))
+    if args.recipe is not None:
+        from dwt_ds.doctor.tokenizers import check_tokenizers
+
+        results.append(check_tokenizers(args.recipe))
     print(render(results, colour=sys.stdout.isatty()))
     return 0 if all(result.passed for result in results) else 1

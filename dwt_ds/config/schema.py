@@ -176,6 +176,9 @@ class TeacherConfig:
     fit on every rank. Its head is not sharded."""
     trust_remote_code: bool = False
     """Run Python code that comes with the teacher. Leave it off for models you do not trust."""
+    vocabulary: Literal["same", "shared"] = "same"
+    """same: the teacher's vocabulary must be the data folder's; shared: it may be another, and the soft loss compares
+    what both models say of the entries that both vocabularies have."""
     release: Literal["auto", "never"] = "auto"
     """auto: the teacher is freed once the soft weight is 0 for good, and the student trains on alone; never: it stays
     to the end."""
@@ -319,6 +322,14 @@ class RunConfig:
     """The objective."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length, batch, optimizer numbers, intervals."""
+
+    def __post_init__(self) -> None:
+        shares = self.teacher.path is not None and self.teacher.vocabulary == "shared"
+        if shares and self.distill.soft_positions == "all":
+            raise ValueError(
+                "distill.soft_positions='all': with teacher.vocabulary=shared the soft loss is on masked words that "
+                "both vocabularies have; use labelled"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, ready for YAML."""

@@ -6,24 +6,38 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from dwt_kernels import DistillLoss, linear_distill_loss
+from dwt_kernels import linear_distill_loss
 from torch import Tensor
 
 from dwt_ds.config.schema import DistillConfig
 from dwt_ds.data.batches import Batch
-from dwt_ds.distill.objective import LossScale, TeacherView
+from dwt_ds.data.shared_vocabulary import SharedVocabulary
+from dwt_ds.distill.objective import Losses, LossScale, SharedEntries, TeacherView
 
 
 class HeldOut(NamedTuple):
-    """Means over the labelled tokens of the validation rows."""
+    """Means over the labelled tokens of the validation rows, or over the aligned ones where it says so."""
 
     hard_loss: float
     soft_loss: float
+    """With shared entries, over the aligned tokens."""
+    shared_hard_loss: float | None = None
+    """Cross-entropy on the shared entries, over the aligned tokens; None for a teacher with the same vocabulary."""
+
+
+class TeacherHeldOut(NamedTuple):
+    """What a teacher is worth on the validation rows; NaN where there is no token to tell by."""
+
+    hard_loss: float
+    """Masked-token cross-entropy, nats; with another vocabulary that on the shared entries, at the aligned tokens."""
+    shared_mass: float | None = None
+    """Probability that it gives to the shared entries together, mean over the aligned tokens; None for the same
+    vocabulary."""
 
 
 @torch.no_grad()
 def held_out_loss(
-    objective: Callable[[Batch, TeacherView | None, LossScale], DistillLoss],
+    objective: Callable[[Batch, TeacherView | None, LossScale], Losses],
     teacher: Callable[[Batch], TeacherView] | None,
     batches: Iterable[Batch],
     temperature: float,
@@ -42,12 +56,21 @@ def held_out_loss(
     """
     one = torch.ones((), device=device)
     scale = LossScale(one, torch.tensor(temperature, device=device), hard_rows=one, soft_rows=one)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    is_shared = False
     for batch in batches:
         loss = objective(batch, teacher(batch) if teacher else None, scale)
-        sums += torch.stack([loss.hard.double(), loss.soft.double(), (batch.labels >= 0).sum().double()])
-    hard, soft, count = reduce_sum(sums).tolist()
-    return HeldOut(hard / count, soft / count) if count else None
+        labels = soft_rows = (batch.labels >= 0).sum()
+        shared_hard = torch.zeros_like(loss.hard)
+        if loss.shared_hard is not None and batch.teacher is not None:
+            is_shared, shared_hard = True, loss.shared_hard
+            soft_rows = torch.tensor(len(batch.teacher.aligned), device=device)
+        sums += torch.stack([each.double() for each in (loss.hard, loss.soft, shared_hard, labels, soft_rows)])
+    hard, soft, shared_hard, labels, soft_rows = reduce_sum(sums).tolist()
+    if not labels:
+        return None
+    soft_rows = max(soft_rows, 1.0)  # rows may have labels of which none is aligned
+    return HeldOut(hard / labels, soft / soft_rows, shared_hard / soft_rows if is_shared else None)
 
 
 @torch.no_grad()
@@ -59,7 +82,7 @@ def teacher_held_out_loss(
     reduce_sum: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> float:
-    """Masked-token cross-entropy of the teacher itself, nats; NaN without a labelled token.
+    """Masked-token cross-entropy, nats, of a teacher with the student's vocabulary; NaN without a labelled token.
 
     Args:
         teacher: gives its hidden states and head.
@@ -84,3 +107,52 @@ def teacher_held_out_loss(
         sums += torch.stack([loss.hard.double(), (batch.labels >= 0).sum().double()])
     hard, count = reduce_sum(sums).tolist()
     return hard / count if count else float("nan")
+
+
+@torch.no_grad()
+def shared_held_out_loss(
+    teacher: Callable[[Batch], TeacherView],
+    batches: Iterable[Batch],
+    shared: SharedVocabulary,
+    vocab_size: int,
+    config: DistillConfig,
+    reduce_sum: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> TeacherHeldOut:
+    """Of a teacher with a vocabulary of its own.
+
+    Args:
+        teacher: gives its hidden states at the aligned positions and its whole head.
+        batches: this rank's micro-batches, with the teacher's rows, already on `device`.
+        shared: which entries are the student's too.
+        vocab_size: tokens in the teacher's vocabulary; further columns of its head get no probability.
+        config: the loss kernel is the student's.
+        reduce_sum: sums a tensor over the ranks.
+        device: of the sums.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    entries, ids = SharedEntries.of(shared, device), torch.from_numpy(shared.teacher_ids).to(device)
+    for batch in batches:
+        view = teacher(batch)
+        assert batch.teacher is not None
+        labels = entries.index_of_student[batch.labels[batch.teacher.aligned]]
+        weight, bias = view.weight, view.bias
+        some = weight.index_select(0, ids), None if bias is None else bias.index_select(0, ids)
+        among_some, among_all = (
+            linear_distill_loss(
+                *(view.hidden, *head),
+                *(None, None, None),
+                target,
+                vocab_size=columns,
+                reduction="none",
+                backend=config.backend,
+                memory=config.memory,
+            ).hard.double()
+            for head, target, columns in ((some, labels, len(ids)), ((weight, bias), ids[labels], vocab_size))
+        )
+        # Both are -log p(label), and differ by the log of what the shared entries have of the probability.
+        mass = (among_some - among_all).exp()
+        count = torch.tensor(len(labels), device=device)
+        sums += torch.stack([among_some.sum(), mass.sum(), count.double()])
+    loss, mass_of_all, rows = reduce_sum(sums).tolist()
+    return TeacherHeldOut(loss / rows, mass_of_all / rows) if rows else TeacherHeldOut(float("nan"), float("nan"))

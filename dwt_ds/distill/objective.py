@@ -9,23 +9,46 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from dwt_kernels import DistillLoss, linear_distill_loss
 from torch import Tensor, nn
 
 from dwt_ds.config.schema import DistillConfig
 from dwt_ds.data.batches import Batch
+from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 
+class SharedEntries(NamedTuple):
+    """The E entries that the vocabularies of student and teacher have in common, on the models' device."""
+
+    student_ids: Tensor
+    """(E,) int64: rows of the student's head."""
+    index_of_student: Tensor
+    """(V,) int64: which of the E a token of the student is; -1 for none."""
+
+    @classmethod
+    def of(cls, shared: SharedVocabulary, device: torch.device) -> SharedEntries:
+        return cls(
+            torch.from_numpy(shared.student_ids).to(device),
+            torch.from_numpy(shared.shared_index_of_student).to(device),
+        )
+
+
 class TeacherView(NamedTuple):
-    """The teacher's prediction at N positions, as hidden states and head: the loss multiplies them to logits."""
+    """The teacher's prediction at N positions, as hidden states and head: the loss multiplies them to logits.
+
+    A teacher with another vocabulary predicts at the M aligned positions, and its head is that of the E shared entries.
+    """
 
     hidden: Tensor
-    """(N, H_teacher)."""
+    """(N, H_teacher), or (M, H_teacher)."""
     weight: Tensor
-    """(V or more, H_teacher)."""
+    """(V or more, H_teacher), or (E, H_teacher)."""
     bias: Tensor | None
-    """(V or more,)."""
+    """(V or more,), or (E,)."""
+    shared: SharedEntries | None = None
+    """None for a teacher with the student's vocabulary."""
 
 
 class LossScale(NamedTuple):
@@ -37,6 +60,17 @@ class LossScale(NamedTuple):
     """Divides the summed cross-entropy: labelled tokens over all ranks and accumulation steps."""
     soft_rows: Tensor
     """Divides the summed KL divergence: positions over all ranks and accumulation steps."""
+
+
+class Losses(NamedTuple):
+    """Of one micro-batch, fp32 scalars; the gradient goes through `loss` alone."""
+
+    loss: Tensor
+    hard: Tensor
+    soft: Tensor
+    shared_hard: Tensor | None = None
+    """Cross-entropy on the shared entries at the aligned positions, which compares with such a teacher's own; None for
+    a teacher with the student's vocabulary, whose loss compares with `hard`."""
 
 
 class DistillObjective(nn.Module):
@@ -58,17 +92,55 @@ class DistillObjective(nn.Module):
         self.memory = config.memory
         self.vocab_size = vocab_size
 
-    def forward(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> DistillLoss:
-        """Loss of one micro-batch, summed over its rows and divided by `scale`'s counts; fp32 scalars."""
+    def forward(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> Losses:
+        """Loss of one micro-batch, summed over its rows and divided by `scale`'s counts.
+
+        With shared entries, the hard loss is over the whole vocabulary all the same, and the soft loss over these
+        entries alone, both distributions renormalized to them.
+        """
         hidden = self.student(batch.input_ids, batch.attention_mask, batch.positions)
+        weight, bias = self.student.decoder_weight, self.student.decoder_bias
+        if teacher is None or teacher.shared is None:
+            return Losses(*self._loss(hidden, weight, bias, teacher, batch.labels, scale))
+        assert batch.teacher is not None  # it made the view
+        aligned, ids = batch.teacher.aligned, teacher.shared.student_ids
+        whole = self._loss(hidden, weight, bias, None, batch.labels, scale)
+        shared = linear_distill_loss(
+            hidden.index_select(0, aligned),
+            weight.index_select(0, ids),
+            None if bias is None else bias.index_select(0, ids),
+            teacher.hidden,
+            teacher.weight,
+            teacher.bias,
+            teacher.shared.index_of_student[batch.labels[aligned]],
+            temperature=scale.temperature,
+            hard_weight=0.0,
+            soft_weight=scale.soft_weight,
+            temperature_squared=self.temperature_squared,
+            normalizer=scale.soft_rows,
+            backend=self.backend,
+            memory=self.memory,
+        )
+        return Losses(whole.loss + shared.loss, whole.hard, shared.soft, shared.hard)
+
+    def _loss(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        teacher: TeacherView | None,
+        labels: Tensor,
+        scale: LossScale,
+    ) -> DistillLoss:
+        """Over the whole vocabulary, at all positions."""
         return linear_distill_loss(
             hidden,
-            self.student.decoder_weight,
-            self.student.decoder_bias,
+            weight,
+            bias,
             None if teacher is None else teacher.hidden,
             None if teacher is None else teacher.weight,
             None if teacher is None else teacher.bias,
-            batch.labels,
+            labels,
             temperature=scale.temperature,
             hard_weight=self.hard_weight,
             soft_weight=scale.soft_weight,

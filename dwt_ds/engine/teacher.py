@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from dwt_ds.base.words import one_line
 from dwt_ds.data.batches import Batch
-from dwt_ds.distill.objective import TeacherView
+from dwt_ds.data.shared_vocabulary import SharedVocabulary
+from dwt_ds.distill.objective import SharedEntries, TeacherView
 from dwt_ds.engine.ranks import gather_from_ranks
 from dwt_ds.models.build import parameter_count
 from dwt_ds.models.load import load_masked_lm
@@ -53,7 +54,7 @@ class TeacherEngine:
     """
 
     head: tuple[Tensor, Tensor | None]
-    """Weight (V, H) and bias (V,), whole on every rank."""
+    """Weight (V, H) and bias (V,), whole on every rank; (E, H) and (E,) after `keep_shared`."""
     gathered: GatheredMaskedLM
     """The model with its head split off, inside the engine."""
 
@@ -71,6 +72,7 @@ class TeacherEngine:
         self._path, self._dtype, self._device, self._seq_len = path, _DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code
         self._engine: nn.Module | None = None
+        self._shared: SharedEntries | None = None
         self._sharded, self._probes = sharded, bool(kernel_inject) and not sharded
         self._probe = _Probe()
         self.injected = False
@@ -106,6 +108,14 @@ class TeacherEngine:
             self._engine = self._shard(self.gathered) if self._sharded else self._choose_engine()
         return self._engine
 
+    @torch.no_grad()
+    def keep_shared(self, shared: SharedVocabulary) -> None:
+        """Keep of the head, from here on, only what the student's vocabulary has too; the teacher's is another."""
+        weight, bias = self.head
+        ids = torch.from_numpy(shared.teacher_ids).to(weight.device)
+        self.head = weight.index_select(0, ids), None if bias is None else bias.index_select(0, ids)
+        self._shared = SharedEntries.of(shared, weight.device)
+
     def release(self) -> None:
         """Free weights, buffers and workspace for good; it must not be called after that."""
         engine, modules = self._engine, [self.gathered, *([self._engine] if self._engine is not None else [])]
@@ -127,8 +137,9 @@ class TeacherEngine:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherView:
         """Hidden states at the rows' positions, and the head that turns them into logits."""
-        hidden = self.start()(batch.input_ids, batch.attention_mask, batch.positions)
-        return TeacherView(hidden, *self.head)
+        rows = batch if batch.teacher is None else batch.teacher
+        hidden = self.start()(rows.input_ids, rows.attention_mask, rows.positions)
+        return TeacherView(hidden, *self.head, self._shared)
 
     def _load(self, device: torch.device) -> GatheredMaskedLM:
         model = load_masked_lm(self._path, dtype=self._dtype, trust_remote_code=self._trust_remote_code)

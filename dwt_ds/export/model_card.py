@@ -47,11 +47,12 @@ def model_card(
     )
     quantized = "" if facts.quantization is None else _QUANTIZED
     rows = {
-        "objective": _objective(settings["distill"]) if distilled else "masked-token cross-entropy",
+        "objective": _objective(settings) if distilled else "masked-token cross-entropy",
         "teacher's weights": facts.teacher,
         "teacher": None if teacher_released is None else f"released at step {teacher_released:,}",
         "data (fingerprint of its rows)": facts.data,
         "tokenizer (sha256)": facts.tokenizer,
+        "teacher's tokenizer (sha256)": facts.teacher_tokenizer,
         "settings (sha256)": facts.settings_sha256,
         "held-out MLM loss": None if held_out_loss is None else round(held_out_loss, 4),
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
@@ -86,11 +87,15 @@ def held_out_loss_at(step: int, metrics: Path) -> float | None:
     return next((loss for loss in losses if loss is not None), None)
 
 
-def _objective(distill: Mapping[str, Any]) -> str:
+def _objective(settings: Mapping[str, Any]) -> str:
+    distill = settings["distill"]
+    # Earlier versions had no such setting.
+    shared = settings["teacher"].get("vocabulary") == "shared"
+    entries = " and the entries that both vocabularies have" if shared else ""
     squared = " x temperature^2" if distill["temperature_squared"] else ""
     return (
         f"{distill['hard_weight']:g} x cross-entropy + w x KL(teacher, student){squared}, the latter on "
-        f"{distill['soft_positions']} positions; w: {_schedule(distill['soft_weight'])}; "
+        f"{distill['soft_positions']} positions{entries}; w: {_schedule(distill['soft_weight'])}; "
         f"temperature: {_schedule(distill['temperature'])}"
     )
 

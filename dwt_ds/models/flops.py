@@ -9,6 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
+from dwt_ds.data.overlap import Overlap
+from dwt_ds.models.build import longest_row
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 
@@ -64,6 +66,8 @@ class Work:
 
     student_forward: float
     teacher_forward: float
+    """What the teacher costs: with a vocabulary of its own also the student's logits of the shared entries, forward and
+    backward."""
     recomputed: float = 0
     """Of the student's forward pass, repeated in the backward pass (activation checkpointing): they take time."""
 
@@ -71,3 +75,37 @@ class Work:
     def per_row(self) -> float:
         """Without repetitions: the student's forward pass and twice that backward, the teacher's forward pass."""
         return 3 * self.student_forward + self.teacher_forward
+
+
+def work_of_a_row(
+    student: GatheredMaskedLM,
+    teacher: GatheredMaskedLM | None,
+    *,
+    seq_len: int,
+    labels: int,
+    vocab_size: int,
+    overlap: Overlap | None = None,
+) -> Work:
+    """Operations of a row, without repetitions.
+
+    Args:
+        student, teacher: on the meta device.
+        seq_len: tokens of the row.
+        labels: its positions that reach the head.
+        vocab_size: of the student.
+        overlap: with a teacher that has a vocabulary of its own; None: it has the student's.
+    """
+    ours = forward_flops(student, seq_len, labels, vocab_size)
+    if teacher is None:
+        return Work(ours, 0)
+    if overlap is None:
+        return Work(ours, forward_flops(teacher, seq_len, labels, vocab_size))
+    aligned, theirs = round(overlap.aligned_share * labels), teacher_width(teacher, overlap, seq_len)
+    again = 2 * aligned * overlap.entries * int(student.decoder_weight.shape[-1])
+    return Work(ours, forward_flops(teacher, theirs, aligned, overlap.entries) + 3 * again)
+
+
+def teacher_width(teacher: GatheredMaskedLM, overlap: Overlap, seq_len: int) -> int:
+    """The teacher's tokens for a row of `seq_len` of the student's; rows longer than it can read are cut."""
+    wanted, longest = round(overlap.teacher_tokens * seq_len), longest_row(teacher.model.config)
+    return wanted if longest is None else min(wanted, longest)

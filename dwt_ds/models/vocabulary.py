@@ -1,4 +1,6 @@
-"""Tokenizers of models. Teacher and student must give every token the same id, or the teacher's logits mean nothing."""
+"""Tokenizers of models. Teacher and student must give every token the same id, or the teacher's logits mean nothing;
+unless the run compares only the entries that both vocabularies have.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from dwt_ds.base.words import one_line
+from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.models.build import longest_row, masked_lm_class
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
@@ -75,10 +78,12 @@ def check_same_vocabulary(
         teacher_rows: rows of the teacher's decoder; padding may make them more than the tokens.
 
     Raises:
-        ValueError: one line with both numbers of tokens and the first id at which they differ, or too few rows.
+        ValueError: one line with both numbers of tokens, the first id at which they differ and what they share, or too
+            few rows.
         FileNotFoundError: the teacher has no tokenizer.
     """
-    theirs, ours = load_tokenizer(teacher).get_vocab(), student.get_vocab()
+    tokenizer = load_tokenizer(teacher)
+    theirs, ours = tokenizer.get_vocab(), student.get_vocab()
     if theirs != ours:
         by_id_theirs = {number: token for token, number in theirs.items()}
         by_id_ours = {number: token for token, number in ours.items()}
@@ -90,13 +95,27 @@ def check_same_vocabulary(
         raise ValueError(
             f"teacher.path: its vocabulary of {len(theirs)} tokens is not the {len(ours)} of the data folder{where}; "
             "prepare the data with the teacher's tokenizer, or train the teacher on this data"
+            f"{_way_out(student, tokenizer)}"
         )
-    size = vocabulary_size(student)
+    check_decoder_rows(tokenizer, teacher_rows)
+
+
+def check_decoder_rows(teacher: PreTrainedTokenizerBase, teacher_rows: int) -> None:
+    """Refuse, with a ValueError of one line, a teacher whose decoder has fewer rows than its tokenizer has tokens."""
+    size = vocabulary_size(teacher)
     if teacher_rows < size:
         raise ValueError(
             f"teacher.path: its decoder has {teacher_rows} rows for a vocabulary of {size}; give the model that "
             "belongs to its tokenizer"
         )
+
+
+def _way_out(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str:
+    try:
+        share = SharedVocabulary.of(student, teacher).share_of_student
+    except ValueError:  # such a teacher cannot teach by shared entries either
+        return ""
+    return f", or set teacher.vocabulary=shared: {share:.0%} of the data folder's entries are the teacher's too"
 
 
 def _shown(by_id: dict[int, str], number: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dwt_ds.distill.release import TeacherRelease
-from dwt_ds.models.flops import Work, forward_flops, recomputed_flops
+from dwt_ds.models.flops import Work, recomputed_flops, work_of_a_row
 from dwt_ds.models.growth.plan import GrowthPlan, check_growth
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.hardware import Device
@@ -47,7 +47,10 @@ class Plan:
         """None if every rank has the whole teacher."""
         teacher = self.simulator.teacher
         sharded = self.settings.config.teacher.sharded and self.ranks > 1
-        return ShardedTeacher(teacher, self.ranks) if sharded and teacher is not None else None
+        if not sharded or teacher is None:
+            return None
+        overlap = self.shapes.overlap
+        return ShardedTeacher(teacher, self.ranks, None if overlap is None else overlap.entries)
 
     @cached_property
     def partition(self) -> Partition:
@@ -104,14 +107,17 @@ class Plan:
     @cached_property
     def work(self) -> Work:
         corpus, labels = self.settings.corpus, self.settings.positions_per_row
-        models = [self.shapes.student, self.shapes.teacher]
-        student, teacher = (
-            0 if each is None else forward_flops(each, corpus.seq_len, labels, corpus.vocab_size) for each in models
+        work = work_of_a_row(
+            self.shapes.student,
+            self.shapes.teacher,
+            seq_len=corpus.seq_len,
+            labels=labels,
+            vocab_size=corpus.vocab_size,
+            overlap=self.shapes.overlap,
         )
-        again = 0
         if self.settings.config.train.activation_checkpointing:
-            again = recomputed_flops(self.shapes.student, corpus.seq_len, labels)
-        return Work(student, teacher, again)
+            work = replace(work, recomputed=recomputed_flops(self.shapes.student, corpus.seq_len, labels))
+        return work
 
     def traffic(self, stage: int) -> list[Traffic]:
         """Collectives of a step at a ZeRO stage."""

@@ -73,6 +73,12 @@ def _models(plan: Plan) -> Lines:
         share = shapes.teacher_parameters / shapes.student_parameters
         lines.append(f"teacher  {shapes.teacher_parameters:,} parameters, {share:.2f} of the student's")
         lines.append(f"         {shapes.teacher_source}")
+    if shapes.overlap is not None:
+        lines.append(
+            f"shared   {shapes.overlap.entries:,} entries of both vocabularies, {shapes.overlap.aligned_share:.0%} of "
+            f"the labels aligned, {shapes.overlap.teacher_tokens:.2f} of the teacher's tokens for one of the student's "
+            f"({shapes.overlap_source})"
+        )
     growth = plan.growth
     if growth is None:
         lines.append("init     random weights")

@@ -15,6 +15,7 @@ from dwt_ds.base.words import one_line
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.recipe import load_recipe, recipe_names
 from dwt_ds.config.schema import StudentConfig
+from dwt_ds.data.overlap import Overlap
 from dwt_ds.models.build import build_student, parameter_count, student_model_config
 from dwt_ds.models.flops import meta_model, silence_padding_warning
 from dwt_ds.models.load import load_model_config
@@ -22,6 +23,7 @@ from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, freeze_unused_para
 from dwt_ds.models.quantization import prepare
 from dwt_ds.plan.communication import Traffic
 from dwt_ds.plan.corpus import Corpus
+from dwt_ds.plan.vocabulary import find_overlap
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 from dwt_ds.run.resolve import Resolved
 
@@ -42,6 +44,9 @@ class Shapes:
     student: GatheredMaskedLM
     teacher: GatheredMaskedLM | None
     teacher_source: str
+    overlap: Overlap | None = None
+    """With a teacher that has a vocabulary of its own."""
+    overlap_source: str = ""
 
     @property
     def trainable_numels(self) -> list[int]:
@@ -83,8 +88,11 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
         if settings.quantization is not None:
             _quantize(student, settings.quantization)
     teacher = find_teacher(settings) if trainer is None else _trained_by(trainer)
-    gathered = None if teacher is None else meta_model(teacher.config)
-    return Shapes(student, gathered, "" if teacher is None else teacher.source)
+    if teacher is None:
+        return Shapes(student, None, "")
+    trained_on = None if trainer is None else trainer.config.data.dir
+    overlap, overlap_source = find_overlap(settings.config, settings.corpus.vocab_size, teacher.config, trained_on)
+    return Shapes(student, meta_model(teacher.config), teacher.source, overlap, overlap_source)
 
 
 def _quantize(gathered: GatheredMaskedLM, quantization: Quantization) -> None:
@@ -150,6 +158,12 @@ def buffer_bytes(model: nn.Module) -> int:
     return sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
 
 
+def head_elements(model: GatheredMaskedLM, entries: int | None = None) -> int:
+    """Elements of the decoder's weight and bias, or of so many of its rows."""
+    head = [each for each in (model.decoder_weight, model.decoder_bias) if each is not None]
+    return sum(each.numel() if entries is None else entries * each[0].numel() for each in head)
+
+
 @dataclass(frozen=True)
 class ShardedTeacher:
     """A teacher whose weights are sharded over the ranks, as ZeRO-3 shards a student's.
@@ -157,16 +171,17 @@ class ShardedTeacher:
     Args:
         model: in the dtype that it computes in, on any device.
         ranks: processes of the run.
+        entries: rows of the head that a rank keeps beside it; None: all.
     """
 
     model: GatheredMaskedLM
     ranks: int
+    entries: int | None = None
 
     @property
     def bytes(self) -> int:
-        """What a rank holds from step to step: its shard, small weights whole, and a whole copy of the head."""
-        head = [self.model.decoder_weight, self.model.decoder_bias]
-        whole = sum(each.numel() for each in head if each is not None)
+        """What a rank holds from step to step: its shard, small weights whole, and a copy of the head."""
+        whole = head_elements(self.model, self.entries)
         small = self._zero.persistent_elements(self._partition)
         return self._zero.element_bytes * (self._partition.shards + small + whole) + buffer_bytes(self.model)
 

@@ -14,8 +14,9 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from dwt_ds.models.flops import teacher_width
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
-from dwt_ds.plan.shapes import Shapes
+from dwt_ds.plan.shapes import Shapes, head_elements
 from dwt_ds.plan.stand_ins import Loss, chunk_rows, imitate_device
 from dwt_ds.run.resolve import Resolved
 
@@ -111,7 +112,7 @@ class Simulator:
     """
 
     def __init__(self, settings: Resolved, shapes: Shapes, *, on_cpu: bool) -> None:
-        self._settings, self._on_cpu = settings, on_cpu
+        self._settings, self._on_cpu, self._overlap = settings, on_cpu, shapes.overlap
         self._dtype = DTYPES[settings.ds.precision]
         wanted = settings.config.teacher.dtype
         self._teacher_dtype = self._dtype if wanted == "auto" else DTYPES[wanted]
@@ -131,15 +132,23 @@ class Simulator:
         return self._teacher
 
     def teacher_bytes(self) -> int:
-        """Bytes of the whole teacher: weights and buffers."""
-        return 0 if self._teacher is None else _bytes_of(self._teacher)
+        """Bytes of the whole teacher: weights and buffers, and its head's rows of shared entries."""
+        if self._teacher is None:
+            return 0
+        rows = 0 if self._overlap is None else head_elements(self._teacher, self._overlap.entries)
+        return _bytes_of(self._teacher) + rows * self._teacher_dtype.itemsize
 
     def micro_batch(self, rows: int) -> MicroBatchCost:
         """Bytes and operations of a micro-batch of `rows` full rows."""
         with torch.device("meta"):
             input_ids = torch.zeros(rows, self._settings.corpus.seq_len, dtype=torch.int64)
             positions = torch.zeros(rows * self._settings.positions_per_row, dtype=torch.int64)
-        view, teacher_peak, teacher_launches = self._teach(input_ids, positions)
+            their_ids, their_positions = input_ids, positions
+            if self._overlap is not None and self._teacher is not None:
+                width = teacher_width(self._teacher, self._overlap, input_ids.shape[1])
+                their_ids = torch.zeros(rows, width, dtype=torch.int64)
+                their_positions = positions[: round(self._overlap.aligned_share * len(positions))]
+        view, teacher_peak, teacher_launches = self._teach(their_ids, their_positions)
         existing = [*self._student.parameters(), *self._student.buffers(), *(view or ())]
         student_bytes = LiveBytes(existing).now
         trained = [p for p in self._student.parameters() if p.requires_grad]
@@ -163,7 +172,9 @@ class Simulator:
 
     def logit_rows(self, rows: int) -> int | None:
         """Rows of logits in memory at once for a micro-batch of `rows`; None: logit-free."""
-        return self._rows_at_once(rows * self._settings.positions_per_row)
+        with_teacher = self._teacher is not None and self._overlap is None
+        positions, columns = rows * self._settings.positions_per_row, self._settings.corpus.vocab_size
+        return self._rows_at_once(positions, columns, with_teacher=with_teacher)
 
     def _teach(self, input_ids: Tensor, positions: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int, int]:
         if self._teacher is None:
@@ -172,20 +183,32 @@ class Simulator:
         with torch.no_grad(), torch.device("meta"), LiveBytes(existing) as live:
             before = live.now
             hidden = self._teacher(input_ids, None, positions)
-        return (hidden, self._teacher.decoder_weight), live.peak - before, live.launches
+        weight = self._teacher.decoder_weight
+        shared = weight if self._overlap is None else weight[: self._overlap.entries]
+        return (hidden, shared), live.peak - before, live.launches
 
     def _loss(self, hidden: Tensor, view: tuple[Tensor, Tensor] | None) -> Tensor:
         size = self._settings.corpus.vocab_size
         weight, bias = self._student.decoder_weight[:size], self._student.decoder_bias
-        teacher = None if view is None else (view[0], view[1][:size])
-        rows_at_once = self._rows_at_once(hidden.shape[0])
         bias = None if bias is None else bias[:size]
+        if view is not None and self._overlap is not None:
+            whole = self._one_loss(hidden, weight, bias, None)
+            with torch.device("meta"):
+                ids = torch.zeros(self._overlap.entries, dtype=torch.int64)
+                aligned = torch.zeros(len(view[0]), dtype=torch.int64)
+            some = None if bias is None else bias.index_select(0, ids)
+            return whole + self._one_loss(hidden.index_select(0, aligned), weight.index_select(0, ids), some, view)
+        return self._one_loss(hidden, weight, bias, None if view is None else (view[0], view[1][:size]))
+
+    def _one_loss(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        rows_at_once = self._rows_at_once(hidden.shape[0], weight.shape[0], with_teacher=teacher is not None)
         loss: Tensor = Loss.apply(hidden, weight, bias, teacher, rows_at_once, self._on_cpu)  # type: ignore[no-untyped-call]
         return loss
 
-    def _rows_at_once(self, rows: int) -> int | None:
-        element_bytes = self._dtype.itemsize + (0 if self._teacher is None else self._teacher_dtype.itemsize)
-        row_bytes = self._settings.corpus.vocab_size * element_bytes
+    def _rows_at_once(self, rows: int, columns: int, *, with_teacher: bool) -> int | None:
+        row_bytes = columns * (self._dtype.itemsize + (self._teacher_dtype.itemsize if with_teacher else 0))
         return chunk_rows(rows, row_bytes, memory=self._settings.config.distill.memory, on_cpu=self._on_cpu)
 
 

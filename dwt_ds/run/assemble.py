@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,9 +15,10 @@ from dwt_ds.base.trees import differences
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.config.schema import TrainConfig
 from dwt_ds.data.batches import StepBatches
+from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.adaptive import AdaptiveWeight
-from dwt_ds.distill.objective import DistillObjective
+from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_data, require_same_software
@@ -36,13 +37,12 @@ from dwt_ds.engine.student import (
     quieten_deepspeed,
     start_student,
 )
-from dwt_ds.engine.teacher import TeacherEngine
-from dwt_ds.models.build import parameter_count
 from dwt_ds.models.load import weights_origin
 from dwt_ds.models.swaps import check_layer_norm
 from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import TOKENIZER, RunFolder
+from dwt_ds.run.introduction import report_growth, report_models, report_overlap
 from dwt_ds.run.mfu import Utilization
 from dwt_ds.run.models import build_objective, check_initial_weights, check_student, load_teacher
 from dwt_ds.run.progress import Progress, print_line
@@ -50,6 +50,7 @@ from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_fac
 from dwt_ds.run.session import Session
 from dwt_ds.run.stop import StopRequest
 from dwt_ds.run.stuck import StuckWatch
+from dwt_ds.run.vocabulary import OtherVocabulary
 
 
 def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | None, stop: StopRequest) -> Session | None:
@@ -100,31 +101,48 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         alone = released is not None and checkpoint.path is not None
         if not alone:
             check_initial_weights(resolved, tokenizer)
-        facts = replace(facts, teacher=taught_by if alone else _teacher_origin(resolved))
-        teacher = None if released is not None else load_teacher(resolved, tokenizer)
-        objective = build_objective(resolved, tokenizer, grown=not alone)
+        other = None if alone else OtherVocabulary.load(resolved.config.teacher, tokenizer)
+        teaches = taught_by if alone else _teacher_origin(resolved, other)
+        facts = replace(facts, teacher=teaches.weights, teacher_tokenizer=teaches.tokenizer)
+        teacher = None if released is not None else load_teacher(resolved, tokenizer, other)
+        objective = build_objective(resolved, tokenizer, other, grown=not alone)
+        overlap = None
+        if other is not None and teacher is not None and ranks.rank() == 0:
+            overlap = Overlap.measure(other.tokens, data, resolved.config.data)
     if teacher is not None:
         teacher.start()
     with ranks.raise_on_all_ranks():
         if ranks.rank() == 0:
             folder.begin(facts.identity, resolved.to_recipe(), resolved.ds_values)
             tokenizer.save_pretrained(folder.path / TOKENIZER)
-    evaluation = Evaluation(resolved, data)
-    measured = ranks.broadcast_from_rank_0(before.teacher_loss if facts.teacher == taught_by else None)
-    teacher_loss = report_models(resolved, objective, teacher, evaluation, measured=measured, released=released)
+    if other is not None and resolved.config.student.init != "random" and checkpoint.path is None:
+        report_growth(resolved, other)
+    if teacher is None:
+        other = None  # it gave weights at most
+    evaluation = Evaluation(resolved, data, other)
+    measured = ranks.broadcast_from_rank_0(_measured(before) if teaches == taught_by else None)
+    worth = report_models(resolved, objective, teacher, evaluation, measured=measured, released=released)
+    if other is not None and teacher is not None:
+        teacher.keep_shared(other.shared)
+    if other is not None and overlap is not None:
+        report_overlap(other, overlap)
     utilization = None
     if ranks.rank() == 0:
-        utilization = Utilization.of(resolved, objective.student, None if teacher is None else teacher.gathered)
+        theirs = None if teacher is None else teacher.gathered
+        utilization = Utilization.of(resolved, objective.student, theirs, overlap)
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())
     student = start_student(objective, resolved.ds_values)
     state = _resume(student, checkpoint, folder, resolved, facts)
-    state = replace(state, teacher_loss=teacher_loss, teacher_released=released)
+    loss, mass = (None, None) if worth is None else worth
+    state = replace(state, teacher_loss=loss, teacher_mass=mass, teacher_released=released)
+    if teaches.tokenizer != taught_by.tokenizer:
+        state = replace(state, adaptive={})  # its averages are losses on other entries
     return Session(
         resolved=resolved,
         student=student,
         teacher=teacher,
-        adaptive=_adaptive_weight(resolved, teacher_loss, state),
-        batches=_step_batches(resolved, data, state),
+        adaptive=_adaptive_weight(resolved, state),
+        batches=_step_batches(resolved, data, state, other),
         evaluation=evaluation,
         exporter=Exporter(student, tokenizer, resolved.quantization, facts, state.starts, folder.metrics),
         folder=folder,
@@ -150,54 +168,6 @@ def _occupy(folder: RunFolder, total_steps: int) -> int:
     return folder.finished_steps()  # again: the former writer may have ended well meanwhile
 
 
-def report_models(
-    resolved: Resolved,
-    objective: DistillObjective,
-    teacher: TeacherEngine | None,
-    evaluation: Evaluation,
-    *,
-    measured: float | None,
-    released: int | None,
-) -> float | None:
-    """Print both models' sizes and the teacher's held-out loss: weak means smaller, or worse at equal size.
-
-    Args:
-        resolved: the run's settings.
-        objective: with the student.
-        teacher: None for a student that trains alone, be it from here on.
-        evaluation: measures the teacher where no start of the run did so before.
-        measured: the loss as an earlier start measured it.
-        released: where the teacher was released.
-
-    Returns:
-        That loss; None where it is not known: without a teacher, or without held-out rows.
-    """
-    ours = parameter_count(objective.student)
-    config = resolved.config
-    _say(
-        f"{resolved.world_size} ranks, ZeRO-{resolved.ds.zero_stage}, {resolved.ds.precision}; "
-        f"{resolved.total_steps} steps of {resolved.rows_per_step} rows; "
-        f"{resolved.corpus.rows:,} rows in {config.data.dir}"
-    )
-    _say(f"student: {config.student.family}, {ours:,} parameters")
-    if resolved.quantization is not None:
-        _say(f"quantization-aware: {resolved.quantization.describe()}")
-    if released is not None:
-        _say(f"teacher: {config.teacher.path}, released at step {released}, not loaded")
-    if teacher is None:
-        return measured
-    theirs = teacher.parameters
-    loss = evaluation.teacher_loss(teacher) if measured is None else measured
-    judged = "no held-out rows to measure it by" if math.isnan(loss) else f"held-out MLM loss {loss:.4f}"
-    _say(
-        f"teacher: {config.teacher.path}, {theirs:,} parameters ({theirs / ours:.2f} of the student's), {judged}; "
-        f"{teacher.injection}"
-    )
-    if theirs > ours:
-        _say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
-    return None if math.isnan(loss) else loss
-
-
 def _recipe_or_error(name: str, overrides: list[str]) -> Recipe | Exception:
     """The recipe, or what is wrong with it: the ranks cannot report that together before they are started."""
     try:
@@ -220,7 +190,20 @@ def _check_rows(resolved: Resolved) -> None:
         )
 
 
-def _teacher_origin(resolved: Resolved) -> str | None:
+class TeacherOrigin(NamedTuple):
+    """Which teacher it is."""
+
+    weights: str | None
+    """Where they come from; None without a teacher, and on all ranks but the first."""
+    tokenizer: str | None
+    """Its sha256, where `teacher.vocabulary` is shared; None for the data folder's."""
+
+
+def _teacher_origin(resolved: Resolved, other: OtherVocabulary | None) -> TeacherOrigin:
+    return TeacherOrigin(_weights_origin(resolved), None if other is None else other.tokenizer_sha256)
+
+
+def _weights_origin(resolved: Resolved) -> str | None:
     """Rank 0 alone reads the weights, and alone writes what it finds."""
     config = resolved.config.teacher
     if ranks.rank() != 0:
@@ -241,12 +224,18 @@ def _watch(folder: RunFolder, train: TrainConfig) -> StuckWatch:
     )
 
 
-def _state_and_teacher(checkpoint: Path | None) -> tuple[RunState, str | None]:
-    """Where a checkpoint's run stands, and where its teacher's weights came from."""
+def _state_and_teacher(checkpoint: Path | None) -> tuple[RunState, TeacherOrigin]:
+    """Where a checkpoint's run stands, and which teacher it had."""
     if checkpoint is None:
-        return RunState(), None
+        return RunState(), TeacherOrigin(None, None)
     manifest = read_manifest(checkpoint)
-    return RunState(**manifest["state"]), manifest.get("teacher")
+    origin = TeacherOrigin(manifest.get("teacher"), manifest.get("teacher_tokenizer"))
+    return RunState(**manifest["state"]), origin
+
+
+def _measured(before: RunState) -> TeacherHeldOut | None:
+    """What an earlier start found of the teacher."""
+    return None if before.teacher_loss is None else TeacherHeldOut(before.teacher_loss, before.teacher_mass)
 
 
 def _check_length(checkpoint: Path, resolved: Resolved) -> None:
@@ -287,17 +276,19 @@ def _resume(
     return replace(state, starts=[*state.starts, {**start, "versions": facts.versions}])
 
 
-def _adaptive_weight(resolved: Resolved, teacher_loss: float | None, state: RunState) -> AdaptiveWeight | None:
+def _adaptive_weight(resolved: Resolved, state: RunState) -> AdaptiveWeight | None:
     schedule = resolved.config.distill.soft_weight
-    if schedule.schedule != "adaptive" or teacher_loss is None:
+    if schedule.schedule != "adaptive" or state.teacher_loss is None:
         return None  # alone, a student has no soft loss to weigh
-    adaptive = AdaptiveWeight(schedule, teacher_loss, ranks.device())
+    adaptive = AdaptiveWeight(schedule, state.teacher_loss, ranks.device())
     if state.adaptive:
         adaptive.load_state_dict(state.adaptive)
     return adaptive
 
 
-def _step_batches(resolved: Resolved, data: PreparedData, state: RunState) -> StepBatches:
+def _step_batches(
+    resolved: Resolved, data: PreparedData, state: RunState, other: OtherVocabulary | None
+) -> StepBatches:
     train = resolved.config.train
     return StepBatches(
         data.train,
@@ -309,6 +300,7 @@ def _step_batches(resolved: Resolved, data: PreparedData, state: RunState) -> St
         rank=ranks.rank(),
         world_size=ranks.world_size(),
         soft_positions=resolved.config.distill.soft_positions,
+        teacher_tokens=None if other is None else other.tokens,
         rows_before=state.rows,
         first_step=state.step,
     )

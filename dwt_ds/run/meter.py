@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 import torch
-from dwt_kernels import DistillLoss
 from torch import Tensor
 
+from dwt_ds.distill.objective import Losses
 from dwt_ds.engine import ranks
 
 
@@ -18,11 +18,12 @@ class Meter:
     Args:
         tokens: real tokens of all ranks before this start.
         elapsed_seconds: training time before this start.
+        shared: whether the teacher's vocabulary is another, so that losses have a `shared_hard`.
     """
 
-    def __init__(self, tokens: int, elapsed_seconds: float) -> None:
+    def __init__(self, tokens: int, elapsed_seconds: float, *, shared: bool = False) -> None:
         device = ranks.device()
-        self._loss_parts = torch.zeros(3, device=device)
+        self._loss_parts = torch.zeros(4 if shared else 3, device=device)
         self._tokens = torch.zeros((), dtype=torch.float64, device=device)
         self._tokens_before = tokens
         self._tokens_at_log = tokens
@@ -35,9 +36,12 @@ class Meter:
         self._tokens += tokens
         self._loss_parts.zero_()
 
-    def add(self, loss: DistillLoss) -> None:
+    def add(self, loss: Losses) -> None:
         """Add one of this rank's micro-batches."""
-        self._loss_parts += torch.stack([loss.loss.detach(), loss.hard, loss.soft])
+        parts = [loss.loss.detach(), loss.hard, loss.soft]
+        if loss.shared_hard is not None:
+            parts.append(loss.shared_hard)
+        self._loss_parts[: len(parts)] += torch.stack(parts)
 
     def add_wait(self, seconds: float) -> None:
         """Time spent waiting for data."""
@@ -63,7 +67,8 @@ class Meter:
         return time.perf_counter() - self._started
 
     def losses(self, divisor: int) -> Tensor:
-        """Loss, hard loss and soft loss of the step, (3,) means over the global batch; every rank must call it.
+        """Loss, hard loss and soft loss of the step, and with a teacher's own vocabulary the hard loss on the shared
+        entries: (3,) or (4,) means over the global batch; every rank must call it.
 
         `divisor` is what DeepSpeed divides a micro-batch's loss by.
         """
@@ -71,13 +76,14 @@ class Meter:
 
     def row(self, divisor: int) -> dict[str, Any]:
         """`losses` of the step, and rates since the last row."""
-        loss, hard, soft = self.losses(divisor).tolist()
+        loss, hard, soft, *shared_hard = self.losses(divisor).tolist()
         now, tokens = time.perf_counter(), self.tokens
         seconds = max(now - self._log_started - self._paused_seconds, 1e-9)
         row = {
             "loss": loss,
             "hard_loss": hard,
             "soft_loss": soft,
+            **({"shared_hard_loss": shared_hard[0]} if shared_hard else {}),
             "tokens": tokens,
             "tokens_per_second": (tokens - self._tokens_at_log) / seconds,
             "elapsed_seconds": self.elapsed_seconds,

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dwt_ds.data.overlap import Overlap
 from dwt_ds.engine import ranks
-from dwt_ds.models.flops import Work, forward_flops, meta_model
+from dwt_ds.models.flops import Work, meta_model, work_of_a_row
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.run.resolve import Resolved
 
@@ -36,15 +37,27 @@ class Utilization:
     """Of all ranks together."""
 
     @classmethod
-    def of(cls, resolved: Resolved, student: GatheredMaskedLM, teacher: GatheredMaskedLM | None) -> Utilization:
-        """That of a run; measures the device's matrix rate if it is not in the table, which takes 0.1 s."""
-        corpus, positions = resolved.corpus, resolved.positions_per_row
+    def of(
+        cls,
+        resolved: Resolved,
+        student: GatheredMaskedLM,
+        teacher: GatheredMaskedLM | None,
+        overlap: Overlap | None = None,
+    ) -> Utilization:
+        """That of a run; measures the device's matrix rate if it is not in the table, which takes 0.1 s.
 
-        def per_token(gathered: GatheredMaskedLM) -> float:
-            meta = meta_model(gathered.model.config, type(gathered.model))
-            return forward_flops(meta, corpus.seq_len, positions, corpus.vocab_size) / corpus.tokens_per_row
-
-        work = Work(per_token(student), 0.0 if teacher is None else per_token(teacher))
+        `overlap` is that of a teacher with a vocabulary of its own.
+        """
+        corpus = resolved.corpus
+        a_row = work_of_a_row(
+            _meta(student),
+            None if teacher is None else _meta(teacher),
+            seq_len=corpus.seq_len,
+            labels=resolved.positions_per_row,
+            vocab_size=corpus.vocab_size,
+            overlap=overlap,
+        )
+        work = Work(a_row.student_forward / corpus.tokens_per_row, a_row.teacher_forward / corpus.tokens_per_row)
         return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.precision))
 
     def without_teacher(self) -> Utilization:
@@ -58,6 +71,10 @@ class Utilization:
             "mfu": self.work_per_token.per_row * a_share,
             "mfu_student": 3 * self.work_per_token.student_forward * a_share,
         }
+
+
+def _meta(gathered: GatheredMaskedLM) -> GatheredMaskedLM:
+    return meta_model(gathered.model.config, type(gathered.model))
 
 
 def peak_flops_per_second(device: torch.device, precision: str) -> float:

@@ -22,6 +22,7 @@ from dwt_ds.models.quantization import check_quantization, prepare
 from dwt_ds.models.swaps import fuse_layer_norms, use_cpu_dropout
 from dwt_ds.models.vocabulary import check_same_vocabulary
 from dwt_ds.run.resolve import Resolved, prefix_errors
+from dwt_ds.run.vocabulary import OtherVocabulary
 
 
 def check_student(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -45,12 +46,17 @@ def check_initial_weights(resolved: Resolved, tokenizer: PreTrainedTokenizerBase
     check_growth(teacher, student_model_config(resolved.config.student, **_text_sizes(resolved, tokenizer)), init)
 
 
-def load_teacher(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> TeacherEngine | None:
-    """The teacher, not started yet; None for a student that trains alone (ValueError, OSError of one line)."""
+def load_teacher(
+    resolved: Resolved, tokenizer: PreTrainedTokenizerBase, other: OtherVocabulary | None = None
+) -> TeacherEngine | None:
+    """The teacher, not started yet; None for a student that trains alone (ValueError, OSError of one line).
+
+    `other` is its vocabulary where that may differ from the data's.
+    """
     config = resolved.config.teacher
     if config.path is None:
         return None
-    seq_len = resolved.corpus.seq_len
+    seq_len = resolved.corpus.seq_len if other is None else (other.longest_row or resolved.corpus.seq_len)
     with prefix_errors("teacher.path"):
         teacher = TeacherEngine(
             config.path,
@@ -61,17 +67,27 @@ def load_teacher(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> Teac
             sharded=config.sharded,
             trust_remote_code=config.trust_remote_code,
         )
-    check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
-    check_row_length(teacher.model.config, seq_len, f"teacher.path={config.path!r}")
+    if other is None:
+        check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
+        check_row_length(teacher.model.config, seq_len, f"teacher.path={config.path!r}")
+    else:
+        other.check_decoder(teacher.vocabulary_rows)
     if compiles(resolved) and not config.sharded and not config.kernel_inject:
         compile_layers(teacher.model)
     return teacher
 
 
-def build_objective(resolved: Resolved, tokenizer: PreTrainedTokenizerBase, *, grown: bool = True) -> DistillObjective:
+def build_objective(
+    resolved: Resolved,
+    tokenizer: PreTrainedTokenizerBase,
+    other: OtherVocabulary | None = None,
+    *,
+    grown: bool = True,
+) -> DistillObjective:
     """The student as it starts, with the loss around it, on this rank's device and checked against its own logits.
 
-    With `grown=False` it has random weights whatever `student.init` says; a checkpoint replaces them.
+    With `grown=False` it has random weights whatever `student.init` says; a checkpoint replaces them. `other` is the
+    teacher's vocabulary where that may differ from the data's.
     """
     config = resolved.config
     torch.manual_seed(config.seed)
@@ -81,7 +97,8 @@ def build_objective(resolved: Resolved, tokenizer: PreTrainedTokenizerBase, *, g
         teacher = load_masked_lm(
             config.teacher.path, dtype=torch.float32, trust_remote_code=config.teacher.trust_remote_code
         )
-        grow(teacher, model, config.student.init, seed=config.seed)
+        entries = None if other is None else other.entries_to_grow_from()
+        grow(teacher, model, config.student.init, seed=config.seed, entries=entries)
     if config.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if ranks.device().type == "cpu":

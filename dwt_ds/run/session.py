@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from dwt_kernels import DistillLoss
 from safetensors import SafetensorError
 from torch import Tensor
 
 from dwt_ds.data.batches import Batch, StepBatches, step_loader
 from dwt_ds.distill.adaptive import AdaptiveWeight
-from dwt_ds.distill.objective import LossScale
+from dwt_ds.distill.objective import Losses, LossScale
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
@@ -65,6 +64,9 @@ class StepNumbers:
     learning_rate: float
     ranks_to_stop: Tensor
     """0-d on the device: how many ranks were asked to stop. Reading it waits for the device."""
+    aligned_share: Tensor | None = None
+    """0-d on the device: share of the labelled tokens that the soft loss sees, where the teacher's vocabulary is
+    another; None for the same."""
 
 
 class NotExportedError(RuntimeError):
@@ -113,7 +115,9 @@ class Session:
         self.student, self.teacher, self.device = student, teacher, ranks.device()
         self._quantization, self._adaptive = resolved.quantization, adaptive
         self._release = TeacherRelease(resolved.config, resolved.total_steps)
-        self._teacher_loss, self._teacher_released = state.teacher_loss, state.teacher_released
+        self._teacher_loss, self._teacher_mass = state.teacher_loss, state.teacher_mass
+        self._teacher_released = state.teacher_released
+        self._shared_vocabulary = teacher is not None and resolved.config.teacher.vocabulary == "shared"
         self._pace_step, self._pace_seconds = state.step, 0.0
         self._batches, self._evaluation, self._exporter = batches, evaluation, exporter
         self._folder, self._facts, self._starts = folder, facts, state.starts
@@ -123,7 +127,7 @@ class Session:
         on_gpu = self.device.type == "cuda"
         workers = int(on_gpu) if self.config.data.workers == "auto" else self.config.data.workers
         self._loader = iter(step_loader(batches, range(state.step, self.total_steps), workers, pin_memory=on_gpu))
-        self._meter = Meter(state.tokens, state.elapsed_seconds)
+        self._meter = Meter(state.tokens, state.elapsed_seconds, shared=self._shared_vocabulary)
         self._guard = Guard(self.config.train, ranks.reduce_sum, self.device, state.guard)
         self._ranks_to_stop = LateNumber()
         self._done = self._saved = state.step
@@ -156,7 +160,7 @@ class Session:
         micro_batches: list[Batch] = next(self._loader)
         self._meter.add_wait(time.perf_counter() - asked)
         labelled = sum(np.count_nonzero(batch.labels.numpy() >= 0) for batch in micro_batches)
-        positions = sum(batch.labels.numel() for batch in micro_batches)
+        positions = sum(_soft_rows(batch) for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
         asked_to_stop = self._stop.is_asked(self._stop_folder)
         distill = self.config.distill
@@ -180,9 +184,10 @@ class Session:
             temperature=temperature,
             learning_rate=float(self.student.get_lr()[0]),
             ranks_to_stop=counts[3],
+            aligned_share=counts[1] / counts[0].clamp(min=1) if self._shared_vocabulary else None,
         )
 
-    def record(self, loss: DistillLoss) -> Tensor:
+    def record(self, loss: Losses) -> Tensor:
         """Add a micro-batch's losses to the step's. Returns the 0-d loss to back-propagate, NaN if the step is bad."""
         self._meter.add(loss)
         return self._guard.poison(loss.loss, last=self.student.is_gradient_accumulation_boundary())
@@ -196,7 +201,8 @@ class Session:
         self._note_skip(done)
         self.stopped = self._ranks_to_stop.exchange(numbers.ranks_to_stop) > 0
         if self._adaptive is not None and self.teacher is not None:
-            _, hard, soft = self._meter.losses(self._divisor)
+            _, hard, soft, *shared_hard = self._meter.losses(self._divisor)
+            hard = shared_hard[0] if shared_hard else hard  # what compares with the teacher's own
             squared = self.config.distill.temperature_squared
             self._adaptive.observe(hard, soft, 1.0 if squared else numbers.temperature)
         last = done == self.total_steps
@@ -279,6 +285,10 @@ class Session:
         }
         if self.config.teacher.path is not None:
             row["teacher_active"] = self.teacher is not None
+        if self._shared_vocabulary and self.teacher is None:
+            del row["shared_hard_loss"]
+        elif numbers.aligned_share is not None:
+            row["aligned_share"] = float(numbers.aligned_share)
         if self._utilization is not None:
             row |= self._utilization.shares(row["tokens_per_second"])
         scale = loss_scale(self.student)
@@ -310,10 +320,19 @@ class Session:
             data = self.config.data.dir
             self._say(done, f"held-out: {data} holds out no token to predict; prepare it with --validation above 0")
             return
-        hard, soft = losses
-        self._say(done, f"held-out: hard {hard:.4f}" + (f", soft {soft:.4f}" if self.teacher else ""))
-        of_teacher = {} if self._teacher_released is not None else {"eval_soft_loss": soft}
-        self._add_metrics({"step": done, "eval_hard_loss": hard, **of_teacher})
+        hard, soft, shared_hard = losses
+        said = f"held-out: hard {hard:.4f}" + (f", soft {soft:.4f}" if self.teacher else "")
+        row = {"step": done, "eval_hard_loss": hard}
+        if self._teacher_released is None:
+            row["eval_soft_loss"] = soft
+        if shared_hard is not None:
+            row["eval_shared_hard_loss"] = shared_hard
+            said += f"; on shared entries {shared_hard:.4f}"
+            if self._teacher_loss is not None and self._teacher_mass is not None:
+                said += f", the teacher's {self._teacher_loss:.4f}"
+                row |= {"teacher_shared_hard_loss": self._teacher_loss, "teacher_shared_mass": self._teacher_mass}
+        self._say(done, said)
+        self._add_metrics(row)
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Validation micro-batches, of which every rank has the same number, until the ranks agree to stop."""
@@ -365,6 +384,7 @@ class Session:
             adaptive={} if self._adaptive is None else self._adaptive.state_dict(),
             guard=self._guard.state_dict(),
             teacher_loss=self._teacher_loss,
+            teacher_mass=self._teacher_mass,
             teacher_released=self._teacher_released,
             starts=self._starts,
         )
@@ -377,3 +397,8 @@ class Session:
         else:
             self._saved = done
             self._say(done, f"checkpoint saved, training waited {seconds:.1f} s")
+
+
+def _soft_rows(batch: Batch) -> int:
+    """Positions that the soft loss sees."""
+    return int(batch.labels.numel() if batch.teacher is None else batch.teacher.aligned.numel())

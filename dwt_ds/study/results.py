@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dwt_ds.config.recipe import parse_run_config
-from dwt_ds.models.flops import Work, forward_flops, meta_model
+from dwt_ds.models.flops import Work, meta_model, work_of_a_row
+from dwt_ds.plan.vocabulary import find_overlap
 from dwt_ds.study.models import data_of, student_config, teacher_config
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 
@@ -126,20 +127,24 @@ def work_per_token(run: RunRecord) -> Work | None:
 
     None if the data folder or the configuration of a model is missing.
     """
-    data = parse_run_config(run.config).data
+    config = parse_run_config(run.config)
     student, teacher = student_config(run), teacher_config(run)
     if student is None or (run.has_teacher and teacher is None):
         return None
     corpus = data_of(run)
     if corpus is None:
         return None
-    all_tokens = run.config["distill"]["soft_positions"] == "all"
-    rows = corpus.seq_len if all_tokens else corpus.labels_per_row(data.mask_probability)
-    passes = [
-        0 if config is None else forward_flops(meta_model(config), corpus.seq_len, rows, corpus.vocab_size)
-        for config in (student, teacher)
-    ]
-    return Work(*(each / corpus.tokens_per_row for each in passes))
+    all_tokens = config.distill.soft_positions == "all"
+    overlap = None if teacher is None else find_overlap(config, corpus.vocab_size, teacher)[0]
+    a_row = work_of_a_row(
+        meta_model(student),
+        None if teacher is None else meta_model(teacher),
+        seq_len=corpus.seq_len,
+        labels=corpus.seq_len if all_tokens else corpus.labels_per_row(config.data.mask_probability),
+        vocab_size=corpus.vocab_size,
+        overlap=overlap,
+    )
+    return Work(a_row.student_forward / corpus.tokens_per_row, a_row.teacher_forward / corpus.tokens_per_row)
 
 
 def with_deviation(mean: float, deviation: float | None, digits: int, unit: str = "", *, sign: bool = False) -> str:

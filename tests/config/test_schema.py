@@ -119,6 +119,16 @@ def test_rules_between_fields_name_the_field(dotted: str, value: Any, message: s
     assert parse_error(dotted, value) == message
 
 
+def test_all_positions_with_a_teacher_of_another_vocabulary_are_refused() -> None:
+    settings = {"distill": {"soft_positions": "all"}, "teacher": {"path": "any", "vocabulary": "shared"}}
+    with pytest.raises(
+        ValueError, match="^distill.soft_positions='all': with teacher.vocabulary=shared .*; use labelled$"
+    ):
+        parse_run_config(settings)
+    settings["teacher"]["path"] = None  # alone there is no soft loss
+    assert parse_run_config(settings).distill.soft_positions == "all"
+
+
 def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed() -> None:
     config = parse_run_config({"distill": {"soft_weight": 0}, "data": {"mask_share": 0.9}})
     assert config.distill.soft_weight.start == 0.0

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from dwt_kernels import DistillLoss
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -15,7 +14,7 @@ from dwt_ds.config.schema import DistillConfig
 from dwt_ds.data.batches import NO_LABEL, Batch
 from dwt_ds.distill import evaluate
 from dwt_ds.distill.evaluate import held_out_loss, teacher_held_out_loss
-from dwt_ds.distill.objective import TeacherView
+from dwt_ds.distill.objective import Losses, TeacherView
 
 VOCABULARY, WIDTH, CPU = 11, 4, torch.device("cpu")
 RANDOM = torch.Generator().manual_seed(0)
@@ -62,7 +61,7 @@ def test_without_a_labelled_token_there_is_no_loss() -> None:
     assert math.isnan(loss_of([batch(0, 3, unlabelled=3)]))
     nothing = torch.zeros(3)
     batches = [batch(0, 3, unlabelled=3)]
-    objective = lambda *_: DistillLoss(nothing[0], nothing[0], nothing[0])  # noqa: E731
+    objective = lambda *_: Losses(nothing[0], nothing[0], nothing[0])  # noqa: E731
     assert held_out_loss(objective, None, batches, 1.0, lambda sums: sums, CPU) is None
 
 

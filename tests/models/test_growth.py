@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pydoc_data.topics
 import re
 from typing import Any
@@ -356,3 +357,32 @@ def test_the_first_loss_of_a_grown_student_on_real_text() -> None:
     wide = {"hidden_size": 64, "num_heads": 4, "intermediate_size": 128}
     assert first_loss("fpi", **wide) == pytest.approx(of_teacher, abs=1e-4)
     assert of_teacher < first_loss("fna", **wide) < of_frequencies
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "electra"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", ["stack", "fpi"])
+def test_a_teacher_with_another_vocabulary_gives_the_entries_that_both_have(
+    family: str, tied: bool, method: str
+) -> None:
+    """As if the teacher had the student's vocabulary, with the student's own rows for what it does not know."""
+    config = {"tie_word_embeddings": tied}
+    teacher, student = model(family, config=config), model(family, 1, layers=4, config=config)
+    expected = copy.deepcopy(student)
+    entries = torch.full((V,), -1)
+    entries[7:40] = torch.randperm(V, generator=torch.Generator().manual_seed(2))[:33]
+    translated = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for theirs in translated.parameters():
+            if theirs.shape[0] == V:
+                theirs.copy_(theirs[entries.clamp(min=0)])
+    before = copy.deepcopy(student)
+    grow(translated, expected, method, seed=0)
+    grow(teacher, student, method, seed=0, entries=entries)
+    wanted = dict(expected.named_parameters())
+    for (name, found), own in zip(student.named_parameters(), before.parameters(), strict=True):
+        if found.shape[0] == V:
+            assert torch.equal(found[entries < 0], own[entries < 0]), name
+            assert torch.equal(found[entries >= 0], wanted[name][entries >= 0]), name
+        else:
+            assert torch.equal(found, wanted[name]), name

@@ -40,6 +40,18 @@ def test_a_longer_vocabulary_is_an_error_that_gives_both_counts(tmp_path: Path) 
         check_same_vocabulary(tmp_path / "teacher", student, teacher_rows=10)
 
 
+def test_the_error_names_shared_entries_as_a_way_out_where_there_are_some(tmp_path: Path) -> None:
+    student = tokenizer(tmp_path / "student", WORDS)
+    tokenizer(tmp_path / "teacher", [*WORDS[:5], "sat", "cat", "dog"])
+    way_out = "or set teacher.vocabulary=shared: 50% of the data folder's entries are the teacher's too$"
+    with pytest.raises(ValueError, match=way_out) as caught:
+        check_same_vocabulary(tmp_path / "teacher", student, teacher_rows=8)
+    assert "\n" not in str(caught.value)
+    tokenizer(tmp_path / "other", [*WORDS[:5], "der", "hund"])
+    with pytest.raises(ValueError, match="or train the teacher on this data$"):
+        check_same_vocabulary(tmp_path / "other", student, teacher_rows=7)
+
+
 def test_a_decoder_with_too_few_rows_is_an_error(tmp_path: Path) -> None:
     student = tokenizer(tmp_path / "student", WORDS)
     with pytest.raises(ValueError, match="decoder has 8 rows for a vocabulary of 9"):

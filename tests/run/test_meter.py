@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dwt_kernels import DistillLoss
 
+from dwt_ds.distill.objective import Losses
 from dwt_ds.engine import ranks
 from dwt_ds.run import meter
 from dwt_ds.run.meter import Meter
@@ -19,8 +19,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def loss(total: float, hard: float, soft: float) -> DistillLoss:
-    return DistillLoss(torch.tensor(total, requires_grad=True), torch.tensor(hard), torch.tensor(soft))
+def loss(total: float, hard: float, soft: float) -> Losses:
+    return Losses(torch.tensor(total, requires_grad=True), torch.tensor(hard), torch.tensor(soft))
 
 
 def test_the_losses_of_a_step_are_summed_over_micro_batches_and_ranks(

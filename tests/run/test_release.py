@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.runs import back_to
 
 from dwt_ds.cli.main import main
 
@@ -28,22 +29,6 @@ def start(train: Train, recipe: Path, run: Path, settings: Sequence[str], ranks:
     code, output = train(ranks, [str(recipe), f"output_dir={run}", *settings])
     assert code == 0, output
     return output
-
-
-def back_to(step: int, run: Path, copy: Path, **state: Any) -> Path:
-    """A copy of a finished run, as it was when the checkpoint of `step` was complete; returns the checkpoint."""
-    shutil.copytree(run, copy)
-    shutil.rmtree(copy / "export")
-    (copy / "complete.json").unlink()
-    for checkpoint in (copy / "checkpoints").glob("step_*"):
-        if int(checkpoint.name.removeprefix("step_")) > step:
-            shutil.rmtree(checkpoint)
-    checkpoint = next((copy / "checkpoints").glob(f"step_*{step}"))
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["state"].update(state)
-    manifest["state"] = {key: value for key, value in manifest["state"].items() if value != "missing"}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    return checkpoint
 
 
 def weights_of(run: Path) -> bytes:

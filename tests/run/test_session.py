@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from dwt_ds.config.schema import DistillConfig, RunConfig, Schedule, TrainConfig
+from dwt_ds.config.schema import DistillConfig, RunConfig, Schedule, TeacherConfig, TrainConfig
 from dwt_ds.data.batches import NO_LABEL, Batch
-from dwt_ds.distill.objective import LossScale
+from dwt_ds.data.teacher_rows import TeacherRows
+from dwt_ds.distill.evaluate import HeldOut
+from dwt_ds.distill.objective import Losses, LossScale
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunState
 from dwt_ds.run.session import Session, StepNumbers
@@ -27,11 +29,16 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
     )
     nothing = SimpleNamespace(beat=lambda step: None, advance=lambda: None, is_asked=lambda folder: False)
     evaluation = SimpleNamespace(is_due=lambda done: config.train.eval_every and done % config.train.eval_every == 0)
-    given = {"batches": [[]] * total_steps, "evaluation": evaluation, "folder": SimpleNamespace(path=None), **parts}
+    given = {
+        "batches": [[]] * total_steps,
+        "evaluation": evaluation,
+        "folder": SimpleNamespace(path=None),
+        "teacher": None,
+        **parts,
+    }
     return Session(
         resolved=SimpleNamespace(config=config, total_steps=total_steps, quantization=None),  # type: ignore[arg-type]
         student=student,
-        teacher=None,
         adaptive=None,
         exporter=nothing,  # type: ignore[arg-type]
         facts=nothing,  # type: ignore[arg-type]
@@ -113,6 +120,27 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     assert session._meter.tokens == 30
 
 
+def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The global share of the labels is read from the same sums."""
+    config = RunConfig(teacher=TeacherConfig(path="any", vocabulary="shared"))
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    rows = TeacherRows(ids, None, torch.tensor([0, 1]), torch.tensor([1, 2]))
+    micro_batches = [
+        batch([5, 6, 7], 6)._replace(teacher=rows),
+        batch([8], 4)._replace(teacher=rows._replace(aligned=ids[0, :0])),
+    ]
+    session = bare_session(config, 4, batches=[micro_batches] * 4, teacher=SimpleNamespace())
+    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values + torch.tensor([6, 3, 0, 0]))
+    _, numbers = session.begin_step(0)
+    assert (float(numbers.scale.hard_rows), float(numbers.scale.soft_rows)) == (10 / 2, 5 / 2)
+    assert numbers.aligned_share == 0.5
+    one = torch.tensor(1.0)
+    for shared_hard in (one, 3 * one):
+        session._meter.add(Losses(one, 2 * one, one, shared_hard))
+    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
+    assert session._meter.losses(2).tolist() == [1, 2, 1, 2]
+
+
 def test_the_request_of_another_rank_stops_the_session_a_step_later(done: list[str]) -> None:
     """The number of a step is read after the next one, so that the host does not wait for the device."""
     session = bare_session(RunConfig(), 5)
@@ -129,7 +157,7 @@ def test_held_out_rows_without_a_label_are_reported_not_averaged(
 ) -> None:
     """Their mean would be NaN, in the output and in metrics.jsonl."""
     written: list[Any] = []
-    losses = iter([None, (2.0, 0.0)])
+    losses = iter([None, HeldOut(2.0, 0.0)])
     evaluation = SimpleNamespace(batches=lambda: iter([]), student_losses=lambda *_: next(losses))
     folder = SimpleNamespace(path=None, add_metrics=written.append)
     session = bare_session(RunConfig(), 5, evaluation=evaluation, folder=folder)

@@ -32,7 +32,7 @@ def test_every_packaged_grid_makes_sound_recipes_at_every_scale(name: str, scale
 
 
 def test_the_packaged_grids_are_the_documented_ones() -> None:
-    assert grid_names() == ["remapping", "schedules", "soft_weight", "starts", "teacher_quality"]
+    assert grid_names() == ["remapping", "schedules", "soft_weight", "starts", "teacher_quality", "vocabulary"]
 
 
 def test_a_block_is_a_product_and_defaults_are_left_out_of_names(tmp_path: Path) -> None:

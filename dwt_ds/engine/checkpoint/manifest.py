@@ -25,10 +25,16 @@ class RunState:
     """Skipped steps and loss history (guard.py)."""
     teacher_loss: float | None = None
     """The teacher's held-out loss, measured once a run; None if it was not."""
+    teacher_mass: float | None = None
+    """What a teacher with another vocabulary gives to the shared entries, measured with its loss; None for others."""
     teacher_released: int | None = None
     """Optimizer steps after which the teacher was released; None while it takes part."""
     starts: list[dict[str, Any]] = field(default_factory=list)
     """One entry a start of the run: step, ranks, time, versions."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As manifests have it: without `teacher_mass` where there is none."""
+        return _without_missing(asdict(self), "teacher_mass")
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class RunFacts:
     """The recipe as resolved; the DeepSpeed JSON under `deepspeed`."""
     settings_sha256: str
     quantization: dict[str, Any] | None = None
+    teacher_tokenizer: str | None = None
+    """sha256 of the teacher's tokenizer where it is not the data's."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -58,13 +66,15 @@ class RunFacts:
         return {"data": self.data, "tokenizer": self.tokenizer, "student": self.student}
 
     def to_dict(self) -> dict[str, Any]:
-        """As manifests have it: without `quantization` where there is none."""
-        values = asdict(self)
-        if self.quantization is None:
-            del values["quantization"]
-        return values
+        """As manifests have it: without `quantization` and `teacher_tokenizer` where there is none."""
+        return _without_missing(asdict(self), "quantization", "teacher_tokenizer")
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> RunFacts:
         """Out of a checkpoint's manifest."""
         return cls(**{each.name: manifest[each.name] for each in fields(cls) if each.name in manifest})
+
+
+def _without_missing(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Without those of `names` that are None: earlier versions know nothing of them."""
+    return {name: value for name, value in values.items() if value is not None or name not in names}

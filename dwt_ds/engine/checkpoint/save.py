@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -171,7 +171,7 @@ def _sync_files(temporary: Path) -> None:
 def _commit(folder: Path, temporary: Path, name: str, state: RunState, facts: RunFacts) -> None:
     names = sorted(path.name for path in temporary.iterdir() if path.is_file() and path.name != MANIFEST)
     files = file_facts(temporary, names)
-    write_manifest(temporary, {"state": asdict(state), "world_size": world_size(), **facts.to_dict(), "files": files})
+    write_manifest(temporary, {"state": state.to_dict(), "world_size": world_size(), **facts.to_dict(), "files": files})
     final = folder / name
     if final.is_symlink():  # to a damaged one, which a resume passed over; it may lie on another disk
         final.unlink()

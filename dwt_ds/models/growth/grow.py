@@ -16,7 +16,9 @@ NET2NET_NOISE = 0.01
 
 
 @torch.no_grad()
-def grow(teacher: PreTrainedModel, student: PreTrainedModel, method: str, *, seed: int) -> None:
+def grow(
+    teacher: PreTrainedModel, student: PreTrainedModel, method: str, *, seed: int, entries: Tensor | None = None
+) -> None:
     """Fill the student, in place, with the teacher's weights. Tied weights stay tied.
 
     Embeddings and head are copied too. Rows of the vocabulary, position and type tables that the teacher does not have
@@ -39,12 +41,14 @@ def grow(teacher: PreTrainedModel, student: PreTrainedModel, method: str, *, see
         student: the larger model, of the same family, with its random initial weights.
         method: a `student.init`; see `dwt_ds.models.growth.plan`.
         seed: of the random maps and the noise.
+        entries: (V,) int64, for each entry of the student's vocabulary the teacher's, -1 for none, where the
+            vocabularies differ; entries without one keep the student's initial values.
 
     Raises:
         ValueError: what `check_growth` raises.
     """
     plan = check_growth(teacher.config, student.config, method)
-    maps = _Maps(plan, torch.Generator().manual_seed(seed))
+    maps = _Maps(plan, torch.Generator().manual_seed(seed), entries)
     theirs = dict(teacher.named_parameters(remove_duplicate=False))
     tied = student.get_output_embeddings().weight is student.get_input_embeddings().weight
     for name, target in student.named_parameters(remove_duplicate=False):
@@ -69,8 +73,8 @@ def grow(teacher: PreTrainedModel, student: PreTrainedModel, method: str, *, see
 class _Maps:
     """The map of every axis, drawn once; all layers share the residual stream's."""
 
-    def __init__(self, plan: GrowthPlan, generator: torch.Generator) -> None:
-        self.plan, self.generator = plan, generator
+    def __init__(self, plan: GrowthPlan, generator: torch.Generator, entries: Tensor | None) -> None:
+        self.plan, self.generator, self.entries = plan, generator, entries
         teacher, student = plan.teacher, plan.student
         self.hidden = self._draw(teacher.hidden_size, student.hidden_size)
         one_stream = teacher.embedding_size == teacher.hidden_size and student.embedding_size == student.hidden_size
@@ -81,6 +85,8 @@ class _Maps:
     def axis(self, axis: str, old: int, new: int, layer: int | None) -> AxisMap:
         """The map of an axis from `old` to `new` channels in a student layer (None: outside the layers, or shared)."""
         blocks, _, name = axis.rpartition(" ")
+        if name == "vocab" and self.entries is not None:
+            return AxisMap.from_source(self.entries, old)
         if name in COUNTS:  # the student may have more or fewer: a padded vocabulary, other positions
             return leading(old, new)
         if name == "heads":

@@ -1,0 +1,87 @@
+"""What a run says of its models before its first step."""
+
+from __future__ import annotations
+
+import math
+
+from dwt_ds.data.overlap import Overlap
+from dwt_ds.distill.evaluate import TeacherHeldOut
+from dwt_ds.distill.objective import DistillObjective
+from dwt_ds.engine import ranks
+from dwt_ds.engine.teacher import TeacherEngine
+from dwt_ds.models.build import parameter_count
+from dwt_ds.run.evaluation import Evaluation
+from dwt_ds.run.progress import print_line
+from dwt_ds.run.resolve import Resolved
+from dwt_ds.run.vocabulary import OtherVocabulary, overlap_lines
+
+
+def report_models(
+    resolved: Resolved,
+    objective: DistillObjective,
+    teacher: TeacherEngine | None,
+    evaluation: Evaluation,
+    *,
+    measured: TeacherHeldOut | None,
+    released: int | None,
+) -> TeacherHeldOut | None:
+    """Print both models' sizes and the teacher's held-out loss: weak means smaller, or worse at equal size.
+
+    Args:
+        resolved: the run's settings.
+        objective: with the student.
+        teacher: None for a student that trains alone, be it from here on.
+        evaluation: measures the teacher where no start of the run did so before.
+        measured: as an earlier start measured it.
+        released: where the teacher was released.
+
+    Returns:
+        What was measured; None where it is not known: without a teacher, or without held-out rows.
+    """
+    ours = parameter_count(objective.student)
+    config = resolved.config
+    _say(
+        f"{resolved.world_size} ranks, ZeRO-{resolved.ds.zero_stage}, {resolved.ds.precision}; "
+        f"{resolved.total_steps} steps of {resolved.rows_per_step} rows; "
+        f"{resolved.corpus.rows:,} rows in {config.data.dir}"
+    )
+    _say(f"student: {config.student.family}, {ours:,} parameters")
+    if resolved.quantization is not None:
+        _say(f"quantization-aware: {resolved.quantization.describe()}")
+    if released is not None:
+        _say(f"teacher: {config.teacher.path}, released at step {released}, not loaded")
+    if teacher is None:
+        return measured
+    theirs = teacher.parameters
+    worth = evaluation.teacher_loss(teacher) if measured is None else measured
+    is_known = not math.isnan(worth.hard_loss)
+    judged = f"held-out MLM loss {worth.hard_loss:.4f}" if is_known else "no held-out rows to measure it by"
+    if is_known and worth.shared_mass is not None:
+        judged += f" on the shared entries, which get {worth.shared_mass:.0%} of its probability"
+    _say(
+        f"teacher: {config.teacher.path}, {theirs:,} parameters ({theirs / ours:.2f} of the student's), {judged}; "
+        f"{teacher.injection}"
+    )
+    if theirs > ours:
+        _say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
+    return worth if is_known else None
+
+
+def report_overlap(other: OtherVocabulary, overlap: Overlap) -> None:
+    """Print what teacher and student share, on rank 0."""
+    for line in overlap_lines(other, overlap):
+        _say(line)
+
+
+def report_growth(resolved: Resolved, other: OtherVocabulary) -> None:
+    """Print what a student grown from a teacher with another vocabulary has of it, on rank 0."""
+    copied = int((other.entries_to_grow_from() >= 0).sum())
+    _say(
+        f"student.init={resolved.config.student.init}: the encoder's weights and the embeddings of {copied:,} of the "
+        f"student's {resolved.corpus.vocab_size:,} entries are the teacher's"
+    )
+
+
+def _say(text: str) -> None:
+    if ranks.rank() == 0:
+        print_line(text)

@@ -1,0 +1,194 @@
+"""Runs with a teacher that has a vocabulary of its own: what they log, ZeRO-3, a resume, growth, other settings."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness.runs import back_to
+from transformers import BertConfig, BertForMaskedLM
+
+from dwt_ds.cli.main import main
+from dwt_ds.prepare.case_and_accents import Wishes
+from dwt_ds.prepare.train_tokenizer import Kind, train_tokenizer
+
+Train = Callable[..., tuple[int, str]]
+LOSSES = ("loss", "hard_loss", "soft_loss", "shared_hard_loss", "soft_weight", "grad_norm", "aligned_share")
+HELD_OUT = ("eval_hard_loss", "eval_soft_loss", "eval_shared_hard_loss")
+
+
+def teacher_of(text: Sequence[str], kind: Kind, entries: int, wishes: Wishes, folder: Path) -> Path:
+    """A random BERT of 1 layer x 16 with a tokenizer trained on `text`."""
+    tokenizer = train_tokenizer(list(text), entries, kind, wishes)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bpe_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
+    """With a byte-level BPE of half of `tiny_text`."""
+    text = tiny_text.read_text(encoding="utf-8").split("\n")
+    return teacher_of(text[: len(text) // 2], "bpe", 500, Wishes(), tmp_path_factory.mktemp("teacher"))
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(run: Path) -> dict[tuple[int, str], float]:
+    return {(row["step"], key): row[key] for row in rows_of(run) for key in (*LOSSES, *HELD_OUT) if key in row}
+
+
+def start(train: Train, recipe: Path, run: Path, settings: Sequence[str], ranks: int = 2) -> str:
+    code, output = train(ranks, [str(recipe), f"output_dir={run}", *settings])
+    assert code == 0, output
+    return output
+
+
+SETTINGS = ["train.max_steps=4", "train.eval_every=2", "train.checkpoint_every=2", "train.keep_last=9"]
+
+
+@pytest.mark.slow
+def test_a_run_and_its_resume(train: Train, tiny_recipe: Path, bpe_teacher: Path, tmp_path: Path) -> None:
+    """The student's embeddings are tied. Under ZeRO-3, with a sharded teacher, the losses are the same."""
+    settings = [*SETTINGS, f"teacher.path={bpe_teacher}", "teacher.vocabulary=shared"]
+    settings += ["student.init=fna", "student.num_heads=4", "train.gradient_accumulation_steps=2"]
+    settings += ["distill.soft_weight={schedule: adaptive, start: 4, signal: gap}"]
+    run, resumed, zero_3 = (tmp_path / name for name in ("run", "resumed", "zero_3"))
+    output = start(train, tiny_recipe, run, settings)
+    for line in (
+        "of the student's., held-out MLM loss [0-9.]+ on the shared entries, which get [0-9]+% of its probability;",
+        "^shared vocabulary: 125 entries .43% of the student's, 25% of the teacher's.; 75% of the labelled tokens "
+        "aligned; 1.29 of the teacher's tokens for one of the student's$",
+        "^student.init=fna: the encoder's weights and the embeddings of 130 of the student's 298 entries are the",
+        "held-out: hard [0-9.]+, soft [0-9.]+; on shared entries [0-9.]+, the teacher's [0-9.]+$",
+    ):
+        assert re.search(line, output, re.MULTILINE), output
+    assert "warning" not in output
+    rows = rows_of(run)
+    logged = [row for row in rows if "loss" in row]
+    for row in logged:
+        assert row["loss"] == pytest.approx(row["hard_loss"] + row["soft_weight"] * row["soft_loss"], rel=1e-5)
+        assert 0.5 < row["aligned_share"] < 1
+        assert row["soft_loss"] > 0
+        assert row["shared_hard_loss"] != row["hard_loss"]
+    [*_, last] = [row for row in rows if "eval_hard_loss" in row]
+    assert 0 < last["teacher_shared_mass"] < 1
+    assert f"the teacher's {last['teacher_shared_hard_loss']:.4f}" in output
+    width = 0.5  # of the adaptive weight's signal
+    gap = (logged[0]["shared_hard_loss"] - last["teacher_shared_hard_loss"]) / width
+    assert logged[1]["soft_weight"] == pytest.approx(4 * min(max(gap, 0), 1), rel=1e-5)
+    card = (run / "export" / "README.md").read_text()
+    assert len(re.findall(r"tokenizer \(sha256\) \| [0-9a-f]{64} \|", card)) == 2
+    assert "on labelled positions and the entries that both vocabularies have; w:" in card
+
+    back_to(2, run, resumed)
+    again = start(train, tiny_recipe, resumed, settings)
+    assert "vocabulary:" not in again.replace("shared vocabulary:", "")
+    assert losses_of(resumed) == losses_of(run)
+    assert (resumed / "export" / "model.safetensors").read_bytes() == (run / "export/model.safetensors").read_bytes()
+
+    start(train, tiny_recipe, zero_3, [*settings, "deepspeed.zero_optimization.stage=3", "teacher.sharded=true"])
+    expected, found = losses_of(run), losses_of(zero_3)
+    assert list(found) == list(expected)
+    assert list(found.values()) == pytest.approx(list(expected.values()), rel=2e-5)
+
+
+@pytest.mark.slow
+def test_another_setting_of_the_vocabulary_is_reported(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+    """What was measured and averaged before is of other entries, and begins anew."""
+    settings = [*SETTINGS, "distill.soft_weight={schedule: adaptive, start: 4, signal: gap}"]
+    run, resumed = tmp_path / "run", tmp_path / "resumed"
+    start(train, tiny_recipe, run, settings, ranks=1)
+    keys = {key for row in rows_of(run) for key in row}
+    assert not {"aligned_share", "shared_hard_loss", "teacher_shared_mass"} & keys
+    checkpoint = back_to(2, run, resumed)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert not {"teacher_tokenizer"} & set(manifest)
+    assert "teacher_mass" not in manifest["state"]
+    output = start(train, tiny_recipe, resumed, [*settings, "teacher.vocabulary=shared"], ranks=1)
+    assert "changed since that checkpoint: teacher.vocabulary: same -> shared" in output
+    assert "on the shared entries" in output
+    assert [row["soft_weight"] for row in rows_of(resumed) if row["step"] == 3] == [4.0]
+
+
+@pytest.mark.slow
+def test_after_its_release_nothing_is_left_of_the_teacher(
+    train: Train, tiny_recipe: Path, bpe_teacher: Path, tmp_path: Path
+) -> None:
+    """The run goes on, and resumes without the teacher's folder, to the bit."""
+    folder = shutil.copytree(bpe_teacher, tmp_path / "teacher")
+    settings = [*SETTINGS, f"teacher.path={folder}", "teacher.vocabulary=shared"]
+    settings += ["train.max_steps=6", "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}"]
+    run, resumed = tmp_path / "run", tmp_path / "resumed"
+    assert "step 3/6  teacher released" in start(train, tiny_recipe, run, settings, ranks=1)
+    shares = [row["step"] for row in rows_of(run) if any("share" in key and "wait" not in key for key in row)]
+    assert shares == [1, 2, 2, 3]
+    folder.rename(tmp_path / "gone")
+    back_to(4, run, resumed)
+    start(train, tiny_recipe, resumed, settings, ranks=1)
+    assert losses_of(resumed) == losses_of(run)
+    of_teacher = [
+        line for line in (run / "export" / "README.md").read_text().splitlines() if line.startswith("| teacher")
+    ]
+    assert len(of_teacher) == 3
+    assert all(line in (resumed / "export" / "README.md").read_text() for line in of_teacher)
+
+
+def text_of(language: str, tiny_text: Path) -> list[str]:
+    """Documents: `tiny_text` with capitals, or Chinese of invented words."""
+    if language == "latin":
+        documents = tiny_text.read_text(encoding="utf-8").split("\n\n")
+        return [
+            " ".join(f"{s.strip().capitalize()} ." for s in document.split(".") if s.strip()) for document in documents
+        ]
+    draw = random.Random(3)
+    words = ["".join(chr(0x4E00 + draw.randrange(150)) for _ in range(draw.randint(1, 3))) for _ in range(300)]
+    return ["".join("".join(draw.choices(words, k=9)) + "。" for _ in range(5)) for _ in range(120)]
+
+
+PAIRS = {
+    "cased to uncased": ("latin", ("wordpiece", 400, "--cased"), ("wordpiece", 300, Wishes())),
+    "small to large": ("latin", ("wordpiece", 150, "--uncased"), ("bpe", 700, Wishes())),
+    "Unigram to WordPiece": ("latin", ("unigram", 300, "--uncased"), ("wordpiece", 400, Wishes())),
+    "Chinese characters to byte-level BPE": ("chinese", ("characters", 400, "--uncased"), ("bpe", 700, Wishes())),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_kind_of_pair_trains(pair: str, train: Train, tiny_recipe: Path, tiny_text: Path, tmp_path: Path) -> None:
+    """From the data folder to the export; what is aligned is more than nothing."""
+    language, (kind, entries, case), theirs = PAIRS[pair]
+    text = text_of(language, tiny_text)
+    file, data, run = tmp_path / "text.txt", tmp_path / "data", tmp_path / "run"
+    file.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    arguments = f"prepare --text {file} --train-tokenizer {entries} --kind {kind} {case} --out {data} --seq-len 32"
+    assert main([*arguments.split(), "--validation", "0.1", "--workers", "1"]) == 0
+    teacher = teacher_of(text[: len(text) // 2], *theirs, tmp_path / "teacher")  # type: ignore[arg-type]
+    settings = [f"data.dir={data}", f"teacher.path={teacher}", "teacher.vocabulary=shared", "train.max_steps=2"]
+    start(train, tiny_recipe, run, settings, ranks=1)
+    rows = rows_of(run)
+    assert all(row["aligned_share"] > 0 and row["soft_loss"] > 0 for row in rows if "loss" in row)
+    assert 0 < rows[-1]["teacher_shared_mass"] < 1
+    assert (run / "export" / "model.safetensors").is_file()
