@@ -117,7 +117,7 @@ class Loss(torch.autograd.Function):
                 each.new_empty(rows_at_once, w.shape[0]) for each, w in ((hidden, weight), *filter(None, [teacher]))
             ]
         saved = [torch.empty_like(hidden)]
-        in_16_bits = on_cpu and one_chunk  # the only case in which no fp32 sum of dW is needed
+        in_16_bits = one_chunk and (on_cpu or weight.dtype == torch.bfloat16)  # else dW is summed in fp32
         sums = weight.new_empty(weight.shape, dtype=weight.dtype if in_16_bits else torch.float32)
         for tensor in (weight, bias):
             if tensor is None:

@@ -255,7 +255,8 @@ def statistics_and_gradients(call: LinearCall, upstream: Tensor, scalars: Tensor
         upstream = upstream[counted] if upstream.dim() == 1 else upstream
     student = student.of_columns(call.vocab_size)
     teacher = None if teacher is None else teacher.of_columns(call.vocab_size)
-    chunk_rows = resolve_chunk_rows(call.memory, call.chunk_rows, objective.backend, student, teacher)
+    asked = (call.memory, call.chunk_rows, objective.backend)
+    chunk_rows = resolve_chunk_rows(*asked, student, teacher, with_gradients=any(call.needed))
     if chunk_rows is None:
         from dwt_kernels.logit_free import logit_free_statistics_and_gradients
 

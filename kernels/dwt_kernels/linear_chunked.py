@@ -4,17 +4,19 @@ Extra memory at the peak, in bytes, with b those of an element of the hidden sta
 
     forward     2 b chunk_rows V    logits; the gradient is written over the student's (fp32 block buffers on a CPU)
               + b chunk_rows H_s    the chunk's hidden states without ignored rows
-              + 4 V H_s             dW while it is summed, in fp32
+              + 4 V H_s             dW while it is summed, in fp32; b V H_s of one chunk, but for fp16 on a GPU
               + b V H_s             on a CPU in 16 bits with several chunks: one chunk's share of dW
               + b N H_s             d hidden
 
 When the chunks are done and their logits freed, dW is brought to the dtype and shape it waits in, and for that moment
-exists in both: another 2 V H_s for bf16, another 4 V H_s for fp32 with padded columns, else nothing. The backward pass
-holds what waits, the gradients it returns, and with plain torch an fp32 block of ``on_torch.blocks``.
+exists in both: another 2 V H_s for bf16 of several chunks or with padded columns, another 4 V H_s for fp32 with padded
+columns, else nothing. The backward pass holds what waits, the gradients it returns, and with plain torch an fp32 block
+of ``on_torch.blocks``.
 
-A product of 16-bit inputs is summed in fp32 inside the matrix multiplication. On a GPU it also leaves it in fp32 and
-is added to an fp32 total in the multiplication's epilogue. On a CPU torch can only return it in 16 bits; with one chunk
-that is the single rounding the gradient needs anyway, with more each chunk's share is rounded once and added in fp32.
+A product of 16-bit inputs is summed in fp32 inside the matrix multiplication. With one chunk it leaves it in the dtype
+that it waits in: the single rounding that the gradient needs anyway. With more, on a GPU it leaves it in fp32 and is
+added to an fp32 total in the multiplication's epilogue; on a CPU torch can only return it in 16 bits, so that each
+chunk's share is rounded once and added in fp32.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from dwt_kernels.on_torch.blocks import add_in_blocks
 GPU_CHUNK_BYTES = 1 << 30
 CPU_CHUNK_BYTES = 1 << 29
 
-# Logits of this size fit any GPU, so its free memory is not queried: that takes longer than small products.
+# Logits of this size fit any GPU, so its free memory is not asked for.
 SMALL_BYTES = 1 << 28
 
 # The logits' share of the free memory of a GPU: gradients, and whatever the backward pass wants, need the rest.
@@ -129,10 +131,15 @@ def saved_dtype(parameter: Tensor) -> torch.dtype:
 
 
 def add_product(total: Tensor | None, left: Tensor, right: Tensor, last: bool) -> Tensor:
-    """total + left @ right; fp32, or the inputs' dtype when this is the first and ``last`` contribution on a CPU."""
+    """total + left @ right; fp32, or the dtype it waits in when this is the first and ``last`` contribution.
+
+    That is 16 bits for bf16, rounded once inside the product, and on a CPU for fp16 too.
+    """
     if left.dtype == torch.float32:
         return torch.mm(left, right) if total is None else total.addmm_(left, right)
     if left.device.type != "cpu":
+        if total is None and last and left.dtype == torch.bfloat16:
+            return torch.mm(left, right)
         if total is None:
             return torch.mm(left, right, out_dtype=torch.float32)
         return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
@@ -153,11 +160,11 @@ def add_column_sums(total: Tensor | None, gradient: Tensor) -> Tensor:
 
 
 def resolve_chunk_rows(
-    memory: str, chunk_rows: int | None, backend: str, student: Head, teacher: Head | None
+    memory: str, chunk_rows: int | None, backend: str, student: Head, teacher: Head | None, with_gradients: bool
 ) -> int | None:
     """Rows in a chunk, all chunks nearly equal; None for logit-free.
 
-    Depends on the shapes alone, except on a GPU with less than 4 GiB free.
+    Depends on the shapes alone, except on a GPU with less than 4 GiB free when it was first asked.
     """
     if memory == "logit_free":
         return None
@@ -167,7 +174,7 @@ def resolve_chunk_rows(
     element_bytes = sum(head.hidden.element_size() for head in (student, teacher) if head is not None)
     row_bytes = student.weight.shape[0] * element_bytes
     small = rows * row_bytes <= SMALL_BYTES
-    most_bytes = SMALL_BYTES if small else chunk_bytes(student.hidden.device)
+    most_bytes = SMALL_BYTES if small else chunk_bytes(student.hidden.device, with_gradients)
     may_be_logit_free = memory == "auto" and backend == "triton" and not torch.are_deterministic_algorithms_enabled()
     return automatic_chunk_rows(rows, row_bytes, most_bytes, may_be_logit_free)
 
@@ -189,11 +196,17 @@ def even_chunk_rows(rows: int, most_rows: int) -> int:
     return max(1, -(-rows // chunks))
 
 
-def chunk_bytes(device: torch.device) -> int:
+def chunk_bytes(device: torch.device, with_gradients: bool) -> int:
+    """The most bytes of a chunk's logits. A GPU's free memory is asked for once, in training and in evaluation each."""
     if device.type == "cpu":
         return CPU_CHUNK_BYTES
-    if torch.cuda.is_current_stream_capturing():
-        return GPU_CHUNK_BYTES
-    free, _ = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(GPU_CHUNK_BYTES, int((free + cached) * FREE_MEMORY_SHARE))
+    if (device, with_gradients) not in _chunk_bytes:
+        if torch.cuda.is_current_stream_capturing():
+            return GPU_CHUNK_BYTES
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        _chunk_bytes[device, with_gradients] = min(GPU_CHUNK_BYTES, int((free + cached) * FREE_MEMORY_SHARE))
+    return _chunk_bytes[device, with_gradients]
+
+
+_chunk_bytes: dict[tuple[torch.device, bool], int] = {}

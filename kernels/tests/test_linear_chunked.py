@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dwt_kernels import linear_distill_loss
+from dwt_kernels import linear_chunked, linear_distill_loss
 from dwt_kernels.arguments import Objective, backend_module
-from dwt_kernels.linear_chunked import Head, chunked_statistics_and_gradients
+from dwt_kernels.linear_chunked import Head, add_product, chunked_statistics_and_gradients
 from dwt_kernels.on_torch import blocks
 from torch import Tensor
 
@@ -63,3 +63,37 @@ def test_backward_does_not_change_saved_gradients(device, dtype):
     loss = linear_distill_loss(*leaves, None, None, None, None, torch.arange(8, device=device)).loss
     first, second = (torch.autograd.grad(loss * scale, leaves, retain_graph=True) for scale in (1.0, 2.0))
     torch.testing.assert_close(second, tuple(2 * gradient for gradient in first))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chunks", "expected"),
+    [
+        (torch.bfloat16, 1, torch.bfloat16),
+        (torch.bfloat16, 2, torch.float32),
+        (torch.float16, 1, torch.float32),  # a sum over many rows may be beyond its range
+        (torch.float32, 1, torch.float32),
+    ],
+    ids=str,
+)
+def test_dw_of_one_chunk_is_in_the_dtype_it_waits_in(dtype, chunks, expected):
+    """ "meta" stands for a GPU, where a product may leave fp32."""
+    left, right = torch.empty(50, 8, dtype=dtype, device="meta"), torch.empty(8, 6, dtype=dtype, device="meta")
+    total = None
+    for chunk in range(chunks):
+        total = add_product(total, left, right, last=chunk == chunks - 1)
+    assert total is not None
+    assert total.dtype == expected
+
+
+def test_free_memory_is_asked_for_once_in_training_and_once_in_evaluation(monkeypatch):
+    device = torch.device("cuda", 7)
+    free = iter([2 << 30, 8 << 30])
+    monkeypatch.setattr(linear_chunked, "_chunk_bytes", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert linear_chunked.chunk_bytes(device, True) == linear_chunked.GPU_CHUNK_BYTES
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 80 << 30))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    found = [linear_chunked.chunk_bytes(device, training) for training in (True, True, False, True, False)]
+    assert found == [1 << 29, 1 << 29, 1 << 30, 1 << 29, 1 << 30]
