@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
 from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.memory import BUCKETS, GRADIENTS, MASTER, OPTIMIZER, TEACHER, WEIGHTS
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.shapes import build_shapes
+from dwt_ds.prepare.case_and_accents import Wishes
+from dwt_ds.prepare.train_tokenizer import train_tokenizer
 
 Measure = Callable[..., list[dict[str, Any]]]
 SHARE = 0.10
@@ -173,3 +175,21 @@ def test_a_sharded_teacher(settings: str, measure: Measure, recipe: str, tiny_te
     check_memory(plan, measured)
     check_traffic(plan, measured)
     assert measured[0]["teacher"] < 0.7 * whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", ["false", "true"])
+def test_a_teacher_with_another_vocabulary(
+    sharded: str, measure: Measure, recipe: str, tiny_text: Path, tmp_path: Path
+) -> None:
+    """Its rows are longer; the head's rows of shared entries are kept beside it."""
+    tokenizer = train_tokenizer(tiny_text.read_text(encoding="utf-8").split("\n"), 1000, "bpe", Wishes())
+    sizes = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 1024}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    overrides = [f"teacher.path={tmp_path}", "teacher.vocabulary=shared", f"teacher.sharded={sharded}"]
+    overrides.append("distill.soft_weight.schedule=adaptive")
+    plan, measured = plan_of(recipe, 2, *overrides), measure(2, recipe, *overrides)
+    check_memory(plan, measured)
+    check_traffic(plan, measured)
