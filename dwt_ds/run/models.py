@@ -44,6 +44,8 @@ def check_initial_weights(resolved: Resolved, tokenizer: PreTrainedTokenizerBase
     with prefix_errors("teacher.path"):
         teacher = load_model_config(path, trust_remote_code=resolved.config.teacher.trust_remote_code)
     check_growth(teacher, student_model_config(resolved.config.student, **_text_sizes(resolved, tokenizer)), init)
+    if resolved.config.teacher.vocabulary == "same":  # also where the soft weight is 0, and the teacher never loaded
+        check_same_vocabulary(path, tokenizer, teacher_rows=teacher.vocab_size)
 
 
 def load_teacher(

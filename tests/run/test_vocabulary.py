@@ -21,6 +21,7 @@ from dwt_ds.plan.report import report
 from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.train_tokenizer import train_tokenizer
+from dwt_ds.run.models import check_initial_weights
 from dwt_ds.run.vocabulary import OtherVocabulary, overlap_lines
 
 
@@ -82,6 +83,16 @@ def test_mistakes_name_the_setting_in_one_line(teacher: Path, tiny_data: Path, t
     assert error(tmp_path).startswith(
         "teacher.vocabulary=shared: the teacher's vocabulary and that of the data folder have no"
     )
+
+
+def test_growth_from_another_vocabulary_has_to_be_asked_for(teacher: Path, tiny_recipe: Path, tiny_data: Path) -> None:
+    """Even where the soft weight is 0, so that the teacher itself is never loaded: its rows would mean other tokens."""
+    settings = [f"teacher.path={teacher}", "student.init=fna", "student.num_heads=2", "student.hidden_size=24"]
+    settings += ["student.intermediate_size=32", "student.max_positions=64", "distill.soft_weight=0"]
+    tokenizer = PreparedData.open(tiny_data).tokenizer()
+    with pytest.raises(ValueError, match="^teacher.path: its vocabulary of .* or set teacher.vocabulary=shared"):
+        check_initial_weights(resolve_plan(str(tiny_recipe), settings, None, 1), tokenizer)
+    check_initial_weights(resolve_plan(str(tiny_recipe), [*settings, "teacher.vocabulary=shared"], None, 1), tokenizer)
 
 
 def test_little_overlap_is_a_warning(other: OtherVocabulary, tiny_data: Path) -> None:
