@@ -12,6 +12,7 @@ from harness.ranks import Run
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
+from dwt_ds.data.batches import Batch
 from dwt_ds.engine import teacher
 from dwt_ds.engine.teacher import TeacherEngine
 
@@ -86,6 +87,12 @@ def test_the_engine_answers_as_the_model_and_keeps_its_buffers(
     assert ("float32" in done.out) == (family == "modernbert"), done.out
 
 
+def batch_of(tokens: torch.Tensor, positions: torch.Tensor) -> Batch:
+    """tokens (B, S), positions (N,); what a teacher does not read is left empty."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return Batch(tokens, None, positions, none, tokens.numel(), none)
+
+
 def test_a_sharded_teacher_loads_without_the_other_ranks(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sharded: list[nn.Module] = []
 
@@ -99,8 +106,8 @@ def test_a_sharded_teacher_loads_without_the_other_ranks(tiny_teacher: Path, mon
     assert made.vocabulary_rows == 298
     assert not sharded, "it communicated"
     tokens = torch.arange(5, 21).reshape(1, 16)
-    batch = SimpleNamespace(input_ids=tokens, attention_mask=None, positions=torch.arange(16))
-    views = [made(batch) for _ in range(2)]  # type: ignore[arg-type]
+    batch = batch_of(tokens, torch.arange(16))
+    views = [made(batch) for _ in range(2)]
     assert len(sharded) == 1
     assert torch.equal(views[0].hidden, views[1].hidden)
 
@@ -162,8 +169,7 @@ class TestInjection:
 
     def hidden(self, made: TeacherEngine) -> torch.Tensor:
         tokens = torch.arange(5, 21).reshape(1, 16)
-        batch = SimpleNamespace(input_ids=tokens, attention_mask=None, positions=torch.arange(0, 16, 3))
-        return made(batch).hidden  # type: ignore[arg-type]
+        return made(batch_of(tokens, torch.arange(0, 16, 3))).hidden
 
     def test_all_layers_but_the_last_are_replaced_and_their_tuples_unpacked(self, folder: str) -> None:
         made = self.make(folder, "auto")
