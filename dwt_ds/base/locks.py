@@ -129,7 +129,10 @@ class FolderLock:
 
     def _try(self, option: str) -> bool:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=self._mode)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the former owner has just removed the empty folder
+            return False
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -125,7 +125,9 @@ def _abandoned(lock: Path) -> bool:
     """Whether the lock's build has stopped writing. Only its files tell: it may run on another host or in another
     container, where this process cannot see it."""
     try:
-        written = max(file.stat().st_mtime for file in lock.parent.iterdir() if not file.is_dir())
-    except (FileNotFoundError, ValueError):  # the build has just ended
+        # The lock first: without it the other files' age says nothing.
+        files = [lock, *(file for file in lock.parent.iterdir() if not file.is_dir())]
+        written = max(file.stat().st_mtime for file in files)
+    except FileNotFoundError:  # the build has just ended
         return False
     return time.time() - written > _ABANDONED_SECONDS

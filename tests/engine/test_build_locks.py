@@ -160,3 +160,8 @@ def test_only_locks_that_stop_a_run_are_found(operator: Path, start_ranks: Start
     for path in operator.iterdir():
         minutes_ago(path, 11)
     assert find_abandoned_locks() == [operator / "lock"], "torch's own lock, which ends with no process"
+
+
+def test_a_lock_that_has_just_gone_is_not_abandoned(operator: Path) -> None:
+    minutes_ago(operator / "shm_comm.so", 60)
+    assert not build_locks._abandoned(operator / "lock")
