@@ -42,6 +42,11 @@ class Batch(NamedTuple):
     teacher: TeacherRows | None = None
     """The rows as a teacher with another vocabulary reads them; None for a teacher with the student's."""
 
+    @property
+    def soft_rows(self) -> int:
+        """Positions that the soft loss sees."""
+        return int(self.labels.numel() if self.teacher is None else self.teacher.aligned.numel())
+
     def to(self, device: torch.device) -> Batch:
         """The same with the tensors that the models need on `device`."""
         mask = self.attention_mask

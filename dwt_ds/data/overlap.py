@@ -12,7 +12,7 @@ from dwt_ds.data.teacher_rows import TeacherTokens
 _ROWS = 256
 _MICRO_BATCH_SIZE = 32
 FEW_ALIGNED = 0.3
-"""Below this share the soft loss sees so little that a run says so."""
+"""Below this share the soft loss sees so little that a run warns."""
 
 
 @dataclass(frozen=True)

@@ -30,21 +30,21 @@ class RowTexts:
 
 
 class RowReader:
-    """Gives rows of a vocabulary their text back.
+    """Turns rows of tokens back into their text.
 
     Args:
         texts: of its tokens.
-        unknown_id: of its unknown token, if there is one. A text goes on after it.
+        unknown_id: of its unknown token, if there is one. The text continues after it.
     """
 
     def __init__(self, texts: TokenTexts, unknown_id: int | None) -> None:
         self._unknown_id = -1 if unknown_id is None else unknown_id
-        spoken = [text or _BETWEEN for text in texts.texts]
+        filled = [text or _BETWEEN for text in texts.texts]
         self._is_special = np.array([not text for text in texts.texts])
         self._joins_left, self._joins_right = texts.joins_left, texts.joins_right
         self._rules = None if texts.joins_left.all() else SpaceRules(texts.texts)
         # With a space before it: V further on.
-        self._texts = [*spoken, *(b" " + text for text in spoken)]
+        self._texts = [*filled, *(b" " + text for text in filled)]
         self._lengths = np.array([len(text) for text in self._texts], dtype=np.int64)
 
     def read(self, ids: np.ndarray) -> RowTexts:

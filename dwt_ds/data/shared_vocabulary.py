@@ -1,10 +1,10 @@
 """Entries that two vocabularies have in common: what a teacher with another tokenizer can teach.
 
-Two entries are one where they stand for the same text, character by character, with a space before it or without. `the`
-and `##ing` of WordPiece are `Ġthe` and `ing` of byte-level BPE, and `▁the` and `ing` of SentencePiece. Where a
-vocabulary leaves spaces out, its entry stands for the text as it is usually written: the comma of WordPiece is a comma
-without a space before it, and so is each Chinese character. Capitals and accents count: `The` is not shared with a
-vocabulary that knows only `the`, since two entries would then be one.
+Two entries are shared if they stand for the same text, character by character, both with a space before it or both
+without. `the` and `##ing` of WordPiece are `Ġthe` and `ing` of byte-level BPE, and `▁the` and `ing` of SentencePiece.
+Where a vocabulary leaves spaces out, its entry stands for the text as it is usually written: the comma of WordPiece is
+a comma without a space before it, and so is each Chinese character. Capitals and accents count: `The` is not shared
+with a vocabulary that knows only `the`, since two entries would then be one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _entries(texts: TokenTexts) -> dict[bytes, int]:
     found: dict[bytes, int] = {}
     # Pieces that go on come last: where "##," has the text of ",", no text has the former.
     for index in sorted(ids, key=lambda index: bool(texts.joins_left[index])):
-        # An entry that the rest of its word must follow ("th" of "th" + "e</w>") may begin a word or not: no one's.
+        # An entry that the rest of its word must follow ("th" of "th" + "e</w>") may begin a word or not: left out.
         if not texts.joins_right[index]:
             after_space = not texts.joins_left[index] and spaces.usually_after_space[index]
             found.setdefault((_SPACE if after_space else b"") + texts.texts[index], index)

@@ -60,8 +60,8 @@ def _teacher_rows(
 class TeacherTokens:
     """Makes the teacher's rows from those of the student: the text of a row, tokenized as the teacher's tokenizer does.
 
-    The whole text of a row, not word by word: so that it is the teacher's own tokens in any script. The tokenizer keeps
-    a table of the words it has met, which is why this costs little (`benchmarks/teacher_rows.py`).
+    It tokenizes the whole text of a row, not word by word, so that the tokens are the teacher's own in any script. The
+    tokenizer keeps a table of the words it has met, so this costs little (`benchmarks/teacher_rows.py`).
     """
 
     shared: SharedVocabulary
@@ -136,9 +136,9 @@ class TeacherTokens:
     ) -> TeacherRows:
         """The teacher's rows of a micro-batch.
 
-        Every piece that overlaps a word of which the student must predict a token is masked, whatever the student sees
-        in its place. Aligned is a token that is a word by itself and one token of the teacher, where both are a shared
-        entry.
+        If the student must predict a token of a word, every piece that overlaps the word is masked, whatever the
+        student sees in its place. A token is aligned if it is a whole word, and one token of the teacher with which it
+        is a shared entry.
 
         Args:
             input_ids: (B, S) int64, the student's rows, not masked.

@@ -1,4 +1,4 @@
-"""What each token stands for in a text: how tokens give their text back."""
+"""What each token stands for in a text."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from dwt_ds.distill.objective import Losses, LossScale, SharedEntries, TeacherVi
 
 
 class HeldOut(NamedTuple):
-    """Means over the labelled tokens of the validation rows, or over the aligned ones where it says so."""
+    """Means over the labelled tokens of the validation rows, or over the aligned ones where noted."""
 
     hard_loss: float
     soft_loss: float
@@ -26,7 +26,7 @@ class HeldOut(NamedTuple):
 
 
 class TeacherHeldOut(NamedTuple):
-    """What a teacher is worth on the validation rows; NaN where there is no token to tell by."""
+    """How good a teacher is on the validation rows; NaN where these have no token to predict."""
 
     hard_loss: float
     """Masked-token cross-entropy, nats; with another vocabulary that on the shared entries, at the aligned tokens."""

@@ -95,8 +95,8 @@ class DistillObjective(nn.Module):
     def forward(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> Losses:
         """Loss of one micro-batch, summed over its rows and divided by `scale`'s counts.
 
-        With shared entries, the hard loss is over the whole vocabulary all the same, and the soft loss over these
-        entries alone, both distributions renormalized to them.
+        With shared entries, the hard loss is still over the whole vocabulary. The soft loss is over these entries
+        alone, both distributions renormalized to them.
         """
         hidden = self.student(batch.input_ids, batch.attention_mask, batch.positions)
         weight, bias = self.student.decoder_weight, self.student.decoder_bias

@@ -97,7 +97,7 @@ class MicroBatchCost:
     teacher_peak: int
     """Most allocated in the teacher's forward pass."""
     launches: int
-    """Operations of the student, forward and backward, but for the loss."""
+    """Operations of the student, forward and backward, without the loss."""
     teacher_launches: int
     """Operations of the teacher's forward pass."""
 

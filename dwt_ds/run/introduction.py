@@ -1,4 +1,4 @@
-"""What a run says of its models before its first step."""
+"""What a run prints about its models before its first step."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ class Session:
         micro_batches: list[Batch] = next(self._loader)
         self._meter.add_wait(time.perf_counter() - asked)
         labelled = sum(np.count_nonzero(batch.labels.numpy() >= 0) for batch in micro_batches)
-        positions = sum(_soft_rows(batch) for batch in micro_batches)
+        positions = sum(batch.soft_rows for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
         asked_to_stop = self._stop.is_asked(self._stop_folder)
         distill = self.config.distill
@@ -202,7 +202,9 @@ class Session:
         self.stopped = self._ranks_to_stop.exchange(numbers.ranks_to_stop) > 0
         if self._adaptive is not None and self.teacher is not None:
             _, hard, soft, *shared_hard = self._meter.losses(self._divisor)
-            hard = shared_hard[0] if shared_hard else hard  # what compares with the teacher's own
+            if numbers.aligned_share is not None:
+                # What compares with the teacher's own; no number in a step without aligned tokens, which is left out.
+                hard = torch.where(numbers.aligned_share > 0, shared_hard[0], torch.nan)
             squared = self.config.distill.temperature_squared
             self._adaptive.observe(hard, soft, 1.0 if squared else numbers.temperature)
         last = done == self.total_steps
@@ -397,8 +399,3 @@ class Session:
         else:
             self._saved = done
             self._say(done, f"checkpoint saved, training waited {seconds:.1f} s")
-
-
-def _soft_rows(batch: Batch) -> int:
-    """Positions that the soft loss sees."""
-    return int(batch.labels.numel() if batch.teacher is None else batch.teacher.aligned.numel())

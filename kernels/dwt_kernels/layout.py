@@ -49,7 +49,7 @@ STATISTICS = len(Statistics._fields)
 
 
 class RowTerms(NamedTuple):
-    """What the gradient of a row takes of it, upstream gradient included; in this order (N, 6) fp32.
+    """What the gradient of a row needs besides its logits, upstream gradient included; in this order (N, 6) fp32.
 
     With the names of ``Statistics`` and the scales of ``Scalars``: hard = upstream hard_gradient / student_sum,
     student_soft = upstream soft_gradient / student_tau_sum, teacher_soft = upstream soft_gradient / teacher_sum,

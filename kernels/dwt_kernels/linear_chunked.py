@@ -4,7 +4,7 @@ Extra memory at the peak, in bytes, with b those of an element of the hidden sta
 
     forward     2 b chunk_rows V    logits; the gradient is written over the student's (fp32 block buffers on a CPU)
               + b chunk_rows H_s    the chunk's hidden states without ignored rows
-              + 4 V H_s             dW while it is summed, in fp32; b V H_s of one chunk, but for fp16 on a GPU
+              + 4 V H_s             dW while it is summed, in fp32; b V H_s with one chunk, except for fp16 on a GPU
               + b V H_s             on a CPU in 16 bits with several chunks: one chunk's share of dW
               + b N H_s             d hidden
 
@@ -118,7 +118,7 @@ def chunked_statistics_and_gradients(
 
 
 def logits_buffer(head: Head, rows: int, backend: str) -> Tensor:
-    """(rows, V) in the hidden states' dtype; with an aligned leading dimension, but for torch on a CPU."""
+    """(rows, V) in the hidden states' dtype; with an aligned leading dimension, except for torch on a CPU."""
     columns = head.weight.shape[0]
     alignment = 1 if backend == "torch" and head.hidden.device.type == "cpu" else ROW_ALIGNMENT
     padded = -(-columns // alignment) * alignment

@@ -149,6 +149,20 @@ def test_of_many_processes_one_at_a_time_is_inside(tmp_path: Path) -> None:
     assert [int(turns) for turns, _ in ended] == [40] * 3
 
 
+def test_a_folder_that_its_former_owner_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real, removed = tmp_path / "folder", os.open, []
+
+    def open_late(path: Any, *arguments: Any) -> int:
+        if Path(path).name == LOCK_NAME and not removed:
+            removed.append(folder.rmdir())
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", open_late)
+    with FolderLock(folder, "--out x"):
+        assert removed
+        assert (folder / LOCK_NAME).is_file()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_reported(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

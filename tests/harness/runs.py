@@ -1,4 +1,4 @@
-"""Finished runs as they were at an earlier checkpoint."""
+"""Folders of runs: as they were at an earlier checkpoint, and written without a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 def back_to(step: int, run: Path, copy: Path, **state: Any) -> Path:
@@ -22,3 +24,19 @@ def back_to(step: int, run: Path, copy: Path, **state: Any) -> Path:
     manifest["state"] = {key: value for key, value in manifest["state"].items() if value != "missing"}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     return checkpoint
+
+
+def write_run(folder: Path, losses: dict[int, float], config: dict[str, object], *, finished: bool = True) -> None:
+    """A run folder with a logged step and an evaluation at each step of `losses`; 100 tokens and 1 s a step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    rows = []
+    for step, loss in losses.items():
+        each = {"loss": loss, "hard_loss": loss + 0.1, "soft_loss": 0.2, "soft_weight": 1.0}
+        rows.append({"step": step, **each, "tokens": 100 * step, "elapsed_seconds": float(step)})
+        rows.append({"step": step, "eval_hard_loss": loss, "eval_soft_loss": 0.2})
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9', encoding="utf-8"
+    )
+    if finished:
+        (folder / "complete.json").write_text('{"steps": 12}', encoding="utf-8")

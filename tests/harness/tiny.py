@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @pytest.fixture(scope="session")
@@ -62,29 +66,35 @@ def sentence_data(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tin
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """A random BERT of 1 layer x 16 with the tokenizer of `tiny_data`, in Hugging Face format."""
+def save_tiny_bert(tokenizer: PreTrainedTokenizerBase, folder: Path, *, positions: int) -> Path:
+    """A random BERT of 1 layer x 16 with this tokenizer, in Hugging Face format."""
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+    from transformers import BertConfig, BertForMaskedLM
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_data / "tokenizer")
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=32,
+        max_position_embeddings=positions,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.3,
     )
-    folder = tmp_path_factory.mktemp("teacher") / "tiny"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A random BERT of 1 layer x 16 with the tokenizer of `tiny_data`, in Hugging Face format."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_data / "tokenizer")
+    return save_tiny_bert(tokenizer, tmp_path_factory.mktemp("teacher") / "tiny", positions=32)
 
 
 @pytest.fixture(scope="session")

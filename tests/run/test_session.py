@@ -141,6 +141,25 @@ def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(mon
     assert session._meter.losses(2).tolist() == [1, 2, 1, 2]
 
 
+@pytest.mark.parametrize(("aligned", "seen"), [(0.0, []), (0.25, [3.0])])
+def test_a_step_without_aligned_tokens_is_not_a_loss_of_0(
+    aligned: float, seen: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adaptive weight would take it for a student that knows all."""
+    observed: list[torch.Tensor] = []
+    config = RunConfig(teacher=TeacherConfig(path="any", vocabulary="shared"))
+    session = bare_session(config, 4, teacher=SimpleNamespace())
+    session._adaptive = SimpleNamespace(observe=lambda hard, *_: observed.append(hard))  # type: ignore[assignment]
+    one = torch.tensor(1.0)
+    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
+    monkeypatch.setattr(session, "_note_skip", lambda done: None)
+    monkeypatch.setattr(session, "_log", lambda *_: None)
+    session._meter.add(Losses(one, one, one, 3 * one if seen else 0 * one))
+    scale = LossScale(one, one, hard_rows=one, soft_rows=one)
+    session.end_step(StepNumbers(1, scale, 1.0, 1.0, 0.1, 0 * one, aligned_share=torch.tensor(aligned)))
+    assert [float(hard) for hard in observed if hard.isfinite()] == pytest.approx([x / session._divisor for x in seen])
+
+
 def test_the_request_of_another_rank_stops_the_session_a_step_later(done: list[str]) -> None:
     """The number of a step is read after the next one, so that the host does not wait for the device."""
     session = bare_session(RunConfig(), 5)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from harness.runs import back_to
-from transformers import BertConfig, BertForMaskedLM
+from harness.tiny import save_tiny_bert
 
 from dwt_ds.cli.main import main
 from dwt_ds.prepare.case_and_accents import Wishes
@@ -27,21 +26,7 @@ HELD_OUT = ("eval_hard_loss", "eval_soft_loss", "eval_shared_hard_loss")
 def teacher_of(text: Sequence[str], kind: Kind, entries: int, wishes: Wishes, folder: Path) -> Path:
     """A random BERT of 1 layer x 16 with a tokenizer trained on `text`."""
     tokenizer = train_tokenizer(list(text), entries, kind, wishes)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.3,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        BertForMaskedLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_bert(tokenizer, folder, positions=64)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, disable-error-code="assignment"
-"""A row that is loaded once: in registers as it was in memory while its sums are made, and its gradient after them.
+"""A row that is loaded once. It stays in registers, as it was in memory, until its sums and its gradient are made.
 
 Legend as in ``steps``. A thread has WIDTH neighbours of every block of LANES x WIDTH columns. They are kept as the
 32-bit words that were loaded: every 16-bit number for itself would take a register, as would one converted to fp32.
