@@ -11,6 +11,7 @@ added to benchmarks/results/host_time.csv.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="to time (default: %(default)s)")
     steps = parser.parse_args().steps
+    os.environ["OMP_NUM_THREADS"] = "1"  # else `start_ranks` takes all cores
     torch.set_num_threads(1)
     quieten_libraries()
     with tempfile.TemporaryDirectory() as folder:
