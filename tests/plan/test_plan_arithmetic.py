@@ -15,7 +15,7 @@ from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.models.flops import forward_flops, recomputed_flops
 from dwt_ds.plan.communication import Traffic, bytes_per_second, own_sums, step_traffic
 from dwt_ds.plan.corpus import paper_corpus, resolve_plan
-from dwt_ds.plan.hardware import LATENCY_SECONDS, find_device
+from dwt_ds.plan.hardware import LATENCY_SECONDS, LAUNCH_SECONDS, find_device
 from dwt_ds.plan.memory import GRADIENTS, MASTER, OPTIMIZER, WEIGHTS
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.shapes import build_shapes
@@ -78,7 +78,7 @@ def test_few_rows_take_as_long_as_the_host_needs() -> None:
     assert short.total == short.host + short.exposed
     assert long.total == long.compute + long.exposed
     assert few.step_time(2, with_teacher=False).host < short.host
-    quicker = Plan(few.settings, few.shapes, find_device("h100", 8, launch_us=9), nodes=1)
+    quicker = Plan(few.settings, few.shapes, find_device("h100", 8, launch_us=1e6 * LAUNCH_SECONDS / 5), nodes=1)
     assert quicker.step_time(2).host == pytest.approx(short.host / 5)
     on_cpu = Plan(few.settings, few.shapes, find_device("cpu", 8), nodes=1)
     assert on_cpu.step_time(2).host == 0, "a CPU's MFU has it"
