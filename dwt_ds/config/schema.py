@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from dwt_ds.base.words import check_path
+from dwt_ds.config.objective import DistillConfig
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.validate import STRICT
 
@@ -50,56 +51,9 @@ PathText = Annotated[str, AfterValidator(_check_path)]
 """A file, a folder, or a name on the Hugging Face hub, as the user wrote it; ${NAME} is an environment variable."""
 
 
-@dataclass(config=STRICT)
-class Schedule:
-    """A value that changes from `start` to `end` over the span, which begins at step 0, and stays at `end` after it."""
-
-    schedule: Literal["constant", "linear", "cosine", "exponential", "step", "adaptive"] = "constant"
-    """constant: always `start`. step: `start` until the span ends, then `end`. linear, cosine, exponential: a smooth
-    change over the span. adaptive (soft weight only): falls from `start` to `end` as the student catches up with the
-    teacher."""
-    start: float = 1.0
-    """Value at step 0."""
-    end: float | None = None
-    """Value at the end of the span. constant has none; adaptive never goes below it (null: 0)."""
-    span: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Length of the span as a share of all training steps."""
-    span_steps: PositiveInt | None = None
-    """Length of the span in optimizer steps; overrides `span`."""
-    signal: Literal["gap", "projection"] = "projection"
-    """adaptive: what the weight is computed from; see dwt_ds/distill/adaptive.py."""
-    width: PositiveFloat = 0.5
-    """adaptive with signal `gap`: the weight reaches `start` where the student's loss is this much (nats) higher than
-    the teacher's."""
-    average_steps: PositiveInt = 50
-    """adaptive: optimizer steps over which the student's losses are averaged."""
-
-    def __post_init__(self) -> None:
-        if self.schedule == "constant":
-            if self.end not in (None, self.start):
-                raise ValueError(f"end={self.end}: a constant has no end; set schedule to linear, say")
-        elif self.end is None and self.schedule != "adaptive":
-            raise ValueError(f"end: missing; schedule {self.schedule!r} needs the value at the end of the span")
-        if self.schedule == "exponential" and not (self.start > 0 and self.end and self.end > 0):
-            raise ValueError(f"start={self.start}, end={self.end}: exponential needs both above 0; use linear")
-
-    def length(self, total_steps: int) -> int:
-        """Optimizer steps of the span, in a run of `total_steps`."""
-        return self.span_steps or max(1, round(self.span * total_steps))
-
-
-def _number_is_a_constant(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return value
-    return {"schedule": "constant", "start": value}
-
-
 def _off_of_yaml(value: Any) -> Any:
     """YAML reads the word off as false."""
     return "off" if value is False else value
-
-
-Scheduled = Annotated[Schedule, BeforeValidator(_number_is_a_constant)]
 
 
 @dataclass(config=STRICT)
@@ -189,41 +143,6 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if self.sharded and self.kernel_inject is True:
             raise ValueError("kernel_inject=true: not for a sharded teacher; set it to auto, or sharded to false")
-
-
-@dataclass(config=STRICT)
-class DistillConfig:
-    """The objective: hard_weight x cross-entropy + soft_weight x KL(teacher || student)."""
-
-    hard_weight: NonNegativeFloat = 1.0
-    """Weight of the masked-token cross-entropy."""
-    soft_weight: Scheduled = field(default_factory=Schedule)
-    """Weight of the KL divergence: a number, or a mapping with schedule, start, end and span."""
-    temperature: Scheduled = field(default_factory=Schedule)
-    """Softmax temperature of the soft loss: a number, or a mapping like soft_weight's."""
-    soft_positions: Literal["labelled", "all"] = "labelled"
-    """Rows of the soft loss: the masked tokens, or every real token."""
-    temperature_squared: bool = False
-    """Multiply the soft loss by the squared temperature, as Hinton et al. (2015) do; the paper does not."""
-    backend: Literal["auto", "triton", "torch"] = "auto"
-    """Loss kernel; auto: Triton on a GPU, torch elsewhere."""
-    memory: Literal["auto", "chunked", "logit_free"] = "auto"
-    """How the head and the loss share memory; see kernels/README.md."""
-
-    def __post_init__(self) -> None:
-        if self.temperature.schedule == "adaptive":
-            raise ValueError("temperature.schedule='adaptive': only soft_weight can be adaptive; use linear, say")
-        if self.soft_weight.schedule == "adaptive":
-            if self.soft_weight.start < (self.soft_weight.end or 0.0):
-                raise ValueError(f"soft_weight.start={self.soft_weight.start} is below its end; swap them")
-            if self.soft_weight.signal == "projection" and self.soft_positions == "all":
-                raise ValueError("soft_weight.signal='projection': needs soft_positions='labelled'; use gap")
-        for end in ("start", "end"):
-            weight, temperature = getattr(self.soft_weight, end), getattr(self.temperature, end)
-            if weight is not None and weight < 0:
-                raise ValueError(f"soft_weight.{end}={weight}: must be at least 0")
-            if temperature is not None and temperature <= 0:
-                raise ValueError(f"temperature.{end}={temperature}: must be above 0")
 
 
 @dataclass(config=STRICT)

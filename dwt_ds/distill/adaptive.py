@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dwt_ds.config.schema import RunConfig, Schedule
+from dwt_ds.config.objective import Schedule
+from dwt_ds.config.schema import RunConfig
 
 # The state: two averages, and the number of steps that they cover.
 _HARD, _SOFT, _COUNT = range(3)

@@ -9,7 +9,7 @@ import torch
 from dwt_kernels import linear_distill_loss
 from torch import Tensor
 
-from dwt_ds.config.schema import DistillConfig
+from dwt_ds.config.objective import DistillConfig
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.distill.objective import Losses, LossScale, SharedEntries, TeacherView

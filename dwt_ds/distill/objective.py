@@ -13,7 +13,7 @@ import torch
 from dwt_kernels import DistillLoss, linear_distill_loss
 from torch import Tensor, nn
 
-from dwt_ds.config.schema import DistillConfig
+from dwt_ds.config.objective import DistillConfig
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dwt_ds.config.schema import RunConfig, Schedule
+from dwt_ds.config.objective import Schedule
+from dwt_ds.config.schema import RunConfig
 
 LOOK_EVERY_STEPS = 10
 """An adaptive weight is read at multiples of this many optimizer steps, since reading it waits for the device."""

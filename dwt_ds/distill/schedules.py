@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dwt_ds.config.schema import Schedule
+from dwt_ds.config.objective import Schedule
 
 
 def value_at(schedule: Schedule, step: int, total_steps: int) -> float:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dwt_ds.config.objective import Schedule
 from dwt_ds.config.overrides import override_of
 from dwt_ds.config.recipe import find_recipe, load_recipe, recipe_names
-from dwt_ds.config.schema import RunConfig, Schedule
+from dwt_ds.config.schema import RunConfig
 
 PUBLIC_RECIPES = {
     "quickstart",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from dwt_ds.config.schema import DistillConfig, Schedule
+from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.distill.adaptive import AdaptiveWeight
 
 CPU = torch.device("cpu")

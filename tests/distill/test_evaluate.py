@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dwt_ds.config.schema import DistillConfig
+from dwt_ds.config.objective import DistillConfig
 from dwt_ds.data.batches import NO_LABEL, Batch
 from dwt_ds.distill import evaluate
 from dwt_ds.distill.evaluate import held_out_loss, teacher_held_out_loss

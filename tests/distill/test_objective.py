@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from dwt_ds.config.schema import DataConfig, DistillConfig, StudentConfig
+from dwt_ds.config.objective import DistillConfig
+from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.objective import DistillObjective, LossScale, TeacherView

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwt_ds.config.schema import DistillConfig, RunConfig, Schedule, TeacherConfig
+from dwt_ds.config.objective import DistillConfig, Schedule
+from dwt_ds.config.schema import RunConfig, TeacherConfig
 from dwt_ds.distill.adaptive import AdaptiveWeight
 from dwt_ds.distill.release import LOOK_EVERY_STEPS, TeacherRelease, zero_from
 from dwt_ds.distill.schedules import value_at

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwt_ds.config.schema import Schedule
+from dwt_ds.config.objective import Schedule
 from dwt_ds.distill.schedules import value_at
 
 MOVING = ["linear", "cosine", "exponential", "step"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import BertConfig, BertForMaskedLM
 
-from dwt_ds.config.schema import DistillConfig
+from dwt_ds.config.objective import DistillConfig
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.data.teacher_rows import TeacherRows

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from dwt_ds.config.schema import DistillConfig, RunConfig, Schedule, TeacherConfig, TrainConfig
+from dwt_ds.config.objective import DistillConfig, Schedule
+from dwt_ds.config.schema import RunConfig, TeacherConfig, TrainConfig
 from dwt_ds.data.batches import NO_LABEL, Batch
 from dwt_ds.data.teacher_rows import TeacherRows
 from dwt_ds.distill.evaluate import HeldOut
