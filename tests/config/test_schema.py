@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from dwt_ds.base.trees import flatten
+from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.config.schema import (
     DataConfig,
-    DistillConfig,
     FusedConfig,
     RunConfig,
-    Schedule,
     StudentConfig,
     TeacherConfig,
     TrainConfig,
