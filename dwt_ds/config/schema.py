@@ -137,8 +137,11 @@ class TeacherConfig:
     """auto: the teacher is freed once the soft weight is 0 for good, and the student trains on alone; never: it stays
     to the end."""
     release_after_steps: PositiveInt | None = None
-    """With an adaptive soft weight: the teacher is freed when the weight has been below 1% of `start` for this many
-    optimizer steps; null: soft_weight.average_steps."""
+    """With an adaptive soft weight: the teacher is freed when the weight has been low (`release_below_share`) for this
+    many optimizer steps; null: soft_weight.average_steps."""
+    release_below_share: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """With an adaptive soft weight: low is below this share of `start`. From the release on the loss is the
+    cross-entropy alone, so that a large share also ends what soft loss was left."""
 
     def __post_init__(self) -> None:
         if self.sharded and self.kernel_inject is True:

@@ -18,8 +18,6 @@ from dwt_ds.config.schema import RunConfig
 
 # The state: two averages, and the number of steps that they cover.
 _HARD, _SOFT, _COUNT = range(3)
-# Below this share of its start, a weight is next to 0.
-_IDLE_SHARE = 0.01
 
 
 class AdaptiveWeight:
@@ -39,13 +37,16 @@ class AdaptiveWeight:
         schedule: with `schedule="adaptive"`.
         teacher_loss: the teacher's own masked-token cross-entropy.
         device: of the state; only `state_dict` waits for it.
+        low_share: a weight below this share of `start` is low.
     """
 
     idle_steps: Tensor
-    """0-d: for how many steps in a row the weight has been below 1% of `start`."""
+    """0-d: for how many steps in a row the weight has been low."""
 
-    def __init__(self, schedule: Schedule, teacher_loss: float, device: torch.device) -> None:
-        self._start, self._end = schedule.start, schedule.end or 0.0
+    def __init__(
+        self, schedule: Schedule, teacher_loss: float, device: torch.device, *, low_share: float = 0.01
+    ) -> None:
+        self._start, self._end, self._low = schedule.start, schedule.end or 0.0, low_share * schedule.start
         self._signal, self._width = schedule.signal, schedule.width
         self._steps = schedule.average_steps
         self._teacher_loss = torch.tensor(teacher_loss, dtype=torch.float32, device=device)
@@ -66,7 +67,7 @@ class AdaptiveWeight:
         The soft loss falls roughly with the square of its temperature (Hinton et al., 2015, section 2); it is scaled
         to what it would be at 1.
         """
-        self.idle_steps = torch.where(self.value() < _IDLE_SHARE * self._start, self.idle_steps + 1, 0.0)
+        self.idle_steps = torch.where(self.value() < self._low, self.idle_steps + 1, 0.0)
         count = (self._seen[_COUNT] + 1).clamp(max=self._steps)
         losses = torch.stack([hard_loss.float(), soft_loss.float() * temperature**2])
         average = self._seen[:_COUNT] + (losses - self._seen[:_COUNT]) / count

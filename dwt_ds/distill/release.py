@@ -15,7 +15,7 @@ class TeacherRelease:
     """The rule of `teacher.release`: the same steps on every rank, after every resume, and with any `train.log_every`.
 
     A schedule that comes to 0 and stays there releases the teacher at that step. An adaptive weight releases it once
-    the weight has been below 1% of its start for `release_after_steps`.
+    the weight has been below `release_below_share` of its start for `release_after_steps`.
 
     Args:
         config: the recipe.
@@ -24,12 +24,14 @@ class TeacherRelease:
 
     step: int | None
     """Optimizer steps after which the soft weight is 0 for good, by its schedule; None: never, or not known before."""
+    follows_losses: bool
+    """Whether an adaptive weight decides during the run."""
 
     def __init__(self, config: RunConfig, total_steps: int) -> None:
         schedule = config.distill.soft_weight
         self._is_on = config.teacher.path is not None and config.teacher.release == "auto"
         self.step = zero_from(schedule, total_steps) if self._is_on else None
-        self._follows_losses = self._is_on and self.step is None and schedule.schedule == "adaptive"
+        self.follows_losses = self._is_on and self.step is None and schedule.schedule == "adaptive"
         self._idle_steps = config.teacher.release_after_steps or schedule.average_steps
         self._total_steps = total_steps
 
@@ -40,7 +42,7 @@ class TeacherRelease:
             step: optimizer steps taken.
             released: as the checkpoint has it. A longer run, or another schedule, can need the teacher again.
         """
-        if self._follows_losses:
+        if self.follows_losses:
             return released
         if self.step is None or step < self.step:
             return None
@@ -51,12 +53,12 @@ class TeacherRelease:
 
         Args:
             done: optimizer steps taken.
-            idle_steps: for how many the adaptive weight has been next to 0, the same number on all ranks. It is asked
+            idle_steps: for how many the adaptive weight has been low, the same number on all ranks. It is asked
                 by all ranks at the same steps.
         """
         if done >= self._total_steps:
             return False
-        if self._follows_losses:
+        if self.follows_losses:
             return done % LOOK_EVERY_STEPS == 0 and done >= self._idle_steps and idle_steps() >= self._idle_steps
         return self.step is not None and done >= self.step
 

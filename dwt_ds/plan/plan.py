@@ -157,8 +157,17 @@ class Plan:
         """
         if self.release_at is not None:
             return self.release_at
-        step, steps = TeacherRelease(self.settings.config, self.settings.total_steps).step, self.settings.total_steps
+        step, steps = self._release.step, self.settings.total_steps
         return 1.0 if step is None else min(step, steps) / steps
+
+    @property
+    def release_is_unknown(self) -> bool:
+        """Whether an adaptive weight decides when the teacher leaves, and `release_at` does not say when."""
+        return self.release_at is None and self._release.follows_losses
+
+    @cached_property
+    def _release(self) -> TeacherRelease:
+        return TeacherRelease(self.settings.config, self.settings.total_steps)
 
     @property
     def hours(self) -> float:

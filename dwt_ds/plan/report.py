@@ -159,6 +159,10 @@ def _speed(plan: Plan) -> Lines:
             f"teacher released after {plan.teacher_share:.0%} of the steps: {1e3 * alone.compute:,.2f} ms per step "
             f"from there on, and {1e3 * alone.exposed:,.2f} ms waiting for traffic",
         )
+    if work.teacher_forward and plan.release_is_unknown:
+        lines.insert(
+            2, "the adaptive weight may release the teacher; it is counted to the end (--release-at SHARE: until then)"
+        )
     if work.recomputed:
         lines.insert(1, f"{work.recomputed / 1e9:,.2f} GFLOP per row recomputed (activation checkpointing): time only")
     zero = plan.zero(plan.stage)

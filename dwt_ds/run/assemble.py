@@ -280,7 +280,8 @@ def _adaptive_weight(resolved: Resolved, state: RunState) -> AdaptiveWeight | No
     schedule = resolved.config.distill.soft_weight
     if schedule.schedule != "adaptive" or state.teacher_loss is None:
         return None  # alone, a student has no soft loss to weigh
-    adaptive = AdaptiveWeight(schedule, state.teacher_loss, ranks.device())
+    low = resolved.config.teacher.release_below_share
+    adaptive = AdaptiveWeight(schedule, state.teacher_loss, ranks.device(), low_share=low)
     if state.adaptive:
         adaptive.load_state_dict(state.adaptive)
     return adaptive

@@ -254,7 +254,7 @@ class Session:
             enable(self.student, step >= self._quantization.start_step)
 
     def _idle_steps(self) -> float:
-        """Steps for which the adaptive weight has been next to 0, one number for all ranks; waits for the device."""
+        """Steps for which the adaptive weight has been low, one number for all ranks; waits for the device."""
         assert self._adaptive is not None  # the rule asks for no other schedule
         return float(ranks.reduce_sum(self._adaptive.idle_steps.clone())) / ranks.world_size()
 

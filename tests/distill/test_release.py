@@ -112,12 +112,27 @@ def test_an_adaptive_weight_is_looked_at_now_and_then(after: int | None, release
     assert not [each for each in asked if each % LOOK_EVERY_STEPS]
 
 
-def test_a_weight_above_a_hundredth_of_its_start_is_not_idle() -> None:
-    for end, idle in ((0.05, 0.0), (0.03, 19.0)):
-        weight = AdaptiveWeight(Schedule("adaptive", 4.0, end, signal="gap"), 9.0, torch.device("cpu"))
-        for _ in range(20):
-            weight.observe(torch.tensor(2.0), torch.tensor(1.0))
-        assert float(weight.idle_steps) == idle
+@pytest.mark.parametrize(
+    # teacher 9.0, width 0.5: the share falls to 0 for 2.0, to 0.2 for 9.1
+    ("end", "low_share", "hard", "idle"),
+    [
+        (0.05, 0.01, 2.0, 0.0),
+        (0.03, 0.01, 2.0, 19.0),
+        (None, 0.01, 9.1, 0.0),
+        (None, 0.25, 9.1, 19.0),
+        (None, 0.125, 9.1, 0.0),
+        (1.0, 0.25, 2.0, 0.0),
+        (0.9, 0.25, 2.0, 19.0),
+    ],
+)
+def test_a_weight_above_a_share_of_its_start_is_not_low(
+    end: float | None, low_share: float, hard: float, idle: float
+) -> None:
+    schedule = Schedule("adaptive", 4.0, end, signal="gap")
+    weight = AdaptiveWeight(schedule, 9.0, torch.device("cpu"), low_share=low_share)
+    for _ in range(20):
+        weight.observe(torch.tensor(hard), torch.tensor(1.0))
+    assert float(weight.idle_steps) == idle
     weight.observe(torch.tensor(9e9), torch.tensor(1.0))
     weight.observe(torch.tensor(9e9), torch.tensor(1.0))
     assert float(weight.idle_steps) == 0.0

@@ -97,7 +97,11 @@ def test_a_released_teacher_counts_for_its_share_of_the_steps() -> None:
     quarter = dataclasses.replace(plan, release_at=0.25)
     assert quarter.hours == pytest.approx(steps * (taught.total + 3 * alone.total) / 4 / 3600)
     assert plan_of("paper_weak", half, "teacher.release=never").teacher_share == 1.0
-    assert plan_of("paper_weak", "distill.soft_weight={schedule: adaptive, start: 4}").teacher_share == 1.0
+    adaptive = plan_of("paper_weak", "distill.soft_weight={schedule: adaptive, start: 4}")
+    assert adaptive.teacher_share == 1.0
+    assert adaptive.release_is_unknown
+    assert not dataclasses.replace(adaptive, release_at=0.5).release_is_unknown
+    assert not plan.release_is_unknown
     assert plan_of("paper_decay").teacher_share == 1.0
 
 

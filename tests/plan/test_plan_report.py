@@ -48,6 +48,10 @@ def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) 
     plain = plan(capsys, "paper_weak")
     assert OFFLOAD not in plain
     assert "recomputed" not in plain
-    text = plan(capsys, "paper_weak", "train.activation_checkpointing=true", "--deepspeed_config", "zero2_offload")
+    unknown = "the adaptive weight may release the teacher; it is counted to the end (--release-at SHARE: until then)"
+    assert unknown not in plain
+    others = ["train.activation_checkpointing=true", "distill.soft_weight={schedule: adaptive, start: 4}"]
+    text = plan(capsys, "paper_weak", *others, "--deepspeed_config", "zero2_offload")
+    assert unknown in text
     assert OFFLOAD in text
     assert re.search(r"[\d.]+ GFLOP per row recomputed \(activation checkpointing\): time only", text)

@@ -92,20 +92,23 @@ def test_the_teacher_leaves_when_its_weight_is_0(
 
 
 @pytest.mark.slow
-def test_the_teacher_leaves_when_the_adaptive_weight_has_been_0(
-    train: Train, tiny_recipe: Path, tmp_path: Path
+@pytest.mark.parametrize("end", [0, 0.9])
+def test_the_teacher_leaves_when_the_adaptive_weight_has_been_low(
+    end: float, train: Train, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """The untrained student is better than the teacher of random weights from its first step on."""
     settings = [
         *("train.max_steps=24", "train.log_every=7", "train.checkpoint_every=10", "train.keep_last=9"),
-        "distill.soft_weight={schedule: adaptive, start: 4, signal: gap, width: 0.01}",
-        "teacher.release_after_steps=12",
+        f"distill.soft_weight={{schedule: adaptive, start: 4, end: {end}, signal: gap, width: 0.01}}",
+        *("teacher.release_after_steps=12", f"teacher.release_below_share={0.25 if end else 0.01}"),
     ]
     run, resumed = tmp_path / "run", tmp_path / "resumed"
     output = start(train, tiny_recipe, run, settings, ranks=1)
     assert "step 20/24  teacher released" in output
     active = {row["step"]: row["teacher_active"] for row in rows_of(run) if "hard_loss" in row}
     assert active == {1: True, 7: True, 14: True, 20: True, 21: False, 24: False}
+    weights = {row["step"]: row["soft_weight"] for row in rows_of(run) if "hard_loss" in row}
+    assert weights == pytest.approx({1: 4, 7: end, 14: end, 20: end, 21: 0, 24: 0})
     # The teacher's loss is not measured again.
     back_to(10, run, resumed, teacher_loss=1.25)
     assert "held-out MLM loss 1.2500" in start(train, tiny_recipe, resumed, settings, ranks=1)

