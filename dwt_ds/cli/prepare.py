@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     tokenizer = parser.add_argument_group("tokenizer (one of the first two)")
     tokenizer.add_argument(
-        "--tokenizer", metavar="VOCAB_OR_NAME", help="a vocab.txt, a tokenizer's folder, or a name on the hub"
+        "--tokenizer",
+        metavar="VOCAB_OR_NAME",
+        help="a vocab.txt, a folder of a tokenizer or of prepared data, or a name on the hub",
     )
     tokenizer.add_argument(
         "--train-tokenizer", type=int, metavar="N", help="train a tokenizer of N entries on the text"

@@ -26,7 +26,7 @@ class PrepareOptions:
     out: Path
     """The data folder to make."""
     tokenizer: str | None = None
-    """A vocab.txt, a folder with a tokenizer, or a name on the Hugging Face hub."""
+    """A vocab.txt, the folder of a tokenizer or of prepared data, or a name on the Hugging Face hub."""
     train_tokenizer: PositiveInt | None = None
     """Instead of `tokenizer`: entries of a tokenizer trained on the sources."""
     kind: Kind = "wordpiece"

@@ -9,6 +9,7 @@ from tokenizers.models import WordPiece
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dwt_ds.base.words import one_line
+from dwt_ds.data.prepared import TOKENIZER_FOLDER
 from dwt_ds.prepare import case_and_accents
 from dwt_ds.prepare.case_and_accents import Treatment, Wishes
 
@@ -27,7 +28,8 @@ def find_tokenizer(name: str, wishes: Wishes = Wishes()) -> PreTrainedTokenizerB
     """The tokenizer that `--tokenizer` names.
 
     Args:
-        name: a WordPiece vocabulary (a .txt file, one entry a line), a folder, or a name on the Hugging Face hub.
+        name: a WordPiece vocabulary (a .txt file, one entry a line), a tokenizer's folder, a data folder, whose
+            tokenizer is meant, or a name on the Hugging Face hub.
         wishes: what is to happen to capitals and accents; left open, the entries of a vocab.txt tell.
 
     Raises:
@@ -37,8 +39,9 @@ def find_tokenizer(name: str, wishes: Wishes = Wishes()) -> PreTrainedTokenizerB
     if path.suffix == ".txt":
         return _from_vocab_file(path, wishes)
     if path.exists() or "/" not in name or name.count("/") == 1:
+        of_data = path / TOKENIZER_FOLDER
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(of_data if of_data.is_dir() else name)
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(
                 f"--tokenizer {name}: not a vocab.txt, not a folder with a tokenizer, and not loadable from the "

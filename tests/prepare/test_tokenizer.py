@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dwt_ds.data.tokenizer import tokenizer_sha256
 from dwt_ds.prepare.case_and_accents import Wishes, described
 from dwt_ds.prepare.tokenizer import find_tokenizer
 
@@ -101,6 +102,12 @@ def test_bad_vocab_files(tmp_path: Path, content: str, message: str) -> None:
 def test_missing_files(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=name):
         find_tokenizer(name)
+
+
+def test_a_data_folder_means_the_tokenizer_that_made_it(tmp_path: Path) -> None:
+    given = find_tokenizer(write_vocab(tmp_path / "v.txt", ["the", "caf"]))
+    given.save_pretrained(tmp_path / "data" / "tokenizer")
+    assert tokenizer_sha256(find_tokenizer(str(tmp_path / "data"))) == tokenizer_sha256(given)
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
