@@ -10,19 +10,23 @@ from pydantic.dataclasses import dataclass
 
 from dwt_ds.config.validate import STRICT
 
+FOLLOW_THE_RUN = ("learning_rate", "adaptive")
+"""Schedules without a span: they follow something else of the run."""
+
 
 @dataclass(config=STRICT)
 class Schedule:
     """A value that changes from `start` to `end` over the span, which begins at step 0, and stays at `end` after it."""
 
-    schedule: Literal["constant", "linear", "cosine", "exponential", "step", "adaptive"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "exponential", "step", "learning_rate", "adaptive"] = "constant"
     """constant: always `start`. step: `start` until the span ends, then `end`. linear, cosine, exponential: a smooth
-    change over the span. adaptive (soft weight only): falls from `start` to `end` as the student catches up with the
-    teacher."""
+    change over the span. learning_rate (soft weight only): in proportion to the learning rate, `start` at its highest.
+    adaptive (soft weight only): falls from `start` to `end` as the student catches up with the teacher."""
     start: float = 1.0
     """Value at step 0."""
     end: float | None = None
-    """Value at the end of the span. constant has none; adaptive never goes below it (null: 0)."""
+    """Value at the end of the span. constant has none; adaptive never goes below it (null: 0); learning_rate: value
+    at rate 0 (null: 0)."""
     span: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Length of the span as a share of all training steps."""
     span_steps: PositiveInt | None = None
@@ -39,7 +43,7 @@ class Schedule:
         if self.schedule == "constant":
             if self.end not in (None, self.start):
                 raise ValueError(f"end={self.end}: a constant has no end; set schedule to linear, say")
-        elif self.end is None and self.schedule != "adaptive":
+        elif self.end is None and self.schedule not in FOLLOW_THE_RUN:
             raise ValueError(f"end: missing; schedule {self.schedule!r} needs the value at the end of the span")
         if self.schedule == "exponential" and not (self.start > 0 and self.end and self.end > 0):
             raise ValueError(f"start={self.start}, end={self.end}: exponential needs both above 0; use linear")
@@ -78,8 +82,10 @@ class DistillConfig:
     """How the head and the loss share memory; see kernels/README.md."""
 
     def __post_init__(self) -> None:
-        if self.temperature.schedule == "adaptive":
-            raise ValueError("temperature.schedule='adaptive': only soft_weight can be adaptive; use linear, say")
+        if self.temperature.schedule in FOLLOW_THE_RUN:
+            raise ValueError(
+                f"temperature.schedule={self.temperature.schedule!r}: only soft_weight can have it; use linear, say"
+            )
         if self.soft_weight.schedule == "adaptive":
             if self.soft_weight.start < (self.soft_weight.end or 0.0):
                 raise ValueError(f"soft_weight.start={self.soft_weight.start} is below its end; swap them")

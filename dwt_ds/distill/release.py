@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dwt_ds.config.objective import Schedule
+from dwt_ds.config.objective import FOLLOW_THE_RUN, Schedule
 from dwt_ds.config.schema import RunConfig
 
 LOOK_EVERY_STEPS = 10
@@ -70,6 +70,6 @@ def zero_from(schedule: Schedule, total_steps: int) -> int | None:
     """
     if schedule.start == 0 and not schedule.end:
         return 0
-    if schedule.end == 0 and schedule.schedule != "adaptive":
+    if schedule.end == 0 and schedule.schedule not in FOLLOW_THE_RUN:
         return schedule.length(total_steps)
     return None

@@ -1,4 +1,4 @@
-"""The learning rate of every optimizer step, under each schedule that a DeepSpeed JSON can name.
+"""The learning rate of every optimizer step, under each schedule that the JSON can name.
 
 DeepSpeed sets the rate after a step, from the number of the step before: under its own warm-ups, the first two steps
 train at the rate of step 0 and all others two steps late. Here, step k (counted from 1) trains at the rate that its
@@ -15,6 +15,16 @@ from typing import Any
 import torch
 from deepspeed.runtime import lr_schedules
 
+from dwt_ds.engine.warmup_stable_decay import WARMUP_STABLE_DECAY_LR, WarmupStableDecayLR, rise
+
+SCHEDULES: dict[str, type] = {
+    **{name: getattr(lr_schedules, name) for name in lr_schedules.VALID_LR_SCHEDULES},
+    WARMUP_STABLE_DECAY_LR: WarmupStableDecayLR,
+}
+"""Each type that the JSON's `scheduler` can name, with the class that takes its `params`."""
+WITHOUT_HIGHEST_RATE = "LRRangeTest"
+"""Its rate rises for as long as the run lasts."""
+
 
 class LearningRate:
     """A scheduler for `deepspeed.initialize`: sets the rate of the step that comes next (OneCycle also the momentum).
@@ -28,13 +38,14 @@ class LearningRate:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, section: Mapping[str, Any]) -> None:
-        schedule = getattr(lr_schedules, section["type"])
+        schedule = SCHEDULES[section["type"]]
         self._optimizer = optimizer
-        self._deepspeeds = schedule(optimizer, **section["params"])
+        self._schedule = schedule(optimizer, **section["params"])
         bound = inspect.signature(schedule).bind(optimizer, **section["params"])
         bound.apply_defaults()
         self._settings = bound.arguments
         self._formula = _FORMULAS.get(section["type"])
+        self._may_be_late = section["type"] in lr_schedules.VALID_LR_SCHEDULES
         self._taken = 0
         self.two_steps_late = False
         """Whether the run keeps DeepSpeed's timing."""
@@ -44,9 +55,14 @@ class LearningRate:
         """Set the rate of the next step."""
         step = self._taken + 1
         if self._formula is None or self.two_steps_late:
-            self._deepspeeds.step(step - 2)  # the argument is the index of the step before, counted from 0
+            self._schedule.step(step - 2)  # the argument is the index of the step before, counted from 0
         else:
-            lr_schedules.update_lr(self._optimizer.param_groups, self._formula(step, self._settings, self._deepspeeds))
+            lr_schedules.update_lr(self._optimizer.param_groups, self._formula(step, self._settings, self._schedule))
+
+    def share_of_highest(self) -> float:
+        """The rate of the next step as a share of the highest that the schedule has, within 0 and 1."""
+        highest = getattr(self._schedule, "max_lrs", None) or self._schedule.org_lrs
+        return min(1.0, max(float(group["lr"]) for group in self._optimizer.param_groups) / max(highest))
 
     def step(self) -> None:
         """Called by DeepSpeed after each step that was not skipped."""
@@ -61,17 +77,11 @@ class LearningRate:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's state; `set_rate` has to follow once the optimizer is loaded as well."""
         self._taken = state["last_batch_iteration"] + 1
-        self.two_steps_late = "counts_from" not in state and self._taken > 0
+        self.two_steps_late = self._may_be_late and "counts_from" not in state and self._taken > 0
 
 
 def _rise(step: int, settings: Mapping[str, Any]) -> float:
-    """Share of the warm-up that is done at `step`: above 0 at step 1, 1 at the last step of the warm-up and later."""
-    warmup_steps = settings["warmup_num_steps"]
-    if step >= warmup_steps:
-        return 1.0
-    if settings["warmup_type"] == lr_schedules.WARMUP_LINEAR_RATE:
-        return float(step / warmup_steps)
-    return math.log(1 + step) / math.log(1 + warmup_steps)
+    return rise(step, settings["warmup_num_steps"], settings["warmup_type"])
 
 
 def _fall(step: int, settings: Mapping[str, Any]) -> float:
@@ -81,8 +91,8 @@ def _fall(step: int, settings: Mapping[str, Any]) -> float:
 
 
 def _warmup(step: int, settings: Mapping[str, Any], deepspeeds: Any) -> list[float]:
-    rise = _rise(step, settings)
-    return [low + (high - low) * rise for low, high in zip(deepspeeds.min_lrs, deepspeeds.max_lrs)]
+    share = _rise(step, settings)
+    return [low + (high - low) * share for low, high in zip(deepspeeds.min_lrs, deepspeeds.max_lrs)]
 
 
 def _warmup_and_decay(step: int, settings: Mapping[str, Any], deepspeeds: Any) -> list[float]:
@@ -99,9 +109,14 @@ def _warmup_and_cosine(step: int, settings: Mapping[str, Any], deepspeeds: Any) 
     return [peak * ratio for peak in deepspeeds.org_lrs]
 
 
+def _warmup_and_stable_and_decay(step: int, settings: Mapping[str, Any], ours: WarmupStableDecayLR) -> list[float]:
+    return ours.rates(step)
+
+
 # For the others, LRRangeTest and OneCycle, DeepSpeed's classes give step 1 the initial rate that they promise.
 _FORMULAS: dict[str, Callable[[int, Mapping[str, Any], Any], list[float]]] = {
     "WarmupLR": _warmup,
     "WarmupDecayLR": _warmup_and_decay,
     "WarmupCosineLR": _warmup_and_cosine,
+    WARMUP_STABLE_DECAY_LR: _warmup_and_stable_and_decay,
 }

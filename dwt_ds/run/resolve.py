@@ -23,6 +23,7 @@ from dwt_ds.distill.adaptive import check_adaptive
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json
 from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule, resolved_recipe
+from dwt_ds.engine.learning_rate import WITHOUT_HIGHEST_RATE
 from dwt_ds.engine.optimizers import check_optimizer_and_stage
 
 
@@ -129,6 +130,7 @@ def resolve(recipe: Recipe, deepspeed_config: str | None, world_size: int, corpu
     ds = load_ds_json(recipe.config.deepspeed_config, recipe.config.deepspeed)
     config, ds_values = resolve_batch(recipe, ds, world_size)
     check_adaptive(config, corpus.validation_rows)
+    _check_highest_rate(config, ds_values, ds)
     total_steps = _total_steps(config, corpus, int(ds_values["train_batch_size"]))
     ds_values = resolve_schedule(ds_values, recipe, config, total_steps, ds.origin)
     check_optimizer_and_stage(ds_values, ds.origin)
@@ -155,6 +157,16 @@ def run_facts(resolved: Resolved, manifest: Manifest, teacher: str | None) -> Ru
         settings_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         quantization=None if quantization is None else quantization.to_dict(),
     )
+
+
+def _check_highest_rate(config: RunConfig, ds_values: dict[str, Any], ds: DeepSpeedJson) -> None:
+    """Raise ValueError for a soft weight that follows the learning rate, where that has no highest value."""
+    schedule = ds_values["scheduler"]["type"]
+    if config.distill.soft_weight.schedule == "learning_rate" and schedule == WITHOUT_HIGHEST_RATE:
+        place = ds.origin.assignment("scheduler.type", schedule)
+        raise ValueError(
+            f"distill.soft_weight.schedule='learning_rate' and {place}: it has no highest rate; choose another schedule"
+        )
 
 
 def _total_steps(config: RunConfig, corpus: Corpus, rows_per_step: int) -> int:

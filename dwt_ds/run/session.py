@@ -165,7 +165,7 @@ class Session:
         asked_to_stop = self._stop.is_asked(self._stop_folder)
         distill = self.config.distill
         released, adaptive = self._teacher_released is not None, self._adaptive
-        soft_weight = 0.0 if released else value_at(distill.soft_weight, step, self.total_steps)
+        soft_weight = 0.0 if released else self._scheduled_weight(step)
         temperature = value_at(distill.temperature, step, self.total_steps)
         # One copy, for which the host does not wait. fp64 holds every count exactly.
         local = [labelled, positions, tokens, asked_to_stop, soft_weight, temperature]
@@ -247,6 +247,12 @@ class Session:
         self._stuck.end()
         self._progress.close()
         self._progress.say(f"done: {self.total_steps} steps, {tokens:,} tokens; exported to {self._folder.export}")
+
+    def _scheduled_weight(self, step: int) -> float:
+        """The soft weight of the step to come, by its schedule alone."""
+        schedule = self.config.distill.soft_weight
+        share = self.student.lr_scheduler.share_of_highest() if schedule.schedule == "learning_rate" else None
+        return value_at(schedule, step, self.total_steps, share)
 
     def _switch_quantization(self, step: int) -> None:
         """Fake quantization is on from its first step, also after a resume beyond it."""

@@ -160,6 +160,10 @@ class Labels:
         """The label of a block that does not mention `axis`."""
         return next(iter(self.axes[axis]))
 
+    def is_special(self, axis: str, label: str) -> bool:
+        """Whether the label's settings differ from the default's, so that it belongs in names of runs."""
+        return self.axes[axis][label] != self.axes[axis][self.default(axis)]
+
     def chosen(self, axis: str, value: Any) -> list[str]:
         """The labels that a block lists for `axis`, checked."""
         known = [NO_TEACHER, *self.teachers] if axis == "teacher" else list(self.axes[axis])
@@ -191,7 +195,7 @@ def _student(chosen: dict[str, str], seed: int, labels: Labels, base: dict[str, 
     for axis, label in chosen.items():
         if axis != "teacher":
             settings = merge(settings, labels.axes[axis][label])
-    special = [label for axis, label in chosen.items() if axis != "teacher" and label != labels.default(axis)]
+    special = [label for axis, label in chosen.items() if axis != "teacher" and labels.is_special(axis, label)]
     alone = teacher == NO_TEACHER
     name = "-".join([ALONE if alone else f"with_{teacher}", *special, f"s{seed}"])
     return StudyRun(name, settings, seed, chosen, None if alone else f"{teacher}-s{teacher_seed}")

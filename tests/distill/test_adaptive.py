@@ -91,6 +91,7 @@ def test_its_state_comes_back_to_the_bit() -> None:
     ("settings", "message"),
     [
         ({"temperature": Schedule("adaptive")}, "temperature.schedule='adaptive'"),
+        ({"temperature": Schedule("learning_rate")}, "temperature.schedule='learning_rate'"),
         ({"soft_weight": Schedule("adaptive", start=1.0, end=2.0)}, "soft_weight.start=1.0 is below its end"),
         ({"soft_weight": Schedule("adaptive"), "soft_positions": "all"}, "soft_weight.signal='projection'"),
     ],

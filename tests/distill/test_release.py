@@ -37,6 +37,7 @@ def never_asked() -> float:
         (Schedule("constant", 0.0), 0),
         (Schedule("linear", 0.0, 0.0), 0),
         (Schedule("adaptive", 0.0), 0),
+        (Schedule("learning_rate", 0.0), 0),
         (Schedule("linear", 0.0, 4.0), None),
         (Schedule("step", 0.0, 1.0), None),
         (Schedule("cosine", 4.0, 1.0, span=0.5), None),
@@ -44,6 +45,8 @@ def never_asked() -> float:
         (Schedule("constant", 1.0), None),
         (Schedule("adaptive", 4.0), None),
         (Schedule("adaptive", 4.0, 0.0), None),
+        (Schedule("learning_rate", 4.0), None),
+        (Schedule("learning_rate", 4.0, 0.0), None),
     ],
 )
 def test_a_schedule_says_when_it_is_0_for_good(schedule: Schedule, step: int | None) -> None:

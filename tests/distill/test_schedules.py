@@ -66,6 +66,12 @@ def test_zero_is_a_possible_end(schedule: str) -> None:
     assert value_at(Schedule(schedule, 1.0, 0.0), 10, 10) == 0.0
 
 
+@pytest.mark.parametrize(("end", "values"), [(None, [0.4, 4.0, 2.0, 0.0]), (1.0, [1.3, 4.0, 2.5, 1.0])])
+def test_a_weight_in_proportion_to_the_learning_rate(end: float | None, values: list[float]) -> None:
+    it = Schedule("learning_rate", 4.0, end)
+    assert [value_at(it, 7, 10, share) for share in (0.1, 1.0, 0.5, 0.0)] == pytest.approx(values)
+
+
 def test_a_run_of_one_step_starts_at_the_start() -> None:
     assert value_at(Schedule("linear", 4.0, 1.0, span=0.1), 0, 1) == 4.0
 

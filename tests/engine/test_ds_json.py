@@ -230,8 +230,42 @@ def test_a_schedule_gets_the_length_and_the_rate_that_it_does_not_have_from_the_
     ):
         _, values = resolve({"scheduler": {"type": name}}, "train.learning_rate=2e-3")
         assert values["scheduler"]["params"] == params
+    _, values = resolve({"scheduler": {"type": "WarmupStableDecayLR"}}, "train.learning_rate=2e-3")
+    assert values["scheduler"]["params"] == {"warmup_num_steps": 5, "total_num_steps": 100, "decay_num_steps": 20}
+    assert values["optimizer"]["params"]["lr"] == 2e-3
     message = error_of(resolve, {"scheduler": {"type": "OneCycle", "params": {"cycle_max_lr": 0.1}}})
     assert message == "my.json: scheduler.params: OneCycle needs cycle_min_lr; write it"
+
+
+@pytest.mark.parametrize(
+    ("params", "total_steps", "steps"),
+    [
+        ({}, 1, 0),
+        ({}, 3, 1),
+        ({"decay_ratio": 0.1}, 200, 20),
+        ({"decay_ratio": 1}, 200, 190),
+        ({"decay_ratio": "auto", "decay_num_steps": "auto"}, 200, 40),
+        ({"decay_ratio": 0.1, "decay_num_steps": 190}, 200, 190),
+        ({"decay_num_steps": 0}, 200, 0),
+        ({"warmup_num_steps": 70, "decay_ratio": 0.5}, 100, 30),
+    ],
+)
+def test_a_decay_is_a_share_of_the_run_or_steps_after_the_warm_up(
+    params: dict[str, Any], total_steps: int, steps: int, resolve: Resolve
+) -> None:
+    section = {"type": "WarmupStableDecayLR", "params": params}
+    _, values = resolve({"scheduler": section}, f"train.max_steps={total_steps}", total_steps=total_steps)
+    found = values["scheduler"]["params"]
+    assert (found["total_num_steps"], found["decay_num_steps"]) == (total_steps, steps)
+    assert "decay_ratio" not in found
+
+
+def test_a_decay_that_would_begin_within_the_warm_up_is_refused(resolve: Resolve) -> None:
+    section = {"type": "WarmupStableDecayLR", "params": {"decay_num_steps": 96}}
+    message = error_of(resolve, {"scheduler": section})
+    assert message == (
+        "scheduler.params.decay_num_steps=96 (my.json): of the run's 100 steps 5 are the warm-up's; at most 95 are left"
+    )
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def with_rates(schedule: str, optimizer: dict[str, Any], **peaks: Any) -> dict[s
 def test_a_rate_that_the_schedule_would_replace_is_reported(ds: dict[str, Any], names: str, resolve: Resolve) -> None:
     assert error_of(resolve, ds) == (
         f"{names} differ, and the schedule would replace the first; make them equal, set one of them to "
-        '"auto", or use WarmupCosineLR, which scales the optimizer\'s'
+        '"auto", or use WarmupCosineLR or WarmupStableDecayLR, which scale the optimizer\'s'
     )
 
 

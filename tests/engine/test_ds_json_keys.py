@@ -180,6 +180,14 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(config: dict[str, Any],
     [
         ({"optimizer": {"type": "AdamWW"}}, "optimizer.type='AdamWW': unknown optimizer; did you mean 'AdamW'?"),
         (
+            {"scheduler": {"type": "WarmupStableLR"}},
+            "scheduler.type='WarmupStableLR': unknown schedule; did you mean 'WarmupStableDecayLR'?",
+        ),
+        (
+            {"scheduler": {"type": "WarmupStableDecayLR", "params": {"decay_steps": 10}}},
+            "scheduler.params.decay_steps: WarmupStableDecayLR has no such setting; did you mean 'decay_num_steps'?",
+        ),
+        (
             {"scheduler": {"type": "WarmupDecayLr"}},
             "scheduler.type='WarmupDecayLr': unknown schedule; did you mean 'WarmupDecayLR'?",
         ),
@@ -231,6 +239,19 @@ def test_an_unknown_type_is_refused_with_the_nearest_name(config: dict[str, Any]
         (
             {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "ten"}}},
             "scheduler.params.warmup_num_steps='ten': must be a whole number",
+        ),
+        *(
+            ({"scheduler": {"type": "WarmupStableDecayLR", "params": {key: value}}}, f"scheduler.params.{key}{message}")
+            for key, value, message in (
+                ("decay_type", "sqrt", "='sqrt': must be linear or 1-sqrt"),
+                ("warmup_type", "sqrt", "='sqrt': must be log or linear"),
+                ("decay_num_steps", 2.5, "=2.5: must be a whole number"),
+                ("decay_num_steps", -1, "=-1: must be at least 0"),
+                ("warmup_num_steps", 0, "=0: must be at least 1"),
+                ("decay_ratio", 20, "=20: must be within 0 and 1"),
+                ("decay_ratio", [0.1, 0.2], "=[0.1, 0.2]: must be within 0 and 1"),
+                ("decay_min_ratio", -0.1, "=-0.1: must be within 0 and 1"),
+            )
         ),
         (
             {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": "low"}}},
@@ -325,6 +346,13 @@ def test_what_the_overrides_wrote_is_named_as_theirs() -> None:
         {"scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": [0.0, 0.0], "warmup_type": "log"}}},
         {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": 1e-3}}},
         {"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": "auto", "cos_min_ratio": 0.1}}},
+        {"scheduler": {"type": "WarmupStableDecayLR"}},
+        {
+            "scheduler": {
+                "type": "WarmupStableDecayLR",
+                "params": {"decay_num_steps": "auto", "decay_ratio": 1, "decay_type": "1-sqrt", "decay_min_ratio": 0.1},
+            }
+        },
         {"wandb": {"enabled": True, "team": "t", "group": None, "project": "p"}},
         {"comet": {"enabled": True, "project": "p"}},
         {"zero_optimization": {"stage": 2, "offload_optimizer": None, "reduce_bucket_size": 5e8}},

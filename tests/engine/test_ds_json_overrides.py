@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.runtime import lr_schedules
 from harness.errors import error_of
 
 from dwt_ds.config.recipe import Recipe, load_recipe
@@ -17,6 +16,7 @@ from dwt_ds.engine.ds_json.keys import check_ds_keys
 from dwt_ds.engine.ds_json.load import load_ds_json, packaged_ds_configs
 from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_settings_of_another_type
 from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
+from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import check_optimizer_and_stage
 from dwt_ds.engine.student import check_precision
 
@@ -147,6 +147,10 @@ def test_a_type_that_nobody_knows_takes_nothing_away() -> None:
         (["scheduler.type=WarmupLR"], {"warmup_min_lr": 0.0, "warmup_max_lr": 0.1, "warmup_num_steps": 2}),
         (["scheduler.type=WarmupCosineLR"], {"warmup_num_steps": 2, "total_num_steps": 40}),
         (
+            ["scheduler.type=WarmupStableDecayLR"],
+            {"warmup_num_steps": 2, "total_num_steps": 40, "decay_num_steps": 8},
+        ),
+        (
             ["scheduler.type=OneCycle", "scheduler.params.cycle_min_lr=0.01"],
             {"cycle_min_lr": 0.01, "cycle_max_lr": 0.1},
         ),
@@ -163,7 +167,7 @@ def test_another_schedule_by_override_leaves_out_what_it_does_not_have(
     chosen = from_packaged(name, loaded)["scheduler"]
     assert {key: value for key, value in chosen["params"].items() if key != "warmup_type"} == params
     parameter = torch.nn.Parameter(torch.zeros(1))
-    getattr(lr_schedules, chosen["type"])(torch.optim.SGD([parameter], lr=0.1), **chosen["params"]).step()
+    LearningRate(torch.optim.SGD([parameter], lr=0.1), chosen).step()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ SGD = {"optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}}
 MUON = {"optimizer": {"type": "Muon", "params": {"lr": 0.02}}}
 WARMUP = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 30}}}
 COSINE = {"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 100, "warmup_num_steps": 7}}}
+STABLE = {"scheduler": {"type": "WarmupStableDecayLR", "params": {"decay_ratio": 0.3, "decay_type": "1-sqrt"}}}
 ONE_CYCLE = {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": "auto"}}}
 RANGE_TEST = {"scheduler": {"type": "LRRangeTest", "params": {"lr_range_test_min_lr": 1e-4}}}
 BATCH = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8, "gradient_clipping": 0.5}
@@ -36,8 +37,8 @@ def load(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "ds",
-    [*PACKAGED.values(), SGD, MUON, WARMUP, COSINE, ONE_CYCLE, RANGE_TEST, BATCH],
-    ids=[*PACKAGED, "SGD", "Muon", "warm-up of its own", "cosine", "one cycle", "range test", "batch"],
+    [*PACKAGED.values(), SGD, MUON, WARMUP, COSINE, STABLE, ONE_CYCLE, RANGE_TEST, BATCH],
+    ids=[*PACKAGED, "SGD", "Muon", "warm-up of its own", "cosine", "stable", "one cycle", "range test", "batch"],
 )
 @pytest.mark.parametrize("overrides", [[], ["deepspeed.optimizer.type=Adagrad"]], ids=["file", "another optimizer"])
 def test_both_files_give_the_run_again(
@@ -57,7 +58,7 @@ def test_what_the_json_decides_alone_is_not_in_the_recipe(resolve: Resolve) -> N
         config, values = resolve(ds, "train.max_steps=100")
         return config.to_dict()["train"].keys() - resolved_recipe(config, values, 100)["train"].keys()
 
-    assert left_out({}) == set()
+    assert left_out({}) == left_out(STABLE) == set()
     assert left_out(SGD) == {"betas", "eps", "weight_decay"}
     assert left_out(WARMUP) == left_out(COSINE) == {"warmup_ratio"}
     # What these schedules set themselves.

@@ -15,6 +15,7 @@ from harness.ranks import Train
 from dwt_ds.engine.learning_rate import LearningRate
 
 PEAK = 0.5
+WSD = "WarmupStableDecayLR"
 
 
 def optimizer() -> torch.optim.Optimizer:
@@ -70,7 +71,25 @@ SCHEDULES = {
         [1, 1, 4, 4, 7],
     ),
     "OneCycle": ({"type": "OneCycle", "params": CYCLE}, [0.2, 0.6, 1, 0.8, 0.6, 0.4, 0.2, 0.2]),
+    WSD: (
+        warmup(WSD, 2, total_num_steps=8, decay_num_steps=3),
+        [1 / 2, 1, 1, 1, 1, 3 / 4, 2 / 4, 1 / 4, 0, 0],
+    ),
+    "1-sqrt": (
+        warmup(WSD, 1, total_num_steps=6, decay_num_steps=3, decay_type="1-sqrt"),
+        [1, 1, 1, 1 - math.sqrt(1 / 4), 1 - math.sqrt(2 / 4), 1 - math.sqrt(3 / 4), 0],
+    ),
+    "between ratios": (
+        warmup(WSD, 2, total_num_steps=5, decay_num_steps=1, warmup_min_ratio=0.2, decay_min_ratio=0.1),
+        [0.6, 1, 1, 1, 0.55, 0.1, 0.1],
+    ),
+    "a fifth": (warmup(WSD, 1, total_num_steps=5), [1, 1, 1, 1, 1 / 2]),
+    "a share": (warmup(WSD, 1, total_num_steps=4, decay_ratio=0.5), [1, 1, 2 / 3, 1 / 3]),
+    "all decay": (warmup(WSD, 2, total_num_steps=6, decay_ratio=1.0), [1 / 2, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5, 0]),
+    "no decay": (warmup(WSD, 2, total_num_steps=4, decay_num_steps=0), [1 / 2, 1, 1, 1]),
+    "stable of one step": (warmup(WSD, 1, total_num_steps=1), [1, 0]),
 }
+DEEPSPEEDS = {name: section for name, (section, _) in SCHEDULES.items() if section["type"] != WSD}
 
 
 @pytest.mark.parametrize(("section", "shares"), SCHEDULES.values(), ids=SCHEDULES)
@@ -100,7 +119,7 @@ def test_one_cycle_begins_with_the_high_momentum() -> None:
     assert momenta == pytest.approx([0.9, 0.85, 0.8, 0.825])
 
 
-@pytest.mark.parametrize("section", [section for section, _ in SCHEDULES.values()], ids=SCHEDULES)
+@pytest.mark.parametrize("section", DEEPSPEEDS.values(), ids=DEEPSPEEDS)
 def test_a_run_of_a_version_before_keeps_its_timing(section: dict[str, Any]) -> None:
     """Its checkpoints hold the state of DeepSpeed's own class, which is the measure here."""
     theirs = optimizer()
@@ -123,6 +142,34 @@ def test_a_run_of_a_version_before_keeps_its_timing(section: dict[str, Any]) -> 
         old.step()
 
 
+def test_a_run_of_a_version_before_is_on_time_once_it_has_a_schedule_that_was_not_there() -> None:
+    adamw = optimizer()
+    schedule = LearningRate(adamw, SCHEDULES[WSD][0])
+    schedule.load_state_dict({"last_batch_iteration": 5})
+    schedule.set_rate()
+    assert adamw.param_groups[0]["lr"] == pytest.approx(PEAK * 2 / 4)
+    assert not schedule.two_steps_late
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in ("LRRangeTest", "stairs")])
+def test_the_share_of_the_highest_rate_is_that_of_the_step_that_comes(name: str) -> None:
+    section, shares = SCHEDULES[name]
+    schedule, found = LearningRate(optimizer(), section), []
+    for _ in shares:
+        found.append(schedule.share_of_highest())
+        schedule.step()
+    assert found == pytest.approx(shares)
+
+
+def test_the_share_is_of_the_schedules_highest_rate_whatever_the_optimizers_are() -> None:
+    two = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (0.1, 0.4)], lr=1.0)
+    schedule = LearningRate(two, warmup("WarmupLR", 4, warmup_max_lr=[2.0, 1.0]))
+    assert schedule.share_of_highest() == 0.25
+    scaling = LearningRate(two, warmup(WSD, 4, total_num_steps=9))
+    assert [group["lr"] for group in two.param_groups] == pytest.approx([0.5 / 4, 0.25 / 4])
+    assert scaling.share_of_highest() == 0.25
+
+
 def test_a_checkpoint_of_a_version_before_at_step_0_starts_afresh() -> None:
     section = SCHEDULES["WarmupDecayLR"][0]
     schedule = LearningRate(optimizer(), section)
@@ -139,3 +186,17 @@ def test_a_longer_run_takes_the_rates_of_its_length(train: Train, tiny_recipe: P
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = [row["learning_rate"] for row in rows if "loss" in row]
     assert found == pytest.approx([0.01, 0.005, 0.005, 0.0025])
+
+
+def test_a_longer_run_decays_later_and_a_tied_weight_with_it(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+    """The weight is that of the step's rate as well, also in the first step after a resume."""
+    schedule = [f"deepspeed.scheduler.type={WSD}", "deepspeed.scheduler.params.decay_ratio=0.5"]
+    weight = "distill.soft_weight={schedule: learning_rate, start: 4, end: 1}"
+    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.warmup_ratio=0", "train.learning_rate=0.01"]
+    for steps in (2, 6):
+        code, output = train(1, [*settings, *schedule, weight, f"train.max_steps={steps}"])
+        assert code == 0, output
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    shares = [1, 1 / 2, 1, 3 / 4, 2 / 4, 1 / 4]
+    found = [(row["learning_rate"], row["soft_weight"]) for row in rows if "loss" in row]
+    assert found == [pytest.approx((0.01 * share, 1 + 3 * share)) for share in shares]

@@ -63,6 +63,14 @@ def test_an_adaptive_weight_needs_held_out_rows_where_they_are_known(tiny_recipe
         resolve(recipe, None, 2, replace(corpus, validation_rows=0))
 
 
+def test_a_weight_that_follows_the_learning_rate_needs_its_highest(resolved: Callable[..., Resolved]) -> None:
+    weight = "distill.soft_weight={schedule: learning_rate}"
+    for name in ("WarmupLR", "WarmupCosineLR", "WarmupStableDecayLR"):
+        resolved(weight, f"deepspeed.scheduler.type={name}")
+    with pytest.raises(ValueError, match="soft_weight.schedule='learning_rate' and deepspeed.scheduler.type=LRRange"):
+        resolved(weight, "deepspeed.scheduler.type=LRRangeTest")
+
+
 @pytest.mark.parametrize("error", [ValueError("x is bad"), FileNotFoundError("x is bad")])
 def test_an_error_gets_its_field_once(error: Exception) -> None:
     with pytest.raises(type(error), match="^teacher.path: x is bad$"), prefix_errors("teacher.path"):

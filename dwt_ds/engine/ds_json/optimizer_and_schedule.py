@@ -13,7 +13,9 @@ from deepspeed.runtime import lr_schedules
 from dwt_ds.base.words import nearest
 from dwt_ds.engine.ds_json.numbers import Kind, check_kind
 from dwt_ds.engine.ds_json.origin import Origin
+from dwt_ds.engine.learning_rate import SCHEDULES
 from dwt_ds.engine.optimizers import CLIENT_OPTIMIZERS
+from dwt_ds.engine.warmup_stable_decay import DECAY_TYPES
 
 _ONE_BIT = frozenset({"onebitadam", "onebitlamb", "zerooneadam"})
 
@@ -26,8 +28,12 @@ _MUON = {
 }
 _OF_CLIENTS = dict.fromkeys(("bias_correction", "adam_w_mode", "grad_averaging", "use_nvlamb"), Kind.SWITCH)
 
-_WARMUP_TYPES = (lr_schedules.WARMUP_LOG_RATE, lr_schedules.WARMUP_LINEAR_RATE)
+_CHOICES = {
+    "warmup_type": (lr_schedules.WARMUP_LOG_RATE, lr_schedules.WARMUP_LINEAR_RATE),  # DeepSpeed would take log
+    "decay_type": DECAY_TYPES,
+}
 _AT_LEAST_1 = frozenset({"warmup_num_steps", "lr_range_test_step_size", "cycle_first_step_size"})
+_WITHIN_0_AND_1 = frozenset({"decay_ratio", "decay_min_ratio"})
 
 
 def optimizer_settings(name: str) -> set[str]:
@@ -66,12 +72,12 @@ def schedule_settings(name: str) -> set[str]:
 @lru_cache
 def schedule_kinds(name: str) -> dict[str, Kind]:
     """The settings that `scheduler.params` may have with this type, and their kinds; empty for an unknown type."""
-    return _kinds(getattr(lr_schedules, name)) if name in lr_schedules.VALID_LR_SCHEDULES else {}
+    return _kinds(SCHEDULES[name]) if name in SCHEDULES else {}
 
 
 def schedule_needs(name: str) -> list[str]:
     """The settings of a known schedule that have no default."""
-    parameters = inspect.signature(getattr(lr_schedules, name)).parameters.values()
+    parameters = inspect.signature(SCHEDULES[name]).parameters.values()
     return [p.name for p in parameters if p.default is p.empty and p.name != "optimizer"]
 
 
@@ -122,7 +128,7 @@ def check_schedule_section(section: Mapping[str, Any], origin: Origin) -> None:
     name = str(section.get("type", ""))
     known = schedule_settings(name)
     if not known:
-        near = nearest(name, lr_schedules.VALID_LR_SCHEDULES)
+        near = nearest(name, SCHEDULES)
         raise ValueError(f"{origin.name('scheduler.type')}={name!r}: unknown schedule{near}")
     for key, value in section.get("params", {}).items():
         place = origin.name(f"scheduler.params.{key}")
@@ -130,11 +136,16 @@ def check_schedule_section(section: Mapping[str, Any], origin: Origin) -> None:
             raise ValueError(f"{place}: a resume continues the schedule by itself; remove it")
         if key not in known:
             raise ValueError(f"{place}: {name} has no such setting{nearest(key, known)}")
-        if key == "warmup_type" and value not in _WARMUP_TYPES:  # DeepSpeed would take log
-            raise ValueError(f"{place}={value!r}: must be {' or '.join(_WARMUP_TYPES)}")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise ValueError(f"{place}={value!r}: must be {' or '.join(_CHOICES[key])}")
         check_kind(value, schedule_kinds(name)[key], place)
-        if key in _AT_LEAST_1 and isinstance(value, (int, float)) and value < 1:
+        number = value if isinstance(value, (int, float)) else None
+        if key in _AT_LEAST_1 and number is not None and number < 1:
             raise ValueError(f"{place}={value!r}: must be at least 1")
+        if key == "decay_num_steps" and number is not None and number < 0:
+            raise ValueError(f"{place}={value!r}: must be at least 0")
+        if key in _WITHIN_0_AND_1 and value not in (None, "auto") and (number is None or not 0 <= number <= 1):
+            raise ValueError(f"{place}={value!r}: must be within 0 and 1")
 
 
 def _optimizer_names() -> list[str]:
@@ -153,5 +164,5 @@ def _kinds(*owners: Any) -> dict[str, Kind]:
             elif isinstance(default, str) or "str" in hint:
                 found[name] = Kind.TEXT
             else:
-                found[name] = Kind.WHOLE if parameter.annotation is int else Kind.NUMBER
+                found[name] = Kind.WHOLE if hint in ("int", "int | None") else Kind.NUMBER
     return {name: kind for name, kind in found.items() if name not in ("params", "model_params", "optimizer", "self")}

@@ -19,6 +19,7 @@ from dwt_ds.engine.ds_json.combinations import check_combinations
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
 from dwt_ds.engine.ds_json.optimizer_and_schedule import optimizer_settings, schedule_needs, schedule_settings
 from dwt_ds.engine.ds_json.origin import Origin, first_auto, get_place, set_place
+from dwt_ds.engine.warmup_stable_decay import DECAY_RATIO, WARMUP_STABLE_DECAY_LR, decay_steps_of
 
 # Field of RunConfig.train, its place in the JSON, whether the JSON gets it even where neither of them sets it.
 _SHARED = (
@@ -139,6 +140,8 @@ def resolve_schedule(
                 f"{field} gives {ours:g} (recipe) and {origin.assignment(place, theirs)} differ; "
                 f"{origin.leave_to_recipe(place)} or make them equal"
             )
+    if schedule == WARMUP_STABLE_DECAY_LR:
+        _fill_decay(params, origin)
     _check_rates(values, origin)
     missing = next((key for key in needs if key not in params), None)
     if missing is not None:
@@ -174,6 +177,21 @@ def resolved_recipe(config: RunConfig, ds_values: Mapping[str, Any], total_steps
     return resolved
 
 
+def _fill_decay(params: dict[str, Any], origin: Origin) -> None:
+    """Steps of a decay that is written as a share of the run, or not at all; those written must leave the warm-up."""
+    total_steps, warmup_steps = params["total_num_steps"], params["warmup_num_steps"]
+    steps, room = params.get("decay_num_steps"), max(0, total_steps - warmup_steps)
+    ratio = params.pop("decay_ratio", None)
+    if steps in (None, "auto"):
+        ratio = DECAY_RATIO if ratio in (None, "auto") else ratio
+        params["decay_num_steps"] = min(decay_steps_of(ratio, total_steps), room)
+    elif steps > room:
+        raise ValueError(
+            f"{origin.assignment('scheduler.params.decay_num_steps', steps)}: of the run's {total_steps} steps "
+            f"{warmup_steps} are the warm-up's; at most {room} are left"
+        )
+
+
 def _take_rate_from_schedule(values: dict[str, Any], recipe: Recipe) -> None:
     """Where only the schedule of the JSON names a rate, its highest is the optimizer's as well."""
     peaks = _peaks(values)
@@ -193,8 +211,8 @@ def _check_rates(values: Mapping[str, Any], origin: Origin) -> None:
             peak_said = origin.assignment(peak, get_place(values, peak))
             raise ValueError(
                 f"{origin.assignment(f'optimizer.params.{key}', rate)} and {peak_said} differ, and the schedule would "
-                'replace the first; make them equal, set one of them to "auto", or use WarmupCosineLR, which scales '
-                "the optimizer's"
+                'replace the first; make them equal, set one of them to "auto", or use WarmupCosineLR or '
+                f"{WARMUP_STABLE_DECAY_LR}, which scale the optimizer's"
             )
 
 
