@@ -169,6 +169,14 @@ class Plan:
     def _release(self) -> TeacherRelease:
         return TeacherRelease(self.settings.config, self.settings.total_steps)
 
+    @cached_property
+    def after_release(self) -> Plan:
+        """The plan of the steps that the student takes alone."""
+        config = self.settings.config
+        alone = replace(config, teacher=replace(config.teacher, path=None))
+        shapes = replace(self.shapes, teacher=None, overlap=None)
+        return replace(self, settings=replace(self.settings, config=alone), shapes=shapes)
+
     @property
     def hours(self) -> float:
         """Hours of the whole run at the JSON's ZeRO stage."""

@@ -110,6 +110,9 @@ def _memory(plan: Plan) -> Lines:
     rows += [(part, *(_gib(memory.most[part]) for memory in by_stage)) for part in PARTS]
     rows.append(("peak", *(_gib(memory.peak) for memory in by_stage)))
     rows.append(("reached in the", *(memory.fullest for memory in by_stage)))
+    if plan.shapes.teacher is not None and (plan.teacher_share < 1 or plan.release_is_unknown):
+        released = [plan.after_release.memory(stage) for stage in STAGES]
+        rows.append(("peak after the teacher's release", *(_gib(memory.peak) for memory in released)))
     largest = plan.largest_micro_batches()
     rows.append(("largest micro-batch", *(f"{largest[stage]:,}" for stage in STAGES)))
     lines = [

@@ -47,6 +47,7 @@ def test_every_part_is_shown_at_every_stage(capsys: pytest.CaptureFixture[str]) 
 def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) -> None:
     plain = plan(capsys, "paper_weak")
     assert OFFLOAD not in plain
+    assert "release" not in plain, "a constant weight keeps its teacher"
     assert "recomputed" not in plain
     unknown = "the adaptive weight may release the teacher; it is counted to the end (--release-at SHARE: until then)"
     assert unknown not in plain
@@ -55,3 +56,30 @@ def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) 
     assert unknown in text
     assert OFFLOAD in text
     assert re.search(r"[\d.]+ GFLOP per row recomputed \(activation checkpointing\): time only", text)
+
+
+def test_memory_and_time_before_and_after_the_teachers_release(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["paper_weak", "student.layers=1", "student.hidden_size=64", "student.num_heads=1"]
+    adaptive = [*small, "distill.soft_weight={schedule: adaptive, start: 4}"]
+    unknown, half = plan(capsys, *adaptive), plan(capsys, *adaptive, "--release-at", "0.5")
+    assert "the adaptive weight may release the teacher" in unknown
+    assert "the adaptive weight may" not in half
+    assert re.search(r"teacher released after 50% of the steps: [\d.]+ ms per step from there on", half)
+    assert hours(half) < hours(unknown)
+    alone = plan(capsys, *small, "teacher.path=null")
+    before, after, lone = peaks(half, "peak"), peaks(half, "peak after the teacher's release"), peaks(alone, "peak")
+    assert after == lone
+    assert all(less < more for less, more in zip(after, before))
+    assert "release" not in alone
+
+
+def hours(text: str) -> float:
+    found = re.search(r"([\d.,]+) hours", text)
+    assert found is not None
+    return float(found[1].replace(",", ""))
+
+
+def peaks(text: str, name: str) -> list[float]:
+    found = re.search(rf"\n  {name}((?: +[\d.,]+){{4}})\n", text)
+    assert found is not None
+    return [float(cell) for cell in found[1].split()]
