@@ -1,7 +1,8 @@
-"""Run a grid of pre-trainings, teachers first: the paper's questions about weak teachers, or your own.
+"""Run a grid of pre-trainings, teachers first: questions about weak teachers.
 
-GRID is a file, or the name of a packaged grid. Running the command again skips finished runs and resumes a stopped run
-from its checkpoint. A run that fails does not stop the others. Afterwards `dwt-ds report OUT` draws the results.
+GRID is a file, or the name of a packaged grid. Running the command again skips
+finished runs and resumes a stopped run from its checkpoint. A run that fails
+does not stop the others. Afterwards `dwt-ds report OUT` draws the results.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dwt_ds.study.grid import SCALES, grid_names
+from dwt_ds.base.words import table
+from dwt_ds.study.grid import SCALES, grid_questions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("grid", metavar="GRID", help=f"a file, or one of {', '.join(grid_names())}")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join(["grids:", *(f"  {line}" for line in table(list(grid_questions().items())))])
+    parser.add_argument("grid", metavar="GRID", help="a file, or the name of one of the grids below")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all runs")
     parser.add_argument(
         "--scale",
@@ -21,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="smoke",
         help="smoke: minutes, only a test; small: hours on two cores; paper: the paper's (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/study/SCALE")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: runs/study/SCALE, or runs/study/SCALE_GRID for a grid with settings of its own",
+    )
     parser.add_argument("--seeds", metavar="A,B", help="instead of the grid's or the scale's")
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks per run (default: one per GPU, or the scale's)")
     parser.add_argument(

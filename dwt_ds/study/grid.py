@@ -3,6 +3,7 @@
 A grid lists blocks of runs; within a block every combination of the labels is a run, once per seed:
 
     title: Teacher quality
+    question: How weak may the teacher be?
     runs:
       - {teacher: none}
       - {teacher: [teacher4, teacher1], weight: [w1, adaptive]}
@@ -16,7 +17,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,16 +28,19 @@ from dwt_ds.base.written import read_yaml
 from dwt_ds.config.validate import must_be
 
 GRIDS_FOLDER = Path(__file__).parent / "grids"
-SCALES = ("smoke", "small", "paper")
+Scale = Literal["smoke", "small", "paper"]
+SCALES = get_args(Scale)
 NO_TEACHER = "none"
 ALONE = "alone"
 _COMMON = "common"
 # Type of the value under each key of a grid's file; a `glue` section is checked together with the command's options.
 _GRID_KEYS: dict[str, Any] = {
     "title": str,
+    "question": str,
     "figure": int,
     "seeds": list[int],
     "settings": dict[str, Any],
+    "settings_at": dict[Scale, dict[str, Any]],
     "teachers": dict[str, dict[str, Any]],
     "axes": dict[str, dict[str, dict[str, Any]]],
     "glue": Any,
@@ -65,9 +69,13 @@ class Grid:
 
     name: str
     title: str
+    question: str
+    """What its runs are to answer; may be empty."""
     scale: str
     figure: int | None
     """Number of the paper's figure that it reproduces."""
+    has_own_settings: bool
+    """Whether its runs differ at this scale from those of equal names in other grids."""
     ranks: int
     """Ranks of a run if there is no GPU."""
     glue: dict[str, Any] | None
@@ -79,6 +87,11 @@ class Grid:
 def grid_names() -> list[str]:
     """Names of the packaged grids."""
     return sorted(path.stem for path in GRIDS_FOLDER.glob("*.yaml") if path.stem != _COMMON)
+
+
+def grid_questions() -> dict[str, str]:
+    """Name of each packaged grid -> the question that it answers."""
+    return {name: str(read_yaml(GRIDS_FOLDER / f"{name}.yaml", "grid")["question"]) for name in grid_names()}
 
 
 def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: str | None = None) -> Grid:
@@ -111,7 +124,8 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
         teachers={**common["teachers"], **size["teachers"], **content.get("teachers", {})},
         axes=merge(common["axes"], content.get("axes", {})),
     )
-    base = merge(size["settings"], content.get("settings", {}))
+    own = merge(content.get("settings", {}), content.get("settings_at", {}).get(scale, {}))
+    base = merge(size["settings"], own)
     chosen = list(seeds or content.get("seeds") or size["seeds"])
     students = [run for block in content.get("runs") or [] for run in _runs_of_block(block, labels, base, chosen)]
     if not students:
@@ -124,8 +138,10 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
     return Grid(
         name=path.stem,
         title=content.get("title", path.stem),
+        question=content.get("question", ""),
         scale=scale,
         figure=content.get("figure"),
+        has_own_settings=bool(own),
         ranks=size["ranks"],
         glue=_fine_tuning(f"grid {path}", size["glue"], content.get("glue"), glue),
         runs=list(unique.values()),

@@ -26,6 +26,8 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> 
         return ""
     done = sum(run.finished for run in everything)
     page.heading(grid["title"])
+    if grid.get("question"):  # earlier versions recorded none
+        page.note(grid["question"])
     page.note(f"Grid {grid['name']} at scale {grid['scale']}: {done} of {len(everything)} runs are finished.")
     compare_with_alone(runs)
     finished = [run for run in runs if run.finished]

@@ -37,7 +37,7 @@ class StudyOptions:
     grid: str
     scale: str = "smoke"
     out: Path | None = None
-    """None: runs/study/SCALE."""
+    """None: `default_folder`."""
     seeds: tuple[int, ...] = ()
     """Empty: the grid's."""
     ranks: int | None = None
@@ -77,7 +77,7 @@ class Study:
                 )
         grid = load_grid(options.grid, options.scale, options.seeds, options.glue)
         _check_glue(options.grid, grid.glue or {})
-        folder = StudyFolder(options.out or Path("runs") / "study" / grid.scale)
+        folder = StudyFolder(options.out or default_folder(grid))
         folder.check_contents(grid)
         ranks = options.ranks or visible_ranks(grid.ranks)
         on_gpu = grid.scale == "paper" or torch.cuda.is_available()
@@ -170,6 +170,11 @@ class Study:
         return f", held-out MLM loss {rows[-1]['eval_hard_loss']:.4f} at step {rows[-1]['step']}" if rows else ""
 
 
+def default_folder(grid: Grid) -> Path:
+    """runs/study/SCALE, which grids share; runs/study/SCALE_GRID for a grid whose runs are others of the same names."""
+    return Path("runs") / "study" / (f"{grid.scale}_{grid.name}" if grid.has_own_settings else grid.scale)
+
+
 def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], None] = print) -> int:
     """Run the study, or only show its plan.
 
@@ -179,7 +184,10 @@ def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], N
     study = Study.open(options)
     if not dry_run:
         study.check_data()
-    report(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each\n")
+    report(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each")
+    if study.grid.question:
+        report(study.grid.question)
+    report("")
     report(study.plan_table())
     if dry_run:
         return 0

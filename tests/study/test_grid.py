@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import yaml
 
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.growth.plan import parse_method
-from dwt_ds.study.grid import SCALES, grid_names, load_grid
+from dwt_ds.study.grid import SCALES, grid_names, grid_questions, load_grid
+from dwt_ds.study.run import default_folder
 
 
 def write(tmp_path: Path, grid: object) -> str:
@@ -32,7 +34,29 @@ def test_every_packaged_grid_makes_sound_recipes_at_every_scale(name: str, scale
 
 
 def test_the_packaged_grids_are_the_documented_ones() -> None:
-    assert grid_names() == ["remapping", "schedules", "soft_weight", "starts", "teacher_quality", "vocabulary"]
+    docs = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(\w+)` \| ([^|]*\?) \|", docs, re.MULTILINE)
+    assert dict(documented) == grid_questions()
+    assert list(grid_questions()) == grid_names()
+
+
+def test_settings_at_one_scale_get_a_folder_of_their_own(tmp_path: Path) -> None:
+    long = write(tmp_path, {"settings_at": {"small": {"train": {"max_steps": 7}}}, "runs": [{"teacher": "teacher1"}]})
+    small, smoke = load_grid(long, "small"), load_grid(long, "smoke")
+    assert {run.settings["train"]["max_steps"] for run in small.runs} == {7}, "the teacher's as well"
+    assert {run.settings["train"]["max_steps"] for run in smoke.runs} == {12}
+    assert small.runs[0].settings["train"]["micro_batch_size"] == 8, "the scale's"
+    assert (default_folder(small), default_folder(smoke)) == (Path("runs/study/small_mine"), Path("runs/study/smoke"))
+    everywhere = write(tmp_path, {"settings": {"train": {"max_steps": 7}}, "runs": [{"teacher": "none"}]})
+    assert default_folder(load_grid(everywhere, "smoke")) == Path("runs/study/smoke_mine")
+    assert {run.settings["train"]["max_steps"] for run in load_grid("longer", "small").runs} == {10_000}
+
+
+def test_growth_and_distillation_are_tried_alone_and_together() -> None:
+    names = [run.name for run in load_grid("grow", "small", [1]).runs]
+    for start in ("stack", "interlace", "remap"):
+        assert {f"with_teacher4-w0-{start}-s1", f"with_teacher4-adaptive4-{start}-s1"} <= set(names)
+    assert {"alone-s1", "with_teacher4-adaptive4-s1", "with_narrow4-adaptive4-s1"} <= set(names)
 
 
 def test_a_block_is_a_product_and_defaults_are_left_out_of_names(tmp_path: Path) -> None:
@@ -82,6 +106,7 @@ def test_a_grid_may_bring_labels_and_axes_of_its_own(tmp_path: Path) -> None:
         ({"glue": "hub", "runs": [{"teacher": "none"}]}, "glue='hub' must be a mapping of options, such as"),
         ({"seeds": 42, "runs": [{"teacher": "none"}]}, "seeds=42: must be a list"),
         ({"seeds": [42, "x"], "runs": [{"teacher": "none"}]}, "seeds.1='x': must be a whole number"),
+        ({"settings_at": {"smal": {}}, "runs": []}, "settings_at.smal"),
         ({"settings": 3, "runs": [{"teacher": "none"}]}, "settings=3: must be a mapping"),
         ({"teachers": ["a"], "runs": [{"teacher": "none"}]}, "teachers=['a']: must be a mapping"),
         ({"axes": {"weight": ["w1"]}, "runs": [{"teacher": "none"}]}, "axes.weight=['w1']: must be a mapping"),
