@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.growth.plan import parse_method
 from dwt_ds.study.grid import SCALES, grid_names, grid_questions, load_grid
@@ -33,11 +34,15 @@ def test_every_packaged_grid_makes_sound_recipes_at_every_scale(name: str, scale
         assert init == "random" or run.teacher_run is not None
 
 
-def test_the_packaged_grids_are_the_documented_ones() -> None:
+def test_the_packaged_grids_are_the_documented_ones(capsys: pytest.CaptureFixture[str]) -> None:
     docs = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `(\w+)` \| ([^|]*\?) \|", docs, re.MULTILINE)
     assert dict(documented) == grid_questions()
     assert list(grid_questions()) == grid_names()
+    with pytest.raises(SystemExit):
+        main(["study", "--help"])
+    printed = capsys.readouterr().out
+    assert all(question in printed for question in grid_questions().values())
 
 
 def test_settings_at_one_scale_get_a_folder_of_their_own(tmp_path: Path) -> None:

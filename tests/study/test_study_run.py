@@ -96,6 +96,7 @@ def test_a_dry_run_lists_steps_tokens_and_hours_and_writes_nothing(
     arguments = ["study", "soft_weight", "--out", str(study), f"data.dir={tiny_data}", "train.max_steps=1000"]
     assert main([*arguments, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "How much weight should the soft loss have?"
     row = next(line for line in lines if line.startswith("with_teacher4-4to1-s42")).split()
     # 1,000 steps of 2 x 4 rows of 32 tokens, all but a few of them real.
     assert row[1] == "1,000"
