@@ -17,10 +17,11 @@ from dwt_ds.base.words import one_line
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.distill.objective import SharedEntries, TeacherView
+from dwt_ds.engine.cuda_graphs import GraphedForward, Recorder
 from dwt_ds.engine.ranks import gather_from_ranks
 from dwt_ds.models.build import parameter_count
 from dwt_ds.models.load import load_masked_lm
-from dwt_ds.models.masked_lm.families import known_layers
+from dwt_ds.models.masked_lm.families import known_layers, known_transform
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,6 +46,9 @@ class TeacherEngine:
         device: where it computes.
         seq_len: longest row; the injected kernels size their workspace by it.
         sharded: shard the weights over the ranks, which then have to call it equally often; without injected kernels.
+        recorder: of CUDA graphs, for batches whose shape recurs; None: never. Not used for a sharded teacher, whose
+            pass has collectives, nor with injected kernels, nor for a family of which it is not known that its pass
+            reads no value on the host.
 
     What the ranks do together is done by `start` and not by the constructor, since loading may fail on one rank alone.
 
@@ -68,10 +72,13 @@ class TeacherEngine:
         seq_len: int,
         sharded: bool = False,
         trust_remote_code: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
         self._path, self._dtype, self._device, self._seq_len = path, _DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code
         self._engine: nn.Module | None = None
+        self._recorder = recorder
+        self._graphs: GraphedForward | None = None
         self._shared: SharedEntries | None = None
         self._sharded, self._probes = sharded, bool(kernel_inject) and not sharded
         self._probe = _Probe()
@@ -106,6 +113,9 @@ class TeacherEngine:
         """The engine; all ranks make the first call together."""
         if self._engine is None:
             self._engine = self._shard(self.gathered) if self._sharded else self._choose_engine()
+            can_record = not self._sharded and not self.injected and known_transform(self.model) is not None
+            if self._recorder is not None and can_record:
+                self._graphs = GraphedForward(self._engine, self._recorder)
         return self._engine
 
     @torch.no_grad()
@@ -119,6 +129,8 @@ class TeacherEngine:
     def release(self) -> None:
         """Free weights, buffers and workspace for good; it must not be called after that."""
         engine, modules = self._engine, [self.gathered, *([self._engine] if self._engine is not None else [])]
+        if self._graphs is not None:
+            self._graphs.release()  # first: they hold the weights' addresses
         if isinstance(engine, deepspeed.DeepSpeedEngine) or (
             isinstance(engine, deepspeed.InferenceEngine) and self.injected
         ):
@@ -129,7 +141,8 @@ class TeacherEngine:
                 for each in (tensor, getattr(tensor, "ds_tensor", None)):
                     if each is not None:
                         each.data = each.data.new_empty(0)
-        self._engine, self._probe = None, _Probe()
+        self._engine = self._graphs = self._recorder = None
+        self._probe = _Probe()
         del self.head, self.gathered, engine, modules
         gc.collect()  # modules and their hooks refer to each other
         get_accelerator().empty_cache()
@@ -138,7 +151,8 @@ class TeacherEngine:
     def __call__(self, batch: Batch) -> TeacherView:
         """Hidden states at the rows' positions, and the head that turns them into logits."""
         rows = batch if batch.teacher is None else batch.teacher
-        hidden = self.start()(rows.input_ids, rows.attention_mask, rows.positions)
+        engine = self.start()
+        hidden = (self._graphs or engine)(rows.input_ids, rows.attention_mask, rows.positions)
         return TeacherView(hidden, *self.head, self._shared)
 
     def _load(self, device: torch.device) -> GatheredMaskedLM:

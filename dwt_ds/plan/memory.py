@@ -55,6 +55,7 @@ def rank_memory(
     frozen_bytes: int,
     teacher_bytes: int,
     teacher_gathered_bytes: int,
+    teacher_graph_bytes: int,
     accumulation: int,
 ) -> RankMemory:
     """Memory of a rank at `stage`.
@@ -67,11 +68,12 @@ def rank_memory(
         frozen_bytes: parameters and buffers of the student that are not trained.
         teacher_bytes: the teacher's weights that a rank keeps between steps.
         teacher_gathered_bytes: what its forward pass gathers at a time, if it is sharded.
+        teacher_graph_bytes: what its CUDA graph keeps from step to step; within the graph that is what a pass needs.
         accumulation: micro-batches per step.
     """
     held, host = _held(stage, zero, partition)
     held[WEIGHTS] += frozen_bytes
-    held[TEACHER] = teacher_bytes
+    held[TEACHER] = teacher_bytes + teacher_graph_bytes
     earlier = _waiting(stage, zero, partition) if accumulation > 1 else 0
     # Below stage 2 gradients are added in place; from stage 2 a new micro-batch's are beside the earlier ones.
     beside = earlier if stage >= 2 else 0

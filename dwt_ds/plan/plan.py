@@ -8,12 +8,13 @@ from functools import cached_property
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.models.flops import Work, recomputed_flops, work_of_a_row
 from dwt_ds.models.growth.plan import GrowthPlan, check_growth
+from dwt_ds.models.masked_lm.families import known_transform
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.memory import STAGES, RankMemory, checkpoint_bytes, rank_memory
 from dwt_ds.plan.shapes import Shapes, ShardedTeacher, buffer_bytes
 from dwt_ds.plan.simulation import MicroBatchCost, Simulator
-from dwt_ds.plan.speed import StepTime, step_launches, step_time
+from dwt_ds.plan.speed import REPLAY_LAUNCHES, StepTime, step_launches, step_time
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 from dwt_ds.run.resolve import Resolved
 
@@ -53,6 +54,18 @@ class Plan:
         return ShardedTeacher(teacher, self.ranks, None if overlap is None else overlap.entries)
 
     @cached_property
+    def replays_teacher(self) -> bool:
+        """Whether the teacher's forward pass is a CUDA graph: its family and settings allow it, and all micro-batches
+        have one shape."""
+        config, corpus, teacher = self.settings.config, self.settings.corpus, self.simulator.teacher
+        allowed = config.train.cuda_graphs == "auto" and not self.device.is_cpu
+        plain = not config.teacher.sharded and config.teacher.kernel_inject is False and self.shapes.overlap is None
+        same_labels = config.data.label_draw == "fixed" and not config.data.whole_word
+        full_rows = round(corpus.tokens_per_row) == corpus.seq_len
+        known = teacher is not None and known_transform(teacher.model) is not None
+        return allowed and plain and same_labels and full_rows and known
+
+    @cached_property
     def partition(self) -> Partition:
         return Partition(self.shapes.trainable_numels, self.ranks)
 
@@ -69,15 +82,16 @@ class Plan:
 
     def memory(self, stage: int, micro: MicroBatchCost | None = None) -> RankMemory:
         """One rank's memory at a ZeRO stage, with the recipe's micro-batch or another."""
-        sharded = self.sharded_teacher
+        sharded, micro = self.sharded_teacher, micro or self.micro
         return rank_memory(
             stage,
             self.zero(stage),
             self.partition,
-            micro or self.micro,
+            micro,
             frozen_bytes=self.frozen_bytes,
             teacher_bytes=sharded.bytes if sharded else self.simulator.teacher_bytes(),
             teacher_gathered_bytes=sharded.gathered_bytes if sharded else 0,
+            teacher_graph_bytes=micro.teacher_peak if self.replays_teacher else 0,
             accumulation=self.settings.config.train.gradient_accumulation_steps,
         )
 
@@ -133,16 +147,25 @@ class Plan:
     def step_time(self, stage: int, *, with_teacher: bool = True) -> StepTime:
         """Seconds of a step at a ZeRO stage, with the teacher or after its release."""
         work, traffic = self.work, self.traffic(stage)
+        teacher_launches = REPLAY_LAUNCHES if self.replays_teacher else self.micro.teacher_launches
+        losses = 1 if self.shapes.overlap is None else 2
         if not with_teacher:
-            work = replace(work, teacher_forward=0)
+            work, teacher_launches, losses = replace(work, teacher_forward=0), 0, 1
             traffic = self._students_traffic(stage)
         accumulation = self.settings.config.train.gradient_accumulation_steps
-        tensors = len(self.shapes.trainable_numels)
+        launches = step_launches(
+            stage,
+            self.micro,
+            len(self.shapes.trainable_numels),
+            accumulation,
+            teacher_launches=teacher_launches,
+            losses=losses,
+        )
         return step_time(
             work,
             traffic,
             self.device,
-            launches=step_launches(stage, self.micro, tensors, accumulation, with_teacher=with_teacher),
+            launches=launches,
             precision=self.settings.ds.precision,
             rows=self.settings.rows_per_step // self.ranks,
             nodes=self.nodes,

@@ -9,15 +9,21 @@ from dwt_ds.plan.communication import Traffic, bytes_per_second
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.simulation import MicroBatchCost
 
-# Operations of the loss and of the loop in a micro-batch; one more a trained tensor adds up its gradient.
-_LOSS_LAUNCHES = 24
+REPLAY_LAUNCHES = 4
+"""Of a teacher's forward pass as a CUDA graph: tokens and positions are copied in, it runs, its output is copied."""
+
+# Operations of the loss and of the loop in a micro-batch; one more a trained tensor adds up its gradient. A teacher
+# with a vocabulary of its own makes a second loss, on the shared entries.
+_LOSS_LAUNCHES, _SECOND_LOSS_LAUNCHES = 24, 24
 # ZeRO stage -> operations of the optimizer's step, and (of a micro-batch, of each further one, of a step) for each
 # trained tensor. All counted, DeepSpeed 0.19.8: tests/engine/test_step_cost.py.
 _STEP_LAUNCHES = {0: 11, 1: 20, 2: 20, 3: 46}
 _TENSOR_LAUNCHES = {0: (0.0, 0.0, 19.0), 1: (0.0, 0.0, 1.0), 2: (0.0, 2.0, 1.0), 3: (1.4, 0.0, 0.0)}
 
 
-def step_launches(stage: int, micro: MicroBatchCost, tensors: int, accumulation: int, *, with_teacher: bool) -> int:
+def step_launches(
+    stage: int, micro: MicroBatchCost, tensors: int, accumulation: int, *, teacher_launches: int, losses: int
+) -> int:
     """Operations that one rank starts on its device in an unlogged step, offload not counted.
 
     Args:
@@ -25,10 +31,12 @@ def step_launches(stage: int, micro: MicroBatchCost, tensors: int, accumulation:
         micro: one micro-batch.
         tensors: parameters that are trained.
         accumulation: micro-batches of a step.
-        with_teacher: whether the teacher takes part.
+        teacher_launches: operations of the teacher's forward pass; 0 without one.
+        losses: calls of the loss in a micro-batch: 1, or 2.
     """
     each, further, once = (tensors * count for count in _TENSOR_LAUNCHES[stage])
-    a_micro_batch = micro.launches + (micro.teacher_launches if with_teacher else 0) + tensors + _LOSS_LAUNCHES + each
+    loss = _LOSS_LAUNCHES + (losses - 1) * _SECOND_LOSS_LAUNCHES
+    a_micro_batch = micro.launches + teacher_launches + tensors + loss + each
     return round(accumulation * a_micro_batch + (accumulation - 1) * further + _STEP_LAUNCHES[stage] + once)
 
 

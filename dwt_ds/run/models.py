@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
+from dwt_ds.engine.cuda_graphs import CudaRecorder
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.build import attention_implementation, build_student, check_row_length, student_model_config
 from dwt_ds.models.compiled import compile_layers
@@ -58,6 +59,7 @@ def load_teacher(
     config = resolved.config.teacher
     if config.path is None:
         return None
+    on_gpu = ranks.device().type == "cuda"
     seq_len = resolved.corpus.seq_len if other is None else (other.longest_row or resolved.corpus.seq_len)
     with prefix_errors("teacher.path"):
         teacher = TeacherEngine(
@@ -68,6 +70,7 @@ def load_teacher(
             seq_len=seq_len,
             sharded=config.sharded,
             trust_remote_code=config.trust_remote_code,
+            recorder=CudaRecorder() if on_gpu and resolved.config.train.cuda_graphs == "auto" else None,
         )
     if other is None:
         check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 from harness.ranks import Python
+from harness.tiny import save_tiny_bert
 
 from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.shapes import build_shapes
+from dwt_ds.prepare.case_and_accents import Wishes
+from dwt_ds.prepare.train_tokenizer import train_tokenizer
 
 # Counts what an unlogged step does beside views; the loop's own thread only, as autograd's calls run in it on a CPU.
 COUNTED = """
@@ -84,9 +87,24 @@ def test_a_plan_knows_the_operations_of_a_step(
 ) -> None:
     overrides = [*SETTINGS, f"student.layers={layers}", f"deepspeed_config={settings}"]
     overrides += [f"train.gradient_accumulation_steps={accumulation}"]
-    resolved = resolve_plan(str(tiny_recipe), overrides, None, 1)
+    check_plan(python, tiny_recipe, overrides, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_plan_knows_that_a_teacher_of_another_vocabulary_has_a_loss_of_its_own(
+    python: Python, tiny_recipe: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    tokenizer = train_tokenizer(tiny_text.read_text(encoding="utf-8").split("\n"), 500, "bpe", Wishes())
+    teacher = save_tiny_bert(tokenizer, tmp_path / "teacher", positions=64)
+    overrides = [*SETTINGS, f"teacher.path={teacher}", "teacher.vocabulary=shared"]
+    check_plan(python, tiny_recipe, overrides, tmp_path / "run", close=0.03)
+
+
+def check_plan(python: Python, recipe: Path, overrides: list[str], run: Path, close: float = 0.1) -> None:
+    """Compare the plan's operations for a GPU, but without CUDA graphs, with those of a run on this machine."""
+    resolved = resolve_plan(str(recipe), [*overrides, "train.cuda_graphs=off"], None, 1)
     device = find_device("h100", 1)
     plan = Plan(resolved, build_shapes(resolved), device, 1)
     planned = plan.step_time(plan.stage).host / device.launch_seconds
-    for step in counted_steps(python, tiny_recipe, [f"output_dir={tmp_path}", *overrides]):
-        assert planned == pytest.approx(step["operations"], rel=0.1)
+    for step in counted_steps(python, recipe, [f"output_dir={run}", *overrides]):
+        assert planned == pytest.approx(step["operations"], rel=close)

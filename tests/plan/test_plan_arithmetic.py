@@ -16,10 +16,10 @@ from dwt_ds.models.flops import forward_flops, recomputed_flops
 from dwt_ds.plan.communication import Traffic, bytes_per_second, own_sums, step_traffic
 from dwt_ds.plan.corpus import paper_corpus, resolve_plan
 from dwt_ds.plan.hardware import LATENCY_SECONDS, LAUNCH_SECONDS, find_device
-from dwt_ds.plan.memory import GRADIENTS, MASTER, OPTIMIZER, WEIGHTS
+from dwt_ds.plan.memory import GRADIENTS, MASTER, OPTIMIZER, TEACHER, WEIGHTS
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.shapes import build_shapes
-from dwt_ds.plan.speed import traffic_seconds
+from dwt_ds.plan.speed import REPLAY_LAUNCHES, traffic_seconds
 from dwt_ds.plan.zero import Partition, zero_settings
 
 BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
@@ -84,6 +84,36 @@ def test_few_rows_take_as_long_as_the_host_needs() -> None:
     assert on_cpu.step_time(2).host == 0, "a CPU's MFU has it"
 
 
+def test_a_replayed_teacher_is_few_launches_and_keeps_its_memory() -> None:
+    replayed, eager = (plan_of("paper_weak", f"train.cuda_graphs={mode}") for mode in ("auto", "off"))
+    fewer = eager.micro.teacher_launches - REPLAY_LAUNCHES
+    assert fewer > 50
+    assert eager.step_time(2).host - replayed.step_time(2).host == pytest.approx(fewer * LAUNCH_SECONDS)
+    alone = [plan.step_time(2, with_teacher=False).host for plan in (replayed, eager)]
+    assert alone[0] == alone[1]
+    more = [plan.memory(2).moments["optimizer step"][TEACHER] for plan in (replayed, eager)]
+    assert more[0] - more[1] == eager.micro.teacher_peak
+    assert replayed.memory(2).moments["teacher"] == eager.memory(2).moments["teacher"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data.label_draw=bernoulli"],
+        ["data.whole_word=true"],
+        ["teacher.sharded=true"],
+        ["teacher.kernel_inject=true"],
+        ["teacher.path=null"],
+    ],
+)
+def test_a_teacher_is_not_replayed_where_shapes_vary_or_a_run_would_not(settings: list[str]) -> None:
+    assert plan_of("paper_weak").replays_teacher
+    plan = plan_of("paper_weak", *settings)
+    assert not plan.replays_teacher
+    on_cpu = Plan(plan.settings, plan.shapes, find_device("cpu", 8), nodes=1)
+    assert not on_cpu.replays_teacher
+
+
 def test_a_released_teacher_counts_for_its_share_of_the_steps() -> None:
     half = "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}"
     plan = plan_of("paper_weak", half, "teacher.sharded=true")
@@ -134,8 +164,9 @@ def test_activation_checkpointing_adds_time_but_no_flops() -> None:
 
 
 def test_the_largest_micro_batch_leaves_room_for_the_teacher() -> None:
-    """The teacher has 4 layers x 768."""
+    """The teacher has 4 layers x 768. Without CUDA graphs what its pass needs is free again afterwards."""
     small = ["student.layers=1", "student.hidden_size=32", "student.num_heads=2", f"{BUCKET}=1000000"]
+    small.append("train.cuda_graphs=off")
     plan = plan_of("paper_weak", *small)
     rows = plan.largest_micro_batches()[2]
     micro = plan.simulator.micro_batch(rows)

@@ -1,0 +1,158 @@
+"""A frozen model's forward pass as CUDA graphs: one launch in place of one for each of its operations.
+
+Source: NVIDIA CUDA C++ Programming Guide, section "CUDA Graphs"; torch's notes on CUDA semantics, "CUDA Graphs".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dwt_ds.base.words import one_line
+
+# In the first calls with a shape torch compiles, chooses kernels and loads libraries, none of which can be recorded.
+EAGER_CALLS = 3
+# Each shape has buffers of its own. Rows with a varying number of labels could bring many shapes.
+MOST_SHAPES = 4
+# How far a replay may be from the same pass without a graph, as a share of the largest value. Both run the same kernels,
+# though cuBLAS may choose others; a graph that holds something else is off by far more.
+_TOLERANCE = 0.02
+
+_Shapes = tuple[torch.Size | None, ...]
+
+
+class Recording(Protocol):
+    """A recorded pass."""
+
+    output: Tensor
+    """What the pass computes, overwritten by each replay."""
+
+    def replay(self) -> None:
+        """Repeat the pass on what is in its inputs' buffers now."""
+
+
+class Recorder(Protocol):
+    """Records passes that may share memory: their outputs are read before another one is replayed."""
+
+    def record(self, forward: Callable[[], Tensor]) -> Recording:
+        """Record one call of `forward`, whose inputs have to stay where they are."""
+
+
+class CudaRecorder:
+    """Records on the current CUDA device, into one pool of memory, which is freed with the last recording."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, forward: Callable[[], Tensor]) -> Recording:
+        """Record one call of `forward`.
+
+        Raises:
+            RuntimeError: it does what a graph cannot hold, such as reading a value. torch's allocator does not recover
+                from that, so the process has to end.
+        """
+        # cuBLAS keeps a workspace for each stream. Cleared before, it takes one from the pool; cleared after, the pool
+        # has it back, and nothing of it outlives the graph.
+        torch._C._cuda_clearCublasWorkspaces()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # "thread_local": the loader's thread pins memory meanwhile, and NCCL's asks for its events.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                output = forward()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"train.cuda_graphs='auto': the teacher's forward pass cannot be recorded ({one_line(error)}); "
+                "set it to off"
+            ) from error
+        torch._C._cuda_clearCublasWorkspaces()
+        return _CudaRecording(graph, output)
+
+
+class _CudaRecording(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    output: Tensor
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+class GraphedForward:
+    """Calls a frozen model; a shape that comes `EAGER_CALLS` times in a row is recorded, and from then on replayed.
+
+    Other shapes, such as that of an uneven last batch, run as they are. The first replay of a shape is compared with
+    the pass itself, for which the host waits once.
+
+    Args:
+        forward: takes tensors, or None in place of one, all on one device, and returns one tensor. It must not read a
+            value on the host, nor keep anything between calls.
+        recorder: records its passes.
+    """
+
+    def __init__(self, forward: Callable[..., Tensor], recorder: Recorder) -> None:
+        self._forward, self._recorder = forward, recorder
+        self._graphs: dict[_Shapes, _Graph] = {}
+        self._last: _Shapes = ()
+        self._in_a_row = 0
+
+    @torch.no_grad()
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        """As `forward`; the result is the caller's own.
+
+        Raises:
+            RuntimeError: the pass cannot be recorded, or its replay gives something else.
+        """
+        shapes = tuple(None if each is None else each.shape for each in inputs)
+        self._in_a_row = self._in_a_row + 1 if shapes == self._last else 1
+        self._last = shapes
+        graph = self._graphs.get(shapes)
+        if graph is None:
+            output = self._forward(*inputs)
+            worth_it = self._in_a_row == EAGER_CALLS and len(self._graphs) < MOST_SHAPES
+            if worth_it and output.numel():
+                self._graphs[shapes] = _Graph.record(self._forward, inputs, self._recorder)
+            return output
+        output = graph.replay(inputs)
+        if not graph.is_checked:
+            _check(output, self._forward(*inputs))
+            graph.is_checked = True
+        return output
+
+    def release(self) -> None:
+        """Drop the graphs and their buffers; emptying torch's cache then frees their memory."""
+        self._graphs.clear()
+
+
+class _Graph:
+    """One shape's buffers and recording."""
+
+    def __init__(self, buffers: list[Tensor | None], recording: Recording) -> None:
+        self._buffers, self._recording = buffers, recording
+        self.is_checked = False
+
+    @classmethod
+    def record(
+        cls, forward: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], recorder: Recorder
+    ) -> _Graph:
+        buffers = [None if each is None else each.clone() for each in inputs]
+        return cls(buffers, recorder.record(lambda: forward(*buffers)))
+
+    def replay(self, inputs: tuple[Tensor | None, ...]) -> Tensor:
+        for buffer, each in zip(self._buffers, inputs):
+            if buffer is not None and each is not None:
+                buffer.copy_(each)
+        self._recording.replay()
+        # The next replay, of whichever shape, may write there.
+        return self._recording.output.clone()
+
+
+def _check(replayed: Tensor, exact: Tensor) -> None:
+    largest = exact.float().abs().max().clamp(min=1e-6)
+    off = float((replayed.float() - exact.float()).abs().max() / largest)
+    if not off <= _TOLERANCE:
+        raise RuntimeError(
+            f"train.cuda_graphs='auto': a replay of the teacher's forward pass is off by {off:.1e} of its largest "
+            "value; set it to off"
+        )
