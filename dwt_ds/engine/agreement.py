@@ -39,6 +39,16 @@ def require_same_data(fingerprint: str, tokenizer_sha256: str, settings: Mapping
     _require_same(facts, "the hosts read different data or settings; put the same files at the same path on each")
 
 
+def require_same_choices(choices: dict[str, str]) -> None:
+    """Compare what each rank's machine can run, where that decides; raises as `require_same_software` does.
+
+    Args:
+        choices: what is chosen -> the choice.
+    """
+    problem = "the hosts would not compute with the same code; install the same on each of them, or choose in the settings"
+    _require_same(choices, problem)
+
+
 def _require_same(facts: dict[str, str], problem: str) -> None:
     everyone = ranks.gather_from_ranks(RankFacts(host_name(), facts))
     table = disagreements(everyone)

@@ -28,7 +28,8 @@ def all_reduce_seconds(device: torch.device, elements: int) -> float:
     seconds = []
     for _ in range(_ROUNDS + 1):
         values = torch.full((elements,), float(ranks.rank() + 1), device=device)
-        dist.barrier()
+        # NCCL's own barrier may choose another device than this rank's before the first collective.
+        ranks.barrier()
         began = time.perf_counter()
         dist.all_reduce(values)
         total = float(values[-1])  # waits for the device

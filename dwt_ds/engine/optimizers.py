@@ -141,6 +141,15 @@ def choose_lamb(device: torch.device, said: str = "optimizer.type='Lamb'") -> st
     raise ValueError(f"{said} is not usable here ({reasons}); {_INSTALL_LAMB}, or use AdamW")
 
 
+def optimizer_used(ds_values: Mapping[str, Any], device: torch.device) -> str:
+    """Which optimizer the one in the JSON is on this machine, after `check_optimizer`; ranks must not differ in it."""
+    name = str(ds_values["optimizer"]["type"])
+    if name.lower() == "lamb":
+        return choose_lamb(device)
+    torchs = name.lower() in _ADAMS and _is_torchs_fused_adam(ds_values, device)
+    return f"torch's fused {name}" if torchs else name
+
+
 def client_optimizer(
     ds_values: Mapping[str, Any], device: torch.device
 ) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -180,8 +181,9 @@ def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -
     def step_if_finite(closure: None = None) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        finite = bool(torch.isfinite(norm))
-        optimizer._global_grad_norm = float(norm)  # type: ignore[attr-defined]
+        total = float(norm)
+        finite = math.isfinite(total)
+        optimizer._global_grad_norm = total  # type: ignore[attr-defined]
         optimizer.overflow = not finite  # type: ignore[attr-defined]
         if finite:
             if max_norm > 0:

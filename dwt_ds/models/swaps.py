@@ -43,6 +43,11 @@ def check_layer_norm(choice: Literal["auto", "apex", "torch"], device: torch.dev
         raise ValueError(f"fused.layer_norm='apex' is not usable here ({reason}); {BUILD_APEX}, or use auto or torch")
 
 
+def layer_norm_used(choice: Literal["auto", "apex", "torch"], device: torch.device) -> Literal["apex", "torch"]:
+    """What `fused.layer_norm` is on this machine; ranks must not differ in it."""
+    return "torch" if choice == "torch" or why_not_apex(device) else "apex"
+
+
 def fuse_layer_norms(model: nn.Module, choice: Literal["auto", "apex", "torch"], device: torch.device) -> int:
     """Swap the model's layer norms for apex's, in place; parameters stay the same objects under the same names.
 
@@ -60,7 +65,7 @@ def fuse_layer_norms(model: nn.Module, choice: Literal["auto", "apex", "torch"],
         ValueError: apex was asked for by name and is not usable, or there is nothing to swap.
     """
     check_layer_norm(choice, device)
-    if choice == "torch" or why_not_apex(device):
+    if layer_norm_used(choice, device) == "torch":
         return 0
     swapped = 0
     for name, module in list(model.named_modules()):

@@ -21,7 +21,7 @@ from dwt_ds.distill.adaptive import AdaptiveWeight
 from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
-from dwt_ds.engine.agreement import require_same_data, require_same_software
+from dwt_ds.engine.agreement import require_same_choices, require_same_data, require_same_software
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.engine.checkpoint.resume import (
     NewestCheckpoint,
@@ -29,7 +29,7 @@ from dwt_ds.engine.checkpoint.resume import (
     check_world_size,
     load_checkpoint,
 )
-from dwt_ds.engine.optimizers import check_optimizer
+from dwt_ds.engine.optimizers import check_optimizer, optimizer_used
 from dwt_ds.engine.student import (
     StudentEngine,
     check_monitors,
@@ -38,7 +38,7 @@ from dwt_ds.engine.student import (
     start_student,
 )
 from dwt_ds.models.load import weights_origin
-from dwt_ds.models.swaps import check_layer_norm
+from dwt_ds.models.swaps import check_layer_norm, layer_norm_used
 from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import TOKENIZER, RunFolder
@@ -84,6 +84,11 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         folder = RunFolder(resolved.config.output_dir)
         folder.check_identity(facts.identity)
         finished_steps = _occupy(folder, resolved.total_steps) if ranks.rank() == 0 else 0
+        used = {
+            "optimizer": optimizer_used(resolved.ds_values, ranks.device()),
+            "layer norm": layer_norm_used(resolved.config.fused.layer_norm, ranks.device()),
+        }
+    require_same_choices(used)
     finished_steps = ranks.gather_from_ranks(finished_steps)[0]  # another host may see the file later than rank 0
     if finished_steps >= resolved.total_steps:
         _say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")

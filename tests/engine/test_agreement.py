@@ -14,7 +14,7 @@ from harness.ranks import Run
 from dwt_ds.base.software import package_folder, software, source_hash
 from dwt_ds.engine.agreement import RankFacts, disagreements
 
-# A rank may get another package or another torch's version.
+# A rank may get another package, another torch's version, or another Adam, as with nvcc on one host only.
 DRIVER = """
 import os, sys
 from pathlib import Path
@@ -23,7 +23,10 @@ from dwt_ds.base import software
 torch.__version__ = os.environ.get("OTHER_TORCH", torch.__version__)
 folder_of, other = software.package_folder, os.environ.get("OTHER_PACKAGE")
 software.package_folder = lambda name: Path(other, name) if other and name == "dwt_ds" else folder_of(name)
+from dwt_ds.engine import optimizers
 from dwt_ds.pretrain import main
+if "OTHER_ADAM" in os.environ:
+    optimizers._is_torchs_fused_adam = lambda *_: False
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -60,6 +63,21 @@ def test_a_rank_with_another_package_or_torch_stops_all_before_training(
     assert len(table) == 5, said[0].err
     assert said[1].err == said[2].err == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_with_another_optimizer_stops_all_before_training(
+    run_ranks: Run, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    run = ["-c", DRIVER, str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
+    said = run_ranks([run] * 2, own=[{}, {"OTHER_ADAM": "yes"}])
+    assert [rank.code for rank in said] == [2, 2], said
+    assert said[0].err.startswith("error: the hosts would not compute with the same code; install the same on each")
+    table = [line.split("  ") for line in said[0].err.splitlines()[2:]]
+    host = socket.gethostname().partition(".")[0]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in table]
+    assert cells == [["optimizer", "torch's fused AdamW", f"{host} (rank 0)"], ["AdamW", f"{host} (rank 1)"]]
+    assert said[1].err == ""
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_rank_with_other_data_stops_all_before_training(

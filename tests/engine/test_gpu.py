@@ -1,10 +1,12 @@
-"""What only a GPU can show: the Triton kernel inside a run under ZeRO-2, beside a teacher with injected kernels, and
-fp16, which DeepSpeed does not have on a CPU."""
+"""What only a GPU can show: the Triton kernel inside a run under ZeRO-2, beside a teacher with injected kernels, the
+teacher as CUDA graphs, and fp16, which DeepSpeed does not have on a CPU."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,3 +65,73 @@ def test_fp16_skips_steps_that_are_not_finite_and_lowers_its_scale(
     assert rows[6]["loss_scale"] < 256
     assert [json.loads(line)["step"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()] == [3, 4]
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "export" / "model.safetensors").values())
+
+
+# In a process of its own: this one's DeepSpeed is on the CPU.
+GRAPHS = """
+import sys
+import torch
+from dwt_ds.data.batches import Batch
+from dwt_ds.engine.cuda_graphs import EAGER_CALLS, CudaRecorder
+from dwt_ds.engine.ranks import device, start_ranks, stop_ranks
+from dwt_ds.engine.teacher import TeacherEngine
+start_ranks()
+
+
+def teacher(recorder):
+    settings = {"dtype": sys.argv[2], "kernel_inject": False, "device": device(), "seq_len": 32}
+    made = TeacherEngine(sys.argv[1], **settings, recorder=recorder)
+    made.start()
+    return made
+
+
+def batch(rows, seed, padded=False):
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(5, 90, (rows, 32), generator=draw)
+    mask = torch.ones_like(tokens) if padded else None
+    if padded:
+        mask[::2, 20 + seed % 10 :] = 0
+    positions = torch.randperm(tokens.numel(), generator=draw)[: 5 * rows].sort().values
+    return Batch(tokens, mask, positions, positions, tokens.numel(), torch.arange(rows)).to(device())
+
+
+plain = teacher(None)
+plain(batch(8, 0))
+torch.cuda.empty_cache()
+before = torch.cuda.memory_allocated()
+graphed = teacher(CudaRecorder())
+numbers = torch.cuda.get_rng_state()
+calls = [*[(8, False)] * (EAGER_CALLS + 4), (3, False), *[(8, True)] * (EAGER_CALLS + 3), (3, False), (8, False)]
+for seed, (rows, padded) in enumerate(calls):
+    given = batch(rows, seed, padded)
+    torch.testing.assert_close(graphed(given).hidden, plain(given).hidden, msg=f"call {seed}")
+recorded = graphed._graphs._graphs
+assert len(recorded) == 2 and all(graph.is_checked for graph in recorded.values()), recorded
+assert torch.equal(torch.cuda.get_rng_state(), numbers), "the student's dropout would draw other numbers"
+assert any(each["segment_pool_id"] != (0, 0) for each in torch.cuda.memory_snapshot())
+del recorded, given
+graphed.release()
+assert all(each["segment_pool_id"] == (0, 0) for each in torch.cuda.memory_snapshot()), "the graphs' pool is there"
+assert torch.cuda.memory_allocated() <= before, (torch.cuda.memory_allocated(), before)
+stop_ranks()
+"""
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_recorded_teacher_says_the_same_and_is_freed_when_released(dtype: str, tiny_teacher: Path) -> None:
+    """Uneven last batches and padded ones included."""
+    command = [sys.executable, "-c", GRAPHS, str(tiny_teacher), dtype]
+    ended = subprocess.run(command, env={**os.environ, **ON_GPU}, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_run_with_cuda_graphs_trains_as_one_without(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+    """Beside ZeRO-2, dropout, compiled layers and a loader that pins memory while the teacher is recorded."""
+    losses = {}
+    for mode in ("auto", "off"):
+        output = tmp_path / mode
+        settings = [f"output_dir={output}", "train.max_steps=20", "train.eval_every=5", f"train.cuda_graphs={mode}"]
+        code, text = launch(1, [str(tiny_recipe), *settings], environment=ON_GPU, timeout_seconds=300)
+        assert code == 0, text
+        losses[mode] = [(row["hard_loss"], row["soft_loss"]) for row in logged(output).values()]
+    torch.testing.assert_close(losses["auto"], losses["off"], rtol=1e-4, atol=1e-4)
