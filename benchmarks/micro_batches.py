@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -40,14 +42,14 @@ def measure_micro_batches(
     student: BertConfig,
     overrides: list[str],
     micro_batches: list[int],
-    compile_modes: list[str],
+    modes: list[tuple[str, str]],
     steps: int,
     seconds: float,
     loop_steps: int,
 ) -> bool:
     """Add a row to the file at `path` for each micro-batch and mode, and for the loop if it has steps.
 
-    Returns whether all have figures.
+    A mode is the values of train.compile and train.cuda_graphs. Returns whether all have figures.
     """
     quieten_libraries()
     start_ranks()
@@ -62,7 +64,7 @@ def measure_micro_batches(
     common = [*overrides, f"data.dir={data}", f"teacher.path={teacher}"]
     if loop_steps and not table.has({"provider": "loop"}):
         loop = EagerLoop(data, teacher, student)
-        key = {"provider": "loop", "compile": "off", "micro_batch": MICRO_BATCH}
+        key = {"provider": "loop", "compile": "off", "cuda_graphs": "off", "micro_batch": MICRO_BATCH}
         table.add(key | where, lambda: {"tokens_per_second": round(loop.tokens_per_second(loop_steps), 1)})
         del loop
 
@@ -70,22 +72,35 @@ def measure_micro_batches(
         figures = time_steps(RECIPE, rows, steps=steps, seconds=seconds)
         return figures | {"share_of_matrix_rate": round(figures["flops_per_second"] / rate, 4)}
 
-    for micro_batch in micro_batches:
-        for mode in compile_modes:
-            key = {"provider": "dwt_ds", "compile": mode, "micro_batch": micro_batch}
-            if table.has(key):
-                continue
-            settings = [*common, f"train.micro_batch_size={micro_batch}", f"train.eval_rows={micro_batch}"]
-            compiled = [] if mode == "default" else [f"train.compile={mode}"]
-            table.add(key | where, lambda words=(*settings, *compiled): measure([*words]))  # type: ignore[misc]
+    keys = [
+        {"provider": "dwt_ds", "compile": compiled, "cuda_graphs": graphs, "micro_batch": micro_batch}
+        for micro_batch in micro_batches
+        for compiled, graphs in modes
+    ]
+    # Beside the measurement, in another process: a stage that is cut short has the plan's peaks of what it measured.
+    with ProcessPoolExecutor(1, get_context("spawn")) as planner:
+        planned: dict[tuple[int, str], Future[int]] = {}
+        for key in keys:
+            size, graphs = key["micro_batch"], key["cuda_graphs"]
+            settings = [*common, f"train.micro_batch_size={size}", f"train.cuda_graphs={graphs}"]
+            if (size, graphs) not in planned:
+                planned[size, graphs] = planner.submit(planned_peak_mib, RECIPE, settings)
+            if not table.has(key):
+                words = [*settings, f"train.eval_rows={size}", f"train.compile={key['compile']}"]
+                table.add(key | where, lambda words=words: measure(words))  # type: ignore[misc]
+            _fill_in(table, {what: peak for what, peak in planned.items() if peak.done()})
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        _fill_in(table, planned)
     stop_ranks()
-    for micro_batch in micro_batches:
-        planned = planned_peak_mib(RECIPE, [*common, f"train.micro_batch_size={micro_batch}"])
-        for row in table.rows:
-            if row["provider"] == "dwt_ds" and int(row["micro_batch"]) == micro_batch:
-                row["planned_peak_mib"] = planned
-    table.write()
     return not any(row["error"] for row in table.rows)
+
+
+def _fill_in(table: Table, planned: dict[tuple[int, str], Future[int]]) -> None:
+    """The peaks of the plan, by micro-batch and train.cuda_graphs."""
+    for row in table.rows:
+        key = int(row["micro_batch"]), row["cuda_graphs"]
+        if row["provider"] == "dwt_ds" and key in planned:
+            row["planned_peak_mib"] = planned[key].result()
+    table.write()

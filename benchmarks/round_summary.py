@@ -29,7 +29,7 @@ def summary(results: Path) -> str:
         "## Stages\n\n" + _table(_rows(results, "stages.csv"), ("stage", "seconds", "seconds_allowed", "exit_code")),
         "## Checks\n\n" + _table([row for row in checks if row["check"] != "machine"], ("check", "ok", "found")),
         "## Training, paper_weak_h100\n\n" + _table(steps, _TRAINING),
-        "## Beside the loop that users write, 16 rows\n\n" + _table(loop, _TRAINING[:5]),
+        "## Beside the loop that users write, 16 rows\n\n" + _table(loop, _TRAINING[:6]),
         "## Loss on logits\n\n" + _table(logits, (*_KERNEL, "share_of_copy_bandwidth", "error")),
         "## Loss on hidden states\n\n" + _table(linear, (*_KERNEL, "share_of_gemm_rate", "error")),
         "## Alone beside distilled, at once\n\n" + _pair(results),
@@ -43,6 +43,7 @@ def summary(results: Path) -> str:
 _TRAINING = (
     "provider",
     "compile",
+    "cuda_graphs",
     "micro_batch",
     "tokens_per_second",
     "ms_per_step",
@@ -129,7 +130,7 @@ def _times(rows: Sequence[Row], above: str, below: str) -> str:
 
 
 def _share(steps: Sequence[Row], micro_batch: str) -> str:
-    """Of the best compile mode."""
+    """Of the best mode."""
     shares = [_number(row["share_of_matrix_rate"]) for row in steps if row["micro_batch"] == micro_batch]
     known = [share for share in shares if share is not None]
     return f"{max(known):g}" if known else ""

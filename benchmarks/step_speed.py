@@ -103,6 +103,8 @@ def time_steps(recipe: str, overrides: list[str], *, steps: int, seconds: float)
         timed = TimedSession(session, steps, seconds)
         train(timed)  # type: ignore[arg-type]
         release_locks()
+        if session.teacher is not None:
+            session.teacher.release()
         # DeepSpeed's hooks hold on to the engine; without this its memory stays for as long as the process.
         session.student.destroy()
     if "peak_mib" in timed.figures:

@@ -1,7 +1,7 @@
 """How fast the paper's student trains with its 4-layer teacher, against the loop a user would write today.
 
     python benchmarks/training_speed.py [--data DIR | --text FILE --tokenizer VOCAB] [--steps 15] [--loop-steps 6]
-    python benchmarks/training_speed.py --micro-batches 16 128 [--compile off layers] [--data DIR] [key=value ...]
+    python benchmarks/training_speed.py --micro-batches 16 128 [--modes layers/auto off/off] [--data DIR] [key=value ...]
 
 The first form alternates rounds of the two on the same machine, counted in real (non-pad) tokens over elapsed seconds,
 micro-batch 16, accumulation 1, dropout 0.1, optimizer included:
@@ -75,7 +75,7 @@ def _time_micro_batches(options: argparse.Namespace, folder: Path) -> bool:
         student=student,
         overrides=options.overrides,
         micro_batches=options.micro_batches,
-        compile_modes=options.compile,
+        modes=options.modes,
         steps=options.steps or 200,
         seconds=options.seconds,
         loop_steps=options.loop_steps or 0,
@@ -207,10 +207,22 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--micro-batches", type=int, nargs="+", metavar="ROWS", help="the second form")
     parser.add_argument("--seconds", type=float, default=4.0, help="no step of a micro-batch begins after this long")
     parser.add_argument(
-        "--compile", nargs="+", default=["default"], metavar="MODE", help="values of train.compile, or its default"
+        "--modes",
+        type=_mode,
+        nargs="+",
+        default=[("auto", "auto")],
+        metavar="COMPILE/GRAPHS",
+        help="values of train.compile and train.cuda_graphs, such as layers/auto (default: auto/auto)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the second form's recipe")
     return parser.parse_intermixed_args()
+
+
+def _mode(text: str) -> tuple[str, str]:
+    compiled, _, graphs = text.partition("/")
+    if not graphs:
+        raise argparse.ArgumentTypeError(f"{text!r} is not COMPILE/GRAPHS, such as off/off")
+    return compiled, graphs
 
 
 if __name__ == "__main__":

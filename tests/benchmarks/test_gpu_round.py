@@ -18,7 +18,7 @@ SCRIPT = ROOT / "benchmarks" / "gpu_round.sh"
 REAL_PYTHON = sys.executable
 # The stages in order, with the seconds of each; a teacher trains beside the tests.
 STAGES = {
-    "install": 15,
+    "install": 30,
     "preflight": 25,
     "logits_form": 40,
     "logits_compiled": 20,
@@ -26,7 +26,7 @@ STAGES = {
     "linear_form": 75,
     "tests": 95,
     "teacher": 95,
-    "loop": 20,
+    "loop": 30,
     "alone": 110,
     "distilled": 110,
     "injection": 40,
@@ -108,6 +108,16 @@ def test_a_round_leaves_an_archive_and_a_page_and_its_repetition_does_what_faile
     assert "preflight: already done" in ended.stdout
 
 
+def test_all_stages_compile_operators_into_one_folder(tmp_path: Path) -> None:
+    """The tests would choose another one by themselves, and be cut short while nvcc compiles there."""
+    environment, _ = recorded(tmp_path, cases='*) echo "extensions in $TORCH_EXTENSIONS_DIR" ;;')
+    out = tmp_path / "out"
+    assert start("--out", out, "--data", tmp_path, **environment, TORCH_EXTENSIONS_DIR="").returncode == 0
+    for name in ("preflight", "tests"):
+        said = (out / "work" / "results" / f"{name}.log").read_text()
+        assert f"extensions in {out}/work/extensions" in said
+
+
 def test_wrong_kernels_end_the_round(tmp_path: Path) -> None:
     environment, calls = recorded(tmp_path, cases="*preflight*) exit 3 ;;")
     ended = start("--out", tmp_path / "out", "--data", tmp_path, **environment)
@@ -161,7 +171,7 @@ def test_every_stage_that_a_cpu_can_runs_there(tmp_path: Path, tiny_data: Path) 
     assert ended.returncode == 1
     page = (out / "summary.md").read_text()
     for measured in (
-        "| dwt_ds | off | 4 |",
+        "| dwt_ds | off | off | 4 |",
         "| loop |",
         "| torch.compile | 8 | 500 |",
         "| dwt_kernels chunked | 8 |",
