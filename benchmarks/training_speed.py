@@ -1,7 +1,7 @@
 """How fast the paper's student trains with its 4-layer teacher, against the loop a user would write today.
 
     python benchmarks/training_speed.py [--data DIR | --text FILE --tokenizer VOCAB] [--steps 15] [--loop-steps 6]
-    python benchmarks/training_speed.py --micro-batches 16 128 [--modes layers/auto off/off] [--data DIR] [key=value ...]
+    python benchmarks/training_speed.py --micro-batches 16 128 [--modes layers/auto ...] [--data DIR] [key=value ...]
 
 The first form alternates rounds of the two on the same machine, counted in real (non-pad) tokens over elapsed seconds,
 micro-batch 16, accumulation 1, dropout 0.1, optimizer included:

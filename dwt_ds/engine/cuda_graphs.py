@@ -6,7 +6,8 @@ Source: NVIDIA CUDA C++ Programming Guide, section "CUDA Graphs"; torch's notes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from dwt_ds.base.words import one_line
 EAGER_CALLS = 3
 # Each shape has buffers of its own. Rows with a varying number of labels could bring many shapes.
 MOST_SHAPES = 4
-# How far a replay may be from the same pass without a graph, as a share of the largest value. Both run the same kernels,
-# though cuBLAS may choose others; a graph that holds something else is off by far more.
+# How far a replay may be from the same pass without a graph, as a share of the largest value. cuBLAS may choose other
+# kernels for it; a graph that holds something else is off by far more.
 _TOLERANCE = 0.02
 
 _Shapes = tuple[torch.Size | None, ...]
@@ -27,8 +28,9 @@ _Shapes = tuple[torch.Size | None, ...]
 class Recording(Protocol):
     """A recorded pass."""
 
-    output: Tensor
-    """What the pass computes, overwritten by each replay."""
+    @property
+    def output(self) -> Tensor:
+        """What the pass computes, overwritten by each replay."""
 
     def replay(self) -> None:
         """Repeat the pass on what is in its inputs' buffers now."""
@@ -71,7 +73,8 @@ class CudaRecorder:
         return _CudaRecording(graph, output)
 
 
-class _CudaRecording(NamedTuple):
+@dataclass(frozen=True)
+class _CudaRecording:
     graph: torch.cuda.CUDAGraph
     output: Tensor
 
@@ -133,9 +136,7 @@ class _Graph:
         self.is_checked = False
 
     @classmethod
-    def record(
-        cls, forward: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], recorder: Recorder
-    ) -> _Graph:
+    def record(cls, forward: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], recorder: Recorder) -> _Graph:
         buffers = [None if each is None else each.clone() for each in inputs]
         return cls(buffers, recorder.record(lambda: forward(*buffers)))
 
