@@ -151,6 +151,8 @@ def _words(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
     from dwt_ds.config.overrides import override_of
 
     return [
-        override_of(key, os.fspath(value)) if isinstance(value, (str, os.PathLike)) else f"{key}={json.dumps(value)}"
+        override_of(key, os.fspath(value))
+        if isinstance(value, (str, os.PathLike))
+        else f"{key}={json.dumps(value, default=os.fspath)}"
         for key, value in overrides.items()
     ]

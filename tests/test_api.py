@@ -45,6 +45,7 @@ def test_prepare_is_the_command(tmp_path: Path, tiny_data: Path, tiny_text: Path
 def test_overrides_may_be_words_or_a_mapping() -> None:
     assert api._words(["train.max_steps=5"]) == ["train.max_steps=5"]
     values = {"output_dir": Path("exp #2"), "teacher.path": None, "student.init": "null", "seed": 7}
+    assert api._words({"train.eval_sets": {"books": Path("data/books")}}) == ['train.eval_sets={"books": "data/books"}']
     assert api._words({**values, "distill.soft_weight": {"schedule": "linear", "start": 4}}) == [
         "output_dir=exp #2",
         "teacher.path=null",

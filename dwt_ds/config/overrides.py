@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from dataclasses import is_dataclass
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import yaml
 
 from dwt_ds.base.written import parse_yaml
 from dwt_ds.config.schema import RunConfig
+from dwt_ds.config.validate import options_of
 
 
 def override_of(key: str, text: str) -> str:
@@ -33,7 +33,7 @@ def read_value(key: str, text: str) -> Any:
     Raises:
         ValueError: it had to be YAML, and is not.
     """
-    options = _options(_hint(key.split(".")))
+    options = options_of(_hint(key.split(".")))
     texts = [option for option in options if _is_text(option)]
     others = [option for option in options if not _is_text(option) and option is not type(None)]
     if not texts or not all(_is_mapping(option) for option in others):
@@ -52,7 +52,7 @@ def _hint(parts: list[str]) -> Any:
     """The declared type of a field; Any for what is not declared, such as a key of the DeepSpeed JSON."""
     hint: Any = RunConfig
     for part in parts:
-        options = _options(hint)
+        options = options_of(hint)
         owner = next((option for option in options if is_dataclass(option)), None)
         if owner is not None:
             hint = typing.get_type_hints(owner).get(part, Any)
@@ -60,11 +60,6 @@ def _hint(parts: list[str]) -> Any:
             values = [typing.get_args(option)[1:] for option in options if typing.get_origin(option) is dict]
             hint = values[0][0] if values and values[0] else Any
     return hint
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _is_text(hint: Any) -> bool:

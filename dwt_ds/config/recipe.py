@@ -87,7 +87,9 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     section = settings
     for depth, parent in enumerate(parents):
-        child = section.setdefault(parent, {})
+        if section.get(parent) is None:
+            section[parent] = {}
+        child = section[parent]
         if not isinstance(child, dict):
             name = ".".join(parents[: depth + 1])
             if name not in ("distill.soft_weight", "distill.temperature"):

@@ -51,6 +51,18 @@ PathText = Annotated[str, AfterValidator(_check_path)]
 """A file, a folder, or a name on the Hugging Face hub, as the user wrote it; ${NAME} is an environment variable."""
 
 
+def _check_set_names(sets: dict[str, str]) -> dict[str, str]:
+    """`sets`, whose names become parts of keys in metrics.jsonl and of file names."""
+    for name, path in sets.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            raise ValueError(f"{name!r}={path!r}: call a set by 1 to 64 of the letters a-z and A-Z, digits, _ and -")
+    return sets
+
+
+EvalSets = Annotated[dict[str, PathText], AfterValidator(_check_set_names)]
+"""Name -> data folder."""
+
+
 def _off_of_yaml(value: Any) -> Any:
     """YAML reads the word off as false."""
     return "off" if value is False else value
@@ -177,7 +189,10 @@ class TrainConfig:
     eval_every: NonNegativeInt = 0
     """Steps between evaluations; 0: only at the end."""
     eval_rows: PositiveInt | None = None
-    """Validation rows of each evaluation; null: all."""
+    """Validation rows of each evaluation, of the data folder and of each of `eval_sets`; null: all."""
+    eval_sets: EvalSets | None = None
+    """Further data folders, NAME: FOLDER, made with the same tokenizer. Each evaluation measures the student's loss on
+    their held-out rows, too: `eval_hard_loss.NAME` in metrics.jsonl. null: none."""
     checkpoint_every: NonNegativeInt = 1000
     """Steps between checkpoints; 0: only at the end."""
     keep_last: PositiveInt = 2

@@ -113,8 +113,18 @@ def _places(owner: type, name: str = "") -> list[str]:
 
 
 def _dataclass_in(hint: Any) -> type | None:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
+    return next((option for option in options_of(hint) if isinstance(option, type) and is_dataclass(option)), None)
+
+
+def _is_mapping(hint: Any) -> bool:
+    """Whether a field takes a mapping of the user's own keys, and nothing else but null."""
+    return {typing.get_origin(option) for option in options_of(hint) if option is not types.NoneType} == {dict}
+
+
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a field takes, by its declared type."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _one_line(error: ValidationError, owner: type, name: str) -> str:
@@ -131,12 +141,16 @@ def _one_line(error: ValidationError, owner: type, name: str) -> str:
 
 
 def _place(error: ErrorDetails, owner: type | None, name: str) -> str:
-    """Dotted name of the field, without what pydantic adds: positions in a list, branches of a union, validators."""
+    """Dotted name of the field or of a mapping's key, without what pydantic adds: positions in a list, branches of a
+    union, validators."""
+    key_follows = False
     for part in error["loc"]:
         hints = typing.get_type_hints(owner) if owner is not None else {}
         if part in hints:
-            name = _dotted(name, part)
-            owner = _dataclass_in(hints[str(part)])
+            name, hint = _dotted(name, part), hints[str(part)]
+            owner, key_follows = _dataclass_in(hint), _is_mapping(hint)
+        elif key_follows:
+            name, key_follows = _dotted(name, part), False
     return name
 
 

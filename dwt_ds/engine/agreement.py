@@ -32,10 +32,17 @@ def require_same_software() -> None:
     _require_same(software(), "the hosts run different software; install the same on each of them")
 
 
-def require_same_data(fingerprint: str, tokenizer_sha256: str, settings: Mapping[str, Any]) -> None:
-    """Compare data folder, tokenizer and resolved settings of all ranks; raises as `require_same_software` does."""
+def require_same_data(fingerprints: Mapping[str, str], tokenizer_sha256: str, settings: Mapping[str, Any]) -> None:
+    """Compare data folders, tokenizer and resolved settings of all ranks; raises as `require_same_software` does.
+
+    Args:
+        fingerprints: of the rows of each data folder, by what the folder is for.
+        tokenizer_sha256: of all of them.
+        settings: the recipe and the DeepSpeed JSON.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    facts = {"data": fingerprint[:12], "tokenizer": tokenizer_sha256[:12], "settings": digest[:12]}
+    facts = {**fingerprints, "tokenizer": tokenizer_sha256, "settings": digest}
+    facts = {name: fact[:12] for name, fact in facts.items()}
     _require_same(facts, "the hosts read different data or settings; put the same files at the same path on each")
 
 

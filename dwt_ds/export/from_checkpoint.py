@@ -13,7 +13,7 @@ from dwt_ds.config.schema import StudentConfig
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.engine.checkpoint.resume import newest_checkpoint
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
-from dwt_ds.export.model_card import held_out_loss_at, model_card
+from dwt_ds.export.model_card import held_out_losses_at, model_card
 from dwt_ds.export.writer import write_export
 from dwt_ds.models.build import build_student
 
@@ -63,7 +63,7 @@ def _export(checkpoint: Path, run: Path, out: Path) -> int:
         steps=state.step,
         tokens=state.tokens,
         starts=state.starts,
-        held_out_loss=held_out_loss_at(state.step, run / "metrics.jsonl"),
+        held_out=held_out_losses_at(state.step, run / "metrics.jsonl"),
         teacher_released=state.teacher_released,
     )
     quantization = parse_quantization(student.quantization)

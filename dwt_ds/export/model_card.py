@@ -9,6 +9,7 @@ from typing import Any
 
 from dwt_ds.base.files import whole_lines
 from dwt_ds.base.written import yaml_text
+from dwt_ds.distill.held_out import eval_losses
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 
 _QUANTIZED = """
@@ -24,7 +25,7 @@ def model_card(
     steps: int,
     tokens: int,
     starts: Sequence[Mapping[str, Any]],
-    held_out_loss: float | None,
+    held_out: Mapping[str, float],
     teacher_released: int | None = None,
 ) -> str:
     """The card's text.
@@ -34,7 +35,8 @@ def model_card(
         steps: optimizer steps taken.
         tokens: real tokens seen by all ranks.
         starts: every start of the run: step, ranks, time.
-        held_out_loss: masked-token cross-entropy on the held-out text after these steps; None: not evaluated.
+        held_out: masked-token cross-entropy after these steps on the held-out text of each set of `train.eval_sets`, by
+            name; "" is the data folder's own. Empty: not evaluated.
         teacher_released: the step from which on the student trained alone; None: the teacher took part to the end.
     """
     settings = facts.settings
@@ -54,7 +56,7 @@ def model_card(
         "tokenizer (sha256)": facts.tokenizer,
         "teacher's tokenizer (sha256)": facts.teacher_tokenizer,
         "settings (sha256)": facts.settings_sha256,
-        "held-out MLM loss": None if held_out_loss is None else round(held_out_loss, 4),
+        **{", ".join(filter(None, ("held-out MLM loss", name))): round(loss, 4) for name, loss in held_out.items()},
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
@@ -81,10 +83,10 @@ Settings, as resolved:
 """
 
 
-def held_out_loss_at(step: int, metrics: Path) -> float | None:
-    """The student's held-out cross-entropy after `step`, out of a run's metrics.jsonl; None if it is not there."""
-    losses = (row.get("eval_hard_loss") for row in map(json.loads, whole_lines(metrics)) if row["step"] == step)
-    return next((loss for loss in losses if loss is not None), None)
+def held_out_losses_at(step: int, metrics: Path) -> dict[str, float]:
+    """The student's held-out cross-entropies after `step`, out of a run's metrics.jsonl, as `model_card` takes them."""
+    rows = [row for row in map(json.loads, whole_lines(metrics)) if row["step"] == step]
+    return {name: loss for row in rows for name, loss in eval_losses(row).items() if loss is not None}
 
 
 def _objective(settings: Mapping[str, Any]) -> str:

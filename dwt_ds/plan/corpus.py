@@ -7,7 +7,7 @@ from pathlib import Path
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.manifest import read_data_manifest
-from dwt_ds.run.resolve import Corpus, Resolved, resolve
+from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve
 
 # Lee et al. (2023): one of every four sentences of Wikipedia and BookCorpus. Tokens a sentence as `dwt-ds prepare
 # --every 4` packs them, [CLS] and [SEP] included: 30.8 on 4 MB of Wikipedia, 24.2 on 4 MB of books, mixed like the
@@ -26,7 +26,13 @@ def resolve_plan(recipe: str, overrides: list[str], deepspeed_config: str | None
             devices or in the data's rows.
     """
     loaded = load_recipe(recipe, overrides)
-    return resolve(loaded, deepspeed_config, world_size, corpus_of(loaded.config.data))
+    eval_sets = {}
+    for name, path in (loaded.config.train.eval_sets or {}).items():
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            with prefix_errors(f"train.eval_sets.{name}"):
+                eval_sets[name] = Corpus.of(read_data_manifest(folder), path)
+    return resolve(loaded, deepspeed_config, world_size, corpus_of(loaded.config.data), eval_sets)
 
 
 def corpus_of(data: DataConfig) -> Corpus:

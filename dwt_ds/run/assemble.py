@@ -39,7 +39,7 @@ from dwt_ds.engine.student import (
 )
 from dwt_ds.models.load import weights_origin
 from dwt_ds.models.swaps import check_layer_norm, layer_norm_used
-from dwt_ds.run.evaluation import Evaluation
+from dwt_ds.run.evaluation import Evaluation, check_eval_sets, open_eval_sets
 from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import TOKENIZER, RunFolder
 from dwt_ds.run.introduction import report_growth, report_models, report_overlap
@@ -69,12 +69,17 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         with prefix_errors("data.dir"):
             data = PreparedData.open(recipe.config.data.dir)
         corpus = Corpus.of(data.manifest, recipe.config.data.dir)
-        resolved = resolve(recipe, deepspeed_config, ranks.world_size(), corpus)
+        eval_sets = open_eval_sets(recipe.config.train)
+        corpora = {name: Corpus.of(each.manifest, str(each.folder)) for name, each in eval_sets.items()}
+        resolved = resolve(recipe, deepspeed_config, ranks.world_size(), corpus, corpora)
         _check_rows(resolved)
     settings = {**resolved.config.to_dict(), "deepspeed": resolved.ds_values}
-    require_same_data(data.manifest.fingerprint, data.manifest.tokenizer_sha256, settings)
+    further = {f"train.eval_sets.{name}": each.manifest.fingerprint for name, each in eval_sets.items()}
+    fingerprints = {"data": data.manifest.fingerprint, **further}
+    require_same_data(fingerprints, data.manifest.tokenizer_sha256, settings)
     with ranks.raise_on_all_ranks():
         tokenizer = data.tokenizer()
+        check_eval_sets(resolved, eval_sets, data.facts)
         check_student(resolved, tokenizer)
         check_precision(resolved.ds)
         check_monitors(resolved.ds)
@@ -124,7 +129,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         report_growth(resolved, other)
     if teacher is None:
         other = None  # it gave weights at most
-    evaluation = Evaluation(resolved, data, other)
+    evaluation = Evaluation(resolved, data, eval_sets, other)
     measured = ranks.broadcast_from_rank_0(_measured(before) if teaches == taught_by else None)
     worth = report_models(resolved, objective, teacher, evaluation, measured=measured, released=released)
     if other is not None and teacher is not None:

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
+from dwt_ds.config.schema import RunConfig, TrainConfig
 from dwt_ds.data.batches import Batch, validation_batches
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.data.teacher_rows import TeacherTokens
+from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.distill.evaluate import (
-    HeldOut,
     TeacherHeldOut,
     held_out_loss,
     shared_held_out_loss,
     teacher_held_out_loss,
 )
+from dwt_ds.distill.held_out import eval_key
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.student import StudentEngine
 from dwt_ds.engine.teacher import TeacherEngine
-from dwt_ds.run.resolve import Resolved
+from dwt_ds.run.resolve import Resolved, prefix_errors
 from dwt_ds.run.vocabulary import OtherVocabulary
+
+
+def open_eval_sets(train: TrainConfig) -> dict[str, PreparedData]:
+    """The data folders of `train.eval_sets` by name (ValueError, FileNotFoundError of one line)."""
+    opened = {}
+    for name, path in (train.eval_sets or {}).items():
+        with prefix_errors(f"train.eval_sets.{name}"):
+            opened[name] = PreparedData.open(path)
+    return opened
+
+
+def check_eval_sets(resolved: Resolved, sets: Mapping[str, PreparedData], facts: TokenizerFacts) -> None:
+    """Refuse a set without a token to predict, or whose rows cannot be masked as the recipe says (ValueError).
+
+    Args:
+        resolved: the run's settings.
+        sets: from `open_eval_sets`.
+        facts: of the data folder's tokenizer, which is theirs.
+    """
+    for name, data in sets.items():
+        with prefix_errors(f"train.eval_sets.{name}"):
+            if not any(len(batch.labels) for batch in _batches(resolved.config, data, facts)):
+                raise ValueError(f"{data.folder}: its held-out rows have no token to predict; prepare more text")
 
 
 class Evaluation:
@@ -27,49 +53,95 @@ class Evaluation:
     Args:
         resolved: the run's settings.
         data: its data folder.
+        sets: those of `train.eval_sets` by name; they have the data folder's tokenizer.
         other: the teacher's vocabulary where that may differ from the data's.
     """
 
-    def __init__(self, resolved: Resolved, data: PreparedData, other: OtherVocabulary | None = None) -> None:
+    def __init__(
+        self,
+        resolved: Resolved,
+        data: PreparedData,
+        sets: Mapping[str, PreparedData],
+        other: OtherVocabulary | None = None,
+    ) -> None:
         self._config, self._total_steps = resolved.config, resolved.total_steps
         self._vocab_size = resolved.corpus.vocab_size
-        self._data, self._other = data, other
+        self._data, self._sets, self._other = data, sets, other
 
     def is_due(self, done: int) -> bool:
         """Whether the student is evaluated after `done` optimizer steps."""
         every = self._config.train.eval_every
         return done > 0 and (done == self._total_steps or (every > 0 and done % every == 0))
 
-    def batches(self) -> Iterator[Batch]:
-        """This rank's micro-batches, on its device; every rank has the same number of them."""
-        micro_batches = validation_batches(
-            self._data.validation,
-            self._data.facts,
-            self._config.data,
-            micro_batch_size=self._config.train.micro_batch_size,
-            rank=ranks.rank(),
-            world_size=ranks.world_size(),
-            max_rows=self._config.train.eval_rows,
-            teacher_tokens=None if self._other is None else self._other.tokens,
-        )
-        return (batch.to(ranks.device()) for batch in micro_batches)
-
     def teacher_loss(self, teacher: TeacherEngine) -> TeacherHeldOut:
         """The teacher's own, before `keep_shared`; NaN without held-out rows."""
         where = self._config.distill, ranks.reduce_sum, ranks.device()
+        batches = self._own_batches()
         if self._other is None:
-            return TeacherHeldOut(teacher_held_out_loss(teacher, self.batches(), self._vocab_size, *where))
-        return shared_held_out_loss(teacher, self.batches(), self._other.shared, self._other.size, *where)
+            return TeacherHeldOut(teacher_held_out_loss(teacher, batches, self._vocab_size, *where))
+        return shared_held_out_loss(teacher, batches, self._other.shared, self._other.size, *where)
 
     def student_losses(
-        self, student: StudentEngine, teacher: TeacherEngine | None, batches: Iterable[Batch], done: int
-    ) -> HeldOut | None:
-        """The student's losses on `batches` after `done` optimizer steps, at the temperature of the last one.
+        self,
+        student: StudentEngine,
+        teacher: TeacherEngine | None,
+        until_stopped: Callable[[Iterator[Batch]], Iterator[Batch]],
+        done: int,
+    ) -> dict[str, float]:
+        """The student's losses, as metrics.jsonl has them, after `done` optimizer steps, at the last one's temperature.
 
-        None where there is nothing to predict in them.
+        Empty where there is nothing to predict. The teacher's forward pass is left out on the rows of
+        `train.eval_sets`, for which only the cross-entropy is asked.
+
+        Args:
+            student: DeepSpeed's engine.
+            teacher: None for a student that trains alone, be it from here on.
+            until_stopped: gives the micro-batches on, all of them unless the ranks agree to stop.
+            done: optimizer steps taken.
         """
         temperature = value_at(self._config.distill.temperature, done - 1, self._total_steps)
+        where = temperature, ranks.reduce_sum, ranks.device()
+        losses = {}
         student.eval()
-        losses = held_out_loss(student, teacher, batches, temperature, ranks.reduce_sum, ranks.device())
+        own = held_out_loss(student, teacher, until_stopped(self._own_batches()), *where)
+        if own is not None:
+            losses[eval_key("")] = own.hard_loss
+            if teacher is not None or self._config.teacher.path is None:
+                losses["eval_soft_loss"] = own.soft_loss
+            if own.shared_hard_loss is not None:
+                losses["eval_shared_hard_loss"] = own.shared_hard_loss
+        for name, each in self._sets.items():
+            further = held_out_loss(student, None, until_stopped(self._batches(each)), *where)
+            if further is not None:
+                losses[eval_key(name)] = further.hard_loss
         student.train()
         return losses
+
+    def _own_batches(self) -> Iterator[Batch]:
+        """Of the data folder, with what a teacher with another vocabulary reads."""
+        return self._batches(self._data, None if self._other is None else self._other.tokens)
+
+    def _batches(self, data: PreparedData, teacher_tokens: TeacherTokens | None = None) -> Iterator[Batch]:
+        """This rank's micro-batches, on its device; every rank has the same number of them."""
+        mine = _batches(self._config, data, self._data.facts, ranks.rank(), ranks.world_size(), teacher_tokens)
+        return (batch.to(ranks.device()) for batch in mine)
+
+
+def _batches(
+    config: RunConfig,
+    data: PreparedData,
+    facts: TokenizerFacts,
+    rank: int = 0,
+    world_size: int = 1,
+    teacher_tokens: TeacherTokens | None = None,
+) -> Iterator[Batch]:
+    return validation_batches(
+        data.validation,
+        facts,
+        config.data,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        max_rows=config.train.eval_rows,
+        teacher_tokens=teacher_tokens,
+    )

@@ -14,7 +14,7 @@ from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.engine.checkpoint.weights import full_fp32_weights
 from dwt_ds.engine.student import StudentEngine
-from dwt_ds.export.model_card import held_out_loss_at, model_card
+from dwt_ds.export.model_card import held_out_losses_at, model_card
 from dwt_ds.export.writer import write_export
 
 
@@ -27,7 +27,7 @@ class Exporter:
         quantization: what the student is trained with.
         facts: of the run, for the card.
         starts: every start of the run up to this one, for the card.
-        metrics: the run's metrics.jsonl, for the held-out loss on the card.
+        metrics: the run's metrics.jsonl, for the held-out losses on the card.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Exporter:
             steps=steps,
             tokens=tokens,
             starts=self._starts,
-            held_out_loss=held_out_loss_at(steps, self._metrics),
+            held_out=held_out_losses_at(steps, self._metrics),
             teacher_released=teacher_released,
         )
         with torch.random.fork_rng(devices=[]):  # it draws weights for a model that it then fills

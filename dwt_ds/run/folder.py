@@ -15,6 +15,7 @@ from dwt_ds.base.files import atomic_file, check_replaceable, make_folder, read_
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.words import shorten
 from dwt_ds.base.written import is_dump, yaml_text
+from dwt_ds.distill.held_out import eval_losses
 from dwt_ds.run.stop import STOP_FILE
 
 _IDENTITY = "run.json"
@@ -165,7 +166,7 @@ class RunFolder:
 
     def has_held_out_loss(self, step: int) -> bool:
         """Whether the held-out losses after `step` are in metrics.jsonl."""
-        return any(row["step"] == step and "eval_hard_loss" in row for row in self.metrics_rows())
+        return any(row["step"] == step and eval_losses(row) for row in self.metrics_rows())
 
     def cut_metrics_back(self, step: int) -> None:
         """Drop the rows after `step`, also of skipped.jsonl, so that each step is there once after a resume."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dwt_ds.distill.held_out import eval_losses
+
 
 class Progress:
     """Prints for rank 0; silent on the others."""
@@ -51,6 +53,25 @@ def step_words(row: Mapping[str, Any], total_steps: int, hard_weight: float) -> 
         f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}  lr {row['learning_rate']:.2e}"
         f"  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s{utilization}{waiting}"
     )
+
+
+def evaluation_words(row: Mapping[str, Any]) -> str:
+    """An evaluation in words, from its metrics row."""
+    # What was not finite is null in the file.
+    losses = {name: float("nan") if loss is None else loss for name, loss in eval_losses(row).items()}
+    parts = []
+    if "" in losses:
+        own = f"hard {losses.pop(''):.4f}"
+        if row.get("eval_soft_loss"):  # 0 for a student that has no teacher
+            own += f", soft {row['eval_soft_loss']:.4f}"
+        if "eval_shared_hard_loss" in row:
+            own += f"; on shared entries {row['eval_shared_hard_loss']:.4f}"
+        if "teacher_shared_hard_loss" in row:
+            own += f", the teacher's {row['teacher_shared_hard_loss']:.4f}"
+        parts.append(own)
+    if losses:
+        parts.append(", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+    return f"held-out: {'; '.join(parts)}"
 
 
 def print_line(text: str) -> None:

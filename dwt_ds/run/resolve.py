@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,6 +44,8 @@ class Corpus:
     """Of the rows, from the data folder's manifest; None: there is no folder, and the figures are assumed."""
     source: str
     """Where the figures come from, for people."""
+    tokenizer_sha256: str | None = None
+    """None: there is no folder."""
     text: tuple[str, ...] = ()
     """What to know of its text, for people: what the tokenizer does not know, what was dropped."""
 
@@ -62,6 +64,7 @@ class Corpus:
             pad_token_id=int(manifest.settings["pad_id"]),
             validation_rows=manifest.validation_rows,
             fingerprint=manifest.fingerprint,
+            tokenizer_sha256=manifest.tokenizer_sha256,
             source=f"{folder}: {manifest.sentences_kept:,} sentences in {manifest.rows:,} rows{form}",
             text=tuple(text),
         )
@@ -107,7 +110,13 @@ class Resolved:
         return resolved_recipe(self.config, self.ds_values, self.total_steps)
 
 
-def resolve(recipe: Recipe, deepspeed_config: str | None, world_size: int, corpus: Corpus) -> Resolved:
+def resolve(
+    recipe: Recipe,
+    deepspeed_config: str | None,
+    world_size: int,
+    corpus: Corpus,
+    eval_sets: Mapping[str, Corpus] | None = None,
+) -> Resolved:
     """Check recipe, JSON and data against each other; nothing is built or written.
 
     Args:
@@ -115,6 +124,7 @@ def resolve(recipe: Recipe, deepspeed_config: str | None, world_size: int, corpu
         deepspeed_config: takes the place of the recipe's.
         world_size: number of ranks.
         corpus: the data's.
+        eval_sets: name -> corpus of those of `train.eval_sets` whose folders are there.
 
     Raises:
         ValueError, FileNotFoundError: one line for a mistake that does not depend on the devices.
@@ -131,6 +141,8 @@ def resolve(recipe: Recipe, deepspeed_config: str | None, world_size: int, corpu
     config, ds_values = resolve_batch(recipe, ds, world_size)
     check_adaptive(config, corpus.validation_rows)
     _check_highest_rate(config, ds_values, ds)
+    for name, other in (eval_sets or {}).items():
+        _check_eval_set(name, other, config, corpus)
     total_steps = _total_steps(config, corpus, int(ds_values["train_batch_size"]))
     ds_values = resolve_schedule(ds_values, recipe, config, total_steps, ds.origin)
     check_optimizer_and_stage(ds_values, ds.origin)
@@ -166,6 +178,23 @@ def _check_highest_rate(config: RunConfig, ds_values: dict[str, Any], ds: DeepSp
         place = ds.origin.assignment("scheduler.type", schedule)
         raise ValueError(
             f"distill.soft_weight.schedule='learning_rate' and {place}: it has no highest rate; choose another schedule"
+        )
+
+
+def _check_eval_set(name: str, other: Corpus, config: RunConfig, corpus: Corpus) -> None:
+    assert config.train.eval_sets is not None
+    field = f"train.eval_sets.{name}={config.train.eval_sets[name]!r}"
+    if corpus.tokenizer_sha256 not in (None, other.tokenizer_sha256):
+        raise ValueError(
+            f"{field}: its tokenizer is not that of data.dir={config.data.dir!r}; prepare it with --tokenizer "
+            f"{config.data.dir}"
+        )
+    if other.validation_rows == 0:
+        raise ValueError(f"{field}: has no held-out rows; prepare it with --validation above 0")
+    if other.seq_len > config.student.max_positions:
+        raise ValueError(
+            f"{field}: its rows of {other.seq_len} tokens are longer than student.max_positions="
+            f"{config.student.max_positions}; set that to {other.seq_len} or more, or prepare shorter rows"
         )
 
 

@@ -40,7 +40,7 @@ from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.guard import Guard, TooManySkipsError
 from dwt_ds.run.meter import Meter
 from dwt_ds.run.mfu import Utilization
-from dwt_ds.run.progress import Progress
+from dwt_ds.run.progress import Progress, evaluation_words
 from dwt_ds.run.resolve import Resolved
 from dwt_ds.run.stop import LateNumber, StopRequest
 from dwt_ds.run.stuck import StuckWatch
@@ -320,27 +320,17 @@ class Session:
             self._evaluate(done)
 
     def _evaluate(self, done: int) -> None:
-        batches = self._until_stopped(self._evaluation.batches())
-        losses = self._evaluation.student_losses(self.student, self.teacher, batches, done)
+        losses = self._evaluation.student_losses(self.student, self.teacher, self._until_stopped, done)
         if self.stopped and done < self.total_steps:
             return  # only a part of the rows was seen
-        if losses is None:
+        if not losses:
             data = self.config.data.dir
             self._say(done, f"held-out: {data} holds out no token to predict; prepare it with --validation above 0")
             return
-        hard, soft, shared_hard = losses
-        said = f"held-out: hard {hard:.4f}" + (f", soft {soft:.4f}" if self.teacher else "")
-        row = {"step": done, "eval_hard_loss": hard}
-        if self._teacher_released is None:
-            row["eval_soft_loss"] = soft
-        if shared_hard is not None:
-            row["eval_shared_hard_loss"] = shared_hard
-            said += f"; on shared entries {shared_hard:.4f}"
-            if self._teacher_loss is not None and self._teacher_mass is not None:
-                said += f", the teacher's {self._teacher_loss:.4f}"
-                row |= {"teacher_shared_hard_loss": self._teacher_loss, "teacher_shared_mass": self._teacher_mass}
-        self._say(done, said)
-        self._add_metrics(row)
+        if "eval_shared_hard_loss" in losses and self._teacher_loss is not None and self._teacher_mass is not None:
+            losses |= {"teacher_shared_hard_loss": self._teacher_loss, "teacher_shared_mass": self._teacher_mass}
+        self._say(done, evaluation_words(losses))
+        self._add_metrics({"step": done, **losses})
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Validation micro-batches, of which every rank has the same number, until the ranks agree to stop."""

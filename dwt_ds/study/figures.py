@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
+from dwt_ds.distill.held_out import EVAL_LOSS
 from dwt_ds.study.canvas import LEGEND_POINTS, add_rulers, canvas, legend_below, number_x, save, unit_of
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 
@@ -28,8 +29,8 @@ Y_NAMES = {
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
 }
-# What a single run's page shows, where the run has it.
-Y_OF_ONE = ("eval_hard_loss", "soft_loss", "soft_weight", "temperature", "learning_rate", "grad_norm")
+# What a single run's page shows besides held-out losses, where the run has it.
+Y_OF_ONE = ("soft_loss", "soft_weight", "temperature", "learning_rate", "grad_norm")
 # The recipe's; a figure of a constant would show nothing that the table of settings does not.
 _SETTINGS = ("soft_weight", "temperature", "learning_rate")
 # As many get a marker each.
@@ -46,6 +47,12 @@ PAPER_TEACHERS = {
     "very weak (2)": (66.45, 78.52),
     "extremely weak (1)": (53.87, 77.13),
 }
+
+
+def y_name(y: str) -> str:
+    """The name of a quantity; `eval_hard_loss.NAME` is the loss on a set of `train.eval_sets`."""
+    kind, _, name = y.partition(".")
+    return f"{Y_NAMES[kind]}, {name}" if name else Y_NAMES[kind]
 
 
 class Styles:
@@ -80,7 +87,7 @@ def curves(
     Args:
         runs: one or more for each series.
         x: one of X_AXES.
-        y: a name of Y_NAMES.
+        y: a key that `y_name` knows.
         styles: of all series.
         path: PNG file to write.
         first_step: leave out earlier steps, whose steep fall would flatten the rest.
@@ -115,7 +122,7 @@ def curves(
     if not drawn:
         plt.close(figure)
         return None
-    axes.set_ylabel(f"{Y_NAMES[y]}{' (thin: training)' if with_training else ''}")
+    axes.set_ylabel(f"{y_name(y)}{' (thin: training)' if with_training else ''}")
     number_x(axes, unit)
     legend_below(figure, axes)
     if y == "less_alone":
@@ -133,19 +140,19 @@ def run_curve(run: RunRecord, y: str, path: Path, *, first_step: int = 0) -> Pat
     if not points or (y in _SETTINGS and _is_constant(run, y)):
         return None
     figure, axes = canvas()
-    is_held_out = y == "eval_hard_loss"
+    is_held_out = y.startswith(EVAL_LOSS)
     training = _points(run, "step", "hard_loss", first_step) if is_held_out else points
     means = training if y in _SETTINGS else _means(training)
     if means is not training:
         axes.plot(*zip(*training), color=_COLOURS[1], alpha=0.3, linewidth=0.6)
     axes.plot(*zip(*means), color=_COLOURS[1], linewidth=1.0 if is_held_out else 1.4, label="training")
     if is_held_out:
-        marker = "o" if len(points) <= _FEW_POINTS else ""
-        axes.plot(*zip(*points), color=_COLOURS[0], linewidth=1.4, marker=marker, markersize=4, label="held-out")
+        marker, label = "o" if len(points) <= _FEW_POINTS else "", y_name(y).replace(" cross-entropy", "")
+        axes.plot(*zip(*points), color=_COLOURS[0], linewidth=1.4, marker=marker, markersize=4, label=label)
         axes.legend(fontsize=LEGEND_POINTS, frameon=False)
     if y == "grad_norm" and max(norms := [norm for _, norm in points]) > _SPIKE * np.median(norms) > 0 < min(norms):
         axes.set_yscale("log")
-    axes.set_ylabel("cross-entropy" if is_held_out else Y_NAMES[y])
+    axes.set_ylabel("cross-entropy" if is_held_out else y_name(y))
     number_x(axes, unit_of("step", [run]))
     add_rulers(figure, axes, run)
     return save(figure, path)
@@ -222,7 +229,7 @@ def teacher_quality(points: Mapping[str, Mapping[str, Any]], alone: Sequence[flo
 
 
 def _points(run: RunRecord, x: str, y: str, first_step: int, unit: float = 1.0) -> list[tuple[float, float]]:
-    rows = run.held_out if y in ("eval_hard_loss", "less_alone") else run.training
+    rows = run.evaluation_rows if y == "less_alone" or y.startswith(EVAL_LOSS) else run.training
     if y in ("soft_loss", "soft_weight", "temperature") and not run.has_teacher:
         return []
     return [

@@ -41,6 +41,7 @@ _MAY_CHANGE = (
     "train.report_stuck_after_seconds",
     "train.expected_world_size",
 )
+_EVAL_SETS = "train.eval_sets"
 # Not compared without a teacher, since there is no soft loss.
 _OF_THE_SOFT_LOSS = ("distill.soft_weight", "distill.soft_positions", "distill.temperature")
 # Sections of the DeepSpeed JSON that affect what is learned. The file may have changed under its old name.
@@ -152,7 +153,12 @@ def _pairs(
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, value in the folder, value in the study) of everything that must be equal and is known on both sides."""
     here, fingerprint = merge(RunConfig().to_dict(), settings.to_recipe()), settings.corpus.fingerprint
-    passed_over = list(_MAY_CHANGE)
+    passed_over = [*_MAY_CHANGE, _EVAL_SETS]
+    # Sets may come and go; two of one name must be the same text.
+    theirs, ours = (_at(tree, _EVAL_SETS) or {} for tree in (stored, here))
+    for name in theirs:
+        if name in ours:
+            yield f"{_EVAL_SETS}.{name}", theirs[name], ours[name]
     if fingerprint and "data" in identity:
         passed_over.append("data.dir")  # compared by content, not by name
         yield "data.dir's fingerprint", identity["data"], fingerprint

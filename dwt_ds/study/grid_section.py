@@ -9,6 +9,7 @@ from typing import Any
 
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
+from dwt_ds.study.other_text import other_text_columns
 from dwt_ds.study.page import Page, Shown, markdown_table
 from dwt_ds.study.records import RunRecord, by_series, compare_with_alone, settings_unlike
 from dwt_ds.study.results import RESULTS_HEAD, RESULTS_NOTE, results_table
@@ -33,8 +34,10 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> 
     finished = [run for run in runs if run.finished]
     students = [run for run in runs if "teacher" in run.labels]
     styles = Styles(list(by_series(students)) + [run.series for run in runs if run not in students])
-    results = results_table(finished)
-    page.table(RESULTS_HEAD, results, kind="numbers")
+    further, cells = other_text_columns(finished)
+    head = (*RESULTS_HEAD, *further)
+    results = [(*row, *more) for row, more in zip(results_table(finished), cells)]
+    page.table(head, results, kind="numbers")
     page.note(RESULTS_NOTE)
     done_students = [run for run in finished if run in students]
     if grid["figure"] == 2:
@@ -47,11 +50,11 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> 
             page.heading(f"With {teacher}", 3)
         compared_curves(page, facet, Styles(list(by_series(facet))), folder / grid["name"], teacher, folded=True)
     base = next((run for run in runs if run.is_alone), runs[0]).series
-    head = ("series", f"settings unlike those of {base}")
-    page.table(head, settings_unlike(runs, base), folded="Settings that differ", kind="words")
+    differing = ("series", f"settings unlike those of {base}")
+    page.table(differing, settings_unlike(runs, base), folded="Settings that differ", kind="words")
     rows = [_run_row(run) for run in everything]
     page.table(("run", "status", "steps", "tokens", "seconds"), rows, folded="All runs")
-    return f"## {grid['title']}\n\n{markdown_table(RESULTS_HEAD, results)}"
+    return f"## {grid['title']}\n\n{markdown_table(head, results)}"
 
 
 def _facets(students: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:

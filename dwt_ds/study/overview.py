@@ -74,7 +74,7 @@ def _saved(saving: Saving, value: float | None, share: float | None, words: Call
 
 def _evaluated(runs: Sequence[RunRecord]) -> list[str]:
     """Keys of held-out losses in any run, those of `train.eval_sets` (`eval_hard_loss.NAME`) as well."""
-    keys = dict.fromkeys(key for run in runs for row in run.held_out for key in row if key.startswith("eval_"))
+    keys = dict.fromkeys(key for run in runs for row in run.evaluation_rows for key in row if key.startswith("eval_"))
     teacher = any(run.has_teacher for run in runs)
     return [key for key in keys if teacher or "soft" not in key]
 
@@ -88,7 +88,7 @@ def _loss_name(key: str) -> str:
 def _last(run: RunRecord, key: str) -> str:
     if "soft" in key and not run.has_teacher:
         return ""
-    values = [row[key] for row in run.held_out if row.get(key) is not None]
+    values = [row[key] for row in run.evaluation_rows if row.get(key) is not None]
     return f"{values[-1]:.4f}" if values else ""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from dwt_ds.base.files import read_json
 from dwt_ds.base.trees import flatten
 from dwt_ds.base.written import read_yaml
+from dwt_ds.distill.held_out import eval_losses
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import NO_TEACHER
 from dwt_ds.study.scores import scored_tasks, scores_by_step
@@ -77,14 +78,34 @@ class RunRecord:
         return [row for row in self._folder.metrics_rows() if row.get("hard_loss") is not None]
 
     @cached_property
-    def held_out(self) -> list[dict[str, Any]]:
-        """Rows of evaluations, with the tokens and seconds of their steps, the earliest first."""
-        rows = evaluations(self._folder)
+    def evaluation_rows(self) -> list[dict[str, Any]]:
+        """Rows of evaluations, with the tokens and seconds of their steps, the earliest first.
+
+        Where the data folder holds nothing out, they have the losses on `train.eval_sets` alone.
+        """
+        rows = [row for row in self._folder.metrics_rows() if eval_losses(row)]
         if not self.training:
             return rows
         steps, at = [row["step"] for row in self.training], [row["step"] for row in rows]
         places = {x: np.interp(at, steps, [each[x] for each in self.training]).tolist() for x in X_AXES}
         return [{**{x: places[x][number] for x in X_AXES}, **row} for number, row in enumerate(rows)]
+
+    @cached_property
+    def held_out(self) -> list[dict[str, Any]]:
+        """Those of `evaluation_rows` that have the loss on the data folder's held-out rows."""
+        return [row for row in self.evaluation_rows if row.get("eval_hard_loss") is not None]
+
+    @property
+    def eval_sets(self) -> list[str]:
+        """Names of those of `train.eval_sets` on which the run was evaluated."""
+        names = dict.fromkeys(name for row in self.evaluation_rows for name in eval_losses(row))
+        return [name for name in names if name]
+
+    @property
+    def final_set_losses(self) -> dict[str, float]:
+        """Name of each of `train.eval_sets` -> its held-out MLM loss at the last evaluation, nats per masked token."""
+        last = eval_losses(self.evaluation_rows[-1])
+        return {name: loss for name, loss in last.items() if name and loss is not None}
 
     @property
     def is_evaluated(self) -> bool:
@@ -192,6 +213,12 @@ def named_runs(paths: Sequence[Path]) -> list[RunRecord]:
             length += 1
         names.append("/".join(folder.parts[-length:]))
     return [RunRecord(name, folder, in_a_series=False) for name, folder in zip(names, folders)]
+
+
+def pairs_with_alone(group: Sequence[RunRecord], runs: Sequence[RunRecord]) -> list[tuple[RunRecord, RunRecord]]:
+    """(run, the lone student of its seed among `runs`) for the distilled students in `group`."""
+    lone = {run.seed: run for run in runs if run.is_alone}
+    return [(run, lone[run.seed]) for run in group if run.teacher_run is not None and run.seed in lone]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

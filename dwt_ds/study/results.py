@@ -9,7 +9,7 @@ from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.flops import Work, meta_model, work_of_a_row
 from dwt_ds.plan.vocabulary import find_overlap
 from dwt_ds.study.models import data_of, student_config, teacher_config
-from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
+from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation, pairs_with_alone
 
 RESULTS_HEAD = (
     "series",
@@ -31,12 +31,11 @@ RESULTS_NOTE = (
 
 def results_table(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     """A row under RESULTS_HEAD for each series of finished runs."""
-    lone = {run.seed: run for run in runs if run.is_alone}
     rows: list[tuple[str, ...]] = []
     for name, group in by_series(runs).items():
         mean, deviation = mean_and_deviation([run.final_loss for run in group])
         cells, seeds = (name, with_deviation(mean, deviation, 4)), str(len(group))
-        pairs = [(run, lone[run.seed]) for run in group if run.teacher_run is not None and run.seed in lone]
+        pairs = pairs_with_alone(group, runs)
         if not pairs:
             costs = [whole_training(run) for run in group if run.is_alone]
             tokens, flops = [each[0] for each in costs], [each[1] for each in costs]

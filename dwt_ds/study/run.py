@@ -18,7 +18,7 @@ from dwt_ds.launch.local import pretrain_command, visible_ranks
 from dwt_ds.launch.supervise import STOPPED, run_logged
 from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
-from dwt_ds.run.resolve import Resolved
+from dwt_ds.run.resolve import Resolved, prefix_errors
 from dwt_ds.study.estimate import Cost, cost_table, estimate
 from dwt_ds.study.folder import StudyFolder, check_same
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
@@ -100,10 +100,13 @@ class Study:
         """
         for run in self.grid.runs:
             if not self.folder.is_finished(run.name):
-                folder = self.settings[run.name].config.data.dir
-                if read_data_manifest(Path(folder).expanduser()).validation_rows == 0:
+                config = self.settings[run.name].config
+                for name, path in (config.train.eval_sets or {}).items():
+                    with prefix_errors(f"train.eval_sets.{name}"):
+                        read_data_manifest(Path(path).expanduser())  # what is in it was checked with the settings
+                if read_data_manifest(Path(config.data.dir).expanduser()).validation_rows == 0:
                     raise ValueError(
-                        f"{run.name}: {folder} has no held-out rows, by whose loss a study compares its runs; "
+                        f"{run.name}: {config.data.dir} has no held-out rows, by whose loss a study compares its runs; "
                         "prepare it with --validation above 0"
                     )
 

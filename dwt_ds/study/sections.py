@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dwt_ds.distill.held_out import eval_key
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.page import RULERS, Page, Shown
 from dwt_ds.study.records import START_LEFT_OUT, X_AXES, RunRecord
 
-_LOSSES = ("eval_hard_loss", "hard_loss", "soft_loss", "soft_weight")
+_OF_TRAINING = ("hard_loss", "soft_loss", "soft_weight")
 
 
 def compared_curves(
@@ -29,26 +30,33 @@ def compared_curves(
     shown = [
         Shown(compared, "Held-out cross-entropy minus that of the lone student of the same seed; below 0 is better.")
     ]
-    for y in _LOSSES:
+    held_out = held_out_keys(runs)
+    for y in (*held_out, *_OF_TRAINING):
         for x in X_AXES:
             first = 0 if y == "soft_weight" else start
             drawn = figures.curves(runs, x, y, styles, folder / f"{name}_{y}_{x}.png", first_step=first)
-            shown.append(Shown(drawn, _caption(figures.Y_NAMES[y], f"by {RULERS[x]}", first), ruler=x))
-    held_out = 1 + len(X_AXES) if folded else len(shown)
-    page.figures(shown[:held_out])
-    page.figures(shown[held_out:], folded="Training losses, and the weight of the soft loss where it changes")
+            shown.append(Shown(drawn, _caption(figures.y_name(y), f"by {RULERS[x]}", first), ruler=x))
+    open_ = 1 + len(held_out) * len(X_AXES) if folded else len(shown)
+    page.figures(shown[:open_])
+    page.figures(shown[open_:], folded="Training losses, and the weight of the soft loss where it changes")
 
 
 def curves_of_one(page: Page, run: RunRecord, folder: Path) -> None:
     """Draw a run's losses, and whatever its recipe does not keep constant, above rulers of steps, tokens and time."""
     start = first_step([run])
     shown = []
-    for y in figures.Y_OF_ONE:
-        first = start if y in ("eval_hard_loss", "soft_loss") else 0
+    held_out = held_out_keys([run])
+    for y in (*held_out, *figures.Y_OF_ONE):
+        first = start if y in (*held_out, "soft_loss") else 0
         drawn = figures.run_curve(run, y, folder / f"{y}.png", first_step=first)
-        what = "held-out and training cross-entropy" if y == "eval_hard_loss" else figures.Y_NAMES[y]
+        what = f"{figures.y_name(y)}, and training cross-entropy" if y in held_out else figures.y_name(y)
         shown.append(Shown(drawn, _caption(what, "by steps, tokens and time", first)))
     page.figures(shown)
+
+
+def held_out_keys(runs: Sequence[RunRecord]) -> list[str]:
+    """Keys of the runs' held-out losses: the data folder's, and those of `train.eval_sets`."""
+    return [eval_key(name) for name in dict.fromkeys(["", *(name for run in runs for name in run.eval_sets)])]
 
 
 def first_step(runs: Sequence[RunRecord]) -> int:

@@ -13,8 +13,9 @@ from typing import Any
 from dwt_ds.base.files import read_json
 from dwt_ds.base.locks import current_writer
 from dwt_ds.base.written import read_yaml
+from dwt_ds.distill.held_out import EVAL_LOSS, eval_losses
 from dwt_ds.run.folder import RunFolder
-from dwt_ds.run.progress import clock, step_words
+from dwt_ds.run.progress import clock, evaluation_words, step_words
 from dwt_ds.run.stop import STOP_FILE
 from dwt_ds.run.stuck import read_reports, who_waits_for_whom
 from dwt_ds.study.blocks import block_curve
@@ -58,15 +59,16 @@ def observe(path: Path) -> Observation:
     config, ds_values = read_yaml(folder.path / "config.yaml", "settings"), read_json(folder.path / "ds_config.json")
     rows, total = folder.metrics_rows(), _total_steps(folder, config, ds_values)
     steps = [row for row in rows if "loss" in row]
-    evaluations = [row for row in rows if row.get("eval_hard_loss") is not None]
+    evaluations = [row for row in rows if eval_losses(row)]
+    own = [(row["step"], row[EVAL_LOSS]) for row in evaluations if row.get(EVAL_LOSS) is not None]
     complete, writer = folder.finished_steps() > 0, current_writer(folder.path)
     skips = folder.skipped_rows()
     problems = [] if complete else _problems(folder, config, ds_values, steps, skips, writer)
     return Observation(
         state=_state(path, steps, total, len(skips), complete, writer),
-        last=[*_last_step(steps, config, total), *_last_evaluation(evaluations)],
+        last=[*_last_step(steps, config, total), *_last_evaluation(evaluations, own)],
         training=[(row["step"], row["hard_loss"]) for row in steps if row["hard_loss"] is not None],
-        held_out=[(row["step"], row["eval_hard_loss"]) for row in evaluations],
+        held_out=own,
         problems=problems,
         complete=complete,
     )
@@ -136,12 +138,14 @@ def _last_step(steps: Sequence[dict[str, Any]], config: dict[str, Any], total: i
     return [step_words(row, total or steps[-1]["step"], config["distill"]["hard_weight"])]
 
 
-def _last_evaluation(evaluations: Sequence[dict[str, Any]]) -> list[str]:
+def _last_evaluation(evaluations: Sequence[dict[str, Any]], own: Sequence[tuple[int, float]]) -> list[str]:
+    """`own`: (step, loss) on the data folder's held-out rows."""
     if not evaluations:
         return []
-    row, best = evaluations[-1], min(evaluations, key=lambda each: each["eval_hard_loss"])
-    lowest = "" if best is row else f", lowest {best['eval_hard_loss']:.4f} at step {best['step']:,}"
-    return [f"step {row['step']:,}  held-out: hard {row['eval_hard_loss']:.4f}{lowest}"]
+    last = evaluations[-1]["step"]
+    step, loss = min(own, key=lambda point: point[1], default=(last, 0.0))
+    lowest = "" if step == last else f"  lowest hard {loss:.4f} at step {step:,}"
+    return [f"step {last:,}  {evaluation_words(evaluations[-1])}{lowest}"]
 
 
 def _problems(

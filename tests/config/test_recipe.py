@@ -269,13 +269,17 @@ def test_a_missing_base_is_reported_with_the_recipe_that_names_it(write: Write) 
         ("teacher.kernel_inject=false", "teacher.kernel_inject", False),
         ("student.config={layer_norm_eps: 1e-6}", "student.config", {"layer_norm_eps": 1e-6}),
         ("student.config.hidden_act=relu", "student.config", {"hidden_act": "relu", "kept": 1}),
+        ("train.eval_sets.books=a: b #1", "train.eval_sets", {"kept": "k", "books": "a: b #1"}),
+        ("train.eval_sets.kept=2024", "train.eval_sets", {"kept": "2024"}),
+        ("train.eval_sets={books: data/books}", "train.eval_sets", {"books": "data/books"}),
+        ("train.eval_sets=null", "train.eval_sets", None),
         ("deepspeed.zero_optimization.stage=1", "deepspeed", {"zero_optimization": {"stage": 1}}),
         ("distill.soft_weight=4", "distill.soft_weight", Schedule("constant", 4.0)),
         ("distill.soft_weight={schedule: linear, start: 4, end: 1}", "distill.soft_weight", Schedule("linear", 4, 1)),
     ],
 )
 def test_an_override_replaces_what_the_recipe_says(override: str, written_as: str, value: Any, write: Write) -> None:
-    path = write("seed: 1\ntrain: {max_steps: 5, epochs: 2}\nstudent: {config: {kept: 1}}\n")
+    path = write("seed: 1\ntrain: {max_steps: 5, epochs: 2, eval_sets: {kept: k}}\nstudent: {config: {kept: 1}}\n")
     recipe = load_recipe(path, [override])
     found: Any = recipe.config
     for part in written_as.split("."):
@@ -310,6 +314,13 @@ def test_an_override_of_one_alias_leaves_the_other(write: Write) -> None:
     )
     distill = load_recipe(path, ["distill.soft_weight.start=4"]).config.distill
     assert (distill.soft_weight.start, distill.temperature.start) == (4.0, 2.0)
+
+
+def test_an_override_adds_to_a_section_that_is_null(write: Write) -> None:
+    config = load_recipe(
+        write("train: {eval_sets: null}\nteacher:\n"), ["train.eval_sets.a=b", "teacher.path=t"]
+    ).config
+    assert (config.train.eval_sets, config.teacher.path) == ({"a": "b"}, "t")
 
 
 def test_the_last_override_wins() -> None:

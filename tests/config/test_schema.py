@@ -118,6 +118,41 @@ def test_rules_between_fields_name_the_field(dotted: str, value: Any, message: s
     assert parse_error(dotted, value) == message
 
 
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (
+            {"my set": "d"},
+            "train.eval_sets.'my set'='d': call a set by 1 to 64 of the letters a-z and A-Z, digits, _ and",
+        ),
+        ({"": "d"}, "train.eval_sets.''='d': call a set by"),
+        ({"a.b": "d"}, "train.eval_sets.'a.b'='d': call a set by"),
+        ({"../a": "d"}, "train.eval_sets.'../a'='d': call a set by"),
+        ({"n" * 65: "d"}, f"train.eval_sets.'{'n' * 65}'='d': call a set by"),
+        ({"a\n": "d"}, "train.eval_sets.'a\\n'='d': call a set by"),
+        ({"a": {"b": "d"}}, "train.eval_sets.a={'b': 'd'}: must be text"),
+        ({"a": None}, "train.eval_sets.a=None: must be text"),
+        ({2024: "d"}, "train.eval_sets.2024=2024: must be text, in quotes if it looks like a number"),
+        ({"a": ""}, "train.eval_sets.a='': is empty; name a file or folder"),
+        ({"a": "${NO_SUCH}/d"}, "train.eval_sets.a='${NO_SUCH}/d': NO_SUCH is not set; export it"),
+        ("d", "train.eval_sets='d': must be a mapping of settings"),
+    ],
+)
+def test_a_mistake_in_a_mapping_of_folders_names_its_key(sets: Any, message: str) -> None:
+    error = parse_error("train.eval_sets", sets)
+    assert error.startswith(message)
+    assert "\n" not in error
+
+
+def test_eval_sets_are_named_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORPORA", "/corpora")
+    sets = {"the-Books_2": "${CORPORA}/books", "wiki": "a b/$x"}
+    read = parse_run_config({"train": {"eval_sets": sets}})
+    assert read.train.eval_sets == {"the-Books_2": "/corpora/books", "wiki": "a b/$x"}
+    assert parse_run_config(read.to_dict()) == read
+    assert parse_run_config({"train": {"eval_sets": None}}).train.eval_sets is None
+
+
 def test_all_positions_with_a_teacher_of_another_vocabulary_are_refused() -> None:
     settings = {"distill": {"soft_positions": "all"}, "teacher": {"path": "any", "vocabulary": "shared"}}
     with pytest.raises(

@@ -90,17 +90,19 @@ def test_a_rank_with_other_data_stops_all_before_training(
     manifest.update(fingerprint="f" * 64)
     (other / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     run = ["-m", "dwt_ds.pretrain", str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
-    said = run_ranks([run, [*run, f"data.dir={other}"]])
+    run.append(f"train.eval_sets.books={tiny_data}")
+    said = run_ranks([run, [*run, f"data.dir={other}", f"train.eval_sets.books={other}"]])
     assert [rank.code for rank in said] == [2, 2], said
     first, *table = said[0].err.splitlines()
     assert first.startswith("error: the hosts read different data or settings; put the same files at the same path")
-    heading, ours, theirs, *settings = (line.split() for line in table)
-    assert (heading[0], ours[:2], theirs[0]) == ("what", ["data", manifest_fingerprint[:12]], "ffffffffffff")
+    heading, *data, books, other_books, first, second = (line.split() for line in table)
+    for name, (ours, theirs) in (("data", data), ("train.eval_sets.books", (books, other_books))):
+        assert (heading[0], ours[:2], theirs[0]) == ("what", [name, manifest_fingerprint[:12]], "ffffffffffff")
+    settings = [first, second]
     assert settings[0][0] == "settings"
     digests = [settings[0][1], settings[1][0]]
     assert all(re.fullmatch("[0-9a-f]{12}", digest) for digest in digests), table
     assert digests[0] != digests[1]
-    assert len(settings) == 2, table
     assert "tokenizer" not in said[0].err
     assert said[1].err == ""
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from dwt_ds.base.files import problems
 from dwt_ds.config.schema import RunConfig, StudentConfig, TeacherConfig
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.export import writer as export
-from dwt_ds.export.model_card import held_out_loss_at, model_card
+from dwt_ds.export.model_card import held_out_losses_at, model_card
 from dwt_ds.export.writer import write_export
 from dwt_ds.models.build import build_student
 
@@ -207,7 +207,7 @@ def card_of(path: str | None) -> str:
         settings_sha256="4567",
     )
     starts = [{"step": 0, "ranks": 2, "at": "2026-01-01T00:00:00Z"}, {"step": 700, "ranks": 4, "at": "2026-01-02"}]
-    return model_card(facts, steps=1500, tokens=2_048_000, starts=starts, held_out_loss=2.5)
+    return model_card(facts, steps=1500, tokens=2_048_000, starts=starts, held_out={"": 2.5, "books": 3.12345})
 
 
 def test_the_card_tells_what_was_trained_on_what() -> None:
@@ -219,7 +219,7 @@ def test_the_card_tells_what_was_trained_on_what() -> None:
     assert "1,500 steps and 2,048,000 tokens" in text
     assert "| data (fingerprint of its rows) | abc |" in text
     assert "* step 700: 4 ranks" in text
-    assert "| held-out MLM loss | 2.5 |" in text
+    assert "| held-out MLM loss | 2.5 |\n| held-out MLM loss, books | 3.1235 |\n" in text
 
 
 def test_the_cards_settings_are_the_runs() -> None:
@@ -236,15 +236,16 @@ def test_the_card_of_a_model_trained_alone_speaks_of_no_teacher() -> None:
 
 def test_the_held_out_loss_on_the_card_is_that_of_its_step(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
-    assert held_out_loss_at(8, metrics) is None
-    rows = [{"step": 4, "loss": 9.0}, {"step": 4, "eval_hard_loss": 4.5}, {"step": 8, "loss": 8.0}]
+    assert held_out_losses_at(8, metrics) == {}
+    losses = {"eval_hard_loss": 4.5, "eval_soft_loss": 1.0, "eval_hard_loss.books": 5.5}
+    rows = [{"step": 4, "loss": 9.0}, {"step": 4, **losses}, {"step": 8, "loss": 8.0}]
     metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    assert held_out_loss_at(4, metrics) == 4.5
-    assert held_out_loss_at(8, metrics) is None
+    assert held_out_losses_at(4, metrics) == {"": 4.5, "books": 5.5}
+    assert held_out_losses_at(8, metrics) == {}
     with open(metrics, "a") as file:
         file.write('{"step": 8, "eval_hard_loss": null}\n{"step": 12, "eval_hard_loss": 3.25}\n{"step": 16, "eval_h')
-    assert held_out_loss_at(8, metrics) is None
-    assert held_out_loss_at(12, metrics) == 3.25
+    assert held_out_losses_at(8, metrics) == {}
+    assert held_out_losses_at(12, metrics) == {"": 3.25}
 
 
 def test_the_export_of_a_student_with_flash_attention_is_for_every_machine(

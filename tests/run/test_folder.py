@@ -142,6 +142,15 @@ def test_a_resume_cuts_the_metrics_back_to_its_checkpoint(folder: RunFolder) -> 
     assert steps(folder) == []
 
 
+def test_losses_on_further_sets_alone_are_an_evaluation(folder: RunFolder) -> None:
+    """A resume would repeat it otherwise."""
+    folder.add_metrics({"step": 1, "loss": 2.0})
+    assert not folder.has_held_out_loss(1)
+    folder.add_metrics({"step": 1, "eval_hard_loss.books": math.nan})
+    assert folder.has_held_out_loss(1)
+    assert not folder.has_held_out_loss(2)
+
+
 @pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3, "loss": 1.0}', "{", '{"step": 3, "a": {"b": 1}'])
 def test_a_torn_last_line_is_removed_before_the_next_row(folder: RunFolder, torn: str) -> None:
     folder.add_metrics({"step": 1})

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from dwt_ds.run.progress import Progress, clock
+from dwt_ds.run.progress import Progress, clock, evaluation_words
 
 ROW = {
     "step": 20,
@@ -52,6 +54,18 @@ def test_another_hard_weight_is_reported(capsys: pytest.CaptureFixture[str]) -> 
     progress.line(ROW, peak_memory_bytes=1, seconds_left=1)
     progress.close()
     assert "loss 6.5000 = 0.5 x hard 5.2500 + 2.5 x soft 0.5000" in capsys.readouterr().out
+
+
+def test_an_evaluation_in_words() -> None:
+    row: dict[str, Any] = {"step": 4, "eval_hard_loss": 2.0, "eval_soft_loss": 0.0}
+    assert evaluation_words(row) == "held-out: hard 2.0000"
+    row |= {"eval_soft_loss": 0.5, "eval_hard_loss.books": 3.0, "eval_hard_loss.wiki": None}
+    assert evaluation_words(row) == "held-out: hard 2.0000, soft 0.5000; books 3.0000, wiki nan"
+    row |= {"eval_shared_hard_loss": 1.5, "teacher_shared_hard_loss": 1.25, "teacher_shared_mass": 0.5}
+    assert evaluation_words(row) == (
+        "held-out: hard 2.0000, soft 0.5000; on shared entries 1.5000, the teacher's 1.2500; books 3.0000, wiki nan"
+    )
+    assert evaluation_words({"step": 4, "eval_hard_loss.books": 3.0}) == "held-out: books 3.0000"
 
 
 def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:

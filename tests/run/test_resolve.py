@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,49 @@ def test_a_weight_that_follows_the_learning_rate_needs_its_highest(resolved: Cal
         resolved(weight, f"deepspeed.scheduler.type={name}")
     with pytest.raises(ValueError, match="soft_weight.schedule='learning_rate' and deepspeed.scheduler.type=LRRange"):
         resolved(weight, "deepspeed.scheduler.type=LRRangeTest")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, ""),
+        (
+            {"tokenizer_sha256": "other"},
+            "its tokenizer is not that of data.dir='{data}'; prepare it with --tokenizer {data}",
+        ),
+        ({"validation_rows": 0}, "has no held-out rows; prepare it with --validation above 0"),
+        (
+            {"seq_len": 33},
+            "its rows of 33 tokens are longer than student.max_positions=32; set that to 33 or more, or prepare "
+            "shorter rows",
+        ),
+    ],
+)
+def test_a_further_held_out_set_must_fit_tokenizer_and_student(
+    changed: dict[str, Any], message: str, tiny_recipe: Path, tiny_data: Path, corpus: Corpus
+) -> None:
+    recipe = load_recipe(str(tiny_recipe), ["train.eval_sets.books=some/books"])
+    sets = {"books": replace(corpus, **changed)}
+    if not message:
+        assert resolve(recipe, None, 2, corpus, sets).config.train.eval_sets == {"books": "some/books"}
+        return
+    with pytest.raises(ValueError, match=".") as caught:
+        resolve(recipe, None, 2, corpus, sets)
+    assert str(caught.value) == f"train.eval_sets.books='some/books': {message.format(data=tiny_data)}"
+
+
+def test_a_plan_checks_the_held_out_sets_that_are_there(
+    tiny_recipe: Path, tiny_data: Path, sentence_data: Path, tmp_path: Path
+) -> None:
+    def plan(books: Path, data: Path = tiny_data) -> Resolved:
+        return resolve_plan(str(tiny_recipe), [f"train.eval_sets.books={books}", f"data.dir={data}"], None, 2)
+
+    assert plan(tmp_path / "missing").config.train.eval_sets == {"books": str(tmp_path / "missing")}
+    plan(tiny_data, data=tmp_path / "missing")
+    with pytest.raises(ValueError, match=f"^train.eval_sets.books='{sentence_data}': has no held-out rows; "):
+        plan(sentence_data)
+    with pytest.raises(FileNotFoundError, match=f"^train.eval_sets.books: data folder {tmp_path} is empty"):
+        plan(tmp_path)
 
 
 @pytest.mark.parametrize("error", [ValueError("x is bad"), FileNotFoundError("x is bad")])

@@ -14,7 +14,6 @@ from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.schema import RunConfig, TeacherConfig, TrainConfig
 from dwt_ds.data.batches import NO_LABEL, Batch
 from dwt_ds.data.teacher_rows import TeacherRows
-from dwt_ds.distill.evaluate import HeldOut
 from dwt_ds.distill.objective import Losses, LossScale
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunState
@@ -177,8 +176,8 @@ def test_held_out_rows_without_a_label_are_reported_not_averaged(
 ) -> None:
     """Their mean would be NaN, in the output and in metrics.jsonl."""
     written: list[Any] = []
-    losses = iter([None, HeldOut(2.0, 0.0)])
-    evaluation = SimpleNamespace(batches=lambda: iter([]), student_losses=lambda *_: next(losses))
+    losses = iter([{}, {"eval_hard_loss": 2.0, "eval_soft_loss": 0.0, "eval_hard_loss.books": 3.0}])
+    evaluation = SimpleNamespace(student_losses=lambda *_: next(losses))
     folder = SimpleNamespace(path=None, add_metrics=written.append)
     session = bare_session(RunConfig(), 5, evaluation=evaluation, folder=folder)
     monkeypatch.setattr("dwt_ds.run.session.write_monitors", lambda *_: None)
@@ -187,8 +186,25 @@ def test_held_out_rows_without_a_label_are_reported_not_averaged(
     session._evaluate(2)
     session._evaluate(2)
     assert "no token to predict; prepare it with --validation above 0" in said[0]
-    assert said[1] == "held-out: hard 2.0000"
-    assert [row["eval_hard_loss"] for row in written] == [2.0]
+    assert said[1] == "held-out: hard 2.0000; books 3.0000"
+    assert written == [{"step": 2, "eval_hard_loss": 2.0, "eval_soft_loss": 0.0, "eval_hard_loss.books": 3.0}]
+
+
+def test_an_evaluation_stops_between_two_sets_and_leaves_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter([False, False, True])
+    seen: list[int] = []
+    sets = [[1] * 8, [2] * 12, [3] * 8]
+
+    def student_losses(_: Any, __: Any, until_stopped: Any, done: int) -> dict[str, float]:
+        for batches in sets:
+            seen.extend(until_stopped(iter(batches)))
+        return {"eval_hard_loss": 2.0}
+
+    session = bare_session(RunConfig(), 5, evaluation=SimpleNamespace(student_losses=student_losses))
+    monkeypatch.setattr(Session, "_agree_to_stop", lambda self: next(asked))
+    session._evaluate(2)
+    assert session.stopped
+    assert seen == [1] * 8 + [2] * 8, "not a batch of the rest"
 
 
 def test_garbage_is_collected_at_the_same_steps_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,22 @@ def test_a_folder_with_other_settings_is_refused(
     assert main(["study", "remapping", "--out", str(tmp_path / "moved"), *arguments[4:], "--dry-run"]) == 0
 
 
+def test_sets_may_come_and_go_but_one_name_is_one_text(
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    grid = tmp_path / "one.yaml"
+    grid.write_text("runs: [{teacher: none}]")
+    arguments = ["study", str(grid), "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
+    books = f"train.eval_sets.books={tiny_data}"
+    missing = f"train.eval_sets.books={tmp_path}/no"
+    assert f"error: train.eval_sets.books: data folder {tmp_path}/no does not exist" in refusal(*arguments, missing)
+    assert main([*arguments, missing, "--dry-run"]) == 0
+    assert main([*arguments, books]) == 0
+    assert main([*arguments, books, f"train.eval_sets.wiki={tiny_data}"]) == 0
+    assert main(arguments) == 0
+    assert f"was made with train.eval_sets.books={str(tiny_data)!r}, this study has" in refusal(*arguments, missing)
+
+
 def test_a_folder_with_another_batch_or_other_data_is_refused(
     exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:

@@ -143,3 +143,15 @@ def test_fine_tuning_is_asked_for_by_the_grid_or_the_caller(tmp_path: Path) -> N
     grid = write(tmp_path, {**alone, "glue": {"dir": "mine", "seeds": 2}})
     assert load_grid(grid, "smoke").glue == {"dir": "mine", "seeds": 2, "max_train_rows": 32, "max_steps": 2}
     assert load_grid(grid, "paper", glue="hub").glue == {"dir": "hub", "seeds": 2}
+
+
+def test_a_teacher_with_its_own_vocabulary_is_not_evaluated_on_the_grids_sets(tmp_path: Path) -> None:
+    """Theirs is the student's."""
+    grid = tmp_path / "mine.yaml"
+    grid.write_text(
+        "settings: {train: {eval_sets: {books: data/books}}}\nruns: [{teacher: own4}, {teacher: teacher4}]\n"
+    )
+    for scale in ("smoke", "small", "paper"):
+        sets = {run.name: run.settings["train"]["eval_sets"] for run in load_grid(str(grid), scale, [1]).runs}
+        books = {"books": "data/books"}
+        assert sets == {"own4-s1": None, "teacher4-s1": books, "with_own4-s1": books, "with_teacher4-s1": books}

@@ -16,6 +16,7 @@ from dwt_ds.config.schema import RunConfig
 from dwt_ds.models.build import student_model_config
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
+from dwt_ds.study.other_text import other_text_columns
 from dwt_ds.study.overview import overview
 from dwt_ds.study.records import RunRecord, by_series, differing_settings, mean_and_deviation, named_runs
 from dwt_ds.study.results import first_reached, saving, work_per_token
@@ -41,6 +42,48 @@ def study(tmp_path: Path, tiny_data: Path) -> Path:
         write_run(folder.path / run.name, {4: 7.0, 8: 6.0, 12: end}, config)
     folder.write_grid(grid, {run.name: "finished" for run in grid.runs})
     return folder.path
+
+
+def add_losses(run: Path, losses: dict[str, float]) -> None:
+    """Those of a further set at each evaluation of a run: `losses` by name."""
+    rows = [json.loads(line) for line in whole_lines(run / "metrics.jsonl")]
+    rows = [
+        row | {f"eval_hard_loss.{name}": loss for name, loss in losses.items()} if "eval_hard_loss" in row else row
+        for row in rows
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_study_compares_losses_on_other_text(study: Path) -> None:
+    """Where only some runs of a series have them, their mean would not be the series'."""
+    for seed in (1, 2):
+        add_losses(study / f"alone-s{seed}", {"books": 7.0 + seed})
+        add_losses(study / f"with_teacher4-s{seed}", {"books": 6.5 + seed, "wiki": 5.0})
+    add_losses(study / "with_teacher2-s1", {"books": 6.0})
+    [grid] = StudyFolder(study).grids()
+    runs = [RunRecord(run["name"], study / run["name"], run["labels"], run["teacher_run"]) for run in grid["runs"]]
+    head, rows = other_text_columns(runs)
+    minus = "minus the lone student's"
+    assert head == ["held-out MLM loss, books", minus, "held-out MLM loss, wiki", minus]
+    table = dict(zip(by_series(runs), rows))
+    assert table["alone"] == ["8.5000 ± 0.7071", "", "", ""]
+    assert table["with teacher4"] == ["8.0000 ± 0.7071", "-0.5000 ± 0.0000", "5.0000 ± 0.0000", ""]
+    assert table["with teacher2"] == table["teacher4"] == [""] * 4
+
+
+def test_a_run_that_is_evaluated_on_other_text_alone(tmp_path: Path, tiny_data: Path) -> None:
+    """Its data folder holds nothing out."""
+    path = Path(compared(tmp_path, tiny_data, None)[0])
+    rows = [json.loads(line) for line in whole_lines(path / "metrics.jsonl")]
+    for row in rows:
+        row.pop("eval_hard_loss", None)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["report", str(path)]) == 0
+    table = table_of((path / "report" / "results.md").read_text(encoding="utf-8"))
+    assert table["held-out loss, books"] == ["3.0000"]
+    assert "held-out loss" not in table
+    assert [file.name for file in (path / "report" / "figures").glob("*eval*")] == ["eval_hard_loss.books.png"]
+    assert not named_runs([path])[0].is_evaluated, "there is no loss to compare it with others by"
 
 
 def test_a_studys_report_stands_alone(study: Path) -> None:
@@ -103,8 +146,14 @@ def test_a_study_in_progress_can_be_drawn(study: Path) -> None:
         (study / run.name / "complete.json").unlink()
         if run.teacher_run:
             (study / run.name / "metrics.jsonl").unlink()
+    add_losses(study / "alone-s1", {"books": 6.0})
+    add_losses(study / grid.runs[0].name, {"books": 5.0})
     assert main(["report", str(study), "--out", str(study / "now")]) == 0
-    assert "1 of 11 runs are finished" in (study / "now" / "index.html").read_text(encoding="utf-8")
+    html = (study / "now" / "index.html").read_text(encoding="utf-8")
+    assert "1 of 11 runs are finished" in html
+    assert '<th scope="col">held-out MLM loss, books</th>' in html
+    assert "<td>5.0000</td><td></td></tr>" in html
+    assert html.index("Held-out cross-entropy, books by time") < html.index("<summary>Training losses"), "not folded"
 
 
 def test_a_runs_report(study: Path, tmp_path: Path) -> None:
@@ -181,8 +230,8 @@ def test_runs_are_drawn_beside_one_another(tmp_path: Path, tiny_data: Path, tiny
     assert "<script" not in html
     for ruler in ("step", "tokens", "elapsed_seconds"):
         assert f'<input type="radio" name="ruler" id="by-{ruler}"' in html
-        # Held-out, hard and soft losses, and the weight, which changes here.
-        assert html.count(f'<figure class="ruled by-{ruler}"><img') == 4
+        # Both held-out losses, hard and soft ones, and the weight, which changes here.
+        assert html.count(f'<figure class="ruled by-{ruler}"><img') == 5
     assert html.count('<div class="figures">') == 1, "in one grid, beside one another on a desk"
     assert "<td>teacher.path</td>" in html
     assert "different data folders" not in html
@@ -238,7 +287,7 @@ def test_constants_are_not_plotted(tmp_path: Path, tiny_data: Path, tiny_teacher
     _, path = compared(tmp_path, tiny_data, tiny_teacher)
     assert main(["report", path]) == 0
     drawn = {file.stem for file in (Path(path) / "report" / "figures").iterdir()}
-    assert drawn == {"eval_hard_loss", "soft_loss", "soft_weight"}
+    assert drawn == {"eval_hard_loss", "eval_hard_loss.books", "soft_loss", "soft_weight"}
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

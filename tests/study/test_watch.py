@@ -98,6 +98,18 @@ def test_a_run_that_does_well(run: Path, running: int, capsys: pytest.CaptureFix
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before, "nothing is written there"
 
 
+def test_losses_on_other_text_are_in_the_last_evaluation(run: Path) -> None:
+    add(run / "metrics.jsonl", {"step": 21, "eval_hard_loss": 7.5, "eval_soft_loss": 0.5, "eval_hard_loss.books": 6.0})
+    seen = observe(run)
+    assert seen.last[-1] == "step 21  held-out: hard 7.5000, soft 0.5000; books 6.0000  lowest hard 7.0000 at step 20"
+    assert [step for step, _ in seen.held_out] == [10, 20, 21]
+    (run / "metrics.jsonl").unlink()
+    add(run / "metrics.jsonl", {"step": 21, "eval_hard_loss.books": 6.0})
+    seen = observe(run)
+    assert seen.last[-1] == "step 21  held-out: books 6.0000"
+    assert seen.held_out == []
+
+
 @pytest.mark.usefixtures("running")
 def test_in_a_terminal_it_follows_the_run_to_its_end(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
