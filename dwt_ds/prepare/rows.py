@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dwt_ds.base.files import atomic_file
+from dwt_ds.base.files import atomic_file, file_sha256
 from dwt_ds.data.hashing import below, hashes, key_of
 from dwt_ds.prepare.counts import ChunkCounts
 from dwt_ds.prepare.packing import Rows, RowSettings, rows_of_sentences
@@ -60,7 +60,7 @@ def rows_of_chunk(chunk: Chunk, settings: RowSettings) -> Part:
     counts.characters_kept = sum(len(sentence.text) for sentence in kept)
     counts.characters_not_sampled = sum(len(sentence.text) for sentence in sentences) - counts.characters_kept
 
-    encoder = _encoder(settings.tokenizer_file, settings.vocab_size)
+    encoder = _encoder(settings.tokenizer_file, file_sha256(Path(settings.tokenizer_file)), settings.vocab_size)
     in_text = _in_their_texts(kept, settings)
     tokens = encoder.encode(in_text)
     documents = np.array([sentence.document for sentence in kept], dtype=np.int64)
@@ -129,7 +129,8 @@ def _one_of_every(count: int, every: int, key: int) -> list[int]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(tokenizer_file: str, vocab_size: int) -> SentenceEncoder:
+def _encoder(tokenizer_file: str, sha256: str, vocab_size: int) -> SentenceEncoder:
+    """sha256: of the file, whose path a folder made anew in the same process has as well."""
     return SentenceEncoder(tokenizer_file, vocab_size)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,20 @@ def test_workers_do_not_change_the_result(tmp_path: Path, make: Make, corpus_fil
     assert (alone.folder / "tokenizer/tokenizer.json").read_bytes() == (
         spread.folder / "tokenizer/tokenizer.json"
     ).read_bytes()
+
+
+def test_a_folder_made_again_in_the_same_process_has_its_new_tokenizer(
+    tmp_path: Path, make: Make, corpus_file: Path, vocab_file: Path
+) -> None:
+    """As from a notebook: the same folder, and a vocabulary of the same size."""
+    entries = vocab_file.read_text().split()
+    first, out = tmp_path / "vocab.txt", tmp_path / "data"
+    first.write_text("\n".join(entries[:5] + entries[:4:-1]) + "\n")
+    turned = make(out, corpus_file, tokenizer=str(first))
+    texts = text_of(turned, turned.train)
+    shutil.rmtree(out)
+    again = make(out, corpus_file)
+    assert text_of(again, again.train) == texts
 
 
 def test_fingerprint_follows_the_rows(tmp_path: Path, make: Make, corpus_file: Path, packed: PreparedData) -> None:
