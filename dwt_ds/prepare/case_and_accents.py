@@ -1,7 +1,8 @@
 """Whether a tokenizer keeps capitals and accents: by its vocabulary, by the text it is trained on, or by request.
 
-Taking accents off removes every non-spacing mark (Unicode's Mn) of the decomposed text. That is harmless in English; in
-Hindi, Arabic, Thai or Japanese it takes away vowels and makes other words, or words that a vocabulary does not know.
+Taking accents off decomposes text and removes every non-spacing mark (Unicode's Mn). That is harmless in English; in
+Hindi, Arabic, Thai or Japanese it takes away vowels and makes other words, or words that a vocabulary does not know, and
+the syllables of Korean fall apart into letters.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
-# A vocabulary is cased if more than this share of the entries with a cased letter have a capital: a few strays are in
-# many an uncased one, and of a cased one it is a fifth or more.
+# A vocabulary is cased if more than this share of the entries with a cased letter have a capital, and more than one: a
+# few strays are in many an uncased one, and of a cased one it is a fifth or more.
 _CAPITALS_OF_CASED = 0.05
 # Text keeps its accents where more than this share of its letters carry one: 0.05% do in English Wikipedia, over 1% in
 # German, Russian or Hindi. Letters that are not Latin count for more, since a part of the text in Hindi needs them all.
@@ -46,7 +47,7 @@ class Wishes:
 def of_vocabulary(entries: Iterable[str], wishes: Wishes) -> Treatment:
     """The treatment that fits a WordPiece vocabulary with these ordinary entries."""
     found = _Entries.of(entries)
-    cased = found.capitals > _CAPITALS_OF_CASED * found.with_case if wishes.cased is None else wishes.cased
+    cased = found.capitals > max(1, _CAPITALS_OF_CASED * found.with_case) if wishes.cased is None else wishes.cased
     keep = cased or found.accents > 0 if wishes.keep_accents is None else wishes.keep_accents
     return Treatment(lowercase=not cased, strip_accents=not keep)
 
@@ -118,10 +119,11 @@ def check_wishes(name: str, treatment: Treatment, wishes: Wishes) -> None:
 
 
 def _carries_mark(character: str) -> bool:
-    """Whether an accent could be taken off this character, or it is one."""
-    return not character.isascii() and any(
-        unicodedata.category(part) == "Mn" for part in unicodedata.normalize("NFD", character)
-    )
+    """Whether taking accents off changes this character: it carries one, is one, or falls apart (Korean syllables)."""
+    if character.isascii():
+        return False
+    decomposed = unicodedata.normalize("NFD", character)
+    return decomposed != character or unicodedata.category(character) == "Mn"
 
 
 def _is_latin(character: str) -> bool:

@@ -18,7 +18,7 @@ def write_vocab(path: Path, entries: list[str]) -> str:
 
 def test_a_vocab_file_decides_case(tmp_path: Path) -> None:
     uncased = find_tokenizer(write_vocab(tmp_path / "u.txt", ["the", "caf", "##e"]))
-    cased = find_tokenizer(write_vocab(tmp_path / "c.txt", ["The", "the", "caf", "##é"]))
+    cased = find_tokenizer(write_vocab(tmp_path / "c.txt", ["The", "Old", "the", "caf", "##é"]))
     assert uncased.tokenize("The café") == ["the", "caf", "##e"]
     assert cased.tokenize("The café") == ["The", "caf", "##é"]
 
@@ -31,6 +31,7 @@ UNCASED = ["the", "caf", "##e", *"abcdefghijklmnopqrstuvwxyz"]
     [
         (UNCASED, "The Café", ["the", "caf", "##e"]),
         ([*UNCASED, "X"], "The Café", ["the", "caf", "##e"]),  # one stray capital makes no cased vocabulary
+        (["the", "lamp", "X"], "The Lamp", ["the", "lamp"]),  # nor among few entries
         (["grün", "das", "##e", "blätter"], "Das grüne", ["das", "grün", "##e"]),
         (["déjà", "vu"], "Déjà vu", ["déjà", "vu"]),
         (["дом", "мой"], "Мой дом", ["мой", "дом"]),
@@ -38,9 +39,10 @@ UNCASED = ["the", "caf", "##e", *"abcdefghijklmnopqrstuvwxyz"]
         (["أكل", "آن"], "آن أكل", ["آن", "أكل"]),
         (["ที่นี่"], "ที่นี่", ["ที่นี่"]),
         (["が", "##ぎ"], "がぎ", ["が", "##ぎ"]),
+        (["책상", "##을", "등"], "책상을 등", ["책상", "##을", "등"]),
         (["北", "京", "abc"], "北京 ABC", ["北", "京", "abc"]),
     ],
-    ids=["en", "stray", "de", "fr", "ru", "hi", "ar", "th", "ja", "zh"],
+    ids=["en", "stray", "stray of few", "de", "fr", "ru", "hi", "ar", "th", "ja", "ko", "zh"],
 )
 def test_the_entries_tell_what_happens_to_capitals_and_accents(
     tmp_path: Path, entries: list[str], text: str, tokens: list[str]
