@@ -101,6 +101,11 @@ def warnings_of(manifest: Manifest) -> list[str]:
     if max(unknown) > _MUCH_UNKNOWN:
         where = f"highest in {_worst_sources(manifest)}"
         found.append(unknown_words(unknown[0], where, manifest.unknown_characters))
+    binary = [str(source["name"]) for source in manifest.sources if source["skipped"] == "binary"]
+    if binary:
+        named = ", ".join(binary[:_SOURCES_NAMED]) + (" ..." if len(binary) > _SOURCES_NAMED else "")
+        many = "1 source was" if len(binary) == 1 else f"{len(binary)} sources were"
+        found.append(f"{many} skipped as binary (a zero byte near the start): {named}")
     if manifest.validation_rows == 0 and manifest.settings["identity"]["validation"]:
         found.append("no text is held out, so training will show no held-out loss")
     return found

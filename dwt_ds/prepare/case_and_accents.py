@@ -1,8 +1,8 @@
 """Whether a tokenizer keeps capitals and accents: by its vocabulary, by the text it is trained on, or by request.
 
 Taking accents off decomposes text and removes every non-spacing mark (Unicode's Mn). That is harmless in English; in
-Hindi, Arabic, Thai or Japanese it takes away vowels and makes other words, or words that a vocabulary does not know, and
-the syllables of Korean fall apart into letters.
+Hindi, Arabic, Thai or Japanese it takes away vowels and makes other words, or words that a vocabulary does not know.
+Korean syllables fall apart into letters.
 """
 
 from __future__ import annotations

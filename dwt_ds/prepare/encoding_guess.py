@@ -23,6 +23,8 @@ _WIDE_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# They shift to another set of characters in text that is valid ASCII.
+_ESCAPES = ((b"\x1b$B", "iso2022_jp"), (b"\x1b$@", "iso2022_jp"), (b"\x1b$)C", "iso2022_kr"))
 _HAN_MARKS = "，。、：；？！“”‘’（）《》「」『』…—\u3000·"
 _WESTERN = "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿßœÀÁÂÄÅÆÇÈÉÊËÍÎÏÑÓÔÖØÙÚÛÜŒ"
 _CENTRAL = "ąćęłńóśźżáčďéěíňřšťúůýžôľĺŕäëâăîşţöüßőűĄĆĘŁŃÓŚŹŻÁČĎÉĚÍŇŘŠŤÚŮÝŽÖÜŐŰ"
@@ -42,16 +44,19 @@ def guess_encoding(sample: bytes) -> str | None:
     Args:
         sample: some kilobytes, from the start of the file where it may be UTF-16 or UTF-32.
     """
-    wide = guess_wide(sample)
-    if wide is not None:
-        return wide
+    marked = guess_by_marks(sample)
+    if marked is not None:
+        return marked
     scores = [(_score(sample, candidate), candidate.encoding) for candidate in _candidates()]
     best, _ = max(scores)
     return next((encoding for score, encoding in scores if score >= max(_LEAST_SCORE, best - _CLOSE)), None)
 
 
-def guess_wide(sample: bytes) -> str | None:
-    """UTF-16 or UTF-32, by their byte order mark or by zero bytes in every second place; else None."""
+def guess_by_marks(sample: bytes) -> str | None:
+    """UTF-16 or UTF-32, by their byte order mark or by zero bytes in every second place; ISO-2022, by its escapes."""
+    escaped = next((encoding for escape, encoding in _ESCAPES if escape in sample), None)
+    if escaped is not None:
+        return escaped
     guess = next((encoding for mark, encoding in _WIDE_MARKS if sample.startswith(mark)), None)
     if guess is None:
         zeros = [sample[place::2].count(0) / max(1, len(sample) // 2) for place in (0, 1)]
@@ -90,26 +95,29 @@ def _candidates() -> list[_Candidate]:
     """The more particular ones first: Korean bytes are frequent Chinese characters, too, and Hebrew ones Cyrillic."""
     every = range(0xA1, 0xFF)
     chinese = _block("gb2312", range(0xB0, 0xD8), every)
+    korean = _block("euc_kr", range(0xB0, 0xC9), every)
     taiwanese = _block("big5", range(0xA4, 0xC7), [*range(0x40, 0x7F), *every])
     kana = re.compile("[\u3041-\u30ff]")
-    cyrillic = re.compile("[а-яёіїєґў]{3,}")
+    cyrillic = re.compile(r"\b[А-ЯЁІЇЄҐЎ]?[а-яёіїєґў]+\b")
     return [
-        _Candidate("cp949", re.compile("[\uac00-\ud7a3]")),
+        _Candidate("cp949", re.compile(f"[{korean}]")),
         _Candidate("euc_jp", kana, 1.6),
         _Candidate("cp932", kana, 1.6),
         _Candidate("gb18030", re.compile(f"[{chinese}{_HAN_MARKS}]")),
         _Candidate("big5", re.compile(f"[{taiwanese}{_HAN_MARKS}]")),
-        _Candidate("cp1255", re.compile("[א-ת]{2,}")),
+        _Candidate("cp1255", re.compile("[א-ת\u05b0-\u05c2]{2,}")),
         _Candidate("cp1251", cyrillic),
         _Candidate("koi8_r", cyrillic),
         _Candidate("iso8859_5", cyrillic),
         _Candidate("cp866", cyrillic),
         _Candidate("cp1252", _beside_latin(_WESTERN)),
+        _Candidate("mac_roman", _beside_latin(_WESTERN)),
+        _Candidate("cp850", _beside_latin(_WESTERN)),
         _Candidate("cp1254", _beside_latin(_WESTERN + "ğışİ")),
         _Candidate("cp1250", _beside_latin(_CENTRAL)),
         _Candidate("iso8859_2", _beside_latin(_CENTRAL)),
         _Candidate("cp1253", re.compile("[α-ωάέήίόύώϊϋ]{3,}")),
-        _Candidate("cp1256", re.compile("[ء-ي]{2,}")),
+        _Candidate("cp1256", re.compile("[ء-\u0652]{2,}")),
         _Candidate("cp874", re.compile("[ก-๛]{3,}")),
     ]
 

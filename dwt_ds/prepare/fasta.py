@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dwt_ds.prepare.sources import LINE_CHARS, DocumentTally, SourceCounts, short_lines
 
-_SUFFIXES = (".fasta", ".fa", ".faa", ".fna")
+FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fna", ".ffn", ".frn")
 # Also the code of Persian, which parallel corpora have as a suffix.
 _AMBIGUOUS_SUFFIX = ".fa"
 _HEADER, _COMMENT = ">", ";"
+# A line of a sequence: capitals, or nucleotides in small letters. No line of prose is that and so long as the first.
+_SEQUENCE = re.compile(r"[A-Z*-]+|[acgtun*-]+")
+_FIRST_LINE_CHARS = 20
 
 
 def looks_like_fasta(head: Sequence[str], path: Path, suffix: str) -> bool:
-    """Whether a file is FASTA, by its suffix and its first lines with text, stripped.
+    """Whether a file is FASTA, by its suffix or its first lines with text, stripped.
 
     Raises:
         ValueError: it is called FASTA and does not begin with a header line.
     """
-    if suffix not in _SUFFIXES:
-        return False
+    if suffix not in FASTA_SUFFIXES:
+        return _is_fasta_by_content(head)
     if next((line for line in head if not line.startswith(_COMMENT)), _HEADER).startswith(_HEADER):
         return True
     if suffix == _AMBIGUOUS_SUFFIX:
         return False
     raise ValueError(f'{path} is no FASTA file: its first line does not begin with "{_HEADER}"; rename or convert it')
+
+
+def _is_fasta_by_content(head: Sequence[str]) -> bool:
+    """Whether lines, stripped, are a header and a sequence, or several of them."""
+    letters = [line for line in head if not line.startswith(_HEADER)]
+    if not letters or not head[0].startswith(_HEADER) or len(letters[0]) < _FIRST_LINE_CHARS:
+        return False
+    return all(map(_SEQUENCE.fullmatch, letters))
 
 
 def sequences(lines: Iterable[str], counts: SourceCounts) -> Iterator[str]:

@@ -35,7 +35,7 @@ from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.rows import Chunk, part_path, read_part, store_part
 from dwt_ds.prepare.segment import segmenters
 from dwt_ds.prepare.shards import ShardWriter
-from dwt_ds.prepare.sources import Source
+from dwt_ds.prepare.sources import Source, SourceCounts
 from dwt_ds.prepare.tokenizer import find_tokenizer
 from dwt_ds.prepare.train_tokenizer import train_tokenizer
 from dwt_ds.prepare.workers import ordered_map
@@ -125,11 +125,13 @@ def _surveyed(
 
 
 def _listed(sources: Sequence[Source], found: Survey) -> str:
-    named = [
-        f"{source.name} ({counts.skipped or 'no lines'})"
-        for source, counts in zip(sources, found.per_source, strict=True)
-    ]
+    named = [f"{source.name} ({_why_empty(counts)})" for source, counts in zip(sources, found.per_source, strict=True)]
     return ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
+
+
+def _why_empty(counts: SourceCounts) -> str:
+    without_text = f"{counts.unreadable_records:,} records without text" if counts.unreadable_records else "no lines"
+    return counts.skipped or without_text
 
 
 def _row_settings(options: PrepareOptions, tokenizer: PreTrainedTokenizerBase, work: Path) -> RowSettings:

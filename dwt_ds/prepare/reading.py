@@ -7,6 +7,7 @@ import gzip
 import lzma
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import pyarrow.parquet
 
 from dwt_ds.base.files import escape_existing
 from dwt_ds.prepare.encoding import UTF_8, TextDecoder, advice
-from dwt_ds.prepare.encoding_guess import guess_wide
-from dwt_ds.prepare.fasta import looks_like_fasta, sequences
+from dwt_ds.prepare.encoding_guess import guess_by_marks
+from dwt_ds.prepare.fasta import FASTA_SUFFIXES, looks_like_fasta, sequences
 from dwt_ds.prepare.records import HEAD_LINES, RECORD_CHARS, column_texts, json_texts, looks_like_json_lines
 from dwt_ds.prepare.sources import LINE_CHARS, DocumentTally, RecordForm, SourceCounts, short_lines
 
@@ -74,7 +75,7 @@ class LocalFile:
             if "too much memory" in str(error):
                 raise ValueError(
                     f"{self.path} was compressed with a window of more than 128 MB (zstd --long=28 or above): "
-                    f"decompress it with `zstd -d --long=31 {self.path}`"
+                    f"decompress it with `zstd -d --long=31 {shlex.quote(str(self.path))}`"
                 ) from None
             raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
 
@@ -91,8 +92,7 @@ class LocalFile:
         with open(self.path, "rb") as raw, self._decompressed(raw) as file:
             decoder = TextDecoder(self.encoding, self.name, counts)
             probe = file.read(_PROBE_BYTES)
-            wide = guess_wide(probe) if self.encoding == UTF_8 else None
-            if wide:
+            if self.encoding == UTF_8 and guess_by_marks(probe):
                 raise ValueError(f"{self.path}: {advice(probe)}")
             start = decoder.decode(probe)
             if "\0" in start:
@@ -107,6 +107,7 @@ class LocalFile:
         head = [line for line in start if line]
         lines = chain(start, lines)
         if looks_like_fasta(head, self.path, suffix):
+            counts.read_as = "" if suffix in FASTA_SUFFIXES else "FASTA"
             yield from sequences(lines, counts)
         elif suffix == ".jsonl" or looks_like_json_lines(head, self.name, called_json=suffix == ".json"):
             counts.read_as = "" if suffix == ".jsonl" else "JSON lines"

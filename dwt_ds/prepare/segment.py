@@ -17,13 +17,14 @@ import regex
 
 _LIBRARIES = {"Chinese": "jieba", "Thai": "pythainlp"}
 _BY_CHARACTER = "by character"
-# In the order in which they are tried: runs of a script without spaces, then words of other scripts, then symbols.
+# In the order in which they are tried: runs of a script without spaces, then words of other scripts, whose letters may
+# have a joiner or non-joiner between them, then symbols, an emoji of several characters as one.
 _RUN = regex.compile(
     r"(?P<Chinese>\p{Han}+)"
     r"|(?P<Thai>\p{Thai}+)"
     r"|(?P<unspaced>[\p{Hiragana}\p{Katakana}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc]+)"
-    r"|[\p{Letter}\p{Mark}\p{Number}]+(?:['\u2019][\p{Letter}\p{Mark}]+)*"
-    r"|\S"
+    r"|[\p{Letter}\p{Mark}\p{Number}][\p{Letter}\p{Mark}\p{Number}\u200c\u200d]*(?:['\u2019][\p{Letter}\p{Mark}]+)*"
+    r"|(?!\s)\X"
 )
 _UNSPACED = regex.compile(r"[\p{Han}\p{Thai}\p{Hiragana}\p{Katakana}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc]")
 _CHARACTER = regex.compile(r"\X")
@@ -33,8 +34,8 @@ _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 def word_starts(text: str) -> list[int]:
     """Offsets of the first character of each word of `text`, ascending.
 
-    A word is a run of letters and digits, or what the segmenter of its script makes of it; any other character that is
-    no space is a word by itself. Han characters in a text with kana are Japanese and go by character.
+    A word is a run of letters and digits, or what the segmenter of its script makes of it; any other symbol is one by
+    itself. Han characters in a text with kana are Japanese and go by character.
     """
     starts: list[int] = []
     japanese = not text.isascii() and bool(_KANA.search(text))

@@ -88,6 +88,12 @@ def test_skipped_sources_are_listed(
     table = capsys.readouterr().out
     assert "empty.txt  (skipped: empty)" in table
     assert "binary.txt  (skipped: binary)" in table
+    assert table.splitlines()[-1] == (
+        f"warning: 1 source was skipped as binary (a zero byte near the start): {tmp_path / 'binary.txt'}"
+    )
     assert PreparedData.open(tmp_path / "data").manifest.dropped["skipped_sources"] == 2
     assert run("--text", tmp_path / "empty.txt", "--tokenizer", vocab_file, "--out", tmp_path / "none") == 2
     assert "empty.txt (empty)" in capsys.readouterr().err.partition("no text in ")[2]
+    (tmp_path / "nested.jsonl").write_text('{"text": {"body": "A line of text."}}\n')
+    assert run("--text", tmp_path / "nested.jsonl", "--tokenizer", vocab_file, "--out", tmp_path / "none") == 2
+    assert "nested.jsonl (1 records without text)" in capsys.readouterr().err

@@ -131,6 +131,29 @@ def test_fasta_is_a_document_a_record(tmp_path: Path, name: str) -> None:
     assert (counts.documents, counts.lines, counts.unreadable_records) == (3, 3, 1)
 
 
+FOLDED = "".join(
+    f">{n} <mask>\n{line * 3}\n{line[:n]}\n" for n, line in enumerate(("ACDEFGHIK", "LMNPQRSTV", "WYACDEFGH"), start=1)
+)
+
+
+@pytest.mark.parametrize("name", ["proteins.txt", "p.pep", "p.seq.gz", "proteins"])
+@pytest.mark.parametrize("lower", [False, True])
+def test_fasta_of_any_name_is_read_as_fasta(tmp_path: Path, name: str, lower: bool) -> None:
+    text = FOLDED if not lower else ">1\nacgtacgtacgtacgtacgtacgt\nacg\n>2\nttgg\n"
+    (tmp_path / name).write_bytes(compressed(text.encode(), ".gz" if name.endswith(".gz") else ""))
+    documents, counts = read(tmp_path / name)
+    assert documents[0] == ("acgtacgtacgtacgtacgtacgtacg" if lower else "ACDEFGHIK" * 3 + "A")
+    assert (counts.documents, counts.read_as) == (2 if lower else 3, "FASTA")
+
+
+@pytest.mark.parametrize(
+    "text", ["> quoted words of a mail\nAN ANSWER\n", ">ONE\nTWO\n", "> A\nA line of prose follows it.\n"]
+)
+def test_prose_that_begins_as_fasta_does_is_prose(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mail.txt").write_text(text)
+    assert read(tmp_path / "mail.txt")[0] == [text.strip()]
+
+
 def test_a_chromosome_comes_in_parts_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dwt_ds.prepare import fasta
 
