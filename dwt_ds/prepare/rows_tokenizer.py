@@ -31,6 +31,8 @@ class RowsTokenizer:
         """What begins the tokens inside a word, where BERT's pre-tokenizer makes the words of a WordPiece model."""
         if form["model"]["type"] == "WordPiece" and (form["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer":
             self.continuation_prefix = form["model"]["continuing_subword_prefix"]
+        self.ends_words = bool(form["model"].get("end_of_word_suffix"))
+        """Whether a piece at the end of a word is another than inside it, as with "</w>"."""
         self.spaces_matter = self.going_on.encode(" a").ids != self.going_on.encode("a").ids
         self._gaps: dict[str, str] = {}
 

@@ -72,6 +72,29 @@ class SentenceEncoder:
 
     def encode(self, sentences: Sequence[SentenceInText]) -> Tokens:
         """Their tokens, without special ones."""
+        return self._encode_joined(sentences) if self._tokenizer.ends_words else self._encode_each(sentences)
+
+    def _encode_joined(self, sentences: Sequence[SentenceInText]) -> Tokens:
+        """Sentences without a space between them as one text, since the end of a text would end a word."""
+        first = [number for number, sentence in enumerate(sentences) if sentence.gap != ""]
+        runs = [sentences[start:end] for start, end in zip(first, [*first[1:], len(sentences)], strict=True)]
+        texts = [SentenceInText(run[0].gap, "".join(sentence.text for sentence in run)) for run in runs]
+        tokens = self._encode_each(texts)
+        lengths = [
+            [length] if len(run) == 1 else self._shares(text, run)
+            for run, text, length in zip(runs, texts, tokens.lengths.tolist(), strict=True)
+        ]
+        return tokens._replace(lengths=np.array(list(chain.from_iterable(lengths)), dtype=np.int64))
+
+    def _shares(self, joined: SentenceInText, sentences: Sequence[SentenceInText]) -> list[int]:
+        """How many tokens of a joined text begin in each of its sentences."""
+        text = self._with_gap(joined)
+        [encoding] = self._encodings([joined], [text])
+        starts = [start - (len(text) - len(joined.text)) for start, _ in encoding.offsets]
+        ends = np.cumsum([len(sentence.text) for sentence in sentences])
+        return np.diff(np.searchsorted(starts, ends), prepend=0).tolist()
+
+    def _encode_each(self, sentences: Sequence[SentenceInText]) -> Tokens:
         batches = [
             self._encode(sentences[start : start + _SENTENCES_A_CALL])
             for start in range(0, len(sentences), _SENTENCES_A_CALL)

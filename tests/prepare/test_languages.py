@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from harness.corpus import split_sentences
 from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, SPECIAL, WITH_SPECIAL, WITHOUT_SPACES, trained
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.rows import Chunk, Part, rows_of_chunk
@@ -85,6 +85,20 @@ def test_lines_are_never_glued(kind: str, tmp_path: Path) -> None:
     lines = [PARAGRAPHS["English"], PARAGRAPHS["Chinese"], PARAGRAPHS["English"].upper().lower()]
     [text] = texts_of(part_of(["\n".join(lines)], tokenizer, tmp_path), tokenizer)
     assert text.removeprefix(" ") == ("\n" if kind.startswith("byte-level") else " ").join(lines)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("language", WITHOUT_SPACES)
+def test_a_sentence_end_ends_no_word_where_no_space_follows(language: str, every: int, tmp_path: Path) -> None:
+    tokenizer = trained("BPE </w>")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    sentences = split_sentences(PARAGRAPHS[language])
+    part = part_of([PARAGRAPHS[language] + "\n" + PARAGRAPHS["English"]], tokenizer, tmp_path, every=every)
+    [text] = texts_of(part, tokenizer)
+    kept = [sentence for sentence in sentences if sentence in text]
+    english = [sentence for sentence in split_sentences(PARAGRAPHS["English"]) if sentence in text]
+    assert len(kept) + len(english) == part.counts.sentences_kept
+    assert text == "".join(kept) + " " + " ".join(english)
 
 
 def test_a_space_before_a_sentence_is_in_its_first_token(tmp_path: Path) -> None:
