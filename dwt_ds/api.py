@@ -122,7 +122,7 @@ def report(*runs: PathLike | Iterable[PathLike], out: PathLike | None = None, ag
     Args:
         runs: folders of runs, one by one or in a list, or the folder of one study.
         out: folder to write; None: `report` in the run or study, or beside the runs.
-        against: name or path of the run with which the others are compared.
+        against: name or path of the run, or a series of the study, with which the others are compared.
 
     Returns:
         The HTML file; its table as Markdown is `results.md` beside it.

@@ -1,8 +1,9 @@
 """Draw the results of runs or of a study: a self-contained HTML page; figures as PNG files and a table as Markdown.
 
 Of runs: sizes, tokens, time, tokens/s, MFU and held-out losses beside one another, what each saved against the run that
---against names, loss curves by steps, tokens or time, and the settings that differ. Of a study also the spread over
-seeds and the paper's figures 2, 3 and 4. What is still running can be drawn too.
+--against names, loss curves by steps, tokens or time, and the settings that differ. Of a study: series compared with
+the lone student, or with the one that --against names, seed by seed; and the paper's figures 2, 3 and 4. What is still
+running can be drawn too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         metavar="NAME",
         help="the run with which the others are compared: how many tokens, FLOPs and seconds each takes until it is as "
-        "good as this one is at its end",
+        "good as this one is at its end; of a study a series (default: the lone student)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="default: RUN/report, STUDY/report, or a folder report beside the runs"

@@ -24,7 +24,7 @@ Y_NAMES = {
     "hard_loss": "training cross-entropy (hard)",
     "soft_loss": "KL from the teacher (soft)",
     "soft_weight": "weight of the soft loss",
-    "less_alone": "held-out, minus the lone student's",
+    "difference": "held-out cross-entropy, difference",
     "temperature": "temperature",
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
@@ -125,7 +125,7 @@ def curves(
     axes.set_ylabel(f"{y_name(y)}{' (thin: training)' if with_training else ''}")
     number_x(axes, unit)
     legend_below(figure, axes)
-    if y == "less_alone":
+    if y == "difference":
         axes.axhline(0.0, color="black", linewidth=0.8)
     return save(figure, path)
 
@@ -229,7 +229,7 @@ def teacher_quality(points: Mapping[str, Mapping[str, Any]], alone: Sequence[flo
 
 
 def _points(run: RunRecord, x: str, y: str, first_step: int, unit: float = 1.0) -> list[tuple[float, float]]:
-    rows = run.evaluation_rows if y == "less_alone" or y.startswith(EVAL_LOSS) else run.training
+    rows = run.evaluation_rows if y == "difference" or y.startswith(EVAL_LOSS) else run.training
     if y in ("soft_loss", "soft_weight", "temperature") and not run.has_teacher:
         return []
     return [

@@ -9,19 +9,33 @@ from typing import Any
 
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
-from dwt_ds.study.other_text import other_text_columns
-from dwt_ds.study.page import Page, Shown, markdown_table
-from dwt_ds.study.records import RunRecord, by_series, compare_with_alone, settings_unlike
-from dwt_ds.study.results import RESULTS_HEAD, RESULTS_NOTE, results_table
+from dwt_ds.study.page import Page, Shown
+from dwt_ds.study.pairs import add_differences, find_series, lone_series
+from dwt_ds.study.records import RunRecord, by_series, settings_unlike
+from dwt_ds.study.results import study_tables
 from dwt_ds.study.sections import compared_curves, first_step
+from dwt_ds.study.tables import Compared
 
 
-def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> str:
-    """Add a grid's section; returns its results in Markdown, "" if none of its runs has been evaluated yet."""
-    everything = [
+def runs_of_grid(path: Path, grid: dict[str, Any]) -> list[RunRecord]:
+    """All runs of a grid in the study's folder `path`, whether they have begun or not."""
+    return [
         RunRecord(run["name"], path / run["name"], run["labels"], run["teacher_run"], run["status"])
         for run in grid["runs"]
     ]
+
+
+def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path, against: str | None = None) -> str:
+    """Add a grid's section; returns its tables in Markdown, "" if none of its runs has been evaluated yet.
+
+    Args:
+        page: to add to.
+        path: the study's folder.
+        grid: as `StudyFolder.write_grid` recorded it.
+        folder: for the figures.
+        against: a series of the study, with which the others are compared; None: the lone student.
+    """
+    everything = runs_of_grid(path, grid)
     runs = [run for run in everything if run.held_out]
     if not runs:
         return ""
@@ -29,16 +43,15 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> 
     page.heading(grid["title"])
     if grid.get("question"):  # earlier versions recorded none
         page.note(grid["question"])
-    page.note(f"Grid {grid['name']} at scale {grid['scale']}: {done} of {len(everything)} runs are finished.")
-    compare_with_alone(runs)
     finished = [run for run in runs if run.finished]
-    students = [run for run in runs if "teacher" in run.labels]
+    reference, why = _reference(finished or runs, against)
+    page.note(f"Grid {grid['name']} at scale {grid['scale']}: {done} of {len(everything)} runs are finished. {why}")
+    add_differences(runs, reference)
+    students = [run for run in runs if not run.is_teacher]
     styles = Styles(list(by_series(students)) + [run.series for run in runs if run not in students])
-    further, cells = other_text_columns(finished)
-    head = (*RESULTS_HEAD, *further)
-    results = [(*row, *more) for row, more in zip(results_table(finished), cells)]
-    page.table(head, results, kind="numbers")
-    page.note(RESULTS_NOTE)
+    tables = study_tables(Compared(finished, reference))
+    for table in tables:
+        table.add_to(page)
     done_students = [run for run in finished if run in students]
     if grid["figure"] == 2:
         _figure_2(page, finished, folder / grid["name"])
@@ -46,15 +59,28 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path) -> 
         _figures_3_and_4(page, grid, done_students, styles, folder / grid["name"])
     facets = _facets(students)
     for teacher, facet in facets.items():
-        if len(facets) > 1:
-            page.heading(f"With {teacher}", 3)
-        compared_curves(page, facet, Styles(list(by_series(facet))), folder / grid["name"], teacher, folded=True)
-    base = next((run for run in runs if run.is_alone), runs[0]).series
-    differing = ("series", f"settings unlike those of {base}")
-    page.table(differing, settings_unlike(runs, base), folded="Settings that differ", kind="words")
+        page.heading(f"With {teacher}" if len(facets) > 1 else "Curves", 3)
+        of_facet = Styles(list(by_series(facet)))
+        compared_curves(page, facet, of_facet, folder / grid["name"], teacher, folded=True, reference=reference)
+    head = ("series", f"settings unlike those of {reference}")
+    page.table(head, settings_unlike(runs, reference), folded="Settings that differ", kind="words")
     rows = [_run_row(run) for run in everything]
     page.table(("run", "status", "steps", "tokens", "seconds"), rows, folded="All runs")
-    return f"## {grid['title']}\n\n{markdown_table(head, results)}"
+    return "\n".join([f"## {grid['title']}\n", *(table.markdown() for table in tables)])
+
+
+def _reference(runs: Sequence[RunRecord], against: str | None) -> tuple[str, str]:
+    """The series that the others are compared with, and a sentence about the choice."""
+    found = None if against is None else find_series(against, runs)
+    if found is not None:
+        return found, f"All are compared with {found}."
+    lone = lone_series(runs)
+    if lone is None:
+        return runs[0].series, "There is no lone student to compare with."
+    several = len({run.series for run in runs if run.is_alone}) > 1
+    best = ", of the lone students the one that ends with the lowest loss" if several else ", the lone student"
+    missing = f" {against} is not among them." if against is not None else ""
+    return lone, f"All are compared with {lone}{best}.{missing}"
 
 
 def _facets(students: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -68,7 +94,8 @@ def _facets(students: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def _figure_2(page: Page, runs: Sequence[RunRecord], folder: Path) -> None:
     by_name = {run.name: run for run in runs}
-    lone = [run for run in runs if run.is_alone]
+    best = lone_series(runs)
+    lone = [run for run in runs if run.is_alone and run.series == best]
     points = {}
     scores: dict[str, dict[str, Any]] = {}
     for name, group in by_series([run for run in runs if run.teacher_run in by_name]).items():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dwt_ds.run.progress import clock
+from dwt_ds.study.costs import Saved, Spent, whole_training
 from dwt_ds.study.models import size_in_words, student_config, teacher_config
+from dwt_ds.study.pace import PACE_NOTE, at_equal_steps, step_after_release
 from dwt_ds.study.records import RunRecord
-from dwt_ds.study.results import Saving, saving, whole_training
+from dwt_ds.study.savings import saving
+from dwt_ds.study.tables import TIME_NOTE
 
 _HELD_OUT = "eval_hard_loss"
 _MANY_TOKENS = 1e8
@@ -34,42 +38,63 @@ def overview(runs: Sequence[RunRecord], against: RunRecord | None) -> tuple[list
 
 def against_note(against: RunRecord) -> str:
     """What the rows of the comparison mean."""
+    name = against.name
     return (
-        f"As good as {against.name}: where a run's held-out loss first reaches {against.final_loss:.4f}, with which "
-        f"{against.name} ends, interpolated between two evaluations; in brackets the share of {against.name}'s own "
-        "tokens, FLOPs and time that this saves. FLOPs include the teacher's forward passes until it is released, but "
-        "not its own training."
+        f"As good as {name}: where a run's held-out loss first reaches {against.final_loss:.4f}, with which {name} "
+        f"ends, interpolated between two evaluations; in brackets the share of {name}'s own tokens, FLOPs and time "
+        "that this saves. FLOPs include the teacher's forward passes until it is released. Its own training is counted "
+        "where a row says so; it is known where teacher.path lies in the export of a run. A step after the release, "
+        f"and all steps, are at the runs' paces. {PACE_NOTE} {TIME_NOTE}"
     )
 
 
 def _comparison(runs: Sequence[RunRecord], against: RunRecord) -> list[list[str]]:
     compared = [run for run in runs if run is not against and run.is_evaluated]
     savings = {run.name: saving(run, against) for run in compared}
+    own = whole_training(against)
 
-    def row(what: str, own: str, cell: Callable[[Saving], str]) -> list[str]:
-        cells = [own if run is against else cell(savings[run.name]) if run in compared else "" for run in runs]
-        return [f"as good as {against.name} after: {what}", *cells]
+    def row(what: str, cell: Callable[[RunRecord], str], ours: str = "") -> list[str]:
+        return [what, *(ours if run is against else cell(run) if run in compared else "" for run in runs)]
 
-    last, (_, flops) = against.held_out[-1], whole_training(against)
-    own_flops = "not known" if flops is None else f"{flops:.2e}"
-    differences = [f"{run.final_loss - against.final_loss:+.4f}" if run in compared else "" for run in runs]
-    return [
-        [f"held-out loss minus {against.name}'s", *differences],
-        row("tokens", _count(last["tokens"]), lambda s: _saved(s, s.tokens, s.tokens_saved, _count)),
-        row("FLOPs", own_flops, lambda s: _saved(s, s.flops, s.flops_saved, "{:.2e}".format)),
-        row("time", clock(last["elapsed_seconds"]), lambda s: _saved(s, s.seconds, s.seconds_saved, clock)),
-    ]
+    def after(unit: str, words: Callable[[float], str], *, with_teacher: bool) -> Callable[[RunRecord], str]:
+        def cell(run: RunRecord) -> str:
+            found = savings[run.name]
+            if with_teacher and not run.has_teacher:
+                return ""
+            if found is None:
+                return "never"
+            if with_teacher:
+                return "not known" if found.teacher is None else _saved(found.spent + found.teacher, own, unit, words)
+            return _saved(found.spent, own, unit, words)
+
+        return cell
+
+    name, rows = against.name, []
+    rows.append(row(f"held-out loss minus {name}'s", lambda run: f"{run.final_loss - against.final_loss:+.4f}"))
+    for unit, (what, words) in _UNITS.items():
+        ours = _words(getattr(own, unit), words)
+        rows.append(row(f"as good as {name} after: {what}", after(unit, words, with_teacher=False), ours))
+    for unit, (what, words) in _UNITS.items():
+        cell = after(unit, words, with_teacher=True)
+        rows.append(row(f"as good as {name}, the teacher's training counted: {what}", cell))
+    for what, ratio in (("a step after the release", step_after_release), ("all steps", at_equal_steps)):
+        rows.append(row(f"{what}, {name} = 1", partial(_ratio, ratio, against)))
+    return rows
 
 
-def _saved(saving: Saving, value: float | None, share: float | None, words: Callable[[float], str]) -> str:
+def _ratio(ratio: Callable[[RunRecord, RunRecord], float | None], against: RunRecord, run: RunRecord) -> str:
+    value = ratio(run, against)
+    return "" if value is None else f"{value:.2f}"
+
+
+def _saved(ours: Spent, theirs: Spent, unit: str, words: Callable[[float], str]) -> str:
     """`1,500 (25% saved)`."""
-    if saving.tokens is None:
-        return "never"
-    if value is None:
-        return "not known"
-    if share is None:
-        return words(value)
-    return f"{words(value)} ({abs(share):.0%} {'saved' if share >= 0 else 'more'})"
+    value, share = _words(getattr(ours, unit), words), getattr(Saved.of(ours, theirs), unit)
+    return value if share is None else f"{value} ({abs(share):.0%} {'saved' if share >= 0 else 'more'})"
+
+
+def _words(value: float | None, words: Callable[[float], str]) -> str:
+    return "not known" if value is None else words(value)
 
 
 def _evaluated(runs: Sequence[RunRecord]) -> list[str]:
@@ -108,6 +133,20 @@ def _teacher(run: RunRecord) -> str:
     return size_in_words(teacher_config(run)) if run.has_teacher else "none"
 
 
+def _taught(run: RunRecord) -> str:
+    if not run.has_teacher or not run.training:
+        return ""
+    return f"{run.steps_with_teacher:,} ({run.steps_with_teacher / run.training[-1]['step']:.0%})"
+
+
+def _seconds_a_step(run: RunRecord) -> str:
+    with_teacher, without = (run.seconds_a_step(with_teacher=each) for each in (True, False))
+    parts = [("{:.3g} with the teacher", with_teacher), ("{:.3g} without", without)]
+    if not run.has_teacher:
+        return "" if without is None else f"{without:.3g}"
+    return ", ".join(words.format(value) for words, value in parts if value is not None)
+
+
 def _steps(run: RunRecord) -> str:
     return f"{run.training[-1]['step']:,}" if run.training else ""
 
@@ -142,8 +181,16 @@ _CELLS: dict[str, Callable[[RunRecord], str]] = {
     "student": _student,
     "teacher": _teacher,
     "steps": _steps,
+    "steps with the teacher": _taught,
     "tokens": _tokens,
     "time": _time,
+    "seconds a step": _seconds_a_step,
     "tokens/s": _rate,
     "MFU": _mfu,
+}
+# Figures of `Spent`: name, and how one is written.
+_UNITS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "tokens": ("tokens", _count),
+    "flops": ("FLOPs", "{:.2e}".format),
+    "seconds": ("time", clock),
 }

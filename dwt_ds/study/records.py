@@ -27,6 +27,20 @@ _NOT_COMPARED = ("output_dir",)
 
 
 @dataclass(frozen=True)
+class _Interval:
+    """Training from one logged step to the next."""
+
+    steps: int
+    tokens: int
+    """Real ones of all ranks."""
+    seconds: float
+    """Without evaluations and checkpoints."""
+    with_teacher: bool
+    row: dict[str, Any]
+    """Of metrics.jsonl, logged at its end."""
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """A run, with its place in a study if it has one."""
 
@@ -35,14 +49,14 @@ class RunRecord:
     labels: dict[str, str] = field(default_factory=dict)
     teacher_run: str | None = None
     status: str = "finished"
-    in_a_series: bool = True
-    """Whether its name is one that a study gave."""
+    series_name: str | None = None
+    """Of a run outside a study; None: its name is one that a study gave, and tells."""
 
     @property
     def series(self) -> str:
         """The name without its seed, for people: equal for runs of a study that differ in nothing else."""
-        if not self.in_a_series:
-            return self.name
+        if self.series_name is not None:
+            return self.series_name
         stem, _, seed = self.name.rpartition("-s")
         return (stem if seed.isdigit() else self.name).replace("_", " ").replace("-", ", ")
 
@@ -55,6 +69,11 @@ class RunRecord:
     def is_alone(self) -> bool:
         """Whether it is a student that trains without a teacher."""
         return self.labels.get("teacher") == NO_TEACHER
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether a study made it to be the teacher of others."""
+        return "makes" in self.labels
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -117,19 +136,28 @@ class RunRecord:
         """Whether its recipe names a teacher."""
         return bool(self.config["teacher"]["path"])
 
+    def along(self, x: str, value: float, y: str) -> float:
+        """`y` where `x` is `value`, both of X_AXES: interpolated between logged steps, from 0 at the start."""
+        xs, ys = ([0, *(row[axis] for row in self.training)] for axis in (x, y))
+        return float(np.interp(value, xs, ys))
+
     @property
     def tokens_with_teacher(self) -> int:
-        """Real tokens in whose steps the teacher took part.
+        """Real tokens in whose steps the teacher took part."""
+        return sum(interval.tokens for interval in self._intervals if interval.with_teacher)
 
-        A run logs the step at which it releases its teacher, so that each row's step speaks for all since the row
-        before. Runs of earlier versions kept their teacher.
+    @property
+    def steps_with_teacher(self) -> int:
+        """Optimizer steps in which the teacher took part."""
+        return sum(interval.steps for interval in self._intervals if interval.with_teacher)
+
+    def seconds_a_step(self, *, with_teacher: bool) -> float | None:
+        """Of training: the median over logged intervals with the teacher, or without; None if there are none.
+
+        The first step is left out: much is prepared in it.
         """
-        taught, before = 0, 0
-        for row in self.training:
-            if row.get("teacher_active", self.has_teacher):
-                taught += row["tokens"] - before
-            before = row["tokens"]
-        return taught
+        chosen = [each for each in self._intervals if each.with_teacher == with_teacher and each.row["step"] > 1]
+        return float(np.median([each.seconds / each.steps for each in chosen])) if chosen else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -137,25 +165,29 @@ class RunRecord:
 
         None before the first logged step.
         """
-        seconds = sum(seconds for seconds, _ in self._intervals())
+        seconds = sum(interval.seconds for interval in self._intervals)
         return self.training[-1]["tokens"] / seconds if seconds else None
 
     def mean_over_time(self, name: str) -> float | None:
         """A share such as `mfu`, averaged over the seconds of training; None if no row has it."""
-        known = [(seconds, row[name]) for seconds, row in self._intervals() if row.get(name) is not None]
+        known = [(each.seconds, each.row[name]) for each in self._intervals if each.row.get(name) is not None]
         whole = sum(seconds for seconds, _ in known)
         return sum(seconds * value for seconds, value in known) / whole if whole else None
 
-    def _intervals(self) -> list[tuple[float, dict[str, Any]]]:
-        """(seconds of training since the row before it, row) of logged steps.
+    @cached_property
+    def _intervals(self) -> list[_Interval]:
+        """What lies between two logged steps, the earliest first.
 
-        Runs of early versions tell no rate; all of their seconds count.
+        A run logs the step at which it releases its teacher, so that each row speaks for all steps since the row
+        before. Runs of earlier versions kept their teacher; those of early versions tell no rate, and all of their
+        seconds count.
         """
-        found, before = [], {"tokens": 0, "elapsed_seconds": 0.0}
+        found, before = [], {"step": 0, "tokens": 0, "elapsed_seconds": 0.0}
         for row in self.training:
+            steps, tokens, whole = (row[x] - before[x] for x in ("step", "tokens", "elapsed_seconds"))
             rate = row.get("tokens_per_second")
-            whole = row["elapsed_seconds"] - before["elapsed_seconds"]
-            found.append(((row["tokens"] - before["tokens"]) / rate if rate else whole, row))
+            with_teacher = bool(row.get("teacher_active", self.has_teacher))
+            found.append(_Interval(steps, tokens, tokens / rate if rate else whole, with_teacher, row))
             before = row
         return found
 
@@ -212,7 +244,7 @@ def named_runs(paths: Sequence[Path]) -> list[RunRecord]:
         while sum(other.parts[-length:] == folder.parts[-length:] for other in folders) > 1:
             length += 1
         names.append("/".join(folder.parts[-length:]))
-    return [RunRecord(name, folder, in_a_series=False) for name, folder in zip(names, folders)]
+    return [RunRecord(name, folder, series_name=name) for name, folder in zip(names, folders)]
 
 
 def pairs_with_alone(group: Sequence[RunRecord], runs: Sequence[RunRecord]) -> list[tuple[RunRecord, RunRecord]]:
@@ -224,15 +256,6 @@ def pairs_with_alone(group: Sequence[RunRecord], runs: Sequence[RunRecord]) -> l
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and standard deviation (n - 1) of two or more values."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def compare_with_alone(runs: Sequence[RunRecord]) -> None:
-    """Add `less_alone` to each evaluation of a distilled student: its loss minus that of its seed's lone student."""
-    alone = {(run.seed, row["step"]): row["eval_hard_loss"] for run in runs if run.is_alone for row in run.held_out}
-    for run in runs:
-        for row in run.held_out:
-            if run.teacher_run is not None and (run.seed, row["step"]) in alone:
-                row["less_alone"] = row["eval_hard_loss"] - alone[run.seed, row["step"]]
 
 
 def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:

@@ -12,11 +12,14 @@ from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.plan.report import changes
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.folder import StudyFolder
-from dwt_ds.study.grid_section import grid_section
+from dwt_ds.study.grid_section import grid_section, runs_of_grid
 from dwt_ds.study.overview import OVERVIEW_NOTE, against_note, overview
 from dwt_ds.study.page import Page, is_a_page, markdown_table
-from dwt_ds.study.records import RunRecord, differing_settings, named_runs
+from dwt_ds.study.pairs import find_series, series_by_settings
+from dwt_ds.study.records import RunRecord, by_series, differing_settings, named_runs
+from dwt_ds.study.results import study_tables
 from dwt_ds.study.sections import compared_curves, curves_of_one
+from dwt_ds.study.tables import Compared, Table
 
 HTML = "index.html"
 MARKDOWN = "results.md"
@@ -31,24 +34,20 @@ def write_report(paths: Sequence[Path], out: Path | None = None, against: str | 
         paths: folders of runs, or the folder of one study.
         out: folder to write; None: `report` in the folder of the run or study, or beside the runs where they are
             several, in the nearest folder that holds them all.
-        against: name or path of one of the runs, with which the others are compared.
+        against: name or path of one of the runs, or a series of the study, with which the others are compared.
 
     Raises:
-        ValueError: there is neither a run nor a study with an evaluation, `against` is none of the runs or has no
-            evaluation, or another process writes to `out`.
+        ValueError: there is neither a run nor a study with an evaluation, `against` is none of the runs or series or
+            has no evaluation, or another process writes to `out`.
     """
     runs = _runs(paths)
     study = paths[0] if len(paths) == 1 and not runs else None
-    if study is not None and against is not None:
-        raise ValueError(
-            f"--against {against}: {study} is a study, whose students are compared with their lone student"
-        )
-    other = None if against is None else _find(against, runs)
+    other = None if against is None or study is not None else _find(against, runs)
     folder = out or _nearest_folder(paths) / "report"
     if (folder / HTML).is_file() and not is_a_page(folder / HTML):
         raise ValueError(f"--out {folder}: {folder / HTML} is not a report; rename it, or choose another --out")
     with FolderLock(folder, f"--out {folder}"):
-        return _runs_report(runs, other, folder) if study is None else _study_report(study, folder)
+        return _runs_report(runs, other, folder) if study is None else _study_report(study, folder, against)
 
 
 def _runs(paths: Sequence[Path]) -> list[RunRecord]:
@@ -85,6 +84,9 @@ def _runs_report(runs: Sequence[RunRecord], against: RunRecord | None, out: Path
     page.note(OVERVIEW_NOTE if against is None else f"{OVERVIEW_NOTE} {against_note(against)}")
     if len({run.data_fingerprint for run in runs} - {None}) > 1:
         page.note("These runs read different data folders: their held-out losses are of different texts or tokens.")
+    seeds = [] if against is None else _seed_tables(runs, against)
+    for table in seeds:
+        table.add_to(page)
     if len(runs) == 1:
         curves_of_one(page, runs[0], out / "figures")
         page.heading("Settings that are not the defaults")
@@ -98,8 +100,17 @@ def _runs_report(runs: Sequence[RunRecord], against: RunRecord | None, out: Path
         differing = [(name, *map(_short, values)) for name, *values in differing_settings(runs)]
         page.table(("setting", *names), differing, kind="words")
     page.write(out / HTML)
-    (out / MARKDOWN).write_text(markdown_table(head, rows), encoding="utf-8")
+    texts = [markdown_table(head, rows), *(table.markdown() for table in seeds)]
+    (out / MARKDOWN).write_text("\n".join(texts), encoding="utf-8")
     return out / HTML
+
+
+def _seed_tables(runs: Sequence[RunRecord], against: RunRecord) -> list[Table]:
+    """Runs that differ in nothing but their seed as one series, compared seed by seed; none if all are single runs."""
+    series = series_by_settings([run for run in runs if run.is_evaluated])
+    reference = next(run.series for run in series if run.name == against.name)
+    compared = Compared(series, reference)
+    return study_tables(compared) if any(len(pairs) > 1 for pairs in compared.pairs.values()) else []
 
 
 def _title(names: Sequence[str]) -> str:
@@ -109,17 +120,27 @@ def _title(names: Sequence[str]) -> str:
     return f"Runs: {all_names}" if len(all_names) <= _LONG_TITLE else f"{len(names)} runs"
 
 
-def _study_report(path: Path, out: Path) -> Path:
+def _study_report(path: Path, out: Path, against: str | None) -> Path:
     grids = StudyFolder(path).grids() if path.is_dir() else []
     if not grids:
         raise ValueError(f"{path}: holds neither a run (metrics.jsonl) nor a study; give the folder of one")
+    if against is not None:
+        _check_series(against, [run for grid in grids for run in runs_of_grid(path, grid)])
     page = Page(f"Study: {path.resolve().name}")
-    tables = [grid_section(page, path, grid, out / "figures") for grid in grids]
+    tables = [grid_section(page, path, grid, out / "figures", against) for grid in grids]
     if not any(tables):
         raise ValueError(f"{path}: no run of the study has been evaluated yet; try again later")
     page.write(out / HTML)
     (out / MARKDOWN).write_text("\n".join(filter(None, tables)), encoding="utf-8")
     return out / HTML
+
+
+def _check_series(against: str, runs: Sequence[RunRecord]) -> None:
+    if find_series(against, runs) is None:
+        names = list(by_series(runs))
+        raise ValueError(f"--against {against}: is none of the series ({'; '.join(names)}){nearest(against, names)}")
+    if find_series(against, [run for run in runs if run.finished and run.held_out]) is None:
+        raise ValueError(f"--against {against}: none of its runs is complete yet; try again later")
 
 
 def _short(value: Any) -> str:

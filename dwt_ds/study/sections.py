@@ -15,20 +15,28 @@ _OF_TRAINING = ("hard_loss", "soft_loss", "soft_weight")
 
 
 def compared_curves(
-    page: Page, runs: Sequence[RunRecord], styles: Styles, folder: Path, name: str, *, folded: bool
+    page: Page,
+    runs: Sequence[RunRecord],
+    styles: Styles,
+    folder: Path,
+    name: str,
+    *,
+    folded: bool,
+    reference: str = "",
 ) -> None:
     """Draw the losses of several runs into the same axes, and the weight of the soft loss where it changes.
 
     Args:
         folder: for the PNG files, which are called NAME_LOSS_AXIS.png.
         folded: hide all but the held-out losses until their title is clicked.
+        reference: the series from which evaluations have a `difference`.
     """
     start = first_step(runs)
-    path = folder / f"{name}_less_alone_step.png"
-    with_teacher = [run for run in runs if run.held_out and "less_alone" in run.held_out[-1]]
-    compared = figures.curves(with_teacher, "step", "less_alone", styles, path) if with_teacher else None
+    path = folder / f"{name}_difference_step.png"
+    others = [run for run in runs if run.held_out and "difference" in run.held_out[-1]]
+    compared = figures.curves(others, "step", "difference", styles, path) if others else None
     shown = [
-        Shown(compared, "Held-out cross-entropy minus that of the lone student of the same seed; below 0 is better.")
+        Shown(compared, f"Held-out cross-entropy minus that of {reference} with the same seed; below 0 is better.")
     ]
     held_out = held_out_keys(runs)
     for y in (*held_out, *_OF_TRAINING):

@@ -33,7 +33,7 @@ def long_run(folder: Path, tiny_data: Path, rows: int = 1000) -> RunRecord:
             row |= {"hard_loss": 4.0 + 2 * (step % 2), "grad_norm": 100.0 if step == rows // 2 else 1.0}
             row |= {"tokens": 4 * 10**6 * step, "elapsed_seconds": 8.0 * step}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    return RunRecord(folder.name, folder, in_a_series=False)
+    return RunRecord(folder.name, folder, series_name=folder.name)
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import load_recipe, parse_run_config
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.models.build import student_model_config
+from dwt_ds.study.costs import work_per_token
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
 from dwt_ds.study.other_text import other_text_columns
 from dwt_ds.study.overview import overview
 from dwt_ds.study.records import RunRecord, by_series, differing_settings, mean_and_deviation, named_runs
-from dwt_ds.study.results import first_reached, saving, work_per_token
+from dwt_ds.study.savings import first_reached, saving
 from dwt_ds.study.scores import glue_scores
 
 
@@ -101,7 +102,7 @@ def test_a_studys_report_stands_alone(study: Path) -> None:
     assert cells[1] == "-0.2000 ± 0.0000"
     assert cells[-1] == "2"
     assert re.findall(r"<td>with teacher1</td>.*?<td>(never)</td>", html) == ["never"]
-    for name in ("figure_2.png", "figure_2_paper.png", "all_eval_hard_loss_tokens.png", "all_less_alone_step.png"):
+    for name in ("figure_2.png", "figure_2_paper.png", "all_eval_hard_loss_tokens.png", "all_difference_step.png"):
         assert (study / "report" / "figures" / "teacher_quality" / name).stat().st_size > 5000
     rows = dict(re.findall(r"<tr><td>([^<]*)</td><td(?: class=\"long\")?>([^<]*)</td></tr>", html))
     assert rows["alone"] == "student.layers=6, teacher.path=None"
@@ -120,24 +121,51 @@ def test_the_saving_is_given_in_tokens_and_operations(study: Path) -> None:
         sizes = {"vocab_size": 298, "seq_len": 32, "pad_token_id": 0}
         student_model_config(student, **sizes).save_pretrained(config.parent / "export")
     assert main(["report", str(study)]) == 0
-    rows = [line.split(" | ") for line in (study / "report" / "results.md").read_text(encoding="utf-8").splitlines()]
-    head, table = rows[2], {row[0].removeprefix("| "): row for row in rows[4:]}
-    columns = [head.index(f"{unit} {what}") for what in ("to its final loss", "saved") for unit in ("tokens", "FLOPs")]
-    runs = {name: RunRecord(name, study / name) for name in ("alone-s1", "with_teacher4-s1")}
-    alone, helped = (flops_per_token(runs[name]) for name in ("alone-s1", "with_teacher4-s1"))
+    table = table_with("tokens saved", study)
+    runs = {name: RunRecord(name, study / name) for name in ("alone-s1", "with_teacher4-s1", "teacher4-s1")}
+    alone, helped, teacher = (flops_per_token(run) for run in runs.values())
     assert alone is not None
     assert helped is not None
+    assert teacher is not None
     # 1,200 tokens; from 6.0 at step 8 to 4.82 at step 12, or 4.84: the lone student's 5.02, or 5.04, after 11.3 steps.
     tokens = 100 * (8 + 4 * 0.98 / 1.18), 100 * (8 + 4 * 0.96 / 1.16)
-    assert [table["alone"][each] for each in columns] == ["0.00 M", f"{1200 * alone:.2e}", "", ""]
-    mean, shares = sum(tokens) / 2, [100 * (1 - each / 1200) for each in tokens]
-    in_flops = [100 * (1 - each * helped / (1200 * alone)) for each in tokens]
-    assert [table["with teacher4"][each] for each in columns] == [
-        "0.00 M",
-        f"{mean * helped:.2e}",
-        f"{sum(shares) / 2:.0f} ± 0%",
-        f"{sum(in_flops) / 2:.0f} ± 0%",
-    ]
+    mean = sum(tokens) / 2
+    assert table["alone"] == {
+        "tokens": "0.00 M",
+        "FLOPs": f"{1200 * alone:.2e}",
+        "seconds": "12",
+        "pairs": "2",
+        **{name: "" for name in table["alone"] if "saved" in name},
+    }
+    assert "teacher4" not in table, "its training is counted with its students'"
+
+    def saved(*ratios: float) -> str:
+        return f"{100 - 50 * sum(ratios):.0f} ± {100 * abs(ratios[0] - ratios[1]) / 2**0.5:.0f}%"
+
+    # The teacher took 1,200 tokens, and as every run here 1 s for 100 of them.
+    in_tokens, with_teacher = ([(each + more) / 1200 for each in tokens] for more in (0, 1200))
+    assert table["with teacher4"] == {
+        "tokens": "0.00 M",
+        "tokens saved": saved(*in_tokens),
+        "FLOPs": f"{mean * helped:.2e}",
+        "FLOPs saved": saved(*(each * helped / (1200 * alone) for each in tokens)),
+        "seconds": f"{mean / 100:.0f}",
+        "seconds saved": saved(*in_tokens),
+        "tokens saved, the teacher's training counted": saved(*with_teacher),
+        "FLOPs saved, the teacher's training counted": saved(
+            *((each * helped + 1200 * teacher) / (1200 * alone) for each in tokens)
+        ),
+        "seconds saved, the teacher's training counted": saved(*with_teacher),
+        "pairs": "2",
+    }
+
+
+def table_with(column: str, study: Path) -> dict[str, dict[str, str]]:
+    """Series -> column -> cell, of the table in results.md that has this column."""
+    text = (study / "report" / "results.md").read_text(encoding="utf-8")
+    lines = next(part for part in text.split("\n\n") if f"| {column} |" in part.splitlines()[0]).splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: dict(zip(head[1:], row[1:])) for row in rows}
 
 
 def test_a_study_in_progress_can_be_drawn(study: Path) -> None:
@@ -328,8 +356,10 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
         runs[name] = RunRecord(name, tmp_path / name)
     found = saving(runs["helped"], runs["alone"])
     # 5.0 is half-way between step 10 and step 20.
-    assert found.tokens == 1500.0
-    assert found.tokens_saved == pytest.approx(0.25)
+    assert found is not None
+    assert found.spent.tokens == 1500.0
+    assert found.saved.tokens == found.saved.seconds == pytest.approx(0.25)
+    assert found.saved_with_teacher is None, "nobody knows what made it"
     ours, theirs = flops_per_token(runs["helped"]), flops_per_token(runs["alone"])
     assert ours is not None
     assert theirs is not None
@@ -340,15 +370,16 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
     head = labelled * (32 * 32 + 32 * len(tokenizer))
     assert theirs == pytest.approx(6 * (layer + last + head) / 0.9963, rel=0.01)
     assert theirs < ours < 1.2 * theirs
-    assert found.flops_saved == pytest.approx(1 - 0.75 * ours / theirs)
+    assert found.saved.flops == pytest.approx(1 - 0.75 * ours / theirs)
     # With the teacher released at step 10, the 500 tokens after it cost what the lone student's do.
     metrics = tmp_path / "helped" / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
     marked = [{**row, "teacher_active": row["step"] <= 10} if "tokens" in row else row for row in rows]
     metrics.write_text("".join(json.dumps(row) + "\n" for row in marked))
     released = saving(RunRecord("helped", tmp_path / "helped"), runs["alone"])
-    assert released.tokens == 1500.0
-    assert released.flops == pytest.approx(1000 * ours + 500 * theirs)
+    assert released is not None
+    assert released.spent.tokens == 1500.0
+    assert released.spent.flops == pytest.approx(1000 * ours + 500 * theirs)
 
 
 def test_settings_that_differ(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""What training takes until some point: tokens, operations, seconds; and what the training of its teacher took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dwt_ds.config.recipe import parse_run_config
+from dwt_ds.models.flops import Work, meta_model, work_of_a_row
+from dwt_ds.plan.vocabulary import find_overlap
+from dwt_ds.study.models import data_of, student_config, teacher_config
+from dwt_ds.study.records import RunRecord
+
+# Work of a row by all that it depends on: the runs of a study have few models, and counting takes a while.
+_works: dict[str, Work] = {}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a training took."""
+
+    tokens: float
+    """Real tokens, all ranks."""
+    flops: float | None
+    """Operations of training; the teacher's forward passes only while it took part. None: not known."""
+    seconds: float
+    """Evaluations and checkpoints included."""
+
+    def __add__(self, other: Spent) -> Spent:
+        flops = None if self.flops is None or other.flops is None else self.flops + other.flops
+        return Spent(self.tokens + other.tokens, flops, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Shares of what another training took; below 0 where this one took more, None where that is not known."""
+
+    tokens: float | None
+    flops: float | None
+    seconds: float | None
+
+    @classmethod
+    def of(cls, ours: Spent, theirs: Spent) -> Saved:
+        return cls(
+            _share(ours.tokens, theirs.tokens), _share(ours.flops, theirs.flops), _share(ours.seconds, theirs.seconds)
+        )
+
+
+def _share(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or not theirs else 1 - ours / theirs
+
+
+def whole_training(run: RunRecord) -> Spent:
+    """Up to the last evaluation."""
+    return spent_until(run, float(run.held_out[-1]["tokens"]))
+
+
+def spent_until(run: RunRecord, tokens: float) -> Spent:
+    """What the first `tokens` real tokens of a run took, without its teacher's training."""
+    seconds, work = run.along("tokens", tokens, "elapsed_seconds"), work_per_token(run)
+    if work is None:
+        return Spent(tokens, None, seconds)
+    taught_tokens = min(tokens, float(run.tokens_with_teacher))
+    alone = replace(work, teacher_forward=0.0)
+    return Spent(tokens, taught_tokens * work.per_row + (tokens - taught_tokens) * alone.per_row, seconds)
+
+
+def teacher_training(run: RunRecord) -> Spent | None:
+    """What made a run's teacher, and that one's own teacher; None without one, or if its folder does not tell.
+
+    In a study it is a run beside this one. Another is looked for where `teacher.path` is: RUN/export, or for a teacher
+    on its way RUN/export/step_XXXXXXXX.
+    """
+    if not run.has_teacher:
+        return None
+    known = None if run.teacher_run is None else run.path.parent / run.teacher_run / "export"
+    export = known or Path(run.config["teacher"]["path"]).expanduser()
+    step = None
+    if export.name.startswith("step_"):
+        step, export = int(export.name.removeprefix("step_")), export.parent
+    trainer = RunRecord(export.parent.name, export.parent)
+    if export.name != "export" or not (trainer.path / "config.yaml").is_file() or not trainer.training:
+        return None
+    tokens = trainer.training[-1]["tokens"] if step is None else trainer.along("step", step, "tokens")
+    own = spent_until(trainer, tokens)
+    if not trainer.has_teacher:
+        return own
+    earlier = teacher_training(trainer)
+    return None if earlier is None else own + earlier
+
+
+def work_per_token(run: RunRecord) -> Work | None:
+    """Operations of training per real token while the teacher takes part.
+
+    None if the data folder or the configuration of a model is missing.
+    """
+    config = parse_run_config(run.config)
+    student, teacher = student_config(run), teacher_config(run)
+    if student is None or (run.has_teacher and teacher is None):
+        return None
+    corpus = data_of(run)
+    if corpus is None:
+        return None
+    all_tokens = config.distill.soft_positions == "all"
+    labels = corpus.seq_len if all_tokens else corpus.labels_per_row(config.data.mask_probability)
+    overlap = None if teacher is None else find_overlap(config, corpus.vocab_size, teacher)[0]
+    models = [None if each is None else each.to_json_string() for each in (student, teacher)]
+    key = repr((models, corpus.seq_len, labels, corpus.vocab_size, overlap))
+    if key not in _works:
+        _works[key] = work_of_a_row(
+            meta_model(student),
+            None if teacher is None else meta_model(teacher),
+            seq_len=corpus.seq_len,
+            labels=labels,
+            vocab_size=corpus.vocab_size,
+            overlap=overlap,
+        )
+    a_row = _works[key]
+    return Work(a_row.student_forward / corpus.tokens_per_row, a_row.teacher_forward / corpus.tokens_per_row)

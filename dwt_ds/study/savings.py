@@ -1,0 +1,101 @@
+"""How much sooner a run is as good as another's end: in tokens, operations and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dwt_ds.study.costs import Saved, Spent, spent_until, teacher_training, whole_training
+from dwt_ds.study.records import RunRecord
+from dwt_ds.study.tables import NOT_KNOWN, TIME_NOTE, Compared, Table, mean_cell, percent
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a run takes until it is as good as another is at its end."""
+
+    spent: Spent
+    """Without its teacher's training."""
+    other: Spent
+    """The other's whole training, up to its last evaluation."""
+    teacher: Spent | None
+    """The training of its teacher; None without one, or if it is not known."""
+
+    @property
+    def saved(self) -> Saved:
+        """Shares of the other's."""
+        return Saved.of(self.spent, self.other)
+
+    @property
+    def saved_with_teacher(self) -> Saved | None:
+        """The same with its teacher's training counted; None if that is not known."""
+        return None if self.teacher is None else Saved.of(self.spent + self.teacher, self.other)
+
+
+def saving(run: RunRecord, other: RunRecord) -> Saving | None:
+    """Compare a run with another, such as the lone student of its seed, at the point of its curve where it is as good.
+
+    Between two evaluations the loss is interpolated linearly. None if the run never is as good.
+    """
+    tokens = first_reached(
+        [row["tokens"] for row in run.held_out], [row["eval_hard_loss"] for row in run.held_out], other.final_loss
+    )
+    if tokens is None:
+        return None
+    return Saving(spent_until(run, tokens), whole_training(other), teacher_training(run))
+
+
+def first_reached(xs: Sequence[float], losses: Sequence[float], level: float) -> float | None:
+    """The first x at which `losses`, interpolated linearly, is at `level` or below; None if it never is."""
+    for index, loss in enumerate(losses):
+        if loss <= level:
+            if index == 0 or losses[index - 1] == loss:
+                return float(xs[index])
+            share = (losses[index - 1] - level) / (losses[index - 1] - loss)
+            return float(xs[index - 1] + share * (xs[index] - xs[index - 1]))
+    return None
+
+
+def savings_table(compared: Compared) -> Table:
+    """Tokens, operations and seconds until each series is as good as the reference's end."""
+
+    def own(group: list[RunRecord]) -> tuple[str, ...]:
+        tokens, flops, seconds = _spent([whole_training(run) for run in group])
+        return (tokens, "", flops, "", seconds, "", "", "", "", str(len(group)))
+
+    def cells(pairs: list[tuple[RunRecord, RunRecord]]) -> tuple[str, ...]:
+        found = [each for each in (saving(*pair) for pair in pairs) if each is not None]
+        if len(found) < len(pairs):
+            reached = f"{len(found)} of {len(pairs)} seeds" if found else "never"
+            return (reached, *[""] * 8, str(len(pairs)))
+        tokens, flops, seconds = _spent([each.spent for each in found])
+        shares = _saved([each.saved for each in found])
+        whole = _saved([each.saved_with_teacher for each in found]) if pairs[0][0].has_teacher else ("", "", "")
+        return (tokens, shares[0], flops, shares[1], seconds, shares[2], *whole, str(len(pairs)))
+
+    units = ("tokens", "FLOPs", "seconds")
+    saved_columns = [column for unit in units for column in (unit, f"{unit} saved")]
+    counted = [f"{unit} saved, the teacher's training counted" for unit in units]
+    note = (
+        f"Until the held-out loss is the one with which the run of {compared.reference} with the same seed ends, "
+        "interpolated between two evaluations, and the share of that run's own which is saved (below 0: it takes "
+        "more); mean ± one standard deviation over seeds. The reference's row has its whole training. FLOPs are those "
+        "of matrix products; the teacher's forward passes count until it is released. Seconds include evaluations and "
+        f"checkpoints. The last three shares add all that the teacher's own training took. {TIME_NOTE}"
+    )
+    title = f"Until as good as {compared.reference} at its end"
+    return Table(title, ("series", *saved_columns, *counted, "pairs"), compared.rows(own, cells), note)
+
+
+def _spent(costs: Sequence[Spent]) -> tuple[str, str, str]:
+    return (
+        mean_cell([each.tokens / 1e6 for each in costs], "{:,.2f} M"),
+        mean_cell([each.flops for each in costs], "{:.2e}") or NOT_KNOWN,
+        mean_cell([each.seconds for each in costs], "{:,.0f}"),
+    )
+
+
+def _saved(shares: Sequence[Saved | None]) -> tuple[str, str, str]:
+    known = [each or Saved(None, None, None) for each in shares]
+    tokens, flops, seconds = ([getattr(each, unit) for each in known] for unit in ("tokens", "flops", "seconds"))
+    return percent(tokens), percent(flops), percent(seconds)
