@@ -10,7 +10,7 @@ from typing import Any
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.page import Page, Shown
-from dwt_ds.study.pairs import add_differences, find_series, lone_series
+from dwt_ds.study.pairs import add_differences, lone_series
 from dwt_ds.study.records import RunRecord, by_series, settings_unlike
 from dwt_ds.study.results import study_tables
 from dwt_ds.study.sections import compared_curves, first_step
@@ -25,7 +25,9 @@ def runs_of_grid(path: Path, grid: dict[str, Any]) -> list[RunRecord]:
     ]
 
 
-def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path, against: str | None = None) -> str:
+def grid_section(
+    page: Page, path: Path, grid: dict[str, Any], folder: Path, against: Sequence[RunRecord] | None = None
+) -> str:
     """Add a grid's section; returns its tables in Markdown, "" if none of its runs has been evaluated yet.
 
     Args:
@@ -33,7 +35,8 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path, aga
         path: the study's folder.
         grid: as `StudyFolder.write_grid` recorded it.
         folder: for the figures.
-        against: a series of the study, with which the others are compared; None: the lone student.
+        against: the series of the study, of this grid or another, with which the others are compared; None: the lone
+            student.
     """
     everything = runs_of_grid(path, grid)
     runs = [run for run in everything if run.held_out]
@@ -43,8 +46,11 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path, aga
     page.heading(grid["title"])
     if grid.get("question"):  # earlier versions recorded none
         page.note(grid["question"])
+    for run in against or ():
+        if run.finished and run.name not in [each.name for each in runs]:
+            runs.append(run)
     finished = [run for run in runs if run.finished]
-    reference, why = _reference(finished or runs, against)
+    reference, why = _lone_student(finished or runs) if against is None else _named(against)
     page.note(f"Grid {grid['name']} at scale {grid['scale']}: {done} of {len(everything)} runs are finished. {why}")
     add_differences(runs, reference)
     students = [run for run in runs if not run.is_teacher]
@@ -69,18 +75,19 @@ def grid_section(page: Page, path: Path, grid: dict[str, Any], folder: Path, aga
     return "\n".join([f"## {grid['title']}\n", *(table.markdown() for table in tables)])
 
 
-def _reference(runs: Sequence[RunRecord], against: str | None) -> tuple[str, str]:
-    """The series that the others are compared with, and a sentence about the choice."""
-    found = None if against is None else find_series(against, runs)
-    if found is not None:
-        return found, f"All are compared with {found}."
+def _named(against: Sequence[RunRecord]) -> tuple[str, str]:
+    """The series `against`, and a sentence that says so."""
+    return against[0].series, f'The others are compared with "{against[0].series}".'
+
+
+def _lone_student(runs: Sequence[RunRecord]) -> tuple[str, str]:
+    """The lone student's series, and a sentence about the choice."""
     lone = lone_series(runs)
     if lone is None:
         return runs[0].series, "There is no lone student to compare with."
     several = len({run.series for run in runs if run.is_alone}) > 1
-    best = ", of the lone students the one that ends with the lowest loss" if several else ", the lone student"
-    missing = f" {against} is not among them." if against is not None else ""
-    return lone, f"All are compared with {lone}{best}.{missing}"
+    best = ", of the lone students the one that ends with the lowest loss" if several else ""
+    return lone, f'The others are compared with "{lone}"{best}.'
 
 
 def _facets(students: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:

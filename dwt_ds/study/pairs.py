@@ -97,9 +97,9 @@ def lone_series(runs: Sequence[RunRecord]) -> str | None:
     )
 
 
-def find_series(name: str, runs: Sequence[RunRecord]) -> str | None:
+def find_series(name: str, runs: Sequence[RunRecord]) -> list[RunRecord]:
     """The series that a user means: as in the tables, or as in the names of its runs, with or without their seed."""
-    for run in runs:
-        if name in (run.series, run.name, run.name.rpartition("-s")[0]):
-            return run.series
-    return None
+    for series, group in by_series(runs).items():
+        if name == series or any(name in (run.name, run.name.rpartition("-s")[0]) for run in group):
+            return group
+    return []

@@ -58,7 +58,11 @@ class RunRecord:
         if self.series_name is not None:
             return self.series_name
         stem, _, seed = self.name.rpartition("-s")
-        return (stem if seed.isdigit() else self.name).replace("_", " ").replace("-", ", ")
+        name = stem if seed.isdigit() else self.name
+        # Hyphens join labels; one within a label, such as lr5e-4, stays.
+        for label in self.labels.values():
+            name = name.replace(label, label.replace("-", "\0"))
+        return name.replace("_", " ").replace("-", ", ").replace("\0", "-")
 
     @property
     def seed(self) -> int:

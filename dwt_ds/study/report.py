@@ -124,10 +124,10 @@ def _study_report(path: Path, out: Path, against: str | None) -> Path:
     grids = StudyFolder(path).grids() if path.is_dir() else []
     if not grids:
         raise ValueError(f"{path}: holds neither a run (metrics.jsonl) nor a study; give the folder of one")
-    if against is not None:
-        _check_series(against, [run for grid in grids for run in runs_of_grid(path, grid)])
+    runs = {run.name: run for grid in grids for run in runs_of_grid(path, grid)}
+    other = None if against is None else _find_series(against, list(runs.values()))
     page = Page(f"Study: {path.resolve().name}")
-    tables = [grid_section(page, path, grid, out / "figures", against) for grid in grids]
+    tables = [grid_section(page, path, grid, out / "figures", other) for grid in grids]
     if not any(tables):
         raise ValueError(f"{path}: no run of the study has been evaluated yet; try again later")
     page.write(out / HTML)
@@ -135,12 +135,14 @@ def _study_report(path: Path, out: Path, against: str | None) -> Path:
     return out / HTML
 
 
-def _check_series(against: str, runs: Sequence[RunRecord]) -> None:
-    if find_series(against, runs) is None:
+def _find_series(against: str, runs: Sequence[RunRecord]) -> list[RunRecord]:
+    series = find_series(against, runs)
+    if not series:
         names = list(by_series(runs))
         raise ValueError(f"--against {against}: is none of the series ({'; '.join(names)}){nearest(against, names)}")
-    if find_series(against, [run for run in runs if run.finished and run.held_out]) is None:
+    if not any(run.finished and run.held_out for run in series):
         raise ValueError(f"--against {against}: none of its runs is complete yet; try again later")
+    return series
 
 
 def _short(value: Any) -> str:

@@ -57,6 +57,16 @@ def test_settings_at_one_scale_get_a_folder_of_their_own(tmp_path: Path) -> None
     assert {run.settings["train"]["max_steps"] for run in load_grid("longer", "small").runs} == {10_000}
 
 
+def test_both_sides_have_every_rate_and_teachers_the_scales() -> None:
+    rates = {run.name: run.settings["train"]["learning_rate"] for run in load_grid("fair", "small", [1]).runs}
+    ours = dict(zip(("-lr5e-4", "", "-lr2e-3", "-lr4e-3"), (5e-4, 1e-3, 2e-3, 4e-3)))
+    students = ("alone", "with_teacher4-adaptive4", "with_teacher1-adaptive4")
+    assert rates == {
+        **{"teacher4-s1": 1e-3, "teacher1-s1": 1e-3},
+        **{f"{student}{label}-s1": rate for student in students for label, rate in ours.items()},
+    }
+
+
 def test_growth_and_distillation_are_tried_alone_and_together() -> None:
     names = [run.name for run in load_grid("grow", "small", [1]).runs]
     for start in ("stack", "interlace", "remap"):

@@ -210,8 +210,11 @@ def study(tmp_path: Path) -> Path:
 def test_a_study_is_compared_with_its_best_lone_student_or_with_the_series_that_is_named(study: Path) -> None:
     assert main(["report", str(study)]) == 0
     html = (study / "report" / "index.html").read_text(encoding="utf-8")
-    assert "All are compared with alone, fast, of the lone students the one that ends with the lowest loss." in html
-    assert "All are compared with alone, the lone student." in html
+    chosen = (
+        "The others are compared with &quot;alone, fast&quot;, of the lone students the one that ends with the lowest"
+    )
+    assert chosen in html
+    assert "The others are compared with &quot;alone&quot;." in html
     assert html.count("Why?") == 2
     text = (study / "report" / "results.md").read_text(encoding="utf-8")
     assert "| with teacher4 | 4.8500 ± 0.0707 | -0.1000 ± 0.0000 | 0.0000 | better | 2 | 2 |" in text
@@ -221,14 +224,17 @@ def test_a_study_is_compared_with_its_best_lone_student_or_with_the_series_that_
     assert "| alone, fast | 4.9500 ± 0.0707 | +0.1000 ± 0.0000 | 0.0000 | worse | 2 | 2 |" in text
     assert "### Until as good as with teacher4 at its end" in text
     html = (study / "report" / "index.html").read_text(encoding="utf-8")
-    assert "All are compared with alone, the lone student. with_teacher4-s2 is not among them." in html
+    assert html.count("The others are compared with &quot;with teacher4&quot;.") == 2
+    assert text.count("| alone | 5.1500 ± 0.0707 | +0.3000 ± 0.0000 |") == 2, "the other grid borrows the series"
 
 
 def test_a_series_is_known_by_its_name_and_those_of_its_runs() -> None:
     runs = [RunRecord("alone-s1", Path("a")), RunRecord("with_teacher4-4to1-s1", Path("b"))]
     for name in ("with teacher4, 4to1", "with_teacher4-4to1", "with_teacher4-4to1-s1"):
-        assert find_series(name, runs) == "with teacher4, 4to1"
-    assert find_series("with_teacher4", runs) is None
+        assert find_series(name, runs) == runs[1:]
+    assert find_series("with_teacher4", runs) == []
+    slow = RunRecord("alone-lr5e-4-s1", Path("c"), {"teacher": "none", "rate": "lr5e-4"})
+    assert slow.series == "alone, lr5e-4"
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_series(tmp_path: Path) -> None:
