@@ -251,12 +251,6 @@ def named_runs(paths: Sequence[Path]) -> list[RunRecord]:
     return [RunRecord(name, folder, series_name=name) for name, folder in zip(names, folders)]
 
 
-def pairs_with_alone(group: Sequence[RunRecord], runs: Sequence[RunRecord]) -> list[tuple[RunRecord, RunRecord]]:
-    """(run, the lone student of its seed among `runs`) for the distilled students in `group`."""
-    lone = {run.seed: run for run in runs if run.is_alone}
-    return [(run, lone[run.seed]) for run in group if run.teacher_run is not None and run.seed in lone]
-
-
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and standard deviation (n - 1) of two or more values."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean
 
 from dwt_ds.study.pace import pace_table
@@ -18,12 +19,18 @@ def study_tables(compared: Compared) -> list[Table]:
 
 
 def final_tables(compared: Compared) -> list[Table]:
-    """Held-out losses at the end and, where there are any, fine-tuned scores."""
+    """Held-out losses at the end, also on `train.eval_sets`, and fine-tuned scores; runs without are left out."""
     runs = [run for group in compared.series.values() for run in group]
     tables = [_final_table("Held-out loss", compared, lambda run: run.final_loss, digits=4)]
+    for name in dict.fromkeys(name for run in runs for name in run.final_set_losses):
+        tables.append(_final_table(f"Held-out loss, {name}", compared, partial(_loss_on, name), digits=4))
     if any(run.scores for run in runs):
         tables.append(_final_table("Fine-tuned score", compared, _score, digits=1, less_is_better=False))
     return tables
+
+
+def _loss_on(name: str, run: RunRecord) -> float | None:
+    return run.final_set_losses.get(name)
 
 
 def _score(run: RunRecord) -> float | None:
@@ -51,6 +58,6 @@ def _final_table(
             cells = (mean, error, found.verdict(less_is_better=less_is_better), str(found.pairs))
         rows.append((name, with_deviation(*mean_and_deviation(known), digits), *cells, str(len(known))))
     minus = f"minus {compared.reference}"
-    head = ("series", title.lower(), minus, "standard error", "by two standard errors", "pairs", "seeds")
+    head = ("series", title[0].lower() + title[1:], minus, "standard error", "by two standard errors", "pairs", "seeds")
     unit = "Nats per masked token, lower is better" if less_is_better else "Points, higher is better"
     return Table(title, head, rows, f"{unit}; ± one standard deviation over seeds (n - 1). {PAIRS_NOTE}")

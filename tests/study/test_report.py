@@ -17,11 +17,13 @@ from dwt_ds.models.build import student_model_config
 from dwt_ds.study.costs import work_per_token
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
-from dwt_ds.study.other_text import other_text_columns
+from dwt_ds.study.grid_section import runs_of_grid
 from dwt_ds.study.overview import overview
 from dwt_ds.study.records import RunRecord, by_series, differing_settings, mean_and_deviation, named_runs
+from dwt_ds.study.results import final_tables
 from dwt_ds.study.savings import first_reached, saving
 from dwt_ds.study.scores import glue_scores
+from dwt_ds.study.tables import Compared
 
 
 def flops_per_token(run: RunRecord) -> float | None:
@@ -56,20 +58,21 @@ def add_losses(run: Path, losses: dict[str, float]) -> None:
 
 
 def test_a_study_compares_losses_on_other_text(study: Path) -> None:
-    """Where only some runs of a series have them, their mean would not be the series'."""
+    """Where only some runs of a series have them, the table says how many."""
     for seed in (1, 2):
         add_losses(study / f"alone-s{seed}", {"books": 7.0 + seed})
         add_losses(study / f"with_teacher4-s{seed}", {"books": 6.5 + seed, "wiki": 5.0})
     add_losses(study / "with_teacher2-s1", {"books": 6.0})
     [grid] = StudyFolder(study).grids()
-    runs = [RunRecord(run["name"], study / run["name"], run["labels"], run["teacher_run"]) for run in grid["runs"]]
-    head, rows = other_text_columns(runs)
-    minus = "minus the lone student's"
-    assert head == ["held-out MLM loss, books", minus, "held-out MLM loss, wiki", minus]
-    table = dict(zip(by_series(runs), rows))
-    assert table["alone"] == ["8.5000 ± 0.7071", "", "", ""]
-    assert table["with teacher4"] == ["8.0000 ± 0.7071", "-0.5000 ± 0.0000", "5.0000 ± 0.0000", ""]
-    assert table["with teacher2"] == table["teacher4"] == [""] * 4
+    own, books, wiki = final_tables(Compared(runs_of_grid(study, grid), "alone"))
+    assert (own.title, books.title, wiki.title) == ("Held-out loss", "Held-out loss, books", "Held-out loss, wiki")
+    assert books.head[1:3] == ("held-out loss, books", "minus alone")
+    assert books.rows == [
+        ("alone", "8.5000 ± 0.7071", "", "", "", "", "2"),
+        ("with teacher4", "8.0000 ± 0.7071", "-0.5000 ± 0.0000", "0.0000", "better", "2", "2"),
+        ("with teacher2", "6.0000", "-2.0000", "", "cannot be told", "1", "1"),
+    ]
+    assert wiki.rows == [("with teacher4", "5.0000 ± 0.0000", "", "", "", "", "2")]
 
 
 def test_a_run_that_is_evaluated_on_other_text_alone(tmp_path: Path, tiny_data: Path) -> None:
@@ -179,7 +182,7 @@ def test_a_study_in_progress_can_be_drawn(study: Path) -> None:
     assert main(["report", str(study), "--out", str(study / "now")]) == 0
     html = (study / "now" / "index.html").read_text(encoding="utf-8")
     assert "1 of 11 runs are finished" in html
-    assert '<th scope="col">held-out MLM loss, books</th>' in html
+    assert '<th scope="col">held-out loss, books</th>' in html
     assert "<td>5.0000</td><td></td></tr>" in html
     assert html.index("Held-out cross-entropy, books by time") < html.index("<summary>Training losses"), "not folded"
 
