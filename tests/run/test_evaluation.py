@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,17 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "device", lambda: torch.device("cpu"))
 
 
-def evaluated(resolved: Resolved, *, alone: bool = False) -> tuple[dict[str, float], Student]:
+def evaluated(resolved: Resolved, *, alone: bool = False, most: int | None = None) -> tuple[dict[str, float], Student]:
+    """At most `most` micro-batches, as if the ranks were asked to stop then."""
     data, student = PreparedData.open(resolved.config.data.dir), Student()
     sets = open_eval_sets(resolved.config.train)
     check_eval_sets(resolved, sets, data.facts)
     evaluation = Evaluation(resolved, data, sets)
-    losses = evaluation.student_losses(student, None if alone else teacher, lambda batches: batches, 2)  # type: ignore[arg-type]
+
+    def until_stopped(batches: Iterator[Batch]) -> Iterator[Batch]:
+        return islice(batches, None if most is None else most - len(student.seen))
+
+    losses = evaluation.student_losses(student, None if alone else teacher, until_stopped, 2)  # type: ignore[arg-type]
     assert student.training
     return losses, student
 
@@ -111,6 +117,13 @@ def test_further_sets_are_measured_without_the_teacher(
     for before, now in zip(of_books, (batch for batch, _ in again.seen[3:])):
         assert torch.equal(before.input_ids, now.input_ids)
         assert torch.equal(before.labels, now.labels)
+
+
+def test_an_evaluation_can_be_stopped_within_a_set(settings: Callable[..., Resolved], tiny_data: Path) -> None:
+    sets = [f"train.eval_sets.{name}={tiny_data}" for name in ("first", "second")]
+    losses, student = evaluated(settings(*sets), most=6)
+    assert len(student.seen) == 6, "four of the data folder, two of the first set"
+    assert "eval_hard_loss.second" not in losses
 
 
 def test_a_data_folder_that_holds_nothing_out_is_evaluated_on_the_sets(
