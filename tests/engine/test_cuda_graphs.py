@@ -133,6 +133,15 @@ def test_a_result_stays_when_the_next_one_is_computed() -> None:
         assert torch.equal(result, pass_of(*inputs(4, 6, seed=seed)))
 
 
+def test_the_callers_tensors_are_not_written_to() -> None:
+    graphed = GraphedForward(pass_of, Repeater())
+    given = [inputs(4, 6, padded=True, seed=seed) for seed in range(EAGER_CALLS + 2)]
+    for each in given:
+        graphed(*each)
+    for seed, each in enumerate(given):
+        assert all(map(torch.equal, each, inputs(4, 6, padded=True, seed=seed)))
+
+
 def test_a_replay_that_computes_something_else_ends_the_run() -> None:
     class Stale(Repetition):
         """What a pass would leave whose input was not its buffer."""
