@@ -177,8 +177,9 @@ def _speed(plan: Plan) -> Lines:
 def _host_time(plan: Plan, time: StepTime) -> Lines:
     if not time.host:
         return []
+    graph = ", the teacher's as one CUDA graph" if plan.replays_teacher else ""
     line = (
-        f"the host starts {time.host / plan.device.launch_seconds:,.0f} operations a step at "
+        f"the host starts {time.host / plan.device.launch_seconds:,.0f} operations a step{graph}, at "
         f"{1e6 * plan.device.launch_seconds:.3g} us (--launch-us sets it): {1e3 * time.host:,.2f} ms"
     )
     if time.host <= time.compute:

@@ -49,10 +49,14 @@ def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) 
     assert OFFLOAD not in plain
     assert "release" not in plain, "a constant weight keeps its teacher"
     assert "recomputed" not in plain
+    graph = "operations a step, the teacher's as one CUDA graph, at 41.5 us"
+    assert graph in plain
     unknown = "the adaptive weight may release the teacher; it is counted to the end (--release-at SHARE: until then)"
     assert unknown not in plain
     others = ["train.activation_checkpointing=true", "distill.soft_weight={schedule: adaptive, start: 4}"]
+    others.append("train.cuda_graphs=off")
     text = plan(capsys, "paper_weak", *others, "--deepspeed_config", "zero2_offload")
+    assert "operations a step, at 41.5 us" in text
     assert unknown in text
     assert OFFLOAD in text
     assert re.search(r"[\d.]+ GFLOP per row recomputed \(activation checkpointing\): time only", text)
