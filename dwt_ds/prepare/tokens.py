@@ -25,6 +25,8 @@ _SENTENCES_A_CALL = 1024
 # A longer run of letters is a sequence (a protein, a hash) and no word: each character counts as one.
 _LONGEST_WORD_CHARS = 50
 _CHARACTER = regex.compile(r"\S\p{Mark}*")
+# Of a word, for BERT's pre-tokenizer, which makes a word of each Han character and of each punctuation mark.
+_INSIDE = regex.compile(r"[[\p{Letter}\p{Mark}\p{Number}]--\p{Han}]", regex.VERSION1)
 # By code point; all after the last of these are no spaces.
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
 
@@ -69,6 +71,9 @@ class SentenceEncoder:
             vocabulary = self._tokenizer.beginning.get_vocab()
             self._continues_word = np.zeros(vocab_size, dtype=bool)
             self._continues_word[[index for entry, index in vocabulary.items() if entry.startswith(prefix)]] = True
+            self._inside_word = np.arange(vocab_size)
+            for entry, index in vocabulary.items():
+                self._inside_word[index] = vocabulary.get(prefix + entry, index)
 
     def encode(self, sentences: Sequence[SentenceInText]) -> Tokens:
         """Their tokens, without special ones."""
@@ -117,6 +122,10 @@ class SentenceEncoder:
         found = tokenizer.encode_batch([texts[number] for number in with_offsets], add_special_tokens=False)
         encodings.update(zip(with_offsets, found, strict=True))
         ids, lengths = _ids([encodings[number] for number in range(len(texts))])
+        # Text without spaces, cut at its length inside a word, goes on as inside it.
+        going_on = [number for number in with_offsets if number and _goes_on(texts[number - 1], sentences[number])]
+        first = (np.cumsum(lengths) - lengths)[going_on]
+        ids[first] = self._inside_word[ids[first]]
         starts_word = ~self._continues_word[ids]
         if with_offsets:
             here = np.repeat([bool(spans) for spans in unspaced], lengths)
@@ -158,6 +167,11 @@ class SentenceEncoder:
                             alone[character] = self.unknown_id in self._tokenizer.beginning.encode(character).ids
                     counts.update([character for character in characters if alone[character]] or characters)
         return counts
+
+
+def _goes_on(before: str, sentence: SentenceInText) -> bool:
+    """Whether a sentence goes on in the last word of the text before it."""
+    return sentence.gap == "" and bool(_INSIDE.match(before, len(before) - 1) and _INSIDE.match(sentence.text))
 
 
 def _ids(encodings: Sequence[Encoding]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.rows import Chunk, Part, rows_of_chunk
+from dwt_ds.prepare.train_tokenizer import train_tokenizer
 
 
 @lru_cache
@@ -99,6 +100,16 @@ def test_a_sentence_end_ends_no_word_where_no_space_follows(language: str, every
     english = [sentence for sentence in split_sentences(PARAGRAPHS["English"]) if sentence in text]
     assert len(kept) + len(english) == part.counts.sentences_kept
     assert text == "".join(kept) + " " + " ".join(english)
+
+
+def test_text_without_spaces_that_is_cut_gets_none(tmp_path: Path) -> None:
+    """Thai is cut at 200 characters; the next piece goes on inside the word, as WordPiece writes it."""
+    text = PARAGRAPHS["Thai"].replace(" ", "") * 6
+    tokenizer = train_tokenizer([text], 400)
+    special = {"cls_id": tokenizer.cls_token_id, "sep_id": tokenizer.sep_token_id}
+    part = part_of([text], tokenizer.backend_tokenizer, tmp_path, **special)
+    assert part.counts.sentences_kept > 2
+    assert texts_of(part, tokenizer.backend_tokenizer) == [text]
 
 
 def test_a_space_before_a_sentence_is_in_its_first_token(tmp_path: Path) -> None:
