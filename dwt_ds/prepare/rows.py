@@ -130,7 +130,7 @@ def _one_of_every(count: int, every: int, key: int) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _encoder(tokenizer_file: str, sha256: str, vocab_size: int) -> SentenceEncoder:
-    """sha256: of the file, whose path a folder made anew in the same process has as well."""
+    """sha256: of the file. A folder that is made again in the same process has the same path for another one."""
     return SentenceEncoder(tokenizer_file, vocab_size)
 
 
