@@ -113,7 +113,7 @@ fi
 if [ -z "$data" ]; then
   stage data 20 python3 benchmarks/stand_in_data.py "$rows" "${stand_in[@]}" || failed=1
 fi
-stage preflight 25 python3 benchmarks/preflight.py --out "$results"
+stage preflight 40 python3 benchmarks/preflight.py --out "$results"
 code=$?
 if [ "$code" = 3 ]; then
   echo "The loss kernels are wrong on this device, see $results/preflight.log: nothing else is measured." >&2
@@ -123,7 +123,7 @@ fi
 # Before the training: DeepSpeed's Adam is being built meanwhile. On the device's clock that does not show.
 stage logits_form 40 python3 kernels/benchmarks/logits_form.py --out "$results" --rounds "$rounds" \
   --shapes "${logits[@]}" --providers dwt_kernels eager || failed=1
-stage logits_compiled 20 python3 kernels/benchmarks/logits_form.py --out "$results/compiled" --rounds "$rounds" \
+stage logits_compiled 30 python3 kernels/benchmarks/logits_form.py --out "$results/compiled" --rounds "$rounds" \
   --shapes "${compiled[@]}" --providers dwt_kernels torch.compile || failed=1
 stage training_speed 60 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${speed[@]}" \
   --modes "${modes[@]}" -- "${model[@]}" || failed=1

@@ -19,9 +19,9 @@ REAL_PYTHON = sys.executable
 # The stages in order, with the seconds of each; a teacher trains beside the tests.
 STAGES = {
     "install": 30,
-    "preflight": 25,
+    "preflight": 40,
     "logits_form": 40,
-    "logits_compiled": 20,
+    "logits_compiled": 30,
     "training_speed": 60,
     "linear_form": 75,
     "tests": 95,
