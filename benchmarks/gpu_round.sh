@@ -45,7 +45,7 @@ if [ -z "$tiny" ]; then
   loop=(--steps 60 --loop-steps 60)
   logits=(8192x30522 4096x128256 8192x128256 512x30522) compiled=(8192x30522 4096x128256)
   linear=(8192x128256x2048x4096 8192x30522x768x768 2432x30522x768x768 304x30522x768x768)
-  rounds=20 slower=1 tests=(-n 12 kernels/tests tests/engine/test_gpu.py) batch=128 run_steps=1000 every=250
+  rounds=20 slower=1 tests=(-n 12 tests/engine/test_gpu.py kernels/tests) batch=128 run_steps=1000 every=250
 else
   stand_in=(--rows 300 --seq-len 32 --vocabulary 500)
   model=(student.layers=1 student.hidden_size=32 student.num_heads=2 student.max_positions=64)

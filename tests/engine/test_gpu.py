@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 
 Launch = Callable[..., tuple[int, str]]
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.timeout(600),  # so they begin first, beside the many short ones of the kernels
+]
 
 ON_GPU = {"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": "0"}
 # Of losses of about 6 over 20 steps. In 16 bits each logit and gradient is rounded, at other places by either back end.
