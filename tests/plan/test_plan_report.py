@@ -63,7 +63,7 @@ def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_memory_and_time_before_and_after_the_teachers_release(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["paper_weak", "student.layers=1", "student.hidden_size=64", "student.num_heads=1"]
+    small = ["paper_weak", "student.layers=1", "student.hidden_size=64", "student.num_heads=1", "--gpu", "cpu"]
     adaptive = [*small, "distill.soft_weight={schedule: adaptive, start: 4}"]
     unknown, half = plan(capsys, *adaptive), plan(capsys, *adaptive, "--release-at", "0.5")
     assert "the adaptive weight may release the teacher" in unknown
