@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.flops import Work, meta_model, work_of_a_row
@@ -104,16 +105,14 @@ def work_per_token(run: RunRecord) -> Work | None:
     all_tokens = config.distill.soft_positions == "all"
     labels = corpus.seq_len if all_tokens else corpus.labels_per_row(config.data.mask_probability)
     overlap = None if teacher is None else find_overlap(config, corpus.vocab_size, teacher)[0]
-    models = [None if each is None else each.to_json_string() for each in (student, teacher)]
-    key = repr((models, corpus.seq_len, labels, corpus.vocab_size, overlap))
+    sizes: dict[str, Any] = {
+        "seq_len": corpus.seq_len,
+        "labels": labels,
+        "vocab_size": corpus.vocab_size,
+        "overlap": overlap,
+    }
+    key = repr((student.to_json_string(), teacher and teacher.to_json_string(), sizes))
     if key not in _works:
-        _works[key] = work_of_a_row(
-            meta_model(student),
-            None if teacher is None else meta_model(teacher),
-            seq_len=corpus.seq_len,
-            labels=labels,
-            vocab_size=corpus.vocab_size,
-            overlap=overlap,
-        )
+        _works[key] = work_of_a_row(meta_model(student), None if teacher is None else meta_model(teacher), **sizes)
     a_row = _works[key]
     return Work(a_row.student_forward / corpus.tokens_per_row, a_row.teacher_forward / corpus.tokens_per_row)
