@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from dwt_ds.base.files import read_manifest
 from dwt_ds.base.software import host_name
-from dwt_ds.base.trees import differences
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.config.schema import TrainConfig
 from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.adaptive import AdaptiveWeight
-from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_choices, require_same_data, require_same_software
-from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
+from dwt_ds.engine.checkpoint.manifest import RunState
 from dwt_ds.engine.checkpoint.resume import (
-    NewestCheckpoint,
     agree_on_newest_checkpoint,
     check_world_size,
-    load_checkpoint,
 )
 from dwt_ds.engine.optimizers import check_optimizer, optimizer_used
 from dwt_ds.engine.student import (
-    StudentEngine,
     check_monitors,
     check_precision,
     quieten_deepspeed,
     start_student,
 )
-from dwt_ds.models.load import weights_origin
 from dwt_ds.models.swaps import check_layer_norm, layer_norm_used
 from dwt_ds.run.evaluation import Evaluation, check_eval_sets, open_eval_sets
 from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import TOKENIZER, RunFolder
-from dwt_ds.run.introduction import report_growth, report_models, report_overlap
+from dwt_ds.run.introduction import report_growth, report_models, report_overlap, say
 from dwt_ds.run.mfu import Utilization
 from dwt_ds.run.models import build_objective, check_initial_weights, check_student, load_teacher
-from dwt_ds.run.progress import Progress, print_line
+from dwt_ds.run.progress import Progress
 from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_facts
+from dwt_ds.run.resume import check_length, measured_before, resume, state_and_teacher, teacher_origin
 from dwt_ds.run.session import Session
 from dwt_ds.run.stop import StopRequest
 from dwt_ds.run.stuck import StuckWatch
@@ -96,7 +87,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     require_same_choices(used)
     finished_steps = ranks.gather_from_ranks(finished_steps)[0]  # another host may see the file later than rank 0
     if finished_steps >= resolved.total_steps:
-        _say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
+        say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
         return None
 
     stuck = _watch(folder, resolved.config.train)
@@ -104,15 +95,15 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     with ranks.raise_on_all_ranks():
         if checkpoint.path is not None:
             check_world_size(checkpoint.path, resolved.ds.zero_stage)
-            _check_length(checkpoint.path, resolved)
-        before, taught_by = _state_and_teacher(checkpoint.path)
+            check_length(checkpoint.path, resolved)
+        before, taught_by = state_and_teacher(checkpoint.path)
         released = TeacherRelease(resolved.config, resolved.total_steps).at_start(before.step, before.teacher_released)
         # A run that resumes without its teacher needs nothing of it, not even its folder.
         alone = released is not None and checkpoint.path is not None
         if not alone:
             check_initial_weights(resolved, tokenizer)
         other = None if alone else OtherVocabulary.load(resolved.config.teacher, tokenizer)
-        teaches = taught_by if alone else _teacher_origin(resolved, other)
+        teaches = taught_by if alone else teacher_origin(resolved, other)
         facts = replace(facts, teacher=teaches.weights, teacher_tokenizer=teaches.tokenizer)
         teacher = None if released is not None else load_teacher(resolved, tokenizer, other)
         objective = build_objective(resolved, tokenizer, other, grown=not alone)
@@ -130,7 +121,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     if teacher is None:
         other = None  # it gave weights at most
     evaluation = Evaluation(resolved, data, eval_sets, other)
-    measured = ranks.broadcast_from_rank_0(_measured(before) if teaches == taught_by else None)
+    measured = ranks.broadcast_from_rank_0(measured_before(before) if teaches == taught_by else None)
     worth = report_models(resolved, objective, teacher, evaluation, measured=measured, released=released)
     if other is not None and teacher is not None:
         teacher.keep_shared(other.shared)
@@ -142,7 +133,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         utilization = Utilization.of(resolved, objective.student, theirs, overlap)
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())
     student = start_student(objective, resolved.ds_values)
-    state = _resume(student, checkpoint, folder, resolved, facts)
+    state = resume(student, checkpoint, folder, resolved, facts)
     loss, mass = (None, None) if worth is None else worth
     state = replace(state, teacher_loss=loss, teacher_mass=mass, teacher_released=released)
     if teaches.tokenizer != taught_by.tokenizer:
@@ -200,28 +191,6 @@ def _check_rows(resolved: Resolved) -> None:
         )
 
 
-class TeacherOrigin(NamedTuple):
-    """Which teacher it is."""
-
-    weights: str | None
-    """Where they come from; None without a teacher, and on all ranks but the first."""
-    tokenizer: str | None
-    """Its sha256, where `teacher.vocabulary` is shared; None for the data folder's."""
-
-
-def _teacher_origin(resolved: Resolved, other: OtherVocabulary | None) -> TeacherOrigin:
-    return TeacherOrigin(_weights_origin(resolved), None if other is None else other.tokenizer_sha256)
-
-
-def _weights_origin(resolved: Resolved) -> str | None:
-    """Rank 0 alone reads the weights, and alone writes what it finds."""
-    config = resolved.config.teacher
-    if ranks.rank() != 0:
-        return None
-    with prefix_errors("teacher.path"):
-        return weights_origin(config.path, trust_remote_code=config.trust_remote_code)
-
-
 def _watch(folder: RunFolder, train: TrainConfig) -> StuckWatch:
     return StuckWatch(
         folder.path,
@@ -230,60 +199,8 @@ def _watch(folder: RunFolder, train: TrainConfig) -> StuckWatch:
         host=host_name(),
         # A collective that times out ends the run: the report has to come before that.
         seconds=min(train.report_stuck_after_seconds, train.collective_timeout_seconds / 2),
-        say=_say,
+        say=say,
     )
-
-
-def _state_and_teacher(checkpoint: Path | None) -> tuple[RunState, TeacherOrigin]:
-    """Where a checkpoint's run stands, and which teacher it had."""
-    if checkpoint is None:
-        return RunState(), TeacherOrigin(None, None)
-    manifest = read_manifest(checkpoint)
-    origin = TeacherOrigin(manifest.get("teacher"), manifest.get("teacher_tokenizer"))
-    return RunState(**manifest["state"]), origin
-
-
-def _measured(before: RunState) -> TeacherHeldOut | None:
-    """What an earlier start found of the teacher."""
-    return None if before.teacher_loss is None else TeacherHeldOut(before.teacher_loss, before.teacher_mass)
-
-
-def _check_length(checkpoint: Path, resolved: Resolved) -> None:
-    step = int(read_manifest(checkpoint)["state"]["step"])
-    if step > resolved.total_steps:
-        train = resolved.config.train
-        asked = f"train.epochs={train.epochs}" if train.max_steps is None else f"train.max_steps={train.max_steps}"
-        raise ValueError(
-            f"{asked}: {checkpoint} is at step {step} of a longer run, this one would have {resolved.total_steps}; "
-            f"set train.max_steps={step} or more, or choose another output_dir"
-        )
-
-
-def _resume(
-    student: StudentEngine, checkpoint: NewestCheckpoint, folder: RunFolder, resolved: Resolved, facts: RunFacts
-) -> RunState:
-    """Load the checkpoint, if there is one, and report what has changed since. Returns where the run stands."""
-    path = checkpoint.path
-    for problem in checkpoint.damaged:
-        _say(f"checkpoint not used: {problem}")
-    state = RunState()
-    if path is None:
-        if folder.metrics.is_file():
-            _say(f"{folder.path}: the run there stopped before its first complete checkpoint; beginning at step 0")
-    else:
-        state, manifest = load_checkpoint(student, path, resolved.config.seed)
-        _say(f"resuming from {path} at step {state.step}")
-        if manifest["world_size"] != ranks.world_size():
-            _say(f"written by {manifest['world_size']} ranks: optimizer state re-sharded, dropout draws new numbers")
-        if student.lr_scheduler.two_steps_late:
-            _say("learning rate: this run began under a version whose schedules were two steps late, and keeps to that")
-        for name, before, now in differences(manifest["settings"], facts.settings):
-            _say(f"changed since that checkpoint: {name}: {before} -> {now}")
-    with ranks.raise_on_all_ranks():
-        if ranks.rank() == 0:
-            folder.cut_metrics_back(state.step)
-    start = {"step": state.step, "ranks": ranks.world_size(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    return replace(state, starts=[*state.starts, {**start, "versions": facts.versions}])
 
 
 def _adaptive_weight(resolved: Resolved, state: RunState) -> AdaptiveWeight | None:
@@ -315,8 +232,3 @@ def _step_batches(
         rows_before=state.rows,
         first_step=state.step,
     )
-
-
-def _say(text: str) -> None:
-    if ranks.rank() == 0:
-        print_line(text)

@@ -40,16 +40,16 @@ def report_models(
     """
     ours = parameter_count(objective.student)
     config = resolved.config
-    _say(
+    say(
         f"{resolved.world_size} ranks, ZeRO-{resolved.ds.zero_stage}, {resolved.ds.precision}; "
         f"{resolved.total_steps} steps of {resolved.rows_per_step} rows; "
         f"{resolved.corpus.rows:,} rows in {config.data.dir}"
     )
-    _say(f"student: {config.student.family}, {ours:,} parameters")
+    say(f"student: {config.student.family}, {ours:,} parameters")
     if resolved.quantization is not None:
-        _say(f"quantization-aware: {resolved.quantization.describe()}")
+        say(f"quantization-aware: {resolved.quantization.describe()}")
     if released is not None:
-        _say(f"teacher: {config.teacher.path}, released at step {released}, not loaded")
+        say(f"teacher: {config.teacher.path}, released at step {released}, not loaded")
     if teacher is None:
         return measured
     theirs = teacher.parameters
@@ -58,30 +58,31 @@ def report_models(
     judged = f"held-out MLM loss {worth.hard_loss:.4f}" if is_known else "no held-out rows to measure it by"
     if is_known and worth.shared_mass is not None:
         judged += f" on the shared entries, which get {worth.shared_mass:.0%} of its probability"
-    _say(
+    say(
         f"teacher: {config.teacher.path}, {theirs:,} parameters ({theirs / ours:.2f} of the student's), {judged}; "
         f"{teacher.injection}"
     )
     if theirs > ours:
-        _say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
+        say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
     return worth if is_known else None
 
 
 def report_overlap(other: OtherVocabulary, overlap: Overlap) -> None:
     """Print what teacher and student share, on rank 0."""
     for line in overlap_lines(other, overlap):
-        _say(line)
+        say(line)
 
 
 def report_growth(resolved: Resolved, other: OtherVocabulary) -> None:
     """Print what a student grown from a teacher with another vocabulary has of it, on rank 0."""
     copied = int((other.entries_to_grow_from() >= 0).sum())
-    _say(
+    say(
         f"student.init={resolved.config.student.init}: the encoder's weights and the embeddings of {copied:,} of the "
         f"student's {resolved.corpus.vocab_size:,} entries are the teacher's"
     )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print on rank 0; the other ranks are silent."""
     if ranks.rank() == 0:
         print_line(text)

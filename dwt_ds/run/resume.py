@@ -1,0 +1,97 @@
+"""Starting from a checkpoint: where its run stands, which teacher it had, and whether this run can continue it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from dwt_ds.base.files import read_manifest
+from dwt_ds.base.trees import differences
+from dwt_ds.distill.evaluate import TeacherHeldOut
+from dwt_ds.engine import ranks
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
+from dwt_ds.engine.checkpoint.resume import NewestCheckpoint, load_checkpoint
+from dwt_ds.engine.student import StudentEngine
+from dwt_ds.models.load import weights_origin
+from dwt_ds.run.folder import RunFolder
+from dwt_ds.run.introduction import say
+from dwt_ds.run.resolve import Resolved, prefix_errors
+from dwt_ds.run.vocabulary import OtherVocabulary
+
+
+class TeacherOrigin(NamedTuple):
+    """Which teacher it is."""
+
+    weights: str | None
+    """Where they come from; None without a teacher, and on all ranks but the first."""
+    tokenizer: str | None
+    """Its sha256, where `teacher.vocabulary` is shared; None for the data folder's."""
+
+
+def teacher_origin(resolved: Resolved, other: OtherVocabulary | None) -> TeacherOrigin:
+    """That of the teacher which the recipe names."""
+    return TeacherOrigin(_weights_origin(resolved), None if other is None else other.tokenizer_sha256)
+
+
+def _weights_origin(resolved: Resolved) -> str | None:
+    """Rank 0 alone reads the weights, and alone writes what it finds."""
+    config = resolved.config.teacher
+    if ranks.rank() != 0:
+        return None
+    with prefix_errors("teacher.path"):
+        return weights_origin(config.path, trust_remote_code=config.trust_remote_code)
+
+
+def state_and_teacher(checkpoint: Path | None) -> tuple[RunState, TeacherOrigin]:
+    """Where a checkpoint's run stands, and which teacher it had."""
+    if checkpoint is None:
+        return RunState(), TeacherOrigin(None, None)
+    manifest = read_manifest(checkpoint)
+    origin = TeacherOrigin(manifest.get("teacher"), manifest.get("teacher_tokenizer"))
+    return RunState(**manifest["state"]), origin
+
+
+def measured_before(before: RunState) -> TeacherHeldOut | None:
+    """What an earlier start found of the teacher."""
+    return None if before.teacher_loss is None else TeacherHeldOut(before.teacher_loss, before.teacher_mass)
+
+
+def check_length(checkpoint: Path, resolved: Resolved) -> None:
+    """Refuse a checkpoint that is beyond the run's last step (ValueError)."""
+    step = int(read_manifest(checkpoint)["state"]["step"])
+    if step > resolved.total_steps:
+        train = resolved.config.train
+        asked = f"train.epochs={train.epochs}" if train.max_steps is None else f"train.max_steps={train.max_steps}"
+        raise ValueError(
+            f"{asked}: {checkpoint} is at step {step} of a longer run, this one would have {resolved.total_steps}; "
+            f"set train.max_steps={step} or more, or choose another output_dir"
+        )
+
+
+def resume(
+    student: StudentEngine, checkpoint: NewestCheckpoint, folder: RunFolder, resolved: Resolved, facts: RunFacts
+) -> RunState:
+    """Load the checkpoint, if there is one, and report what has changed since. Returns where the run stands."""
+    path = checkpoint.path
+    for problem in checkpoint.damaged:
+        say(f"checkpoint not used: {problem}")
+    state = RunState()
+    if path is None:
+        if folder.metrics.is_file():
+            say(f"{folder.path}: the run there stopped before its first complete checkpoint; beginning at step 0")
+    else:
+        state, manifest = load_checkpoint(student, path, resolved.config.seed)
+        say(f"resuming from {path} at step {state.step}")
+        if manifest["world_size"] != ranks.world_size():
+            say(f"written by {manifest['world_size']} ranks: optimizer state re-sharded, dropout draws new numbers")
+        if student.lr_scheduler.two_steps_late:
+            say("learning rate: this run began under a version whose schedules were two steps late, and keeps to that")
+        for name, before, now in differences(manifest["settings"], facts.settings):
+            say(f"changed since that checkpoint: {name}: {before} -> {now}")
+    with ranks.raise_on_all_ranks():
+        if ranks.rank() == 0:
+            folder.cut_metrics_back(state.step)
+    start = {"step": state.step, "ranks": ranks.world_size(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    return replace(state, starts=[*state.starts, {**start, "versions": facts.versions}])
