@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from dwt_ds.config.validate import STRICT
 
+SoftPositions = Literal["labelled", "all"] | Annotated[float, Field(gt=0, lt=1)]
 FOLLOW_THE_RUN = ("learning_rate", "adaptive")
 """Schedules without a span: they follow something else of the run."""
 
@@ -72,8 +73,9 @@ class DistillConfig:
     """Weight of the KL divergence: a number, or a mapping with schedule, start, end and span."""
     temperature: Scheduled = field(default_factory=Schedule)
     """Softmax temperature of the soft loss: a number, or a mapping like soft_weight's."""
-    soft_positions: Literal["labelled", "all"] = "labelled"
-    """Rows of the soft loss: the masked tokens, or every real token."""
+    soft_positions: SoftPositions = "labelled"
+    """Tokens of the soft loss: the labelled ones; all real ones; or a number in between, such as 0.3: the labelled ones
+    and this share of the others, the same number of them in every full row."""
     temperature_squared: bool = False
     """Multiply the soft loss by the squared temperature, as Hinton et al. (2015) do; the paper does not."""
     backend: Literal["auto", "triton", "torch"] = "auto"
@@ -86,11 +88,8 @@ class DistillConfig:
             raise ValueError(
                 f"temperature.schedule={self.temperature.schedule!r}: only soft_weight can have it; use linear, say"
             )
-        if self.soft_weight.schedule == "adaptive":
-            if self.soft_weight.start < (self.soft_weight.end or 0.0):
-                raise ValueError(f"soft_weight.start={self.soft_weight.start} is below its end; swap them")
-            if self.soft_weight.signal == "projection" and self.soft_positions == "all":
-                raise ValueError("soft_weight.signal='projection': needs soft_positions='labelled'; use gap")
+        if self.soft_weight.schedule == "adaptive" and self.soft_weight.start < (self.soft_weight.end or 0.0):
+            raise ValueError(f"soft_weight.start={self.soft_weight.start} is below its end; swap them")
         for end in ("start", "end"):
             weight, temperature = getattr(self.soft_weight, end), getattr(self.temperature, end)
             if weight is not None and weight < 0:

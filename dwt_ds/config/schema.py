@@ -265,10 +265,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         shares = self.teacher.path is not None and self.teacher.vocabulary == "shared"
-        if shares and self.distill.soft_positions == "all":
+        if shares and self.distill.soft_positions != "labelled":
             raise ValueError(
-                "distill.soft_positions='all': with teacher.vocabulary=shared the soft loss is on masked words that "
-                "both vocabularies have; use labelled"
+                f"distill.soft_positions={self.distill.soft_positions!r}: with teacher.vocabulary=shared the soft loss "
+                "is on masked words that both vocabularies have; use labelled"
             )
 
     def to_dict(self) -> dict[str, Any]:

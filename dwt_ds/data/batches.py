@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dwt_ds.config.objective import SoftPositions
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.masks import MaskedRows, continues_word, draw_masks
+from dwt_ds.data.masks import continues_word, draw_further, draw_masks
 from dwt_ds.data.order import RowStream
 from dwt_ds.data.prepared import RowTable
 from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
-from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, is_real, lengths_of
+from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, lengths_of
 from dwt_ds.data.tokenizer import TokenizerFacts
 
-NO_LABEL = -100
 # Masks of the validation rows never change, whatever the seed of the run.
 _VALIDATION_SEED = 20_201_120
 
@@ -32,9 +32,10 @@ class Batch(NamedTuple):
     attention_mask: Tensor | None
     """(B, S) int64, 1 on real tokens; None where there is no padding."""
     positions: Tensor
-    """(N,) int64, flat indices into B x S, ascending."""
+    """(N,) int64, flat indices into B x S: those of the labelled tokens, ascending, then those of further tokens that
+    the soft loss alone sees, ascending."""
     labels: Tensor
-    """(N,) int64, the true token at each position; NO_LABEL on positions that only the soft loss sees."""
+    """(L,) int64, the true tokens at the first L positions."""
     token_count: int
     """Real (non-pad) tokens."""
     rows: Tensor
@@ -45,7 +46,11 @@ class Batch(NamedTuple):
     @property
     def soft_rows(self) -> int:
         """Positions that the soft loss sees."""
-        return int(self.labels.numel() if self.teacher is None else self.teacher.aligned.numel())
+        return int(self.positions.numel() if self.teacher is None else self.teacher.aligned.numel())
+
+    def without_teacher(self) -> Batch:
+        """The same for a student that trains alone: with the labelled positions only."""
+        return self._replace(positions=self.positions[: len(self.labels)], teacher=None)
 
     def to(self, device: torch.device) -> Batch:
         """The same with the tensors that the models need on `device`."""
@@ -87,7 +92,7 @@ class _BatchMaker:
     facts: TokenizerFacts
     config: DataConfig
     seed: int
-    soft_positions: Literal["labelled", "all"] = "labelled"
+    soft_positions: SoftPositions = "labelled"
     teacher_tokens: TeacherTokens | None = None
 
     def __post_init__(self) -> None:
@@ -109,11 +114,12 @@ class _BatchMaker:
         if self.config.whole_word and self.table.knows_words:
             starts_word = self.table.starts_word(rows, input_ids.shape[1])
         masked = draw_masks(input_ids, lengths, rows, epochs, self.facts, self.config, self.seed, starts_word)
-        positions, labels = masked.positions, masked.labels
+        positions = masked.positions
         teacher = self._teacher_rows(rows, input_ids, lengths, positions)
-        if self.soft_positions == "all":
-            positions, labels = _every_real_token(masked, lengths)
-        return _batch(masked.input_ids, lengths, positions, labels, int(lengths.sum()), rows, teacher)
+        if self.soft_positions != "labelled":
+            share = self.config.mask_probability, self.soft_positions
+            positions = np.concatenate([positions, draw_further(masked, lengths, rows, epochs, *share, self.seed)])
+        return _batch(masked.input_ids, lengths, positions, masked.labels, int(lengths.sum()), rows, teacher)
 
     def without_labels(self, rows: np.ndarray) -> Batch:
         """A micro-batch that adds nothing to any sum."""
@@ -135,14 +141,6 @@ class _BatchMaker:
         return self.table.full_width or int(self.table.lengths[rows].max())
 
 
-def _every_real_token(masked: MaskedRows, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(positions, labels), each (N,) int64, of all real tokens; NO_LABEL where none was drawn."""
-    labels = np.full(masked.input_ids.size, NO_LABEL, dtype=np.int64)
-    labels[masked.positions] = masked.labels
-    positions = np.flatnonzero(is_real(lengths, masked.input_ids.shape[1]))
-    return positions, labels[positions]
-
-
 class StepBatches(Dataset[list[Batch]]):
     """Item k: this rank's micro-batches of step k, one for each accumulation step.
 
@@ -156,9 +154,9 @@ class StepBatches(Dataset[list[Batch]]):
         facts: of the tokenizer.
         config: how tokens are masked.
         seed: of the run.
-        soft_positions: positions of a batch: the labelled tokens, or every real token.
-        teacher_tokens: for a teacher with another vocabulary; batches have its rows, too. Not with
-            soft_positions="all".
+        soft_positions: which tokens the soft loss sees.
+        teacher_tokens: for a teacher with another vocabulary; batches have its rows, too. Only with
+            soft_positions="labelled".
         rows_before: stream positions consumed before step `first_step`.
 
     Raises:
@@ -176,7 +174,7 @@ class StepBatches(Dataset[list[Batch]]):
         accumulation: int,
         rank: int,
         world_size: int,
-        soft_positions: Literal["labelled", "all"] = "labelled",
+        soft_positions: SoftPositions = "labelled",
         teacher_tokens: TeacherTokens | None = None,
         rows_before: int = 0,
         first_step: int = 0,

@@ -1,6 +1,7 @@
 """Masked-language-model masks, drawn on the fly as a pure function of (seed, epoch, row).
 
-Which tokens become labels and what the model sees in their place: Devlin et al. 2019 (BERT), appendix A.1.
+Which tokens become labels and what the model sees in their place: Devlin et al. 2019 (BERT), appendix A.1. Beside them,
+which further tokens the soft loss is to see.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dwt_ds.config.objective import SoftPositions
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.hashing import below, hashes, key_of, uniform
+from dwt_ds.data.tensors import is_real
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 _MASK_STREAM = 3
-_CHOICE, _ACTION, _REPLACEMENT = 0, 1, 2
+_CHOICE, _ACTION, _REPLACEMENT, _FURTHER = 0, 1, 2, 3
 _NEVER = np.uint64(2**64 - 1)
 
 
@@ -58,9 +61,9 @@ def draw_masks(
         starts_word: (B, S) bool: the tokens that start a word, as the data folder says; None where it does not, and the
             vocabulary does (`facts.continues_word`). Only whole words need either.
     """
-    row_keys = hashes(hashes(key_of(_MASK_STREAM, seed), epochs), rows)[:, None]
+    row_keys = _row_keys(rows, epochs, seed)
     columns = np.arange(input_ids.shape[1], dtype=np.uint64)[None, :]
-    maskable = ~facts.is_special[input_ids] & (columns < lengths[:, None].astype(np.uint64))
+    maskable = ~facts.is_special[input_ids] & is_real(lengths, input_ids.shape[1])
 
     choice = hashes(hashes(row_keys, np.full(1, _CHOICE)), columns)
     wanted = np.minimum(labels_by_length(lengths, config.mask_probability), maskable.sum(axis=1))
@@ -98,6 +101,51 @@ def labels_by_length(lengths: np.ndarray, probability: float) -> np.ndarray:
     The outer two special tokens are not counted, so every full row has the same number, wherever documents meet in it.
     """
     return np.maximum(np.floor(probability * np.maximum(lengths.astype(np.int64) - 2, 0) + 0.5).astype(np.int64), 1)
+
+
+def draw_further(
+    masked: MaskedRows,
+    lengths: np.ndarray,
+    rows: np.ndarray,
+    epochs: np.ndarray,
+    mask_probability: float,
+    soft_positions: SoftPositions,
+    seed: int,
+) -> np.ndarray:
+    """Unlabelled real tokens that the soft loss sees, special ones among them: (M,) int64 flat indices, ascending.
+
+    They are drawn for themselves: labels and masks are the same with any number of them.
+
+    Args:
+        masked: from `draw_masks`.
+        lengths, rows, epochs, seed: as there.
+        mask_probability: share of the tokens that are labelled.
+        soft_positions: which, see `further_by_length`; a row has at most all that it has.
+    """
+    free = is_real(lengths, masked.input_ids.shape[1])
+    free.reshape(-1)[masked.positions] = False
+    if soft_positions != "all":
+        wanted = np.minimum(further_by_length(lengths, mask_probability, soft_positions), free.sum(axis=1))
+        choice = hashes(hashes(_row_keys(rows, epochs, seed), np.full(1, _FURTHER)), np.arange(free.shape[1])[None, :])
+        free = _lowest(np.where(free, choice, _NEVER), wanted)
+    return np.flatnonzero(free)
+
+
+def further_by_length(lengths: np.ndarray, mask_probability: float, soft_positions: SoftPositions) -> np.ndarray:
+    """Unlabelled tokens that the soft loss sees in rows with `lengths` (B,) real tokens: (B,) int64.
+
+    A share is one of the real tokens less `labels_by_length`, rounded. It does not depend on how many labels were
+    drawn, so that every full row has the same number.
+    """
+    if soft_positions == "labelled":
+        return np.zeros(lengths.shape, dtype=np.int64)
+    others = lengths.astype(np.int64) - labels_by_length(lengths, mask_probability)
+    return others if soft_positions == "all" else np.floor(soft_positions * others + 0.5).astype(np.int64)
+
+
+def _row_keys(rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
+    """(B, 1) uint64: what all draws of a row in an epoch begin with."""
+    return hashes(hashes(key_of(_MASK_STREAM, seed), epochs), rows)[:, None]
 
 
 def _lowest(choice: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
+_NO_LABEL = -100
+
 
 class SharedEntries(NamedTuple):
     """The E entries that the vocabularies of student and teacher have in common, on the models' device."""
@@ -68,9 +70,12 @@ class Losses(NamedTuple):
     loss: Tensor
     hard: Tensor
     soft: Tensor
+    """Of all soft rows."""
     shared_hard: Tensor | None = None
     """Cross-entropy on the shared entries at the aligned positions, which compares with such a teacher's own; None for
     a teacher with the student's vocabulary, whose loss compares with `hard`."""
+    labelled_soft: Tensor | None = None
+    """KL divergence at the labelled tokens alone, which compares with `hard`; None where `soft` is just that."""
 
 
 class DistillObjective(nn.Module):
@@ -86,7 +91,7 @@ class DistillObjective(nn.Module):
         super().__init__()
         self.student = student
         self.hard_weight = config.hard_weight
-        self.soft_positions = config.soft_positions
+        self.sees_further_tokens = config.soft_positions != "labelled"
         self.temperature_squared = config.temperature_squared
         self.backend = config.backend
         self.memory = config.memory
@@ -100,6 +105,14 @@ class DistillObjective(nn.Module):
         """
         hidden = self.student(batch.input_ids, batch.attention_mask, batch.positions)
         weight, bias = self.student.decoder_weight, self.student.decoder_bias
+        if teacher is not None and self.sees_further_tokens:
+            # In two calls, so that the soft loss of the labelled tokens is known: one more sum of the head's gradient.
+            sizes = [len(batch.labels), len(hidden) - len(batch.labels)]
+            (ours, further), (theirs, of_further) = hidden.split(sizes), teacher.hidden.split(sizes)
+            loss = self._loss(ours, weight, bias, teacher._replace(hidden=theirs), batch.labels, scale)
+            rest = self._loss(further, weight, bias, teacher._replace(hidden=of_further), None, scale)
+            labelled_soft = loss.soft * (scale.soft_rows / scale.hard_rows)
+            return Losses(loss.loss + rest.loss, loss.hard, loss.soft + rest.soft, labelled_soft=labelled_soft)
         if teacher is None or teacher.shared is None:
             return Losses(*self._loss(hidden, weight, bias, teacher, batch.labels, scale))
         assert batch.teacher is not None  # it made the view
@@ -129,10 +142,10 @@ class DistillObjective(nn.Module):
         weight: Tensor,
         bias: Tensor | None,
         teacher: TeacherView | None,
-        labels: Tensor,
+        labels: Tensor | None,
         scale: LossScale,
     ) -> DistillLoss:
-        """Over the whole vocabulary, at all positions."""
+        """Over the whole vocabulary, at N positions with `labels` (N,); None: with the soft loss alone."""
         return linear_distill_loss(
             hidden,
             weight,
@@ -140,11 +153,12 @@ class DistillObjective(nn.Module):
             None if teacher is None else teacher.hidden,
             None if teacher is None else teacher.weight,
             None if teacher is None else teacher.bias,
-            labels,
+            hidden.new_full(hidden.shape[:1], _NO_LABEL, dtype=torch.int64) if labels is None else labels,
             temperature=scale.temperature,
             hard_weight=self.hard_weight,
             soft_weight=scale.soft_weight,
-            soft_positions=self.soft_positions,
+            ignore_index=_NO_LABEL,
+            soft_positions="labelled" if labels is not None else "all",
             temperature_squared=self.temperature_squared,
             vocab_size=self.vocab_size,
             normalizer=(scale.hard_rows, scale.soft_rows),

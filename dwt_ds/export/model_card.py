@@ -94,10 +94,13 @@ def _objective(settings: Mapping[str, Any]) -> str:
     # Earlier versions had no such setting.
     shared = settings["teacher"].get("vocabulary") == "shared"
     entries = " and the entries that both vocabularies have" if shared else ""
+    positions = distill["soft_positions"]
+    if isinstance(positions, float):
+        positions = f"labelled positions and {positions:.3g} of the other"
     squared = " x temperature^2" if distill["temperature_squared"] else ""
     return (
         f"{distill['hard_weight']:g} x cross-entropy + w x KL(teacher, student){squared}, the latter on "
-        f"{distill['soft_positions']} positions{entries}; w: {_schedule(distill['soft_weight'])}; "
+        f"{positions} positions{entries}; w: {_schedule(distill['soft_weight'])}; "
         f"temperature: {_schedule(distill['temperature'])}"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -70,11 +70,21 @@ class Work:
     backward."""
     recomputed: float = 0
     """Of the student's forward pass, repeated in the backward pass (activation checkpointing): they take time."""
+    student_for_soft: float = 0
+    """Of the student's forward pass, at positions that the soft loss alone sees."""
 
     @property
     def per_row(self) -> float:
         """Without repetitions: the student's forward pass and twice that backward, the teacher's forward pass."""
         return 3 * self.student_forward + self.teacher_forward
+
+    def without_teacher(self) -> Work:
+        """That of a student that trains alone from here on."""
+        return Work(self.student_forward - self.student_for_soft, 0, self.recomputed)
+
+    def per_token(self, tokens_per_row: float) -> Work:
+        """Operations per token, of operations per row."""
+        return Work(*(each / tokens_per_row for each in astuple(self)))
 
 
 def work_of_a_row(
@@ -83,6 +93,7 @@ def work_of_a_row(
     *,
     seq_len: int,
     labels: int,
+    further: int = 0,
     vocab_size: int,
     overlap: Overlap | None = None,
 ) -> Work:
@@ -91,7 +102,8 @@ def work_of_a_row(
     Args:
         student, teacher: on the meta device.
         seq_len: tokens of the row.
-        labels: its positions that reach the head.
+        labels: its labelled tokens.
+        further: those that the soft loss alone sees; none without a teacher.
         vocab_size: of the student.
         overlap: with a teacher that has a vocabulary of its own; None: it has the student's.
     """
@@ -99,10 +111,12 @@ def work_of_a_row(
     if teacher is None:
         return Work(ours, 0)
     if overlap is None:
-        return Work(ours, forward_flops(teacher, seq_len, labels, vocab_size))
-    aligned, theirs = round(overlap.aligned_share * labels), teacher_width(teacher, overlap, seq_len)
+        with_further = forward_flops(student, seq_len, labels + further, vocab_size) if further else ours
+        theirs = forward_flops(teacher, seq_len, labels + further, vocab_size)
+        return Work(with_further, theirs, student_for_soft=with_further - ours)
+    aligned, width = round(overlap.aligned_share * labels), teacher_width(teacher, overlap, seq_len)
     again = 2 * aligned * overlap.entries * int(student.decoder_weight.shape[-1])
-    return Work(ours, forward_flops(teacher, theirs, aligned, overlap.entries) + 3 * again)
+    return Work(ours, forward_flops(teacher, width, aligned, overlap.entries) + 3 * again)
 
 
 def teacher_width(teacher: GatheredMaskedLM, overlap: Overlap, seq_len: int) -> int:

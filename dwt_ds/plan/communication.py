@@ -22,7 +22,7 @@ _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 COUNTS_BYTES = 4 * 8
 
 # Also our own, fp32: the step's loss, for the guard against spikes, and its three means, for the adaptive weight.
-SPIKE_BYTES, LOSSES_BYTES, SHARED_LOSSES_BYTES = 4, 3 * 4, 4 * 4
+SPIKE_BYTES, LOSSES_BYTES, FOUR_LOSSES_BYTES = 4, 3 * 4, 4 * 4
 
 # The gradient norm under ZeRO, in fp64. Without ZeRO, whole gradients are on every rank.
 NORM_BYTES = 8
@@ -66,7 +66,8 @@ def own_sums(config: RunConfig) -> list[int]:
     if config.train.spike_sigma is not None:
         sums.append(SPIKE_BYTES)
     if config.distill.soft_weight.schedule == "adaptive" and config.teacher.path is not None:
-        sums.append(SHARED_LOSSES_BYTES if config.teacher.vocabulary == "shared" else LOSSES_BYTES)
+        four = config.teacher.vocabulary == "shared" or config.distill.soft_positions != "labelled"
+        sums.append(FOUR_LOSSES_BYTES if four else LOSSES_BYTES)
     return sums
 
 

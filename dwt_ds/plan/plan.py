@@ -14,7 +14,14 @@ from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.memory import STAGES, RankMemory, checkpoint_bytes, rank_memory
 from dwt_ds.plan.shapes import Shapes, ShardedTeacher, buffer_bytes
 from dwt_ds.plan.simulation import MicroBatchCost, Simulator
-from dwt_ds.plan.speed import REPLAY_LAUNCHES, StepTime, step_launches, step_time
+from dwt_ds.plan.speed import (
+    FURTHER_LOSS_LAUNCHES,
+    REPLAY_LAUNCHES,
+    SHARED_LOSS_LAUNCHES,
+    StepTime,
+    step_launches,
+    step_time,
+)
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 from dwt_ds.run.resolve import Resolved
 
@@ -120,12 +127,13 @@ class Plan:
 
     @cached_property
     def work(self) -> Work:
-        corpus, labels = self.settings.corpus, self.settings.positions_per_row
+        corpus, labels = self.settings.corpus, self.settings.labels_per_row
         work = work_of_a_row(
             self.shapes.student,
             self.shapes.teacher,
             seq_len=corpus.seq_len,
             labels=labels,
+            further=self.settings.further_per_row,
             vocab_size=corpus.vocab_size,
             overlap=self.shapes.overlap,
         )
@@ -148,9 +156,11 @@ class Plan:
         """Seconds of a step at a ZeRO stage, with the teacher or after its release."""
         work, traffic = self.work, self.traffic(stage)
         teacher_launches = REPLAY_LAUNCHES if self.replays_teacher else self.micro.teacher_launches
-        losses = 1 if self.shapes.overlap is None else 2
+        second_loss = FURTHER_LOSS_LAUNCHES if self.settings.further_per_row else 0
+        if self.shapes.overlap is not None:
+            second_loss = SHARED_LOSS_LAUNCHES
         if not with_teacher:
-            work, teacher_launches, losses = replace(work, teacher_forward=0), 0, 1
+            work, teacher_launches, second_loss = work.without_teacher(), 0, 0
             traffic = self._students_traffic(stage)
         accumulation = self.settings.config.train.gradient_accumulation_steps
         launches = step_launches(
@@ -159,7 +169,7 @@ class Plan:
             len(self.shapes.trainable_numels),
             accumulation,
             teacher_launches=teacher_launches,
-            losses=losses,
+            second_loss=second_loss,
         )
         return step_time(
             work,
@@ -210,7 +220,8 @@ class Plan:
     @property
     def flops(self) -> float:
         """Operations of training, all ranks; evaluations are not counted."""
-        a_row = replace(self.work, teacher_forward=self.teacher_share * self.work.teacher_forward).per_row
+        taught, alone = self.work.per_row, self.work.without_teacher().per_row
+        a_row = self.teacher_share * taught + (1 - self.teacher_share) * alone
         return float(a_row * self.settings.rows_per_step * self.settings.total_steps)
 
     @property

@@ -98,9 +98,14 @@ def _batch(plan: Plan) -> Lines:
     return [
         f"{train.micro_batch_size} rows x {train.gradient_accumulation_steps} accumulated x {plan.ranks} ranks = "
         f"{rows:,} rows per step, {rows * corpus.tokens_per_row:,.0f} tokens, "
-        f"{rows * corpus.labels_per_row(settings.config.data.mask_probability):,} labels",
+        f"{rows * settings.labels_per_row:,} labels{_further(plan)}",
         f"{settings.total_steps:,} steps, {plan.tokens:,.0f} tokens, {plan.epochs:.3g} epochs of {corpus.rows:,} rows",
     ]
+
+
+def _further(plan: Plan) -> str:
+    further = plan.settings.rows_per_step * plan.settings.further_per_row
+    return f" and {further:,} more for the soft loss" if further else ""
 
 
 def _memory(plan: Plan) -> Lines:

@@ -173,8 +173,8 @@ class Simulator:
     def logit_rows(self, rows: int) -> int | None:
         """Rows of logits in memory at once for a micro-batch of `rows`; None: logit-free."""
         with_teacher = self._teacher is not None and self._overlap is None
-        positions, columns = rows * self._settings.positions_per_row, self._settings.corpus.vocab_size
-        return self._rows_at_once(positions, columns, with_teacher=with_teacher)
+        a_call = max(self._settings.labels_per_row, self._settings.further_per_row)
+        return self._rows_at_once(rows * a_call, self._settings.corpus.vocab_size, with_teacher=with_teacher)
 
     def _teach(self, input_ids: Tensor, positions: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int, int]:
         if self._teacher is None:
@@ -198,7 +198,14 @@ class Simulator:
                 aligned = torch.zeros(len(view[0]), dtype=torch.int64)
             some = None if bias is None else bias.index_select(0, ids)
             return whole + self._one_loss(hidden.index_select(0, aligned), weight.index_select(0, ids), some, view)
-        return self._one_loss(hidden, weight, bias, None if view is None else (view[0], view[1][:size]))
+        if view is None or not self._settings.further_per_row:
+            return self._one_loss(hidden, weight, bias, None if view is None else (view[0], view[1][:size]))
+        labelled = len(hidden) * self._settings.labels_per_row // self._settings.positions_per_row
+        sizes = [labelled, len(hidden) - labelled]
+        ours, further = hidden.split(sizes)
+        theirs, of_further = view[0].split(sizes)
+        loss = self._one_loss(ours, weight, bias, (theirs, view[1][:size]))
+        return loss + self._one_loss(further, weight, bias, (of_further, view[1][:size]))
 
     def _one_loss(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: tuple[Tensor, Tensor] | None

@@ -12,9 +12,11 @@ from dwt_ds.plan.simulation import MicroBatchCost
 REPLAY_LAUNCHES = 4
 """Of a teacher's forward pass as a CUDA graph: tokens and positions are copied in, it runs, its output is copied."""
 
-# Operations of the loss and of the loop in a micro-batch; one more a trained tensor adds up its gradient. A teacher
-# with a vocabulary of its own makes a second loss, on the shared entries.
-_LOSS_LAUNCHES, _SECOND_LOSS_LAUNCHES = 24, 24
+SHARED_LOSS_LAUNCHES, FURTHER_LOSS_LAUNCHES = 24, 12
+"""Of a second loss in a micro-batch: on the entries that another vocabulary shares, or on unlabelled tokens."""
+
+# Operations of the loss and of the loop in a micro-batch; one more a trained tensor adds up its gradient.
+_LOSS_LAUNCHES = 24
 # ZeRO stage -> operations of the optimizer's step, and (of a micro-batch, of each further one, of a step) for each
 # trained tensor. All counted, DeepSpeed 0.19.8: tests/engine/test_step_cost.py.
 _STEP_LAUNCHES = {0: 11, 1: 20, 2: 20, 3: 46}
@@ -22,7 +24,7 @@ _TENSOR_LAUNCHES = {0: (0.0, 0.0, 19.0), 1: (0.0, 0.0, 1.0), 2: (0.0, 2.0, 1.0),
 
 
 def step_launches(
-    stage: int, micro: MicroBatchCost, tensors: int, accumulation: int, *, teacher_launches: int, losses: int
+    stage: int, micro: MicroBatchCost, tensors: int, accumulation: int, *, teacher_launches: int, second_loss: int
 ) -> int:
     """Operations that one rank starts on its device in an unlogged step, offload not counted.
 
@@ -32,11 +34,10 @@ def step_launches(
         tensors: parameters that are trained.
         accumulation: micro-batches of a step.
         teacher_launches: operations of the teacher's forward pass; 0 without one.
-        losses: calls of the loss in a micro-batch: 1, or 2.
+        second_loss: those of a second loss; 0 without one.
     """
     each, further, once = (tensors * count for count in _TENSOR_LAUNCHES[stage])
-    loss = _LOSS_LAUNCHES + (losses - 1) * _SECOND_LOSS_LAUNCHES
-    a_micro_batch = micro.launches + teacher_launches + tensors + loss + each
+    a_micro_batch = micro.launches + teacher_launches + tensors + _LOSS_LAUNCHES + second_loss + each
     return round(accumulation * a_micro_batch + (accumulation - 1) * further + _STEP_LAUNCHES[stage] + once)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dwt_ds.distill.objective import Losses
 from dwt_ds.engine import ranks
+
+Fourth = Literal["shared_hard", "labelled_soft"]
 
 
 class Meter:
@@ -18,12 +20,13 @@ class Meter:
     Args:
         tokens: real tokens of all ranks before this start.
         elapsed_seconds: training time before this start.
-        shared: whether the teacher's vocabulary is another, so that losses have a `shared_hard`.
+        fourth: the fourth number that losses have while the teacher takes part; None: they have three.
     """
 
-    def __init__(self, tokens: int, elapsed_seconds: float, *, shared: bool = False) -> None:
+    def __init__(self, tokens: int, elapsed_seconds: float, *, fourth: Fourth | None = None) -> None:
         device = ranks.device()
-        self._loss_parts = torch.zeros(4 if shared else 3, device=device)
+        self._fourth = fourth
+        self._loss_parts = torch.zeros(3 if fourth is None else 4, device=device)
         self._tokens = torch.zeros((), dtype=torch.float64, device=device)
         self._tokens_before = tokens
         self._tokens_at_log = tokens
@@ -39,8 +42,9 @@ class Meter:
     def add(self, loss: Losses) -> None:
         """Add one of this rank's micro-batches."""
         parts = [loss.loss.detach(), loss.hard, loss.soft]
-        if loss.shared_hard is not None:
-            parts.append(loss.shared_hard)
+        fourth = None if self._fourth is None else getattr(loss, self._fourth)
+        if fourth is not None:
+            parts.append(fourth)
         self._loss_parts[: len(parts)] += torch.stack(parts)
 
     def add_wait(self, seconds: float) -> None:
@@ -67,23 +71,23 @@ class Meter:
         return time.perf_counter() - self._started
 
     def losses(self, divisor: int) -> Tensor:
-        """Loss, hard loss and soft loss of the step, and with a teacher's own vocabulary the hard loss on the shared
-        entries: (3,) or (4,) means over the global batch; every rank must call it.
+        """Loss, hard loss and soft loss of the step, and the `fourth`: (3,) or (4,) means over the global batch; every
+        rank must call it.
 
         `divisor` is what DeepSpeed divides a micro-batch's loss by.
         """
         return ranks.reduce_sum(self._loss_parts.clone()) / divisor
 
-    def row(self, divisor: int) -> dict[str, Any]:
-        """`losses` of the step, and rates since the last row."""
-        loss, hard, soft, *shared_hard = self.losses(divisor).tolist()
+    def row(self, divisor: int, *, with_teacher: bool = True) -> dict[str, Any]:
+        """`losses` of the step, the fourth only `with_teacher`, and rates since the last row."""
+        loss, hard, soft, *fourth = self.losses(divisor).tolist()
         now, tokens = time.perf_counter(), self.tokens
         seconds = max(now - self._log_started - self._paused_seconds, 1e-9)
         row = {
             "loss": loss,
             "hard_loss": hard,
             "soft_loss": soft,
-            **({"shared_hard_loss": shared_hard[0]} if shared_hard else {}),
+            **({f"{self._fourth}_loss": fourth[0]} if fourth and with_teacher else {}),
             "tokens": tokens,
             "tokens_per_second": (tokens - self._tokens_at_log) / seconds,
             "elapsed_seconds": self.elapsed_seconds,

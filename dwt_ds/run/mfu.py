@@ -53,16 +53,17 @@ class Utilization:
             _meta(student),
             None if teacher is None else _meta(teacher),
             seq_len=corpus.seq_len,
-            labels=resolved.positions_per_row,
+            labels=resolved.labels_per_row,
+            further=resolved.further_per_row,
             vocab_size=corpus.vocab_size,
             overlap=overlap,
         )
-        work = Work(a_row.student_forward / corpus.tokens_per_row, a_row.teacher_forward / corpus.tokens_per_row)
+        work = a_row.per_token(corpus.tokens_per_row)
         return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.precision))
 
     def without_teacher(self) -> Utilization:
         """The same once the teacher is released."""
-        return replace(self, work_per_token=replace(self.work_per_token, teacher_forward=0.0))
+        return replace(self, work_per_token=self.work_per_token.without_teacher())
 
     def shares(self, tokens_per_second: float) -> dict[str, float]:
         """`mfu` with the teacher's forward pass counted, `mfu_student` without."""

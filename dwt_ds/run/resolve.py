@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from dwt_ds.base.software import software
+from dwt_ds.config.objective import SoftPositions
 from dwt_ds.config.quantization import Quantization, check_start_step, parse_quantization
 from dwt_ds.config.recipe import Recipe
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.manifest import ONE_SENTENCE_PER_ROW, Manifest
-from dwt_ds.data.masks import labels_by_length
+from dwt_ds.data.masks import further_by_length, labels_by_length
 from dwt_ds.data.show import unknown_tokens, warnings_of
 from dwt_ds.distill.adaptive import check_adaptive
 from dwt_ds.engine.checkpoint.manifest import RunFacts
@@ -73,6 +74,10 @@ class Corpus:
         """Labelled tokens of a full row, as `dwt_ds.data.masks` draws them."""
         return int(labels_by_length(np.array(self.seq_len), mask_probability))
 
+    def further_per_row(self, mask_probability: float, soft_positions: SoftPositions) -> int:
+        """Unlabelled tokens of a full row that the soft loss sees."""
+        return int(further_by_length(np.array(self.seq_len), mask_probability, soft_positions))
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -99,11 +104,21 @@ class Resolved:
         return int(self.ds_values["train_batch_size"])
 
     @property
-    def positions_per_row(self) -> int:
-        """Positions of a full row that reach the head: labelled tokens, or all where the soft loss sees all."""
-        if self.config.distill.soft_positions == "all":
-            return self.corpus.seq_len
+    def labels_per_row(self) -> int:
+        """Labelled tokens of a full row."""
         return self.corpus.labels_per_row(self.config.data.mask_probability)
+
+    @property
+    def further_per_row(self) -> int:
+        """Unlabelled tokens of a full row that the soft loss sees; 0 without a teacher."""
+        if self.config.teacher.path is None:
+            return 0
+        return self.corpus.further_per_row(self.config.data.mask_probability, self.config.distill.soft_positions)
+
+    @property
+    def positions_per_row(self) -> int:
+        """Positions of a full row that reach the head while the teacher takes part."""
+        return self.labels_per_row + self.further_per_row
 
     def to_recipe(self) -> dict[str, Any]:
         """The recipe as a run's config.yaml has it."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -38,7 +37,7 @@ from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.guard import Guard, TooManySkipsError
-from dwt_ds.run.meter import Meter
+from dwt_ds.run.meter import Fourth, Meter
 from dwt_ds.run.mfu import Utilization
 from dwt_ds.run.progress import Progress, evaluation_words
 from dwt_ds.run.resolve import Resolved
@@ -127,7 +126,11 @@ class Session:
         on_gpu = self.device.type == "cuda"
         workers = int(on_gpu) if self.config.data.workers == "auto" else self.config.data.workers
         self._loader = iter(step_loader(batches, range(state.step, self.total_steps), workers, pin_memory=on_gpu))
-        self._meter = Meter(state.tokens, state.elapsed_seconds, shared=self._shared_vocabulary)
+        self._has_further_rows = teacher is not None and resolved.config.distill.soft_positions != "labelled"
+        fourth: Fourth | None = "labelled_soft" if self._has_further_rows else None
+        if self._shared_vocabulary:
+            fourth = "shared_hard"
+        self._meter = Meter(state.tokens, state.elapsed_seconds, fourth=fourth)
         self._guard = Guard(self.config.train, ranks.reduce_sum, self.device, state.guard)
         self._ranks_to_stop = LateNumber()
         self._done = self._saved = state.step
@@ -159,7 +162,9 @@ class Session:
         asked = time.perf_counter()
         micro_batches: list[Batch] = next(self._loader)
         self._meter.add_wait(time.perf_counter() - asked)
-        labelled = sum(np.count_nonzero(batch.labels.numpy() >= 0) for batch in micro_batches)
+        if self.teacher is None:
+            micro_batches = [batch.without_teacher() for batch in micro_batches]
+        labelled = sum(len(batch.labels) for batch in micro_batches)
         positions = sum(batch.soft_rows for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
         asked_to_stop = self._stop.is_asked(self._stop_folder)
@@ -201,10 +206,12 @@ class Session:
         self._note_skip(done)
         self.stopped = self._ranks_to_stop.exchange(numbers.ranks_to_stop) > 0
         if self._adaptive is not None and self.teacher is not None:
-            _, hard, soft, *shared_hard = self._meter.losses(self._divisor)
+            _, hard, soft, *fourth = self._meter.losses(self._divisor)
             if numbers.aligned_share is not None:
                 # What compares with the teacher's own; no number in a step without aligned tokens, which is left out.
-                hard = torch.where(numbers.aligned_share > 0, shared_hard[0], torch.nan)
+                hard = torch.where(numbers.aligned_share > 0, fourth[0], torch.nan)
+            elif self._has_further_rows:
+                soft = torch.where(soft.isfinite(), fourth[0], torch.nan)  # on the tokens that `hard` is on
             squared = self.config.distill.temperature_squared
             self._adaptive.observe(hard, soft, 1.0 if squared else numbers.temperature)
         last = done == self.total_steps
@@ -284,7 +291,7 @@ class Session:
     def _log(self, done: int, numbers: StepNumbers) -> None:
         row = {
             "step": done,
-            **self._meter.row(self._divisor),
+            **self._meter.row(self._divisor, with_teacher=self.teacher is not None),
             "soft_weight": float(numbers.soft_weight),
             "temperature": numbers.temperature,
             "learning_rate": numbers.learning_rate,
@@ -293,9 +300,7 @@ class Session:
         }
         if self.config.teacher.path is not None:
             row["teacher_active"] = self.teacher is not None
-        if self._shared_vocabulary and self.teacher is None:
-            del row["shared_hard_loss"]
-        elif numbers.aligned_share is not None:
+        if numbers.aligned_share is not None and self.teacher is not None:
             row["aligned_share"] = float(numbers.aligned_share)
         if self._utilization is not None:
             row |= self._utilization.shares(row["tokens_per_second"])

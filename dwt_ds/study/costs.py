@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def spent_until(run: RunRecord, tokens: float) -> Spent:
     if work is None:
         return Spent(tokens, None, seconds)
     taught_tokens = min(tokens, float(run.tokens_with_teacher))
-    alone = replace(work, teacher_forward=0.0)
+    alone = work.without_teacher()
     return Spent(tokens, taught_tokens * work.per_row + (tokens - taught_tokens) * alone.per_row, seconds)
 
 
@@ -102,17 +102,15 @@ def work_per_token(run: RunRecord) -> Work | None:
     corpus = data_of(run)
     if corpus is None:
         return None
-    all_tokens = config.distill.soft_positions == "all"
-    labels = corpus.seq_len if all_tokens else corpus.labels_per_row(config.data.mask_probability)
     overlap = None if teacher is None else find_overlap(config, corpus.vocab_size, teacher)[0]
     sizes: dict[str, Any] = {
         "seq_len": corpus.seq_len,
-        "labels": labels,
+        "labels": corpus.labels_per_row(config.data.mask_probability),
+        "further": corpus.further_per_row(config.data.mask_probability, config.distill.soft_positions),
         "vocab_size": corpus.vocab_size,
         "overlap": overlap,
     }
     key = repr((student.to_json_string(), teacher and teacher.to_json_string(), sizes))
     if key not in _works:
         _works[key] = work_of_a_row(meta_model(student), None if teacher is None else meta_model(teacher), **sizes)
-    a_row = _works[key]
-    return Work(a_row.student_forward / corpus.tokens_per_row, a_row.teacher_forward / corpus.tokens_per_row)
+    return _works[key].per_token(corpus.tokens_per_row)

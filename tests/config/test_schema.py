@@ -153,14 +153,21 @@ def test_eval_sets_are_named_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_run_config({"train": {"eval_sets": None}}).train.eval_sets is None
 
 
-def test_all_positions_with_a_teacher_of_another_vocabulary_are_refused() -> None:
-    settings = {"distill": {"soft_positions": "all"}, "teacher": {"path": "any", "vocabulary": "shared"}}
+@pytest.mark.parametrize("positions", ["all", 0.3])
+def test_further_positions_with_a_teacher_of_another_vocabulary_are_refused(positions: Any) -> None:
+    settings = {"distill": {"soft_positions": positions}, "teacher": {"path": "any", "vocabulary": "shared"}}
     with pytest.raises(
-        ValueError, match="^distill.soft_positions='all': with teacher.vocabulary=shared .*; use labelled$"
+        ValueError, match=f"^distill.soft_positions={positions!r}: with teacher.vocabulary=shared .*; use labelled$"
     ):
         parse_run_config(settings)
     settings["teacher"]["path"] = None  # alone there is no soft loss
-    assert parse_run_config(settings).distill.soft_positions == "all"
+    assert parse_run_config(settings).distill.soft_positions == positions
+
+
+@pytest.mark.parametrize("value", ["most", 0, 1, 1.0, 1.5, -0.2, True])
+def test_soft_positions_are_a_word_or_a_share(value: Any) -> None:
+    message = parse_error("distill.soft_positions", value)
+    assert message.startswith(f"distill.soft_positions={value!r}: must be ")
 
 
 def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import pickle
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.batches import NO_LABEL, Batch, StepBatches, validation_batches
+from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.prepared import PreparedData
 
 
@@ -23,7 +25,7 @@ def steps(
         StepBatches(
             data.train,
             data.facts,
-            DataConfig(),
+            DataConfig(**options.get("masking", {})),
             seed=options.get("seed", 7),
             micro_batch_size=global_batch // (world_size * accumulation),
             accumulation=accumulation,
@@ -47,7 +49,8 @@ def content(batches: list[Batch]) -> list[tuple[int, tuple[int, ...], tuple[tupl
     rows = []
     for batch in batches:
         width = batch.input_ids.shape[1]
-        labels = list(zip(batch.positions.tolist(), batch.labels.tolist(), strict=True))
+        # Without a label: -1.
+        labels = list(itertools.zip_longest(batch.positions.tolist(), batch.labels.tolist(), fillvalue=-1))
         for index, row in enumerate(batch.rows.tolist()):
             real = int(real_tokens(batch)[index].sum())
             of_row = tuple((place % width, label) for place, label in labels if place // width == index)
@@ -64,10 +67,15 @@ def data(request: pytest.FixtureRequest) -> PreparedData:
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (4, 2), (8, 1), (1, 8)])
-def test_same_rows_and_masks_on_any_number_of_ranks(data: PreparedData, world_size: int, accumulation: int) -> None:
-    alone = steps(data, global_batch=16, world_size=1)
-    spread = steps(data, global_batch=16, world_size=world_size, accumulation=accumulation)
+@pytest.mark.parametrize(
+    ("world_size", "accumulation", "positions"),
+    [(2, 1, "labelled"), (4, 2, "labelled"), (8, 1, 0.3), (1, 8, "labelled"), (2, 2, "all")],
+)
+def test_same_rows_and_masks_on_any_number_of_ranks(
+    data: PreparedData, world_size: int, accumulation: int, positions: Any
+) -> None:
+    alone = steps(data, global_batch=16, world_size=1, soft_positions=positions)
+    spread = steps(data, global_batch=16, world_size=world_size, accumulation=accumulation, soft_positions=positions)
     epoch = len(data.train) // 16
     for step in (0, 1, epoch - 1, epoch, epoch + 1, 5 * epoch):
         assert all(len(rank[step]) == accumulation for rank in spread)
@@ -86,10 +94,10 @@ def test_each_row_once_an_epoch_and_an_epoch_may_end_inside_a_step(data: Prepare
 
 
 def test_resume_in_the_middle_of_an_epoch(data: PreparedData) -> None:
-    straight = steps(data, global_batch=8, world_size=2)
+    straight = steps(data, global_batch=8, world_size=2, soft_positions=0.3)
     middle = len(data.train) // 16
     consumed = straight[0].rows_consumed(middle)
-    resumed = steps(data, global_batch=8, world_size=2, rows_before=consumed, first_step=middle)
+    resumed = steps(data, global_batch=8, world_size=2, rows_before=consumed, first_step=middle, soft_positions=0.3)
     for step in range(middle, middle + 30):
         for rank in range(2):
             one, other = straight[rank][step][0], resumed[rank][step][0]
@@ -125,11 +133,13 @@ def test_masks_differ_from_epoch_to_epoch_and_seed_to_seed(packed: PreparedData)
 
 
 def test_packed_batches_have_static_shapes(packed: PreparedData) -> None:
-    rank = steps(packed, global_batch=8, world_size=1)[0]
+    rank = steps(packed, global_batch=8, world_size=1, soft_positions=0.3)[0]
     full = [batch for step in range(60) for batch in rank[step] if batch.token_count == 8 * 32]
     assert len(full) > 50
     assert {tuple(batch.input_ids.shape) for batch in full} == {(8, 32)}
-    assert {len(batch.labels) for batch in full} == {8 * round(0.15 * 30 + 1e-9)}
+    labels = round(0.15 * 30 + 1e-9)
+    assert {len(batch.labels) for batch in full} == {8 * labels}
+    assert {len(batch.positions) for batch in full} == {8 * (labels + round(0.3 * (32 - labels)))}
 
 
 @pytest.mark.parametrize("global_batch", [16, 512])  # part of a block of like lengths, and two blocks
@@ -154,7 +164,7 @@ def test_batch_fields_agree(data: PreparedData) -> None:
 
 
 def test_workers_of_a_data_loader_give_the_same_batches(packed: PreparedData) -> None:
-    rank = steps(packed, global_batch=8, world_size=2)[1]
+    rank = steps(packed, global_batch=8, world_size=2, soft_positions=0.3)[1]
     loader = DataLoader(rank, batch_size=None, sampler=range(5, 11), num_workers=2)
     loaded = list(loader)
     assert len(loaded) == 6
@@ -211,18 +221,36 @@ def test_the_mask_is_left_out_only_where_there_is_no_padding(data: PreparedData)
     assert False in padded
 
 
-def test_all_real_tokens_are_positions_and_only_the_drawn_ones_have_labels(data: PreparedData) -> None:
-    labelled = steps(data, global_batch=4, world_size=1)[0]
-    everywhere = steps(data, global_batch=4, world_size=1, soft_positions="all")[0]
-    for step in range(40):
-        [few], [every] = labelled[step], pickle.loads(pickle.dumps(everywhere[step]))
-        assert torch.equal(few.input_ids, every.input_ids)
-        assert torch.equal(every.positions, real_tokens(every).flatten().nonzero().flatten())
-        assert len(every.positions) == every.token_count
-        drawn = every.labels != NO_LABEL
-        assert torch.equal(every.positions[drawn], few.positions)
-        assert torch.equal(every.labels[drawn], few.labels)
-        assert every.labels.dtype == every.positions.dtype == torch.int64
+MASKINGS = [{}, {"whole_word": True}, {"label_draw": "bernoulli"}, {"label_draw": "bernoulli", "whole_word": True}]
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("positions", ["all", 0.3, 0.999, 0.01])
+def test_further_positions_are_unlabelled_real_tokens_after_the_same_masks(
+    data: PreparedData, positions: Any, masking: dict[str, Any]
+) -> None:
+    plain = steps(data, global_batch=4, world_size=1, masking=masking)[0]
+    dense = steps(data, global_batch=4, world_size=1, masking=masking, soft_positions=positions)[0]
+    for step in range(20):
+        [few], [many] = plain[step], pickle.loads(pickle.dumps(dense[step]))
+        assert torch.equal(few.input_ids, many.input_ids)
+        assert torch.equal(few.labels, many.labels)
+        alone = many.without_teacher()
+        assert torch.equal(few.positions, alone.positions)
+        assert (alone.soft_rows, many.soft_rows) == (len(few.labels), len(many.positions))
+        further = many.positions[len(many.labels) :]
+        assert (further.diff() > 0).all()
+        assert not torch.isin(further, few.positions).any()
+        real = real_tokens(many)
+        assert real.flatten()[further].all()
+        if positions == "all":
+            assert len(many.positions) == many.token_count
+            continue
+        lengths, width = real.sum(1), real.shape[1]
+        labels = torch.tensor([max(1, math.floor(0.15 * (int(n) - 2) + 0.5)) for n in lengths])
+        wanted = torch.tensor([math.floor(positions * int(n) + 0.5) for n in lengths - labels])
+        left = lengths - torch.bincount(few.positions // width, minlength=4)
+        assert torch.equal(torch.bincount(further // width, minlength=4), torch.minimum(wanted, left))
 
 
 def test_a_batch_moves_with_all_that_the_models_read(by_sentence: PreparedData) -> None:

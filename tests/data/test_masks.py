@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.masks import MaskedRows, draw_masks
+from dwt_ds.data.masks import MaskedRows, draw_further, draw_masks
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 VOCAB = 1000
@@ -161,3 +161,24 @@ def test_masks_change_with_epoch_row_and_seed(facts: TokenizerFacts) -> None:
     for other in (draw(ids, lengths, facts, epoch=1), draw(ids, lengths, facts, seed=2)):
         # Two independent draws of 19 of 126 share 15% of their places.
         assert_share(np.isin(other.positions, first.positions).sum(), len(first.positions), 19 / 126)
+
+
+def test_further_tokens_are_drawn_evenly_and_change_with_epoch_row_and_seed(facts: TokenizerFacts) -> None:
+    ids, lengths = full_rows(1000)
+    masked, rows, epochs = draw(ids, lengths, facts), np.arange(1000), np.zeros(1000, dtype=np.int64)
+
+    def drawn(epoch: int = 0, seed: int = 1, share: float = 0.3) -> np.ndarray:
+        return draw_further(masked, lengths, rows, epochs + epoch, 0.15, share, seed)
+
+    first = drawn()
+    assert (np.bincount(first // 128) == 33).all()  # round(0.3 * (128 - 19))
+    by_column = np.bincount(first % 128, minlength=128)
+    # The outer two columns have no label; of the other 126, 107 are free.
+    inner, outer = (107 / 126) * (33 / 109), 33 / 109
+    spread = 5 * np.sqrt(1000 * 0.25)
+    assert np.abs(by_column[1:-1] - 1000 * inner).max() < spread
+    assert np.abs(by_column[[0, -1]] - 1000 * outer).max() < spread
+    # Epochs, seeds and rows have draws of their own, that meet by chance.
+    for other, share in ((drawn(epoch=1), outer), (drawn(seed=2), outer), (first[33:] - 128, inner)):
+        assert_share(np.isin(other, first).sum(), len(other), share)
+    assert np.isin(first, drawn(share=0.5)).all(), "a larger share adds to a smaller one"

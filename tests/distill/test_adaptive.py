@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from dwt_ds.base.files import read_manifest
 from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.distill.adaptive import AdaptiveWeight
 
@@ -93,7 +94,6 @@ def test_its_state_comes_back_to_the_bit() -> None:
         ({"temperature": Schedule("adaptive")}, "temperature.schedule='adaptive'"),
         ({"temperature": Schedule("learning_rate")}, "temperature.schedule='learning_rate'"),
         ({"soft_weight": Schedule("adaptive", start=1.0, end=2.0)}, "soft_weight.start=1.0 is below its end"),
-        ({"soft_weight": Schedule("adaptive"), "soft_positions": "all"}, "soft_weight.signal='projection'"),
     ],
 )
 def test_mistakes_are_reported(settings: dict[str, Any], message: str) -> None:
@@ -108,7 +108,8 @@ ADAPTIVE = [
     "train.max_steps=16",
     "train.checkpoint_every=5",
     "train.export_every=6",
-    "distill.soft_weight={schedule: adaptive, start: 4, end: 0.5, signal: gap, width: 3, average_steps: 4}",
+    "distill.soft_positions=0.3",
+    "distill.soft_weight={schedule: adaptive, start: 4, end: 0.5, average_steps: 4}",
 ]
 
 
@@ -132,6 +133,21 @@ def logged(run: Path) -> list[dict[str, Any]]:
     return [{key: row[key] for key in ("step", "loss", "soft_weight") if key in row} for row in rows]
 
 
+def weights_by_hand(run: Path) -> list[float]:
+    """After each step of `run`, by the projection, from what it logged of its labelled tokens."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    newest = max((run / "checkpoints").glob("step_*"))
+    teacher_loss = read_manifest(newest)["state"]["teacher_loss"]
+    hard = soft = 0.0
+    weights = []
+    for count, row in enumerate((row for row in rows if "loss" in row), start=1):
+        assert row["labelled_soft_loss"] != row["soft_loss"]
+        hard += (row["hard_loss"] - hard) / min(count, 4)
+        soft += (row["labelled_soft_loss"] - soft) / min(count, 4)
+        weights.append(0.5 + 3.5 * (0.5 + (hard - teacher_loss) / (2 * soft)))
+    return weights
+
+
 def test_all_ranks_have_it_a_run_logs_it_and_a_resume_continues_exactly(
     train: Callable[..., tuple[int, str]],
     watch: Callable[..., Any],
@@ -149,6 +165,7 @@ def test_all_ranks_have_it_a_run_logs_it_and_a_resume_continues_exactly(
     assert weights[0] == 4.0
     assert all(0.5 < weight < 4.0 for weight in weights[1:])
     assert len(set(weights)) == 16  # it moves at every step
+    assert weights[1:] == pytest.approx(weights_by_hand(straight)[:-1], rel=1e-5)
     exports = sorted(path.name for path in (straight / "export").glob("step_*"))
     assert exports == ["step_00000006", "step_00000012"]
     assert (straight / "export" / "step_00000006" / "model.safetensors").is_file()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dwt_ds.config.objective import DistillConfig
-from dwt_ds.data.batches import NO_LABEL, Batch
+from dwt_ds.data.batches import Batch
 from dwt_ds.distill import evaluate
 from dwt_ds.distill.evaluate import held_out_loss, teacher_held_out_loss
 from dwt_ds.distill.objective import Losses, TeacherView
@@ -23,10 +23,9 @@ HIDDEN = torch.randn(40, WIDTH, generator=RANDOM)
 LABELS = torch.randint(0, VOCABULARY, (40,), generator=RANDOM)
 
 
-def batch(first: int, count: int, unlabelled: int = 0) -> Batch:
-    """Positions `first`... of HIDDEN, the last `unlabelled` of them without a label."""
-    labels = LABELS[first : first + count].clone()
-    labels[count - unlabelled :] = NO_LABEL
+def batch(first: int, count: int) -> Batch:
+    """Positions `first`... of HIDDEN."""
+    labels = LABELS[first : first + count]
     none = torch.zeros(0, dtype=torch.int64)
     return Batch(none, None, torch.arange(first, first + count), labels, count, none)
 
@@ -44,8 +43,8 @@ def loss_of(batches: list[Batch], config: DistillConfig | None = None, others: t
 
 
 def test_the_teachers_loss_is_the_mean_over_all_labels_not_over_batches() -> None:
-    batches = [batch(0, 25), batch(25, 3, unlabelled=1), batch(28, 0)]
-    labelled = torch.cat([each.positions[each.labels >= 0] for each in batches])
+    batches = [batch(0, 25), batch(25, 2), batch(28, 0)]
+    labelled = torch.cat([each.positions for each in batches])
     logits = (HIDDEN.double() @ WEIGHT.double().T + BIAS.double())[labelled, :VOCABULARY]
     assert len(labelled) == 27
     assert loss_of(batches) == pytest.approx(cross_entropy(logits, LABELS[labelled]).item(), rel=1e-6)
@@ -58,9 +57,9 @@ def test_ranks_add_up_their_losses_and_their_labels() -> None:
 
 def test_without_a_labelled_token_there_is_no_loss() -> None:
     assert math.isnan(loss_of([]))
-    assert math.isnan(loss_of([batch(0, 3, unlabelled=3)]))
+    assert math.isnan(loss_of([batch(0, 0)]))
     nothing = torch.zeros(3)
-    batches = [batch(0, 3, unlabelled=3)]
+    batches = [batch(0, 0)]
     objective = lambda *_: Losses(nothing[0], nothing[0], nothing[0])  # noqa: E731
     assert held_out_loss(objective, None, batches, 1.0, lambda sums: sums, CPU) is None
 

@@ -40,20 +40,26 @@ def plain_loss(
     student: GatheredMaskedLM, teacher: GatheredMaskedLM | None, batches: list[Batch], config: DistillConfig
 ) -> Tensor:
     """The mean over all rows of all micro-batches, by its definition."""
-    hard, soft = [], []
-    for batch in batches:
-        logits = all_logits(student, batch)[batch.positions]
-        labelled = batch.labels >= 0
-        hard.append(cross_entropy(logits[labelled], batch.labels[labelled], reduction="none"))
-        if teacher is not None:
-            theirs = all_logits(teacher, batch)[batch.positions].detach()
-            log_p_t, log_p_s = (log_softmax(each / TEMPERATURE, -1) for each in (theirs, logits))
-            divergence = (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1)
-            soft.append(divergence if config.soft_positions == "all" else divergence[labelled])
-    loss = HARD_WEIGHT * torch.cat(hard).mean()
+    hard = torch.cat(
+        [
+            cross_entropy(
+                all_logits(student, batch)[batch.positions[: len(batch.labels)]], batch.labels, reduction="none"
+            )
+            for batch in batches
+        ]
+    )
+    loss = HARD_WEIGHT * hard.mean()
     if teacher is None:
         return loss
-    return loss + SOFT_WEIGHT * torch.cat(soft).mean() * (TEMPERATURE**2 if config.temperature_squared else 1.0)
+    soft = torch.cat([divergences(student, teacher, batch, batch.positions) for batch in batches])
+    return loss + SOFT_WEIGHT * soft.mean() * (TEMPERATURE**2 if config.temperature_squared else 1.0)
+
+
+def divergences(student: GatheredMaskedLM, teacher: GatheredMaskedLM, batch: Batch, positions: Tensor) -> Tensor:
+    """(N,) fp64: KL(teacher || student) at TEMPERATURE."""
+    ours, theirs = (all_logits(each, batch)[positions] for each in (student, teacher))
+    log_p_t, log_p_s = (log_softmax(each / TEMPERATURE, -1) for each in (theirs.detach(), ours))
+    return (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +67,7 @@ def plain_loss(
     [
         {},
         {"soft_positions": "all"},
+        {"soft_positions": 0.3},
         {"temperature_squared": True},
         {"soft_positions": "all", "temperature_squared": True},
         {"alone": True},
@@ -85,7 +92,7 @@ def test_accumulated_micro_batches_give_the_plain_formula(
         world_size=1,
         soft_positions=config.soft_positions,
     )[0]
-    labelled = [int((batch.labels >= 0).sum()) for batch in batches]
+    labelled = [len(batch.labels) for batch in batches]
     assert len(set(labelled)) > 1
     student, teacher = model(data, 16), None if alone else model(data, 8)
     exact_student, exact_teacher = (
@@ -98,7 +105,7 @@ def test_accumulated_micro_batches_give_the_plain_formula(
     objective = DistillObjective(student, config, data.manifest.vocab_size)
     positions = sum(len(batch.positions) for batch in batches)
     scale = LossScale(*map(torch.tensor, (SOFT_WEIGHT, TEMPERATURE, float(sum(labelled)), float(positions))))
-    total = torch.zeros(())
+    total, labelled_soft = torch.zeros(()), torch.zeros(())
     for batch in batches:
         view = None
         if teacher is not None:
@@ -108,10 +115,17 @@ def test_accumulated_micro_batches_give_the_plain_formula(
         loss = objective(batch, view, scale)
         loss.loss.backward()
         total += loss.loss.detach()
+        if loss.labelled_soft is not None:
+            labelled_soft += loss.labelled_soft
         assert loss.loss.item() == pytest.approx(
             HARD_WEIGHT * loss.hard.item() + SOFT_WEIGHT * loss.soft.item(), rel=1e-5
         )
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    if config.soft_positions != "labelled":
+        assert exact_teacher is not None
+        of_labelled = [divergences(exact_student, exact_teacher, b, b.positions[: len(b.labels)]) for b in batches]
+        squared = TEMPERATURE**2 if config.temperature_squared else 1.0
+        assert labelled_soft.item() == pytest.approx(squared * torch.cat(of_labelled).mean().item(), rel=1e-5)
     exact = dict(exact_student.named_parameters())
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(parameter.grad, exact[name].grad.float(), rtol=1e-3, atol=1e-6)  # type: ignore[union-attr]

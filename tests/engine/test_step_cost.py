@@ -100,6 +100,14 @@ def test_a_plan_knows_that_a_teacher_of_another_vocabulary_has_a_loss_of_its_own
     check_plan(python, tiny_recipe, overrides, tmp_path / "run", close=0.03)
 
 
+@pytest.mark.slow
+def test_a_plan_knows_that_unlabelled_tokens_have_a_loss_of_their_own(
+    python: Python, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    overrides = [*SETTINGS, "distill.soft_positions=0.3", "train.gradient_accumulation_steps=2"]
+    check_plan(python, tiny_recipe, overrides, tmp_path, close=0.02)
+
+
 def check_plan(python: Python, recipe: Path, overrides: list[str], run: Path, close: float = 0.1) -> None:
     """Compare the plan's operations for a GPU, but without CUDA graphs, with those of a run on this machine."""
     resolved = resolve_plan(str(recipe), [*overrides, "train.cuda_graphs=off"], None, 1)

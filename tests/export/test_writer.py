@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dwt_ds.base.files import problems
+from dwt_ds.config.objective import DistillConfig, SoftPositions
 from dwt_ds.config.schema import RunConfig, StudentConfig, TeacherConfig
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.export import writer as export
@@ -194,7 +195,7 @@ def test_damage_between_writing_and_reading_back_is_found_and_the_old_export_sta
 # The card.
 
 
-def card_of(path: str | None) -> str:
+def card_of(path: str | None, positions: SoftPositions = "labelled") -> str:
     facts = RunFacts(
         data="abc",
         tokenizer="def",
@@ -203,7 +204,9 @@ def card_of(path: str | None) -> str:
         student={"layers": 2},
         teacher="sha256 0123",
         versions={"torch": "2.13.0"},
-        settings=RunConfig(teacher=TeacherConfig(path=path), seed=17).to_dict(),
+        settings=RunConfig(
+            teacher=TeacherConfig(path=path), distill=DistillConfig(soft_positions=positions), seed=17
+        ).to_dict(),
         settings_sha256="4567",
     )
     starts = [{"step": 0, "ranks": 2, "at": "2026-01-01T00:00:00Z"}, {"step": 700, "ranks": 4, "at": "2026-01-02"}]
@@ -220,6 +223,8 @@ def test_the_card_tells_what_was_trained_on_what() -> None:
     assert "| data (fingerprint of its rows) | abc |" in text
     assert "* step 700: 4 ranks" in text
     assert "| held-out MLM loss | 2.5 |\n| held-out MLM loss, books | 3.1235 |\n" in text
+    assert "the latter on labelled positions;" in text
+    assert "the latter on labelled positions and 0.3 of the other positions;" in card_of("runs/teacher/export", 0.3)
 
 
 def test_the_cards_settings_are_the_runs() -> None:

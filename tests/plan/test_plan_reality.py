@@ -97,6 +97,7 @@ def test_two_ranks_under_zero_2(measure: Measure, recipe: str, tmp_path: Path) -
         "train.gradient_accumulation_steps=2",
         "train.spike_sigma=6",
         "distill.soft_weight.schedule=adaptive",
+        "distill.soft_positions=0.3",
     ]
     plan, ranks = plan_of(recipe, 2, *overrides), measure(2, recipe, *overrides)
     check_memory(plan, ranks)

@@ -52,9 +52,11 @@ def test_epochs_give_whole_steps(resolved: Callable[..., Resolved], corpus: Corp
         resolved("train.max_steps=null")
 
 
-def test_positions_of_a_row_are_labels_or_all_its_tokens(resolved: Callable[..., Resolved]) -> None:
+def test_positions_of_a_row_are_its_labels_and_what_the_soft_loss_sees(resolved: Callable[..., Resolved]) -> None:
     assert resolved().positions_per_row == 5  # round(0.15 x 30)
     assert resolved("distill.soft_positions=all").positions_per_row == 32
+    assert resolved("distill.soft_positions=0.3").positions_per_row == 5 + 8  # round(0.3 x 27)
+    assert resolved("distill.soft_positions=all", "teacher.path=null").positions_per_row == 5
 
 
 def test_an_adaptive_weight_needs_held_out_rows_where_they_are_known(tiny_recipe: Path, corpus: Corpus) -> None:

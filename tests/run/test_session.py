@@ -12,7 +12,7 @@ import torch
 
 from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.schema import RunConfig, TeacherConfig, TrainConfig
-from dwt_ds.data.batches import NO_LABEL, Batch
+from dwt_ds.data.batches import Batch
 from dwt_ds.data.teacher_rows import TeacherRows
 from dwt_ds.distill.objective import Losses, LossScale
 from dwt_ds.engine import ranks
@@ -90,9 +90,9 @@ def test_a_resume_evaluates_what_the_last_start_did_not(
     assert done == ([] if there else expected)
 
 
-def batch(labels: list[int], tokens: int) -> Batch:
-    ids = torch.zeros(1, len(labels), dtype=torch.int64)
-    return Batch(ids, None, torch.arange(len(labels)), torch.tensor(labels), tokens, torch.arange(1))
+def batch(labels: list[int], tokens: int, further: int = 0) -> Batch:
+    ids, positions = torch.zeros(1, tokens, dtype=torch.int64), torch.arange(len(labels) + further)
+    return Batch(ids, None, positions, torch.tensor(labels), tokens, torch.arange(1))
 
 
 def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +100,8 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     config = RunConfig(
         distill=DistillConfig(soft_weight=Schedule("linear", 4.0, 2.0), temperature=Schedule("constant", 1.5))
     )
-    micro_batches = [batch([5, NO_LABEL, 7], 6), batch([NO_LABEL, 8], 4)]
-    session = bare_session(config, 4, batches=[micro_batches] * 4)
+    micro_batches = [batch([5, 7], 6, further=1), batch([8], 4, further=1)]
+    session = bare_session(config, 4, batches=[micro_batches] * 4, teacher=SimpleNamespace())
     sums: list[list[int]] = []
 
     def reduce_sum(values: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ranks, "reduce_sum", reduce_sum)
     found, numbers = session.begin_step(2)
-    assert [each.labels.tolist() for each in found] == [each.labels.tolist() for each in micro_batches]
+    assert [each.positions.tolist() for each in found] == [[0, 1, 2], [0, 1]]
     assert sums == [[3, 5, 10, 0]]
     # DeepSpeed divides by two accumulation steps once more.
     assert LossScale(*(float(each) for each in numbers.scale)) == (3.0, 1.5, 10 / 2, 20 / 2)  # type: ignore[arg-type]
@@ -118,6 +118,10 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     assert numbers.learning_rate == 0.125
     assert numbers.ranks_to_stop == 1
     assert session._meter.tokens == 30
+    session.teacher = None  # it was released: the student goes on with the labelled tokens
+    found, numbers = session.begin_step(3)
+    assert [each.positions.tolist() for each in found] == [[0, 1], [0]]
+    assert sums[1] == [3, 3, 10, 0]
 
 
 def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +162,31 @@ def test_a_step_without_aligned_tokens_is_not_a_loss_of_0(
     scale = LossScale(one, one, hard_rows=one, soft_rows=one)
     session.end_step(StepNumbers(1, scale, 1.0, 1.0, 0.1, 0 * one, aligned_share=torch.tensor(aligned)))
     assert [float(hard) for hard in observed if hard.isfinite()] == pytest.approx([x / session._divisor for x in seen])
+
+
+@pytest.mark.parametrize(("whole", "seen"), [(2.0, [0.5]), (float("inf"), []), (float("nan"), [])])
+def test_the_weight_compares_soft_and_hard_loss_on_the_same_tokens(
+    whole: float, seen: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The soft loss of all its rows is logged; one that overflowed is left out."""
+    observed: list[torch.Tensor] = []
+    config = RunConfig(teacher=TeacherConfig(path="any"), distill=DistillConfig(soft_positions=0.3))
+    session = bare_session(config, 4, teacher=SimpleNamespace())
+    session._adaptive = SimpleNamespace(observe=lambda hard, soft, _: observed.append(soft))  # type: ignore[assignment]
+    one = torch.tensor(1.0)
+    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
+    monkeypatch.setattr(session, "_note_skip", lambda done: None)
+    monkeypatch.setattr(session, "_log", lambda *_: None)
+    for labelled_soft in (0.25, 0.75):
+        session._meter.add(Losses(one, one, torch.tensor(whole), labelled_soft=torch.tensor(labelled_soft)))
+    session.end_step(numbers_of(1))
+    assert session._divisor == 2
+    assert [float(soft) for soft in observed if soft.isfinite()] == seen
+    row = session._meter.row(2)
+    assert (row["labelled_soft_loss"], "labelled_soft_loss" in session._meter.row(2, with_teacher=False)) == (
+        0.5,
+        False,
+    )
 
 
 def test_the_request_of_another_rank_stops_the_session_a_step_later(done: list[str]) -> None:

@@ -344,15 +344,16 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
         max_position_embeddings=32,
     )
     runs = {}
-    for name, teacher, losses in (
-        ("alone", None, {10: 6.0, 20: 5.0}),
-        ("helped", str(tiny_teacher), {10: 5.5, 20: 4.5}),
+    for name, teacher, losses, positions in (
+        ("alone", None, {10: 6.0, 20: 5.0}, 0.3),
+        ("helped", str(tiny_teacher), {10: 5.5, 20: 4.5}, "labelled"),
+        ("denser", str(tiny_teacher), {10: 5.5, 20: 4.5}, 0.3),
     ):
         config = {
             "seed": 1,
             "data": {"dir": str(tiny_data)},
             "teacher": {"path": teacher},
-            "distill": {"soft_positions": "labelled"},
+            "distill": {"soft_positions": positions},
         }
         write_run(tmp_path / name, losses, config)  # type: ignore[arg-type]
         BertForMaskedLM(student).save_pretrained(tmp_path / name / "export")
@@ -374,15 +375,21 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
     assert theirs == pytest.approx(6 * (layer + last + head) / 0.9963, rel=0.01)
     assert theirs < ours < 1.2 * theirs
     assert found.saved.flops == pytest.approx(1 - 0.75 * ours / theirs)
+    # 8 tokens more for the soft loss (round(0.3 x 27)) take part of the last layer, and the head, of both models.
+    denser = flops_per_token(runs["denser"])
+    assert denser is not None
+    of_student, of_teacher = (2 * h * h + 2 * h * wide + h * len(tokenizer) for h, wide in ((32, 128), (16, 32)))
+    assert denser - ours == pytest.approx(8 / 32 * (6 * of_student + 2 * of_teacher) / 0.9963, rel=0.01)
     # With the teacher released at step 10, the 500 tokens after it cost what the lone student's do.
-    metrics = tmp_path / "helped" / "metrics.jsonl"
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
-    marked = [{**row, "teacher_active": row["step"] <= 10} if "tokens" in row else row for row in rows]
-    metrics.write_text("".join(json.dumps(row) + "\n" for row in marked))
-    released = saving(RunRecord("helped", tmp_path / "helped"), runs["alone"])
-    assert released is not None
-    assert released.spent.tokens == 1500.0
-    assert released.spent.flops == pytest.approx(1000 * ours + 500 * theirs)
+    for name, with_teacher in (("helped", ours), ("denser", denser)):
+        metrics = tmp_path / name / "metrics.jsonl"
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
+        marked = [{**row, "teacher_active": row["step"] <= 10} if "tokens" in row else row for row in rows]
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in marked))
+        released = saving(RunRecord(name, tmp_path / name), runs["alone"])
+        assert released is not None
+        assert released.spent.tokens == 1500.0
+        assert released.spent.flops == pytest.approx(1000 * with_teacher + 500 * theirs)
 
 
 def test_settings_that_differ(tmp_path: Path) -> None:
