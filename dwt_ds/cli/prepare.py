@@ -2,9 +2,8 @@
 
 Text comes from files (.txt with a paragraph a line and a blank line between documents; JSON lines, whatever they are
 called; .parquet; FASTA; plain or .gz, .xz, .zst), from datasets on the Hugging Face hub, or from the documentation of
-the installed Python packages; several may be given and are used together. After an interruption the
-same command resumes. The result does not depend on the number of workers. --show without a source shows an existing
-folder.
+the installed Python packages; several may be given and are used together. After an interruption the same command
+resumes. The result does not depend on the number of workers. --show without a source shows an existing folder.
 """
 
 from __future__ import annotations

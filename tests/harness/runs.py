@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from dwt_ds.study.costs import work_per_token
+from dwt_ds.study.records import RunRecord
+
 
 def back_to(step: int, run: Path, copy: Path, **state: Any) -> Path:
     """A copy of a finished run, as it was when the checkpoint of `step` was complete; returns the checkpoint."""
@@ -40,3 +43,9 @@ def write_run(folder: Path, losses: dict[int, float], config: dict[str, object],
     )
     if finished:
         (folder / "complete.json").write_text('{"steps": 12}', encoding="utf-8")
+
+
+def flops_per_token(run: RunRecord) -> float | None:
+    """Operations of training per real token while the teacher takes part; None if not known."""
+    work = work_per_token(run)
+    return None if work is None else work.per_row

@@ -6,29 +6,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.runs import write_run
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from harness.runs import flops_per_token, write_run
+from transformers import BertConfig, BertForMaskedLM
 
 from dwt_ds.base.files import whole_lines
 from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import load_recipe, parse_run_config
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.models.build import student_model_config
-from dwt_ds.study.costs import work_per_token
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
 from dwt_ds.study.grid_section import runs_of_grid
 from dwt_ds.study.overview import overview
-from dwt_ds.study.records import RunRecord, by_series, differing_settings, mean_and_deviation, named_runs
+from dwt_ds.study.records import RunRecord, named_runs
 from dwt_ds.study.results import final_tables
-from dwt_ds.study.savings import first_reached, saving
 from dwt_ds.study.scores import glue_scores
 from dwt_ds.study.tables import Compared
-
-
-def flops_per_token(run: RunRecord) -> float | None:
-    work = work_per_token(run)
-    return None if work is None else work.per_row
 
 
 @pytest.fixture
@@ -324,89 +317,6 @@ def test_constants_are_not_plotted(tmp_path: Path, tiny_data: Path, tiny_teacher
 def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "holds neither a run" in capsys.readouterr().err
-
-
-def test_where_a_loss_is_first_reached() -> None:
-    assert first_reached([0, 10, 20], [6.0, 5.0, 4.0], 4.5) == 15.0
-    assert first_reached([0, 10, 20], [6.0, 5.0, 5.5], 5.0) == 10.0
-    assert first_reached([5, 10], [4.0, 3.0], 4.5) == 5.0
-    assert first_reached([0, 10, 20], [6.0, 5.0, 4.0], 3.9) is None
-
-
-def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
-    student = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=32,
-    )
-    runs = {}
-    for name, teacher, losses, positions in (
-        ("alone", None, {10: 6.0, 20: 5.0}, 0.3),
-        ("helped", str(tiny_teacher), {10: 5.5, 20: 4.5}, "labelled"),
-        ("denser", str(tiny_teacher), {10: 5.5, 20: 4.5}, 0.3),
-    ):
-        config = {
-            "seed": 1,
-            "data": {"dir": str(tiny_data)},
-            "teacher": {"path": teacher},
-            "distill": {"soft_positions": positions},
-        }
-        write_run(tmp_path / name, losses, config)  # type: ignore[arg-type]
-        BertForMaskedLM(student).save_pretrained(tmp_path / name / "export")
-        runs[name] = RunRecord(name, tmp_path / name)
-    found = saving(runs["helped"], runs["alone"])
-    # 5.0 is half-way between step 10 and step 20.
-    assert found is not None
-    assert found.spent.tokens == 1500.0
-    assert found.saved.tokens == found.saved.seconds == pytest.approx(0.25)
-    assert found.saved_with_teacher is None, "nobody knows what made it"
-    ours, theirs = flops_per_token(runs["helped"]), flops_per_token(runs["alone"])
-    assert ours is not None
-    assert theirs is not None
-    # By hand, 3 passes x 2 a token: a whole layer; the last one, whose output and feed-forward see only the 5 of 32
-    # tokens that reach the head; the head. Rows are filled to 99.6%.
-    layer, labelled = 4 * 32 * 32 + 2 * 32 * 128 + 2 * 32 * 32, 5 / 32
-    last = 3 * 32 * 32 + 2 * 32 * 32 + labelled * (32 * 32 + 2 * 32 * 128)
-    head = labelled * (32 * 32 + 32 * len(tokenizer))
-    assert theirs == pytest.approx(6 * (layer + last + head) / 0.9963, rel=0.01)
-    assert theirs < ours < 1.2 * theirs
-    assert found.saved.flops == pytest.approx(1 - 0.75 * ours / theirs)
-    # 8 tokens more for the soft loss (round(0.3 x 27)) take part of the last layer, and the head, of both models.
-    denser = flops_per_token(runs["denser"])
-    assert denser is not None
-    of_student, of_teacher = (2 * h * h + 2 * h * wide + h * len(tokenizer) for h, wide in ((32, 128), (16, 32)))
-    assert denser - ours == pytest.approx(8 / 32 * (6 * of_student + 2 * of_teacher) / 0.9963, rel=0.01)
-    # With the teacher released at step 10, the 500 tokens after it cost what the lone student's do.
-    for name, with_teacher in (("helped", ours), ("denser", denser)):
-        metrics = tmp_path / name / "metrics.jsonl"
-        rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
-        marked = [{**row, "teacher_active": row["step"] <= 10} if "tokens" in row else row for row in rows]
-        metrics.write_text("".join(json.dumps(row) + "\n" for row in marked))
-        released = saving(RunRecord(name, tmp_path / name), runs["alone"])
-        assert released is not None
-        assert released.spent.tokens == 1500.0
-        assert released.spent.flops == pytest.approx(1000 * with_teacher + 500 * theirs)
-
-
-def test_settings_that_differ(tmp_path: Path) -> None:
-    for name, weight in (("a", 1.0), ("b", 4.0)):
-        write_run(
-            tmp_path / name, {1: 5.0}, {"seed": 1, "output_dir": name, "distill": {"soft_weight": {"start": weight}}}
-        )
-    rows = differing_settings([RunRecord("a", tmp_path / "a"), RunRecord("b", tmp_path / "b")])
-    assert rows == [("distill.soft_weight.start", "1.0", "4.0")]
-
-
-def test_seeds_of_a_series_come_together() -> None:
-    names = ("with_teacher4-4to1-s42", "with_teacher4-4to1-s43", "alone-s42", "mine")
-    groups = by_series([RunRecord(name, Path(name)) for name in names])
-    assert {name: len(group) for name, group in groups.items()} == {"with teacher4, 4to1": 2, "alone": 1, "mine": 1}
-    assert mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
-    assert mean_and_deviation([1.0]) == (1.0, None)
 
 
 def test_the_score_of_a_checkpoint_is_the_mean_of_the_tasks_there_are() -> None:
