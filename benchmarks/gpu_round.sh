@@ -41,18 +41,19 @@ export rows=${data:-$work/data}
 
 if [ -z "$tiny" ]; then
   stand_in=() model=()
-  speed=(--micro-batches 128 16 256 64 --steps 200 --seconds 2.5) modes=(layers/auto off/off layers/off)
+  speed=(--micro-batches 128 16 256 64 --steps 200 --seconds 2) modes=(layers/off off/off) graphs=(layers/auto)
   loop=(--steps 60 --loop-steps 60)
   logits=(8192x30522 4096x128256 8192x128256 512x30522) compiled=(8192x30522 4096x128256)
   linear=(8192x128256x2048x4096 8192x30522x768x768 2432x30522x768x768 304x30522x768x768)
-  rounds=20 slower=1 tests=(-n 12 tests/engine/test_gpu.py kernels/tests) batch=128 run_steps=1000 every=250
+  rounds=20 slower=1 tests=(-n 12 --dist loadgroup tests/engine/test_gpu.py kernels/tests) batch=128 run_steps=1000 every=250
 else
   stand_in=(--rows 300 --seq-len 32 --vocabulary 500)
-  model=(student.layers=1 student.hidden_size=32 student.num_heads=2 student.max_positions=64)
-  speed=(--micro-batches 4 2 --steps 2) modes=(off/off) loop=(--steps 2 --loop-steps 2)
+  model=(student.layers=1 student.hidden_size=32 student.num_heads=2 student.max_positions=128)
+  speed=(--micro-batches 4 2 --steps 2) modes=(off/off) graphs=(off/auto) loop=(--steps 2 --loop-steps 2)
   logits=(8x500) compiled=(8x500) linear=(8x500x32x32)
   rounds=1 slower=5 tests=(-n 0 kernels/tests/test_published_values.py) batch=4 run_steps=4 every=2
 fi
+# One test at a time for each worker (loadgroup): the long ones come first, and one worker would get all of them.
 # Of the kernels' tests, all that run on the device; the ones left out compile for other GPUs or draw shapes at random.
 tests+=(-m 'not slow' -k 'not test_any_shape' -v -p no:cacheprovider)
 for name in assembly benchmarks in_interpreter mutations; do tests+=("--ignore=kernels/tests/test_$name.py"); done
@@ -101,7 +102,7 @@ newest_teacher() { # its last export, or the last one before it was cut short
 }
 
 if [ -z "$dry" ]; then
-  mkdir -p "$results" || exit 2
+  mkdir -p "$out" "$results" || exit 2
   [ -e "$results/stages.csv" ] || echo stage,seconds_allowed,seconds,exit_code > "$results/stages.csv"
 fi
 failed=0
@@ -123,19 +124,22 @@ fi
 # Before the training: DeepSpeed's Adam is being built meanwhile. On the device's clock that does not show.
 stage logits_form 40 python3 kernels/benchmarks/logits_form.py --out "$results" --rounds "$rounds" \
   --shapes "${logits[@]}" --providers dwt_kernels eager || failed=1
-stage logits_compiled 30 python3 kernels/benchmarks/logits_form.py --out "$results/compiled" --rounds "$rounds" \
+stage logits_compiled 40 python3 kernels/benchmarks/logits_form.py --out "$results/compiled" --rounds "$rounds" \
   --shapes "${compiled[@]}" --providers dwt_kernels torch.compile || failed=1
-stage training_speed 60 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${speed[@]}" \
+stage training_speed 75 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${speed[@]}" \
   --modes "${modes[@]}" -- "${model[@]}" || failed=1
+# In a process of its own: after a graph that cannot be recorded, torch's allocator is of no use any more.
+stage training_graphs 45 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${speed[@]}" \
+  --modes "${graphs[@]}" -- "${model[@]}" || failed=1
 if [ -z "$dry$tiny" ] && [ ! -e "$results/injection.done" ]; then
   # For tests and injection. In a session of its own, so that it is not cut short and leaves its lock behind.
   MAX_JOBS=4 setsid python3 benchmarks/kernel_injection.py --build > "$results/build.log" 2>&1 &
 fi
-stage linear_form 75 python3 kernels/benchmarks/linear_form.py --out "$results" --rounds "$rounds" \
+stage linear_form 90 python3 kernels/benchmarks/linear_form.py --out "$results" --rounds "$rounds" \
   --shapes "${linear[@]}" --providers "dwt_kernels chunked" "liger chunked" "dwt_kernels logit_free" eager || failed=1
-train_stage teacher 95 paper_teacher_4 "train.export_every=$every" &
+train_stage teacher 110 paper_teacher_4 "train.export_every=$every" &
 beside=$!
-stage tests 95 python3 -m pytest "${tests[@]}" || failed=1
+stage tests 110 python3 -m pytest "${tests[@]}" || failed=1
 wait "$beside" || failed=1
 stage loop 30 python3 benchmarks/training_speed.py --data "$rows" --out "$results/loop" --micro-batches 16 "${loop[@]}" \
   -- "${model[@]}" || failed=1

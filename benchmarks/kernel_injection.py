@@ -10,6 +10,7 @@ comes. Results: results/kernel_injection.csv.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -43,6 +44,8 @@ def main() -> int:
         print("error: kernel injection needs a CUDA device", file=sys.stderr)
         return 2
     if options.build:
+        # As in a run, with this environment's ninja: what another one built is built again.
+        os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
         InferenceBuilder().load()
         return 0
     start_ranks()

@@ -68,8 +68,9 @@ def measure_micro_batches(
         table.add(key | where, lambda: {"tokens_per_second": round(loop.tokens_per_second(loop_steps), 1)})
         del loop
 
-    def measure(rows: list[str]) -> Row:
-        figures = time_steps(RECIPE, rows, steps=steps, seconds=seconds)
+    def measure(settings: list[str], name: str) -> Row:
+        trace = path.parent / "traces" / f"{name}.json.gz"
+        figures = time_steps(RECIPE, settings, steps=steps, seconds=seconds, trace=trace)
         return figures | {"share_of_matrix_rate": round(figures["flops_per_second"] / rate, 4)}
 
     keys = [
@@ -87,7 +88,8 @@ def measure_micro_batches(
                 planned[size, graphs] = planner.submit(planned_peak_mib, RECIPE, settings)
             if not table.has(key):
                 words = [*settings, f"train.eval_rows={size}", f"train.compile={key['compile']}"]
-                table.add(key | where, lambda words=words: measure(words))  # type: ignore[misc]
+                name = f"{size}_rows_compile_{key['compile']}_graphs_{graphs}"
+                table.add(key | where, lambda words=words, name=name: measure(words, name))  # type: ignore[misc]
             _fill_in(table, {what: peak for what, peak in planned.items() if peak.done()})
             gc.collect()
             if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tempfile
 import time
@@ -37,10 +38,11 @@ class TimedSession:
         session: of the run.
         steps: the most steps to time.
         seconds: no timed step begins after this long.
+        trace: file for the profiled steps, in Chrome's format; not written without a GPU.
     """
 
-    def __init__(self, session: Session, steps: int, seconds: float) -> None:
-        self._session, self._most_steps, self._most_seconds = session, steps, seconds
+    def __init__(self, session: Session, steps: int, seconds: float, trace: Path) -> None:
+        self._session, self._most_steps, self._most_seconds, self._trace = session, steps, seconds, trace
         self._tokens = 0
         self.figures: dict[str, Any] = {}
 
@@ -74,7 +76,11 @@ class TimedSession:
             yield from islice(steps, PROFILED_STEPS)
             synchronize()
         if profiler is not None:
-            self.figures |= device_work(_trace(profiler), PROFILED_STEPS, seconds / count)
+            self._trace.parent.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(self._trace))
+            with gzip.open(self._trace, "rt") as file:
+                events = list(json.load(file)["traceEvents"])
+            self.figures |= device_work(events, PROFILED_STEPS, seconds / count)
         steps.close()
 
     def begin_step(self, step: int) -> Any:
@@ -88,8 +94,11 @@ class TimedSession:
         self._session._stuck.end()
 
 
-def time_steps(recipe: str, overrides: list[str], *, steps: int, seconds: float) -> dict[str, Any]:
-    """Figures of a run of the recipe on this process's device; `peak_mib` is what it adds to what is allocated."""
+def time_steps(recipe: str, overrides: list[str], *, steps: int, seconds: float, trace: Path) -> dict[str, Any]:
+    """Figures of a run of the recipe on this process's device; `peak_mib` is what it adds to what is allocated.
+
+    `trace` is a file ending in .json.gz for what a GPU does in the profiled steps.
+    """
     with tempfile.TemporaryDirectory() as folder:
         # The last step is not reached: it would save a checkpoint.
         most = WARM_UP_STEPS + steps + PROFILED_STEPS + 1
@@ -100,7 +109,7 @@ def time_steps(recipe: str, overrides: list[str], *, steps: int, seconds: float)
         assert session is not None  # the folder is new
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        timed = TimedSession(session, steps, seconds)
+        timed = TimedSession(session, steps, seconds, trace)
         train(timed)  # type: ignore[arg-type]
         release_locks()
         if session.teacher is not None:
@@ -123,10 +132,3 @@ def _profiled() -> Any:
     if not torch.cuda.is_available():
         return nullcontext()
     return profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
-
-
-def _trace(profiler: profile) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(path))
-        return list(json.loads(path.read_text())["traceEvents"])

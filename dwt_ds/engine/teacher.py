@@ -21,7 +21,7 @@ from dwt_ds.engine.cuda_graphs import GraphedForward, Recorder
 from dwt_ds.engine.ranks import gather_from_ranks
 from dwt_ds.models.build import parameter_count
 from dwt_ds.models.load import load_masked_lm
-from dwt_ds.models.masked_lm.families import known_layers, known_transform
+from dwt_ds.models.masked_lm.families import known_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -113,7 +113,7 @@ class TeacherEngine:
         """The engine; all ranks make the first call together."""
         if self._engine is None:
             self._engine = self._shard(self.gathered) if self._sharded else self._choose_engine()
-            can_record = not self._sharded and not self.injected and known_transform(self.model) is not None
+            can_record = not self._sharded and not self.injected and known_layers(self.model) is not None
             if self._recorder is not None and can_record:
                 self._graphs = GraphedForward(self._engine, self._recorder)
         return self._engine

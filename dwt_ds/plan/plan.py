@@ -8,7 +8,7 @@ from functools import cached_property
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.models.flops import Work, recomputed_flops, work_of_a_row
 from dwt_ds.models.growth.plan import GrowthPlan, check_growth
-from dwt_ds.models.masked_lm.families import known_transform
+from dwt_ds.models.masked_lm.families import known_layers
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.memory import STAGES, RankMemory, checkpoint_bytes, rank_memory
@@ -69,7 +69,7 @@ class Plan:
         plain = not config.teacher.sharded and config.teacher.kernel_inject is False and self.shapes.overlap is None
         same_labels = config.data.label_draw == "fixed" and not config.data.whole_word
         full_rows = round(corpus.tokens_per_row) == corpus.seq_len
-        known = teacher is not None and known_transform(teacher.model) is not None
+        known = teacher is not None and known_layers(teacher.model) is not None
         return allowed and plain and same_labels and full_rows and known
 
     @cached_property

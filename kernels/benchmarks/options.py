@@ -22,6 +22,8 @@ def parse_options(doc: str | None, sizes: str) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", metavar=sizes, type=_sizes(sizes), help="instead of the sweeps")
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="ways to compute the loss (default: all)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: results beside this)")
+    # As if each shape were the only one: a program for any shape would be slower.
+    torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = MOST_COMPILED_SHAPES
     return parser.parse_args()
 

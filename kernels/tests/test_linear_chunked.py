@@ -77,7 +77,8 @@ def test_backward_does_not_change_saved_gradients(device, dtype):
 )
 def test_dw_of_one_chunk_is_in_the_dtype_it_waits_in(dtype, chunks, expected):
     """ "meta" stands for a GPU, where a product may leave fp32."""
-    left, right = torch.empty(50, 8, dtype=dtype, device="meta"), torch.empty(8, 6, dtype=dtype, device="meta")
+    device = "cuda" if torch.cuda.is_available() else "meta"
+    left, right = torch.empty(50, 8, dtype=dtype, device=device), torch.empty(8, 6, dtype=dtype, device=device)
     total = None
     for chunk in range(chunks):
         total = add_product(total, left, right, last=chunk == chunks - 1)

@@ -137,7 +137,9 @@ def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, po
     if last is None or layers is None:
         return _rows(base(input_ids=input_ids, attention_mask=attention_mask)[0], positions)
     hidden = base.embeddings(input_ids)
-    mask = create_bidirectional_mask(config=base.config, inputs_embeds=hidden, attention_mask=attention_mask)
+    mask = None
+    if attention_mask is not None:  # of None transformers makes a mask while a CUDA graph is recorded, and only then
+        mask = create_bidirectional_mask(config=base.config, inputs_embeds=hidden, attention_mask=attention_mask)
     for layer in layers[:-1]:
         hidden = layer(hidden, mask)
     return last.run(layers[-1], hidden, mask, positions)

@@ -50,14 +50,13 @@ def add_bias(logits, bias, columns, mask):
 
 
 @triton.jit
-def load_both(row, columns, mask):
-    """``load_logits`` of student and teacher; the teacher's are None where there is none."""
-    student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
-    student = load_logits(student_pointer, student_bias, student_stride, columns, mask)
-    if teacher_pointer is None:
-        return student, None
-    else:
-        return student, load_logits(teacher_pointer, teacher_bias, teacher_stride, columns, mask)
+def load_student(row, columns, mask):
+    return load_logits(row[0], row[1], row[2], columns, mask)
+
+
+@triton.jit
+def load_teacher(row, columns, mask):
+    return load_logits(row[3], row[4], row[5], columns, mask)
 
 
 @triton.jit
@@ -181,12 +180,23 @@ def scan_row(
     state = empty_state(LANES)
     BLOCK: tl.constexpr = STEPS * LANES * WIDTH
     for start in range(0, V // BLOCK * BLOCK, BLOCK):
-        student, teacher = load_both(row, lane_columns(start, STEPS, LANES, WIDTH), None)
-        state = add_block(state, student, teacher, factor, residual, STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
+        columns = lane_columns(start, STEPS, LANES, WIDTH)
+        student = load_student(row, columns, None)
+        if row[3] is None:
+            state = add_block(state, student, None, factor, residual, STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
+        else:
+            teacher = load_teacher(row, columns, None)
+            state = add_block(state, student, teacher, factor, residual, STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
     if V % BLOCK != 0:
-        columns = lane_columns(V // BLOCK * BLOCK, TAIL_STEPS, LANES, WIDTH)
-        student, teacher = load_both(row, columns, columns < V)
-        state = add_block(state, student, teacher, factor, residual, TAIL_STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
+        rest = lane_columns(V // BLOCK * BLOCK, TAIL_STEPS, LANES, WIDTH)
+        student_rest = load_student(row, rest, rest < V)
+        if row[3] is None:
+            state = add_block(state, student_rest, None, factor, residual, TAIL_STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
+        else:
+            teacher_rest = load_teacher(row, rest, rest < V)
+            state = add_block(
+                state, student_rest, teacher_rest, factor, residual, TAIL_STEPS, LANES, WIDTH, UNIT_TEMPERATURE
+            )
     return state
 
 
@@ -208,8 +218,11 @@ def gradient_of(student, teacher, at_label, terms, factor, residual):
 @triton.jit
 def write_gradient_block(out, out_stride, row, label, terms, factor, residual, columns, mask):
     """The gradient of these columns into the row ``out``, which may be the student's."""
-    student, teacher = load_both(row, columns, mask)
-    gradient = gradient_of(student, teacher, columns == label, terms, factor, residual)
+    student = load_student(row, columns, mask)
+    if row[3] is None:
+        gradient = gradient_of(student, None, columns == label, terms, factor, residual)
+    else:
+        gradient = gradient_of(student, load_teacher(row, columns, mask), columns == label, terms, factor, residual)
     tl.store(out + columns.to(tl.int64) * out_stride, gradient.to(out.dtype.element_ty), mask=mask)
 
 

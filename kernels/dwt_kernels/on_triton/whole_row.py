@@ -21,9 +21,9 @@ def load_words(pointer, V: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexp
     blocks = ()
     if pointer is not None:
         WORDS: tl.constexpr = WIDTH * pointer.dtype.element_ty.primitive_bitwidth // 32
-        for block in tl.static_range(tl.cdiv(V, LANES * WIDTH)):
+        for block in tl.static_range((V + LANES * WIDTH - 1) // (LANES * WIDTH)):
             words = lane_columns(block * (LANES * WORDS), 1, LANES, WORDS)
-            inside = words < tl.cdiv(V, WIDTH) * WORDS
+            inside = words < (V + WIDTH - 1) // WIDTH * WORDS
             blocks += (tl.load(pointer.to(tl.pointer_type(tl.int32)) + words, mask=inside, other=0),)
     return blocks
 
@@ -43,15 +43,13 @@ def logits_of(words, block: tl.constexpr, pointer, bias, columns, V: tl.constexp
 
 
 @triton.jit
-def both_logits(row, words, block: tl.constexpr, columns, V: tl.constexpr, BLOCK: tl.constexpr):
-    """As ``steps.load_both``, of the block's columns, from the words (student's, teacher's)."""
-    student_pointer, student_bias, student_stride, teacher_pointer, teacher_bias, teacher_stride = row
-    student_words, teacher_words = words
-    student = logits_of(student_words, block, student_pointer, student_bias, columns, V, BLOCK)
-    if teacher_pointer is None:
-        return student, None
-    else:
-        return student, logits_of(teacher_words, block, teacher_pointer, teacher_bias, columns, V, BLOCK)
+def student_logits(row, words, block: tl.constexpr, columns, V: tl.constexpr, BLOCK: tl.constexpr):
+    return logits_of(words[0], block, row[0], row[1], columns, V, BLOCK)
+
+
+@triton.jit
+def teacher_logits(row, words, block: tl.constexpr, columns, V: tl.constexpr, BLOCK: tl.constexpr):
+    return logits_of(words[1], block, row[3], row[4], columns, V, BLOCK)
 
 
 @triton.jit
@@ -67,10 +65,14 @@ def sums_of_row(
 ):
     """As ``steps.scan_row``."""
     state = empty_state(LANES)
-    for block in tl.static_range(tl.cdiv(V, LANES * WIDTH)):
+    for block in tl.static_range((V + LANES * WIDTH - 1) // (LANES * WIDTH)):
         columns = lane_columns(block * (LANES * WIDTH), 1, LANES, WIDTH)
-        student, teacher = both_logits(row, words, block, columns, V, LANES * WIDTH)
-        state = add_block(state, student, teacher, factor, residual, 1, LANES, WIDTH, UNIT_TEMPERATURE)
+        student = student_logits(row, words, block, columns, V, LANES * WIDTH)
+        if row[3] is None:
+            state = add_block(state, student, None, factor, residual, 1, LANES, WIDTH, UNIT_TEMPERATURE)
+        else:
+            teacher = teacher_logits(row, words, block, columns, V, LANES * WIDTH)
+            state = add_block(state, student, teacher, factor, residual, 1, LANES, WIDTH, UNIT_TEMPERATURE)
     return state
 
 
@@ -80,8 +82,12 @@ def write_gradient_of_row(
 ):
     """Over the student's row, and zeros up to the next multiple of WIDTH columns."""
     out = row[0]
-    for block in tl.static_range(tl.cdiv(V, LANES * WIDTH)):
+    for block in tl.static_range((V + LANES * WIDTH - 1) // (LANES * WIDTH)):
         columns = lane_columns(block * (LANES * WIDTH), 1, LANES, WIDTH)
-        student, teacher = both_logits(row, words, block, columns, V, LANES * WIDTH)
-        gradient = gradient_of(student, teacher, columns == label, terms, factor, residual)
-        tl.store(out + columns, gradient.to(out.dtype.element_ty), mask=columns < tl.cdiv(V, WIDTH) * WIDTH)
+        student = student_logits(row, words, block, columns, V, LANES * WIDTH)
+        if row[3] is None:
+            gradient = gradient_of(student, None, columns == label, terms, factor, residual)
+        else:
+            teacher = teacher_logits(row, words, block, columns, V, LANES * WIDTH)
+            gradient = gradient_of(student, teacher, columns == label, terms, factor, residual)
+        tl.store(out + columns, gradient.to(out.dtype.element_ty), mask=columns < (V + WIDTH - 1) // WIDTH * WIDTH)
