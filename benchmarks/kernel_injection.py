@@ -10,7 +10,6 @@ comes. Results: results/kernel_injection.csv.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from rows import write_rows
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from dwt_ds.data.batches import Batch
+from dwt_ds.engine.operator_builds import prepare_operator_builds
 from dwt_ds.engine.ranks import device, start_ranks, stop_ranks
 from dwt_ds.engine.teacher import TeacherEngine
 
@@ -44,8 +44,7 @@ def main() -> int:
         print("error: kernel injection needs a CUDA device", file=sys.stderr)
         return 2
     if options.build:
-        # As in a run, with this environment's ninja: what another one built is built again.
-        os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+        prepare_operator_builds()
         InferenceBuilder().load()
         return 0
     start_ranks()

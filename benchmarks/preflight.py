@@ -25,10 +25,8 @@ from dwt_ds.doctor.kernel_check import check_kernels
 
 KERNELS_ARE_WRONG = 3
 RESULTS = Path(__file__).parent / "results"
-# As in a run, with this environment's ninja: what another one built is built again.
 ADAM = """
-import os, sys, torch
-os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+import torch
 from dwt_ds.engine.optimizers import unusable_reason
 reason = unusable_reason("deepspeed.FusedAdam", torch.device("cuda"))
 print(f"torch's fused Adam; DeepSpeed's: {reason}" if reason else "DeepSpeed's FusedAdam")

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
-from dwt_ds.engine.build_locks import raise_on_abandoned_locks
+from dwt_ds.engine.operator_builds import prepare_operator_builds
 
 # Names of the folders that DeepSpeed compiles its extensions in.
 _BUILDERS = {"cpu_adam": "CPUAdamBuilder"}
@@ -47,9 +45,7 @@ def _first_error_line(message: str) -> str:
 
 
 def main() -> int:
-    raise_on_abandoned_locks()
-    # The same ninja as a run finds: with another one, everything would be compiled again.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    prepare_operator_builds()
     with contextlib.redirect_stdout(sys.stderr):
         answers = build_operators()
     print(json.dumps(answers), flush=True)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dwt_ds.engine.ds_json.origin import Origin
+from dwt_ds.engine.operator_builds import prepare_operator_builds
 from dwt_ds.models.swaps import BUILD_APEX
 
 # The settings that the JSON may write for each. Not apex's own clipping, since DeepSpeed has clipped already.
@@ -180,6 +181,7 @@ def _is_torchs_fused_adam(ds_values: Mapping[str, Any], device: torch.device) ->
 @lru_cache
 def unusable_reason(name: str, device: torch.device) -> str:
     """Why the optimizer of that name cannot take a step on this device; empty if it can."""
+    prepare_operator_builds()
     parameter = nn.Parameter(torch.ones(8, device=device))
     parameter.grad = torch.full_like(parameter, 0.1)
     try:

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import io
 import os
-import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,10 +17,11 @@ import deepspeed.comm
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.comm.torch import TorchBackend
 from torch.distributed import distributed_c10d
 
 from dwt_ds.base.ports import reserve_port
-from dwt_ds.engine.build_locks import raise_on_abandoned_locks
+from dwt_ds.engine.operator_builds import prepare_operator_builds
 
 _RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 _OPENMPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
@@ -30,6 +30,7 @@ _SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID")
 _MEETING_SECONDS = 600.0
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_DEEPSPEEDS_BARRIER = TorchBackend.barrier
 
 
 class AllRanksError(RuntimeError):
@@ -49,8 +50,7 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     Raises:
         ValueError: there are several ranks, and no address to meet at.
     """
-    # DeepSpeed compiles operators at first use, and again whenever it finds another ninja than last time.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    prepare_operator_builds()
     fill_rank_environment(os.environ)
     if "OMP_NUM_THREADS" not in os.environ:
         # Otherwise every rank starts a thread for each core of the machine.
@@ -66,7 +66,6 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     # Groups that ZeRO makes later would get torch's default of 10 or 30 minutes.
     limit = timedelta(seconds=timeout_seconds)
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
-    raise_on_abandoned_locks()
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every operator
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
@@ -75,6 +74,8 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
             verbose=False,
         )
     distributed_c10d._set_pg_timeout(limit)
+    if get_accelerator().device_name() == "cuda":
+        _name_device_in_barriers()
     if get_accelerator().device_name() == "cpu":
         dist.barrier()  # every rank has its buffer open
         _unlink_shared_buffer()
@@ -199,6 +200,19 @@ def _number_of_visible_device(environment: MutableMapping[str, str], devices: in
     for name in ("LOCAL_RANK", _OPENMPI[2]):  # DeepSpeed asserts that both are equal
         if name in environment:
             environment[name] = number
+
+
+def _name_device_in_barriers() -> None:
+    """Make DeepSpeed's barriers name this rank's device.
+
+    DeepSpeed 0.19.8 names none, and binds no device to a group of one rank, which NCCL cannot split (DeepSpeed #8248).
+    NCCL would then guess the device by the global rank, and torch would warn of that at the end of a run.
+    """
+    TorchBackend.barrier = _barrier_on_own_device
+
+
+def _barrier_on_own_device(backend: Any, device_ids: list[int] | None = None, **others: Any) -> Any:
+    return _DEEPSPEEDS_BARRIER(backend, device_ids=device_ids or [get_accelerator().current_device()], **others)
 
 
 def _keep_freed_memory() -> None:

@@ -92,3 +92,27 @@ def test_the_limit_of_a_collective_is_not_that_of_the_start(run_ranks: Run) -> N
     assert (first.out, second.out) == ("met\n", "met\n")
     assert first.code != 0
     assert "imed out" in first.err or "imeout" in first.err, first.err
+
+
+# On a CPU, with what a rank on GPU 3 has around it.
+BARRIERS = """
+import deepspeed.comm, torch.distributed
+from deepspeed.accelerator import get_accelerator
+from dwt_ds.engine import ranks
+ranks.start_ranks()
+named = []
+torch.distributed.barrier = lambda **given: named.append(given["device_ids"])
+get_accelerator().current_device = lambda: 3
+for _ in range(2):  # a process may start its ranks again
+    ranks._name_device_in_barriers()
+deepspeed.comm.barrier()
+deepspeed.comm.barrier(torch.distributed.group.WORLD)
+deepspeed.comm.barrier(device_ids=[1])
+print(named)
+"""
+
+
+def test_deepspeeds_barriers_name_the_device(run_ranks: Run) -> None:
+    """Otherwise NCCL would guess it by the global rank."""
+    [ended] = run_ranks([["-c", BARRIERS]])
+    assert ended.out == "[[3], [3], [1]]\n", ended.err

@@ -1,0 +1,52 @@
+"""What DeepSpeed's compilation of its operators needs on a user's machine, and does not see to itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from deepspeed.ops.op_builder.builder import OpBuilder
+
+from dwt_ds.engine.build_locks import raise_on_abandoned_locks
+
+ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
+_DEEPSPEEDS_JIT_LOAD = OpBuilder.jit_load
+
+
+def prepare_operator_builds() -> None:
+    """To be called before DeepSpeed compiles or loads an operator in this process; again, it changes nothing.
+
+    This environment's ninja comes first on the PATH: with another one than last time, everything would be compiled
+    again. Abandoned locks stop nobody (build_locks.py). DeepSpeed gets architectures of GPUs that it can read.
+    """
+    programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    if path.split(os.pathsep)[0] != programs:
+        os.environ["PATH"] = os.pathsep.join([programs, path])
+    raise_on_abandoned_locks()
+    OpBuilder.jit_load = _jit_load
+
+
+def numbered_architectures(listed: str) -> str:
+    """TORCH_CUDA_ARCH_LIST as DeepSpeed 0.19.8 can read it: "8.0 9.0a+PTX" is "8.0;9.0+PTX".
+
+    torch also takes a letter after the number (9.0a, 10.0f), with which kernels may use what only this architecture
+    has; DeepSpeed's operators use nothing of it. Where the list has names (Hopper, native), the answer is empty: without
+    a list DeepSpeed compiles for the devices that it sees.
+    """
+    entries = listed.replace(";", " ").split()
+    if not all(re.fullmatch(r"\d+\.\d+[a-z]?(\+PTX)?", entry) for entry in entries):
+        return ""
+    return ";".join(re.sub(r"[a-z]", "", entry) for entry in entries)
+
+
+def _jit_load(builder: OpBuilder, verbose: bool = True) -> object:
+    given = os.environ.get(ARCHITECTURES)
+    if given is None:
+        return _DEEPSPEEDS_JIT_LOAD(builder, verbose)
+    os.environ[ARCHITECTURES] = numbered_architectures(given)
+    try:
+        return _DEEPSPEEDS_JIT_LOAD(builder, verbose)
+    finally:
+        os.environ[ARCHITECTURES] = given
