@@ -31,9 +31,9 @@ def prepare_operator_builds() -> None:
 def numbered_architectures(listed: str) -> str:
     """TORCH_CUDA_ARCH_LIST as DeepSpeed 0.19.8 can read it: "8.0 9.0a+PTX" is "8.0;9.0+PTX".
 
-    torch also takes a letter after the number (9.0a, 10.0f), with which kernels may use what only this architecture
-    has; DeepSpeed's operators use nothing of it. Where the list has names (Hopper, native), the answer is empty: without
-    a list DeepSpeed compiles for the devices that it sees.
+    torch also takes a letter after the number (9.0a, 10.0f), for kernels that use what only this architecture has.
+    DeepSpeed's use nothing of it. Where the list has names (Hopper, native), the answer is empty: without a list
+    DeepSpeed compiles for the devices that it sees.
     """
     entries = listed.replace(";", " ").split()
     if not all(re.fullmatch(r"\d+\.\d+[a-z]?(\+PTX)?", entry) for entry in entries):

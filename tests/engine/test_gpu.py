@@ -22,10 +22,44 @@ pytestmark = [
     pytest.mark.timeout(600),  # so they begin first, beside the many short ones of the kernels
 ]
 
+# Runs that differ in one setting, one after another in one process: to start takes longer than their 20 steps.
+RUNS = """
+import sys
+import torch
+from dwt_ds.base.locks import release_locks
+from dwt_ds.base.quiet import quieten_libraries
+from dwt_ds.engine.ranks import stop_ranks
+from dwt_ds.pretrain import train
+from dwt_ds.run.assemble import assemble
+from dwt_ds.run.stop import StopRequest
+quieten_libraries()
+torch._dynamo.config.recompile_limit = 64  # all runs compile the same functions
+recipe, folder, values, *overrides = sys.argv[1:]
+setting, _, values = values.partition("=")
+for value in values.split(","):
+    session = assemble(recipe, [*overrides, f"{setting}={value}", f"output_dir={folder}/{value}"], None, StopRequest())
+    train(session)
+    release_locks()
+    session.student.destroy()
+stop_ranks()
+"""
+
 ON_GPU = {"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": "0"}
 # Of losses of about 6 over 20 steps. In 16 bits each logit and gradient is rounded, at other places by either back end.
 TOLERANCES = {"zero2_fp32": 1e-4, "zero2_bf16": 1e-2, "zero2_fp16": 2e-3}
 SMALL_SCALE = "deepspeed.fp16.initial_scale_power=8"  # far from overflowing by itself
+COMPILE_OFF = "train.compile=off"  # compiling takes longer than the rest of a run
+
+
+def losses_by_value(recipe: Path, folder: Path, values: str, *overrides: str) -> list[list[tuple[float, float]]]:
+    """Hard and soft loss of each of 20 steps, for each of the values in "setting=value,value"."""
+    command = [sys.executable, "-c", RUNS, str(recipe), str(folder), values, "train.max_steps=20", *overrides]
+    ended = subprocess.run(command, env={**os.environ, **ON_GPU}, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "device_id" not in ended.stderr, ended.stderr  # NCCL guesses no device
+    runs = [logged(folder / value) for value in values.partition("=")[2].split(",")]
+    assert all(rows[20]["skipped_steps"] == 0 for rows in runs)
+    return [[(row["hard_loss"], row["soft_loss"]) for row in rows.values()] for rows in runs]
 
 
 def logged(run: Path) -> dict[int, dict[str, Any]]:
@@ -34,26 +68,19 @@ def logged(run: Path) -> dict[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("config", TOLERANCES)
-def test_triton_and_torch_back_ends_train_alike(config: str, launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
-    losses = {}
-    for backend in ("triton", "torch"):
-        output = tmp_path / backend
-        settings = [f"output_dir={output}", "train.max_steps=20", "student.dropout=0", f"distill.backend={backend}"]
-        settings += [f"deepspeed_config={config}", *([SMALL_SCALE] if config == "zero2_fp16" else [])]
-        code, text = launch(1, [str(tiny_recipe), *settings], environment=ON_GPU, timeout_seconds=300)
-        assert code == 0, text
-        rows = logged(output)
-        assert rows[20]["skipped_steps"] == 0
-        losses[backend] = [(row["hard_loss"], row["soft_loss"]) for row in rows.values()]
+def test_triton_and_torch_back_ends_train_alike(config: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = [f"deepspeed_config={config}", "student.dropout=0", COMPILE_OFF]
+    settings += [SMALL_SCALE] if config == "zero2_fp16" else []
+    triton, torchs = losses_by_value(tiny_recipe, tmp_path, "distill.backend=triton,torch", *settings)
     close = TOLERANCES[config]
-    torch.testing.assert_close(losses["triton"], losses["torch"], rtol=close, atol=close)
+    torch.testing.assert_close(triton, torchs, rtol=close, atol=close)
 
 
 def test_injected_kernels_are_tried_and_the_run_says_what_was_found(
     launch: Launch, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """By a run of its own, since nvcc compiles them for minutes at the first use."""
-    settings = [f"output_dir={tmp_path}", "deepspeed_config=zero2_bf16", "teacher.kernel_inject=auto"]
+    settings = [f"output_dir={tmp_path}", "deepspeed_config=zero2_bf16", "teacher.kernel_inject=auto", COMPILE_OFF]
     code, text = launch(1, [str(tiny_recipe), *settings], environment=ON_GPU, timeout_seconds=300)
     assert code == 0, text
     assert "layers injected, which moved the logits by" in text or "kernels not injected (" in text
@@ -64,7 +91,8 @@ def test_fp16_skips_steps_that_are_not_finite_and_lowers_its_scale(
 ) -> None:
     """The guard makes the gradient of such a loss NaN, whatever the scale (faulty_pretrain.py)."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    settings = [f"output_dir={tmp_path}", "deepspeed_config=zero2_fp16", SMALL_SCALE, "train.max_steps=6"]
+    settings = [f"output_dir={tmp_path}", "deepspeed_config=zero2_fp16", "train.max_steps=6"]
+    settings += [SMALL_SCALE, COMPILE_OFF]
     fault = {"FAULT": "inf 0 3 4", "PYTHONPATH": path}
     arguments = {"module": "faulty_pretrain", "environment": {**ON_GPU, **fault}, "timeout_seconds": 300}
     code, text = launch(1, [str(tiny_recipe), *settings], **arguments)
@@ -135,13 +163,7 @@ def test_a_recorded_teacher_says_the_same_and_is_freed_when_released(dtype: str,
     assert ended.returncode == 0, ended.stderr
 
 
-def test_a_run_with_cuda_graphs_trains_as_one_without(launch: Launch, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_run_with_cuda_graphs_trains_as_one_without(tiny_recipe: Path, tmp_path: Path) -> None:
     """Beside ZeRO-2, dropout, compiled layers and a loader that pins memory while the teacher is recorded."""
-    losses = {}
-    for mode in ("auto", "off"):
-        output = tmp_path / mode
-        settings = [f"output_dir={output}", "train.max_steps=20", "train.eval_every=5", f"train.cuda_graphs={mode}"]
-        code, text = launch(1, [str(tiny_recipe), *settings], environment=ON_GPU, timeout_seconds=300)
-        assert code == 0, text
-        losses[mode] = [(row["hard_loss"], row["soft_loss"]) for row in logged(output).values()]
-    torch.testing.assert_close(losses["auto"], losses["off"], rtol=1e-4, atol=1e-4)
+    graphs, without = losses_by_value(tiny_recipe, tmp_path, "train.cuda_graphs=auto,off", "train.eval_every=5")
+    torch.testing.assert_close(graphs, without, rtol=1e-4, atol=1e-4)
