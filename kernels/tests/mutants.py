@@ -168,7 +168,7 @@ MUTANTS = [
         "last block in place left out",
         "triton",
         "on_triton/whole_row.py",
-        "mask=columns < tl.cdiv(V, WIDTH) * WIDTH)",
+        "mask=columns < (V + WIDTH - 1) // WIDTH * WIDTH)",
         "mask=columns < V // WIDTH * WIDTH)",
         "chunked",
     ),

@@ -230,6 +230,12 @@ def test_sizes(mode, make_heads, assert_exact_linear, rows, columns, widths):
     assert_exact_linear(heads, mode, reduction="none")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_vocabulary_that_is_no_multiple_of_8(mode, make_heads, assert_exact_linear, dtype):
+    """On a GPU its products are made in two parts."""
+    assert_exact_linear(make_heads(columns=DEFAULT_COLUMNS + 3, widths=(32, 40), dtype=dtype), mode, temperature=2.0)
+
+
 def test_no_bias(mode, make_heads, assert_exact_linear):
     assert_exact_linear(make_heads(bias=False), mode)
 

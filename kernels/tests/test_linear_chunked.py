@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from dwt_kernels import linear_chunked, linear_distill_loss
 from dwt_kernels.arguments import Objective, backend_module
-from dwt_kernels.linear_chunked import Head, add_product, chunked_statistics_and_gradients
+from dwt_kernels.linear_chunked import (
+    Head,
+    add_product,
+    chunked_statistics_and_gradients,
+    column_parts,
+    logits_buffer,
+    write_hidden_gradient,
+    write_logits,
+)
 from dwt_kernels.on_torch import blocks
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def chunked_gradients(student: Head, teacher: Head | None, labels: Tensor, objective: Objective) -> list[Tensor]:
@@ -84,6 +96,79 @@ def test_dw_of_one_chunk_is_in_the_dtype_it_waits_in(dtype, chunks, expected):
         total = add_product(total, left, right, last=chunk == chunks - 1)
     assert total is not None
     assert total.dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("device_type", "dtype", "columns", "expected"),
+    [
+        ("cuda", torch.bfloat16, 30522, [30520, 2]),
+        ("cuda", torch.float16, 50265, [50264, 1]),
+        ("cuda", torch.bfloat16, 128256, [128256]),
+        ("cuda", torch.bfloat16, 1000 + 7, [1007]),  # the few columns' rounding would show
+        ("cuda", torch.float32, 30522, [30522]),
+        ("cpu", torch.bfloat16, 30522, [30522]),
+    ],
+    ids=str,
+)
+def test_columns_beyond_a_multiple_of_8_are_a_product_of_their_own(device_type, dtype, columns, expected):
+    with FakeTensorMode():
+        parts = column_parts(columns, torch.empty(columns, 4, dtype=dtype, device=device_type))
+    assert [part.stop - part.start for part in parts] == expected
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+
+
+def whole_numbers(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
+    """-1, 0 and 1, whose sums are exact in 16 bits."""
+    return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, dtype)
+
+
+@pytest.mark.parametrize("columns", [16, 17, 23])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_two_products_are_the_same_as_one(monkeypatch, device, dtype, columns):
+    monkeypatch.setattr(linear_chunked, "wants_aligned_columns", lambda operand: True)
+    monkeypatch.setattr(linear_chunked, "LEAST_SPLIT_COLUMNS", 1)
+    hidden, weight = (whole_numbers(size, 8, dtype=dtype, device=device) for size in (5, columns))
+    buffer = logits_buffer(Head(hidden, weight, None), 5, "triton")
+    assert buffer.stride(0) % linear_chunked.COLUMN_ALIGNMENT == 0
+    assert torch.equal(write_logits(hidden, weight, buffer), hidden @ weight.t())
+    buffer.copy_(whole_numbers(5, columns, dtype=dtype, device=device))
+    d_hidden = torch.full_like(hidden, float("nan"))
+    write_hidden_gradient(buffer, weight, d_hidden)
+    assert torch.equal(d_hidden, buffer @ weight)
+    for last in (True, False):
+        d_weight = add_product(None, buffer.t(), hidden, last)
+        assert torch.equal(d_weight, (buffer.t() @ hidden).to(d_weight.dtype))
+        if not last:
+            assert torch.equal(add_product(d_weight.clone(), buffer.t(), hidden, True), 2 * d_weight)
+
+
+@pytest.mark.parametrize("columns", [2000, 2002])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_products_of_a_chunk(monkeypatch, columns, chunks):
+    """Logits twice, d hidden and dW: four, and for an unaligned vocabulary four more. "meta" stands for a GPU."""
+    monkeypatch.setattr(linear_chunked, "wants_aligned_columns", lambda operand: True)
+    device = "cuda" if torch.cuda.is_available() else "meta"
+    hidden, weight = (torch.empty(size, 8, dtype=torch.bfloat16, device=device) for size in (6, columns))
+    d_hidden, total = torch.empty_like(hidden), None
+    with Products() as products:
+        for chunk in range(chunks):
+            for _ in range(2):
+                logits = write_logits(hidden, weight, logits_buffer(Head(hidden, weight, None), 6, "triton"))
+            write_hidden_gradient(logits, weight, d_hidden)
+            total = add_product(total, logits.t(), hidden, last=chunk == chunks - 1)
+    assert products.count == chunks * (4 if columns % 8 == 0 else 8)
+    assert total is not None
+    assert total.dtype == (torch.bfloat16 if chunks == 1 else torch.float32)
+
+
+class Products(TorchDispatchMode):
+    """How many matrix products are started."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "mm" in func.overloadpacket.__name__
+        return func(*args, **(kwargs or {}))
 
 
 def test_free_memory_is_asked_for_once_in_training_and_once_in_evaluation(monkeypatch):

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import dwt_kernels
 import pytest
 import torch
+
+SCRIPT = Path(__file__).with_name("mutants.py")
+
+
+def test_the_source_still_has_what_each_fault_replaces():
+    package = Path(dwt_kernels.__file__).parent
+    mutants = runpy.run_path(str(SCRIPT))["MUTANTS"]
+    gone = [mutant.name for mutant in mutants if mutant.old not in (package / mutant.file).read_text()]
+    assert not gone
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the faulty kernels run in the interpreter, on CPU tensors")
@@ -18,8 +29,7 @@ import torch
 def test_every_fault_is_caught():
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("mutants.py")
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
     sound = {name: result for name, result in results.items() if name.startswith("no fault")}
