@@ -14,6 +14,8 @@ from step_speed import planned_peak_mib, time_steps
 from transformers import BertConfig
 
 from dwt_ds.base.quiet import quieten_libraries
+from dwt_ds.base.software import source_hash
+from dwt_ds.engine.optimizers import optimizer_used
 from dwt_ds.engine.ranks import device, start_ranks, stop_ranks
 from dwt_ds.run.mfu import matrix_rate
 
@@ -59,6 +61,8 @@ def measure_micro_batches(
     where = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_and_cores(),
         "versions": f"torch {torch.__version__}",
+        "code": source_hash("dwt_ds"),
+        "optimizer": optimizer_used({"optimizer": {"type": "AdamW"}}, device()),
         "matrix_tflops": round(rate / 1e12, 3),
     }
     common = [*overrides, f"data.dir={data}", f"teacher.path={teacher}"]

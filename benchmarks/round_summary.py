@@ -20,7 +20,7 @@ def summary(results: Path) -> str:
     """Markdown."""
     checks = _rows(results, "preflight.csv")
     machine = next((row["found"] for row in checks if row["check"] == "machine"), NOT_MEASURED)
-    steps, loop = _rows(results, "training_steps.csv"), _rows(results, "loop/training_steps.csv")
+    steps = _rows(results, "training_steps.csv")
     logits = [*_rows(results, "logits_form_*.csv"), *_rows(results, "compiled/logits_form_*.csv")]
     linear = _rows(results, "linear_form_*.csv")
     tests = (results / "tests.log").read_text(errors="replace") if (results / "tests.log").is_file() else ""
@@ -28,8 +28,7 @@ def summary(results: Path) -> str:
         f"# GPU round\n\n{machine}",
         "## Stages\n\n" + _table(_rows(results, "stages.csv"), ("stage", "seconds", "seconds_allowed", "exit_code")),
         "## Checks\n\n" + _table([row for row in checks if row["check"] != "machine"], ("check", "ok", "found")),
-        "## Training, paper_weak_h100\n\n" + _table(steps, _TRAINING),
-        "## Beside the loop that users write, 16 rows\n\n" + _table(loop, _TRAINING[:6]),
+        "## Training, paper_weak_h100, beside the loop that users write\n\n" + _table(steps, _TRAINING),
         "## Loss on logits\n\n" + _table(logits, (*_KERNEL, "share_of_copy_bandwidth", "error")),
         "## Loss on hidden states\n\n" + _table(linear, (*_KERNEL, "share_of_gemm_rate", "error")),
         "## Alone beside distilled, at once\n\n" + _pair(results),
@@ -42,6 +41,7 @@ def summary(results: Path) -> str:
 
 _TRAINING = (
     "provider",
+    "optimizer",
     "compile",
     "cuda_graphs",
     "micro_batch",

@@ -16,20 +16,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_round.sh"
 REAL_PYTHON = sys.executable
-# The stages in order, with the seconds of each; a teacher trains beside the tests.
+# The stages in order, with the seconds of each; a teacher trains beside the tests, and two students beside each other.
 STAGES = {
-    "install": 30,
-    "preflight": 40,
-    "logits_form": 40,
-    "logits_compiled": 30,
-    "training_speed": 60,
-    "linear_form": 75,
-    "tests": 95,
-    "teacher": 95,
-    "loop": 30,
-    "alone": 110,
-    "distilled": 110,
-    "injection": 40,
+    "install": 20,
+    "preflight": 35,
+    "logits_form": 25,
+    "logits_compiled": 25,
+    "training_speed": 90,
+    "training_modes": 65,
+    "linear_form": 50,
+    "tests": 100,
+    "teacher": 100,
+    "alone": 85,
+    "distilled": 85,
+    "injection": 35,
 }
 # Only the script's own programs decide what happens, but for the summary, which is the real one.
 PYTHON = """#!/usr/bin/env bash
@@ -68,6 +68,7 @@ def test_a_dry_run_prints_every_stage_and_starts_nothing(tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stderr
     lines = dict(re.fullmatch(r"(\w+) +(\d+) s  .+", line).groups() for line in ended.stdout.splitlines())  # type: ignore[union-attr]
     assert {name: int(seconds) for name, seconds in lines.items()} == STAGES
+    assert sum(STAGES.values()) - STAGES["teacher"] - STAGES["alone"] <= 530
     assert not out.exists()
     assert calls.read_text() == ""
 
@@ -145,9 +146,23 @@ def test_a_cut_short_teacher_is_the_last_that_it_exported(tmp_path: Path) -> Non
     assert f"teacher.path={tmp_path}/out/work/teacher/export/step_00000500 " in calls.read_text()
 
 
+def test_stages_can_be_chosen(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path)
+    out = tmp_path / "out"
+    chosen = start("--out", out, "--data", tmp_path, "--only", "logits_form,alone", **environment)
+    assert chosen.returncode == 0, chosen.stderr
+    assert outcomes(out) == {"logits_form": "0", "alone": "0"}
+    assert len(calls.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--outt", "x"], "--outt: unknown"), ([], "--out DIR is missing"), (["--out"], "--out needs a folder")],
+    [
+        (["--outt", "x"], "--outt: unknown"),
+        ([], "--out DIR is missing"),
+        (["--out"], "--out needs a folder"),
+        (["--out", "x", "--only", "tests,speed"], "--only speed: no such stage; --dry-run lists them"),
+    ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str) -> None:
     ended = start(*arguments)

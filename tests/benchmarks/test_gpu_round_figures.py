@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,32 @@ def test_launches_and_busy_time_of_a_trace(load: Any) -> None:
     found = trace.device_work([*others, *host, *kernels], steps=2, seconds_per_step=100e-6)
     assert found == {"launches_per_step": 2, "device_operations_per_step": 2, "device_busy_share": 0.5}
     assert trace.device_work(others, steps=2, seconds_per_step=1.0) == {}
+
+
+class StandInSession:
+    """Steps of 100 tokens."""
+
+    _utilization = SimpleNamespace(shares=lambda rate: {"mfu": 0.5}, peak_flops_per_second=1e12)
+
+    def steps(self) -> Iterator[int]:
+        yield from range(1, 100)
+
+    def begin_step(self, step: int) -> tuple[list[SimpleNamespace], None]:
+        return [SimpleNamespace(token_count=100)], None
+
+
+@pytest.mark.slow  # for the engine's imports
+def test_a_step_that_compiles_is_not_timed(load: Any, tmp_path: Path) -> None:
+    """The first batch with padding, say, after several without."""
+    module = load("step_speed")
+    timed = module.TimedSession(StandInSession(), steps=6, seconds=60.0, trace=tmp_path / "trace.json.gz")
+    for step in timed.steps():
+        timed.begin_step(step)
+        if step == module.WARM_UP_STEPS + 4:
+            module.counters["stats"]["unique_graphs"] += 1  # as torch.compile counts
+            began = time.perf_counter()
+    assert timed.figures["steps"] == 2
+    assert timed.figures["tokens_per_second"] > 200 / (time.perf_counter() - began)
 
 
 def test_a_table_keeps_rows_with_figures_and_repeats_those_with_errors(load: Any, tmp_path: Path) -> None:
