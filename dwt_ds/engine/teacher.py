@@ -47,8 +47,8 @@ class TeacherEngine:
         seq_len: longest row; the injected kernels size their workspace by it.
         sharded: shard the weights over the ranks, which then have to call it equally often; without injected kernels.
         recorder: of CUDA graphs, for batches whose shape recurs; None: never. Not used for a sharded teacher, whose
-            pass has collectives, nor with injected kernels, nor for a family of which it is not known that its pass
-            reads no value on the host.
+            pass has collectives, nor with injected kernels, nor for a family whose layers are not known
+            (`known_layers`): its pass may read values on the host.
 
     What the ranks do together is done by `start` and not by the constructor, since loading may fail on one rank alone.
 

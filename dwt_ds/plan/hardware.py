@@ -26,7 +26,7 @@ RESERVED_SHARE = 0.08
 
 # Seconds of the host for an operation: Python, DeepSpeed's hooks, autograd and torch's dispatch. Measured on a core of
 # an Intel Xeon at 2.5 GHz with nothing else to do, 27 November 2026: benchmarks/results/host_time.csv, which was made
-# by `python benchmarks/host_time.py --steps 900`. A GPU's host may well be twice as fast.
+# by `python benchmarks/host_time.py --steps 900`. The host of an H200 took 58 us (docs/scaling.md).
 LAUNCH_SECONDS = 41.5e-6
 
 

@@ -186,7 +186,7 @@ def test_every_stage_that_a_cpu_can_runs_there(tmp_path: Path, tiny_data: Path) 
     assert ended.returncode == 1
     page = (out / "summary.md").read_text()
     for measured in (
-        "| dwt_ds | off | off | 4 |",
+        "| dwt_ds | torch's fused AdamW | off | off | 4 |",
         "| loop |",
         "| torch.compile | 8 | 500 |",
         "| dwt_kernels chunked | 8 |",
