@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale",
         choices=SCALES,
         default="smoke",
-        help="smoke: minutes, only a test; small: hours on two cores; paper: the paper's (default: %(default)s)",
+        help="smoke: minutes, only a test; small: hours on two cores; gpu: minutes on one GPU, many runs at once; "
+        "paper: the paper's (default: %(default)s)",
     )
     parser.add_argument(
         "--out",
@@ -34,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", metavar="A,B", help="instead of the grid's or the scale's")
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks per run (default: one per GPU, or the scale's)")
     parser.add_argument(
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at a time, all on the same GPUs: small ones leave most of a GPU idle (default: %(default)s)",
+    )
+    parser.add_argument(
         "--glue",
         metavar="DIR|hub",
         help="fine-tune and score every export on GLUE: a folder of GLUE's TSV files, or nyu-mll/glue from the hub",
@@ -43,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpu",
         metavar="NAME",
         help="device for the estimate of hours, as in dwt-ds plan (default: cpu; a100-80 if there is a GPU and for the "
-        "paper's scale)",
+        "scales gpu and paper)",
     )
 
 
@@ -54,14 +62,16 @@ def main(args: argparse.Namespace) -> int:
     # Imported here: --help should not wait for torch.
     from dwt_ds.study.run import StudyOptions, run_study
 
-    if args.ranks is not None and args.ranks < 1:
-        raise ValueError(f"--ranks {args.ranks}: must be at least 1")
+    for name, number in (("--ranks", args.ranks), ("--at-once", args.at_once)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} {number}: must be at least 1")
     options = StudyOptions(
         grid=args.grid,
         scale=args.scale,
         out=args.out,
         seeds=_seeds(args.seeds),
         ranks=args.ranks,
+        at_once=args.at_once,
         gpu=args.gpu,
         glue=args.glue,
         overrides=tuple(args.overrides),

@@ -130,9 +130,14 @@ def launcher_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def pretrain_command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
-    """`dwt-ds launch` on this machine, for a process of its own."""
-    words = ["launch", "--ranks", str(ranks), path_argument(recipe), *overrides]
-    return [sys.executable, "-m", "dwt_ds.cli.main", *words]
+    """A run on this machine, for a process of its own: `dwt-ds launch`, or its only rank by itself.
+
+    Without DeepSpeed's launcher, whose processes load DeepSpeed one after another, the first step comes sooner.
+    """
+    words = [path_argument(recipe), *overrides]
+    if ranks == 1:
+        return [sys.executable, "-m", "dwt_ds.pretrain", *words]
+    return [sys.executable, "-m", "dwt_ds.cli.main", "launch", "--ranks", str(ranks), *words]
 
 
 def printed_commands(

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -99,10 +100,23 @@ def _lives_in(group: int, process: psutil.Process) -> bool:
         return False
 
 
-def run_logged(command: Sequence[str], log: Path) -> int:
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set while the block runs; for the main thread."""
+    stop = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    former = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, former):
+            signal.signal(number, handler)
+
+
+def run_logged(command: Sequence[str], log: Path, stop: threading.Event) -> int:
     """Run `command` with its output appended to `log`; its exit code.
 
-    A Ctrl-C or SIGTERM is passed on and waited for, and then raised here as KeyboardInterrupt.
+    Once `stop` is set, the command gets a SIGTERM, and its end is waited for.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as output:
@@ -113,15 +127,11 @@ def run_logged(command: Sequence[str], log: Path) -> int:
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # so that a Ctrl-C in the terminal comes here alone
         )
-        former = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, former)
+        while not stop.is_set():
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(_POLL_SECONDS)
+        process.terminate()
+        return process.wait()
 
 
 def run_printed(command: Sequence[str]) -> tuple[int, list[str]]:
@@ -155,7 +165,3 @@ def run_printed(command: Sequence[str]) -> tuple[int, list[str]]:
     if interrupted:
         raise KeyboardInterrupt
     return process.returncode, list(lines)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

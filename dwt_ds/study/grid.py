@@ -28,7 +28,7 @@ from dwt_ds.base.written import read_yaml
 from dwt_ds.config.validate import must_be
 
 GRIDS_FOLDER = Path(__file__).parent / "grids"
-Scale = Literal["smoke", "small", "paper"]
+Scale = Literal["smoke", "small", "gpu", "paper"]
 SCALES = get_args(Scale)
 NO_TEACHER = "none"
 ALONE = "alone"
@@ -39,6 +39,7 @@ _GRID_KEYS: dict[str, Any] = {
     "question": str,
     "figure": int,
     "seeds": list[int],
+    "teacher_for_each_seed": bool,
     "settings": dict[str, Any],
     "settings_at": dict[Scale, dict[str, Any]],
     "teachers": dict[str, dict[str, Any]],
@@ -127,12 +128,17 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
     own = merge(content.get("settings", {}), content.get("settings_at", {}).get(scale, {}))
     base = merge(size["settings"], own)
     chosen = list(seeds or content.get("seeds") or size["seeds"])
-    students = [run for block in content.get("runs") or [] for run in _runs_of_block(block, labels, base, chosen)]
+    own_teachers = bool(content.get("teacher_for_each_seed"))
+    # Of the teacher of each seed's students.
+    teacher_seeds = {seed: seed if own_teachers else chosen[0] for seed in chosen}
+    blocks = content.get("runs") or []
+    students = [run for block in blocks for run in _runs_of_block(block, labels, base, teacher_seeds)]
     if not students:
         raise ValueError(f"grid {path}: runs is empty; list at least {{teacher: none}}")
     teachers = [
-        labels.teacher_run(label, base, chosen[0])
+        labels.teacher_run(label, base, seed)
         for label in dict.fromkeys(run.labels["teacher"] for run in students if run.teacher_run)
+        for seed in dict.fromkeys(teacher_seeds.values())
     ]
     unique = {run.name: run for run in [*teachers, *students]}
     return Grid(
@@ -141,7 +147,7 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
         question=content.get("question", ""),
         scale=scale,
         figure=content.get("figure"),
-        has_own_settings=bool(own),
+        has_own_settings=bool(own) or own_teachers,
         ranks=size["ranks"],
         glue=_fine_tuning(f"grid {path}", size["glue"], content.get("glue"), glue),
         runs=list(unique.values()),
@@ -192,7 +198,10 @@ class Labels:
         return names
 
 
-def _runs_of_block(block: Any, labels: Labels, base: dict[str, Any], seeds: list[int]) -> Iterator[StudyRun]:
+def _runs_of_block(
+    block: Any, labels: Labels, base: dict[str, Any], teacher_seeds: Mapping[int, int]
+) -> Iterator[StudyRun]:
+    """teacher_seeds: seed of each student -> that of its teacher."""
     if not isinstance(block, dict) or "teacher" not in block:
         raise ValueError(f"{labels.where}: runs: {block!r} must be a mapping with a teacher (none: trains alone)")
     for axis in block:
@@ -201,8 +210,8 @@ def _runs_of_block(block: Any, labels: Labels, base: dict[str, Any], seeds: list
     axes = ["teacher", *labels.axes]
     choices = [labels.chosen(axis, block[axis] if axis in block else labels.default(axis)) for axis in axes]
     for names in itertools.product(*choices):
-        for seed in seeds:
-            yield _student(dict(zip(axes, names)), seed, labels, base, seeds[0])
+        for seed, teacher_seed in teacher_seeds.items():
+            yield _student(dict(zip(axes, names)), seed, labels, base, teacher_seed)
 
 
 def _student(chosen: dict[str, str], seed: int, labels: Labels, base: dict[str, Any], teacher_seed: int) -> StudyRun:

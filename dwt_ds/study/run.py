@@ -1,13 +1,19 @@
-"""A study from its first run to its last: finished runs are skipped, and a run that fails does not stop the others."""
+"""A study from its first run to its last: finished runs are skipped, and a run that fails does not stop the others.
+
+Each run is a process of its own; `at_once` of them run at a time, a student once its teacher is finished.
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,19 +21,22 @@ import torch
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.launch.local import pretrain_command, visible_ranks
-from dwt_ds.launch.supervise import STOPPED, run_logged
+from dwt_ds.launch.supervise import STOPPED, run_logged, stop_on_signals
 from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.run.resolve import Resolved, prefix_errors
 from dwt_ds.study.estimate import Cost, cost_table, estimate
 from dwt_ds.study.folder import StudyFolder, check_same
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
+from dwt_ds.study.progress import StudyProgress
 from dwt_ds.study.records import evaluations
 from dwt_ds.study.scores import GLUE_KEYS, HUB, exports_without_results, fine_tunings_per_export, score_exports
 
 FINISHED, WAITING = "finished", "waiting"
 # Set by the study itself.
 _NOT_OVERRIDDEN = ("output_dir", "seed", "teacher.path")
+# Each line at once, also where it goes to a file or a pipe.
+_print = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,10 @@ class StudyOptions:
     """Empty: the grid's."""
     ranks: int | None = None
     """Ranks of a run; None: one per GPU, or the scale's."""
+    at_once: int = 1
+    """Runs at a time."""
     gpu: str | None = None
-    """Device of the estimate; None: a100-80 where there is a GPU and for the paper's scale, else cpu."""
+    """Device of the estimate; None: a100-80 where there is a GPU and for the scales gpu and paper, else cpu."""
     glue: str | None = None
     """Fine-tune all exports on GLUE from this folder, or from the "hub"; None: only if the grid says so."""
     overrides: tuple[str, ...] = ()
@@ -57,6 +68,7 @@ class Study:
     grid: Grid
     folder: StudyFolder
     ranks: int
+    at_once: int
     overrides: tuple[str, ...]
     settings: dict[str, Resolved]
     """Of each run, by name."""
@@ -80,7 +92,7 @@ class Study:
         folder = StudyFolder(options.out or default_folder(grid))
         folder.check_contents(grid)
         ranks = options.ranks or visible_ranks(grid.ranks)
-        on_gpu = grid.scale == "paper" or torch.cuda.is_available()
+        on_gpu = grid.scale in ("gpu", "paper") or torch.cuda.is_available()
         device = find_device(options.gpu or ("a100-80" if on_gpu else "cpu"), ranks)
         settings = {}
         with tempfile.TemporaryDirectory() as drafts:
@@ -90,7 +102,7 @@ class Study:
         for run in grid.runs:
             check_same(folder.path / run.name, settings[run.name])
         costs = estimate(grid.runs, settings, device)
-        return cls(grid, folder, ranks, options.overrides, settings, costs)
+        return cls(grid, folder, ranks, options.at_once, options.overrides, settings, costs)
 
     def check_data(self) -> None:
         """Check that the data of the runs that are not finished are there, with text held out to compare the runs by.
@@ -129,41 +141,70 @@ class Study:
         corpora = dict.fromkeys(settings.corpus for settings in self.settings.values())
         return [f"data: {corpus.source}" for corpus in corpora if corpus.fingerprint is None]
 
-    def run(self, report: Callable[[str], None] = print) -> dict[str, str]:
-        """Run what is not finished, teachers first.
+    def run(self, report: Callable[[str], None] = _print) -> dict[str, str]:
+        """Run what is not finished, in the grid's order: teachers first, and a student once its teacher has ended.
 
         Returns:
             How each run ended, by name.
 
         Raises:
-            KeyboardInterrupt: after the run in progress has saved and ended.
+            KeyboardInterrupt: after the runs in progress have saved and ended.
         """
-        runs = self.grid.runs
-        status = {run.name: FINISHED if self.folder.is_finished(run.name) else WAITING for run in runs}
+        places = {run.name: f"[{place}/{len(self.grid.runs)}]" for place, run in enumerate(self.grid.runs, start=1)}
+        status = {name: FINISHED if self.folder.is_finished(name) else WAITING for name in places}
         self.folder.write_grid(self.grid, status)
-        for number, run in enumerate(runs, start=1):
-            report(f"[{number}/{len(runs)}] {run.name}")
-            status[run.name] = self._run_one(run, report)
-            self.folder.write_grid(self.grid, status)
-            report(f"    {status[run.name]}{self._held_out(run)}")
+        waiting = {run.name: run for run in self.grid.runs}
+        running: dict[Future[str], StudyRun] = {}
+        progress = StudyProgress(self.folder, {name: each.total_steps for name, each in self.settings.items()})
+        with stop_on_signals() as stop, ThreadPoolExecutor(self.at_once) as pool:
+            try:
+                while running or (waiting and not stop.is_set()):
+                    for run in [] if stop.is_set() else self._ready(waiting, list(running.values())):
+                        del waiting[run.name]
+                        started = pool.submit(self._run_one, run, places[run.name], report, stop)
+                        running[started] = run
+                    ended, _ = wait(running, progress.seconds_to_next(), FIRST_COMPLETED)
+                    for future in ended:
+                        run = running.pop(future)
+                        status[run.name] = future.result()
+                        self.folder.write_grid(self.grid, status)
+                        report(f"{places[run.name]} {run.name}: {status[run.name]}{self._held_out(run)}")
+                    if running and progress.seconds_to_next() == 0:
+                        report(progress.line(len(running)))
+                interrupted = stop.is_set()
+            finally:
+                stop.set()
+        if interrupted and WAITING in status.values():
+            raise KeyboardInterrupt
         return status
 
-    def _run_one(self, run: StudyRun, report: Callable[[str], None]) -> str:
+    def _ready(self, waiting: Mapping[str, StudyRun], running: Sequence[StudyRun]) -> list[StudyRun]:
+        """Those of the waiting runs to start now: as many as there is room for."""
+        to_come = {*waiting, *(run.name for run in running)}
+        ready = [run for run in waiting.values() if run.teacher_run not in to_come]
+        return ready[: self.at_once - len(running)]
+
+    def _run_one(self, run: StudyRun, place: str, report: Callable[[str], None], stop: threading.Event) -> str:
+        """In a thread of its own; how the run ended."""
         if run.teacher_run is not None and not self.folder.is_finished(run.teacher_run):
             return f"skipped: its teacher {run.teacher_run} is not finished"
         log = self.folder.log(run.name)
         if not self.folder.is_finished(run.name):
             recipe = self.folder.write_recipe(run, self.folder.recipe(run.name))
             command = pretrain_command(recipe, self.overrides, self.ranks)
-            report(f"    $ {shlex.join(command)}")
+            report(f"{place} {run.name}\n    $ {shlex.join(command)}")
             began = time.monotonic()
-            code = run_logged(command, log)
-            if code == STOPPED:
-                raise KeyboardInterrupt
-            if code != 0:
+            code = run_logged(command, log, stop)
+            if not self.folder.is_finished(run.name):
+                if code in (0, STOPPED):  # somebody asked this run alone to stop
+                    stop.set()
+                if stop.is_set():
+                    return WAITING
                 return f"failed with exit code {code} after {time.monotonic() - began:.0f} s; see {log}"
         if self.grid.glue is not None:
-            code = score_exports(self.folder.run(run.name), self.grid.glue, log)
+            code = score_exports(self.folder.run(run.name), self.grid.glue, log, stop)
+            if stop.is_set():
+                return WAITING
             if code != 0:
                 return f"pre-trained, but its fine-tuning failed with exit code {code}; see {log}"
         return FINISHED
@@ -178,7 +219,7 @@ def default_folder(grid: Grid) -> Path:
     return Path("runs") / "study" / (f"{grid.scale}_{grid.name}" if grid.has_own_settings else grid.scale)
 
 
-def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], None] = print) -> int:
+def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], None] = _print) -> int:
     """Run the study, or only show its plan.
 
     Returns:
@@ -187,7 +228,8 @@ def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], N
     study = Study.open(options)
     if not dry_run:
         study.check_data()
-    report(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each")
+    at_once = f", {study.at_once} at once" if study.at_once > 1 else ""
+    report(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each{at_once}")
     if study.grid.question:
         report(study.grid.question)
     report("")

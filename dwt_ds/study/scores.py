@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -37,14 +38,16 @@ _SEEDS = 3
 _FOLDER, _RESULTS = "glue", "results.json"
 
 
-def score_exports(run: RunFolder, glue: Mapping[str, Any], log: Path) -> int:
+def score_exports(run: RunFolder, glue: Mapping[str, Any], log: Path, stop: threading.Event) -> int:
     """Fine-tune every export of `run` as the grid's `glue` section says; the last exit code that is not 0, or 0.
 
-    Fine-tunings that have their results are not repeated.
+    Fine-tunings that have their results are not repeated. Once `stop` is set, the one in progress is ended, and no
+    other is started.
     """
     worst = 0
     for step, export in exports(run):
-        worst = run_logged(glue_command(export, _results(run, step).parent, glue), log) or worst
+        if not stop.is_set():
+            worst = run_logged(glue_command(export, _results(run, step).parent, glue), log, stop) or worst
     return worst
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,9 +206,9 @@ def test_a_grids_glue_section_becomes_options_of_the_command() -> None:
 def test_with_glue_every_export_of_a_run_is_fine_tuned(
     exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answer(command: list[str], log: Path) -> int:
+    def answer(command: list[str], log: Path, stop: threading.Event) -> int:
         if "glue" not in command:
-            return run_logged(command, log)
+            return run_logged(command, log, stop)
         options = dict(zip(command[4::2], command[5::2]))
         assert options["--glue-dir"] == str(tmp_path)
         assert options["--max-steps"] == "2"  # the scale's
@@ -247,7 +248,7 @@ def without_launcher(run_ranks: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         assert ranks == 1
         return ["-m", "dwt_ds.pretrain", str(recipe), *overrides]
 
-    def run_logged(words: list[str], log: Path) -> int:
+    def run_logged(words: list[str], log: Path, _: threading.Event) -> int:
         [ended] = run_ranks([words])
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(ended.out + ended.err)
