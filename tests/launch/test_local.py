@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dwt_ds.launch.hostfile import Host
-from dwt_ds.launch.local import Launch, on_this_machine, printed_commands, visible_ranks
+from dwt_ds.launch.local import Launch, on_this_machine, pretrain_command, printed_commands, visible_ranks
 
 
 def have(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
@@ -137,3 +137,10 @@ def test_printed_commands_are_ready_for_a_shell() -> None:
         "deepspeed --hostfile HOSTFILE --module dwt_ds.pretrain large train.expected_world_size=null",
         '# HOSTFILE: 3 lines like "HOST slots=8"',
     ]
+
+
+def test_a_single_rank_needs_no_launcher() -> None:
+    recipe, settings = Path("r.yaml"), ["seed=3"]
+    assert pretrain_command(recipe, settings, 1)[1:] == ["-m", "dwt_ds.pretrain", "r.yaml", "seed=3"]
+    launched = ["-m", "dwt_ds.cli.main", "launch", "--ranks", "2", "r.yaml", "seed=3"]
+    assert pretrain_command(recipe, settings, 2)[1:] == launched

@@ -67,6 +67,19 @@ def test_both_sides_have_every_rate_and_teachers_the_scales() -> None:
     }
 
 
+def test_a_grid_may_have_a_teacher_for_each_seed(tmp_path: Path) -> None:
+    content = {"teacher_for_each_seed": True, "runs": [{"teacher": "teacher4"}], "seeds": [1, 2]}
+    grid = load_grid(write(tmp_path, content), "smoke")
+    assert [(run.name, run.seed, run.teacher_run) for run in grid.runs] == [
+        ("teacher4-s1", 1, None),
+        ("teacher4-s2", 2, None),
+        ("with_teacher4-s1", 1, "teacher4-s1"),
+        ("with_teacher4-s2", 2, "teacher4-s2"),
+    ]
+    # A run of that name has the first seed's teacher in other grids.
+    assert default_folder(grid) == Path("runs/study/smoke_mine")
+
+
 def test_growth_and_distillation_are_tried_alone_and_together() -> None:
     names = [run.name for run in load_grid("grow", "small", [1]).runs]
     for start in ("stack", "interlace", "remap"):

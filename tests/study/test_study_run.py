@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from dwt_ds.study import scores
 from dwt_ds.study.estimate import Cost
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import grid_names, load_grid
+from dwt_ds.study.progress import StudyProgress
 from dwt_ds.study.run import Study, StudyOptions
 
 
@@ -74,6 +78,88 @@ def test_an_interrupted_run_ends_the_study_and_the_next_start_resumes_it(
     exit_codes.clear()
     assert main(arguments) == 0
     assert [starts(study, name) for name in order] == [2 if name == "teacher2-s42" else 1 for name in order]
+
+
+GRID_OF_FOUR = {"runs": [{"teacher": "teacher4"}, {"teacher": "none", "rate": ["lr1e-3", "lr2e-3"]}], "seeds": [42]}
+
+
+@pytest.fixture
+def grid_of_four(tmp_path: Path) -> str:
+    """teacher4, with_teacher4, and two that train alone."""
+    path = tmp_path / "four.yaml"
+    path.write_text(yaml.safe_dump(GRID_OF_FOUR), encoding="utf-8")
+    return str(path)
+
+
+def test_two_runs_at_once_and_a_student_after_its_teacher(
+    exit_codes: dict[int, int], grid_of_four: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, running, most, changes = list[str](), 0, 0, threading.Lock()
+    together = threading.Barrier(2, timeout=60)
+
+    def overlapping(command: list[str], log: Path, stop: threading.Event) -> int:
+        nonlocal running, most
+        with changes:
+            begun.append(log.stem)
+            running += 1
+            most = max(most, running)
+        together.wait()
+        code = run_logged(command, log, stop)
+        with changes:
+            running -= 1
+        return code
+
+    monkeypatch.setattr(study_run, "run_logged", overlapping)
+    study = tmp_path / "study"
+    assert main(["study", grid_of_four, "--out", str(study), "--at-once", "2", f"data.dir={tiny_data}"]) == 0
+    assert set(begun[:2]) == {"teacher4-s42", "alone-s42"}, "the student waits for its teacher, the lone one does not"
+    assert set(begun[2:]) == {"with_teacher4-s42", "alone-lr2e-3-s42"}
+    assert most == 2
+
+
+def test_a_signal_ends_all_runs_at_once(
+    exit_codes: dict[int, int],
+    grid_of_four: str,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    begun, together = list[str](), threading.Barrier(2, timeout=60)
+
+    def endless(command: list[str], log: Path, stop: threading.Event) -> int:
+        begun.append(log.stem)
+        if together.wait() == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_logged(["sleep", "600"], log, stop)
+
+    monkeypatch.setattr(study_run, "run_logged", endless)
+    study = tmp_path / "study"
+    assert main(["study", grid_of_four, "--out", str(study), "--at-once", "2", f"data.dir={tiny_data}"]) == 130
+    assert "interrupted: the same command resumes the study" in capsys.readouterr().err
+    assert set(begun) == {"teacher4-s42", "alone-s42"}
+    assert {run["status"] for run in json.loads((study / "four.json").read_text())["runs"]} == {"waiting"}
+
+
+def test_a_line_tells_how_far_several_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    folder = StudyFolder(tmp_path)
+    done, half = folder.run("done"), folder.run("half")
+    for run in (done, half):
+        run.path.mkdir()
+    half.add_metrics({"step": 20})
+    progress = StudyProgress(folder, {"done": 100, "half": 100, "waiting": 100})
+    assert progress.seconds_to_next() == 10
+    clock += 10
+    assert progress.seconds_to_next() == 0
+    done.finish(100)
+    half.add_metrics({"step": 40})
+    expected = "10s  1 of 3 runs finished, 1 running  step 140 of 300, 12.0 steps/s, ETA 13s"
+    assert progress.line(running=1) == expected
+    clock += 1000
+    progress.line(running=1)
+    assert progress.seconds_to_next() == pytest.approx(20.2), "in long studies the lines are further apart"
 
 
 def test_a_students_recipe_names_its_teachers_export(tmp_path: Path) -> None:
@@ -184,6 +270,7 @@ def test_a_dry_run_counts_the_fine_tunings(
         (["teacher_quality", "seed=3"], "the study sets seed itself"),
         (["teacher_quality", "train.max_step=3"], "train.max_step: unknown key; did you mean 'max_steps'"),
         (["teacher_quality", "--seeds", "a"], "--seeds='a'"),
+        (["teacher_quality", "--at-once", "0"], "--at-once 0: must be at least 1"),
         (["nothing"], "no such file and no packaged grid"),
         (["soft_weight", "--glue", "nowhere"], "GLUE folder 'nowhere': no such folder"),
     ],
@@ -258,10 +345,10 @@ def without_launcher(run_ranks: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_run, "run_logged", run_logged)
 
 
-def run_at_smoke_scale(grid: str, data: Path, folder: Path) -> None:
+def run_at_smoke_scale(grid: str, data: Path, folder: Path, ranks: int = 1) -> None:
     """Two steps a run; then all runs are finished, a second start accepts them, and the report can be written."""
     settings = [f"data.dir={data}", "student.max_positions=32", "train.max_steps=2"]
-    arguments = ["study", grid, "--out", str(folder), "--ranks", "1", *settings]
+    arguments = ["study", grid, "--out", str(folder), "--ranks", str(ranks), *settings]
     assert main(arguments) == 0
     for run in load_grid(grid, "smoke").runs:
         assert (folder / run.name / "export" / "model.safetensors").is_file()
@@ -286,7 +373,9 @@ def test_every_kind_of_start_runs_at_smoke_scale(tiny_data: Path, shared_folder:
 
 
 @pytest.mark.slow
-def test_the_launcher_starts_the_runs_of_a_study(tiny_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_processes_of_their_own_are_the_runs_of_a_study(ranks: int, tiny_data: Path, tmp_path: Path) -> None:
+    """One rank by itself, two with DeepSpeed's launcher."""
     grid = tmp_path / "alone.yaml"
     grid.write_text(yaml.safe_dump({"runs": [{"teacher": "none"}]}), encoding="utf-8")
-    run_at_smoke_scale(str(grid), tiny_data, tmp_path / "study")
+    run_at_smoke_scale(str(grid), tiny_data, tmp_path / "study", ranks)
