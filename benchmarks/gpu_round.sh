@@ -129,12 +129,12 @@ failed=0
 
 if [ -n "$wheels" ]; then
   pip="python3 -m pip install -q --no-index --no-deps --break-system-packages"
-  stage install 20 bash -c "$pip --no-compile '$wheels'/*.whl && $pip --no-build-isolation ./kernels -e ." || failed=1
+  stage install 15 bash -c "$pip --no-compile '$wheels'/*.whl && $pip --no-build-isolation ./kernels -e ." || failed=1
 fi
 if [ -z "$data" ]; then
   stage data 20 python3 benchmarks/stand_in_data.py "$rows" "${stand_in[@]}" || failed=1
 fi
-stage preflight 35 python3 benchmarks/preflight.py --out "$results"
+stage preflight 40 python3 benchmarks/preflight.py --out "$results" --adam-seconds 8
 code=$?
 if [ "$code" = 3 ]; then
   echo "The loss kernels are wrong on this device, see $results/preflight.log: nothing else is measured." >&2

@@ -18,8 +18,8 @@ SCRIPT = ROOT / "benchmarks" / "gpu_round.sh"
 REAL_PYTHON = sys.executable
 # The stages in order, with the seconds of each; a teacher trains beside the tests, and two students beside each other.
 STAGES = {
-    "install": 20,
-    "preflight": 35,
+    "install": 15,
+    "preflight": 40,
     "logits_form": 25,
     "logits_compiled": 25,
     "training_speed": 90,
