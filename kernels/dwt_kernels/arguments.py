@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from numbers import Real
 from types import ModuleType
@@ -104,6 +105,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     return "triton"
 
 
+@cache
 def backend_module(backend: str) -> ModuleType:
     """The package that computes the rows: "torch" or "triton", as ``resolve_backend`` returns it."""
     return import_module(f"dwt_kernels.on_{backend}")

@@ -94,7 +94,7 @@ def chunked_statistics_and_gradients(
     rows = student.hidden.shape[0]
     backend = backend_module(objective.backend)
     need_hidden, need_weight, need_bias = needed
-    statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=labels.device)
+    statistics = [torch.empty(0, STATISTICS, dtype=torch.float32, device=labels.device)]
     d_hidden = student.hidden.new_empty(student.hidden.shape) if need_hidden else None
     d_weight = d_bias = None
     student_buffer = logits_buffer(student, chunk_rows, objective.backend)
@@ -110,21 +110,21 @@ def chunked_statistics_and_gradients(
         row_inputs = (student_logits, student.bias, teacher_logits, teacher_bias, labels[index])
         counting = (objective.ignore_index, objective.soft_all)
         if not any(needed):
-            statistics[index] = backend.row_statistics(*row_inputs, scalars, *counting)
+            statistics.append(backend.row_statistics(*row_inputs, scalars, *counting))
             continue
         chunk_upstream = upstream[index] if upstream.dim() == 1 else upstream
-        statistics[index] = backend.row_statistics_and_gradients(chunk_upstream, scalars, *row_inputs, *counting)
-        gradient = student_logits
+        statistics.append(backend.row_statistics_and_gradients(chunk_upstream, scalars, *row_inputs, *counting))
+        gradient, last = student_logits, index.stop == rows
         if d_hidden is not None:
             write_hidden_gradient(gradient, student.weight, d_hidden[index])
         if need_weight:
             if not (objective.soft_all and teacher is not None):
                 # An ignored row's gradient is 0, but its hidden state may be NaN, and so would their product be.
                 hidden = hidden.masked_fill((labels[index] == objective.ignore_index).unsqueeze(1), 0)
-            d_weight = add_product(d_weight, gradient.t(), hidden, last=index.stop == rows)
+            d_weight = add_product(d_weight, gradient.t(), hidden, last)
         if need_bias:
-            d_bias = add_column_sums(d_bias, gradient)
-    return statistics, d_hidden, d_weight, d_bias
+            d_bias = add_column_sums(d_bias, gradient, last)
+    return statistics[-1] if len(statistics) <= 2 else torch.cat(statistics), d_hidden, d_weight, d_bias
 
 
 def logits_buffer(head: Head, rows: int, backend: str) -> Tensor:
@@ -201,14 +201,16 @@ def write_sum(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 
 
-def add_column_sums(total: Tensor | None, gradient: Tensor) -> Tensor:
-    """total + the sum over the rows of ``gradient`` (n, V); fp64."""
+def add_column_sums(total: Tensor | None, gradient: Tensor, last: bool) -> Tensor:
+    """total + the sum over the rows of ``gradient`` (n, V); fp64, but as it is where it is the first and ``last``."""
     if gradient.device.type == "cpu" and gradient.dtype != torch.float32:
         # A product with ones: torch's own sum over rows takes ten times as long in 16 bits on a CPU.
         sums = torch.mm(gradient.new_ones(1, gradient.shape[0]), gradient).squeeze(0)
     else:
         sums = gradient.sum(0, dtype=torch.float32)
-    return sums.double() if total is None else total.add_(sums)
+    if total is None:
+        return sums if last else sums.double()
+    return total.add_(sums)
 
 
 def resolve_chunk_rows(

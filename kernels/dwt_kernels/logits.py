@@ -82,9 +82,8 @@ def distill_loss(
         backend=backend,
     )
     vocab_size = arguments.resolve_vocab_size("logits", vocab_size, columns, teacher_columns)
-    loss, hard, soft, _, _ = torch.ops.dwt_kernels.distill(
-        student_logits, teacher_logits, labels, vocab_size, *objective
-    )
+    operator = torch.ops.dwt_kernels.distill if torch.compiler.is_compiling() else Distill.apply
+    loss, hard, soft, _, _ = operator(student_logits, teacher_logits, labels, vocab_size, *objective)
     return DistillLoss(loss, hard.detach(), soft.detach())
 
 
@@ -193,3 +192,15 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
 
 
 _distill.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+class Distill(torch.autograd.Function):
+    """The operator with the same gradient, for eager mode; why is said at ``linear.LinearDistill``."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _distill(*inputs)
+        _save_for_backward(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
