@@ -12,11 +12,11 @@ from dwt_ds.plan.simulation import MicroBatchCost
 REPLAY_LAUNCHES = 4
 """Of a teacher's forward pass as a CUDA graph: tokens and positions are copied in, it runs, its output is copied."""
 
-SHARED_LOSS_LAUNCHES, FURTHER_LOSS_LAUNCHES = 24, 12
+SHARED_LOSS_LAUNCHES, FURTHER_LOSS_LAUNCHES = 21, 9
 """Of a second loss in a micro-batch: on the entries that another vocabulary shares, or on unlabelled tokens."""
 
 # Operations of the loss and of the loop in a micro-batch; one more a trained tensor adds up its gradient.
-_LOSS_LAUNCHES = 24
+_LOSS_LAUNCHES = 21
 # ZeRO stage -> operations of the optimizer's step, and (of a micro-batch, of each further one, of a step) for each
 # trained tensor. All counted, DeepSpeed 0.19.8: tests/engine/test_step_cost.py.
 _STEP_LAUNCHES = {0: 11, 1: 20, 2: 20, 3: 46}
