@@ -142,7 +142,7 @@ def test_the_first_process_of_a_container_reaps_what_ranks_leave() -> None:
 def test_a_logged_command_is_asked_to_stop_and_its_end_is_waited_for(tmp_path: Path) -> None:
     log, stop = tmp_path / "logs" / "log", threading.Event()
     assert supervise.run_logged(["sh", "-c", "echo said; echo more >&2; exit 7"], log, stop) == 7
-    slowly_ends = "trap 'sleep 0.2; echo saved; exit 9' TERM; touch ready; while :; do sleep 0.05; done"
+    slowly_ends = "trap 'sleep 0.2; echo saved; exit 9' TERM; touch ready; for i in $(seq 200); do sleep 0.05; done"
 
     def ask() -> None:
         while not (tmp_path / "ready").exists():
