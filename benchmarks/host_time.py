@@ -1,8 +1,8 @@
 """How long the host takes for an operation, measured on a CPU: dwt_ds/plan/hardware.py, LAUNCH_SECONDS.
 
-    python benchmarks/host_time.py [--steps 200]
+    python benchmarks/host_time.py [--steps 200] [--layers 6]
 
-A student of 6 layers of 16 columns trains alone, a row of 16 tokens at a time: next to no arithmetic, and nearly as
+A student of some layers of 16 columns trains alone, a row of 16 tokens at a time: next to no arithmetic, and nearly as
 many operations as in the paper's layout. The processor time of a step, in one thread, is divided by the operations
 that `dwt-ds plan` counts. It is that of the fastest 20 steps, as other work on the machine slows a core down. A row is
 added to benchmarks/results/host_time.csv.
@@ -37,7 +37,7 @@ from dwt_ds.run.stop import StopRequest
 
 RESULTS = Path(__file__).parent / "results" / "host_time.csv"
 WARM_UP_STEPS, ROUND_STEPS = 20, 20
-SETTINGS = ["student.layers=6", "student.hidden_size=16", "student.num_heads=2", "student.dropout=0"]
+SETTINGS = ["student.hidden_size=16", "student.num_heads=2", "student.dropout=0"]
 SETTINGS += ["student.attention=sdpa", "teacher.path=null", "train.micro_batch_size=1", "train.eval_every=0"]
 SETTINGS += ["train.checkpoint_every=0", "train.log_every=1000000", "deepspeed_config=zero2_fp32"]
 
@@ -70,7 +70,9 @@ class _Timed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="to time (default: %(default)s)")
-    steps = parser.parse_args().steps
+    parser.add_argument("--layers", type=int, default=6, help="of the student (default: %(default)s)")
+    options = parser.parse_args()
+    steps = options.steps
     os.environ["OMP_NUM_THREADS"] = "1"  # else `start_ranks` takes all cores
     torch.set_num_threads(1)
     quieten_libraries()
@@ -78,11 +80,16 @@ def main() -> None:
         stand_in = [sys.executable, str(Path(__file__).with_name("stand_in_data.py")), f"{folder}/data"]
         subprocess.run([*stand_in, "--seq-len", "16", "--vocabulary", "300"], check=True, capture_output=True)
         # The last step is not reached: it would save a checkpoint.
-        overrides = [*SETTINGS, f"data.dir={folder}/data", f"train.max_steps={WARM_UP_STEPS + steps + 1}"]
+        overrides = [
+            *SETTINGS,
+            f"student.layers={options.layers}",
+            f"data.dir={folder}/data",
+            f"train.max_steps={WARM_UP_STEPS + steps + 1}",
+        ]
         settings = resolve_plan("quickstart", overrides, None, 1)
         device = find_device("h100", 1)
         plan = Plan(settings, build_shapes(settings), device, 1)
-        operations = plan.step_time(plan.stage).host / device.launch_seconds
+        operations = plan.launches(plan.stage)
         start_ranks()
         session = assemble("quickstart", [*overrides, f"output_dir={folder}/run"], None, StopRequest())
         timed = _Timed(session, steps // ROUND_STEPS)

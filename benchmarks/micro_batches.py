@@ -15,12 +15,12 @@ from transformers import BertConfig
 
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.base.software import source_hash
-from dwt_ds.engine.optimizers import optimizer_used
 from dwt_ds.engine.ranks import device, start_ranks, stop_ranks
 from dwt_ds.run.mfu import matrix_rate
 
 RECIPE = "paper_weak_h100"
 FIGURES = (
+    "optimizer",
     "steps",
     "tokens_per_second",
     "ms_per_step",
@@ -58,20 +58,17 @@ def measure_micro_batches(
     # A process compiles the same layers at many sizes here; after 8 torch would give up without a word.
     torch._dynamo.config.recompile_limit = 64
     table, rate = Table(path, FIGURES), matrix_rate(device(), torch.bfloat16)
-    used = optimizer_used({"optimizer": {"type": "AdamW"}}, device())
     where = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_and_cores(),
         "versions": f"torch {torch.__version__}",
         "code": source_hash("dwt_ds"),
-        "optimizer": used if used.startswith("torch") else f"DeepSpeed's {used}",
         "matrix_tflops": round(rate / 1e12, 3),
     }
     common = [*overrides, f"data.dir={data}", f"teacher.path={teacher}"]
     if loop_steps and not table.has({"provider": "loop"}):
         loop = EagerLoop(data, teacher, student)
         key = {"provider": "loop", "compile": "off", "cuda_graphs": "off", "micro_batch": MICRO_BATCH}
-        where_of_loop = {**where, "optimizer": "torch's AdamW"}
-        table.add(key | where_of_loop, lambda: {"tokens_per_second": round(loop.tokens_per_second(loop_steps), 1)})
+        table.add(key | where, lambda: {"tokens_per_second": round(loop.tokens_per_second(loop_steps), 1)})
         del loop
 
     def measure(settings: list[str], name: str) -> Row:

@@ -121,6 +121,8 @@ def time_steps(recipe: str, overrides: list[str], *, steps: int, seconds: float,
             session.teacher.release()
         # DeepSpeed's hooks hold on to the engine; without this its memory stays for as long as the process.
         session.student.destroy()
+    optimizer = session.student.optimizer.optimizer
+    timed.figures["optimizer"] = f"{type(optimizer).__name__} of {type(optimizer).__module__.partition('.')[0]}"
     if "peak_mib" in timed.figures:
         timed.figures["peak_mib"] -= round(before / MEBIBYTE)
     return timed.figures

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,11 +25,15 @@ _TOLERANCE = 0.02
 _Shapes = tuple[torch.Size | None, ...]
 
 
-class Recording(Protocol):
+Output = TypeVar("Output")
+_Output = TypeVar("_Output", covariant=True)
+
+
+class Recording(Protocol[_Output]):
     """A recorded pass."""
 
     @property
-    def output(self) -> Tensor:
+    def output(self) -> _Output:
         """What the pass computes, overwritten by each replay."""
 
     def replay(self) -> None:
@@ -39,17 +43,27 @@ class Recording(Protocol):
 class Recorder(Protocol):
     """Records passes that may share memory: their outputs are read before another one is replayed."""
 
-    def record(self, forward: Callable[[], Tensor]) -> Recording:
+    def record(self, forward: Callable[[], Output]) -> Recording[Output]:
         """Record one call of `forward`, whose inputs have to stay where they are."""
 
 
+def use_a_stream_that_can_be_recorded() -> None:
+    """Leave CUDA's default stream, which no graph can hold, for one of this process's own.
+
+    For training passes, before any weight is used: autograd makes the stream of a weight's first use wait for its
+    gradient.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.set_stream(torch.cuda.Stream())
+
+
 class CudaRecorder:
-    """Records on the current CUDA device, into one pool of memory, which is freed with the last recording."""
+    """Records into one pool of memory, which is freed with the last recording."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, forward: Callable[[], Tensor]) -> Recording:
+    def record(self, forward: Callable[[], Output]) -> Recording[Output]:
         """Record one call of `forward`.
 
         Raises:
@@ -59,24 +73,25 @@ class CudaRecorder:
         # cuBLAS keeps a workspace for each stream. Cleared before, it takes one from the pool; cleared after, the pool
         # has it back, and nothing of it outlives the graph.
         torch._C._cuda_clearCublasWorkspaces()
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # The default stream cannot be recorded. For None torch takes one of its own.
+        stream = None if current == torch.cuda.default_stream() else current
         try:
             # "thread_local": the loader's thread pins memory meanwhile, and NCCL's asks for its events.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 output = forward()
         except RuntimeError as error:
             raise RuntimeError(
-                f"train.cuda_graphs='auto': the teacher's forward pass cannot be recorded ({one_line(error)}); "
-                "set it to off"
+                f"train.cuda_graphs: a pass cannot be recorded ({one_line(error)}); set it to off"
             ) from error
         torch._C._cuda_clearCublasWorkspaces()
         return _CudaRecording(graph, output)
 
 
 @dataclass(frozen=True)
-class _CudaRecording:
+class _CudaRecording(Generic[Output]):
     graph: torch.cuda.CUDAGraph
-    output: Tensor
+    output: Output
 
     def replay(self) -> None:
         self.graph.replay()
@@ -131,7 +146,7 @@ class GraphedForward:
 class _Graph:
     """One shape's buffers and recording."""
 
-    def __init__(self, buffers: list[Tensor | None], recording: Recording) -> None:
+    def __init__(self, buffers: list[Tensor | None], recording: Recording[Tensor]) -> None:
         self._buffers, self._recording = buffers, recording
         self.is_checked = False
 
@@ -154,6 +169,6 @@ def _check(replayed: Tensor, exact: Tensor) -> None:
     off = float((replayed.float() - exact.float()).abs().max() / largest)
     if not off <= _TOLERANCE:
         raise RuntimeError(
-            f"train.cuda_graphs='auto': a replay of the teacher's forward pass is off by {off:.1e} of its largest "
+            f"train.cuda_graphs: a replay of the teacher's forward pass is off by {off:.1e} of its largest "
             "value; set it to off"
         )

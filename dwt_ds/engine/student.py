@@ -19,12 +19,15 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
+from dwt_ds.engine.cuda_graphs import Recorder
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
+from dwt_ds.engine.flat_gradients import FlatGradients, can_be_flat
 from dwt_ds.engine.gradient_norm import take_one_norm_a_step
 from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
 from dwt_ds.engine.ranks import world_size
+from dwt_ds.engine.training_graphs import GraphedTraining
 
 _MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 
@@ -56,12 +59,13 @@ def check_monitors(ds: DeepSpeedJson) -> None:
             raise ValueError(f"{place}=true: {package} is not installed; pip install {package}")
 
 
-def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEngine:
+def start_student(objective: nn.Module, ds_values: dict[str, Any], recorder: Recorder | None = None) -> StudentEngine:
     """DeepSpeed's engine around the student and its loss.
 
     Args:
         objective: returns the loss; parameters that require no gradient are not trained.
         ds_values: a JSON without "auto", with optimizer and schedule.
+        recorder: of CUDA graphs for training passes, where the gradients can be in one buffer; None: never.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     for wrapper in WITHOUT_ZERO:
@@ -87,6 +91,10 @@ def start_student(objective: nn.Module, ds_values: dict[str, Any]) -> StudentEng
         grow_loss_scale_after_the_step(engine.optimizer)
     disable_min_scale_error(engine)
     take_one_norm_a_step(engine.optimizer)
+    if can_be_flat(engine.optimizer):
+        gradients = FlatGradients(engine.optimizer)
+        if recorder is not None:
+            GraphedTraining(objective, gradients, recorder, lambda: float(engine.optimizer.loss_scale))
     return engine
 
 

@@ -108,8 +108,9 @@ def _stages_1_and_2(stage: int, zero: ZeroSettings, partition: Partition, accumu
     kind = "all_reduce"
     if not zero.multi_rank_all_reduce:
         kind, calls = "reduce", _reduces(partition, zero.reduce_bucket)
+    elements = partition.padded if zero.flat_gradients(partition) else partition.elements
     return [
-        Traffic(kind, "gradients", size * partition.elements * times, calls * times, hidden),
+        Traffic(kind, "gradients", size * elements * times, calls * times, hidden),
         Traffic("all_gather", "updated weights", size * partition.padded, 1),
     ]
 

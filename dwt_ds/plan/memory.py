@@ -57,6 +57,7 @@ def rank_memory(
     teacher_gathered_bytes: int,
     teacher_graph_bytes: int,
     accumulation: int,
+    replayed: bool = False,
 ) -> RankMemory:
     """Memory of a rank at `stage`.
 
@@ -70,6 +71,7 @@ def rank_memory(
         teacher_gathered_bytes: what its forward pass gathers at a time, if it is sharded.
         teacher_graph_bytes: what its CUDA graph keeps from step to step; within the graph that is what a pass needs.
         accumulation: micro-batches per step.
+        replayed: whether training passes are CUDA graphs, which keep their memory from step to step.
     """
     held, host = _held(stage, zero, partition)
     held[WEIGHTS] += frozen_bytes
@@ -104,6 +106,14 @@ def rank_memory(
             moment[WEIGHTS] += zero.gathered_bytes(partition)
         for moment in (teacher, loss, step):
             moment[BUCKETS] = bucket
+    if zero.flat_gradients(partition):
+        for moment in (teacher, loss, backward, reduction, step):
+            moment[GRADIENTS] += zero.element_bytes * partition.padded
+    if replayed:
+        own = zero.element_bytes * partition.elements  # of the pass, before they are added to the buffer
+        backward[TEMPORARIES] += own
+        for moment in (teacher, reduction, step):
+            moment[ACTIVATIONS] = max(micro.loss_peak, micro.backward_peak) + own
     moments = {
         "teacher": teacher,
         "loss": loss,
@@ -139,6 +149,10 @@ def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, 
 
 def _waiting(stage: int, zero: ZeroSettings, partition: Partition) -> int:
     """Gradients kept on the device from one micro-batch to the next."""
+    if zero.flat_gradients(partition):
+        return zero.element_bytes * partition.share
+    if zero.flat_gradients(partition):
+        return zero.element_bytes * partition.share
     if stage >= 2:
         return 0 if zero.optimizer_on_cpu else zero.element_bytes * _own_gradients(stage, partition)
     return zero.element_bytes * partition.elements
@@ -150,7 +164,9 @@ def _own_gradients(stage: int, partition: Partition) -> int:
 
 
 def _growing(stage: int, zero: ZeroSettings, partition: Partition) -> int:
-    """Gradients on the device during the backward pass, besides the bucket."""
+    """Gradients on the device during the backward pass, besides the bucket, or the buffer that is always there."""
+    if zero.flat_gradients(partition):
+        return 0
     if stage <= 1:
         return zero.element_bytes * partition.elements
     if stage == 3:
@@ -162,7 +178,9 @@ def _growing(stage: int, zero: ZeroSettings, partition: Partition) -> int:
 
 
 def _reduced(stage: int, zero: ZeroSettings, partition: Partition) -> int:
-    """Gradients on the device once all are reduced, besides the bucket."""
+    """Gradients on the device once all are reduced, besides the bucket, or the buffer that is always there."""
+    if zero.flat_gradients(partition):
+        return 0
     size = zero.element_bytes
     if stage == 0:
         return size * partition.elements
@@ -174,6 +192,8 @@ def _reduced(stage: int, zero: ZeroSettings, partition: Partition) -> int:
 def _buckets(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int, int]:
     """Bytes of the bucket that collects gradients, and of the copy that is sent."""
     size, several = zero.element_bytes, partition.ranks > 1
+    if zero.flat_gradients(partition):
+        return 0, 0
     if stage == 0:
         return 0, size * min(partition.elements, STAGE_0_BUCKET) if several else 0
     bucket = size * zero.reduce_bucket * (2 if zero.overlap_comm and stage < 3 else 1)
@@ -194,10 +214,12 @@ def _at_step(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int,
         return 0, 0
     if stage == 3:
         return size * partition.shards, 4 * partition.shards
+    converted = 0 if zero.precision == "fp32" else 4 * partition.share
+    if zero.flat_gradients(partition):
+        return 0, converted
     own = size * partition.touched
     norm = 8 * min(partition.largest, partition.share)  # the norm is computed in fp64, one parameter at a time
     flat = size * partition.share
-    converted = 0 if zero.precision == "fp32" else 4 * partition.share
     return own, max(norm, flat + converted)
 
 

@@ -61,16 +61,28 @@ class Plan:
         return ShardedTeacher(teacher, self.ranks, None if overlap is None else overlap.entries)
 
     @cached_property
-    def replays_teacher(self) -> bool:
-        """Whether the teacher's forward pass is a CUDA graph: its family and settings allow it, and all micro-batches
-        have one shape."""
-        config, corpus, teacher = self.settings.config, self.settings.corpus, self.simulator.teacher
-        allowed = config.train.cuda_graphs == "auto" and not self.device.is_cpu
-        plain = not config.teacher.sharded and config.teacher.kernel_inject is False and self.shapes.overlap is None
+    def _recurs(self) -> bool:
+        """Whether all micro-batches have one shape, and CUDA graphs may be used."""
+        config, corpus = self.settings.config, self.settings.corpus
+        allowed = config.train.cuda_graphs != "off" and not self.device.is_cpu and self.stage < 3
         same_labels = config.data.label_draw == "fixed" and not config.data.whole_word
-        full_rows = round(corpus.tokens_per_row) == corpus.seq_len
-        known = teacher is not None and known_layers(teacher.model) is not None
-        return allowed and plain and same_labels and full_rows and known
+        return allowed and same_labels and round(corpus.tokens_per_row) == corpus.seq_len
+
+    @cached_property
+    def replays_teacher(self) -> bool:
+        """Whether the teacher's forward pass is a CUDA graph."""
+        teacher, settings = self.simulator.teacher, self.settings.config.teacher
+        plain = not settings.sharded and settings.kernel_inject is False and self.shapes.overlap is None
+        return self._recurs and plain and teacher is not None and known_layers(teacher.model) is not None
+
+    def replays_training(self, stage: int) -> bool:
+        """Whether the student's forward and backward pass are CUDA graphs."""
+        if self.settings.config.train.cuda_graphs != "all":
+            return False
+        plain = not self.settings.config.train.activation_checkpointing and self.settings.quantization is None
+        flat = self.zero(stage).flat_gradients(self.partition)
+        known = known_layers(self.shapes.student.model) is not None
+        return self._recurs and flat and plain and known and self.shapes.overlap is None
 
     @cached_property
     def partition(self) -> Partition:
@@ -100,6 +112,7 @@ class Plan:
             teacher_gathered_bytes=sharded.gathered_bytes if sharded else 0,
             teacher_graph_bytes=micro.teacher_peak if self.replays_teacher else 0,
             accumulation=self.settings.config.train.gradient_accumulation_steps,
+            replayed=self.replays_training(stage),
         )
 
     @cached_property
@@ -152,30 +165,30 @@ class Plan:
         accumulation = self.settings.config.train.gradient_accumulation_steps
         return step_traffic(stage, self.zero(stage), self.partition, accumulation, own_sums(self.settings.config))
 
-    def step_time(self, stage: int, *, with_teacher: bool = True) -> StepTime:
-        """Seconds of a step at a ZeRO stage, with the teacher or after its release."""
-        work, traffic = self.work, self.traffic(stage)
+    def launches(self, stage: int, *, with_teacher: bool = True) -> int:
+        """Operations that the host starts in a step at a ZeRO stage."""
         teacher_launches = REPLAY_LAUNCHES if self.replays_teacher else self.micro.teacher_launches
         second_loss = FURTHER_LOSS_LAUNCHES if self.settings.further_per_row else 0
         if self.shapes.overlap is not None:
             second_loss = SHARED_LOSS_LAUNCHES
-        if not with_teacher:
-            work, teacher_launches, second_loss = work.without_teacher(), 0, 0
-            traffic = self._students_traffic(stage)
-        accumulation = self.settings.config.train.gradient_accumulation_steps
-        launches = step_launches(
+        return step_launches(
             stage,
             self.micro,
             len(self.shapes.trainable_numels),
-            accumulation,
-            teacher_launches=teacher_launches,
-            second_loss=second_loss,
+            self.settings.config.train.gradient_accumulation_steps,
+            teacher_launches=teacher_launches if with_teacher else 0,
+            second_loss=second_loss if with_teacher else 0,
+            flat=self.zero(stage).flat_gradients(self.partition),
+            replayed=self.replays_training(stage),
         )
+
+    def step_time(self, stage: int, *, with_teacher: bool = True) -> StepTime:
+        """Seconds of a step at a ZeRO stage, with the teacher or after its release."""
         return step_time(
-            work,
-            traffic,
+            self.work if with_teacher else self.work.without_teacher(),
+            self.traffic(stage) if with_teacher else self._students_traffic(stage),
             self.device,
-            launches=launches,
+            launches=self.launches(stage, with_teacher=with_teacher),
             precision=self.settings.ds.precision,
             rows=self.settings.rows_per_step // self.ranks,
             nodes=self.nodes,

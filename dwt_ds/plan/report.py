@@ -183,9 +183,13 @@ def _host_time(plan: Plan, time: StepTime) -> Lines:
     if not time.host:
         return []
     graph = ", the teacher's as one CUDA graph" if plan.replays_teacher else ""
+    if plan.replays_training(plan.stage):
+        graph = ", the student's and the teacher's passes as CUDA graphs" if graph else ", its passes as CUDA graphs"
+    launches, launch_seconds = plan.launches(plan.stage), plan.device.launch_seconds
+    at_least = ", the least that a step takes it" if time.host > launches * launch_seconds else ""
     line = (
-        f"the host starts {time.host / plan.device.launch_seconds:,.0f} operations a step{graph}, at "
-        f"{1e6 * plan.device.launch_seconds:.3g} us (--launch-us sets it): {1e3 * time.host:,.2f} ms"
+        f"the host starts {launches:,} operations a step{graph}, at {1e6 * launch_seconds:.3g} us (--launch-us sets "
+        f"it): {1e3 * time.host:,.2f} ms{at_least}"
     )
     if time.host <= time.compute:
         return [line]

@@ -12,19 +12,39 @@ from dwt_ds.plan.simulation import MicroBatchCost
 REPLAY_LAUNCHES = 4
 """Of a teacher's forward pass as a CUDA graph: tokens and positions are copied in, it runs, its output is copied."""
 
+TRAINING_REPLAY_LAUNCHES = 24
+"""Of a student's forward and backward pass as CUDA graphs: tokens, the teacher's hidden states and the step's numbers
+are copied in, both run, the losses are copied out. And what the loop does with these."""
+
 SHARED_LOSS_LAUNCHES, FURTHER_LOSS_LAUNCHES = 21, 9
 """Of a second loss in a micro-batch: on the entries that another vocabulary shares, or on unlabelled tokens."""
 
 # Operations of the loss and of the loop in a micro-batch; one more a trained tensor adds up its gradient.
 _LOSS_LAUNCHES = 21
-# ZeRO stage -> operations of the optimizer's step, and (of a micro-batch, of each further one, of a step) for each
-# trained tensor. All counted, DeepSpeed 0.19.8: tests/engine/test_step_cost.py.
-_STEP_LAUNCHES = {0: 11, 1: 20, 2: 20, 3: 46}
-_TENSOR_LAUNCHES = {0: (0.0, 0.0, 19.0), 1: (0.0, 0.0, 1.0), 2: (0.0, 2.0, 1.0), 3: (1.4, 0.0, 0.0)}
+# Stage 2 with the gradients in one buffer.
+_FLAT = 2.5
+# ZeRO stage -> operations of the optimizer's step, and (of a micro-batch, of
+# each further one, of a step) for each trained tensor. All counted, DeepSpeed 0.19.8: tests/engine/test_step_cost.py.
+_STEP_LAUNCHES = {0: 11, 1: 20, 2: 20, _FLAT: 14, 3: 46}
+_TENSOR_LAUNCHES = {
+    0: (0.0, 0.0, 19.0),
+    1: (0.0, 0.0, 1.0),
+    2: (0.0, 2.0, 1.0),
+    _FLAT: (0.0, 0.0, 0.0),
+    3: (1.4, 0.0, 0.0),
+}
 
 
 def step_launches(
-    stage: int, micro: MicroBatchCost, tensors: int, accumulation: int, *, teacher_launches: int, second_loss: int
+    stage: int,
+    micro: MicroBatchCost,
+    tensors: int,
+    accumulation: int,
+    *,
+    flat: bool,
+    replayed: bool,
+    teacher_launches: int,
+    second_loss: int,
 ) -> int:
     """Operations that one rank starts on its device in an unlogged step, offload not counted.
 
@@ -33,12 +53,16 @@ def step_launches(
         micro: one micro-batch.
         tensors: parameters that are trained.
         accumulation: micro-batches of a step.
+        flat: whether the gradients are in one buffer.
+        replayed: whether training passes are CUDA graphs.
         teacher_launches: operations of the teacher's forward pass; 0 without one.
         second_loss: those of a second loss; 0 without one.
     """
-    each, further, once = (tensors * count for count in _TENSOR_LAUNCHES[stage])
-    a_micro_batch = micro.launches + teacher_launches + tensors + _LOSS_LAUNCHES + second_loss + each
-    return round(accumulation * a_micro_batch + (accumulation - 1) * further + _STEP_LAUNCHES[stage] + once)
+    kind = _FLAT if flat else stage
+    each, further, once = (tensors * count for count in _TENSOR_LAUNCHES[kind])
+    a_pass = micro.launches + tensors + _LOSS_LAUNCHES + second_loss + each
+    a_micro_batch = teacher_launches + (TRAINING_REPLAY_LAUNCHES if replayed else a_pass)
+    return round(accumulation * a_micro_batch + (accumulation - 1) * further + _STEP_LAUNCHES[kind] + once)
 
 
 @dataclass(frozen=True)
@@ -92,7 +116,8 @@ def step_time(
     for each in traffic:
         last = seconds[each.what] / max(1, each.calls)
         exposed += max(last, seconds[each.what] - backward) if each.hidden else seconds[each.what]
-    return StepTime(compute, launches * device.launch_seconds, sum(seconds.values()), exposed)
+    host = max(launches * device.launch_seconds, device.least_step_seconds)
+    return StepTime(compute, host, sum(seconds.values()), exposed)
 
 
 def traffic_seconds(traffic: Traffic, device: Device, nodes: int, ranks: int) -> float:

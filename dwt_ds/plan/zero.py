@@ -86,6 +86,8 @@ class ZeroSettings:
     hpz: int
     """Ranks over which ZeRO++ shards a second copy of the weights, for the backward pass (1: none)."""
     moments: int
+    one_buffer: bool
+    """Whether a rank's gradients may be in one buffer (engine/flat_gradients.py), if a bucket holds them."""
 
     @property
     def element_bytes(self) -> int:
@@ -105,6 +107,10 @@ class ZeroSettings:
         sharded = partition.elements - self.persistent_elements(partition)
         within_reach = self.max_reuse_distance >= 2 * partition.elements or self.prefetch_bucket >= sharded
         return within_reach and self.max_live_parameters >= sharded
+
+    def flat_gradients(self, partition: Partition) -> bool:
+        """Whether a rank's gradients are in one buffer."""
+        return self.one_buffer and partition.elements <= self.reduce_bucket
 
     def gathered_bytes(self, partition: Partition) -> int:
         """Bytes of whole parameters that stage 3 has gathered at a time.
@@ -137,7 +143,17 @@ def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> Zero
         prefetch_bucket=int(section.get("stage3_prefetch_bucket_size", 5e7)),
         hpz=int(section.get("zero_hpz_partition_size", 1)) if stage == 3 else 1,
         moments=_moments(ds_values.get("optimizer", {})),
+        one_buffer=stage == 2 and _has_one_buffer(ds_values, precision),
     )
+
+
+def _has_one_buffer(ds_values: dict[str, Any], precision: str) -> bool:
+    sums = (ds_values.get("data_types") or {}).get("grad_accum_dtype"), ds_values.get("communication_data_type")
+    others = any(dtype not in (None, precision) for dtype in sums)
+    muon = str(ds_values.get("optimizer", {}).get("type", "")).lower() == "muon"
+    section = ds_values.get("zero_optimization", {})
+    owners = not section.get("use_multi_rank_bucket_allreduce", True)
+    return not (muon or others or owners) and _device(section, "offload_optimizer") == "none"
 
 
 def _device(section: dict[str, Any], key: str) -> str:

@@ -21,6 +21,7 @@ from dwt_ds.engine.checkpoint.resume import (
     agree_on_newest_checkpoint,
     check_world_size,
 )
+from dwt_ds.engine.cuda_graphs import use_a_stream_that_can_be_recorded
 from dwt_ds.engine.optimizers import check_optimizer, optimizer_used
 from dwt_ds.engine.student import (
     check_monitors,
@@ -34,7 +35,14 @@ from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import TOKENIZER, RunFolder
 from dwt_ds.run.introduction import report_growth, report_models, report_overlap, say
 from dwt_ds.run.mfu import Utilization
-from dwt_ds.run.models import build_objective, check_initial_weights, check_student, load_teacher
+from dwt_ds.run.models import (
+    build_objective,
+    check_initial_weights,
+    check_student,
+    load_teacher,
+    recorder_of_student,
+    uses_graphs,
+)
 from dwt_ds.run.progress import Progress
 from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_facts
 from dwt_ds.run.resume import check_length, measured_before, resume, state_and_teacher, teacher_origin
@@ -92,6 +100,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
 
     stuck = _watch(folder, resolved.config.train)
     checkpoint = agree_on_newest_checkpoint(folder.checkpoints)
+    if resolved.config.train.cuda_graphs == "all" and uses_graphs(resolved):
+        use_a_stream_that_can_be_recorded()
     with ranks.raise_on_all_ranks():
         if checkpoint.path is not None:
             check_world_size(checkpoint.path, resolved.ds.zero_stage)
@@ -132,7 +142,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         theirs = None if teacher is None else teacher.gathered
         utilization = Utilization.of(resolved, objective.student, theirs, overlap)
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())
-    student = start_student(objective, resolved.ds_values)
+    student = start_student(objective, resolved.ds_values, recorder_of_student(resolved, objective.student))
     state = resume(student, checkpoint, folder, resolved, facts)
     loss, mass = (None, None) if worth is None else worth
     state = replace(state, teacher_loss=loss, teacher_mass=mass, teacher_released=released)

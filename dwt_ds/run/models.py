@@ -18,6 +18,7 @@ from dwt_ds.models.compiled import compile_layers
 from dwt_ds.models.growth.grow import grow
 from dwt_ds.models.growth.plan import check_growth
 from dwt_ds.models.load import load_masked_lm, load_model_config
+from dwt_ds.models.masked_lm.families import known_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
 from dwt_ds.models.quantization import check_quantization, prepare
 from dwt_ds.models.swaps import fuse_layer_norms, use_cpu_dropout
@@ -59,7 +60,6 @@ def load_teacher(
     config = resolved.config.teacher
     if config.path is None:
         return None
-    on_gpu = ranks.device().type == "cuda"
     seq_len = resolved.corpus.seq_len if other is None else (other.longest_row or resolved.corpus.seq_len)
     with prefix_errors("teacher.path"):
         teacher = TeacherEngine(
@@ -70,7 +70,7 @@ def load_teacher(
             seq_len=seq_len,
             sharded=config.sharded,
             trust_remote_code=config.trust_remote_code,
-            recorder=CudaRecorder() if on_gpu and resolved.config.train.cuda_graphs == "auto" else None,
+            recorder=CudaRecorder() if uses_graphs(resolved) else None,
         )
     if other is None:
         check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
@@ -119,6 +119,30 @@ def build_objective(
     if compiles(resolved):
         compile_layers(model)
     return DistillObjective(gathered, config.distill, resolved.corpus.vocab_size)
+
+
+def uses_graphs(resolved: Resolved) -> bool:
+    """Whether passes of recurring shapes are recorded as CUDA graphs.
+
+    Not under ZeRO-3: DeepSpeed gathers weights on the default stream, which a graph's stream would have to wait for.
+    """
+    on_gpu = ranks.device().type == "cuda"
+    return on_gpu and resolved.config.train.cuda_graphs != "off" and resolved.ds.zero_stage < 3
+
+
+def recorder_of_student(resolved: Resolved, student: GatheredMaskedLM) -> CudaRecorder | None:
+    """None where it is not asked for, or where a training pass does what a graph cannot hold.
+
+    Recomputing activations saves and restores the state of the random generator, and autocast keeps copies of weights.
+    Of quantizers and unknown families it is not known.
+    """
+    config = resolved.config
+    plain = not config.train.activation_checkpointing and resolved.quantization is None
+    plain = (
+        plain and config.train.cuda_graphs == "all" and not resolved.ds_values.get("torch_autocast", {}).get("enabled")
+    )
+    can_be_recorded = plain and known_layers(student.model) is not None
+    return CudaRecorder() if can_be_recorded and uses_graphs(resolved) else None
 
 
 def compiles(resolved: Resolved) -> bool:

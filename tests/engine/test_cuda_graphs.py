@@ -151,7 +151,7 @@ def test_a_replay_that_computes_something_else_ends_the_run() -> None:
 
     graphed = GraphedForward(pass_of, Repeater(Stale))
     call(graphed, EAGER_CALLS)
-    with pytest.raises(RuntimeError, match=r"^train.cuda_graphs='auto': a replay of .* is off by .*; set it to off$"):
+    with pytest.raises(RuntimeError, match=r"^train.cuda_graphs: a replay of .* is off by .*; set it to off$"):
         graphed(*inputs(4, 6, seed=9))
 
 
@@ -244,7 +244,7 @@ class TestOfATeacher:
     @pytest.mark.parametrize("why", ["sharded", "injected", "unknown family"])
     def test_others_run_as_they_are(self, why: str, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if why == "unknown family":
-            monkeypatch.setattr(teacher, "known_transform", lambda model: None)
+            monkeypatch.setattr(teacher, "known_layers", lambda model: None)
         recorder = Repeater()
         made = self.made(tiny_teacher, recorder, sharded=why == "sharded")
         if why == "injected":
@@ -260,7 +260,7 @@ class TestOnADevice:
     @pytest.fixture(autouse=True)
     def _cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[Any] = []
-        self.error: RuntimeError | None = None
+        self.stream = "default"
 
         @contextmanager
         def graph(cuda_graph: Any, **settings: Any) -> Iterator[None]:
@@ -271,24 +271,28 @@ class TestOnADevice:
             graph_pool_handle=lambda: "pool",
             CUDAGraph=lambda: SimpleNamespace(replay=lambda: self.asked.append("replay")),
             graph=graph,
+            current_stream=lambda: self.stream,
+            default_stream=lambda: "default",
         )
         monkeypatch.setattr(cuda_graphs.torch, "cuda", cuda)
         clear = "_cuda_clearCublasWorkspaces"
         monkeypatch.setattr(torch._C, clear, lambda: self.asked.append("clear"), raising=False)
 
-    def test_all_recordings_share_a_pool_and_leave_other_threads_alone(self) -> None:
+    @pytest.mark.parametrize(("current", "used"), [("default", None), ("stream", "stream")])
+    def test_all_recordings_share_a_pool_and_leave_other_threads_alone(self, current: str, used: str | None) -> None:
+        self.stream = current
         recorder, output = CudaRecorder(), torch.ones(2)
         for _ in range(2):
             recording = recorder.record(lambda: output)
             assert recording.output is output
         recording.replay()
-        capture = {"pool": "pool", "capture_error_mode": "thread_local"}
+        capture = {"pool": "pool", "stream": used, "capture_error_mode": "thread_local"}
         assert self.asked == ["clear", capture, "clear"] * 2 + ["replay"]
 
     def test_what_cannot_be_recorded_says_which_setting_to_change(self) -> None:
         def reads() -> Tensor:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
-        message = r"^train.cuda_graphs='auto': .* cannot be recorded \(CUDA error: operation not .*\); set it to off$"
+        message = r"^train.cuda_graphs: .* cannot be recorded \(CUDA error: operation not .*\); set it to off$"
         with pytest.raises(RuntimeError, match=message):
             CudaRecorder().record(reads)

@@ -1,0 +1,180 @@
+"""The student's forward and backward pass as two CUDA graphs: two launches in place of some hundreds.
+
+DeepSpeed's engine stays around them. It calls the module and back-propagates the loss as ever, and the gradients are
+reduced and the weights updated outside of the graphs. This needs gradients that are added to one buffer
+(`flat_gradients.py`), since a graph writes to the same addresses each time.
+
+Source: torch's notes on CUDA semantics, "CUDA Graphs"; dropout draws from the generator that torch registers with a
+graph, so that a replay draws the numbers that the pass itself would draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from dwt_ds.data.batches import Batch
+from dwt_ds.distill.objective import Losses, LossScale, TeacherView
+from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES, Recorder, Recording
+from dwt_ds.engine.flat_gradients import FlatGradients
+from dwt_ds.engine.ranks import rank
+
+# How far the gradient of the first replay may be from the pass's own, as a share of its norm. Rounding in 16 bits moves
+# it by some 0.01; a graph that holds something else, or draws another dropout, by about 1.
+_TOLERANCE = 0.1
+
+
+class GraphedTraining:
+    """Runs an objective's training passes; a shape that comes `EAGER_CALLS` times in a row is recorded, then replayed.
+
+    Evaluation, and batches for a teacher with another vocabulary, whose number of aligned positions varies, run as they
+    are.
+
+    Args:
+        objective: its `forward` is replaced.
+        gradients: of its parameters.
+        recorder: records its passes.
+        loss_scale: of fp16 at this moment, 1 in other precisions.
+    """
+
+    def __init__(
+        self, objective: nn.Module, gradients: FlatGradients, recorder: Recorder, loss_scale: Callable[[], float]
+    ) -> None:
+        self._objective, self._gradients, self._recorder = objective, gradients, recorder
+        self._loss_scale = loss_scale
+        self._forward: Callable[[Batch, TeacherView | None, LossScale], Losses] = objective.forward
+        self._passes: dict[Any, _Pass | None] = {}
+        self._head: int | None = None
+        self._last: Any = None
+        self._in_a_row = 0
+        # What makes the replayed losses part of an autograd graph.
+        self._anchor = torch.zeros((), device=gradients.views[0].device, requires_grad=True)
+        objective.forward = self  # type: ignore[assignment]
+
+    def __call__(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> Losses:
+        """As `DistillObjective.forward`; the losses are the caller's own.
+
+        Raises:
+            RuntimeError: the pass cannot be recorded.
+        """
+        if not (self._objective.training and torch.is_grad_enabled()) or batch.teacher is not None:
+            return self._forward(batch, teacher, scale)
+        tensors = _tensors(batch, teacher, scale)
+        # The head's address, not its shape alone: a graph reads it there.
+        head = None if teacher is None else teacher.weight.data_ptr()
+        if head != self._head:
+            self._passes.clear()  # the teacher is gone, and its head with it
+            self._head = head
+        key = tuple(None if each is None else each.shape for each in tensors)
+        self._in_a_row = self._in_a_row + 1 if key == self._last else 1
+        self._last = key
+        if key not in self._passes and self._in_a_row > EAGER_CALLS and len(self._passes) < MOST_SHAPES:
+            self._passes[key] = self._record(batch, teacher, scale)
+        recorded = self._passes.get(key)
+        if recorded is None:
+            return self._forward(batch, teacher, scale)
+        recorded.copy(tensors)
+        return Losses(*_Replay.apply(self._anchor, recorded))
+
+    def _record(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> _Pass | None:
+        """The pass of this shape, whose first replay gave the gradient that the pass itself gives; else None."""
+        state = get_accelerator().get_rng_state()
+        made = _Pass(batch, teacher, scale)
+        made.upstream.fill_(self._loss_scale())
+        # On the buffers themselves: what it compiles for their addresses would otherwise be compiled in the recording.
+        exact = self._gradient_of(self._forward(made.batch, made.teacher, made.scale).loss, made.upstream)
+        made.forward = self._recorder.record(lambda: self._forward(made.batch, made.teacher, made.scale))
+        made.backward = self._recorder.record(lambda: self._add_gradient(made))
+        before = [flat.clone() for flat in self._gradients.buffers]
+        get_accelerator().set_rng_state(state)
+        torch._foreach_zero_(self._gradients.buffers)
+        made.forward.replay()
+        made.backward.replay()
+        pairs = [(view, own) for view, own in zip(self._gradients.views, exact) if own is not None]
+        norm, apart = _norm([own for _, own in pairs]), _norm([view - own for view, own in pairs])
+        for flat, saved in zip(self._gradients.buffers, before):
+            flat.copy_(saved)
+        get_accelerator().set_rng_state(state)
+        off = float(apart / norm)
+        shape = " x ".join(str(size) for size in batch.input_ids.shape)
+        if rank() == 0:
+            does = "is replayed as CUDA graphs" if off <= _TOLERANCE else "is not replayed: it would be too far off"
+            print(f"the student's pass of {shape} tokens {does} (gradient off by {off:.1e} of its norm)", flush=True)
+        return made if off <= _TOLERANCE else None
+
+    def _gradient_of(self, loss: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Of each parameter; None where it has no part in the loss."""
+        parameters = self._gradients.parameters
+        return torch.autograd.grad(loss, parameters, upstream, allow_unused=True)
+
+    def _add_gradient(self, made: _Pass) -> Tensor:
+        gradients = self._gradient_of(made.forward.output.loss, made.upstream)
+        pairs = [(view, each) for view, each in zip(self._gradients.views, gradients) if each is not None]
+        with torch.no_grad():
+            torch._foreach_add_([view for view, _ in pairs], [each for _, each in pairs])
+        return made.upstream
+
+
+class _Pass:
+    """One shape's buffers and recordings."""
+
+    forward: Recording[Losses]
+    backward: Recording[Tensor]
+
+    def __init__(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> None:
+        def own(tensor: Tensor) -> Tensor:
+            return tensor.detach().clone()
+
+        self.batch = batch._replace(
+            input_ids=own(batch.input_ids),
+            attention_mask=None if batch.attention_mask is None else own(batch.attention_mask),
+            positions=own(batch.positions),
+            labels=own(batch.labels),
+        )
+        self.teacher = None if teacher is None else teacher._replace(hidden=own(teacher.hidden))
+        self.scale = LossScale(*(own(each) for each in scale))
+        self.upstream = torch.ones_like(self.scale.soft_weight)
+        """0-d, the gradient of the loss that the backward pass starts from."""
+        self._buffers = _tensors(self.batch, self.teacher, self.scale)
+
+    def copy(self, tensors: list[Tensor | None]) -> None:
+        """A micro-batch into the buffers."""
+        by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for buffer, each in zip(self._buffers, tensors):
+            if buffer is not None and each is not None:
+                by_dtype.setdefault(buffer.dtype, []).append((buffer, each))
+        for pairs in by_dtype.values():
+            torch._foreach_copy_([buffer for buffer, _ in pairs], [each for _, each in pairs])
+
+
+class _Replay(torch.autograd.Function):
+    """The recorded passes as one step of autograd: the gradients go into the buffers, none is returned."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, recorded: _Pass) -> tuple[Tensor | None, ...]:
+        ctx.recorded = recorded
+        recorded.forward.replay()
+        losses = [None if each is None else each.detach().clone() for each in recorded.forward.output]
+        ctx.mark_non_differentiable(*(each for each in losses[1:] if each is not None))
+        return tuple(losses)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *others: Tensor | None) -> tuple[None, None]:
+        ctx.recorded.upstream.copy_(upstream)
+        ctx.recorded.backward.replay()
+        return None, None
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """0-d fp32, of all numbers together."""
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)).norm()
+
+
+def _tensors(batch: Batch, teacher: TeacherView | None, scale: LossScale) -> list[Tensor | None]:
+    """What differs from one micro-batch to the next."""
+    hidden = None if teacher is None else teacher.hidden
+    return [batch.input_ids, batch.attention_mask, batch.positions, batch.labels, hidden, *scale]
