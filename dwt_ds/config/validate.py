@@ -91,7 +91,7 @@ def _reject_unknown_keys(values: Any, owner: type, name: str, root: type) -> Non
 
 
 def _nearest(key: str, names: list[str], root: type) -> str:
-    """The nearest name to an unknown key: one that stands elsewhere in the tree, or else beside it."""
+    """The nearest name to an unknown key: the same elsewhere in the tree, one beside it, or the nearest elsewhere."""
     everywhere = _places(root)
     if key in everywhere:
         section, _, last = key.rpartition(".")
@@ -99,7 +99,7 @@ def _nearest(key: str, names: list[str], root: type) -> str:
     elsewhere = [place for place in everywhere if place.rpartition(".")[2] == key]
     if elsewhere:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-    return nearest(key, names)
+    return nearest(key, names) or nearest(key, everywhere)
 
 
 def _places(owner: type, name: str = "") -> list[str]:

@@ -369,6 +369,7 @@ def test_a_name_that_no_message_could_show_is_refused(key: str, name: str) -> No
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("max_step=3", "max_step: unknown key; did you mean 'train.max_steps'?"),
         ("trian.max_steps=3", "trian: unknown key; did you mean 'train'?"),
         ("output-dir=3", "output-dir: unknown key; did you mean 'output_dir'?"),
         ("train.max_stepz=3", "train.max_stepz: unknown key; did you mean 'max_steps'?"),
