@@ -75,26 +75,22 @@ class Case(NamedTuple):
     """Where it is another."""
 
 
-def cases(name: str) -> list[Case]:
+def cases(backend: str) -> list[Case]:
     """As on_triton.rows and logit_free launch them: every kernel at BERT's vocabulary in bf16, and its variants."""
-    backend = TARGETS[name].backend
     lanes = 512 if backend == "hip" else 256
-    whole_row = (30522, 1024) if name in ("sm_90", "sm_100") else (16384, 512)
     row = {"V": 30522, "STUDENT_ALIGNMENT": 2, "TEACHER_ALIGNMENT": 2, "SOFT_ALL": False}
     unaligned = {"STUDENT_ALIGNMENT": 1, "TEACHER_ALIGNMENT": 1}
     aligned = {"STUDENT_ALIGNMENT": 16, "TEACHER_ALIGNMENT": 16}
     tile_2 = {**row, "STEPS": 8, "TAIL_STEPS": 4, "LANES": lanes, "WIDTH": 2}
     tile_8 = {**row, **aligned, "STEPS": 2, "TAIL_STEPS": 1, "LANES": lanes, "WIDTH": 8}
+    tile_4 = {**tile_8, "STEPS": 4, "TAIL_STEPS": 2, "WIDTH": 4}
     short_tile = {**row, **unaligned, "V": 401, "STEPS": 16, "TAIL_STEPS": 16, "LANES": 32, "WIDTH": 1}
     no_bias = {"student_bias": None, "teacher_bias": None}
-    forward = {**no_bias, "upstream": None, "IN_PLACE_GRADIENT": False, "ONE_LOAD": False}
-    two_loads = {"IN_PLACE_GRADIENT": True, "ONE_LOAD": False}
-    one_load = {**tile_8, "STEPS": 1, "IN_PLACE_GRADIENT": True, "ONE_LOAD": True}
-    one_load["V"], one_load["LANES"] = whole_row
+    forward = {**no_bias, "upstream": None, "IN_PLACE_GRADIENT": False}
+    in_place = {"IN_PLACE_GRADIENT": True}
     hard_only = {"teacher": None, "teacher_bias": None}
     gradient_row = {"V": 30522, "BLOCK": 2048, "WIDTH": 8, "OUT_ALIGNMENT": 2, "SOFT_ALL": False}
     row_options, gradient_options = {"num_warps": 8}, {"num_warps": 4}
-    one_load_options = {"num_warps": whole_row[1] // (64 if backend == "hip" else 32)}
 
     tile = {"V": 30522, "STUDENT_WIDTH": 1024, "TEACHER_WIDTH": 768, "BLOCK_ROWS": 64, "BLOCK_COLUMNS": 128}
     tile |= {"BLOCK_WIDTH": 64, "SOFT_ALL": False, "PRECISION": "ieee"}
@@ -114,20 +110,10 @@ def cases(name: str) -> list[Case]:
         Case("statistics, hard only", statistics_kernel, {**tile_2, **forward, **hard_only}, row_options),
         Case("statistics, fp32", statistics_kernel, {**tile_2, **forward}, row_options, "fp32"),
         Case("statistics, V < BLOCK", statistics_kernel, {**short_tile, **forward}, {"num_warps": 1}, "fp16"),
-        Case("one load", statistics_kernel, {**one_load, **no_bias}, one_load_options),
-        Case("one load, biases", statistics_kernel, one_load, one_load_options),
-        Case("one load, hard only", statistics_kernel, {**one_load, **hard_only}, one_load_options),
-        Case(
-            "one load, fp32",
-            statistics_kernel,
-            {**one_load, **no_bias, "V": 16 * whole_row[1], "WIDTH": 4},
-            one_load_options,
-            "fp32",
-        ),
-        Case("one load, V < BLOCK", statistics_kernel, {**one_load, "V": 401, "LANES": 64}, {"num_warps": 2}, "fp16"),
-        Case("two loads", statistics_kernel, {**tile_8, **two_loads, "V": 128256}, row_options),
-        Case("two loads, hard only", statistics_kernel, {**tile_8, **two_loads, **hard_only}, row_options),
-        Case("two loads, V < BLOCK", statistics_kernel, {**short_tile, **two_loads}, {"num_warps": 1}),
+        Case("in place", statistics_kernel, {**tile_8, **in_place}, row_options),
+        Case("in place, hard only", statistics_kernel, {**tile_8, **in_place, **hard_only}, row_options),
+        Case("in place, fp32", statistics_kernel, {**tile_4, **in_place}, row_options, "fp32"),
+        Case("in place, V < BLOCK", statistics_kernel, {**short_tile, **in_place}, {"num_warps": 1}, "fp16"),
         Case("gradient", gradient_kernel, gradient_row, gradient_options),
         Case("gradient, any rows", gradient_kernel, {**gradient_row, "WIDTH": 1, "OUT_ALIGNMENT": 1}, gradient_options),
         Case("gradient, hard only", gradient_kernel, {**gradient_row, "teacher": None}, gradient_options),
@@ -225,7 +211,7 @@ def main(name: str, *chosen: str) -> None:
     if target.backend == "cuda":
         triton.knobs.nvidia.ptxas.path = str(ASSEMBLER)
     report = []
-    for case in cases(name):
+    for case in cases(target.backend):
         if chosen and case.name not in chosen or name in TILES_ONLY and not case.name.startswith("tile"):
             continue
         compiled = compile_for(case, target)

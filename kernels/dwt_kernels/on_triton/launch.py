@@ -16,13 +16,6 @@ ROW_WARPS = 8
 THREADS_PER_WARP = 64 if torch.version.hip else 32
 LOAD_BYTES = 16
 
-# A row of both models that is loaded once and kept in registers: half of a multiprocessor's, 32,768 columns in 16 bits.
-# The other half is for arithmetic. One such program fits; all its loads are in flight before the first sum. With half
-# as many threads the code would be twice as long. GPUs before sm_90, and AMD's, spill at 32,768 columns; they get half
-# of both.
-WHOLE_ROW_BYTES = 1 << 17
-WHOLE_ROW_THREADS = 1024
-
 
 def launch(kernel: Any, programs: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """``kernel[programs](*arguments, **constants)`` on the GPU of the first argument, a tensor; on a CPU as it is.
@@ -63,24 +56,6 @@ def row_tile(student: Tensor, teacher: Tensor | None) -> Tile:
     steps = min(COLUMNS_PER_THREAD // width, max(1, room // (lanes * width)))
     rest = columns % (steps * lanes * width)
     return Tile(steps, next_power_of_2(max(1, cdiv(rest, lanes * width))), lanes, width)
-
-
-def whole_row_tile(student: Tensor, teacher: Tensor | None) -> Tile | None:
-    """For a row that is loaded once, in several such tiles; None where it is too long or loads would not be wide."""
-    matrices = [each for each in (student, teacher) if each is not None]
-    width = min(LOAD_BYTES // each.element_size() for each in matrices)
-    loads = cdiv(student.shape[1], width)
-    share = 1 if student.device.type == "cpu" or compiles_for_sm_90(student.device) else 2
-    if loads * width * sum(each.element_size() for each in matrices) > WHOLE_ROW_BYTES // share:
-        return None
-    # The last load may go beyond the row's end, but not into the next row.
-    if any(each.stride(1) != 1 or each.stride(0) % width or each.stride(0) < loads * width for each in matrices):
-        return None
-    return Tile(1, 1, min(WHOLE_ROW_THREADS // share, next_power_of_2(loads)), width)
-
-
-def compiles_for_sm_90(device: torch.device) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def common_width(*matrices: Tensor | None) -> int:

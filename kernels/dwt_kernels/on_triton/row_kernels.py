@@ -30,7 +30,6 @@ from dwt_kernels.on_triton.constants import (
     TERMS,
 )
 from dwt_kernels.on_triton.steps import merged, scan_row, write_gradient_block, write_zeros
-from dwt_kernels.on_triton.whole_row import load_words, sums_of_row, write_gradient_of_row
 
 # A chunk's labels start at any row; compiling a kernel for each alignment of them would gain nothing.
 ROW_SLICES = ("labels", "upstream")
@@ -62,7 +61,6 @@ def statistics_kernel(
     TEACHER_ALIGNMENT: tl.constexpr,
     SOFT_ALL: tl.constexpr,
     IN_PLACE_GRADIENT: tl.constexpr,
-    ONE_LOAD: tl.constexpr,
 ):
     """Program = row: its statistics and, IN_PLACE_GRADIENT, the gradient over the student's row.
 
@@ -74,7 +72,6 @@ def statistics_kernel(
         scalars: (8,) fp64, see ``layout.Scalars``.
         upstream: (N,) fp32 (stride 0: one for all): what multiplies a row's loss.
         *_ALIGNMENT: a power of two, in elements, that divides the rows' offsets; lets loads be wide.
-        ONE_LOAD: with the gradient, the row is loaded once, see ``whole_row``; else once more after its sums.
     """
     row_index = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row_index * label_stride)
@@ -102,14 +99,7 @@ def statistics_kernel(
     factor = tl.load(scalars + FACTOR).to(tl.float32)
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     # At tau = 1 the student's two sums are one, which saves an exponential in three.
-    unit_temperature = (factor == LOG2_E) & (residual == NO_RESIDUAL)
-    if ONE_LOAD:
-        words = load_words(row[0], V, LANES, WIDTH), load_words(row[3], V, LANES, WIDTH)
-        if unit_temperature:
-            state = sums_of_row(row, words, factor, residual, V, LANES, WIDTH, True)
-        else:
-            state = sums_of_row(row, words, factor, residual, V, LANES, WIDTH, False)
-    elif unit_temperature:
+    if (factor == LOG2_E) & (residual == NO_RESIDUAL):
         state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, True)
     else:
         state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, False)
@@ -132,16 +122,13 @@ def statistics_kernel(
             student_soft = tl.div_rn(soft_scale, student_tau_sum)
             teacher_soft = tl.div_rn(soft_scale, teacher_sum)
         terms = student_max, teacher_max, hard, student_soft, teacher_soft, hard_scale
-        if ONE_LOAD:
-            write_gradient_of_row(row, words, label, terms, factor, residual, V, LANES, WIDTH)
-        else:
-            # The row was read a moment ago: what is still in the L2 cache is not read from memory again.
-            for start in range(0, V // BLOCK * BLOCK, BLOCK):
-                columns = start + tl.arange(0, BLOCK)
-                write_gradient_block(row[0], row[2], row, label, terms, factor, residual, columns, None)
-            if V % BLOCK != 0:
-                columns = V // BLOCK * BLOCK + tl.arange(0, BLOCK)
-                write_gradient_block(row[0], row[2], row, label, terms, factor, residual, columns, columns < V)
+        # The row was read a moment ago: what is still in the L2 cache is not read from memory again.
+        for start in range(0, V // BLOCK * BLOCK, BLOCK):
+            columns = start + tl.arange(0, BLOCK)
+            write_gradient_block(row[0], row[2], row, label, terms, factor, residual, columns, None)
+        if V % BLOCK != 0:
+            columns = V // BLOCK * BLOCK + tl.arange(0, BLOCK)
+            write_gradient_block(row[0], row[2], row, label, terms, factor, residual, columns, columns < V)
 
 
 @triton.jit(do_not_specialize_on_alignment=ROW_SLICES)

@@ -10,16 +10,7 @@ from dwt_kernels import arguments
 from dwt_kernels.arguments import Objective
 from dwt_kernels.layout import SCALARS, STATISTICS, TERMS
 from dwt_kernels.on_torch.scalars import reduce_rows as torch_reduce_rows
-from dwt_kernels.on_triton.launch import (
-    alignment,
-    common_width,
-    contiguous,
-    launch,
-    row_stride,
-    row_tile,
-    strides,
-    whole_row_tile,
-)
+from dwt_kernels.on_triton.launch import alignment, common_width, contiguous, launch, row_stride, row_tile, strides
 from dwt_kernels.on_triton.row_kernels import gradient_kernel, statistics_kernel
 from dwt_kernels.on_triton.scalar_kernels import (
     losses_kernel,
@@ -94,8 +85,7 @@ def row_statistics(
     statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=student.device)
     if rows == 0:
         return statistics
-    whole_row = None if upstream is None else whole_row_tile(student, teacher)
-    tile = whole_row or row_tile(student, teacher)
+    tile = row_tile(student, teacher)
     launch(
         statistics_kernel,
         (rows,),
@@ -121,7 +111,6 @@ def row_statistics(
         TEACHER_ALIGNMENT=alignment(teacher),
         SOFT_ALL=soft_all and teacher is not None,
         IN_PLACE_GRADIENT=upstream is not None,
-        ONE_LOAD=whole_row is not None,
         num_warps=tile.num_warps,
         enable_fp_fusion=True,
     )
@@ -139,10 +128,7 @@ def row_statistics_and_gradients(
     ignore_index: int,
     soft_all: bool,
 ) -> Tensor:
-    """``Statistics`` (N, 7) fp32; the gradient is written over ``student``.
-
-    Where ``whole_row_tile`` fits, zeros go into the padding that shares the row's last 16 bytes.
-    """
+    """``Statistics`` (N, 7) fp32; the gradient is written over ``student``."""
     row_inputs = (student, student_bias, teacher, teacher_bias, labels)
     return row_statistics(*row_inputs, scalars, ignore_index, soft_all, upstream)
 

@@ -36,11 +36,7 @@ def load_logits(pointer, bias, column_stride, columns, mask):
     """fp32 logits of these columns, bias included; -inf where the ``mask`` leaves one out. None leaves none out."""
     pointers = pointer + columns.to(tl.int64) * column_stride
     logits = tl.load(pointers) if mask is None else tl.load(pointers, mask=mask, other=MINUS_INF)
-    return add_bias(logits.to(tl.float32), bias, columns, mask)
-
-
-@triton.jit
-def add_bias(logits, bias, columns, mask):
+    logits = logits.to(tl.float32)
     if bias is not None:
         if mask is None:
             logits += tl.load(bias + columns).to(tl.float32)
@@ -159,12 +155,6 @@ def merged(state, factor, residual, HAS_TEACHER: tl.constexpr):
 
 
 @triton.jit
-def empty_state(LANES: tl.constexpr):
-    zeros = tl.zeros((LANES,), tl.float32)
-    return zeros + MINUS_INF, zeros, zeros, zeros + MINUS_INF, zeros, zeros
-
-
-@triton.jit
 def scan_row(
     row,
     factor,
@@ -177,7 +167,8 @@ def scan_row(
     UNIT_TEMPERATURE: tl.constexpr,
 ):
     """The recurrence over a row. The last, partial block is apart and shorter, so that the others need no mask."""
-    state = empty_state(LANES)
+    zeros = tl.zeros((LANES,), tl.float32)
+    state = zeros + MINUS_INF, zeros, zeros, zeros + MINUS_INF, zeros, zeros
     BLOCK: tl.constexpr = STEPS * LANES * WIDTH
     for start in range(0, V // BLOCK * BLOCK, BLOCK):
         columns = lane_columns(start, STEPS, LANES, WIDTH)
