@@ -127,7 +127,9 @@ def test_full_rows_need_no_mask(family: str, monkeypatch: pytest.MonkeyPatch) ->
     gathered = GatheredMaskedLM(model)
     with_mask = gathered(input_ids, torch.ones_like(input_ids), positions)
     without = gathered(input_ids, None, positions)
-    assert seen == [None, None]
+    # Transformers makes a mask of None while a CUDA graph is recorded. Called by layer, it is not
+    # asked.
+    assert seen == ([None, None] if families.known_layers(model) is None else [])
     torch.testing.assert_close(with_mask, without, rtol=0, atol=0)
 
 
