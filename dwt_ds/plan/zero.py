@@ -152,7 +152,7 @@ def _has_one_buffer(ds_values: dict[str, Any], precision: str) -> bool:
     others = any(dtype not in (None, precision) for dtype in sums)
     muon = str(ds_values.get("optimizer", {}).get("type", "")).lower() == "muon"
     section = ds_values.get("zero_optimization", {})
-    owners = not section.get("use_multi_rank_bucket_allreduce", True)
+    owners = section.get("reduce_scatter", True) and not section.get("use_multi_rank_bucket_allreduce", True)
     return not (muon or others or owners) and _device(section, "offload_optimizer") == "none"
 
 
