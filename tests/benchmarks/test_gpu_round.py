@@ -185,11 +185,7 @@ def test_every_stage_that_a_cpu_can_runs_there(tmp_path: Path, tiny_data: Path) 
     assert "needs a CUDA device" in logs["injection"]
     assert ended.returncode == 1
     page = (out / "summary.md").read_text()
-    for measured in (
-        "| dwt_ds | torch's fused AdamW | off | off | 4 |",
-        "| loop |",
-        "| torch.compile | 8 | 500 |",
-        "| dwt_kernels chunked | 8 |",
-    ):
+    # The optimizer's class, for example "AdamW of torch", depends on what has been compiled.
+    assert re.search(r"^\| dwt_ds \| \w+ of \w+ \| off \| off \| 4 \|", page, re.MULTILINE), page
+    for measured in ("| loop |", "| torch.compile | 8 | 500 |", "| dwt_kernels chunked | 8 |", "| 4 | distilled |"):
         assert measured in page
-    assert "| 4 | distilled |" in page
