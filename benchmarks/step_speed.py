@@ -68,7 +68,7 @@ class TimedSession:
         synchronize()
         seconds = time.perf_counter() - began
         rate = (self._tokens - tokens_before) / seconds
-        utilization = self._session._utilization
+        utilization = self._session.log.utilization
         assert utilization is not None  # rank 0 has it, and there is no other
         shares = utilization.shares(rate)
         self.figures = {"steps": count, "tokens_per_second": round(rate, 1)}

@@ -68,8 +68,8 @@ def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
     """Returns the exit code if all ranks end here together; a rank that fails alone does not return."""
     from dwt_ds.engine.ranks import AllRanksError, OtherRankError, rank
     from dwt_ds.run.assemble import assemble
+    from dwt_ds.run.exports import NotExportedError
     from dwt_ds.run.guard import TooManySkipsError
-    from dwt_ds.run.session import NotExportedError
 
     try:
         session = assemble(options.recipe, options.overrides, options.deepspeed_config, stop)

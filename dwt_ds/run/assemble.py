@@ -12,7 +12,6 @@ from dwt_ds.config.schema import TrainConfig
 from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.distill.adaptive import AdaptiveWeight
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_choices, require_same_data, require_same_software
@@ -34,6 +33,7 @@ from dwt_ds.run.evaluation import Evaluation, check_eval_sets, open_eval_sets
 from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import TOKENIZER, RunFolder
 from dwt_ds.run.introduction import report_growth, report_models, report_overlap, say
+from dwt_ds.run.log import RunLog
 from dwt_ds.run.mfu import Utilization
 from dwt_ds.run.models import (
     build_objective,
@@ -43,7 +43,6 @@ from dwt_ds.run.models import (
     recorder_of_student,
     uses_graphs,
 )
-from dwt_ds.run.progress import Progress
 from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_facts
 from dwt_ds.run.resume import check_length, measured_before, resume, state_and_teacher, teacher_origin
 from dwt_ds.run.session import Session
@@ -152,22 +151,15 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         resolved=resolved,
         student=student,
         teacher=teacher,
-        adaptive=_adaptive_weight(resolved, state),
         batches=_step_batches(resolved, data, state, other),
         evaluation=evaluation,
         exporter=Exporter(student, tokenizer, resolved.quantization, facts, state.starts, folder.metrics),
         folder=folder,
         facts=facts,
         state=state,
-        progress=Progress(
-            state.step,
-            resolved.total_steps,
-            hard_weight=resolved.config.distill.hard_weight,
-            shown=ranks.rank() == 0,
-        ),
+        log=RunLog(resolved, student, folder, state.step, utilization),
         stop=stop,
         stuck=stuck,
-        utilization=utilization,
     )
 
 
@@ -211,17 +203,6 @@ def _watch(folder: RunFolder, train: TrainConfig) -> StuckWatch:
         seconds=min(train.report_stuck_after_seconds, train.collective_timeout_seconds / 2),
         say=say,
     )
-
-
-def _adaptive_weight(resolved: Resolved, state: RunState) -> AdaptiveWeight | None:
-    schedule = resolved.config.distill.soft_weight
-    if schedule.schedule != "adaptive" or state.teacher_loss is None:
-        return None  # alone, a student has no soft loss to weigh
-    low = resolved.config.teacher.release_below_share
-    adaptive = AdaptiveWeight(schedule, state.teacher_loss, ranks.device(), low_share=low)
-    if state.adaptive:
-        adaptive.load_state_dict(state.adaptive)
-    return adaptive
 
 
 def _step_batches(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.config.quantization import Quantization
@@ -15,7 +16,11 @@ from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.engine.checkpoint.weights import full_fp32_weights
 from dwt_ds.engine.student import StudentEngine
 from dwt_ds.export.model_card import held_out_losses_at, model_card
-from dwt_ds.export.writer import write_export
+from dwt_ds.export.writer import NotFiniteError, write_export
+
+
+class NotExportedError(RuntimeError):
+    """An export could not be written: a full disk, a limit on file sizes, weights that are not finite."""
 
 
 class Exporter:
@@ -48,27 +53,30 @@ class Exporter:
         `teacher_released` is for the card, as in `RunState`.
 
         Raises:
-            OSError, SafetensorError: on rank 0, which alone writes.
+            NotExportedError: on rank 0, which alone writes.
         """
         model = self._student.module.student.model
         weights = full_fp32_weights(model, keep=ranks.rank() == 0)
         if ranks.rank() != 0:
             return
-        card = model_card(
-            self._facts,
-            steps=steps,
-            tokens=tokens,
-            starts=self._starts,
-            held_out=held_out_losses_at(steps, self._metrics),
-            teacher_released=teacher_released,
-        )
-        with torch.random.fork_rng(devices=[]):  # it draws weights for a model that it then fills
-            write_export(
-                model,
-                weights,
-                self._tokenizer,
-                card,
-                folder,
-                seq_len=self._facts.seq_len,
-                quantization=self._quantization,
+        try:
+            card = model_card(
+                self._facts,
+                steps=steps,
+                tokens=tokens,
+                starts=self._starts,
+                held_out=held_out_losses_at(steps, self._metrics),
+                teacher_released=teacher_released,
             )
+            with torch.random.fork_rng(devices=[]):  # it draws weights for a model that it then fills
+                write_export(
+                    model,
+                    weights,
+                    self._tokenizer,
+                    card,
+                    folder,
+                    seq_len=self._facts.seq_len,
+                    quantization=self._quantization,
+                )
+        except (OSError, SafetensorError, NotFiniteError) as error:
+            raise NotExportedError(error) from error

@@ -20,11 +20,13 @@ class Meter:
     Args:
         tokens: real tokens of all ranks before this start.
         elapsed_seconds: training time before this start.
+        divisor: what DeepSpeed divides a micro-batch's loss by (`gradient_divisor`).
         fourth: the fourth number that losses have while the teacher takes part; None: they have three.
     """
 
-    def __init__(self, tokens: int, elapsed_seconds: float, *, fourth: Fourth | None = None) -> None:
+    def __init__(self, tokens: int, elapsed_seconds: float, divisor: int, *, fourth: Fourth | None = None) -> None:
         device = ranks.device()
+        self._divisor = divisor
         self._fourth = fourth
         self._loss_parts = torch.zeros(3 if fourth is None else 4, device=device)
         self._tokens = torch.zeros((), dtype=torch.float64, device=device)
@@ -70,17 +72,14 @@ class Meter:
         """Training time of this start."""
         return time.perf_counter() - self._started
 
-    def losses(self, divisor: int) -> Tensor:
+    def losses(self) -> Tensor:
         """Loss, hard loss and soft loss of the step, and the `fourth`: (3,) or (4,) means over the global batch; every
-        rank must call it.
+        rank must call it."""
+        return ranks.reduce_sum(self._loss_parts.clone()) / self._divisor
 
-        `divisor` is what DeepSpeed divides a micro-batch's loss by.
-        """
-        return ranks.reduce_sum(self._loss_parts.clone()) / divisor
-
-    def row(self, divisor: int, *, with_teacher: bool = True) -> dict[str, Any]:
+    def row(self, *, with_teacher: bool = True) -> dict[str, Any]:
         """`losses` of the step, the fourth only `with_teacher`, and rates since the last row."""
-        loss, hard, soft, *fourth = self.losses(divisor).tolist()
+        loss, hard, soft, *fourth = self.losses().tolist()
         now, tokens = time.perf_counter(), self.tokens
         seconds = max(now - self._log_started - self._paused_seconds, 1e-9)
         row = {

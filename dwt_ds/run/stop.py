@@ -1,7 +1,7 @@
 """Reasons to stop a run early: a signal, a request in the run's folder, the death of the launcher.
 
-A rank only notes the reason here. The ranks agree on it with the counts of the next step (or at a validation batch),
-learn of it one step later, save a checkpoint, and exit together with code 0.
+A rank only notes the reason here. The ranks agree on it (`stop_agreement.py`) with the counts of the next step or at a
+validation batch, learn of it one step later, save a checkpoint, and exit together with code 0.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 
 import psutil
-import torch
-from torch import Tensor
 
 STOP_FILE = "stop"
 # Names of programs and modules; of dwt-ds only `launch`.
@@ -64,27 +62,6 @@ class StopRequest:
             time.sleep(_POLL_SECONDS)
             if not all(_lives(launcher) for launcher in launchers):
                 self.ask("death of the launcher")
-
-
-class LateNumber:
-    """A number of each step, computed on the device and read one step later, so that the host does not wait for it."""
-
-    def __init__(self) -> None:
-        self._number = torch.zeros(())
-        self._copied: torch.cuda.Event | None = None
-
-    def exchange(self, number: Tensor) -> float:
-        """Start the copy of this step's `number`, 0-d; returns that of the step before, at first 0."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        before = float(self._number)
-        if number.device.type == "cuda":
-            self._number = torch.empty((), dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        else:
-            self._number = number
-        return before
 
 
 def _launchers_above() -> list[psutil.Process]:

@@ -27,30 +27,30 @@ def test_the_losses_of_a_step_are_summed_over_micro_batches_and_ranks(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values + torch.tensor([10.0, 20.0, 30.0]))
-    counted = Meter(0, 0.0)
+    counted = Meter(0, 0.0, 4)
     for first in (1.0, 7.0):  # the second step starts from nothing
         counted.begin_step(torch.tensor(5))
         counted.add(loss(first, 2.0, 3.0))
         counted.add(loss(4.0, 5.0, 6.0))
-        assert counted.losses(4).tolist() == [(first + 4 + 10) / 4, 27 / 4, 39 / 4]
-        assert counted.losses(4).tolist() == [(first + 4 + 10) / 4, 27 / 4, 39 / 4]
+        assert counted.losses().tolist() == [(first + 4 + 10) / 4, 27 / 4, 39 / 4]
+        assert counted.losses().tolist() == [(first + 4 + 10) / 4, 27 / 4, 39 / 4]
 
 
 def test_a_row_has_rates_since_the_last_one_without_pauses(clock: list[float]) -> None:
-    counted = Meter(1000, 50.0)
+    counted = Meter(1000, 50.0, 1)
     counted.begin_step(torch.tensor(300))
     counted.add_wait(1.0)
     counted.begin_step(torch.tensor(500))
     counted.add_wait(0.5)
     clock[0] += 4.0
-    row = counted.row(1)
+    row = counted.row()
     assert (row["tokens"], row["tokens_per_second"]) == (1800, 200.0)
     assert (row["elapsed_seconds"], row["data_wait_share"]) == (54.0, 0.375)
 
     counted.begin_step(torch.tensor(600))
     counted.add_pause(3.0)
     clock[0] += 5.0
-    row = counted.row(1)
+    row = counted.row()
     assert (row["tokens"], row["tokens_per_second"]) == (2400, 300.0)
     assert (row["elapsed_seconds"], row["data_wait_share"]) == (59.0, 0.0)
     assert counted.tokens == 2400
@@ -58,11 +58,11 @@ def test_a_row_has_rates_since_the_last_one_without_pauses(clock: list[float]) -
 
 
 def test_a_resume_counts_from_where_the_last_start_ended(clock: list[float]) -> None:
-    first = Meter(0, 0.0)
+    first = Meter(0, 0.0, 1)
     first.begin_step(torch.tensor(40))
     clock[0] += 2.0
-    second = Meter(first.tokens, first.elapsed_seconds)
+    second = Meter(first.tokens, first.elapsed_seconds, 1)
     second.begin_step(torch.tensor(60))
     clock[0] += 3.0
-    row = second.row(1)
+    row = second.row()
     assert (row["tokens"], row["tokens_per_second"], row["elapsed_seconds"]) == (100, 20.0, 5.0)

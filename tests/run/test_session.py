@@ -26,6 +26,7 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
         _config=SimpleNamespace(gradient_allreduce_op="mean"),
         gradient_accumulation_steps=lambda: 2,
         get_lr=lambda: [0.125],
+        lr_scheduler=None,
     )
     nothing = SimpleNamespace(beat=lambda step: None, advance=lambda: None, is_asked=lambda folder: False)
     evaluation = SimpleNamespace(is_due=lambda done: config.train.eval_every and done % config.train.eval_every == 0)
@@ -34,19 +35,17 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
         "evaluation": evaluation,
         "folder": SimpleNamespace(path=None),
         "teacher": None,
+        "log": SimpleNamespace(progress=nothing, step=lambda *_, **__: None),
+        "stop": nothing,
         **parts,
     }
     return Session(
         resolved=SimpleNamespace(config=config, total_steps=total_steps, quantization=None),  # type: ignore[arg-type]
         student=student,
-        adaptive=None,
         exporter=nothing,  # type: ignore[arg-type]
         facts=nothing,  # type: ignore[arg-type]
         state=RunState(step=first_step),
-        progress=nothing,  # type: ignore[arg-type]
-        stop=nothing,  # type: ignore[arg-type]
         stuck=nothing,  # type: ignore[arg-type]
-        utilization=None,
         **given,
     )
 
@@ -55,7 +54,7 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a session does after a step."""
     done: list[str] = []
-    for name in ("_note_skip", "_log", "_save", "_evaluate"):
+    for name in ("_note_skip", "_save", "_evaluate"):
         monkeypatch.setattr(Session, name, lambda self, step, *_, name=name: done.append(f"{name} {step}"))
     return done
 
@@ -67,6 +66,7 @@ def numbers_of(step: int) -> StepNumbers:
 
 def test_a_checkpoint_is_saved_before_the_evaluation_of_its_step(done: list[str]) -> None:
     session = bare_session(RunConfig(train=TrainConfig(log_every=10, eval_every=2, checkpoint_every=2)), 5)
+    session.log.step = lambda numbers, *_, **__: done.append(f"log {numbers.step + 1}")  # type: ignore[method-assign]
     for step in range(1, 4):
         session.end_step(numbers_of(step))
     assert done == [
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_saved_before_the_evaluation_of_its_step(done: list[str]
     ]
     done.clear()
     session.end_step(numbers_of(4))
-    assert done == ["_note_skip 5", "_log 5", "_save 5"]
+    assert done == ["_note_skip 5", "log 5", "_save 5"]
 
 
 @pytest.mark.parametrize(("first", "expected"), [(4, ["_evaluate 4"]), (3, [])])
@@ -142,7 +142,7 @@ def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(mon
     for shared_hard in (one, 3 * one):
         session._meter.add(Losses(one, 2 * one, one, shared_hard))
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
-    assert session._meter.losses(2).tolist() == [1, 2, 1, 2]
+    assert session._meter.losses().tolist() == [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize(("aligned", "seen"), [(0.0, []), (0.25, [3.0])])
@@ -153,11 +153,10 @@ def test_a_step_without_aligned_tokens_is_not_a_loss_of_0(
     observed: list[torch.Tensor] = []
     config = RunConfig(teacher=TeacherConfig(path="any", vocabulary="shared"))
     session = bare_session(config, 4, teacher=SimpleNamespace())
-    session._adaptive = SimpleNamespace(observe=lambda hard, *_: observed.append(hard))  # type: ignore[assignment]
+    session._soft_weight._adaptive = SimpleNamespace(observe=lambda hard, *_: observed.append(hard))  # type: ignore[assignment]
     one = torch.tensor(1.0)
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
     monkeypatch.setattr(session, "_note_skip", lambda done: None)
-    monkeypatch.setattr(session, "_log", lambda *_: None)
     session._meter.add(Losses(one, one, one, 3 * one if seen else 0 * one))
     scale = LossScale(one, one, hard_rows=one, soft_rows=one)
     session.end_step(StepNumbers(1, scale, 1.0, 1.0, 0.1, 0 * one, aligned_share=torch.tensor(aligned)))
@@ -172,21 +171,17 @@ def test_the_weight_compares_soft_and_hard_loss_on_the_same_tokens(
     observed: list[torch.Tensor] = []
     config = RunConfig(teacher=TeacherConfig(path="any"), distill=DistillConfig(soft_positions=0.3))
     session = bare_session(config, 4, teacher=SimpleNamespace())
-    session._adaptive = SimpleNamespace(observe=lambda hard, soft, _: observed.append(soft))  # type: ignore[assignment]
+    session._soft_weight._adaptive = SimpleNamespace(observe=lambda hard, soft, _: observed.append(soft))  # type: ignore[assignment]
     one = torch.tensor(1.0)
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
     monkeypatch.setattr(session, "_note_skip", lambda done: None)
-    monkeypatch.setattr(session, "_log", lambda *_: None)
     for labelled_soft in (0.25, 0.75):
         session._meter.add(Losses(one, one, torch.tensor(whole), labelled_soft=torch.tensor(labelled_soft)))
     session.end_step(numbers_of(1))
     assert session._divisor == 2
     assert [float(soft) for soft in observed if soft.isfinite()] == seen
-    row = session._meter.row(2)
-    assert (row["labelled_soft_loss"], "labelled_soft_loss" in session._meter.row(2, with_teacher=False)) == (
-        0.5,
-        False,
-    )
+    assert session._meter.row()["labelled_soft_loss"] == 0.5
+    assert "labelled_soft_loss" not in session._meter.row(with_teacher=False)
 
 
 def test_the_request_of_another_rank_stops_the_session_a_step_later(done: list[str]) -> None:
@@ -200,18 +195,14 @@ def test_the_request_of_another_rank_stops_the_session_a_step_later(done: list[s
     assert list(steps) == []
 
 
-def test_held_out_rows_without_a_label_are_reported_not_averaged(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_held_out_rows_without_a_label_are_reported_not_averaged() -> None:
     """Their mean would be NaN, in the output and in metrics.jsonl."""
     written: list[Any] = []
+    said: list[str] = []
     losses = iter([{}, {"eval_hard_loss": 2.0, "eval_soft_loss": 0.0, "eval_hard_loss.books": 3.0}])
     evaluation = SimpleNamespace(student_losses=lambda *_: next(losses))
-    folder = SimpleNamespace(path=None, add_metrics=written.append)
-    session = bare_session(RunConfig(), 5, evaluation=evaluation, folder=folder)
-    monkeypatch.setattr("dwt_ds.run.session.write_monitors", lambda *_: None)
-    said: list[str] = []
-    monkeypatch.setattr(Session, "_say", lambda self, done, text: said.append(text))
+    log = SimpleNamespace(say=lambda done, text: said.append(text), add=written.append)
+    session = bare_session(RunConfig(), 5, evaluation=evaluation, log=log)
     session._evaluate(2)
     session._evaluate(2)
     assert "no token to predict; prepare it with --validation above 0" in said[0]
@@ -219,8 +210,8 @@ def test_held_out_rows_without_a_label_are_reported_not_averaged(
     assert written == [{"step": 2, "eval_hard_loss": 2.0, "eval_soft_loss": 0.0, "eval_hard_loss.books": 3.0}]
 
 
-def test_an_evaluation_stops_between_two_sets_and_leaves_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = iter([False, False, True])
+def test_an_evaluation_stops_between_two_sets_and_leaves_no_row() -> None:
+    asked = iter([False, False, False, True])  # the first time at the start
     seen: list[int] = []
     sets = [[1] * 8, [2] * 12, [3] * 8]
 
@@ -229,10 +220,11 @@ def test_an_evaluation_stops_between_two_sets_and_leaves_no_row(monkeypatch: pyt
             seen.extend(until_stopped(iter(batches)))
         return {"eval_hard_loss": 2.0}
 
-    session = bare_session(RunConfig(), 5, evaluation=SimpleNamespace(student_losses=student_losses))
-    monkeypatch.setattr(Session, "_agree_to_stop", lambda self: next(asked))
+    stop = SimpleNamespace(is_asked=lambda folder: next(asked))
+    evaluation = SimpleNamespace(student_losses=student_losses, is_due=lambda done: False)
+    session = bare_session(RunConfig(), 5, evaluation=evaluation, stop=stop)
     session._evaluate(2)
-    assert session.stopped
+    assert list(session.steps()) == []
     assert seen == [1] * 8 + [2] * 8, "not a batch of the rest"
 
 
