@@ -17,7 +17,7 @@ from dwt_ds.models.build import longest_row
 from dwt_ds.models.load import load_model_config
 from dwt_ds.models.vocabulary import fit_to_model, load_tokenizer, vocabulary_size
 
-# Embeddings are padded to round numbers of rows; more unused ones than this mean another model's tokenizer.
+# Embeddings are padded to round sizes. With more unused rows than this, the tokenizer is another model's.
 _MOST_UNUSED_ROWS = 1024
 
 
@@ -28,7 +28,7 @@ class Checkpoint:
     path: str
     tokenizer: PreTrainedTokenizerBase
     longest_row: int | None
-    """Tokens it has positions for; None where it knows no limit."""
+    """Tokens it has positions for; None if there is no limit."""
     identity: str
     """SHA-256 of the folder's files, or the name with the commit on the hub."""
 
@@ -80,10 +80,10 @@ class Checkpoint:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        except Exception as error:  # safetensors, pickle and each model class raise what they like
+        except Exception as error:  # safetensors, pickle and the model classes raise errors of many types
             raise ValueError(f"--model {self.path}: {one_line(error)}") from error
         encoder = f"{model.base_model_prefix}."
-        # A masked language model is pre-trained without BERT's pooler, which counts as part of the new head.
+        # Masked language models are pre-trained without BERT's pooler, so it is part of the new head.
         absent = [key for key in report["missing_keys"] if key.startswith(encoder) and "pooler" not in key]
         if absent:
             raise ValueError(

@@ -1,6 +1,6 @@
-"""Jobs spread over the GPUs of this machine, a process for each, or run one by one where there is at most one.
+"""Spreads jobs over the GPUs of this machine, one process per GPU; with at most one GPU they run in this process.
 
-torch and transformers are imported in the functions: a worker's GPU must be set before they search for one.
+torch is imported inside the functions: CUDA_VISIBLE_DEVICES of a worker must be set first.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def spread(
 
 
 def share_cores(processes: int) -> None:
-    """Limit this process's threads to its share of the cores among `processes` that run side by side."""
+    """Limit the threads of this process to its share of the cores, with `processes` side by side."""
     import torch
 
     share = max(1, len(os.sched_getaffinity(0)) // processes)

@@ -29,7 +29,7 @@ from dwt_ds.glue.tasks import Task
 from dwt_ds.models.quantization import convert, prepare
 
 _PROGRESS_EVERY_SECONDS = 60.0
-# The same for all seeds, so that the spread over seeds is the fine-tuning's alone.
+# One sample for all seeds, so that the spread over seeds comes from the fine-tuning alone.
 _SAMPLE_SEED = 0
 
 
@@ -103,7 +103,7 @@ def _training_arguments(folder: str, steps: int, seed: int, settings: FineTuning
 
 
 def _tokenized(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
-    """Names of special tokens in the texts, such as [SEP], are text."""
+    """Tokenize; names of special tokens in the texts, such as [SEP], are treated as text."""
     texts = [name for name in (FIRST, SECOND) if name in rows.column_names]
     how = {"truncation": True, "max_length": max_length, "split_special_tokens": True}
     return rows.map(
@@ -114,7 +114,7 @@ def _tokenized(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_l
 
 
 class _LineAMinute(TrainerCallback):
-    """Prints a line a minute, so that a long fine-tuning shows its progress."""
+    """Prints progress once a minute."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -11,14 +11,14 @@ from pydantic.dataclasses import dataclass
 
 from dwt_ds.glue.tasks import SEVEN, Task, find_tasks
 
-# The paper's; a model with fewer positions gets rows as long as it can take.
+# The paper's; a model with fewer positions gets shorter rows.
 PAPER_MAX_LENGTH = 128
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Settings of the fine-tuning, the same for all tasks. AdamW without weight decay; the learning rate falls
-    linearly to zero, without warm-up; no choice among epochs: the last weights are scored."""
+    """Settings of the fine-tuning, the same for all tasks. AdamW without weight decay or warm-up; the learning rate
+    falls linearly to zero; the last weights are scored."""
 
     learning_rate: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 2e-5
     batch_size: PositiveInt = 32

@@ -1,4 +1,4 @@
-"""What a task is trained and scored on: read from a folder of TSVs in GLUE's own layouts, or from the hub."""
+"""The rows of a task, from a folder of TSVs in GLUE's own layouts or from the hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPOSITORY = "nyu-mll/glue"
 # Columns of every `Split.rows`; SECOND only where a task has two sentences.
 FIRST, SECOND, LABEL = "first", "second", "labels"
 _SPLIT_KEYS = ("train", "validation", "validation_matched", "validation_mismatched")
-# QQP's train.tsv has a few rows with a stray tab or quote. With a larger share of them the file is not QQP's.
+# QQP's train.tsv has a few rows with a stray tab or quote. A file with a larger share of them is not QQP's.
 _SPOILED_SHARE = 1e-3
 
 
@@ -34,25 +34,24 @@ class Split:
     rows: datasets.Dataset
     """Columns FIRST, SECOND (for pairs), LABEL: class number, or score."""
     official: OfficialSplit | None
-    """The split that has this name in GLUE; None for a name that is not GLUE's."""
+    """GLUE's split of this file name; None if GLUE has no such name."""
     left_out: int = 0
-    """Spoiled rows of the file, which are not in `rows`: with a stray tab, or a quote that is not closed."""
+    """Rows of the file with a stray tab or an unclosed quote, which are not in `rows`."""
 
     @property
     def is_official(self) -> bool:
-        """Whether it has the official name and the official number of rows. Only then is it GLUE's own split."""
+        """Whether it is GLUE's own split, by its name and number of rows."""
         return self.official is not None and len(self.rows) == self.official.rows
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of the rows."""
         digest = hashlib.sha256()
         for batch in self.rows.iter(batch_size=1000):
             digest.update(repr(batch).encode())
         return digest.hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """What results and their comparison need to know about it."""
+        """What results record about it, and compare before they are reused."""
         return {
             "split": self.split,
             "file": self.file,
@@ -65,19 +64,19 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task is trained and scored on."""
+    """Training and validation rows of a task."""
 
     train: Split
     validation: tuple[Split, ...]
 
 
 def read_task(task: Task, glue_dir: Path | None) -> TaskData:
-    """Training and validation rows of a task, from `glue_dir` or, where that is None, from the hub; errors as below."""
+    """Training and validation rows of a task from `glue_dir`, or from the hub if that is None; errors as below."""
     return read_hub(task) if glue_dir is None else read_folder(task, glue_dir)
 
 
 def read_hub(task: Task, repository: str = REPOSITORY) -> TaskData:
-    """Training and validation rows of a task; downloaded once, then taken from the cache of `datasets`.
+    """Training and validation rows of a task; `datasets` downloads them once and caches them.
 
     Raises:
         ValueError: the dataset cannot be loaded, or its columns or classes are not GLUE's.
@@ -115,9 +114,9 @@ def read_folder(task: Task, folder: Path) -> TaskData:
     """Training and validation rows of a task.
 
     Args:
-        folder: holds a folder for each task (`CoLA/train.tsv`), and perhaps a files.json that names other files:
-            {"QNLI": {"train": "train_9k.tsv", "validation": "dev.tsv"}}. For MNLI, `validation` names one set in
-            place of both; `validation_matched` and `validation_mismatched` name them one by one.
+        folder: has a folder per task (`CoLA/train.tsv`). An optional files.json names other files:
+            {"QNLI": {"train": "train_9k.tsv", "validation": "dev.tsv"}}. For MNLI, `validation` names one set instead
+            of both; `validation_matched` and `validation_mismatched` name them one by one.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -166,7 +165,8 @@ def _read_file(folder: Path, task: Task, split: str, file: str, officials: tuple
             "or choose other tasks with --tasks"
         )
     columns, spoiled = _read_tsv(path, task)
-    features = {FIRST: datasets.Value("string"), SECOND: datasets.Value("string"), LABEL: _label_type(task)}
+    label = datasets.Value("float32" if task.is_regression else "int64")
+    features = {FIRST: datasets.Value("string"), SECOND: datasets.Value("string"), LABEL: label}
     return Split(
         split=split,
         file=file,
@@ -174,10 +174,6 @@ def _read_file(folder: Path, task: Task, split: str, file: str, officials: tuple
         official=next((each for each in officials if each.file == file), None),
         left_out=spoiled,
     )
-
-
-def _label_type(task: Task) -> datasets.Value:
-    return datasets.Value("float32" if task.is_regression else "int64")
 
 
 def _read_tsv(path: Path, task: Task) -> tuple[dict[str, list[Any]], int]:
@@ -212,7 +208,7 @@ def _read_tsv(path: Path, task: Task) -> tuple[dict[str, list[Any]], int]:
 
 
 def _fields(path: Path, task: Task) -> Iterator[tuple[int, list[str], str]]:
-    """Line number and fields of each row, the header included; and what is wrong with its quotes, if anything is."""
+    """(line number, fields, what is wrong with the quotes or "") of each row, the header included."""
     # utf-8-sig: the MRPC corpus that GLUE's own script cuts into files starts with a byte order mark.
     with open(path, encoding="utf-8-sig", newline="") as file:
         if task.csv_quotes:
@@ -228,10 +224,10 @@ def _fields(path: Path, task: Task) -> Iterator[tuple[int, list[str], str]]:
 
 
 def _quoted_fields(path: Path, file: TextIO) -> Iterator[tuple[int, list[str], str]]:
-    """The same where fields may be quoted and then hold line ends.
+    """The same for fields that may be quoted, and may then contain line ends.
 
-    A quote that its row does not close would take the rows up to the next quote into its field. That field has line
-    ends and tabs. Then the one line is spoiled, and the next one begins a row of its own.
+    An unclosed quote would swallow the rows up to the next quote, which shows as a field with both line ends and tabs.
+    Then only the line itself is spoiled, and the next line begins a new row.
     """
     try:
         lines = list(file)

@@ -67,7 +67,7 @@ def _score(
         made_with: task -> all that its results depend on.
     """
     summary = options.out / "results.json"
-    if summary.is_file() and "mean_of_seven" not in read_json(summary):
+    if summary.is_file() and not _is_summary(summary):
         raise ValueError(f"--out {options.out}: {summary} is not a result of dwt-ds glue; rename it")
     pairs: list[Pair] = [(task.name, seed) for task in tasks for seed in range(options.seeds)]
     found = {pair: _finished(_file_of(options.out, pair), made_with[pair[0]]) for pair in pairs}
@@ -108,6 +108,13 @@ def _score(
     }
     write_json(summary, content)
     return content
+
+
+def _is_summary(file: Path) -> bool:
+    try:
+        return "mean_of_seven" in read_json(file)
+    except ValueError:
+        return False
 
 
 def _file_of(out: Path, pair: Pair) -> Path:

@@ -20,7 +20,7 @@ from dwt_ds.glue.tasks import SEVEN, Metric, Task
 
 Pair = tuple[str, int]
 """Name of a task, seed."""
-# What a pair's result was made with, beside the result itself.
+# Key of a result: what it was made with.
 MADE_WITH = "made_with"
 
 _SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
@@ -45,14 +45,14 @@ def metrics_of_logits(task: Task, logits: NDArray[Any], labels: NDArray[Any]) ->
 def task_score(metrics: Sequence[Mapping[str, float]]) -> float:
     """One number for a task: the mean of its metrics on each validation set, then the mean over those sets.
 
-    That is GLUE's way: accuracy and F1 (QQP, MRPC), Pearson and Spearman (STS-B), matched and mismatched (MNLI) enter
-    with equal parts. Lee et al. (2023) do not say how they join them.
+    This is GLUE's way: accuracy and F1 (QQP, MRPC), Pearson and Spearman (STS-B), matched and mismatched (MNLI) have
+    equal weights. Lee et al. (2023) do not say how they combine them.
     """
     return statistics.fmean(statistics.fmean(of_set.values()) for of_set in metrics)
 
 
 def mean_of_seven(scores: Mapping[str, float]) -> float | None:
-    """The plain mean of `task_score` over the seven tasks of `SEVEN`; None where one of them is missing.
+    """The plain mean of `task_score` over the tasks of `SEVEN`; None if one is missing.
 
     Args:
         scores: by task name; other tasks (RTE, WNLI) are left out.
@@ -73,7 +73,7 @@ def _value(metric: Metric, predicted: NDArray[Any], labels: NDArray[Any]) -> flo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantInputWarning)
         value = float(correlation(predicted, labels).statistic)
-    # A constant correlates with nothing; scipy leaves it undefined, scikit-learn's Matthews says 0 as well.
+    # The correlation with a constant is undefined in scipy; 0, as in scikit-learn's Matthews correlation.
     return 0.0 if np.isnan(value) else value
 
 
@@ -108,7 +108,7 @@ def summarize(tasks: Sequence[Task], seeds: Sequence[int], results: Mapping[Pair
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """What `summarize` returned, for people. A set that is not GLUE's own dev set is named by its file and says so."""
+    """What `summarize` returned, as a table. Sets that are not GLUE's own dev sets are marked."""
     rows = [("task", "score", "metrics", "scored on", "trained on")]
     for name, task in summary["tasks"].items():
         for number, split in enumerate(task["validation"]):

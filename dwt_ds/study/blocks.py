@@ -21,7 +21,7 @@ def block_curve(xs: Sequence[float], ys: Sequence[float], *, width: int, height:
     labels = [f"{value:.4g}" for value in (high, low)]
     left = max(map(len, labels))
     columns = np.interp(np.linspace(xs[0], xs[-1], max(2, width - left - 2)), xs, ys)
-    # From one eighth to the full height, so that the lowest value is seen, too.
+    # From one eighth to the full height, so that the lowest value is visible.
     eighths = [1 + round((8 * height - 1) * (value - low) / (high - low or 1.0)) for value in columns]
     lines = []
     for row in range(height - 1, -1, -1):

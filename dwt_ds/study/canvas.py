@@ -1,4 +1,4 @@
-"""What all figures have in common: their size, units and numbers of an axis, a legend that is never cut, files."""
+"""Shared by all figures: size, units and numbers of an axis, a legend that is never cut off, files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 LEGEND_POINTS = 8.5
-# Inches. Small on purpose: on a phone a figure is as wide as the screen, and its text must stay as large as the page's.
+# Inches. Small, so that on a phone, where a figure is as wide as the screen, its text is as large as the page's.
 _WIDTH, _HEIGHT, _DPI = 4.4, 3.4, 180
 # Inches below the axes for each further ruler.
 _RULER = 0.55
-# (columns, letters a line) of a legend, the first that is not wider than the figure.
+# (columns, letters per line) to try for a legend, until it is not wider than the figure.
 _LEGEND_SHAPES = ((2, 1000), (1, 1000), (1, 40), (1, 25))
 _TICKS: dict[str, Any] = {"nbins": 5, "steps": [1, 2, 2.5, 5, 10]}
 
@@ -38,7 +38,7 @@ class Unit(NamedTuple):
     name: str
 
 
-# The largest unit of which a run has at least two; the smallest where there is none.
+# The largest unit of which a run has at least two, else the smallest.
 _UNITS = {
     "step": (Unit(1, "optimizer steps"),),
     "tokens": (Unit(1e9, "billions of tokens"), Unit(1e6, "millions of tokens"), Unit(1e3, "thousands of tokens")),
@@ -47,13 +47,13 @@ _UNITS = {
 
 
 def unit_of(x: str, runs: Sequence[RunRecord]) -> Unit:
-    """The unit in which the runs' steps, tokens or seconds are numbers that can be read: x is one of X_AXES."""
+    """The unit for an axis of steps, tokens or seconds (`x` is one of X_AXES) that keeps its numbers short."""
     longest = max((run.training[-1][x] for run in runs if run.training), default=0)
     return next((unit for unit in _UNITS[x] if longest >= 2 * unit.size), _UNITS[x][-1])
 
 
 def canvas() -> tuple[Figure, Axes]:
-    """An empty figure; all have the same width."""
+    """An empty figure; all figures have the same width."""
     figure, axes = plt.subplots(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -61,14 +61,14 @@ def canvas() -> tuple[Figure, Axes]:
 
 
 def number_x(axes: Axes, unit: Unit) -> None:
-    """Name the x axis, and write its numbers as in `20,000`."""
+    """Name the x axis and format its numbers like `20,000`."""
     axes.set_xlabel(unit.name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=unit.name == "optimizer steps", **_TICKS))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
 
 
 def add_rulers(figure: Figure, axes: Axes, run: RunRecord) -> None:
-    """Below the steps, tokens and time: each at round numbers, placed at the steps that they belong to."""
+    """Add rulers of tokens and time below the steps, with round numbers at the steps they belong to."""
     room = _RULER * (len(X_AXES) - 1)
     whole = _HEIGHT + room
     figure.set_figheight(whole)
@@ -76,7 +76,7 @@ def add_rulers(figure: Figure, axes: Axes, run: RunRecord) -> None:
     assert isinstance(layout, ConstrainedLayoutEngine)
     layout.set(rect=(0, room / whole, 1, _HEIGHT / whole))
     figure.draw_without_rendering()
-    # The axes stay where they are now: the rulers go into the room below.
+    # The axes stay where they are: the rulers go into the room below them.
     figure.set_layout_engine("none")
     height = axes.get_position().height * whole
     left, right = axes.get_xlim()
@@ -92,7 +92,7 @@ def add_rulers(figure: Figure, axes: Axes, run: RunRecord) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Put the legend under the axes, which keep their height; inside it would hide the ends of the lines."""
+    """Put the legend below the axes, which keep their height; inside, it would hide the ends of the lines."""
     handles, names = axes.get_legend_handles_labels()
     legend: Legend | None = None
     for columns, letters in _LEGEND_SHAPES:
@@ -101,20 +101,13 @@ def legend_below(figure: Figure, axes: Axes) -> None:
         wrapped = [textwrap.fill(name, letters) for name in names]
         look: dict[str, Any] = {"ncols": columns, "fontsize": LEGEND_POINTS, "frameon": False}
         legend = figure.legend(handles, wrapped, loc="outside lower center", **look)
-        width, height = _inches(figure, legend)
-        if width <= _WIDTH:
+        extent = legend.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+        if extent.width <= _WIDTH * figure.dpi:
             break
-    figure.set_figheight(_HEIGHT + height)
-
-
-def _inches(figure: Figure, legend: Legend) -> tuple[float, float]:
-    # Nothing is drawn yet, so that the sizes are those of the text.
-    extent = legend.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
-    return extent.width / figure.dpi, extent.height / figure.dpi
+    figure.set_figheight(_HEIGHT + extent.height / figure.dpi)
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)

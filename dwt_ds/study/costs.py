@@ -1,4 +1,4 @@
-"""What training takes until some point: tokens, operations, seconds; and what the training of its teacher took."""
+"""Cost of a training up to some point, and of its teacher's training: tokens, operations, seconds."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dwt_ds.plan.vocabulary import find_overlap
 from dwt_ds.study.models import data_of, student_config, teacher_config
 from dwt_ds.study.records import RunRecord
 
-# Work of a row by all that it depends on: the runs of a study have few models, and counting takes a while.
+# Cached by everything it depends on: counting is slow, and the runs of a study share a few models.
 _works: dict[str, Work] = {}
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a training took."""
+    """Cost of a training."""
 
     tokens: float
     """Real tokens, all ranks."""
     flops: float | None
-    """Operations of training; the teacher's forward passes only while it took part. None: not known."""
+    """Operations, with the teacher's forward passes until its release; None: not known."""
     seconds: float
     """Evaluations and checkpoints included."""
 
@@ -34,7 +34,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Saved:
-    """Shares of what another training took; below 0 where this one took more, None where that is not known."""
+    """Saved shares of another training's cost; below 0 if this one cost more, None if not known."""
 
     tokens: float | None
     flops: float | None
@@ -57,7 +57,7 @@ def whole_training(run: RunRecord) -> Spent:
 
 
 def spent_until(run: RunRecord, tokens: float) -> Spent:
-    """What the first `tokens` real tokens of a run took, without its teacher's training."""
+    """Cost of the first `tokens` real tokens of a run, without its teacher's training."""
     seconds, work = run.along("tokens", tokens, "elapsed_seconds"), work_per_token(run)
     if work is None:
         return Spent(tokens, None, seconds)
@@ -67,10 +67,10 @@ def spent_until(run: RunRecord, tokens: float) -> Spent:
 
 
 def teacher_training(run: RunRecord) -> Spent | None:
-    """What made a run's teacher, and that one's own teacher; None without one, or if its folder does not tell.
+    """Cost of training a run's teacher, and that teacher's own teacher; None without one, or if it is not known.
 
-    In a study it is a run beside this one. Another is looked for where `teacher.path` is: RUN/export, or for a teacher
-    on its way RUN/export/step_XXXXXXXX.
+    In a study the teacher is a run beside this one. Otherwise it is known if `teacher.path` is RUN/export, or
+    RUN/export/step_XXXXXXXX for a teacher taken before the end of its training.
     """
     if not run.has_teacher:
         return None
@@ -91,10 +91,7 @@ def teacher_training(run: RunRecord) -> Spent | None:
 
 
 def work_per_token(run: RunRecord) -> Work | None:
-    """Operations of training per real token while the teacher takes part.
-
-    None if the data folder or the configuration of a model is missing.
-    """
+    """Operations of training per real token, with the teacher; None if the data or the config of a model is missing."""
     config = parse_run_config(run.config)
     student, teacher = student_config(run), teacher_config(run)
     if student is None or (run.has_teacher and teacher is None):

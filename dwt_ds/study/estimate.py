@@ -15,7 +15,7 @@ from dwt_ds.study.grid import StudyRun
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes."""
+    """Cost of a run."""
 
     steps: int
     tokens: float
@@ -36,7 +36,7 @@ def estimate(runs: Sequence[StudyRun], settings: Mapping[str, Resolved], device:
     Raises:
         ValueError: a model that cannot be built; one line.
     """
-    known: dict[str, Cost] = {}  # many runs differ only in what costs nothing
+    known: dict[str, Cost] = {}  # many runs differ only in settings without a cost
     costs = {}
     for run in runs:
         trainer = settings[run.teacher_run] if run.teacher_run else None

@@ -29,15 +29,15 @@ Y_NAMES = {
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
 }
-# What a single run's page shows besides held-out losses, where the run has it.
+# Shown on the page of a single run besides the held-out losses, if the run has them.
 Y_OF_ONE = ("soft_loss", "soft_weight", "temperature", "learning_rate", "grad_norm")
-# The recipe's; a figure of a constant would show nothing that the table of settings does not.
+# Settings of the recipe: drawn only if they change, since the table of settings has the constants.
 _SETTINGS = ("soft_weight", "temperature", "learning_rate")
-# As many get a marker each.
+# Up to this many points get a marker each.
 _FEW_POINTS = 40
-# A line of more rows than this is drawn as so many means of equal stretches: thousands would be a band of noise.
+# A line of more rows is drawn as this many means of equal stretches: thousands of rows would be a band of noise.
 _MOST_POINTS = 100
-# A gradient norm that is this many times its median would flatten the rest, were the axis not logarithmic.
+# If a gradient norm is this many times its median, the axis is logarithmic: the peak would flatten the rest.
 _SPIKE = 10
 
 # Lee et al. (2023), figure 2: means of seven GLUE tasks.
@@ -64,7 +64,7 @@ class Styles:
     def of(self, name: str) -> dict[str, Any]:
         """Keyword arguments for `plot`."""
         number = self._index[name]
-        # Beyond eight series a colour is used again, with other dashes and another marker.
+        # From the ninth series on, colours repeat with other dashes and markers.
         turn = number // len(_COLOURS)
         pick = (number + 3 * turn) % len(_DASHES)
         return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[pick], "marker": _MARKERS[pick]}
@@ -94,7 +94,7 @@ def curves(
         with_training: also draw each run's training cross-entropy (hard), as a thin line.
 
     Returns:
-        `path`, or None if no run has any data, or if `y` is a setting that no run changes on its way.
+        `path`, or None if no run has any data, or if `y` is a setting that is constant in all runs.
     """
     if y in _SETTINGS and all(_is_constant(run, y) for run in runs):
         return None
@@ -169,7 +169,7 @@ def scores_along(runs: Sequence[RunRecord], styles: Styles, tasks: str, path: Pa
         steps = np.array(sorted(set.intersection(*(set(run.scores) for run in group))))
         points = [mean_and_deviation([score for run in group for score in run.scores[step]]) for step in steps]
         errors = [deviation or 0.0 for _, deviation in points]
-        # Side by side, so that the bars do not cover one another.
+        # Shifted, so that the bars do not cover one another.
         aside = (number - (len(series) - 1) / 2) * 0.012 * (steps[-1] - steps[0])
         means = [mean for mean, _ in points]
         axes.errorbar(steps + aside, means, errors, label=name, capsize=3, markersize=4, **styles.of(name))
@@ -238,7 +238,7 @@ def _points(run: RunRecord, x: str, y: str, first_step: int, unit: float = 1.0) 
 
 
 def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """`points` as they are, or where they are many, the means of _MOST_POINTS stretches of equal length."""
+    """At most _MOST_POINTS points: `points`, or the means of stretches of equal length."""
     if len(points) <= _MOST_POINTS:
         return points
     return [tuple(np.mean(stretch, axis=0)) for stretch in np.array_split(np.array(points), _MOST_POINTS)]

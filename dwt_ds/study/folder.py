@@ -1,16 +1,15 @@
-"""A study's folder: its runs, each in a folder of its own, and what the report needs to know of them.
+"""The folder of a study: a folder per run, and the records that the report needs.
 
 OUT/RUN/            what dwt_ds.pretrain writes
 OUT/recipes/RUN.yaml, OUT/logs/RUN.log
 OUT/GRID.json       a grid's runs with their labels and how they ended
 
-Several grids may share one folder, and then share the runs they have in common. `check_same` refuses a run that was
-made with other settings.
+Grids may share a folder, and then share the runs that they have in common. `check_same` refuses a run that was made
+with other settings.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.resolve import Resolved
 from dwt_ds.study.grid import Grid, StudyRun
 
-# Settings that do not affect what is learned; they may change between two starts of one run.
+# Settings that do not affect what is learned, so they may change between two starts of a run.
 _MAY_CHANGE = (
     "output_dir",
     "data.workers",
@@ -42,9 +41,9 @@ _MAY_CHANGE = (
     "train.expected_world_size",
 )
 _EVAL_SETS = "train.eval_sets"
-# Not compared without a teacher, since there is no soft loss.
+# Without a teacher there is no soft loss, and these are not compared.
 _OF_THE_SOFT_LOSS = ("distill.soft_weight", "distill.soft_positions", "distill.temperature")
-# Sections of the DeepSpeed JSON that affect what is learned. The file may have changed under its old name.
+# Sections of the DeepSpeed JSON that affect what is learned. A user may have edited the file since.
 _OF_THE_JSON = ("optimizer", "scheduler", "bf16", "fp16")
 
 
@@ -55,34 +54,30 @@ class StudyFolder:
         self.path = path
 
     def run(self, name: str) -> RunFolder:
-        """Folder of the run `name`."""
         return RunFolder(str(self.path / name))
 
     def log(self, name: str) -> Path:
-        """What the run printed."""
         return self.path / "logs" / f"{name}.log"
 
     def recipe(self, name: str) -> Path:
-        """The run's recipe."""
         return self.path / "recipes" / f"{name}.yaml"
 
     def check_contents(self, grid: Grid) -> None:
-        """Refuse a folder where a study would write over a file that no study wrote there (ValueError)."""
-        file = self.path / f"{grid.name}.json"
-        if file.is_file() and not _is_a_record(file):
-            raise ValueError(f"--out {self.path}: the study would replace {file}; rename it, or choose another --out")
-        for recipe in map(self.recipe, [run.name for run in grid.runs]):
-            if recipe.is_file() and not is_dump(recipe.read_bytes()):
-                raise ValueError(
-                    f"--out {self.path}: the study would replace {recipe}; rename it, or choose another --out"
-                )
+        """Raises ValueError if the study would overwrite a file that no study wrote."""
+        record = self.path / f"{grid.name}.json"
+        foreign = [record] if record.is_file() and not _is_a_record(record) else []
+        recipes = [self.recipe(run.name) for run in grid.runs]
+        foreign += [recipe for recipe in recipes if recipe.is_file() and not is_dump(recipe.read_bytes())]
+        if foreign:
+            raise ValueError(
+                f"--out {self.path}: the study would replace {foreign[0]}; rename it, or choose another --out"
+            )
 
     def is_finished(self, name: str) -> bool:
-        """Whether the run is complete."""
         return self.run(name).finished_steps() > 0
 
     def write_recipe(self, run: StudyRun, path: Path) -> Path:
-        """Write the run's recipe, which `dwt_ds.pretrain` takes, to `path`, and return that."""
+        """Write the run's recipe for `dwt_ds.pretrain` to `path`; returns `path`."""
         settings = {**run.settings, "output_dir": str(self.path / run.name), "seed": run.seed}
         teacher = None if run.teacher_run is None else str(self.run(run.teacher_run).export)
         settings["teacher"] = {**settings.get("teacher", {}), "path": teacher}
@@ -107,17 +102,12 @@ class StudyFolder:
         write_json(self.path / f"{grid.name}.json", {**content, "runs": runs})
 
     def grids(self) -> list[dict[str, Any]]:
-        """What `write_grid` recorded, by name."""
-        found = []
-        for path in sorted(self.path.glob("*.json")):
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and "runs" in content:
-                found.append(content)
-        return found
+        """What `write_grid` recorded, sorted by name; other JSON files in the folder are ignored."""
+        return [read_json(path) for path in sorted(self.path.glob("*.json")) if _is_a_record(path)]
 
 
 def _is_a_record(file: Path) -> bool:
-    """Whether it may be what `write_grid` wrote."""
+    """Whether `write_grid` may have written it."""
     try:
         return all("status" in run for run in read_json(file)["runs"])
     except (ValueError, KeyError, TypeError):
@@ -125,19 +115,16 @@ def _is_a_record(file: Path) -> bool:
 
 
 def check_same(folder: Path, settings: Resolved) -> None:
-    """Refuse a folder whose run has other settings, another global batch or other data than the study's.
+    """Raises ValueError for a run with other settings, another global batch or other data than the study's.
 
     Args:
         folder: of the run; it may be empty or missing.
         settings: of the run that the study would make there.
-
-    Raises:
-        ValueError: the first difference, in one line.
     """
     config = folder / "config.yaml"
     if not config.is_file():
         return
-    # Settings that an older version did not have yet had today's defaults.
+    # An older version may lack a setting; it behaved as today's default does.
     stored = merge(RunConfig().to_dict(), read_yaml(config, "settings"))
     ds_values, identity = (_json(folder / name) for name in ("ds_config.json", "run.json"))
     for what, theirs, ours in _pairs(stored, ds_values, identity, settings):
@@ -151,10 +138,10 @@ def check_same(folder: Path, settings: Resolved) -> None:
 def _pairs(
     stored: Mapping[str, Any], ds_values: Mapping[str, Any], identity: Mapping[str, Any], settings: Resolved
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(name, value in the folder, value in the study) of everything that must be equal and is known on both sides."""
+    """(name, value in the folder, value in the study) of everything that must be equal, where both are known."""
     here, fingerprint = merge(RunConfig().to_dict(), settings.to_recipe()), settings.corpus.fingerprint
     passed_over = [*_MAY_CHANGE, _EVAL_SETS]
-    # Sets may come and go; two of one name must be the same text.
+    # Sets may be added and removed, but a name must always mean the same text.
     theirs, ours = (_at(tree, _EVAL_SETS) or {} for tree in (stored, here))
     for name in theirs:
         if name in ours:
@@ -168,7 +155,7 @@ def _pairs(
             yield key, _at(stored, key), _at(here, key)
     if "train_batch_size" in ds_values:
         yield "train_batch_size", ds_values["train_batch_size"], settings.rows_per_step
-    if fingerprint and ds_values:  # without the data the number of steps is a guess, and so is the scheduler's
+    if fingerprint and ds_values:  # without the data, the scheduler's number of steps is a guess
         theirs, ours = _what_is_learned(ds_values), _what_is_learned(settings.ds_values)
         for key in theirs | ours:
             yield key, theirs.get(key), ours.get(key)

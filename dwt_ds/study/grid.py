@@ -71,14 +71,14 @@ class Grid:
     name: str
     title: str
     question: str
-    """What its runs are to answer; may be empty."""
+    """What its runs should answer; may be empty."""
     scale: str
     figure: int | None
     """Number of the paper's figure that it reproduces."""
     has_own_settings: bool
-    """Whether its runs differ at this scale from those of equal names in other grids."""
+    """Whether its runs have other settings at this scale than runs of the same names in other grids."""
     ranks: int
-    """Ranks of a run if there is no GPU."""
+    """Ranks per run if there is no GPU."""
     glue: dict[str, Any] | None
     """Options for fine-tuning each run's exports, empty for the defaults; None: no fine-tuning."""
     runs: list[StudyRun]
@@ -129,7 +129,7 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
     base = merge(size["settings"], own)
     chosen = list(seeds or content.get("seeds") or size["seeds"])
     own_teachers = bool(content.get("teacher_for_each_seed"))
-    # Of the teacher of each seed's students.
+    # Seed of the students -> seed of their teacher.
     teacher_seeds = {seed: seed if own_teachers else chosen[0] for seed in chosen}
     blocks = content.get("runs") or []
     students = [run for block in blocks for run in _runs_of_block(block, labels, base, teacher_seeds)]
@@ -179,7 +179,7 @@ class Labels:
         return StudyRun(f"{label}-s{seed}", settings, seed, {"makes": label})
 
     def default(self, axis: str) -> str:
-        """The label of a block that does not mention `axis`."""
+        """The label of an axis that a block does not mention."""
         return next(iter(self.axes[axis]))
 
     def is_special(self, axis: str, label: str) -> bool:

@@ -1,4 +1,4 @@
-"""A grid's section in the page of its study: table of results, the paper's figures, curves, settings that differ."""
+"""The section of a grid on the page of its study: tables, the paper's figures, curves, settings that differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dwt_ds.study.tables import Compared
 
 
 def runs_of_grid(path: Path, grid: dict[str, Any]) -> list[RunRecord]:
-    """All runs of a grid in the study's folder `path`, whether they have begun or not."""
+    """All runs of a grid in the study's folder `path`, also those that have not begun."""
     return [
         RunRecord(run["name"], path / run["name"], run["labels"], run["teacher_run"], run["status"])
         for run in grid["runs"]
@@ -35,8 +35,7 @@ def grid_section(
         path: the study's folder.
         grid: as `StudyFolder.write_grid` recorded it.
         folder: for the figures.
-        against: the series of the study, of this grid or another, with which the others are compared; None: the lone
-            student.
+        against: a series of the study, from this grid or another, to compare with; None: the lone student.
     """
     everything = runs_of_grid(path, grid)
     runs = [run for run in everything if run.held_out]
@@ -50,7 +49,10 @@ def grid_section(
         if run.finished and run.name not in [each.name for each in runs]:
             runs.append(run)
     finished = [run for run in runs if run.finished]
-    reference, why = _lone_student(finished or runs) if against is None else _named(against)
+    if against is None:
+        reference, why = _lone_student(finished or runs)
+    else:
+        reference, why = against[0].series, f'The others are compared with "{against[0].series}".'
     page.note(f"Grid {grid['name']} at scale {grid['scale']}: {done} of {len(everything)} runs are finished. {why}")
     add_differences(runs, reference)
     students = [run for run in runs if not run.is_teacher]
@@ -75,11 +77,6 @@ def grid_section(
     return "\n".join([f"## {grid['title']}\n", *(table.markdown() for table in tables)])
 
 
-def _named(against: Sequence[RunRecord]) -> tuple[str, str]:
-    """The series `against`, and a sentence that says so."""
-    return against[0].series, f'The others are compared with "{against[0].series}".'
-
-
 def _lone_student(runs: Sequence[RunRecord]) -> tuple[str, str]:
     """The lone student's series, and a sentence about the choice."""
     lone = lone_series(runs)
@@ -91,7 +88,7 @@ def _lone_student(runs: Sequence[RunRecord]) -> tuple[str, str]:
 
 
 def _facets(students: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs to draw together: those with one teacher and the lone students; all of them if each has one line."""
+    """Runs to draw together: those of one teacher with the lone students; all runs if each teacher has one series."""
     lone = [run for run in students if run.teacher_run is None]
     teachers = list(dict.fromkeys(run.labels["teacher"] for run in students if run.teacher_run))
     if len(by_series(students)) <= len(teachers) + 1:

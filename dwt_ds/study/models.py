@@ -1,4 +1,4 @@
-"""A run's models, as far as its folder tells: configurations, sizes, and the data that decides some of them."""
+"""Configurations and sizes of a run's models, from the files that are on this machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dwt_ds.study.records import RunRecord
 
 
 def data_of(run: RunRecord) -> Corpus | None:
-    """What has to be known of the run's data; None if the data folder is not on this machine."""
+    """Facts of the run's data; None if the data folder is not on this machine."""
     data = parse_run_config(run.config).data
     return corpus_of(data) if (Path(data.dir).expanduser() / MANIFEST).is_file() else None
 
 
 def student_config(run: RunRecord) -> PretrainedConfig | None:
-    """That of its export or, before there is one, of its recipe and data; None if neither tells."""
+    """From the export or, before there is one, from recipe and data folder; None if neither is there."""
     if (run.path / "export" / "config.json").is_file():
         return load_model_config(run.path / "export")
     corpus = data_of(run)
@@ -35,7 +35,7 @@ def student_config(run: RunRecord) -> PretrainedConfig | None:
 
 
 def teacher_config(run: RunRecord) -> PretrainedConfig | None:
-    """That in the teacher's folder; None without a teacher, or if its folder is not on this machine."""
+    """From the teacher's folder; None without a teacher, or if the folder is not on this machine."""
     path = run.config["teacher"]["path"]
     folder = Path(path).expanduser() if path else None
     return load_model_config(folder) if folder is not None and (folder / "config.json").is_file() else None

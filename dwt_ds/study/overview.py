@@ -1,4 +1,4 @@
-"""The table on top of a report about runs: sizes, cost, held-out losses, what was saved; a column a run."""
+"""The table at the top of a report on runs, one column per run: sizes, cost, held-out losses, savings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from dwt_ds.study.models import size_in_words, student_config, teacher_config
 from dwt_ds.study.pace import PACE_NOTE, at_equal_steps, step_after_release
 from dwt_ds.study.records import RunRecord
 from dwt_ds.study.savings import saving
-from dwt_ds.study.tables import TIME_NOTE
+from dwt_ds.study.tables import NOT_KNOWN, TIME_NOTE, mean_cell
 
-_HELD_OUT = "eval_hard_loss"
 _MANY_TOKENS = 1e8
 OVERVIEW_NOTE = (
     "Losses in nats per masked token, lower is better. Tokens/s and MFU (model FLOPs utilization) are means over the "
@@ -22,12 +21,7 @@ OVERVIEW_NOTE = (
 
 
 def overview(runs: Sequence[RunRecord], against: RunRecord | None) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table.
-
-    Args:
-        runs: in the order of the columns.
-        against: the run that the others are compared with; it has an evaluation.
-    """
+    """Head and rows of the table, the runs in the order given; `against`, if any, has an evaluation."""
     rows = [[name, *map(cell, runs)] for name, cell in _CELLS.items()]
     for key in _evaluated(runs):
         rows.append([_loss_name(key), *(_last(run, key) for run in runs)])
@@ -56,49 +50,43 @@ def _comparison(runs: Sequence[RunRecord], against: RunRecord) -> list[list[str]
     def row(what: str, cell: Callable[[RunRecord], str], ours: str = "") -> list[str]:
         return [what, *(ours if run is against else cell(run) if run in compared else "" for run in runs)]
 
-    def after(unit: str, words: Callable[[float], str], *, with_teacher: bool) -> Callable[[RunRecord], str]:
-        def cell(run: RunRecord) -> str:
-            found = savings[run.name]
-            if with_teacher and not run.has_teacher:
-                return ""
-            if found is None:
-                return "never"
-            if with_teacher:
-                return "not known" if found.teacher is None else _saved(found.spent + found.teacher, own, unit, words)
-            return _saved(found.spent, own, unit, words)
+    def without_teacher(unit: str, run: RunRecord) -> str:
+        found = savings[run.name]
+        return "never" if found is None else _saved(found.spent, own, unit)
 
-        return cell
+    def with_teacher(unit: str, run: RunRecord) -> str:
+        found = savings[run.name]
+        if found is None or not run.has_teacher:
+            return "never" if run.has_teacher else ""
+        return NOT_KNOWN if found.teacher is None else _saved(found.spent + found.teacher, own, unit)
 
-    name, rows = against.name, []
-    rows.append(row(f"held-out loss minus {name}'s", lambda run: f"{run.final_loss - against.final_loss:+.4f}"))
-    for unit, (what, words) in _UNITS.items():
-        ours = _words(getattr(own, unit), words)
-        rows.append(row(f"as good as {name} after: {what}", after(unit, words, with_teacher=False), ours))
-    for unit, (what, words) in _UNITS.items():
-        cell = after(unit, words, with_teacher=True)
-        rows.append(row(f"as good as {name}, the teacher's training counted: {what}", cell))
+    def ratio_to_against(ratio: Callable[[RunRecord, RunRecord], float | None], run: RunRecord) -> str:
+        return mean_cell([ratio(run, against)], "{:.2f}")
+
+    name = against.name
+    rows = [row(f"held-out loss minus {name}'s", lambda run: f"{run.final_loss - against.final_loss:+.4f}")]
+    for unit, (what, _) in _UNITS.items():
+        rows.append(row(f"as good as {name} after: {what}", partial(without_teacher, unit), _amount(own, unit)))
+    for unit, (what, _) in _UNITS.items():
+        rows.append(row(f"as good as {name}, the teacher's training counted: {what}", partial(with_teacher, unit)))
     for what, ratio in (("a step after the release", step_after_release), ("all steps", at_equal_steps)):
-        rows.append(row(f"{what}, {name} = 1", partial(_ratio, ratio, against)))
+        rows.append(row(f"{what}, {name} = 1", partial(ratio_to_against, ratio)))
     return rows
 
 
-def _ratio(ratio: Callable[[RunRecord, RunRecord], float | None], against: RunRecord, run: RunRecord) -> str:
-    value = ratio(run, against)
-    return "" if value is None else f"{value:.2f}"
-
-
-def _saved(ours: Spent, theirs: Spent, unit: str, words: Callable[[float], str]) -> str:
+def _saved(ours: Spent, theirs: Spent, unit: str) -> str:
     """`1,500 (25% saved)`."""
-    value, share = _words(getattr(ours, unit), words), getattr(Saved.of(ours, theirs), unit)
-    return value if share is None else f"{value} ({abs(share):.0%} {'saved' if share >= 0 else 'more'})"
+    amount, share = _amount(ours, unit), getattr(Saved.of(ours, theirs), unit)
+    return amount if share is None else f"{amount} ({abs(share):.0%} {'saved' if share >= 0 else 'more'})"
 
 
-def _words(value: float | None, words: Callable[[float], str]) -> str:
-    return "not known" if value is None else words(value)
+def _amount(spent: Spent, unit: str) -> str:
+    value = getattr(spent, unit)
+    return NOT_KNOWN if value is None else _UNITS[unit][1](value)
 
 
 def _evaluated(runs: Sequence[RunRecord]) -> list[str]:
-    """Keys of held-out losses in any run, those of `train.eval_sets` (`eval_hard_loss.NAME`) as well."""
+    """Keys of all held-out losses, also on `train.eval_sets` (`eval_hard_loss.NAME`)."""
     keys = dict.fromkeys(key for run in runs for row in run.evaluation_rows for key in row if key.startswith("eval_"))
     teacher = any(run.has_teacher for run in runs)
     return [key for key in keys if teacher or "soft" not in key]
@@ -106,7 +94,7 @@ def _evaluated(runs: Sequence[RunRecord]) -> list[str]:
 
 def _loss_name(key: str) -> str:
     kind, _, name = key.partition(".")
-    words = {_HELD_OUT: "held-out loss", "eval_soft_loss": "held-out KL from the teacher"}.get(kind, kind)
+    words = {"eval_hard_loss": "held-out loss", "eval_soft_loss": "held-out KL from the teacher"}.get(kind, kind)
     return f"{words}, {name}" if name else words
 
 
@@ -115,10 +103,6 @@ def _last(run: RunRecord, key: str) -> str:
         return ""
     values = [row[key] for row in run.evaluation_rows if row.get(key) is not None]
     return f"{values[-1]:.4f}" if values else ""
-
-
-def _state(run: RunRecord) -> str:
-    return "complete" if run.finished else "not complete"
 
 
 def _student(run: RunRecord) -> str:
@@ -141,27 +125,19 @@ def _taught(run: RunRecord) -> str:
 
 def _seconds_a_step(run: RunRecord) -> str:
     with_teacher, without = (run.seconds_a_step(with_teacher=each) for each in (True, False))
-    parts = [("{:.3g} with the teacher", with_teacher), ("{:.3g} without", without)]
     if not run.has_teacher:
         return "" if without is None else f"{without:.3g}"
-    return ", ".join(words.format(value) for words, value in parts if value is not None)
+    parts = (with_teacher, " with the teacher"), (without, " without")
+    return ", ".join(f"{seconds:.3g}{words}" for seconds, words in parts if seconds is not None)
 
 
-def _steps(run: RunRecord) -> str:
-    return f"{run.training[-1]['step']:,}" if run.training else ""
-
-
-def _tokens(run: RunRecord) -> str:
-    return _count(run.training[-1]["tokens"]) if run.training else ""
+def _at_the_end(x: str, form: Callable[[float], str]) -> Callable[[RunRecord], str]:
+    return lambda run: form(run.training[-1][x]) if run.training else ""
 
 
 def _count(tokens: float) -> str:
-    """`2,000`, or `13,107.2 M` where all digits would be in the way."""
+    """`2,000`, or `13,107.2 M` from _MANY_TOKENS on."""
     return f"{tokens / 1e6:,.1f} M" if tokens >= _MANY_TOKENS else f"{tokens:,.0f}"
-
-
-def _time(run: RunRecord) -> str:
-    return clock(run.training[-1]["elapsed_seconds"]) if run.training else ""
 
 
 def _rate(run: RunRecord) -> str:
@@ -177,13 +153,13 @@ def _mfu(run: RunRecord) -> str:
 
 
 _CELLS: dict[str, Callable[[RunRecord], str]] = {
-    "state": _state,
+    "state": lambda run: "complete" if run.finished else "not complete",
     "student": _student,
     "teacher": _teacher,
-    "steps": _steps,
+    "steps": _at_the_end("step", "{:,}".format),
     "steps with the teacher": _taught,
-    "tokens": _tokens,
-    "time": _time,
+    "tokens": _at_the_end("tokens", _count),
+    "time": _at_the_end("elapsed_seconds", clock),
     "seconds a step": _seconds_a_step,
     "tokens/s": _rate,
     "MFU": _mfu,

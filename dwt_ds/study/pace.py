@@ -1,4 +1,4 @@
-"""How fast runs train, with their teacher and after its release, by the steps that they logged."""
+"""Seconds per step of runs with their teacher and after its release, from their logged steps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ PACE_NOTE = (
 
 
 def paced_seconds(run: RunRecord, steps: float) -> float | None:
-    """Seconds of the first `steps` optimizer steps at the run's pace with the teacher and without it.
-
-    None if no interval of such steps was logged.
-    """
+    """Seconds of the first `steps` optimizer steps at the run's paces; None if a pace is not known."""
     taught, seconds = min(steps, float(run.steps_with_teacher)), 0.0
     for count, with_teacher in ((taught, True), (steps - taught, False)):
         if count > 0:
@@ -30,23 +27,20 @@ def paced_seconds(run: RunRecord, steps: float) -> float | None:
 
 
 def step_after_release(run: RunRecord, other: RunRecord) -> float | None:
-    """A step without the teacher, in units of the other run's step without one; None if either is not known."""
+    """Time of a step after the release relative to the other run's step; None if either is not known."""
     ours, theirs = (each.seconds_a_step(with_teacher=False) for each in (run, other))
     return ours / theirs if ours and theirs and run.has_teacher else None
 
 
 def at_equal_steps(run: RunRecord, other: RunRecord) -> float | None:
-    """Seconds of a run at its pace in units of the other's, both up to the shorter one's end; None if not known."""
+    """Time of a run relative to the other's, both at their paces over the shorter one's steps; None if not known."""
     steps = min(each.training[-1]["step"] for each in (run, other))
     ours, theirs = (paced_seconds(each, steps) for each in (run, other))
     return ours / theirs if ours and theirs else None
 
 
 def paced_saving(run: RunRecord, other: RunRecord) -> float | None:
-    """Share of the other's seconds that a run saves until it is as good, both at their paces.
-
-    None if it never is, or if that is not known.
-    """
+    """Share of the other's seconds saved until the run is as good, both at their paces; None if never or not known."""
     found = saving(run, other)
     if found is None:
         return None
@@ -56,7 +50,7 @@ def paced_saving(run: RunRecord, other: RunRecord) -> float | None:
 
 
 def pace_table(compared: Compared) -> Table:
-    """Seconds a step of each series, and what they make of its whole run."""
+    """Seconds per step of each series, and what follows from them for whole runs."""
 
     def own(group: list[RunRecord]) -> tuple[str, ...]:
         return (*_pace(group), "", "", "", str(len(group)))

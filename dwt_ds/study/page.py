@@ -1,4 +1,4 @@
-"""One HTML file with everything in it (tables, figures as data, no script, nothing loaded); tables as Markdown."""
+"""A self-contained HTML page (figures inside, no script, nothing loaded), and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-# What curves may be drawn against -> its name for the reader, who chooses one of them for the whole page.
+# Axis of the curves -> its name; the reader chooses one for the whole page.
 RULERS = {"step": "steps", "tokens": "tokens", "elapsed_seconds": "time"}
 
 _STYLE = """
@@ -55,18 +55,18 @@ p.note { color: var(--soft); font-size: .9rem; max-width: 60rem; overflow-wrap: 
   details::details-content { content-visibility: visible; block-size: auto; }
 }
 """
-# Where a browser does not know :has, all three are shown.
+# A browser without :has shows all three.
 _CHOICE = "".join(f"body:has(#by-{ruler}:checked) .ruled:not(.by-{ruler}) {{ display: none; }}\n" for ruler in RULERS)
 
 
-# Letters; a longer word may be broken over lines where a table has no room.
+# Letters; a longer word may be broken over lines if a table has no room.
 _LONG_WORD = 16
 
 _BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
 
 
 def is_a_page(path: Path) -> bool:
-    """Whether a file may be one that `Page` wrote."""
+    """Whether `Page` may have written this file."""
     return path.read_bytes().startswith(_BEGINNING.encode())
 
 
@@ -77,7 +77,7 @@ class Shown(NamedTuple):
     """A PNG file; None: left out."""
     caption: str
     ruler: str = ""
-    """Shown while the reader has chosen this one of RULERS; "": always."""
+    """Shown while the reader has chosen this key of RULERS; "": always shown."""
 
 
 class Page:
@@ -89,11 +89,9 @@ class Page:
         self._ruled = False
 
     def heading(self, text: str, level: int = 2) -> None:
-        """A heading below the page's own."""
         self._parts.append(f"<h{level}>{escape(text)}</h{level}>")
 
     def note(self, text: str) -> None:
-        """A paragraph."""
         self._parts.append(f'<p class="note">{escape(text)}</p>')
 
     def figures(self, figures: Sequence[Shown], *, folded: str = "") -> None:
@@ -132,7 +130,6 @@ class Page:
         self._parts.append(f"<details><summary>{escape(folded)}</summary>{block}</details>" if folded else block)
 
     def write(self, path: Path) -> None:
-        """Write the page."""
         title = escape(self._title)
         html = (
             f"{_BEGINNING}{title}</title>"
@@ -145,7 +142,7 @@ class Page:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is aligned left and the others right."""
+    """A table, its first column aligned left and the others right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -1,4 +1,4 @@
-"""Two series of runs compared seed by seed: runs with equal seeds saw equal rows and masks in equal order."""
+"""Compares two series seed by seed: runs with equal seeds read the same rows and masks in the same order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dwt_ds.base.trees import flatten
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 
 CANNOT_BE_TOLD = "cannot be told"
-# How names of seeds end: alone-s42, alone_seed1, alone3.
+# The seed at the end of a run's name: alone-s42, alone_seed1, alone3.
 _SEED = re.compile(r"([\W_]+(s|seed)?)?\d*$")
 # The shares are Student's t beyond 2, with 2, 4 and 9 degrees of freedom.
 PAIRS_NOTE = (
@@ -25,7 +25,7 @@ PAIRS_NOTE = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a figure between two series."""
+    """The difference of a figure between two series."""
 
     mean: float
     deviation: float | None
@@ -54,14 +54,14 @@ def difference(
 
 
 def pairs_by_seed(runs: Sequence[RunRecord], reference: Sequence[RunRecord]) -> list[tuple[RunRecord, RunRecord]]:
-    """Each run with that of `reference` which has its seed, if there is one and it reads the same data."""
+    """Each run with the run of `reference` that has the same seed and reads the same data, if there is one."""
     theirs = {run.seed: run for run in reference}
     found = [(run, theirs[run.seed]) for run in runs if run.seed in theirs]
     return [(run, other) for run, other in found if len({run.data_fingerprint, other.data_fingerprint} - {None}) <= 1]
 
 
 def add_differences(runs: Sequence[RunRecord], reference: str) -> None:
-    """Add `difference` to each evaluation of a run that one of the series `reference` has too: its loss minus that."""
+    """Set row["difference"] of each evaluation: its loss minus that of the `reference` run with the same seed."""
     groups = by_series(runs)
     theirs = groups.pop(reference, [])
     for group in groups.values():
@@ -73,9 +73,9 @@ def add_differences(runs: Sequence[RunRecord], reference: str) -> None:
 
 
 def series_by_settings(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """The same runs, outside a study, with one series for those that differ in nothing but their seed.
+    """The same runs, from outside a study, with one series for all that differ in the seed alone.
 
-    It is called by what the names of its runs begin with.
+    A series is named after the beginning that the names of its runs share.
     """
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
@@ -84,13 +84,13 @@ def series_by_settings(runs: Sequence[RunRecord]) -> list[RunRecord]:
     found: dict[str, str] = {}
     for group in groups.values():
         name = _SEED.sub("", os.path.commonprefix([run.name for run in group])) if len(group) > 1 else group[0].name
-        # Two groups may have names that begin alike.
+        # The names of two groups may begin alike.
         found.update({run.name: name if name and name not in found.values() else group[0].name for run in group})
     return [replace(run, series_name=found[run.name]) for run in runs]
 
 
 def lone_series(runs: Sequence[RunRecord]) -> str | None:
-    """The lone student's series; of several, the one with the lowest mean loss among those with the most seeds."""
+    """The lone student's series. Of several: among those with the most seeds, the one with the lowest mean loss."""
     groups = by_series([run for run in runs if run.is_alone and run.held_out])
     return min(
         groups, key=lambda name: (-len(groups[name]), fmean(run.final_loss for run in groups[name])), default=None
@@ -98,7 +98,7 @@ def lone_series(runs: Sequence[RunRecord]) -> str | None:
 
 
 def find_series(name: str, runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """The series that a user means: as in the tables, or as in the names of its runs, with or without their seed."""
+    """The runs of a series, named as in the tables or like its runs, with or without the seed; [] if there is none."""
     for series, group in by_series(runs).items():
         if name == series or any(name in (run.name, run.name.rpartition("-s")[0]) for run in group):
             return group

@@ -1,4 +1,4 @@
-"""How far a study is, in a line now and then: of several runs at once, none tells it."""
+"""Progress lines of a study, whose runs write their own to log files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dwt_ds.run.progress import clock
 from dwt_ds.study.folder import StudyFolder
 
-# Seconds from one line to the next: at first, and as a share of the time since the start.
+# Seconds between lines: at least, and as a share of the time since the start.
 _SECONDS, _SHARE = 10.0, 0.02
 
 
 class StudyProgress:
-    """The optimizer steps that the runs of a study have logged, and their rate since the line before.
+    """Counts the optimizer steps that the runs of a study have logged, and their rate since the last line.
 
     Args:
         folder: of the study.
@@ -44,10 +44,9 @@ class StudyProgress:
         )
 
     def _done(self) -> dict[str, int]:
-        """Steps of each run until its last logged one."""
+        """Logged steps of each run."""
         done = {}
         for name in self._steps:
             run = self._folder.run(name)
-            rows = [] if run.finished_steps() else run.metrics_rows()
-            done[name] = run.finished_steps() or (rows[-1]["step"] if rows else 0)
+            done[name] = run.finished_steps() or max((row["step"] for row in run.metrics_rows()), default=0)
         return done

@@ -1,4 +1,4 @@
-"""What runs left in their folders, read for tables and figures."""
+"""Runs as their folders record them, for tables and figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NOT_COMPARED = ("output_dir",)
 
 @dataclass(frozen=True)
 class _Interval:
-    """Training from one logged step to the next."""
+    """Training between two logged steps."""
 
     steps: int
     tokens: int
@@ -50,16 +50,16 @@ class RunRecord:
     teacher_run: str | None = None
     status: str = "finished"
     series_name: str | None = None
-    """Of a run outside a study; None: its name is one that a study gave, and tells."""
+    """Of a run outside a study. None: the study put the series into the run's name."""
 
     @property
     def series(self) -> str:
-        """The name without its seed, for people: equal for runs of a study that differ in nothing else."""
+        """The name without its seed, as tables show it: equal for runs of a study that differ in the seed alone."""
         if self.series_name is not None:
             return self.series_name
         stem, _, seed = self.name.rpartition("-s")
         name = stem if seed.isdigit() else self.name
-        # Hyphens join labels; one within a label, such as lr5e-4, stays.
+        # Hyphens join labels. Those inside a label, such as lr5e-4, stay.
         for label in self.labels.values():
             name = name.replace(label, label.replace("-", "\0"))
         return name.replace("_", " ").replace("-", ", ").replace("\0", "-")
@@ -86,7 +86,7 @@ class RunRecord:
 
     @cached_property
     def data_fingerprint(self) -> str | None:
-        """That of the rows it reads; None if its folder does not tell."""
+        """Fingerprint of the run's data folder; None if the run did not record it."""
         identity = self.path / "run.json"
         return read_json(identity).get("data") if identity.is_file() else None
 
@@ -102,9 +102,9 @@ class RunRecord:
 
     @cached_property
     def evaluation_rows(self) -> list[dict[str, Any]]:
-        """Rows of evaluations, with the tokens and seconds of their steps, the earliest first.
+        """Rows of evaluations, the earliest first, each with the tokens and seconds of its step.
 
-        Where the data folder holds nothing out, they have the losses on `train.eval_sets` alone.
+        If the data folder has no held-out rows, these have only the losses on `train.eval_sets`.
         """
         rows = [row for row in self._folder.metrics_rows() if eval_losses(row)]
         if not self.training:
@@ -115,24 +115,24 @@ class RunRecord:
 
     @cached_property
     def held_out(self) -> list[dict[str, Any]]:
-        """Those of `evaluation_rows` that have the loss on the data folder's held-out rows."""
+        """The `evaluation_rows` that have a loss on the data folder's held-out rows."""
         return [row for row in self.evaluation_rows if row.get("eval_hard_loss") is not None]
 
     @property
     def eval_sets(self) -> list[str]:
-        """Names of those of `train.eval_sets` on which the run was evaluated."""
+        """Names of the `train.eval_sets` that the run was evaluated on."""
         names = dict.fromkeys(name for row in self.evaluation_rows for name in eval_losses(row))
         return [name for name in names if name]
 
     @property
     def final_set_losses(self) -> dict[str, float]:
-        """Name of each of `train.eval_sets` -> its held-out MLM loss at the last evaluation, nats per masked token."""
+        """Name of an eval set -> its held-out MLM loss at the last evaluation, nats per masked token."""
         last = eval_losses(self.evaluation_rows[-1])
         return {name: loss for name, loss in last.items() if name and loss is not None}
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether there is a held-out loss, and the tokens and seconds that it took."""
+        """Whether there is a held-out loss with its tokens and seconds."""
         return bool(self.training and self.held_out)
 
     @property
@@ -147,7 +147,7 @@ class RunRecord:
 
     @property
     def tokens_with_teacher(self) -> int:
-        """Real tokens in whose steps the teacher took part."""
+        """Real tokens of the steps in which the teacher took part."""
         return sum(interval.tokens for interval in self._intervals if interval.with_teacher)
 
     @property
@@ -156,35 +156,32 @@ class RunRecord:
         return sum(interval.steps for interval in self._intervals if interval.with_teacher)
 
     def seconds_a_step(self, *, with_teacher: bool) -> float | None:
-        """Of training: the median over logged intervals with the teacher, or without; None if there are none.
+        """Median over the logged intervals with the teacher, or without it; None if there are none.
 
-        The first step is left out: much is prepared in it.
+        The first step is left out because it includes set-up.
         """
         chosen = [each for each in self._intervals if each.with_teacher == with_teacher and each.row["step"] > 1]
         return float(np.median([each.seconds / each.steps for each in chosen])) if chosen else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Real tokens of all ranks a second of training, over the whole run; evaluations and checkpoints are left out.
-
-        None before the first logged step.
-        """
+        """Real tokens of all ranks per second of training (no evaluations or checkpoints); None before any step."""
         seconds = sum(interval.seconds for interval in self._intervals)
         return self.training[-1]["tokens"] / seconds if seconds else None
 
     def mean_over_time(self, name: str) -> float | None:
-        """A share such as `mfu`, averaged over the seconds of training; None if no row has it."""
+        """Mean of a logged share such as `mfu`, weighted by seconds of training; None if no row has it."""
         known = [(each.seconds, each.row[name]) for each in self._intervals if each.row.get(name) is not None]
         whole = sum(seconds for seconds, _ in known)
         return sum(seconds * value for seconds, value in known) / whole if whole else None
 
     @cached_property
     def _intervals(self) -> list[_Interval]:
-        """What lies between two logged steps, the earliest first.
+        """The intervals between logged steps, the earliest first.
 
-        A run logs the step at which it releases its teacher, so that each row speaks for all steps since the row
-        before. Runs of earlier versions kept their teacher; those of early versions tell no rate, and all of their
-        seconds count.
+        A run logs the step at which it releases its teacher, so each row holds for all steps since the row before.
+        Runs of earlier versions have no `teacher_active` (they kept their teacher), and the first versions logged no
+        rate: then all elapsed seconds count.
         """
         found, before = [], {"step": 0, "tokens": 0, "elapsed_seconds": 0.0}
         for row in self.training:
@@ -202,31 +199,26 @@ class RunRecord:
 
     @cached_property
     def scores(self) -> dict[int, list[float]]:
-        """Optimizer step -> fine-tuned score of each fine-tuning seed, in points; steps without one are left out."""
+        """Optimizer step -> fine-tuned scores in points, one per fine-tuning seed; only steps that have scores."""
         return scores_by_step(self._folder)
 
     @property
     def final_scores(self) -> list[float]:
-        """Those of the last export that was fine-tuned."""
+        """Scores of the last export that was fine-tuned."""
         return self.scores[max(self.scores)]
 
     @cached_property
     def scored_tasks(self) -> list[str]:
-        """Tasks in `scores`."""
+        """Tasks that `scores` are means of."""
         return scored_tasks(self._folder)
 
-    @property
+    @cached_property
     def _folder(self) -> RunFolder:
         return RunFolder(str(self.path))
 
 
-def evaluations(run: RunFolder) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl that have held-out losses, the earliest first."""
-    return [row for row in run.metrics_rows() if row.get("eval_hard_loss") is not None]
-
-
 def by_series(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Series -> its runs, which differ in their seeds; in the order they came."""
+    """Series -> its runs (one per seed), in the order given."""
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(run.series, []).append(run)
@@ -234,9 +226,9 @@ def by_series(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def named_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Runs by the names of their folders; those of equal names have as much of the path before it as tells them apart.
+    """Runs named after their folders. If two names are equal, parent folders are added until they differ.
 
-    Raises ValueError where one run is given twice.
+    Raises ValueError if a run is given twice.
     """
     folders = [path.expanduser().resolve() for path in paths]
     for number, folder in enumerate(folders):
@@ -257,7 +249,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
-    """(setting, its value in each run) of all settings in which any two runs differ, in the recipe's order."""
+    """(setting, its value in each run) of every setting that is not the same in all runs, in the recipe's order."""
     trees = [flatten(run.config) for run in runs]
     rows = []
     for name in dict.fromkeys(name for tree in trees for name in tree):
@@ -268,9 +260,9 @@ def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
 
 
 def settings_unlike(runs: Sequence[RunRecord], reference: str) -> list[tuple[str, str]]:
-    """(series, its settings that are not those of the series `reference`); seeds are left out.
+    """(series, its settings that differ from the series `reference`); seeds are left out.
 
-    The reference has, in their place, all settings in which any other differs from it.
+    The row of the reference has its own values of all settings in which any series differs from it.
     """
     trees = {name: flatten(group[0].config) for name, group in by_series(runs).items()}
     base = trees.pop(reference)

@@ -1,4 +1,4 @@
-"""The report of runs or of a study: index.html, and beside it its figures as PNG files and its table as Markdown."""
+"""The report of runs or of a study: index.html, its figures as PNG files and its tables as Markdown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dwt_ds.study.tables import Compared, Table
 
 HTML = "index.html"
 MARKDOWN = "results.md"
-# Letters; the table's head has the names, too.
+# Letters; longer lists of names are only in the head of the table.
 _LONG_TITLE = 60
 
 
@@ -51,7 +51,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, against: str | 
 
 
 def _runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """The runs in `paths`; none where the only one is not a run."""
+    """The runs in `paths`; [] if there is one path and it is not a run."""
     missing = [path for path in paths if not (path.expanduser() / "metrics.jsonl").is_file()]
     if missing and len(paths) > 1:
         raise ValueError(f"{missing[0]}: holds no run (metrics.jsonl); give folders of runs, or a study alone")
@@ -106,7 +106,7 @@ def _runs_report(runs: Sequence[RunRecord], against: RunRecord | None, out: Path
 
 
 def _seed_tables(runs: Sequence[RunRecord], against: RunRecord) -> list[Table]:
-    """Runs that differ in nothing but their seed as one series, compared seed by seed; none if all are single runs."""
+    """Tables of series (runs that differ in their seed alone), compared seed by seed; [] if all runs are single."""
     series = series_by_settings([run for run in runs if run.is_evaluated])
     reference = next(run.series for run in series if run.name == against.name)
     compared = Compared(series, reference)

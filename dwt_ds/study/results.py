@@ -1,4 +1,4 @@
-"""A study's tables: losses and scores at the end, what is saved, paces."""
+"""The tables of a study: final losses and scores, savings, paces."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from dwt_ds.study.tables import Compared, Table, with_deviation
 
 
 def study_tables(compared: Compared) -> list[Table]:
-    """All tables about series of runs."""
     return [*final_tables(compared), savings_table(compared), pace_table(compared)]
 
 
 def final_tables(compared: Compared) -> list[Table]:
-    """Held-out losses at the end, also on `train.eval_sets`, and fine-tuned scores; runs without are left out."""
+    """Final held-out losses, also on `train.eval_sets`, and fine-tuned scores; runs that have none are left out."""
     runs = [run for group in compared.series.values() for run in group]
     tables = [_final_table("Held-out loss", compared, lambda run: run.final_loss, digits=4)]
     for name in dict.fromkeys(name for run in runs for name in run.final_set_losses):

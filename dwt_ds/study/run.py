@@ -1,6 +1,6 @@
-"""A study from its first run to its last: finished runs are skipped, and a run that fails does not stop the others.
+"""Runs a study: skips finished runs, starts a student once its teacher is finished, goes on after a failed run.
 
-Each run is a process of its own; `at_once` of them run at a time, a student once its teacher is finished.
+Each run is a process; `at_once` of them run at a time.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from dwt_ds.study.estimate import Cost, cost_table, estimate
 from dwt_ds.study.folder import StudyFolder, check_same
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
 from dwt_ds.study.progress import StudyProgress
-from dwt_ds.study.records import evaluations
+from dwt_ds.study.records import RunRecord
 from dwt_ds.study.scores import GLUE_KEYS, HUB, exports_without_results, fine_tunings_per_export, score_exports
 
 FINISHED, WAITING = "finished", "waiting"
 # Set by the study itself.
 _NOT_OVERRIDDEN = ("output_dir", "seed", "teacher.path")
-# Each line at once, also where it goes to a file or a pipe.
 _print = partial(print, flush=True)
 
 
@@ -50,7 +49,7 @@ class StudyOptions:
     seeds: tuple[int, ...] = ()
     """Empty: the grid's."""
     ranks: int | None = None
-    """Ranks of a run; None: one per GPU, or the scale's."""
+    """Ranks per run; None: one per GPU, or the scale's."""
     at_once: int = 1
     """Runs at a time."""
     gpu: str | None = None
@@ -63,7 +62,7 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid with its folder and recipes, checked."""
+    """A grid that has been checked, with its folder and the resolved settings of its runs."""
 
     grid: Grid
     folder: StudyFolder
@@ -78,8 +77,7 @@ class Study:
     def open(cls, options: StudyOptions) -> Study:
         """Read and check everything before the first run; nothing is written.
 
-        Raises:
-            ValueError, OSError: the first mistake, in one line.
+        Raises ValueError or OSError, in one line, for the first mistake.
         """
         for override in options.overrides:
             key = override.partition("=")[0]
@@ -105,20 +103,19 @@ class Study:
         return cls(grid, folder, ranks, options.at_once, options.overrides, settings, costs)
 
     def check_data(self) -> None:
-        """Check that the data of the runs that are not finished are there, with text held out to compare the runs by.
+        """Check the data folders of the unfinished runs: they exist and have held-out rows.
 
-        Raises:
-            ValueError, OSError: they are not; one line with the fix.
+        Raises ValueError or OSError, in one line with the fix.
         """
         for run in self.grid.runs:
             if not self.folder.is_finished(run.name):
                 config = self.settings[run.name].config
                 for name, path in (config.train.eval_sets or {}).items():
                     with prefix_errors(f"train.eval_sets.{name}"):
-                        read_data_manifest(Path(path).expanduser())  # what is in it was checked with the settings
+                        read_data_manifest(Path(path).expanduser())  # its contents were checked with the settings
                 if read_data_manifest(Path(config.data.dir).expanduser()).validation_rows == 0:
                     raise ValueError(
-                        f"{run.name}: {config.data.dir} has no held-out rows, by whose loss a study compares its runs; "
+                        f"{run.name}: {config.data.dir} has no held-out rows, and a study compares held-out losses; "
                         "prepare it with --validation above 0"
                     )
 
@@ -142,7 +139,7 @@ class Study:
         return [f"data: {corpus.source}" for corpus in corpora if corpus.fingerprint is None]
 
     def run(self, report: Callable[[str], None] = _print) -> dict[str, str]:
-        """Run what is not finished, in the grid's order: teachers first, and a student once its teacher has ended.
+        """Run what is not finished, in the grid's order (teachers first).
 
         Returns:
             How each run ended, by name.
@@ -179,13 +176,13 @@ class Study:
         return status
 
     def _ready(self, waiting: Mapping[str, StudyRun], running: Sequence[StudyRun]) -> list[StudyRun]:
-        """Those of the waiting runs to start now: as many as there is room for."""
+        """The waiting runs to start now: their teachers have ended, and there is room for them."""
         to_come = {*waiting, *(run.name for run in running)}
         ready = [run for run in waiting.values() if run.teacher_run not in to_come]
         return ready[: self.at_once - len(running)]
 
     def _run_one(self, run: StudyRun, place: str, report: Callable[[str], None], stop: threading.Event) -> str:
-        """In a thread of its own; how the run ended."""
+        """Runs in a thread; returns how the run ended."""
         if run.teacher_run is not None and not self.folder.is_finished(run.teacher_run):
             return f"skipped: its teacher {run.teacher_run} is not finished"
         log = self.folder.log(run.name)
@@ -196,7 +193,7 @@ class Study:
             began = time.monotonic()
             code = run_logged(command, log, stop)
             if not self.folder.is_finished(run.name):
-                if code in (0, STOPPED):  # somebody asked this run alone to stop
+                if code in (0, STOPPED):  # somebody asked this one run to stop
                     stop.set()
                 if stop.is_set():
                     return WAITING
@@ -210,12 +207,12 @@ class Study:
         return FINISHED
 
     def _held_out(self, run: StudyRun) -> str:
-        rows = evaluations(self.folder.run(run.name))
+        rows = RunRecord(run.name, self.folder.path / run.name).held_out
         return f", held-out MLM loss {rows[-1]['eval_hard_loss']:.4f} at step {rows[-1]['step']}" if rows else ""
 
 
 def default_folder(grid: Grid) -> Path:
-    """runs/study/SCALE, which grids share; runs/study/SCALE_GRID for a grid whose runs are others of the same names."""
+    """runs/study/SCALE, which grids share; runs/study/SCALE_GRID for a grid that changes the settings of its runs."""
     return Path("runs") / "study" / (f"{grid.scale}_{grid.name}" if grid.has_own_settings else grid.scale)
 
 

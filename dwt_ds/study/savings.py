@@ -1,4 +1,4 @@
-"""How much sooner a run is as good as another's end: in tokens, operations and seconds."""
+"""What a run saves until its loss reaches the final loss of another: tokens, operations, seconds."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ from dwt_ds.study.tables import NOT_KNOWN, TIME_NOTE, Compared, Table, mean_cell
 
 @dataclass(frozen=True)
 class Saving:
-    """What a run takes until it is as good as another is at its end."""
+    """Cost of a run until its loss reaches the final loss of another."""
 
     spent: Spent
     """Without its teacher's training."""
     other: Spent
     """The other's whole training, up to its last evaluation."""
     teacher: Spent | None
-    """The training of its teacher; None without one, or if it is not known."""
+    """Cost of its teacher's training; None without one, or if it is not known."""
 
     @property
     def saved(self) -> Saved:
-        """Shares of the other's."""
         return Saved.of(self.spent, self.other)
 
     @property
     def saved_with_teacher(self) -> Saved | None:
-        """The same with its teacher's training counted; None if that is not known."""
+        """With the teacher's training counted; None if that is not known."""
         return None if self.teacher is None else Saved.of(self.spent + self.teacher, self.other)
 
 
 def saving(run: RunRecord, other: RunRecord) -> Saving | None:
-    """Compare a run with another, such as the lone student of its seed, at the point of its curve where it is as good.
+    """The saving of a run over another, such as the lone student with its seed; None if it never is as good.
 
-    Between two evaluations the loss is interpolated linearly. None if the run never is as good.
+    Between two evaluations the loss is interpolated linearly.
     """
     tokens = first_reached(
         [row["tokens"] for row in run.held_out], [row["eval_hard_loss"] for row in run.held_out], other.final_loss

@@ -1,4 +1,4 @@
-"""Fine-tuned scores of a run's exports, those along the pre-training and the last: made by `dwt-ds glue`, then read.
+"""Fine-tuned scores of a run's exports, those along the pre-training and the last: `dwt-ds glue` makes them.
 
 RUN/glue/step_XXXXXXXX/results.json
 """
@@ -9,32 +9,20 @@ import json
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from dwt_ds.base.words import path_argument
+from dwt_ds.glue.options import FineTuning, GlueOptions
 from dwt_ds.glue.tasks import SEVEN
 from dwt_ds.launch.supervise import run_logged
 from dwt_ds.run.folder import RunFolder
 
 HUB = "hub"
 # Keys of a grid's `glue` section, which are options of `dwt-ds glue`; `dir` may be HUB, that command's default.
-GLUE_KEYS = (
-    "dir",
-    "tasks",
-    "seeds",
-    "learning_rate",
-    "batch_size",
-    "epochs",
-    "max_length",
-    "max_train_rows",
-    "max_steps",
-    "precision",
-    "quantize",
-)
-# Of `dwt-ds glue`, where the grid sets none.
-_SEEDS = 3
+GLUE_KEYS = ("dir", "tasks", "seeds", *(field.name for field in fields(FineTuning)))
 _FOLDER, _RESULTS = "glue", "results.json"
 
 
@@ -75,7 +63,7 @@ def exports_without_results(run: RunFolder, steps: int, export_every: int) -> in
 def fine_tunings_per_export(glue: Mapping[str, Any]) -> tuple[int, int]:
     """(tasks, seeds) that every export is fine-tuned on."""
     tasks = glue.get("tasks", SEVEN)
-    return len(tasks.split(",") if isinstance(tasks, str) else tasks), int(glue.get("seeds", _SEEDS))
+    return len(tasks.split(",") if isinstance(tasks, str) else tasks), int(glue.get("seeds", GlueOptions.seeds))
 
 
 def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:

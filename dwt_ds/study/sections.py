@@ -1,4 +1,4 @@
-"""What the pages of runs and of studies have in common: curves, by steps, tokens or time as the reader likes."""
+"""Curves for the pages of runs and of studies, by steps, tokens or time."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def compared_curves(
     folded: bool,
     reference: str = "",
 ) -> None:
-    """Draw the losses of several runs into the same axes, and the weight of the soft loss where it changes.
+    """Draw the losses of several runs into shared axes, and the weight of the soft loss if it changes.
 
     Args:
         folder: for the PNG files, which are called NAME_LOSS_AXIS.png.
-        folded: hide all but the held-out losses until their title is clicked.
+        folded: hide all but the held-out losses under a title to click.
         reference: the series from which evaluations have a `difference`.
     """
     start = first_step(runs)
@@ -50,7 +50,7 @@ def compared_curves(
 
 
 def curves_of_one(page: Page, run: RunRecord, folder: Path) -> None:
-    """Draw a run's losses, and whatever its recipe does not keep constant, above rulers of steps, tokens and time."""
+    """Draw a run's losses and its settings that change, above rulers of steps, tokens and time."""
     start = first_step([run])
     shown = []
     held_out = held_out_keys([run])
@@ -63,7 +63,7 @@ def curves_of_one(page: Page, run: RunRecord, folder: Path) -> None:
 
 
 def held_out_keys(runs: Sequence[RunRecord]) -> list[str]:
-    """Keys of the runs' held-out losses: the data folder's, and those of `train.eval_sets`."""
+    """Keys of the held-out losses on the data folder and on `train.eval_sets`."""
     return [eval_key(name) for name in dict.fromkeys(["", *(name for run in runs for name in run.eval_sets)])]
 
 

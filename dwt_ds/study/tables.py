@@ -1,4 +1,4 @@
-"""What the tables of a study have in common: series in rows, compared with one of them seed by seed."""
+"""Shared by the tables of a study: series in rows, compared with one of them seed by seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIME_NOTE = "Seconds are those of the machine that a run had: runs on different 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its heading and what its columns mean."""
+    """A table with a heading and a note on its columns."""
 
     title: str
     head: tuple[str, ...]
@@ -24,18 +24,16 @@ class Table:
     note: str
 
     def add_to(self, page: Page) -> None:
-        """At the end of a page, below a heading of the third level."""
         page.heading(self.title, 3)
         page.table(self.head, self.rows, kind="numbers")
         page.note(self.note)
 
     def markdown(self) -> str:
-        """Heading and table."""
         return f"### {self.title}\n\n{markdown_table(self.head, self.rows)}"
 
 
 class Compared:
-    """Series of runs, and the pairs in which each is compared with one of them.
+    """Series of runs, and the pairs of runs in which each series is compared with the reference.
 
     Args:
         runs: finished ones, of one or more seeds a series.
@@ -45,7 +43,7 @@ class Compared:
     def __init__(self, runs: Sequence[RunRecord], reference: str) -> None:
         self.reference, self.series = reference, by_series(runs)
         theirs = self.series.get(reference, [])
-        # A teacher is not compared with its students; what it took is counted with what they took.
+        # A teacher is not compared with its students; its cost is counted with theirs.
         others = {name: group for name, group in self.series.items() if name != reference and not group[0].is_teacher}
         self.pairs = {name: found for name, group in others.items() if (found := pairs_by_seed(group, theirs))}
 
@@ -54,7 +52,7 @@ class Compared:
         own: Callable[[list[RunRecord]], tuple[str, ...]],
         cells: Callable[[list[tuple[RunRecord, RunRecord]]], tuple[str, ...]],
     ) -> list[tuple[str, ...]]:
-        """A row for the reference, made from its runs, and one for each series compared, made from its pairs."""
+        """A row for the reference, made from its runs, and one for each compared series, made from its pairs."""
         rows = []
         for name, group in self.series.items():
             if name == self.reference:
@@ -65,7 +63,7 @@ class Compared:
 
 
 def with_deviation(mean: float, deviation: float | None, digits: int, unit: str = "", *, sign: bool = False) -> str:
-    """`5.4690 ± 0.0390`, or the mean alone where there is no deviation."""
+    """`5.4690 ± 0.0390`, or the mean alone without a deviation."""
     spread = "" if deviation is None else f" ± {deviation:.{digits}f}"
     return f"{mean:{'+' if sign else ''}.{digits}f}{spread}{unit}"
 

@@ -1,4 +1,4 @@
-"""How a run in progress is doing, from the files in its folder alone: on its own machine, or another that sees them."""
+"""The state of a run in progress, from the files in its folder alone, so any machine that sees them can watch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from dwt_ds.study.blocks import block_curve
 from dwt_ds.study.records import START_LEFT_OUT
 
 _GIB = 2**30
-# Free bytes below which the disk is called nearly full, whatever a checkpoint takes.
+# With less free space the disk counts as nearly full, however small a checkpoint is.
 _NEARLY_FULL_BYTES = _GIB
-# A pause between two lines is long if it is this many times the longest so far, and a minute.
+# A pause between two lines is long if it is over a minute and over this many times the longest so far.
 _LONG, _LONG_SECONDS = 3, 60.0
 _ROWS_FOR_ETA = 10
 _CURVE_HEIGHT, _LEAST_CURVE_HEIGHT = 6, 3
@@ -35,7 +35,7 @@ class Observation:
     """A run at one moment."""
 
     state: str
-    """One line: which run, how far it is, who runs it."""
+    """One line: the run, its progress, the process that runs it."""
     last: list[str]
     """The last logged step and the last evaluation, a line each."""
     training: list[tuple[int, float]]
@@ -75,7 +75,7 @@ def observe(path: Path) -> Observation:
 
 
 def lines_of(seen: Observation, width: int, height: int | None = None) -> list[str]:
-    """What a person sees of it, the most important first.
+    """The observation for people, the most important lines first.
 
     Args:
         width: columns of the curves and, in a terminal, of all lines.
@@ -91,7 +91,7 @@ def lines_of(seen: Observation, width: int, height: int | None = None) -> list[s
             curves.append((name, shown))
     room = _CURVE_HEIGHT
     if height is not None and curves:
-        # Each has an empty line, its name and two lines of the axis; the cursor has a line, too.
+        # Besides its curve, each chart takes an empty line, its name and two lines of axis; the cursor takes one line.
         room = min(room, max(_LEAST_CURVE_HEIGHT, (height - 1 - len(lines)) // len(curves) - 4))
     for name, shown in curves:
         lines += ["", name, *block_curve(*zip(*shown), width=width, height=room)]
@@ -99,7 +99,7 @@ def lines_of(seen: Observation, width: int, height: int | None = None) -> list[s
 
 
 def _broken(text: str, width: int) -> list[str]:
-    """`text` in lines of at most `width`, broken between its parts (two spaces) where there is one, else at spaces."""
+    """`text` in lines of at most `width`, broken at double spaces if possible, else at single ones."""
     lines: list[str] = []
     wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     for part in text.split("  "):
@@ -123,9 +123,10 @@ def _state(
 
 
 def _time_left(steps: Sequence[dict[str, Any]], total: int) -> str:
-    first, last = steps[-_ROWS_FOR_ETA:][0] if steps else None, steps[-1] if steps else None
-    if first is None or last is None or last["step"] == first["step"]:
+    recent = steps[-_ROWS_FOR_ETA:]
+    if len(recent) < 2:
         return ""
+    first, last = recent[0], recent[-1]
     seconds_a_step = (last["elapsed_seconds"] - first["elapsed_seconds"]) / (last["step"] - first["step"])
     return f"  ETA {clock(seconds_a_step * (total - last['step']))}"
 
@@ -176,7 +177,7 @@ def _problems(
 
 
 def _stuck(folder: RunFolder, ds_values: dict[str, Any]) -> list[str]:
-    """What the ranks themselves report, if that is newer than the last line of the metrics."""
+    """What the ranks report about being stuck, if that is newer than the last line of the metrics."""
     ranks = ds_values["train_batch_size"] // (
         ds_values["train_micro_batch_size_per_gpu"] * ds_values["gradient_accumulation_steps"]
     )
@@ -217,6 +218,6 @@ def _full_disk(folder: RunFolder) -> list[str]:
 
 
 def _total_steps(folder: RunFolder, config: dict[str, Any], ds_values: dict[str, Any]) -> int | None:
-    """Steps of the whole run; None where only the data would tell."""
+    """Steps of the whole run; None if they follow from the data."""
     scheduled = ds_values.get("scheduler", {}).get("params", {}).get("total_num_steps")
     return folder.finished_steps() or config["train"]["max_steps"] or scheduled

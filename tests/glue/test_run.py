@@ -363,10 +363,11 @@ def test_a_second_command_in_the_folder_and_a_results_file_of_somebody_elses_are
         assert glue("--tasks", "RTE") == 2
     assert f"error: --out {out}: this process" in capsys.readouterr().err
     out.mkdir(exist_ok=True)
-    (out / "results.json").write_text('{"mine": 1}')
-    assert glue("--tasks", "RTE") == 2
-    assert "results.json is not a result of dwt-ds glue; rename it" in capsys.readouterr().err
-    assert (out / "results.json").read_text() == '{"mine": 1}'
+    for mine in ('{"mine": 1}', "not JSON"):
+        (out / "results.json").write_text(mine)
+        assert glue("--tasks", "RTE") == 2
+        assert "results.json is not a result of dwt-ds glue; rename it" in capsys.readouterr().err
+        assert (out / "results.json").read_text() == mine
     assert not trained
 
 

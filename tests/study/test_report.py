@@ -172,6 +172,7 @@ def test_a_study_in_progress_can_be_drawn(study: Path) -> None:
             (study / run.name / "metrics.jsonl").unlink()
     add_losses(study / "alone-s1", {"books": 6.0})
     add_losses(study / grid.runs[0].name, {"books": 5.0})
+    (study / "notes.json").write_text("not a grid's record")
     assert main(["report", str(study), "--out", str(study / "now")]) == 0
     html = (study / "now" / "index.html").read_text(encoding="utf-8")
     assert "1 of 11 runs are finished" in html
