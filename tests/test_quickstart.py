@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dwt_ds import quickstart
@@ -42,6 +43,24 @@ def test_it_trains_teacher_and_students_and_shows_them(
     said = capfd.readouterr().out
     assert "dwt-ds prepare" not in said
     assert said.count("already finished at step 4") == 3
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "bf16_instructions", "words"),
+    [
+        (False, [], ["deepspeed_config=zero2_fp32"]),
+        (False, ["avx512_bf16"], []),
+        (False, ["amx_bf16"], []),
+        (True, [], []),
+    ],
+)
+def test_fp32_where_bf16_is_emulated(
+    has_gpu: bool, bf16_instructions: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = dict.fromkeys(("avx2", "avx512_bf16", "amx_bf16"), False) | dict.fromkeys(bf16_instructions, True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found | {"cpu_name": "a CPU"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert quickstart._precision() == words
 
 
 def test_the_first_failure_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
