@@ -45,13 +45,15 @@ class Progress:
 def step_words(row: Mapping[str, Any], total_steps: int, hard_weight: float) -> str:
     """A logged step in words, from its metrics row."""
     hard = "hard" if hard_weight == 1 else f"{hard_weight:.3g} x hard"
+    # It is 0 where no teacher takes part.
+    soft = f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}" if row["soft_loss"] else ""
     # Runs of earlier versions have neither of them.
     utilization = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
     waiting = f"  data wait {row['data_wait_share']:.0%}" if "data_wait_share" in row else ""
     return (
-        f"step {row['step']}/{total_steps}  loss {row['loss']:.4f} = {hard} {row['hard_loss']:.4f}"
-        f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}  lr {row['learning_rate']:.2e}"
-        f"  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s{utilization}{waiting}"
+        f"step {row['step']}/{total_steps}  loss {row['loss']:.4f} = {hard} {row['hard_loss']:.4f}{soft}"
+        f"  lr {row['learning_rate']:.2e}  grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
+        f"{utilization}{waiting}"
     )
 
 

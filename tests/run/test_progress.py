@@ -49,6 +49,13 @@ def test_a_logged_step_is_one_plain_line_where_there_is_no_terminal(capsys: pyte
     assert err == ""
 
 
+def test_without_a_teacher_the_loss_has_one_part(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(0, 100, shown=True)
+    progress.line(ROW | {"loss": 5.25, "soft_loss": 0.0}, peak_memory_bytes=1, seconds_left=1)
+    progress.close()
+    assert "loss 5.2500 = hard 5.2500  lr 5.00e-04" in capsys.readouterr().out
+
+
 def test_another_hard_weight_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(0, 100, hard_weight=0.5, shown=True)
     progress.line(ROW, peak_memory_bytes=1, seconds_left=1)
