@@ -165,12 +165,11 @@ def prepare_options(args: argparse.Namespace) -> PrepareOptions:
     from dwt_ds.prepare.hub import HubDataset
     from dwt_ds.prepare.options import PrepareOptions
     from dwt_ds.prepare.reading import find_files
-    from dwt_ds.prepare.sources import RecordForm, Source
+    from dwt_ds.prepare.sources import Source, TextForm
 
-    records = RecordForm(args.text_column, args.records_are_lines)
-    encoding = known_encoding(args.encoding)
-    sources: list[Source] = [*find_files(args.text, records, encoding)]
-    sources += [HubDataset.parse(name, args.streaming, records, encoding) for name in args.dataset]
+    form = TextForm(args.text_column, args.records_are_lines, known_encoding(args.encoding))
+    sources: list[Source] = [*find_files(args.text, form)]
+    sources += [HubDataset.parse(name, args.streaming, form) for name in args.dataset]
     if args.docs:
         sources.append(InstalledDocumentation(workers=args.workers))
     return PrepareOptions(

@@ -1,4 +1,4 @@
-"""What became of the text, from the counts of all chunks: what was dropped, and what the tokenizer does not know."""
+"""Sums up, over all chunks, what was dropped and what the tokenizer does not know."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dwt_ds.prepare.corpus import Survey
 from dwt_ds.prepare.counts import ChunkCounts
 from dwt_ds.prepare.sources import Source
 
-# More unknown tokens than this are a mistake in the choice of the tokenizer.
+# A larger share means that the tokenizer does not fit the text.
 _TOO_MUCH_UNKNOWN = 0.2
 
 
 def dropped(counts: ChunkCounts, found: Survey) -> dict[str, int]:
-    """Why text was left out or altered, with counts of what the reason names."""
+    """Reasons why text was left out or altered, with counts."""
     return {
         "duplicate_lines": found.duplicate_lines,
         "too_short": counts.too_short,
@@ -30,7 +30,7 @@ def dropped(counts: ChunkCounts, found: Survey) -> dict[str, int]:
 
 
 def dropped_characters(counts: ChunkCounts, duplicate_characters: int) -> dict[str, int]:
-    """Characters of what `dropped` counts, where that is text left out."""
+    """Characters of the reasons of `dropped` by which text is left out."""
     return {
         "duplicate_lines": duplicate_characters,
         "too_short": counts.characters_too_short,
@@ -41,14 +41,14 @@ def dropped_characters(counts: ChunkCounts, duplicate_characters: int) -> dict[s
 
 
 def unknown_shares(counts: ChunkCounts, sources: int) -> list[float]:
-    """Share of unknown tokens in the text of each of so many sources; 0 for one without text."""
+    """Share of unknown tokens in the text of each source; 0 for a source without text."""
     missing = [0] * sources
     unknown, tokens = counts.unknown_by_source + missing, counts.text_tokens_by_source + missing
     return [unknown[number] / max(1, tokens[number]) for number in range(sources)]
 
 
 def check_unknown(counts: ChunkCounts, sources: Sequence[Source]) -> None:
-    """Raises ValueError where more than a fifth of the tokens are unknown."""
+    """Raises ValueError if more than a fifth of the tokens are unknown."""
     share = counts.unknown_tokens / max(1, counts.text_tokens)
     if share <= _TOO_MUCH_UNKNOWN:
         return

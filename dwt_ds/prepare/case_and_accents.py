@@ -1,7 +1,7 @@
-"""Whether a tokenizer keeps capitals and accents: by its vocabulary, by the text it is trained on, or by request.
+"""Decides whether a tokenizer keeps capitals and accents: by its vocabulary, its training text, or on request.
 
-Taking accents off decomposes text and removes every non-spacing mark (Unicode's Mn). That is harmless in English; in
-Hindi, Arabic, Thai or Japanese it takes away vowels and makes other words, or words that a vocabulary does not know.
+Stripping accents decomposes text and removes every non-spacing mark (Unicode's Mn). That is harmless in English, but in
+Hindi, Arabic, Thai or Japanese it removes vowels, which makes other words or words that a vocabulary does not have.
 Korean syllables fall apart into letters.
 """
 
@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
-# A vocabulary is cased if more than this share of the entries with a cased letter have a capital, and more than one: a
-# few strays are in many an uncased one, and of a cased one it is a fifth or more.
+# A vocabulary is cased if more than this share of its entries with cased letters, and more than one entry, have a
+# capital: uncased vocabularies may have a few, in cased ones it is a fifth or more.
 _CAPITALS_OF_CASED = 0.05
-# Text keeps its accents where more than this share of its letters carry one: 0.05% do in English Wikipedia, over 1% in
-# German, Russian or Hindi. Letters that are not Latin count for more, since a part of the text in Hindi needs them all.
+# Text keeps its accents if more than this share of its letters have one: 0.05% in English Wikipedia, over 1% in German,
+# Russian or Hindi. For non-Latin letters a smaller share is enough, since even a little Hindi needs its marks.
 _ACCENTS_OF_TEXT = 0.005
 _OTHER_ACCENTS_OF_TEXT = 0.001
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """What a tokenizer does to text before it looks for tokens."""
+    """What a tokenizer's normalizer does to capitals and accents."""
 
     lowercase: bool
     strip_accents: bool
@@ -64,14 +64,14 @@ def of_text(characters: Counter[str], wishes: Wishes, *, usually_cased: bool) ->
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Treatment:
-    """What a tokenizer does, by what it makes of a capital and an accent."""
+    """The treatment of a tokenizer, found by normalizing a capital and an accent."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     shown = normalizer.normalize_str("A\u00e9") if normalizer is not None else "A\u00e9"
     return Treatment("A" not in shown, not any(map(_carries_mark, shown)))
 
 
 def described(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a tokenizer does with capitals and accents, for people; of WordPiece with what its entries have of them."""
+    """The treatment in words; for WordPiece with the number of entries that have capitals and accents."""
     treatment = str(of_tokenizer(tokenizer))
     if not isinstance(tokenizer.backend_tokenizer.model, WordPiece):
         return treatment
@@ -80,13 +80,13 @@ def described(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def looks_special(entry: str) -> bool:
-    """Whether an entry of a WordPiece vocabulary is no piece of text: [MASK], [unused7]."""
+    """Whether an entry of a WordPiece vocabulary is not text, such as [MASK] or [unused7]."""
     return entry.startswith("[") and entry.endswith("]")
 
 
 @dataclass(frozen=True)
 class _Entries:
-    """How many entries of a vocabulary have what."""
+    """Counts of entries of a vocabulary."""
 
     all: int
     with_case: int
@@ -105,7 +105,7 @@ class _Entries:
 
 
 def check_wishes(name: str, treatment: Treatment, wishes: Wishes) -> None:
-    """Raises ValueError where a tokenizer that is loaded whole does what the user asked it not to do."""
+    """Raises ValueError if a complete tokenizer does not do what the user asked for."""
     for wished, does, option, opposite in (
         (wishes.cased, not treatment.lowercase, "--cased", "--uncased"),
         (wishes.keep_accents, not treatment.strip_accents, "--keep-accents", "--strip-accents"),
@@ -119,7 +119,7 @@ def check_wishes(name: str, treatment: Treatment, wishes: Wishes) -> None:
 
 
 def _carries_mark(character: str) -> bool:
-    """Whether taking accents off changes this character: it carries one, is one, or falls apart (Korean syllables)."""
+    """Whether stripping accents changes this character: it has one, is one, or decomposes (Korean syllables)."""
     if character.isascii():
         return False
     decomposed = unicodedata.normalize("NFD", character)

@@ -1,8 +1,8 @@
 """The text of all sources, read twice: first a survey (totals, duplicate lines, a sample), then chunks of documents.
 
-Duplicate lines are found exactly (up to a 64-bit hash), in memory that does not grow with the corpus: hashes go to disk
-in partitions by their top bits, each small enough to sort in memory; the result is one bit a line. Two different lines
-share a hash with a chance of n^2 / 2^65 among n lines: 0.0004 among 120 million.
+Duplicate lines are found by a 64-bit hash. Hashes go to disk, partitioned by their top bits so that each partition can
+be sorted in memory; the result is one bit per line. Among n lines, any two different ones share a hash with probability
+n^2 / 2^65: 0.0004 for 120 million lines.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 @dataclass
 class Survey:
-    """What the first pass found."""
+    """Results of the first pass."""
 
     per_source: list[SourceCounts]
     duplicate_bits: np.ndarray
-    """uint8, a bit a line (see `DuplicateFinder.finish`); empty where duplicates are kept."""
+    """uint8, a bit per line (see `DuplicateFinder.finish`); empty if duplicates are kept."""
     sample: list[str] = field(default_factory=list)
     """Documents to train a tokenizer on, in order; not stored."""
 
@@ -57,14 +57,14 @@ class Survey:
         return int(np.unpackbits(self.duplicate_bits).sum())
 
     def store(self, work: Path) -> None:
-        """Write it to the work folder, for an attempt that resumes."""
+        """Write it to the work folder, for the next attempt if this one is interrupted."""
         with atomic_file(work / "duplicates.npy") as file:
             np.save(file, self.duplicate_bits)
         write_json(work / "survey.json", {"per_source": [asdict(counts) for counts in self.per_source]})
 
     @classmethod
     def stored(cls, work: Path) -> Survey | None:
-        """What an earlier attempt stored in the work folder, if it got so far."""
+        """The survey that an earlier attempt stored in the work folder, if any."""
         path = work / "survey.json"
         if not path.is_file():
             return None
@@ -73,7 +73,7 @@ class Survey:
 
 
 def survey(sources: Sequence[Source], work: Path, *, find_duplicates: bool, want_sample: bool, seed: int) -> Survey:
-    """Read all sources once. `work` is a folder for what memory should not hold."""
+    """Read all sources once; `work` is a folder for temporary files."""
     per_source = [SourceCounts() for _ in sources]
     finder = DuplicateFinder(work / "hashes") if find_duplicates else None
     sample = _DocumentSample(seed)
@@ -97,7 +97,7 @@ def survey(sources: Sequence[Source], work: Path, *, find_duplicates: bool, want
 
 
 def progress_bar(title: str, total: int | None, unit: str) -> tqdm[None]:
-    """A bar with rate and time left; a line every 15 seconds where the output is not a terminal."""
+    """A bar with rate and time left; on outputs that are no terminal, a line every 15 seconds."""
     interactive = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -111,8 +111,8 @@ def progress_bar(title: str, total: int | None, unit: str) -> tqdm[None]:
 
 
 class _DocumentSample:
-    """A uniform sample of documents of bounded size, the same for the same corpus: those whose hash lies under a
-    threshold, which is halved whenever they become too many."""
+    """A uniform sample of documents, bounded in size and the same for the same corpus: those whose hash is below a
+    threshold, which is halved whenever the sample becomes too large."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -135,13 +135,15 @@ class _DocumentSample:
 
 
 class DuplicateFinder:
-    """Takes the lines of a corpus in order and finds those that repeat an earlier one.
+    """Finds the lines of a corpus that repeat an earlier line.
 
-    Disk: 16 bytes a line while it works. Memory: that of one partition (1/64 of these) and a bit a line.
+    Takes 16 bytes of disk per line, and memory for one partition (1/64 of that) and one bit per line.
+
+    Args:
+        folder: for temporary files; emptied now and removed at the end.
     """
 
     def __init__(self, folder: Path) -> None:
-        """folder: for its files; emptied now and removed at the end."""
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.iterdir():
@@ -168,7 +170,7 @@ class DuplicateFinder:
         self._hashes = []
 
     def finish(self) -> np.ndarray:
-        """uint8, a bit a line: bit n % 8 (from the highest) of byte n // 8 is set where line n is a repeat."""
+        """uint8, a bit per line: bit n % 8 (from the highest) of byte n // 8 is set if line n repeats another."""
         self._flush()
         bits = np.zeros(-(-self._written // 8), dtype=np.uint8)
         for path in sorted(self._folder.iterdir()):
@@ -183,7 +185,7 @@ class DuplicateFinder:
 
 
 def without_duplicates(lines: list[str], first: int, bits: np.ndarray) -> list[str]:
-    """`lines`, which are lines `first` and following of the corpus, less those whose bit is set."""
+    """`lines`, which begin at line `first` of the corpus, without those whose bit is set."""
     start = first // 8
     flags = np.unpackbits(bits[start : (first + len(lines)) // 8 + 1])[first - start * 8 :][: len(lines)]
     return [line for line, repeats in zip(lines, flags.tolist(), strict=True) if not repeats] if flags.any() else lines
@@ -199,14 +201,14 @@ class Corpus:
     """Share of the documents that is held out."""
     seed: int
     validation_documents: int = 0
-    """Those held out so far, in this pass."""
+    """Held out so far, in this pass."""
     duplicate_characters: int = 0
-    """Of the duplicate lines left out so far, in this pass."""
+    """In duplicate lines left out so far, in this pass."""
 
     def chunks(self) -> Iterator[tuple[int, Chunk]]:
-        """(characters read so far, chunk), in order; each chunk's documents follow one another in the sources.
+        """(characters read so far, chunk) in order; a chunk has consecutive documents.
 
-        Raises ValueError where a source has changed since the survey.
+        Raises ValueError if a source has changed since the survey.
         """
         chunk = Chunk(0, [], [], [])
         waiting = read = 0
@@ -241,7 +243,7 @@ class Corpus:
                 raise ValueError(f"{source.name} changed while it was read: remove the output folder and start again")
 
     def _split_off(self, number: int, lines: list[str]) -> Iterator[tuple[str, bool]]:
-        """The document and whether it is held out. A corpus of one document has its last lines held out instead."""
+        """(document, whether it is held out). Of a corpus with a single document, the last lines are held out."""
         if self.survey.documents > 1 or not self.validation:
             held_out = is_held_out(number, self.survey.documents, self.validation, self.seed)
             self.validation_documents += held_out
@@ -255,8 +257,8 @@ class Corpus:
 
 
 def is_held_out(number: int, documents: int, share: float, seed: int) -> bool:
-    """Whether document `number` of `documents` (2 or more) is held out: one, at random, of each 1 / share that follow
-    one another; one of all where there are fewer."""
+    """Whether document `number` of `documents` (2 or more) is held out: one of each 1 / share consecutive documents, at
+    random, or one of all if there are fewer."""
     if not share:
         return False
     period = min(round(1 / share), documents)

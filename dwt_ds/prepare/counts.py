@@ -1,4 +1,4 @@
-"""What happened to the text of a chunk: every loss in sentences and in characters, and the unknown tokens."""
+"""Counts of a chunk: every loss in sentences and in characters, and the unknown tokens."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import Any
 
-# The most frequent characters of unknown words that are kept; what a warning names are the first few.
+# So many of the most frequent characters of unknown words are kept; a warning names the first few.
 _CHARACTERS_KEPT = 200
 
 
 @dataclass
 class ChunkCounts:
-    """Sentences, characters and tokens of one chunk, or of several added up.
+    """Sentences, characters and tokens of one chunk, or the total of several.
 
     Characters are those of sentences, without the spaces between them: `characters_seen` is the sum of
     `characters_kept` and of the characters too short, too long, not sampled and cut to a row.
     """
 
     sentences_seen: int = 0
-    """A sentence that was cut counts once for each piece."""
+    """Each piece of a cut sentence counts as one."""
     sentences_kept: int = 0
     too_short: int = 0
     too_long: int = 0
@@ -38,7 +38,7 @@ class ChunkCounts:
     """Tokens of text, without special ones; unknown tokens are among them."""
     unknown_tokens: int = 0
     text_tokens_by_source: list[int] = field(default_factory=list)
-    """By the index of the source; a source beyond the end has none."""
+    """By index of the source; sources beyond the end have none."""
     unknown_by_source: list[int] = field(default_factory=list)
     unknown_characters: dict[str, int] = field(default_factory=dict)
     """The most frequent characters of unknown words, in a sample of the sentences that have such words."""

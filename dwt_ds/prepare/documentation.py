@@ -1,8 +1,8 @@
-"""Text for machines without a network: prose from the docstrings and pydoc topics of the installed Python packages.
+"""Text that needs no network: prose from the docstrings and pydoc topics of the installed Python packages.
 
-Sources are parsed with `ast`, never imported. A module makes one document; its paragraphs, one a line, are distinct
-over the whole text. The order is that of the paths inside the packages, so that two machines with the same versions
-make the same text.
+Sources are parsed with `ast`, never imported. A module is one document with a paragraph per line, and no paragraph
+occurs twice in the whole text. Modules are sorted by their path inside the package, so that two machines with the same
+versions make the same text.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from dwt_ds.base.files import atomic_file
 from dwt_ds.prepare.reading import LocalFile
 from dwt_ds.prepare.sources import DocumentTally, SourceCounts
 from dwt_ds.prepare.workers import ordered_map
 
-# Import names of the packages whose documentation is used beside the standard library's.
+# Import names of the packages that are read besides the standard library.
 PACKAGES = (
     *("torch", "transformers", "numpy", "datasets", "deepspeed", "scipy", "sklearn"),
     *("pandas", "sympy", "networkx", "matplotlib", "pyarrow", "huggingface_hub", "fsspec", "tokenizers"),
 )
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-# Folders whose modules have no prose for readers, or are copies of other projects.
+# Folders of modules without prose for readers, or with copies of other projects.
 _LEFT_OUT = {"tests", "test", "testing", "idlelib", "lib2to3", "_vendor", "site-packages", "dist-packages"}
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _FILES_A_TASK = 32
-# Long strings that are not docstrings are documentation, too: pydoc's topics, templates of docstrings.
+# Longer strings are documentation even if they are not docstrings: pydoc's topics, templates of docstrings.
 _LONG_STRING_CHARS = 300
 _MIN_CHARS, _MIN_WORDS, _MIN_LETTER_SHARE = 40, 6, 0.66
 
-# What a sentence may begin with before its first letter.
+# Characters that may precede the first letter of a sentence.
 _OPENING = "\"'(\u201c\u2018"
 
 _ROLE = re.compile(r":[a-zA-Z:.-]+:`~?!?([^`<]*?)\s*(?:<[^`>]*>)?`_{0,2}")
@@ -56,18 +57,9 @@ class InstalledDocumentation:
 
     packages: tuple[str, ...] = PACKAGES
     workers: int = 1
-
-    @property
-    def name(self) -> str:
-        return "documentation of the installed packages"
-
-    @property
-    def size(self) -> int:
-        return 0
-
-    @property
-    def unit(self) -> str:
-        return "B"
+    name: ClassVar[str] = "documentation of the installed packages"
+    size: ClassVar[int] = 0
+    unit: ClassVar[str] = "B"
 
     def identity(self) -> dict[str, object]:
         versions = {name: metadata.version(_DISTRIBUTIONS.get(name, name)) for name in self.packages if find_spec(name)}
@@ -86,7 +78,7 @@ class InstalledDocumentation:
                     yield tally.document(new)
 
     def stored(self, path: Path) -> LocalFile:
-        """The same documents as a text file at `path`, made if it does not exist: that takes a minute of a core."""
+        """The documents as a text file at `path`, written unless it exists (a minute on one core)."""
         if not path.is_file():
             with atomic_file(path) as file:
                 for document in self.documents(SourceCounts()):
@@ -111,9 +103,9 @@ def _paragraphs_of_modules(paths: list[Path]) -> list[list[str]]:
 
 
 def module_paragraphs(path: Path) -> list[str]:
-    """Prose paragraphs of one module, in the order of the source; none where it does not parse."""
+    """Prose paragraphs of a module, in source order; [] if it does not parse."""
     collecting = gc.isenabled()
-    gc.disable()  # a syntax tree is millions of objects and no cycles: collecting would cost half as much again
+    gc.disable()  # a syntax tree has many objects and no cycles: collecting would add half to the time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -133,7 +125,7 @@ def _documentation(body: list[ast.stmt]) -> Iterator[str]:
             if statement is body[0] and isinstance(statement.value.value, str):
                 yield inspect.cleandoc(statement.value.value)
         elif isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            # Only its docstring and the definitions inside: the rest of its body is mostly code.
+            # Only the docstring and nested definitions: the rest of a body is mostly code.
             definitions = [inner for inner in statement.body[1:] if isinstance(inner, _DEFINITIONS)]
             yield from _documentation([statement.body[0], *definitions])
         elif isinstance(statement, ast.ClassDef):
@@ -148,10 +140,9 @@ def _documentation(body: list[ast.stmt]) -> Iterator[str]:
 
 
 def prose_paragraphs(text: str) -> Iterator[str]:
-    """Running text out of a docstring, a paragraph a line, markup taken off.
+    """The prose of a docstring, a paragraph per line, without markup.
 
-    Code, tables, headings, signatures and short fragments are left out; the description of a parameter stays, its
-    name and type go.
+    Code, tables, headings, signatures and short fragments are left out. Of a parameter only the description is kept.
     """
     for lines in _same_indent(text):
         paragraph = " ".join(lines)
@@ -165,7 +156,7 @@ def prose_paragraphs(text: str) -> Iterator[str]:
 
 
 def _same_indent(text: str) -> Iterator[list[str]]:
-    """Runs of lines that stand at one indentation, ended by a blank line, another indentation or a list item."""
+    """Runs of lines with the same indentation; a blank line or a list item also ends a run."""
     run: list[str] = []
     indent = 0
     for line in text.split("\n"):

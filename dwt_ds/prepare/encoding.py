@@ -1,4 +1,4 @@
-"""Bytes to text: UTF-8 unless the user names another encoding, and never another one in silence."""
+"""Decoding: UTF-8 unless the user names another encoding; text in any other encoding is refused."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import codecs
 
 from dwt_ds.base.words import shorten
 from dwt_ds.prepare.encoding_guess import guess_encoding, in_encoding
-from dwt_ds.prepare.sources import SourceCounts
+from dwt_ds.prepare.sources import UTF_8, SourceCounts
 
-UTF_8 = "utf-8"
 REPLACEMENT = "\ufffd"
-# Text with a larger share of replaced characters is in another encoding, unless it is a stray byte in a short text.
+# A larger share of replaced characters means another encoding, unless it is a stray byte in a short text.
 _MOST_REPLACED = 0.01
 _STRAY = 2
 _EXCERPT_CHARS = 40
 
 
 def known_encoding(name: str) -> str:
-    """Python's own name of an encoding of text, so that `UTF8` and `utf-8` are one; ValueError if it has none."""
+    """Python's name of an encoding of text, so that `UTF8` and `utf-8` are the same; ValueError if it is unknown."""
     try:
         codec = codecs.lookup(name)
-        "".encode(name)  # refuses codecs that do not stand between text and bytes, such as base64
+        "".encode(name)  # refuses codecs that do not encode text, such as base64
     except LookupError:
         raise ValueError(
             f"--encoding {name}: Python knows no such encoding of text; gb18030, cp1252, shift_jis, utf-16 are some"
@@ -38,7 +37,7 @@ class TextDecoder:
     """
 
     def __init__(self, encoding: str, name: str, counts: SourceCounts) -> None:
-        # A byte order mark is no text, at the start of a file or of a value.
+        # A byte order mark at the start of a file or of a value is not text.
         decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == UTF_8 else encoding)
         self._replacing, self._ignoring = decoder("replace"), decoder("ignore")
         self._encoding, self._name, self._counts = encoding, name, counts
@@ -46,12 +45,12 @@ class TextDecoder:
         self._sample = b""
 
     def decode(self, raw: bytes, *, final: bool = False) -> str:
-        """The next bytes, in any blocks; `final`: there are no more."""
+        """Decode the next block of bytes; `final`: there are no more."""
         before = self._replacing.getstate()
         text = self._replacing.decode(raw, final)
         self._characters += len(text)
         if REPLACEMENT in text:
-            # Those that the source holds itself are left when invalid bytes are ignored.
+            # The source's own U+FFFD remain when invalid bytes are ignored.
             self._ignoring.setstate(before)
             invalid = text.count(REPLACEMENT) - self._ignoring.decode(raw, final).count(REPLACEMENT)
             self._replaced += invalid
@@ -61,7 +60,7 @@ class TextDecoder:
         return text
 
     def value(self, raw: bytes, *, is_string: bool = False) -> str:
-        """A whole value of its own: a cell of a column of bytes or, where `is_string`, of what should be UTF-8."""
+        """Decode a whole cell of a column of bytes or, if `is_string`, of strings, which should be UTF-8."""
         try:
             text = raw.decode(UTF_8 if is_string else self._encoding)
             self._characters += len(text)
@@ -71,7 +70,7 @@ class TextDecoder:
         return text.removeprefix("\ufeff")
 
     def check(self, characters: int = 0) -> None:
-        """Refuse a source in another encoding: one with more than 1% of its characters replaced.
+        """Refuse a source with more than 1% of its characters replaced: it is in another encoding.
 
         Args:
             characters: the most that the source may hold, while it is being read.
@@ -89,7 +88,7 @@ class TextDecoder:
 
 
 def advice(sample: bytes, encoding: str = UTF_8) -> str:
-    """What `sample`, which is not in `encoding`, looks like, and what to do."""
+    """What a sample that is not in `encoding` looks like, and what to do about it."""
     guess = guess_encoding(sample)
     if guess is None or guess == encoding:
         return "it looks like no encoding that is known here; convert it to UTF-8, name its --encoding, or leave it out"

@@ -1,8 +1,8 @@
-"""Which encoding bytes that are not UTF-8 are probably in: for the words of an error, never for reading.
+"""Guesses the encoding of bytes that are not UTF-8: for error messages only, never for reading.
 
-Each candidate decodes the bytes, and what it gives is scored by the share of its characters beyond ASCII that are usual
-in the languages it was made for: the standards put the frequent Chinese characters and kanji into a first level of
-their own, Cyrillic words have their capitals in front, and accented Latin letters stand beside plain ones.
+Each candidate encoding decodes the bytes. Its score is the share of the non-ASCII characters that are usual in the
+languages it was made for: frequent Chinese characters and kanji (the standards list them first), Cyrillic words with
+capitals only in front, accented Latin letters beside plain ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _LINES_BYTES = 20_000
-# A candidate below this score is no guess; one that comes this close to the best and stands before it is preferred.
+# Candidates below the least score are not guessed. An earlier one that is this close to the best one is preferred.
 _LEAST_SCORE = 0.7
 _CLOSE = 0.08
 _WIDE_MARKS = (
@@ -23,7 +23,7 @@ _WIDE_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# They shift to another set of characters in text that is valid ASCII.
+# Escapes that switch the character set in text that is valid ASCII.
 _ESCAPES = ((b"\x1b$B", "iso2022_jp"), (b"\x1b$@", "iso2022_jp"), (b"\x1b$)C", "iso2022_kr"))
 _HAN_MARKS = "，。、：；？！“”‘’（）《》「」『』…—\u3000·"
 _WESTERN = "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿßœÀÁÂÄÅÆÇÈÉÊËÍÎÏÑÓÔÖØÙÚÛÜŒ"
@@ -35,14 +35,14 @@ class _Candidate(NamedTuple):
     encoding: str
     usual: re.Pattern[str]
     weight: float = 1.0
-    """The usual characters are about 1 / weight of such a text."""
+    """The usual characters make up about 1 / weight of such a text."""
 
 
 def guess_encoding(sample: bytes) -> str | None:
-    """Python's name for the encoding that `sample` looks like; None where nothing fits.
+    """Python's name of the encoding that `sample` looks like; None if none fits.
 
     Args:
-        sample: some kilobytes, from the start of the file where it may be UTF-16 or UTF-32.
+        sample: some kilobytes; UTF-16 and UTF-32 are recognized only at the start of a file.
     """
     marked = guess_by_marks(sample)
     if marked is not None:
@@ -74,7 +74,7 @@ def _is_of_text(character: str) -> bool:
 
 
 def in_encoding(sample: bytes, encoding: str) -> str:
-    """The lines of `sample` that are not ASCII, as text; whole lines where it has some."""
+    """The non-ASCII lines of `sample`, decoded; whole lines if it has any."""
     if encoding.startswith(("utf-16", "utf-32")):
         return codecs.getincrementaldecoder(encoding)("replace").decode(sample).removeprefix("\ufeff")
     lines = sample.split(b"\n")
@@ -92,7 +92,7 @@ def _score(sample: bytes, candidate: _Candidate) -> float:
 
 @lru_cache(maxsize=1)
 def _candidates() -> list[_Candidate]:
-    """The more particular ones first: Korean bytes are frequent Chinese characters, too, and Hebrew ones Cyrillic."""
+    """The more specific ones first: Korean bytes are also frequent Chinese characters, and Hebrew bytes Cyrillic."""
     every = range(0xA1, 0xFF)
     chinese = _block("gb2312", range(0xB0, 0xD8), every)
     korean = _block("euc_kr", range(0xB0, 0xC9), every)

@@ -1,4 +1,4 @@
-"""Sequences of proteins or nucleotides out of FASTA files: a record is a document of one line."""
+"""Reads sequences of proteins or nucleotides from FASTA files: each record is a document of one line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from dwt_ds.prepare.sources import LINE_CHARS, DocumentTally, SourceCounts, short_lines
 
 FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fna", ".ffn", ".frn")
-# Also the code of Persian, which parallel corpora have as a suffix.
+# Also the language code of Persian, a suffix in parallel corpora.
 _AMBIGUOUS_SUFFIX = ".fa"
 _HEADER, _COMMENT = ">", ";"
-# A line of a sequence: capitals, or nucleotides in small letters. No line of prose is that and so long as the first.
+# A line of a sequence: capitals, or nucleotides in lower case. The first has a minimum length, which excludes prose.
 _SEQUENCE = re.compile(r"[A-Z*-]+|[acgtun*-]+")
 _FIRST_LINE_CHARS = 20
 
@@ -21,7 +21,7 @@ def looks_like_fasta(head: Sequence[str], path: Path, suffix: str) -> bool:
     """Whether a file is FASTA, by its suffix or its first lines with text, stripped.
 
     Raises:
-        ValueError: it is called FASTA and does not begin with a header line.
+        ValueError: it has a FASTA suffix but does not begin with a header line.
     """
     if suffix not in FASTA_SUFFIXES:
         return _is_fasta_by_content(head)
@@ -41,14 +41,14 @@ def _is_fasta_by_content(head: Sequence[str]) -> bool:
 
 
 def sequences(lines: Iterable[str], counts: SourceCounts) -> Iterator[str]:
-    """One document a record: its sequence lines joined, white space taken out; the header line is no text.
+    """One document per record: its sequence lines joined without white space; headers are dropped.
 
-    A sequence of more than LINE_CHARS letters has several lines, as any other long line. A record without a sequence
-    is counted among the unreadable ones.
+    A sequence of more than LINE_CHARS letters becomes several lines, like any long line. A record without a sequence
+    counts as unreadable.
     """
     tally = DocumentTally(counts)
     sequence = ""
-    is_empty = False  # the record under way has had a header and no letters
+    is_empty = False  # the current record has a header and no letters so far
     for line in lines:
         if line.startswith(_HEADER):
             yield from tally.add(sequence)

@@ -1,4 +1,4 @@
-"""Another document held out, where the filters left no text of those that were drawn, or of all others."""
+"""Holds out another document if the filters left no text of the held-out documents, or of all others."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from dwt_ds.prepare.counts import ChunkCounts
 from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.rows import Chunk, store_part
 
-# Each document that is tried costs the work of its chunk. One of usual length nearly always has text.
+# Each trial costs the work of a chunk. A document of usual length nearly always has text.
 _DOCUMENTS_TRIED = 8
 _MARK = "held_out_instead"
 
 
 def was_held_out_instead(work: Path) -> bool:
-    """Whether `hold_out_another` found one, in this attempt or an earlier one."""
+    """Whether `hold_out_another` found a document, in this attempt or an earlier one."""
     return (work / _MARK).is_file()
 
 
 def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSettings, work: Path) -> None:
-    """Hold out a document of the chunk with the most rows instead, or its last lines if no other document has text.
+    """Hold out another document of the chunk with the most rows, or last lines if no other document has text.
 
-    The part of that chunk is made again; `parts`, the counts of each, and the mark in `work` say so. Where nothing can
-    be held out, all stays as it is.
+    Makes the part of that chunk again, updates its counts in `parts`, and leaves a mark in `work`. If nothing can be
+    held out, everything stays as it is.
     """
     index = max(range(len(parts)), key=lambda number: parts[number].rows + parts[number].validation_rows)
     again = Corpus(corpus.sources, corpus.survey, corpus.validation, corpus.seed)  # `corpus` counts what it has read
@@ -42,7 +42,7 @@ def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSett
 
 
 def _choices(chunk: Chunk) -> Iterator[Chunk]:
-    """The chunk with one other document held out, those of usual length first; then with last lines of its longest."""
+    """The chunk with another document held out, those of usual length first; then with last lines of the longest."""
     lengths = sorted(len(document) for document in chunk.documents if document)
     usual = lengths[len(lengths) // 2]
     order = sorted(range(len(chunk.documents)), key=lambda number: abs(len(chunk.documents[number]) - usual))
@@ -57,7 +57,7 @@ def _choices(chunk: Chunk) -> Iterator[Chunk]:
 
 
 def _without_tail(chunk: Chunk, number: int, lines: Sequence[str], tail: Sequence[str]) -> Chunk:
-    """The chunk with the last lines of a document as a held-out document after it, and no other held out."""
+    """The chunk with the last lines of a document as the only held-out document, after that document."""
     documents, sources = list(chunk.documents), list(chunk.source_of_document)
     documents[number : number + 1] = ["\n".join(lines), "\n".join(tail)]
     sources.insert(number, sources[number])

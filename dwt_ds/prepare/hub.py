@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, or in its formats, as sources of documents."""
+"""Datasets that `datasets` reads, from the Hugging Face hub or a local folder, as sources of documents."""
 
 from __future__ import annotations
 
@@ -7,40 +7,38 @@ from dataclasses import dataclass
 from functools import cached_property
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
 
 from dwt_ds.base.words import one_line
-from dwt_ds.prepare.encoding import UTF_8
 from dwt_ds.prepare.records import column_texts
-from dwt_ds.prepare.sources import RecordForm, SourceCounts
+from dwt_ds.prepare.sources import SourceCounts, TextForm
 
 _RECORDS_A_READ = 1000
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """One split of a dataset. `datasets` 5 reads parquet, json, csv, text and Arrow ones; script datasets no longer."""
+    """One split of a dataset: parquet, json, csv, text or Arrow. `datasets` 5 no longer runs dataset scripts."""
 
     dataset: str
     """A name on the hub, or a local folder (of data files, or of `Dataset.save_to_disk`)."""
     config: str | None = None
     split: str = "train"
     streaming: bool = False
-    """Read over the network as it is used, twice, rather than stored first."""
-    records: RecordForm = RecordForm()
-    encoding: str = UTF_8
-    """Of columns of bytes, and of strings that are not UTF-8."""
+    """Read it over the network, twice, instead of storing it first."""
+    form: TextForm = TextForm()
+    unit: ClassVar[str] = "records"
 
     @classmethod
-    def parse(cls, text: str, streaming: bool, records: RecordForm, encoding: str = UTF_8) -> HubDataset:
+    def parse(cls, text: str, streaming: bool, form: TextForm) -> HubDataset:
         """NAME, NAME:CONFIG or NAME:CONFIG:SPLIT (an empty CONFIG is the default one)."""
         name, config, split, *rest = *text.split(":"), "", ""
         if not name or len(rest) > 2 or any(rest):
             raise ValueError(f"--dataset {text}: write NAME, NAME:CONFIG or NAME:CONFIG:SPLIT")
-        return cls(name, config or None, split or "train", streaming, records, encoding)
+        return cls(name, config or None, split or "train", streaming, form)
 
     @property
     def name(self) -> str:
@@ -51,14 +49,9 @@ class HubDataset:
         """Records; 0 for a stream."""
         return 0 if self.streaming else len(self._loaded)
 
-    @property
-    def unit(self) -> str:
-        return "records"
-
     def identity(self) -> dict[str, Any]:
-        changed = self.records.changed() | ({} if self.encoding == UTF_8 else {"encoding": self.encoding})
         content = {} if self.streaming else {"records": len(self._loaded), "fingerprint": self._loaded._fingerprint}
-        return {"dataset": self.dataset, "config": self.config, "split": self.split, **content, **changed}
+        return {"dataset": self.dataset, "config": self.config, "split": self.split, **content, **self.form.changed()}
 
     @cached_property
     def _loaded(self) -> Any:
@@ -75,12 +68,12 @@ class HubDataset:
                 loaded = datasets.load_dataset(self.dataset, self.config, split=self.split, streaming=self.streaming)
         except Exception as error:  # the library raises errors of many kinds, its network layers' included
             raise ValueError(f"--dataset {self.name} cannot be loaded: {one_line(error)}") from None
-        self.records.check_column(f"dataset {self.name}", list(loaded.column_names or [self.records.column]))
-        return loaded.select_columns([self.records.column])
+        self.form.check_column(f"dataset {self.name}", list(loaded.column_names or [self.form.column]))
+        return loaded.select_columns([self.form.column])
 
     def documents(self, counts: SourceCounts) -> Iterator[str]:
-        texts = column_texts(self._columns(counts), self.records.column, self.encoding, f"dataset {self.name}", counts)
-        return self.records.documents(texts, counts)
+        texts = column_texts(self._columns(counts), self.form, f"dataset {self.name}", counts)
+        return self.form.documents(texts, counts)
 
     def _columns(self, counts: SourceCounts) -> Iterator[pa.ChunkedArray]:
         batches = self._loaded.with_format("arrow").iter(batch_size=_RECORDS_A_READ)
@@ -92,4 +85,4 @@ class HubDataset:
             if batch is None:
                 return
             counts.position += len(batch)
-            yield batch[self.records.column]
+            yield batch[self.form.column]

@@ -1,4 +1,4 @@
-"""What `prepare` is asked to make."""
+"""Options of `dwt-ds prepare`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AtLeast1 = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
 class PrepareOptions:
-    """Options of `dwt-ds prepare`. Raises pydantic's ValidationError (a ValueError) for values that make no sense."""
+    """All options, checked. Raises pydantic's ValidationError (a ValueError) for invalid values."""
 
     sources: SkipValidation[Sequence[Source]]
     out: Path
@@ -30,11 +30,11 @@ class PrepareOptions:
     train_tokenizer: PositiveInt | None = None
     """Instead of `tokenizer`: entries of a tokenizer trained on the sources."""
     kind: Kind = "wordpiece"
-    """Of a tokenizer trained here."""
+    """Kind of the tokenizer to train."""
     cased: bool | None = None
-    """Keep capitals. None: as the entries of a vocab.txt tell, or as usual for the kind that is trained."""
+    """Keep capitals. None: as in the entries of a vocab.txt, or as usual for the kind that is trained."""
     keep_accents: bool | None = None
-    """None: as the entries of a vocab.txt or the text that is trained on tell."""
+    """None: as in the entries of a vocab.txt, or as the training text needs."""
     seq_len: Annotated[int, Field(ge=8)] = 128
     """Tokens of a row."""
     every: _AtLeast1 = 1
@@ -53,7 +53,7 @@ class PrepareOptions:
     """Share of the documents that is held out."""
     seed: Seed = 0
     allow_unknown: bool = False
-    """Go on where the tokenizer does not know a fifth of the text; never changes the result."""
+    """Accept a tokenizer that does not know a fifth of the text; never changes the result."""
     workers: _AtLeast1 = 1
     """Processes; never changes the result."""
 
@@ -76,10 +76,10 @@ class PrepareOptions:
         return ONE_SENTENCE_PER_ROW if self.one_sentence_per_row else PACKED
 
     def identity(self) -> dict[str, Any]:
-        """Everything the rows depend on, as JSON values; two preparations of equal identity make equal rows.
+        """Everything the rows depend on, as JSON values; equal identities make equal rows.
 
-        Options that came later are there only where they are not at their defaults, so that folders of before count as
-        finished still.
+        Options of later versions are included only if they are not at their defaults, so that folders made before still
+        count as finished.
         """
         later: dict[str, Any] = {} if self.kind == "wordpiece" else {"kind": self.kind}
         if self.keep_accents is not None:

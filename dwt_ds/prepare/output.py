@@ -1,4 +1,4 @@
-"""The output folder while it is being made: who works in it, its first settings, and how it becomes final."""
+"""The output folder while it is being made: its lock, its settings, and how it becomes final."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _IDENTITY_NAME = "settings.json"
 
 
 def finished_manifest(out: Path, identity: dict[str, Any]) -> Manifest | None:
-    """The manifest of `out` where it is finished and was made with the same settings; None where it is not finished.
+    """The manifest of `out`, made with the same settings; None if `out` is not finished.
 
-    Raises ValueError where it was made with other settings.
+    Raises ValueError if it was made with other settings.
     """
     if not (out / MANIFEST).exists():
         return None
@@ -37,17 +37,17 @@ def finished_manifest(out: Path, identity: dict[str, Any]) -> Manifest | None:
 
 
 def _first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """In words; "" where they are equal."""
+    """In words; "" if they are equal."""
     return next((f"{name} is {before} there, {now} now" for name, before, now in differences(there, here)), "")
 
 
 @contextmanager
 def work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
-    """The folder inside `out` to work in, for this process alone; an interruption leaves it as it is.
+    """The folder inside `out` to work in, locked for this process; an interruption leaves it as it is.
 
-    It is removed once `out` has its manifest. It is also removed after a ValueError inside the block, which the same
-    command would raise again, unless it holds finished parts. Raises ValueError where `out` holds something else or an
-    unfinished preparation with other settings, or where another process works in it.
+    It is removed once `out` has its manifest, and also after a ValueError inside the block, which the same command
+    would raise again, unless it has finished parts. Raises ValueError if `out` holds something else or an unfinished
+    preparation with other settings, or if another process works in it.
     """
     work = out / UNFINISHED_NAME
     if out.is_dir() and not work.is_dir() and any(path.name != LOCK_NAME for path in out.iterdir()):
@@ -86,7 +86,7 @@ def _begin(out: Path, work: Path, identity: dict[str, Any]) -> None:
 def make_final(out: Path, manifest: Manifest) -> None:
     """Move the rows out of the work folder, copy the tokenizer, write the manifest; `work_folder` removes the rest.
 
-    If this is stopped before the manifest is written, the next attempt makes the rows again from the stored parts.
+    If this is interrupted before the manifest is written, the next attempt joins the stored parts again.
     """
     work = out / UNFINISHED_NAME
     for name in (TRAIN, VALIDATION):

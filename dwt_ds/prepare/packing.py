@@ -1,6 +1,6 @@
-"""Tokens of sentences into rows, packed or one sentence a row.
+"""Packs tokens of sentences into rows, or makes a row of each sentence.
 
-What packs them moves tokens and the bits that say where words start together, as one number: 2 x id + bit.
+A token and the bit that says whether it starts a word are moved together, as the number 2 x id + bit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dwt_ds.prepare.tokens import Tokens
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What the rows of a chunk depend on, beside its text."""
+    """Everything that the rows of a chunk depend on besides its text."""
 
     tokenizer_file: str
     """Path of a tokenizer.json."""
@@ -35,12 +35,12 @@ class RowSettings:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows one after the other."""
+    """Rows, concatenated."""
 
     tokens: np.ndarray
     """Token ids of all rows, 1-d, uint16 or uint32."""
     starts_word: np.ndarray
-    """bool, 1-d: the tokens that start a word, special ones among them."""
+    """bool, 1-d: tokens that start a word; special tokens do."""
     lengths: np.ndarray
     """int32 (rows,): tokens of each row, [CLS] and [SEP] included."""
 
@@ -50,9 +50,8 @@ def rows_of_sentences(tokens: Tokens, documents: np.ndarray, chosen: np.ndarray,
 
     Args:
         tokens: of all sentences.
-        documents: (sentences,) the number of each sentence's document, ascending.
-        chosen: indices of the sentences that the rows hold, ascending.
-        settings: form and length of the rows.
+        documents: (sentences,) number of each sentence's document, ascending.
+        chosen: indices of the sentences to use, ascending.
     """
     sentences = np.split(_with_bit(tokens.ids, tokens.starts_word), np.cumsum(tokens.lengths)[:-1])
     if settings.one_sentence_per_row:
@@ -69,15 +68,15 @@ def rows_of_sentences(tokens: Tokens, documents: np.ndarray, chosen: np.ndarray,
 def _packed_rows(documents: Sequence[np.ndarray], settings: RowSettings) -> Rows:
     """Fill rows of `seq_len` tokens with the running text of `documents` (tokens with bits, 1-d each).
 
-    A row is [CLS] text [SEP]; text that does not fit continues in the next row, so only a last row is short. Joined
+    A row is [CLS] text [SEP]. Text that does not fit continues in the next row, so only the last row is short. Joined
     documents share rows, with a [SEP] between them (Liu et al. 2019, section 4.2, "full-sentences"); otherwise each
-    document starts a row, and its last one stays short.
+    document begins a row, and its last row is short.
     """
     capacity = settings.seq_len - 2
     separator = _special(settings.sep_id)
     pieces: list[np.ndarray] = []
     contents: list[int] = []
-    fill = 0  # text tokens in the row under way; 0 where none is
+    fill = 0  # text tokens in the current row; 0 if there is none
     for document in documents:
         if len(document) == 0:
             continue

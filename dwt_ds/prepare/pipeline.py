@@ -1,8 +1,8 @@
-"""Preparing a data folder, from sources to manifest.
+"""Makes a data folder: from sources to manifest.
 
-The sources are read twice: once for the survey and the tokenizer, once to make chunks of documents into rows on all
-cores, each chunk's rows stored as a part of their own. Last, the parts are joined into shards. What is finished
-survives an interruption, and the same call resumes there.
+The sources are read twice: first for the survey and the tokenizer, then to turn chunks of documents into rows on all
+cores. The rows of each chunk are stored as a part, and at the end the parts are joined into shards. An interruption
+loses nothing that is finished: the same call resumes there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.rows import Chunk, part_path, read_part, store_part
 from dwt_ds.prepare.segment import segmenters
 from dwt_ds.prepare.shards import ShardWriter
-from dwt_ds.prepare.sources import Source, SourceCounts
+from dwt_ds.prepare.sources import Source
 from dwt_ds.prepare.tokenizer import find_tokenizer
 from dwt_ds.prepare.train_tokenizer import train_tokenizer
 from dwt_ds.prepare.workers import ordered_map
@@ -44,10 +44,10 @@ _LIBRARIES = ("tokenizers", "transformers", "syntok", "datasets", "pyarrow", "nu
 
 
 def prepare(options: PrepareOptions) -> Manifest:
-    """Make the data folder `options.out`, or finish one that was interrupted; a finished one stays as it is.
+    """Make the data folder `options.out`, or finish an interrupted one; a finished folder is left as it is.
 
-    Raises ValueError for what the user must change, OSError where the disk is full or a file cannot be read or
-    written; in every case what was finished stays, and no half-written folder looks finished.
+    Raises ValueError for mistakes of the user, OSError if the disk is full or a file cannot be read or written. Either
+    way finished work is kept, and a half-written folder never looks finished.
     """
     tokenizer = find_tokenizer(options.tokenizer, options.wishes) if options.tokenizer else None
     identity = options.identity()
@@ -87,7 +87,7 @@ def prepare(options: PrepareOptions) -> Manifest:
 
 
 def _readable(sources: Sequence[Source], work: Path) -> list[Source]:
-    """The sources as they are read: the harvest of the documentation is stored, since it is read twice."""
+    """The sources to read; the documentation is stored as a file first, since sources are read twice."""
     return [
         source.stored(work / "documentation.txt") if isinstance(source, InstalledDocumentation) else source
         for source in sources
@@ -97,7 +97,7 @@ def _readable(sources: Sequence[Source], work: Path) -> list[Source]:
 def _surveyed(
     options: PrepareOptions, sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase | None, work: Path
 ) -> tuple[Survey, PreTrainedTokenizerBase]:
-    """The first pass and the tokenizer, trained unless given; or what an earlier attempt stored of them."""
+    """The first pass and the tokenizer, which is trained unless given; or both as an earlier attempt stored them."""
     tokenizer_folder = work / TOKENIZER_FOLDER
     stored = Survey.stored(work)
     if stored is not None:
@@ -116,7 +116,7 @@ def _surveyed(
         tokenizer = train_tokenizer(found.sample, options.train_tokenizer, options.kind, options.wishes)
     try:
         tokenizer.save_pretrained(tokenizer_folder)
-    except Exception as error:  # the tokenizers library has no kinds of errors
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, "no space left") from None
         raise
@@ -125,13 +125,12 @@ def _surveyed(
 
 
 def _listed(sources: Sequence[Source], found: Survey) -> str:
-    named = [f"{source.name} ({_why_empty(counts)})" for source, counts in zip(sources, found.per_source, strict=True)]
+    """The first sources, each with the reason why it has no text."""
+    named = []
+    for source, counts in zip(sources, found.per_source, strict=True):
+        records = f"{counts.unreadable_records:,} records without text" if counts.unreadable_records else ""
+        named.append(f"{source.name} ({counts.skipped or records or 'no lines'})")
     return ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
-
-
-def _why_empty(counts: SourceCounts) -> str:
-    without_text = f"{counts.unreadable_records:,} records without text" if counts.unreadable_records else "no lines"
-    return counts.skipped or without_text
 
 
 def _row_settings(options: PrepareOptions, tokenizer: PreTrainedTokenizerBase, work: Path) -> RowSettings:
@@ -153,7 +152,7 @@ def _row_settings(options: PrepareOptions, tokenizer: PreTrainedTokenizerBase, w
 
 
 def _parts(corpus: Corpus, settings: RowSettings, work: Path, workers: int) -> Iterator[tuple[int, ChunkCounts]]:
-    """(characters read so far, counts) of each chunk in order, once its part is stored; stored ones are not remade."""
+    """(characters read so far, counts) of each chunk in order, once its part is stored; existing parts are reused."""
     positions: deque[int] = deque()
 
     def items() -> Iterator[Chunk | Path]:

@@ -1,4 +1,4 @@
-"""Documents out of local files: text, JSON lines, FASTA and parquet, compressed or not; in order, in bounded memory."""
+"""Documents from local files: text, JSON lines, FASTA and parquet, compressed or not, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from dwt_ds.base.files import escape_existing
-from dwt_ds.prepare.encoding import UTF_8, TextDecoder, advice
+from dwt_ds.prepare.encoding import TextDecoder, advice
 from dwt_ds.prepare.encoding_guess import guess_by_marks
 from dwt_ds.prepare.fasta import FASTA_SUFFIXES, looks_like_fasta, sequences
 from dwt_ds.prepare.records import HEAD_LINES, RECORD_CHARS, column_texts, json_texts, looks_like_json_lines
-from dwt_ds.prepare.sources import LINE_CHARS, DocumentTally, RecordForm, SourceCounts, short_lines
+from dwt_ds.prepare.sources import LINE_CHARS, UTF_8, DocumentTally, SourceCounts, TextForm, short_lines
 
 _BLOCK_BYTES = 1 << 20
-# Bytes at the start of a file that tell binary files from text.
+# First bytes of a file that tell binary files from text.
 _PROBE_BYTES = 8192
 _COMPRESSIONS = (".gz", ".xz", ".zst")
 _TABLES = (".csv", ".tsv")
@@ -36,12 +36,11 @@ _MARKUP = re.compile(r"<(?:\?xml|!doctype|html|mediawiki|doc)[\s>]", re.IGNORECA
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A local file. Its suffixes tell compression, parquet and FASTA; JSON lines are known by their content."""
+    """A local file. Compression, parquet and FASTA are recognized by suffix, JSON lines by their content."""
 
     path: Path
-    records: RecordForm = RecordForm()
-    encoding: str = UTF_8
-    """Of strings in a .parquet only where they are not UTF-8, which they should be."""
+    form: TextForm = TextForm()
+    unit: ClassVar[str] = "B"
 
     @property
     def name(self) -> str:
@@ -51,27 +50,23 @@ class LocalFile:
     def size(self) -> int:
         return self.path.stat().st_size
 
-    @property
-    def unit(self) -> str:
-        return "B"
-
     def identity(self) -> dict[str, Any]:
         status = self.path.stat()
-        changed = self.records.changed() | ({} if self.encoding == UTF_8 else {"encoding": self.encoding})
-        return {"file": str(self.path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns, **changed}
+        facts = {"file": str(self.path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        return facts | self.form.changed()
 
     def documents(self, counts: SourceCounts) -> Iterator[str]:
-        """Raises ValueError, naming the file, where it is damaged, lacks the column, or is in another encoding."""
+        """Raises ValueError for a file that is damaged, lacks the column, or is in another encoding."""
         try:
             yield from self._documents(counts)
         except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, pa.ArrowException) as error:
             raise ValueError(f"{self.path} is damaged ({error}): replace it or leave it out") from None
-        except UnicodeError as error:  # no byte order mark in UTF-16 or UTF-32; invalid bytes raise nothing
-            raise ValueError(f"{self.path} cannot be read as {self.encoding}: {error}") from None
+        except UnicodeError as error:  # UTF-16 or UTF-32 without a byte order mark; invalid bytes raise nothing
+            raise ValueError(f"{self.path} cannot be read as {self.form.encoding}: {error}") from None
         except OSError as error:
             if error.errno is not None:
                 raise
-            # Arrow's errors in a .zst; the system's errors have a number.
+            # Only Arrow's errors, here of a .zst, have no number.
             if "too much memory" in str(error):
                 raise ValueError(
                     f"{self.path} was compressed with a window of more than 128 MB (zstd --long=28 or above): "
@@ -85,14 +80,13 @@ class LocalFile:
             return
         suffix = self._suffix()
         if suffix == ".parquet":
-            columns = _parquet_column(self.path, self.records, counts)
-            texts = column_texts(columns, self.records.column, self.encoding, self.name, counts)
-            yield from self.records.documents(texts, counts)
+            columns = _parquet_column(self.path, self.form, counts)
+            yield from self.form.documents(column_texts(columns, self.form, self.name, counts), counts)
             return
         with open(self.path, "rb") as raw, self._decompressed(raw) as file:
-            decoder = TextDecoder(self.encoding, self.name, counts)
+            decoder = TextDecoder(self.form.encoding, self.name, counts)
             probe = file.read(_PROBE_BYTES)
-            if self.encoding == UTF_8 and guess_by_marks(probe):
+            if self.form.encoding == UTF_8 and guess_by_marks(probe):
                 raise ValueError(f"{self.path}: {advice(probe)}")
             start = decoder.decode(probe)
             if "\0" in start:
@@ -111,7 +105,7 @@ class LocalFile:
             yield from sequences(lines, counts)
         elif suffix == ".jsonl" or looks_like_json_lines(head, self.name, called_json=suffix == ".json"):
             counts.read_as = "" if suffix == ".jsonl" else "JSON lines"
-            yield from self.records.documents(json_texts(lines, self.records, self.name, counts), counts)
+            yield from self.form.documents(json_texts(lines, self.form, self.name, counts), counts)
         else:
             _check_is_prose(head, self.path, suffix)
             yield from _blank_line_separated(lines, counts)
@@ -134,11 +128,11 @@ class LocalFile:
         return raw
 
 
-def find_files(patterns: list[str], records: RecordForm, encoding: str = UTF_8) -> list[LocalFile]:
+def find_files(patterns: list[str], form: TextForm) -> list[LocalFile]:
     """The files that `patterns` (names or globs) match, in the order of the patterns, each glob's sorted by name.
 
-    Raises FileNotFoundError for a pattern that matches no file, ValueError for a folder, a file named twice, or a name
-    that is not UTF-8, which neither a manifest nor a message can hold.
+    Raises FileNotFoundError for a pattern without a match; ValueError for a folder, a file that is named twice, or a
+    name that is not UTF-8, since manifests and messages cannot hold it.
     """
     files: list[LocalFile] = []
     for pattern in patterns:
@@ -146,11 +140,10 @@ def find_files(patterns: list[str], records: RecordForm, encoding: str = UTF_8) 
         if path.is_dir():
             raise ValueError(f"--text {pattern} is a folder: name its files, for instance '{pattern}/**' for all")
         names = [pattern] if path.is_file() else sorted(glob.glob(escape_existing(pattern), recursive=True))
-        found = [Path(name) for name in names]
-        found = [path for path in found if path.is_file()]
+        found = [path for path in map(Path, names) if path.is_file()]
         if not found:
             raise FileNotFoundError(f"--text {pattern}: no such file")
-        files.extend(LocalFile(path, records, encoding) for path in found)
+        files.extend(LocalFile(path, form) for path in found)
     seen: set[str] = set()
     for file in files:
         shown = os.fsencode(file.path).decode("utf-8", "backslashreplace")
@@ -166,12 +159,12 @@ def find_files(patterns: list[str], records: RecordForm, encoding: str = UTF_8) 
 def _lines(
     start: str, decoder: TextDecoder, file: BinaryIO, raw: BinaryIO, most_characters: int | None, counts: SourceCounts
 ) -> Iterator[str]:
-    """Stripped lines, empty ones included, of `start` and what follows it in `file`, which reads from `raw`.
+    """Stripped lines, also empty ones, of `start` and the rest of `file`, which decompresses `raw`.
 
-    A line of more than LINE_CHARS characters is cut at a space, one that may be a record of JSON only at RECORD_CHARS.
+    Lines are cut at a space after LINE_CHARS characters; those that may be JSON records after RECORD_CHARS.
 
     Args:
-        most_characters: what the file holds at most; None where it is compressed.
+        most_characters: upper bound on the file's characters; None if it is compressed.
     """
     rest = start
     while True:
@@ -193,7 +186,7 @@ def _lines(
 
 
 def _head(lines: Iterator[str]) -> list[str]:
-    """The lines up to the HEAD_LINES-th that has text, taken off `lines`."""
+    """Take lines off `lines` up to the HEAD_LINES-th that has text."""
     start: list[str] = []
     with_text = 0
     for line in lines:
@@ -209,7 +202,6 @@ def _check_is_prose(head: Sequence[str], path: Path, suffix: str) -> None:
 
     Args:
         head: its first lines with text, stripped.
-        path: of the file.
         suffix: of its name, in lower case.
     """
     if suffix in _TABLES:
@@ -234,12 +226,12 @@ def _blank_line_separated(lines: Iterator[str], counts: SourceCounts) -> Iterato
     yield from tally.end()
 
 
-def _parquet_column(path: Path, records: RecordForm, counts: SourceCounts) -> Iterator[pa.Array]:
+def _parquet_column(path: Path, form: TextForm, counts: SourceCounts) -> Iterator[pa.Array]:
     file = pyarrow.parquet.ParquetFile(path)
-    records.check_column(str(path), file.schema_arrow.names)
+    form.check_column(str(path), file.schema_arrow.names)
     size = path.stat().st_size
     read = 0
-    for batch in file.iter_batches(batch_size=1024, columns=[records.column]):
+    for batch in file.iter_batches(batch_size=1024, columns=[form.column]):
         read += len(batch)
         counts.position = size * read // max(1, file.metadata.num_rows)
         yield batch.column(0)

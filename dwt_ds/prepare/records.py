@@ -1,4 +1,4 @@
-"""Records with their text in one column: JSON lines, whatever the file is called, and columns of Arrow tables."""
+"""Texts of records: from JSON lines, recognized by their content, and from columns of Arrow tables."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 import pyarrow as pa
 
 from dwt_ds.prepare.encoding import TextDecoder
-from dwt_ds.prepare.sources import RecordForm, SourceCounts
+from dwt_ds.prepare.sources import SourceCounts, TextForm
 
-# A line of JSON is never cut: its pieces would be no records. Memory holds one such line.
+# Longest line of JSON, which is held in memory; pieces of a cut line would not be records.
 RECORD_CHARS = 100_000_000
-# The first lines with text tell JSON lines from prose.
+# Number of first lines with text that tell JSON lines from prose.
 HEAD_LINES = 5
-# Not "[[", with which pages of a wiki begin.
+# Does not match "[[": pages of a wiki begin with it.
 _JSON_START = re.compile(r'(?:\[\s*)?\{\s*"[^"\n]*"\s*:|\[\s*"[^"\n]*"\s*[,\]]')
 
 
 def looks_like_json_lines(head: Sequence[str], source: str, *, called_json: bool) -> bool:
-    """Whether a file is JSON lines, by its first lines with text, stripped: the first or most are JSON objects.
+    """Whether a file is JSON lines: the first, or most, of its first lines with text (stripped) are JSON objects.
 
     Args:
-        called_json: its name ends in .json, so that any list is JSON.
+        called_json: its name ends in .json, so any list is JSON.
 
     Raises:
-        ValueError: it is JSON in another layout, which would be trained on as prose.
+        ValueError: it is JSON in another layout, and would be trained on as prose.
     """
     are_records = [isinstance(_parsed(line), dict) for line in head]
     if any(are_records[:1]) or 2 * sum(are_records) > len(head):
@@ -41,11 +41,11 @@ def looks_like_json_lines(head: Sequence[str], source: str, *, called_json: bool
     return False
 
 
-def json_texts(lines: Iterable[str], form: RecordForm, source: str, counts: SourceCounts) -> Iterator[str | None]:
-    """The text of each record; None for a broken line, and for a record that has none.
+def json_texts(lines: Iterable[str], form: TextForm, source: str, counts: SourceCounts) -> Iterator[str | None]:
+    """The text of each record; None for a broken line and for a record without text.
 
     Raises:
-        ValueError: no record has the column; the line names those of the last one.
+        ValueError: no record has the column; names the columns of the last record.
     """
     columns: list[str] | None = None
     for line in filter(None, lines):
@@ -61,7 +61,7 @@ def json_texts(lines: Iterable[str], form: RecordForm, source: str, counts: Sour
 
 
 def _parsed(line: str) -> Any:
-    """The JSON value of a line; None where it has none, or one that is nested deeper than Python goes."""
+    """The JSON value of a line; None if it is not JSON, or nested too deeply for Python."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -77,9 +77,9 @@ def _is_encodable(text: str) -> bool:
 
 
 def column_texts(
-    batches: Iterable[pa.Array | pa.ChunkedArray], column: str, encoding: str, source: str, counts: SourceCounts
+    batches: Iterable[pa.Array | pa.ChunkedArray], form: TextForm, source: str, counts: SourceCounts
 ) -> Iterator[str | None]:
-    """The text of each record of a column of bytes, in `encoding`, or of strings, in `encoding` where not UTF-8.
+    """The text of each record of a column of bytes or strings; None for a null.
 
     Raises:
         ValueError: the column is of another type, or in another encoding.
@@ -93,10 +93,12 @@ def column_texts(
         are_strings = pa.types.is_string(kind) or pa.types.is_large_string(kind)
         are_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
         if not (are_strings or are_bytes or pa.types.is_null(kind)):
-            raise ValueError(f'{source}: column "{column}" holds {kind}, not text: name another with --text-column')
+            raise ValueError(
+                f'{source}: column "{form.column}" holds {kind}, not text: name another with --text-column'
+            )
         if are_strings:
-            values = values.cast(pa.large_binary())  # Arrow does not check them, and Python would refuse them all
-        decoder = decoder or TextDecoder(encoding, source, counts)
+            values = values.cast(pa.large_binary())  # Arrow strings may be invalid UTF-8, which Python refuses
+        decoder = decoder or TextDecoder(form.encoding, source, counts)
         for raw in values.to_pylist():
             yield None if raw is None else decoder.value(raw, is_string=are_strings)
     if decoder:

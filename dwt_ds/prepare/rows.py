@@ -1,4 +1,4 @@
-"""One chunk of documents made into rows: the work that all cores share.
+"""Turns one chunk of documents into rows: the work that is spread over all cores.
 
 A chunk's rows depend only on the chunk and the settings, so neither the number of workers nor an interruption changes
 them. Worker processes import this module, so it does not import torch or transformers.
@@ -23,7 +23,7 @@ from dwt_ds.prepare.sentences import cut_span, sentence_spans
 from dwt_ds.prepare.tokens import SentenceEncoder, SentenceInText, Tokens
 
 _SAMPLE_STREAM = 4
-# Unknown characters are looked up in so many of a chunk's sentences that have any, spread evenly.
+# Unknown characters are looked up in this many of a chunk's sentences with unknown tokens, spread evenly.
 _SENTENCES_LOOKED_UP = 200
 
 
@@ -33,9 +33,9 @@ class Chunk:
 
     index: int
     documents: list[str]
-    """Each its lines, joined by newlines; duplicate lines are already left out."""
+    """Lines joined by newlines, without duplicate lines."""
     held_out: list[bool]
-    """Which documents go to the validation split."""
+    """Of each document: whether it goes to the validation split."""
     source_of_document: list[int]
     """The index of each document's source."""
 
@@ -89,7 +89,7 @@ class _Sentence(NamedTuple):
 
 
 def _sentences(documents: Sequence[str], settings: RowSettings, counts: ChunkCounts) -> list[_Sentence]:
-    """The sentences that pass the filters on length, in order; a long one in pieces."""
+    """The sentences that pass the length filters, in order; long ones are cut into pieces."""
     sentences: list[_Sentence] = []
     for number, document in enumerate(documents):
         for line_number, line in enumerate(document.split("\n")):
@@ -121,7 +121,7 @@ def _pieces(line: str, start: int, end: int, settings: RowSettings, counts: Chun
 def _one_of_every(count: int, every: int, key: int) -> list[int]:
     """Ascending indices in [0, count): one at random of each `every` consecutive ones.
 
-    A last, shorter group gives its one with probability size / every, so that each index has the same chance.
+    The last, shorter group contributes one with probability size / every, so that each index has the same chance.
     """
     groups = np.arange(-(-count // every))
     taken = groups * every + below(hashes(key, groups), every)
@@ -130,13 +130,13 @@ def _one_of_every(count: int, every: int, key: int) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _encoder(tokenizer_file: str, sha256: str, vocab_size: int) -> SentenceEncoder:
-    """sha256: of the file. A folder that is made again in the same process has the same path for another one."""
+    """The hash of the file is a part of the key, since a folder made again in this process reuses the path."""
     return SentenceEncoder(tokenizer_file, vocab_size)
 
 
 def _in_their_texts(sentences: Sequence[_Sentence], settings: RowSettings) -> list[SentenceInText]:
-    """Each sentence with what stands between it and the one before in its row's text; as a text of its own where it
-    begins a document or is alone in its row."""
+    """Each sentence with the gap to the sentence before it in the row's text; without a gap if it begins a document or
+    is alone in its row."""
     in_text: list[SentenceInText] = []
     document = line = -1
     for sentence in sentences:
@@ -169,15 +169,14 @@ def part_path(folder: Path, index: int) -> Path:
 
 
 def has_parts(folder: Path) -> bool:
-    """Whether any part is stored under `folder`."""
     return any(folder.glob("part-*.npz"))
 
 
 def store_part(item: Chunk | Path, settings: RowSettings, folder: Path) -> ChunkCounts:
-    """Make the rows of a chunk and store them under `folder`, whole or not at all; or read the counts of a stored part.
+    """Make the rows of a chunk and store them atomically under `folder`; returns the counts.
 
     Args:
-        item: the chunk, or the path of its part where an earlier attempt stored it.
+        item: the chunk, or the path of its part if an earlier attempt has stored it: then only its counts are read.
     """
     if isinstance(item, Path):
         with np.load(item) as arrays:

@@ -1,8 +1,8 @@
-"""Where words start in text of scripts that put no spaces between them.
+"""Finds where words start, also in scripts without spaces.
 
-Chinese is segmented by jieba and Thai by PyThaiNLP, both from dictionaries; they come with the extra `words` (100 MB,
-which is why they are no requirement). Without them, and in Japanese, Lao, Khmer, Burmese and Tibetan, each character
-with its marks counts as a word; `segmenters` says which it is.
+jieba segments Chinese and PyThaiNLP Thai, both with dictionaries; the extra `words` installs them (100 MB, so they are
+optional). Without them, and in Japanese, Lao, Khmer, Burmese and Tibetan, each character with its marks counts as a
+word. `segmenters` says which holds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import regex
 
 _LIBRARIES = {"Chinese": "jieba", "Thai": "pythainlp"}
 _BY_CHARACTER = "by character"
-# In the order in which they are tried: runs of a script without spaces, then words of other scripts, whose letters may
-# have a joiner or non-joiner between them, then symbols, an emoji of several characters as one.
+# Tried in this order: runs of a script without spaces; words of other scripts, whose letters may have a joiner or
+# non-joiner between them; symbols, with an emoji of several characters as one.
 _RUN = regex.compile(
     r"(?P<Chinese>\p{Han}+)"
     r"|(?P<Thai>\p{Thai}+)"
@@ -34,8 +34,8 @@ _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 def word_starts(text: str) -> list[int]:
     """Offsets of the first character of each word of `text`, ascending.
 
-    A word is a run of letters and digits, or what the segmenter of its script makes of it; any other symbol is one by
-    itself. Han characters in a text with kana are Japanese and go by character.
+    A word is a run of letters and digits, or what the segmenter of its script finds; any other symbol is a word of its
+    own. In a text with kana, Han characters are Japanese, and each is a word.
     """
     starts: list[int] = []
     japanese = not text.isascii() and bool(_KANA.search(text))
@@ -50,7 +50,7 @@ def word_starts(text: str) -> list[int]:
 
 
 def unspaced_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) offsets of the runs of scripts that put no spaces between words."""
+    """(start, end) offsets of the runs in scripts without spaces."""
     if text.isascii() or not _UNSPACED.search(text):
         return []
     return [match.span() for match in _RUN.finditer(text) if match.lastgroup]
@@ -70,14 +70,14 @@ def _characters(text: str) -> Iterator[int]:
 
 @lru_cache(maxsize=2)
 def _segmenter(script: str) -> Callable[[str], Iterator[int]]:
-    """From a run of `script` to the offsets at which its words start."""
+    """A function from a run of `script` to the offsets of its words."""
     if not find_spec(_LIBRARIES[script]):
         return _characters
     if script == "Chinese":
         import jieba
 
         jieba.setLogLevel(logging.WARNING)
-        # Without the hidden Markov model, which joins characters that no entry of the dictionary does.
+        # The hidden Markov model would join characters that no entry of the dictionary joins.
         return lambda text: (start for _, start, _ in jieba.tokenize(text, HMM=False))
 
     from pythainlp.tokenize import word_tokenize

@@ -1,9 +1,9 @@
-"""Lines of text into sentences, whatever the script, as offsets into the line.
+"""Splits lines of any script into sentences, as offsets into the line.
 
-European languages are split by syntok (Leitner's rules), chosen among five libraries on a hand-labelled sample of
-Wikipedia and novels. Other scripts end sentences with marks of their own, which Unicode lists (its property
-Sentence_Terminal); a mark is an end by itself, where a full stop needs syntok's rules. Thai and its neighbours have no
-such mark: their text is cut at spaces. docs/data.md has the figures.
+syntok (Leitner's rules) splits European languages; it was the best of five libraries on a hand-labelled sample of
+Wikipedia and novels. Other scripts have sentence marks of their own (Unicode's property Sentence_Terminal), which
+always end a sentence, unlike a full stop. Thai and its neighbours have no such mark: their text is cut at spaces.
+docs/data.md has the figures.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import regex
 from syntok import segmenter
 
-# A line without a sentence end before its last characters is one sentence. Corpora with a sentence a line consist
-# mostly of such lines, and are split three times faster by this check. The characters are syntok's terminals.
+# A line without a sentence end before its last characters is one sentence. This check makes corpora with a sentence
+# per line three times faster to split. The characters are syntok's terminals.
 _INNER_END = regex.compile(r"[.!?;\u2026\u203c\u203d\u2047-\u2049\u3002\ufe52\ufe57\uff01\uff0e\uff1f\uff61](?!\W*$)")
 
-# Sentence ends of scripts that syntok does not know, with what closes a quotation or bracket after them. Unicode's list
-# less the marks of European text; less Myanmar's U+104A, a comma; with Tibetan's shad and the Greek question mark,
-# which are not on it. Between digits a full-width stop is a decimal point.
+# Sentence ends of scripts that syntok does not know, with the closing quotes and brackets after them: Unicode's list
+# without the marks of European text and without Myanmar's U+104A, a comma, but with Tibetan's shad and the Greek
+# question mark, which it lacks. Between digits a full-width stop is a decimal point.
 _OWN_MARK = r"[[\p{Sentence_Terminal}\u0f0d\u0f0e\u037e]--[\x00-\x7f\u104a\u2000-\u206f\u2e00-\u2e7f]]"
 _OWN_END = regex.compile(
     rf"(?:(?!(?<=\d)[\uff0e\uff61](?=\d)){_OWN_MARK})[!?\u2026]*(?:{_OWN_MARK}|[!?\u2026])*"
@@ -28,26 +28,26 @@ _OWN_END = regex.compile(
 )
 _LETTER = regex.compile(r"\p{Letter}")
 _GREEK = regex.compile(r"\p{Greek}")
-# Scripts that write no sentence ends and put spaces between phrases only.
+# Scripts without sentence ends, with spaces between phrases only.
 _WITHOUT_MARKS = regex.compile(r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]{20}")
-# A sentence of such a script is cut at spaces beyond this length; sentences elsewhere have about 120 characters.
+# Text of such a script is cut at spaces beyond this length; sentences elsewhere have about 120 characters.
 _UNMARKED_CHARS = 200
 
-# Where a long sentence may be cut: after a clause's mark (in scripts with spaces, one before a space), at a space.
+# A long sentence may be cut after a mark of a clause (in scripts with spaces: one before a space), or at a space.
 _CLAUSE_END = regex.compile(
     r"[[\p{Terminal_Punctuation}\u2026\u2014]&&[\x00-\u058e]](?=\s)"
     r"|[[\p{Terminal_Punctuation}\u0f0d\u2026\u2014]--[\x00-\u058e]](?![\p{Close_Punctuation}\p{Final_Punctuation}\d])",
     regex.VERSION1,
 )
 _SPACE = regex.compile(r"\s")
-# Never cut before these: they belong to the character before them.
+# Never cut before these, which belong to the character before them.
 _ATTACHED = regex.compile(r"[\p{Mark}\u200c\u200d]")
 
 
 def sentence_spans(line: str) -> list[tuple[int, int]]:
-    """(start, end) offsets of the sentences of one line, stripped, none empty, in order; only spaces lie between them.
+    """(start, end) offsets of the sentences of a line in order, stripped, with only spaces between them.
 
-    A semicolon does not end a sentence here, except in Greek; for syntok it does before a capital letter or a quote.
+    A semicolon does not end a sentence, except in Greek (in syntok it does before a capital letter or a quote).
     """
     spans: list[tuple[int, int]] = []
     for start, end in _between_own_ends(line):
@@ -67,7 +67,7 @@ def sentence_spans(line: str) -> list[tuple[int, int]]:
 
 
 def _stripped(line: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The span without spaces at its ends; nothing where it holds only spaces."""
+    """The span without spaces at its ends; nothing if it has only spaces."""
     text = line[start:end]
     left = len(text) - len(text.lstrip())
     if left < len(text):
@@ -75,7 +75,7 @@ def _stripped(line: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _between_own_ends(line: str) -> Iterator[tuple[int, int]]:
-    """The line cut after each mark of a script's own; a piece without a letter stays with the one before it."""
+    """Cut the line after each mark of _OWN_END; a piece without a letter stays with the piece before it."""
     start = 0
     if not line.isascii():
         for match in _OWN_END.finditer(line):
@@ -88,7 +88,7 @@ def _between_own_ends(line: str) -> Iterator[tuple[int, int]]:
 
 
 def _goes_on(line: str, match: regex.Match[str]) -> bool:
-    """Whether the sentence goes on after a quotation that ends here, as in 「行くの？」と聞いた。 or “去吗？”他问。"""
+    """Whether the sentence continues after the quotation that ends here: 「行くの？」と聞いた。 or “去吗？”他问。"""
     following = line[match.end() : match.end() + 1]
     if not match["closing"] or not following.isalpha():
         return False
@@ -108,11 +108,11 @@ def _european_ends(text: str) -> Iterator[int]:
 
 
 def cut_span(line: str, start: int, end: int, max_chars: int) -> list[tuple[int, int]]:
-    """line[start:end] in pieces of at most `max_chars` characters, stripped, as (start, end) offsets.
+    """Cut line[start:end] into stripped pieces of at most `max_chars` characters, as (start, end) offsets.
 
-    A piece ends after the last mark of a clause in its second half; else at the last space in its last three
-    quarters; else at its full length, never inside a character with its marks. The last piece is no mere remainder:
-    each has at least a sixth of `max_chars`.
+    A piece ends after the last mark of a clause in its second half, else at the last space in its last three quarters,
+    else at its full length, but never between a character and its marks. Each piece, also the last, has at least a
+    sixth of `max_chars`.
     """
     pieces: list[tuple[int, int]] = []
     while end - start > max_chars:
@@ -128,5 +128,5 @@ def cut_span(line: str, start: int, end: int, max_chars: int) -> list[tuple[int,
 
 
 def _last(pattern: regex.Pattern[str], line: str, start: int, end: int) -> int:
-    """The end of the last match inside line[start:end]; 0 where there is none."""
+    """The end of the last match inside line[start:end]; 0 if there is none."""
     return max((match.end() for match in pattern.finditer(line, start, end)), default=0)

@@ -1,4 +1,4 @@
-"""Rows into Arrow files that `datasets` reads and training memory-maps."""
+"""Writes rows to Arrow files, which `datasets` reads and training memory-maps."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SHARD_TOKENS = 64 * 1024 * 1024
 
 
 class ShardWriter:
-    """Writes one split to a folder: Arrow stream files, the rows' lengths in a file of their own (so that a reader gets
-    them without reading tokens), and the two files that `datasets.load_from_disk` needs."""
+    """Writes one split to a folder: Arrow stream files, a file with the lengths of the rows (so that a reader need not
+    read the tokens for them), and the two files that `datasets.load_from_disk` needs."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,10 +35,9 @@ class ShardWriter:
         self._folder = folder
         self._content = hashlib.sha256()
         self.tokens = 0
-        """Tokens written so far."""
 
     def write(self, parts: Iterable[Rows], rows: int) -> list[Shard]:
-        """Store `parts`, a record batch each, `rows` rows in all; returns the shards, paths inside the data folder."""
+        """Write `parts`, each as a record batch, with `rows` rows in all; returns the shards."""
         unnamed: list[tuple[Path, int]] = []
         with atomic_file(self._folder / LENGTHS_NAME) as lengths:
             header = {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
@@ -66,7 +65,7 @@ class ShardWriter:
         return self._content.hexdigest()
 
     def _groups(self, parts: Iterator[Rows]) -> Iterator[Iterator[Rows]]:
-        """The parts of one shard after another; a shard takes parts until it is full."""
+        """The parts grouped by shard; a shard takes parts until it is full."""
         part = next(parts, None)
 
         def of_one_shard() -> Iterator[Rows]:

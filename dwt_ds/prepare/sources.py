@@ -1,4 +1,4 @@
-"""Where documents come from: what every source provides, and how its lines and records become documents."""
+"""The interface of all sources of documents, and how their lines and records become documents."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-# A longer document is passed on in parts of about this many characters; each counts as a document.
+UTF_8 = "utf-8"
+# A longer document is split into parts of about this many characters, each of which counts as a document.
 DOCUMENT_CHARS = 8_000_000
-# A longer line is cut at a space; some texts have no line ends at all.
+# A longer line is cut at a space, since some texts have no line ends at all.
 LINE_CHARS = 1_000_000
 
 
 @dataclass
 class SourceCounts:
-    """What was found in one source."""
+    """Counts of one source."""
 
     documents: int = 0
     lines: int = 0
@@ -26,7 +27,7 @@ class SourceCounts:
     unreadable_records: int = 0
     """Records of a .jsonl, .parquet, FASTA or dataset that hold no text."""
     read_as: str = ""
-    """What the content was found to be where the name does not tell it: "JSON lines"."""
+    """The format, if it was recognized by the content and not by the name: "JSON lines"."""
     skipped: str = ""
     """Why the whole source was skipped: "empty" or "binary"."""
     position: int = 0
@@ -42,7 +43,7 @@ class Source(Protocol):
 
     @property
     def size(self) -> int:
-        """For progress: how many of `unit` there are; 0 where that is unknown."""
+        """For progress: how many of `unit` there are; 0 if that is not known."""
 
     @property
     def unit(self) -> str:
@@ -52,11 +53,11 @@ class Source(Protocol):
         """What must be equal for an interrupted preparation to resume, as JSON values."""
 
     def documents(self, counts: SourceCounts) -> Iterator[str]:
-        """Documents in order: their non-empty lines, stripped, joined by newlines. Fills `counts` on the way."""
+        """Documents in order, as non-empty stripped lines joined by newlines; adds to `counts`."""
 
 
 class DocumentTally:
-    """Joins lines into documents and counts them; a document that grows too long is passed on in parts."""
+    """Joins lines into documents and counts them; splits documents that are too long."""
 
     def __init__(self, counts: SourceCounts) -> None:
         self._counts = counts
@@ -64,7 +65,7 @@ class DocumentTally:
         self._size = 0
 
     def add(self, line: str) -> Iterator[str]:
-        """Take one line, unless it is empty; yields the document so far once it is long enough."""
+        """Add a line, ignored if empty; yields the document so far if it has become too long."""
         if line:
             self._lines.append(line)
             self._size += len(line)
@@ -72,13 +73,13 @@ class DocumentTally:
                 yield from self.end()
 
     def end(self) -> Iterator[str]:
-        """Yields the document so far, if there is one; the next line starts another."""
+        """Yields the document so far, if there is one; the next line begins a new one."""
         if self._lines:
             yield self.document(self._lines)
             self._lines, self._size = [], 0
 
     def document(self, lines: list[str]) -> str:
-        """A whole document at once."""
+        """Count and return the document of these lines."""
         document = "\n".join(lines)
         self._counts.documents += 1
         self._counts.lines += len(lines)
@@ -87,27 +88,29 @@ class DocumentTally:
 
 
 @dataclass(frozen=True)
-class RecordForm:
-    """How records of a .jsonl, a .parquet or a dataset are read."""
+class TextForm:
+    """How the text of files and of records (of a .jsonl, a .parquet or a dataset) is stored."""
 
     column: str = "text"
-    """Where the text is."""
+    """Column of the records' text."""
     are_lines: bool = False
-    """Each record is one line, an empty one ends a document (as in BookCorpus and WikiText); else it is a document."""
+    """Each record is a line, and an empty one ends a document (BookCorpus, WikiText); otherwise it is a document."""
+    encoding: str = UTF_8
+    """Of text files and columns of bytes. A column of strings should be UTF-8; strings that are not use this."""
 
     def changed(self) -> dict[str, Any]:
         """The fields that are not the default, for `Source.identity`."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
 
     def check_column(self, source: str, columns: list[str]) -> None:
-        """Raises ValueError where the column is not among those of `source`."""
+        """Raises ValueError if `source` has no such column."""
         if self.column not in columns:
             raise ValueError(
                 f'{source} has no column "{self.column}" but {", ".join(columns)}: name one with --text-column'
             )
 
     def documents(self, texts: Iterator[str | None], counts: SourceCounts) -> Iterator[str]:
-        """Documents of `texts`, one a record; a record's line ends are line ends. None is an unreadable record."""
+        """Documents from the texts of records; a None counts as an unreadable record."""
         tally = DocumentTally(counts)
         for text in texts:
             if not isinstance(text, str):
@@ -122,7 +125,7 @@ class RecordForm:
 
 
 def short_lines(line: str, counts: SourceCounts) -> Iterator[str]:
-    """`line` in parts of at most LINE_CHARS characters, cut at spaces where it has any."""
+    """`line` in parts of at most LINE_CHARS characters, cut at spaces if possible."""
     while len(line) > LINE_CHARS:
         cut = line.rfind(" ", 0, LINE_CHARS) + 1 or LINE_CHARS
         yield line[:cut].strip()

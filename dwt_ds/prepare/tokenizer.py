@@ -1,7 +1,9 @@
-"""The tokenizer that makes the rows, where one is given: found by its name, or made from a vocab.txt."""
+"""Finds the tokenizer that `--tokenizer` names, and builds BERT's from a vocabulary."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -20,7 +22,7 @@ BERT_SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-# A longer word without a space in it is the unknown token (BERT's own limit).
+# A longer word becomes the unknown token (BERT's own limit).
 LONGEST_WORD = 100
 
 
@@ -28,30 +30,30 @@ def find_tokenizer(name: str, wishes: Wishes = Wishes()) -> PreTrainedTokenizerB
     """The tokenizer that `--tokenizer` names.
 
     Args:
-        name: a WordPiece vocabulary (a .txt file, one entry a line), a tokenizer's folder, a data folder, whose
-            tokenizer is meant, or a name on the Hugging Face hub.
-        wishes: what is to happen to capitals and accents; left open, the entries of a vocab.txt tell.
+        name: a WordPiece vocabulary (a .txt file, one entry a line), the folder of a tokenizer or of prepared data, or
+            a name on the Hugging Face hub.
+        wishes: for capitals and accents; what is left open follows from the entries of a vocab.txt.
 
     Raises:
-        FileNotFoundError, ValueError: each with the fix; also where a tokenizer that is loaded whole does otherwise.
+        FileNotFoundError, ValueError: with the fix; also for a complete tokenizer that does not do what `wishes` say.
     """
     path = Path(name)
     if path.suffix == ".txt":
         return _from_vocab_file(path, wishes)
-    if path.exists() or "/" not in name or name.count("/") == 1:
-        of_data = path / TOKENIZER_FOLDER
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(of_data if of_data.is_dir() else name)
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(
-                f"--tokenizer {name}: not a vocab.txt, not a folder with a tokenizer, and not loadable from the "
-                f"Hugging Face hub ({one_line(error)})"
-            ) from None
-        if not tokenizer.is_fast:
-            raise ValueError(f"--tokenizer {name}: only fast tokenizers (with a tokenizer.json) are supported")
-        case_and_accents.check_wishes(name, case_and_accents.of_tokenizer(tokenizer), wishes)
-        return tokenizer
-    raise FileNotFoundError(f"--tokenizer {name}: no such file or folder")
+    if not path.exists() and name.count("/") > 1:
+        raise FileNotFoundError(f"--tokenizer {name}: no such file or folder")
+    of_data = path / TOKENIZER_FOLDER
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(of_data if of_data.is_dir() else name)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"--tokenizer {name}: not a vocab.txt, not a folder with a tokenizer, and not loadable from the "
+            f"Hugging Face hub ({one_line(error)})"
+        ) from None
+    if not tokenizer.is_fast:
+        raise ValueError(f"--tokenizer {name}: only fast tokenizers (with a tokenizer.json) are supported")
+    case_and_accents.check_wishes(name, case_and_accents.of_tokenizer(tokenizer), wishes)
+    return tokenizer
 
 
 def _from_vocab_file(path: Path, wishes: Wishes) -> PreTrainedTokenizerFast:
@@ -84,11 +86,7 @@ def wordpiece_tokenizer(
     tokenizer.normalizer = bert_normalizer(treatment)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
-    )
+    set_frame(tokenizer, ("[CLS]", "[SEP]"), single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
@@ -96,6 +94,23 @@ def wordpiece_tokenizer(
         strip_accents=treatment.strip_accents,
         **BERT_SPECIAL_TOKENS,
     )
+
+
+def set_frame(tokenizer: Tokenizer, special: Iterable[str], *, single: str, pair: str) -> None:
+    """Put special tokens around a text and around a pair of texts: templates of `TemplateProcessing`."""
+    ids = [(name, tokenizer.token_to_id(name)) for name in special]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+
+
+def check_size(vocab_size: int, needed: int, of_what: str) -> None:
+    """Raises ValueError if `vocab_size` leaves no room beyond the `needed` entries of `of_what`."""
+    if vocab_size <= needed:
+        raise ValueError(f"--train-tokenizer {vocab_size}: {of_what} alone need {needed} entries; ask for more")
+
+
+def most_frequent_first(counts: Counter[str]) -> list[str]:
+    """Ties are broken by the text, so that equal counts give equal lists."""
+    return sorted(counts, key=lambda text: (-counts[text], text))
 
 
 def bert_normalizer(treatment: Treatment) -> normalizers.Normalizer:

@@ -1,8 +1,8 @@
-"""Sentences into tokens, with where words start among them.
+"""Encodes sentences, and finds the tokens that start a word.
 
-A word is what its script takes for one (see `segment`), found in the text and carried over to the tokens by their
-offsets: so the bytes of a character stay together, whatever the vocabulary. Only where BERT's pre-tokenizer makes the
-words of a WordPiece model they are its own, except in scripts without spaces.
+Words are found in the text (see `segment`) and mapped to tokens by their offsets, so the bytes of a character stay
+together with any vocabulary. WordPiece with BERT's pre-tokenizer has words of its own, which are used except in scripts
+without spaces.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from dwt_ds.data.text_tokenizer import by_character, bytes_of_fallback
 from dwt_ds.prepare.rows_tokenizer import RowsTokenizer
 from dwt_ds.prepare.segment import unspaced_spans, word_starts
 
-# Sentences handed to the tokenizer at once: its result objects take some 100 bytes a token.
+# Sentences per call of the tokenizer, whose results take some 100 bytes a token.
 _SENTENCES_A_CALL = 1024
-# A longer run of letters is a sequence (a protein, a hash) and no word: each character counts as one.
+# A longer run of letters is a sequence (a protein, a hash), of which each character counts as a word.
 _LONGEST_WORD_CHARS = 50
 _CHARACTER = regex.compile(r"\S\p{Mark}*")
-# Of a word, for BERT's pre-tokenizer, which makes a word of each Han character and of each punctuation mark.
+# Characters inside words for BERT's pre-tokenizer: each Han character and punctuation mark is a word of its own.
 _INSIDE = regex.compile(r"[[\p{Letter}\p{Mark}\p{Number}]--\p{Han}]", regex.VERSION1)
-# By code point; all after the last of these are no spaces.
+# By code point; there are no spaces beyond the last of these.
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
 
 
 class SentenceInText(NamedTuple):
-    """A sentence and what its text has before it."""
+    """A sentence and the gap before it in its text."""
 
     gap: str | None
-    """The spaces or line end before it; None where the text begins with it."""
+    """The spaces or line end before it, maybe ""; None if it begins the text."""
     text: str
 
 
 class Tokens(NamedTuple):
-    """Tokens of sentences, one after the other."""
+    """Tokens of sentences, concatenated."""
 
     ids: np.ndarray
     """(N,) int64."""
@@ -51,7 +51,7 @@ class Tokens(NamedTuple):
 
 
 class SentenceEncoder:
-    """Encodes sentences as parts of the texts in which they stand.
+    """Encodes sentences as parts of their texts.
 
     Args:
         tokenizer_file: path of a tokenizer.json.
@@ -76,11 +76,11 @@ class SentenceEncoder:
                 self._inside_word[index] = vocabulary.get(prefix + entry, index)
 
     def encode(self, sentences: Sequence[SentenceInText]) -> Tokens:
-        """Their tokens, without special ones."""
+        """The tokens of the sentences, without special ones."""
         return self._encode_joined(sentences) if self._tokenizer.ends_words else self._encode_each(sentences)
 
     def _encode_joined(self, sentences: Sequence[SentenceInText]) -> Tokens:
-        """Sentences without a space between them as one text, since the end of a text would end a word."""
+        """Encode sentences without a gap between them as one text, since the end of a text would end a word."""
         first = [number for number, sentence in enumerate(sentences) if sentence.gap != ""]
         runs = [sentences[start:end] for start, end in zip(first, [*first[1:], len(sentences)], strict=True)]
         texts = [SentenceInText(run[0].gap, "".join(sentence.text for sentence in run)) for run in runs]
@@ -122,7 +122,7 @@ class SentenceEncoder:
         found = tokenizer.encode_batch([texts[number] for number in with_offsets], add_special_tokens=False)
         encodings.update(zip(with_offsets, found, strict=True))
         ids, lengths = _ids([encodings[number] for number in range(len(texts))])
-        # Text without spaces, cut at its length inside a word, goes on as inside it.
+        # Text without spaces may have been cut inside a word: then its first token continues the word.
         going_on = [number for number in with_offsets if number and _goes_on(texts[number - 1], sentences[number])]
         first = (np.cumsum(lengths) - lengths)[going_on]
         ids[first] = self._inside_word[ids[first]]
@@ -139,7 +139,7 @@ class SentenceEncoder:
         return self._tokenizer.known_gap(sentence.gap) + sentence.text
 
     def _encodings(self, sentences: Sequence[SentenceInText], texts: Sequence[str]) -> list[Encoding]:
-        """With offsets into `texts`, in order."""
+        """Encodings in order, with offsets into `texts`."""
         encodings: dict[int, Encoding] = {}
         for begins, tokenizer in ((True, self._tokenizer.beginning), (False, self._tokenizer.going_on)):
             numbers = [number for number, sentence in enumerate(sentences) if (sentence.gap is None) is begins]
@@ -148,13 +148,13 @@ class SentenceEncoder:
         return [encodings[number] for number in range(len(texts))]
 
     def characters_of(self, sentence: SentenceInText, count: int) -> int:
-        """How many characters of a sentence its first `count` tokens hold; it has more tokens."""
+        """Characters in the first `count` tokens of a sentence, which has more tokens."""
         text = self._with_gap(sentence)
         [encoding] = self._encodings([sentence], [text])
         return max(int(encoding.offsets[count][0]) - (len(text) - len(sentence.text)), 0)
 
     def unknown_characters(self, texts: Sequence[str]) -> Counter[str]:
-        """Characters of the unknown words of `texts`: those that are unknown alone; all of a word without one."""
+        """Characters of the unknown words: those unknown by themselves, or all characters if a word has none."""
         counts: Counter[str] = Counter()
         alone: dict[str, bool] = {}
         for text in texts:
@@ -170,7 +170,7 @@ class SentenceEncoder:
 
 
 def _goes_on(before: str, sentence: SentenceInText) -> bool:
-    """Whether a sentence goes on in the last word of the text before it."""
+    """Whether a sentence continues the last word of the text before it."""
     return sentence.gap == "" and bool(_INSIDE.match(before, len(before) - 1) and _INSIDE.match(sentence.text))
 
 
@@ -184,23 +184,24 @@ def _ids(encodings: Sequence[Encoding]) -> tuple[np.ndarray, np.ndarray]:
 def _with_words(
     texts: Sequence[str], encodings: Sequence[Encoding], bytes_of_tokens: np.ndarray | None = None
 ) -> Tokens:
-    """Tokens whose words are found in `texts`, to which the offsets of `encodings` belong.
+    """The tokens of `encodings`, with the words of their `texts`.
 
-    bytes_of_tokens (V,): the byte for which a token of byte fallback stands, -1 for others.
+    A token starts a word if it begins in a later word than the one in which the token before it ends. A single space
+    before a word belongs to the word; line ends and other spaces are words of their own.
 
-    A token starts a word if it begins in a later one than the token before it ends in. One space just before a word
-    belongs to the word; a line end and other spaces stand alone.
+    Args:
+        bytes_of_tokens: (V,) the byte that a token of byte fallback stands for, -1 for other tokens.
     """
     ids, lengths = _ids(encodings)
     if len(ids) == 0:
         return Tokens(ids, np.zeros(0, dtype=bool), lengths)
-    # All at once, with offsets into the texts written one after the other.
+    # All texts at once: offsets are into their concatenation.
     text = "".join(texts)
     begins = np.array([0, *accumulate(map(len, texts))], dtype=np.int64)
     words = _words(texts, begins)
     characters = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     is_space = _IS_SPACE[np.minimum(characters, len(_IS_SPACE) - 1)]
-    before = np.concatenate([[0], np.cumsum(~is_space)])  # characters that are no spaces before each offset
+    before = np.concatenate([[0], np.cumsum(~is_space)])  # number of non-spaces before each offset
     starts_word = np.zeros(len(text) + 1, dtype=bool)
     starts_word[words] = True
 
@@ -223,12 +224,12 @@ def _with_words(
 def _segmented(
     texts: Sequence[tuple[str, list[tuple[int, int]]]], encodings: Sequence[Encoding], starts_word: np.ndarray
 ) -> np.ndarray:
-    """`starts_word` (N,) of the tokens of texts, with the words of their unspaced runs as their scripts have them.
+    """`starts_word` (N,), changed inside runs of scripts without spaces to the words of these scripts.
 
     Args:
         texts: each with the (start, end) offsets of its unspaced runs.
-        encodings: of the texts, with offsets into each.
-        starts_word: as the vocabulary says it.
+        encodings: of the texts.
+        starts_word: according to the vocabulary.
     """
     words = _with_words([text for text, _ in texts], encodings)
     begins = np.cumsum([0, *(len(text) for text, _ in texts)])
@@ -244,7 +245,7 @@ def _segmented(
 
 
 def _words(texts: Sequence[str], begins: np.ndarray) -> np.ndarray:
-    """Offsets of the words of `texts`, written one after the other, each at its offset in `begins`; ascending."""
+    """Ascending offsets of the words in the concatenation of `texts`, which begin at the offsets `begins`."""
     found: list[int] = []
     for text, begin in zip(texts, begins.tolist(), strict=False):
         starts = word_starts(text)

@@ -1,4 +1,4 @@
-"""A tokenizer trained on the text itself, of any of the kinds that encoders use; the same text gives the same file.
+"""Trains a tokenizer of any of the kinds that encoders use; the same text gives the same file.
 
 | kind | special tokens and frame of | unknown token |
 |---|---|---|
@@ -20,7 +20,15 @@ from transformers import PreTrainedTokenizerFast
 
 from dwt_ds.prepare import case_and_accents
 from dwt_ds.prepare.case_and_accents import Treatment, Wishes
-from dwt_ds.prepare.tokenizer import BERT_SPECIAL_TOKENS, LONGEST_WORD, bert_normalizer, wordpiece_tokenizer
+from dwt_ds.prepare.tokenizer import (
+    BERT_SPECIAL_TOKENS,
+    LONGEST_WORD,
+    bert_normalizer,
+    check_size,
+    most_frequent_first,
+    set_frame,
+    wordpiece_tokenizer,
+)
 from dwt_ds.prepare.train_unigram import ROBERTA_SPECIAL_TOKENS, train_unigram
 
 Kind = Literal["wordpiece", "bpe", "unigram", "characters"]
@@ -37,10 +45,10 @@ ESM_SPECIAL_TOKENS = {
 _ALPHABET_CHARACTERS = 1000
 _COVERED = 0.9995
 _ALPHABET_OF_ENTRIES = 0.9
-# The words that no byte-level entry spans, as GPT-2 and RoBERTa cut them, but that marks belong to their letters: the
-# vowel signs of Hindi or Thai would end a word otherwise.
+# No byte-level entry spans two of these words, which are those of GPT-2 and RoBERTa, but with marks as a part of their
+# letters: otherwise the vowel signs of Hindi or Thai would end a word.
 _BPE_WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
-# Text without spaces has words beyond LONGEST_WORD. Where they hold more than this share of it, the limit is raised.
+# Text without spaces has words beyond LONGEST_WORD. If they have more than this share of it, the limit is raised.
 _IN_LONG_WORDS = 0.001
 _LONGEST_UNSPACED = 1000
 
@@ -53,8 +61,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of at most `vocab_size` entries.
 
-    WordPiece drops capitals unless `wishes` say otherwise, the other kinds keep them, as their model families do.
-    Accents go with capitals, unless the text needs them. Raises ValueError where `vocab_size` is too small.
+    Unless `wishes` say otherwise, WordPiece drops capitals and the other kinds keep them, as their model families do.
+    Accents are dropped with the capitals, unless the text needs them. Raises ValueError if `vocab_size` is too small.
     """
     lines = [line for text in texts for line in text.split("\n")]
     characters: Counter[str] = Counter()
@@ -71,7 +79,7 @@ def train_tokenizer(
 
 
 def normalizer_of(treatment: Treatment) -> normalizers.Normalizer | None:
-    """For the kinds that otherwise leave text as it is; None where they do here."""
+    """The normalizer of the kinds other than WordPiece; None if it would change nothing."""
     steps: list[normalizers.Normalizer] = []
     if treatment.strip_accents:
         steps += [normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
@@ -87,15 +95,11 @@ def _train_wordpiece(lines: Sequence[str], vocab_size: int, treatment: Treatment
     words: Counter[str] = Counter()
     for line in lines:
         words.update(tokenizer.normalizer.normalize_str(line).split())
-    # The trainer numbers single characters as a hash map yields them, and breaks ties between merges by those numbers:
-    # naming them all beforehand, in order, is what makes two runs agree.
+    # The trainer numbers single characters in the order of a hash map, and breaks ties between merges by these numbers.
+    # Listing the characters beforehand makes two runs agree.
     characters, alphabet = _wordpiece_characters(words, vocab_size)
     first_entries = list(BERT_SPECIAL_TOKENS.values()) + characters
-    if vocab_size <= len(first_entries):
-        raise ValueError(
-            f"--train-tokenizer {vocab_size}: the special tokens and the text's single characters alone need "
-            f"{len(first_entries)} entries; ask for more"
-        )
+    check_size(vocab_size, len(first_entries), "the special tokens and the text's single characters")
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -112,10 +116,9 @@ def _train_wordpiece(lines: Sequence[str], vocab_size: int, treatment: Treatment
 
 
 def _wordpiece_characters(words: Counter[str], vocab_size: int) -> tuple[list[str], int]:
-    """Entries for single characters, at the start of a word ("c") and inside one ("##c"), each list sorted; and how
-    many characters these are.
+    """(entries for the most frequent characters, number of these characters).
 
-    The most frequent characters after normalisation, ties by code point.
+    First the sorted characters ("c"), then those that occur inside words ("##c").
     """
     counts: Counter[str] = Counter()
     inside: set[str] = set()
@@ -126,7 +129,7 @@ def _wordpiece_characters(words: Counter[str], vocab_size: int) -> tuple[list[st
     needs_both = {character for character in inside if not _stands_alone(character)}
     kept: list[str] = []
     covered = entries = 0
-    for character in sorted(counts, key=lambda character: (-counts[character], character)):
+    for character in most_frequent_first(counts):
         entries += 1 + (character in needs_both)
         full = covered >= _COVERED * counts.total() or entries > _ALPHABET_OF_ENTRIES * vocab_size
         if full and len(kept) >= _ALPHABET_CHARACTERS:
@@ -146,7 +149,7 @@ def _stands_alone(character: str) -> bool:
 def _train_bpe(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> PreTrainedTokenizerFast:
     special = list(dict.fromkeys(ROBERTA_SPECIAL_TOKENS.values()))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    _check_size(vocab_size, len(special) + len(alphabet), "the special tokens and the 256 bytes")
+    check_size(vocab_size, len(special) + len(alphabet), "the special tokens and the 256 bytes")
     tokenizer = Tokenizer(models.BPE())
     normalizer = normalizer_of(treatment)
     if normalizer is not None:
@@ -168,7 +171,7 @@ def _train_bpe(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> P
     tokenizer.decoder = decoders.ByteLevel()
     end, start = (("</s>", special.index("</s>")), ("<s>", special.index("<s>")))
     tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=True, add_prefix_space=False)
-    # As RoBERTa's, the mask takes the space before it.
+    # As in RoBERTa, the mask includes the space before it.
     special_tokens: dict[str, Any] = ROBERTA_SPECIAL_TOKENS | {"mask_token": AddedToken("<mask>", lstrip=True)}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **special_tokens
@@ -177,28 +180,18 @@ def _train_bpe(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> P
 
 def _train_characters(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> PreTrainedTokenizerFast:
     special = list(dict.fromkeys(ESM_SPECIAL_TOKENS.values()))
-    _check_size(vocab_size, len(special), "the special tokens")
+    check_size(vocab_size, len(special), "the special tokens")
     normalizer = normalizer_of(treatment)
     counts: Counter[str] = Counter()
     for line in lines:
         counts.update(normalizer.normalize_str(line) if normalizer is not None else line)
-    ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    entries = special + sorted(ranked[: vocab_size - len(special)])
+    entries = special + sorted(most_frequent_first(counts)[: vocab_size - len(special)])
     tokenizer = Tokenizer(models.WordLevel({entry: n for n, entry in enumerate(entries)}, unk_token="<unk>"))
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<cls> $A <eos>",
-        pair="<cls> $A <eos> $B <eos>",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<cls>", "<eos>")],
-    )
+    set_frame(tokenizer, ("<cls>", "<eos>"), single="<cls> $A <eos>", pair="<cls> $A <eos> $B <eos>")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **ESM_SPECIAL_TOKENS
     )
-
-
-def _check_size(vocab_size: int, needed: int, of_what: str) -> None:
-    if vocab_size <= needed:
-        raise ValueError(f"--train-tokenizer {vocab_size}: {of_what} alone need {needed} entries; ask for more")

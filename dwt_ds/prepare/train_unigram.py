@@ -1,9 +1,9 @@
-"""A Unigram tokenizer (Kudo 2018) that is the same for the same text.
+"""Trains a Unigram tokenizer (Kudo 2018) deterministically.
 
-The trainer of the tokenizers library sums in the order of a hash map, so that no two runs agree. Here byte-pair merges
-propose the pieces; then the most probable segmentation of the text is counted and the pieces it uses least are dropped,
-in turns, until the wanted number is left. Counts are whole numbers and ties go by the piece, so nothing is left to
-chance; segmenting is the library's.
+The trainer of the tokenizers library sums in the order of a hash map, so no two of its runs agree. Here byte-pair
+merges propose the pieces. Then, in turns, the most probable segmentation of the text is counted and the least used
+pieces are dropped, until the wanted number is left. Counts are integers and ties are broken by the piece, so the same
+text gives the same tokenizer. The library does the segmenting.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import regex
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from dwt_ds.prepare.tokenizer import check_size, most_frequent_first, set_frame
 
 ROBERTA_SPECIAL_TOKENS = {
     "bos_token": "<s>",
@@ -28,13 +30,13 @@ ROBERTA_SPECIAL_TOKENS = {
 }
 _SPACE = "\u2581"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-# What pieces are learned from: words with the space before them, and punctuation, in which no piece spans two.
+# Pieces are learned from words with the space before them, and from punctuation marks; no piece spans two of them.
 _WORD = regex.compile(rf"{_SPACE}?(?:\p{{Punctuation}}|[^{_SPACE}\p{{Punctuation}}]+)|{_SPACE}")
-# The most frequent words, until they have so many characters: where there are no spaces, nearly each is another.
+# Learn from the most frequent words, up to this many characters: without spaces, nearly every word is another.
 _LEARNED_CHARACTERS = 16_000_000
-# The alphabet covers this share of the text; what is beyond becomes bytes. Kudo and Richardson 2018.
+# The alphabet covers this share of the text; other characters become bytes (Kudo and Richardson 2018).
 _COVERED = 0.9995
-# Pieces that are proposed, for each that is wanted.
+# Proposed pieces for each wanted one.
 _PROPOSED_PIECES = 3
 _KEPT_A_TURN = 0.75
 _TURNS_AT_THE_END = 2
@@ -51,14 +53,10 @@ def train_unigram(
     special = list(dict.fromkeys(ROBERTA_SPECIAL_TOKENS.values()))
     words = _words(lines, normalizer)
     alphabet = _alphabet(words)
-    room = vocab_size - len(special) - len(_BYTES)
-    if room <= len(alphabet):
-        raise ValueError(
-            f"--train-tokenizer {vocab_size}: the special tokens, 256 bytes and the text's characters alone need "
-            f"{vocab_size - room + len(alphabet)} entries; ask for more"
-        )
-    scores = _learned_scores(words, alphabet, room)
-    # Special tokens and bytes stand in the vocabulary, but are never the best reading of text that looks like them.
+    fixed = len(special) + len(_BYTES)
+    check_size(vocab_size, fixed + len(alphabet), "the special tokens, 256 bytes and the text's characters")
+    scores = _learned_scores(words, alphabet, vocab_size - fixed)
+    # Special tokens and bytes score so low that text which looks like them is never segmented into them.
     never = min(scores.values()) - 100.0
     vocabulary = [(entry, never) for entry in special + _BYTES]
     vocabulary += sorted(scores.items(), key=lambda item: (-item[1], item[0]))
@@ -69,11 +67,7 @@ def train_unigram(
     tokenizer.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")],
-    )
+    set_frame(tokenizer, ("<s>", "</s>"), single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_input_names=["input_ids", "attention_mask"],
@@ -82,14 +76,14 @@ def train_unigram(
 
 
 def _words(lines: Sequence[str], normalizer: normalizers.Normalizer | None) -> dict[str, int]:
-    """Words and how often they occur, the most frequent first, ties by the word."""
+    """Words and how often they occur, the most frequent first."""
     counts: Counter[str] = Counter()
     for line in lines:
         text = normalizer.normalize_str(line) if normalizer is not None else line
         counts.update(_WORD.findall(_SPACE + text.replace(" ", _SPACE)))
     kept: dict[str, int] = {}
     characters = 0
-    for word in sorted(counts, key=lambda word: (-counts[word], word)):
+    for word in most_frequent_first(counts):
         characters += len(word)
         if characters > _LEARNED_CHARACTERS:
             break
@@ -104,7 +98,7 @@ def _alphabet(words: dict[str, int]) -> list[str]:
             counts[character] += count
     kept: list[str] = []
     covered = 0
-    for character in sorted(counts, key=lambda character: (-counts[character], character)):
+    for character in most_frequent_first(counts):
         if covered >= _COVERED * counts.total():
             break
         kept.append(character)
@@ -115,7 +109,7 @@ def _alphabet(words: dict[str, int]) -> list[str]:
 def _learned_scores(words: dict[str, int], alphabet: list[str], size: int) -> dict[str, float]:
     """Pieces, the alphabet among them, with their log probabilities."""
     pieces = _proposed(words, alphabet, _PROPOSED_PIECES * size)
-    scores = dict.fromkeys(pieces, -1.0)  # at first the reading of the fewest pieces is the best
+    scores = dict.fromkeys(pieces, -1.0)  # at first, the segmentation into the fewest pieces is the best
     single = set(alphabet)
     turns_left = _TURNS_AT_THE_END
     while turns_left:
@@ -133,7 +127,7 @@ def _learned_scores(words: dict[str, int], alphabet: list[str], size: int) -> di
 
 
 def _proposed(words: dict[str, int], alphabet: list[str], size: int) -> list[str]:
-    """What byte-pair encoding merges in `words`, the alphabet first."""
+    """The alphabet, then the pieces that byte-pair encoding merges in `words`."""
     merging = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -155,6 +149,6 @@ def _counts(words: dict[str, int], scores: dict[str, float]) -> dict[str, int]:
     lengths = [len(encoding.ids) for encoding in encodings]
     ids = np.concatenate([encoding.ids for encoding in encodings])
     weights = np.repeat(np.array(list(words.values()), dtype=np.int64), lengths)
-    # Exact: as floats, whole numbers up to 2^53 add without rounding.
+    # Exact: floats add whole numbers up to 2^53 without rounding.
     counts = np.bincount(ids, weights=weights, minlength=len(scores) + 1)[1:].astype(np.int64)
     return dict(zip(scores, counts.tolist(), strict=True))

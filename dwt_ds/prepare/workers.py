@@ -19,13 +19,13 @@ Result = TypeVar("Result")
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """function(item) for each item, in order; `function` and items must pickle.
 
-    At most two items a worker are in progress, so memory does not grow with the number of items. With one worker
-    everything runs in this process. Raises ChildProcessError where a worker was killed, as when memory runs out.
+    At most two items per worker are in progress, so memory does not grow with the number of items. With one worker,
+    everything runs in this process. Raises ChildProcessError if a worker was killed, for instance out of memory.
     """
     if workers <= 1:
         yield from map(function, items)
         return
-    # Not fork: this process may hold threads (tokenizers, Arrow), whose locks a forked child would inherit.
+    # Not fork: this process may have threads (tokenizers, Arrow), whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
         waiting: deque[Future[Result]] = deque()
@@ -41,14 +41,14 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
                 f"a worker process was killed (out of memory?); try fewer than {workers} workers (--workers)"
             ) from None
         except BaseException:
-            # Leaving the pool would wait for its workers; nothing they write appears half-written.
+            # Leaving the pool would wait for the workers. Killing them is safe: they write files atomically.
             for process in list(pool._processes.values()):
                 process.kill()
             raise
 
 
 def _follow_parent() -> None:
-    """Leave SIGINT to the parent, and end with it: a pool's worker would wait for ever for a killed parent."""
+    """Leave SIGINT to the parent, and exit with it: a worker would wait forever for a killed parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

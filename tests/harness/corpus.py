@@ -18,7 +18,7 @@ from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
 from dwt_ds.prepare.sentences import sentence_spans
-from dwt_ds.prepare.sources import RecordForm
+from dwt_ds.prepare.sources import TextForm
 
 _SYLLABLES = ["ka", "lo", "mi", "ren", "tu", "sha", "vel", "do", "pir", "an", "gos", "el"]
 
@@ -89,7 +89,7 @@ Make = Callable[..., PreparedData]
 def make(vocab_file: Path) -> Make:
     """make(out, *files, **options) -> PreparedData, with the small vocabulary unless told otherwise."""
 
-    def make(out: Path, *files: Path, records: RecordForm = RecordForm(), **options: Any) -> PreparedData:  # noqa: B008
+    def make(out: Path, *files: Path, records: TextForm = TextForm(), **options: Any) -> PreparedData:  # noqa: B008
         if "train_tokenizer" not in options:
             options.setdefault("tokenizer", str(vocab_file))
         options.setdefault("validation", 0.1)

@@ -14,13 +14,12 @@ import pyarrow.parquet
 import pytest
 
 from dwt_ds.cli.main import main
-from dwt_ds.prepare import encoding as encoding_module
 from dwt_ds.prepare import reading
 from dwt_ds.prepare.encoding import TextDecoder, known_encoding
 from dwt_ds.prepare.encoding_guess import guess_encoding
 from dwt_ds.prepare.hub import HubDataset
 from dwt_ds.prepare.reading import LocalFile
-from dwt_ds.prepare.sources import SourceCounts
+from dwt_ds.prepare.sources import UTF_8, SourceCounts, TextForm
 
 TEXTS = {
     "Chinese": "这是关于城市与学校还有图书馆的事情，然后他们讨论了天气和经济的发展问题。",
@@ -79,7 +78,7 @@ ENCODED = [
 
 def read(path: Path, encoding: str = "utf-8") -> tuple[list[str], SourceCounts]:
     counts = SourceCounts()
-    return list(LocalFile(path, encoding=encoding).documents(counts)), counts
+    return list(LocalFile(path, TextForm(encoding=encoding)).documents(counts)), counts
 
 
 @pytest.mark.parametrize(("language", "encoding", "guess"), ENCODED)
@@ -236,7 +235,7 @@ def test_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_names_of_encodings() -> None:
-    assert known_encoding("UTF8") == encoding_module.UTF_8
+    assert known_encoding("UTF8") == UTF_8
     for name in ("latin9000", "base64", "rot13", ""):
         with pytest.raises(ValueError, match=f"--encoding {name}: Python knows no such encoding"):
             known_encoding(name)
@@ -245,4 +244,4 @@ def test_names_of_encodings() -> None:
 def test_the_default_encoding_is_no_part_of_the_identity(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     assert set(LocalFile(tmp_path / "a").identity()) == {"file", "bytes", "modified_ns"}
-    assert LocalFile(tmp_path / "a", encoding="gb18030").identity()["encoding"] == "gb18030"
+    assert LocalFile(tmp_path / "a", TextForm(encoding="gb18030")).identity()["encoding"] == "gb18030"

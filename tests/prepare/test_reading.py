@@ -16,13 +16,13 @@ from harness.corpus import compressed
 from dwt_ds.prepare import reading, sources
 from dwt_ds.prepare.hub import HubDataset
 from dwt_ds.prepare.reading import LocalFile, find_files
-from dwt_ds.prepare.sources import RecordForm, SourceCounts
+from dwt_ds.prepare.sources import SourceCounts, TextForm
 
 DOCUMENTS = ["A heading\nFirst line of the first.", "Second document, caf\u00e9.", "Third:\nits end."]
 TEXT = "A heading\nFirst line of the first.\n\n\n  Second document, caf\u00e9.  \r\n\t\nThird:\nits end."
 
 
-def read(path: Path, records: RecordForm = RecordForm()) -> tuple[list[str], SourceCounts]:  # noqa: B008
+def read(path: Path, records: TextForm = TextForm()) -> tuple[list[str], SourceCounts]:  # noqa: B008
     counts = SourceCounts()
     return list(LocalFile(path, records).documents(counts)), counts
 
@@ -130,7 +130,7 @@ def test_unreadable_records_are_counted(tmp_path: Path) -> None:
 def test_records_that_are_lines(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"line": text}) + "\n" for text in ["a 1", "a 2", "", "b 1", " ", "", "c 1"]))
-    assert read(path, RecordForm("line", are_lines=True))[0] == ["a 1\na 2", "b 1", "c 1"]
+    assert read(path, TextForm("line", are_lines=True))[0] == ["a 1\na 2", "b 1", "c 1"]
 
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"id": [1], "body": ["x"]}), path)
     with pytest.raises(ValueError, match='has no column "text" but id, body: name one with --text-column'):
         read(path)
-    assert read(path, RecordForm("body"))[0] == ["x"]
+    assert read(path, TextForm("body"))[0] == ["x"]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
@@ -156,14 +156,14 @@ def test_damaged_compression_names_the_file(tmp_path: Path, suffix: str) -> None
 def test_find_files(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "c.md"):
         (tmp_path / name).write_text("x")
-    found = find_files([f"{tmp_path}/*.txt", str(tmp_path / "c.md")], RecordForm())
+    found = find_files([f"{tmp_path}/*.txt", str(tmp_path / "c.md")], TextForm())
     assert [file.path.name for file in found] == ["a.txt", "b.txt", "c.md"]
     with pytest.raises(FileNotFoundError, match=r"--text .*\*.rst: no such file"):
-        find_files([f"{tmp_path}/*.rst"], RecordForm())
+        find_files([f"{tmp_path}/*.rst"], TextForm())
     with pytest.raises(ValueError, match="is a folder: name its files"):
-        find_files([str(tmp_path)], RecordForm())
+        find_files([str(tmp_path)], TextForm())
     with pytest.raises(ValueError, match="named twice"):
-        find_files([f"{tmp_path}/*.txt", str(tmp_path / "a.txt")], RecordForm())
+        find_files([f"{tmp_path}/*.txt", str(tmp_path / "a.txt")], TextForm())
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def saved(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.mark.parametrize(("kind", "streaming"), [("disk", False), ("parquet", False), ("parquet", True)])
 def test_datasets(saved: Callable[[str], str], kind: str, streaming: bool) -> None:
-    source = HubDataset.parse(saved(kind), streaming, RecordForm())
+    source = HubDataset.parse(saved(kind), streaming, TextForm())
     for _ in range(2):  # it is read twice
         counts = SourceCounts()
         assert list(source.documents(counts)) == DOCUMENTS
@@ -202,13 +202,13 @@ def test_datasets(saved: Callable[[str], str], kind: str, streaming: bool) -> No
     ],
 )
 def test_dataset_names(text: str, expected: tuple[Any, ...]) -> None:
-    source = HubDataset.parse(text, False, RecordForm())
+    source = HubDataset.parse(text, False, TextForm())
     assert (source.dataset, source.config, source.split) == expected
 
 
 def test_datasets_that_cannot_be_read(saved: Callable[[str], str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="write NAME, NAME:CONFIG"):
-        HubDataset.parse("a:b:c:d", False, RecordForm())
+        HubDataset.parse("a:b:c:d", False, TextForm())
     with pytest.raises(ValueError, match="--dataset .* cannot be loaded: "):
         list(HubDataset(str(tmp_path / "nowhere")).documents(SourceCounts()))
     (tmp_path / "broken").mkdir()
@@ -216,4 +216,4 @@ def test_datasets_that_cannot_be_read(saved: Callable[[str], str], tmp_path: Pat
     with pytest.raises(ValueError, match=r"--dataset .*broken::train cannot be (read|loaded): "):
         list(HubDataset(str(tmp_path / "broken"), streaming=True).documents(SourceCounts()))
     with pytest.raises(ValueError, match='has no column "body" but '):
-        list(HubDataset(saved("disk"), records=RecordForm("body")).documents(SourceCounts()))
+        list(HubDataset(saved("disk"), form=TextForm("body")).documents(SourceCounts()))

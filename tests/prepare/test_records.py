@@ -15,14 +15,14 @@ from harness.corpus import compressed
 from dwt_ds.cli.main import main
 from dwt_ds.prepare import reading, records, sources
 from dwt_ds.prepare.reading import LocalFile, find_files
-from dwt_ds.prepare.sources import RecordForm, SourceCounts
+from dwt_ds.prepare.sources import SourceCounts, TextForm
 
 DOCUMENTS = ["A heading\nFirst line of the first.", "Second document, caf\u00e9.", "Third:\nits end."]
 JSON_LINES = "".join(json.dumps({"id": "1", "url": "x", "title": "A", "text": text}) + "\n" for text in DOCUMENTS)
 DEEP = "[" * 100_000
 
 
-def read(path: Path, form: RecordForm = RecordForm()) -> tuple[list[str], SourceCounts]:  # noqa: B008
+def read(path: Path, form: TextForm = TextForm()) -> tuple[list[str], SourceCounts]:  # noqa: B008
     counts = SourceCounts()
     return list(LocalFile(path, form).documents(counts)), counts
 
@@ -33,7 +33,7 @@ def test_json_lines_of_any_name_are_records(tmp_path: Path, name: str) -> None:
     path.parent.mkdir(exist_ok=True)
     suffix = path.suffix if path.suffix in (".gz", ".zst") else ""
     path.write_bytes(compressed(JSON_LINES.encode(), suffix))
-    [file] = find_files([f"{tmp_path}/**"], RecordForm())
+    [file] = find_files([f"{tmp_path}/**"], TextForm())
     counts = SourceCounts()
     assert list(file.documents(counts)) == DOCUMENTS
     assert counts.read_as == "JSON lines"
@@ -95,7 +95,7 @@ def test_json_lines_without_the_column_name_those_there_are(tmp_path: Path) -> N
     (tmp_path / "wiki_00").write_text('{"id": 1, "body": "Prose."}\n' * 7)
     with pytest.raises(ValueError, match='wiki_00 has no column "text" but id, body: name one with --text-column'):
         read(tmp_path / "wiki_00")
-    assert len(read(tmp_path / "wiki_00", RecordForm("body"))[0]) == 7
+    assert len(read(tmp_path / "wiki_00", TextForm("body"))[0]) == 7
 
 
 def test_a_deep_line_is_a_broken_line(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_file_names_that_are_not_utf_8_are_refused_at_the_start(tmp_path: Path) 
             file.write("Some text.\n")
     for pattern, shown in (("caf*.txt", r"caf\\xe9.txt"), ("doss*/*.txt", r"dossier\\xe9/plain.txt")):
         with pytest.raises(ValueError, match=rf"--text .*{shown}: its name is not UTF-8: rename it"):
-            find_files([f"{tmp_path}/{pattern}"], RecordForm())
+            find_files([f"{tmp_path}/{pattern}"], TextForm())
 
 
 @pytest.mark.parametrize("option", ["--out", "--tokenizer", "--text", "--dataset"])
