@@ -1,8 +1,8 @@
 """Show how a run in progress is doing: its last line, curves, who runs it, and what is wrong.
 
-Wrong are: a rank that keeps the others waiting, no new line for long, skipped steps, a loss that is not finite, a disk
-that is nearly full, a run that ended before its last step. Reads the run's folder alone, so it works on any machine
-that sees it, and changes nothing there. Follows the run to its end; with --once, or where the output is no terminal, it
+It reports a rank that keeps the others waiting, a long time without a new line, skipped steps, a loss that is not
+finite, a nearly full disk, and a run that ended before its last step. It only reads the run's folder, so it works on
+any machine that sees the folder. It follows the run to its end; with --once, or if the output is not a terminal, it
 prints once, and the exit code is 1 if something is wrong.
 """
 
@@ -13,6 +13,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
+
+# Columns beyond which a curve is not easier to read.
+_WIDEST = 120
+# The cursor home, and everything below it erased.
+_CLEAR = "\x1b[H\x1b[J"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +50,3 @@ def main(args: argparse.Namespace) -> int:
             time.sleep(args.every)
         except KeyboardInterrupt:
             return 0
-
-
-# Columns beyond which a curve is not easier to read.
-_WIDEST = 120
-# The cursor home, and everything below it erased.
-_CLEAR = "\x1b[H\x1b[J"

@@ -59,13 +59,11 @@ def require_same_choices(choices: dict[str, str]) -> None:
 
 
 def _require_same(facts: dict[str, str], problem: str) -> None:
-    everyone = ranks.gather_from_ranks(RankFacts(host_name(), facts))
-    table = disagreements(everyone)
-    if not table:
-        return
-    if ranks.rank() == 0:
-        raise AllRanksError(f"{problem}:\n{table}")
-    raise OtherRankError(problem)
+    differing = disagreements(ranks.gather_from_ranks(RankFacts(host_name(), facts)))
+    if differing and ranks.rank() == 0:
+        raise AllRanksError(f"{problem}:\n{differing}")
+    if differing:
+        raise OtherRankError(problem)
 
 
 def disagreements(everyone: Sequence[RankFacts]) -> str:

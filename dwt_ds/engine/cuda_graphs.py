@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,25 +26,19 @@ _Shapes = tuple[torch.Size | None, ...]
 
 
 Output = TypeVar("Output")
-_Output = TypeVar("_Output", covariant=True)
 
 
-class Recording(Protocol[_Output]):
+@dataclass(frozen=True)
+class Recording(Generic[Output]):
     """A recorded pass."""
 
-    @property
-    def output(self) -> _Output:
-        """What the pass computes, overwritten by each replay."""
+    graph: torch.cuda.CUDAGraph
+    output: Output
+    """What the pass computes, overwritten by each replay."""
 
     def replay(self) -> None:
         """Repeat the pass on what is in its inputs' buffers now."""
-
-
-class Recorder(Protocol):
-    """Records passes that may share memory: their outputs are read before another one is replayed."""
-
-    def record(self, forward: Callable[[], Output]) -> Recording[Output]:
-        """Record one call of `forward`, whose inputs have to stay where they are."""
+        self.graph.replay()
 
 
 def use_a_stream_that_can_be_recorded() -> None:
@@ -58,13 +52,16 @@ def use_a_stream_that_can_be_recorded() -> None:
 
 
 class CudaRecorder:
-    """Records into one pool of memory, which is freed with the last recording."""
+    """Records passes into one pool of memory, which is freed with the last recording.
+
+    The outputs of a pass have to be read before another pass of the same recorder is replayed.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, forward: Callable[[], Output]) -> Recording[Output]:
-        """Record one call of `forward`.
+        """Record one call of `forward`, whose inputs have to stay where they are.
 
         Raises:
             RuntimeError: it does what a graph cannot hold, such as reading a value. torch's allocator does not recover
@@ -85,16 +82,7 @@ class CudaRecorder:
                 f"train.cuda_graphs: a pass cannot be recorded ({one_line(error)}); set it to off"
             ) from error
         torch._C._cuda_clearCublasWorkspaces()
-        return _CudaRecording(graph, output)
-
-
-@dataclass(frozen=True)
-class _CudaRecording(Generic[Output]):
-    graph: torch.cuda.CUDAGraph
-    output: Output
-
-    def replay(self) -> None:
-        self.graph.replay()
+        return Recording(graph, output)
 
 
 class GraphedForward:
@@ -109,7 +97,7 @@ class GraphedForward:
         recorder: records its passes.
     """
 
-    def __init__(self, forward: Callable[..., Tensor], recorder: Recorder) -> None:
+    def __init__(self, forward: Callable[..., Tensor], recorder: CudaRecorder) -> None:
         self._forward, self._recorder = forward, recorder
         self._graphs: dict[_Shapes, _Graph] = {}
         self._last: _Shapes = ()
@@ -151,7 +139,9 @@ class _Graph:
         self.is_checked = False
 
     @classmethod
-    def record(cls, forward: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], recorder: Recorder) -> _Graph:
+    def record(
+        cls, forward: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], recorder: CudaRecorder
+    ) -> _Graph:
         buffers = [None if each is None else each.clone() for each in inputs]
         return cls(buffers, recorder.record(lambda: forward(*buffers)))
 

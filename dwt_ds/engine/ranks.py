@@ -55,12 +55,13 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         # Otherwise every rank starts a thread for each core of the machine.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_SIZE"])))
-    if get_accelerator().device_name() == "cpu":
+    on_cpu, on_cuda = (get_accelerator().device_name() == name for name in ("cpu", "cuda"))
+    if on_cpu:
         _keep_freed_memory()
     # The last collectives are recorded: NCCL's group writes them to a file when one times out, stuck.py before that.
     for name, value in (("TORCH_FR_BUFFER_SIZE", "2000"), ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")):
         os.environ.setdefault(name, value)
-    if get_accelerator().device_name() == "cuda":
+    if on_cuda:
         _number_of_visible_device(os.environ, get_accelerator().device_count())
     get_accelerator().set_device(local_rank())
     # Groups that ZeRO makes later would get torch's default of 10 or 30 minutes.
@@ -74,9 +75,9 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
             verbose=False,
         )
     distributed_c10d._set_pg_timeout(limit)
-    if get_accelerator().device_name() == "cuda":
-        _name_device_in_barriers()
-    if get_accelerator().device_name() == "cpu":
+    if on_cuda:
+        TorchBackend.barrier = _barrier_on_own_device
+    if on_cpu:
         dist.barrier()  # every rank has its buffer open
         _unlink_shared_buffer()
 
@@ -202,16 +203,12 @@ def _number_of_visible_device(environment: MutableMapping[str, str], devices: in
             environment[name] = number
 
 
-def _name_device_in_barriers() -> None:
-    """Make DeepSpeed's barriers name this rank's device.
+def _barrier_on_own_device(backend: Any, device_ids: list[int] | None = None, **others: Any) -> Any:
+    """DeepSpeed's barrier, with this rank's device named.
 
     DeepSpeed 0.19.8 names none, and binds no device to a group of one rank, which NCCL cannot split (DeepSpeed #8248).
     NCCL would then guess the device by the global rank, and torch would warn of that at the end of a run.
     """
-    TorchBackend.barrier = _barrier_on_own_device
-
-
-def _barrier_on_own_device(backend: Any, device_ids: list[int] | None = None, **others: Any) -> Any:
     return _DEEPSPEEDS_BARRIER(backend, device_ids=device_ids or [get_accelerator().current_device()], **others)
 
 

@@ -19,7 +19,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
-from dwt_ds.engine.cuda_graphs import Recorder
+from dwt_ds.engine.cuda_graphs import CudaRecorder
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
 from dwt_ds.engine.flat_gradients import FlatGradients, can_be_flat
 from dwt_ds.engine.gradient_norm import take_one_norm_a_step
@@ -59,7 +59,9 @@ def check_monitors(ds: DeepSpeedJson) -> None:
             raise ValueError(f"{place}=true: {package} is not installed; pip install {package}")
 
 
-def start_student(objective: nn.Module, ds_values: dict[str, Any], recorder: Recorder | None = None) -> StudentEngine:
+def start_student(
+    objective: nn.Module, ds_values: dict[str, Any], recorder: CudaRecorder | None = None
+) -> StudentEngine:
     """DeepSpeed's engine around the student and its loss.
 
     Args:

@@ -17,7 +17,7 @@ from dwt_ds.base.words import one_line
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.distill.objective import SharedEntries, TeacherView
-from dwt_ds.engine.cuda_graphs import GraphedForward, Recorder
+from dwt_ds.engine.cuda_graphs import CudaRecorder, GraphedForward
 from dwt_ds.engine.ranks import gather_from_ranks
 from dwt_ds.models.build import parameter_count
 from dwt_ds.models.load import load_masked_lm
@@ -72,7 +72,7 @@ class TeacherEngine:
         seq_len: int,
         sharded: bool = False,
         trust_remote_code: bool = False,
-        recorder: Recorder | None = None,
+        recorder: CudaRecorder | None = None,
     ) -> None:
         self._path, self._dtype, self._device, self._seq_len = path, _DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dwt_ds.data.batches import Batch
 from dwt_ds.distill.objective import Losses, LossScale, TeacherView
-from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES, Recorder, Recording
+from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES, CudaRecorder, Recording
 from dwt_ds.engine.flat_gradients import FlatGradients
 from dwt_ds.engine.ranks import rank
 
@@ -42,7 +42,7 @@ class GraphedTraining:
     """
 
     def __init__(
-        self, objective: nn.Module, gradients: FlatGradients, recorder: Recorder, loss_scale: Callable[[], float]
+        self, objective: nn.Module, gradients: FlatGradients, recorder: CudaRecorder, loss_scale: Callable[[], float]
     ) -> None:
         self._objective, self._gradients, self._recorder = objective, gradients, recorder
         self._loss_scale = loss_scale

@@ -15,7 +15,7 @@ from dwt_ds.engine.checkpoint.resume import newest_checkpoint
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
 from dwt_ds.export.model_card import held_out_losses_at, model_card
 from dwt_ds.export.writer import write_export
-from dwt_ds.models.build import build_student
+from dwt_ds.models.build import build_student, data_sizes
 
 # Names of the student's parameters inside the trained objective.
 _PREFIX = "student.model."
@@ -46,15 +46,7 @@ def _export(checkpoint: Path, run: Path, out: Path) -> int:
     facts, state = RunFacts.from_manifest(manifest), RunState(**manifest["state"])
     tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
     student = StudentConfig(**facts.settings["student"])
-    model = build_student(
-        student,
-        vocab_size=facts.vocab_size,
-        seq_len=facts.seq_len,
-        pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-        mask_token_id=tokenizer.mask_token_id,
-    )
+    model = build_student(student, **data_sizes(tokenizer, vocab_size=facts.vocab_size, seq_len=facts.seq_len))
     weights = checkpoint_fp32_weights(checkpoint)
     names = model.state_dict().keys()
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from typing_extensions import NotRequired, Unpack
 
 from dwt_ds.base.words import nearest, one_line
 from dwt_ds.config.schema import StudentConfig
@@ -55,6 +56,29 @@ _SET_BY = {
     "max_position_embeddings": "student.max_positions",
     "attn_implementation": "student.attention",
 }
+
+
+class DataSizes(TypedDict):
+    """What the data folder and its tokenizer decide of a student; see `student_model_config`."""
+
+    vocab_size: int
+    seq_len: int
+    pad_token_id: int
+    cls_token_id: NotRequired[int | None]
+    sep_token_id: NotRequired[int | None]
+    mask_token_id: NotRequired[int | None]
+
+
+def data_sizes(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, seq_len: int) -> DataSizes:
+    """Those of a data folder with this tokenizer."""
+    return DataSizes(
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        pad_token_id=tokenizer.pad_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+    )
 
 
 def student_model_config(
@@ -112,30 +136,13 @@ def student_model_config(
         raise ValueError(_refused(student, error)) from error
 
 
-def build_student(
-    student: StudentConfig,
-    *,
-    vocab_size: int,
-    seq_len: int,
-    pad_token_id: int,
-    cls_token_id: int | None = None,
-    sep_token_id: int | None = None,
-    mask_token_id: int | None = None,
-) -> PreTrainedModel:
+def build_student(student: StudentConfig, **data: Unpack[DataSizes]) -> PreTrainedModel:
     """A randomly initialised student in fp32, in training mode; call `torch.manual_seed` before it.
 
     Arguments and errors are those of `student_model_config`; also a ValueError for an attention implementation that the
     family or the machine lacks.
     """
-    config = student_model_config(
-        student,
-        vocab_size=vocab_size,
-        seq_len=seq_len,
-        pad_token_id=pad_token_id,
-        cls_token_id=cls_token_id,
-        sep_token_id=sep_token_id,
-        mask_token_id=mask_token_id,
-    )
+    config = student_model_config(student, **data)
     implementation = attention_implementation(student.attention, masked_lm_class(config))
     try:
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, Pre
 
 from dwt_ds.base.files import add_to_digest
 from dwt_ds.base.words import one_line
-from dwt_ds.models.build import Attention, attention_implementation, masked_lm_class
+from dwt_ds.models.build import attention_implementation, masked_lm_class
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
@@ -23,7 +23,6 @@ def load_masked_lm(
     *,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
-    attention: Attention = "auto",
 ) -> PreTrainedModel:
     """A trained masked language model, in evaluation mode.
 
@@ -33,7 +32,6 @@ def load_masked_lm(
         path: a folder in Hugging Face format, or a model's name on the hub; `~` is the home folder.
         dtype: of the weights; None: the checkpoint's.
         trust_remote_code: run Python code that comes with the model.
-        attention: auto is eager on a CPU and sdpa on a GPU.
 
     Raises:
         FileNotFoundError: no such folder, or no model in it.
@@ -47,7 +45,7 @@ def load_masked_lm(
             config=config,
             dtype="auto" if dtype is None else dtype,
             trust_remote_code=trust_remote_code,
-            attn_implementation=attention_implementation(attention, masked_lm_class(config)),
+            attn_implementation=attention_implementation("auto", masked_lm_class(config)),
             output_loading_info=True,
         )
     except Exception as error:  # safetensors, pickle and each model class raise what they like

@@ -151,8 +151,6 @@ def _waiting(stage: int, zero: ZeroSettings, partition: Partition) -> int:
     """Gradients kept on the device from one micro-batch to the next."""
     if zero.flat_gradients(partition):
         return zero.element_bytes * partition.share
-    if zero.flat_gradients(partition):
-        return zero.element_bytes * partition.share
     if stage >= 2:
         return 0 if zero.optimizer_on_cpu else zero.element_bytes * _own_gradients(stage, partition)
     return zero.element_bytes * partition.elements

@@ -16,7 +16,7 @@ from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.recipe import load_recipe, recipe_names
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.data.overlap import Overlap
-from dwt_ds.models.build import build_student, parameter_count, student_model_config
+from dwt_ds.models.build import DataSizes, build_student, parameter_count, student_model_config
 from dwt_ds.models.flops import meta_model, silence_padding_warning
 from dwt_ds.models.load import load_model_config
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, freeze_unused_parameters
@@ -143,10 +143,14 @@ def _assumed_teacher(settings: Resolved, path: str) -> tuple[StudentConfig, str]
     return section, why
 
 
-def _sizes(corpus: Corpus) -> dict[str, int]:
-    # Which token is the mask changes no shape, but ESM's token dropout must know one.
-    special = {"pad_token_id": corpus.pad_token_id, "mask_token_id": corpus.vocab_size - 1}
-    return {"vocab_size": corpus.vocab_size, "seq_len": corpus.seq_len, **special}
+def _sizes(corpus: Corpus) -> DataSizes:
+    return DataSizes(
+        vocab_size=corpus.vocab_size,
+        seq_len=corpus.seq_len,
+        pad_token_id=corpus.pad_token_id,
+        # Which token is the mask changes no shape, but ESM's token dropout must know one.
+        mask_token_id=corpus.vocab_size - 1,
+    )
 
 
 def _size_words(config: PretrainedConfig) -> str:

@@ -35,8 +35,7 @@ def imitate_device(model: PreTrainedModel, attention: str, *, on_cpu: bool) -> N
     model.set_attn_implementation(FUSED_ATTENTION if fused else "eager")
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout:
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], _GpuDropout(module.p))
+            model.set_submodule(name, _GpuDropout(module.p))
 
 
 class _GpuDropout(nn.Module):

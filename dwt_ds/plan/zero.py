@@ -72,7 +72,6 @@ class ZeroSettings:
 
     precision: str
     reduce_bucket: int
-    allgather_bucket: int
     contiguous_gradients: bool
     overlap_comm: bool
     multi_rank_all_reduce: bool
@@ -131,7 +130,6 @@ def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> Zero
     return ZeroSettings(
         precision=precision,
         reduce_bucket=int(section.get("reduce_bucket_size", 5e8)),
-        allgather_bucket=int(section.get("allgather_bucket_size", 5e8)),
         contiguous_gradients=bool(section.get("contiguous_gradients", True)),
         overlap_comm=stage == 3 if overlap is None else bool(overlap),
         multi_rank_all_reduce=bool(section.get("use_multi_rank_bucket_allreduce", True)),

@@ -83,7 +83,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         check_monitors(resolved.ds)
         check_optimizer(resolved.ds_values, ranks.device(), resolved.ds.origin)
         check_layer_norm(resolved.config.fused.layer_norm, ranks.device())
-        facts = run_facts(resolved, data.manifest, teacher=None)
+        facts = run_facts(resolved, data.manifest)
         folder = RunFolder(resolved.config.output_dir)
         folder.check_identity(facts.identity)
         finished_steps = _occupy(folder, resolved.total_steps) if ranks.rank() == 0 else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +12,14 @@ from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.cuda_graphs import CudaRecorder
 from dwt_ds.engine.teacher import TeacherEngine
-from dwt_ds.models.build import attention_implementation, build_student, check_row_length, student_model_config
+from dwt_ds.models.build import (
+    DataSizes,
+    attention_implementation,
+    build_student,
+    check_row_length,
+    data_sizes,
+    student_model_config,
+)
 from dwt_ds.models.compiled import compile_layers
 from dwt_ds.models.growth.grow import grow
 from dwt_ds.models.growth.plan import check_growth
@@ -31,7 +37,7 @@ def check_student(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> Non
     """Whether the student can be built as it should, from its configuration alone (ValueError)."""
     _check_attention(resolved)
     _check_compile(resolved)
-    student = student_model_config(resolved.config.student, **_text_sizes(resolved, tokenizer))
+    student = student_model_config(resolved.config.student, **_data_sizes(resolved, tokenizer))
     if resolved.quantization is not None:
         check_quantization(student, resolved.quantization)
 
@@ -45,7 +51,7 @@ def check_initial_weights(resolved: Resolved, tokenizer: PreTrainedTokenizerBase
         raise ValueError(f"student.init={init!r}: there is no teacher to start from; set teacher.path or init=random")
     with prefix_errors("teacher.path"):
         teacher = load_model_config(path, trust_remote_code=resolved.config.teacher.trust_remote_code)
-    check_growth(teacher, student_model_config(resolved.config.student, **_text_sizes(resolved, tokenizer)), init)
+    check_growth(teacher, student_model_config(resolved.config.student, **_data_sizes(resolved, tokenizer)), init)
     if resolved.config.teacher.vocabulary == "same":  # also where the soft weight is 0, and the teacher never loaded
         check_same_vocabulary(path, tokenizer, teacher_rows=teacher.vocab_size)
 
@@ -96,7 +102,7 @@ def build_objective(
     """
     config = resolved.config
     torch.manual_seed(config.seed)
-    model = build_student(config.student, **_text_sizes(resolved, tokenizer))
+    model = build_student(config.student, **_data_sizes(resolved, tokenizer))
     if config.student.init != "random" and grown:
         assert config.teacher.path is not None  # check_student refused it
         teacher = load_masked_lm(
@@ -131,18 +137,18 @@ def uses_graphs(resolved: Resolved) -> bool:
 
 
 def recorder_of_student(resolved: Resolved, student: GatheredMaskedLM) -> CudaRecorder | None:
-    """None where it is not asked for, or where a training pass does what a graph cannot hold.
+    """None where it is not asked for, or where a training pass may do what a graph cannot hold.
 
     Recomputing activations saves and restores the state of the random generator, and autocast keeps copies of weights.
-    Of quantizers and unknown families it is not known.
+    Quantizers and unknown families have not been tried.
     """
-    config = resolved.config
-    plain = not config.train.activation_checkpointing and resolved.quantization is None
-    plain = (
-        plain and config.train.cuda_graphs == "all" and not resolved.ds_values.get("torch_autocast", {}).get("enabled")
-    )
-    can_be_recorded = plain and known_layers(student.model) is not None
-    return CudaRecorder() if can_be_recorded and uses_graphs(resolved) else None
+    train = resolved.config.train
+    if train.cuda_graphs != "all" or not uses_graphs(resolved):
+        return None
+    autocast = resolved.ds_values.get("torch_autocast", {}).get("enabled")
+    if train.activation_checkpointing or autocast or resolved.quantization is not None:
+        return None
+    return None if known_layers(student.model) is None else CudaRecorder()
 
 
 def compiles(resolved: Resolved) -> bool:
@@ -169,16 +175,8 @@ def _check_attention(resolved: Resolved) -> None:
         )
 
 
-def _text_sizes(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What the data and its tokenizer decide of the student."""
-    return {
-        "vocab_size": resolved.corpus.vocab_size,
-        "seq_len": resolved.corpus.seq_len,
-        "pad_token_id": tokenizer.pad_token_id,
-        "cls_token_id": tokenizer.cls_token_id,
-        "sep_token_id": tokenizer.sep_token_id,
-        "mask_token_id": tokenizer.mask_token_id,
-    }
+def _data_sizes(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> DataSizes:
+    return data_sizes(tokenizer, vocab_size=resolved.corpus.vocab_size, seq_len=resolved.corpus.seq_len)
 
 
 @contextmanager

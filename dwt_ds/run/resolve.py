@@ -167,8 +167,8 @@ def resolve(
     return Resolved(recipe, config, ds, ds_values, corpus, total_steps, world_size, quantization)
 
 
-def run_facts(resolved: Resolved, manifest: Manifest, teacher: str | None) -> RunFacts:
-    """What a checkpoint's manifest and the export's card say of a run; `teacher` is its weights' origin."""
+def run_facts(resolved: Resolved, manifest: Manifest) -> RunFacts:
+    """What a checkpoint's manifest and the export's card say of a run, but for its teacher."""
     settings = {**resolved.to_recipe(), "deepspeed": resolved.ds_values}
     student, quantization = resolved.config.student, resolved.quantization
     shape = ("family", "layers", "hidden_size", "num_heads", "intermediate_size", "max_positions", "config")
@@ -178,7 +178,7 @@ def run_facts(resolved: Resolved, manifest: Manifest, teacher: str | None) -> Ru
         vocab_size=manifest.vocab_size,
         seq_len=manifest.seq_len,
         student={name: getattr(student, name) for name in shape},
-        teacher=teacher,
+        teacher=None,
         versions=software(),
         settings=settings,
         settings_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),

@@ -1,4 +1,4 @@
-"""The small tensors that operators and kernels exchange, field by field, and the constants of both back ends."""
+"""What operators and kernels exchange, field by field, and the constants of both back ends."""
 
 from __future__ import annotations
 
@@ -18,6 +18,39 @@ KL_SCALE = 2.0**-20
 # Relative: a quarter of fp32's rounding. And what takes the place of a smaller residual.
 LEAST_RESIDUAL = 2.0**-26
 NO_RESIDUAL = 2.0**-100
+
+
+class Logits(NamedTuple):
+    """Rows of logits (N, V) of both models; their biases (V,), of the linear form, are still to be added."""
+
+    student: Tensor
+    teacher: Tensor | None
+    student_bias: Tensor | None = None
+    teacher_bias: Tensor | None = None
+
+
+class Labels(NamedTuple):
+    """The labels (N,) int64 of these rows, and which rows count."""
+
+    values: Tensor
+    ignore_index: int
+    soft_all: bool
+    """The soft loss counts on every row; False without a teacher."""
+
+    @property
+    def labelled(self) -> Tensor:
+        """(N,) bool."""
+        return self.values != self.ignore_index
+
+    def counted(self) -> Tensor | None:
+        """Indices of the rows that count, or None for all of them.
+
+        On a GPU it is None: finding them would take a host synchronisation, so that rows are masked there.
+        """
+        if self.soft_all or self.values.device.type != "cpu":
+            return None
+        labelled = self.labelled
+        return None if bool(labelled.all()) else labelled.nonzero().squeeze(1)
 
 
 class Statistics(NamedTuple):

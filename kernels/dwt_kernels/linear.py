@@ -6,16 +6,23 @@ the logits nor the weights, which under ZeRO-3 may have left the memory by then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dwt_kernels import arguments
-from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Normalizer, Objective, Scalar, backend_module
-from dwt_kernels.layout import STATISTICS, Scalars
-from dwt_kernels.linear_chunked import Head, chunked_statistics_and_gradients, resolve_chunk_rows, saved_dtype
+from dwt_kernels.arguments import Normalizer, Scalar, backend_module
+from dwt_kernels.layout import Scalars
+from dwt_kernels.linear_call import (
+    INPUT_COUNT,
+    INPUTS,
+    LinearCall,
+    empty_gradient,
+    gradients_made_forward,
+    parse,
+    statistics_and_gradients,
+)
 from dwt_kernels.logits import DistillLoss
 
 MEMORY = ("auto", "chunked", "logit_free")
@@ -136,34 +143,6 @@ def check_head(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -
     return hidden.shape[0]
 
 
-INPUTS = (
-    "Tensor student_hidden, Tensor student_weight, Tensor? student_bias, "
-    "Tensor? teacher_hidden, Tensor? teacher_weight, Tensor? teacher_bias, Tensor labels, int vocab_size, "
-    "int? chunk_rows, str memory, bool[] needed, " + OBJECTIVE_SCHEMA
-)
-INPUT_COUNT = 11 + len(Objective._fields)
-
-
-class LinearCall(NamedTuple):
-    """An operator's inputs by name. ``needed``: gradients of student hidden, weight, bias."""
-
-    student: Head
-    teacher: Head | None
-    labels: Tensor
-    vocab_size: int
-    chunk_rows: int | None
-    memory: str
-    needed: Sequence[bool]
-    objective: Objective
-
-
-def parse(inputs: Sequence[Any]) -> LinearCall:
-    teacher = None if inputs[3] is None else Head(*inputs[3:6])
-    labels, vocab_size, chunk_rows, memory, needed = inputs[6:11]
-    objective = Objective(*inputs[11:])
-    return LinearCall(Head(*inputs[:3]), teacher, labels, vocab_size, chunk_rows, memory, needed, objective)
-
-
 @torch.library.custom_op(
     "dwt_kernels::linear_distill",
     mutates_args=(),
@@ -177,27 +156,26 @@ def linear_distill(*inputs: Any) -> tuple[Tensor, ...]:
     """
     call = parse(inputs)
     backend = backend_module(call.objective.backend)
-    scalars = backend.prepare(call.labels, call.vocab_size, call.objective)
+    scalars = backend.prepare(call.labels.values, call.vocab_size, call.objective)
     # fp16 has too little range for gradients already divided by thousands of rows: keep them near 1 until they meet
     # the upstream gradient, which holds the loss scale.
     unit, relative = empty_unit(call), scalars
     if has_unit(call):
         unit, relative = unit_gradients(scalars)
     needed = gradients_made_forward(call)
-    one = torch.ones((), dtype=torch.float32, device=call.labels.device)
+    one = torch.ones((), dtype=torch.float32, device=call.labels.values.device)
     statistics, *gradients = statistics_and_gradients(call._replace(needed=needed), one, relative)
-    objective = call.objective
-    counting = (objective.ignore_index, objective.soft_all)
-    hard, soft = backend.row_losses(statistics, scalars, call.labels, *counting, call.teacher is not None)
-    return *backend.reduce_rows(hard, soft, scalars, objective.reduction), unit, *gradients
+    hard, soft = backend.row_losses(statistics, scalars, call.labels, call.teacher is not None)
+    return *backend.reduce_rows(hard, soft, scalars, call.objective.reduction), unit, *gradients
 
 
 @linear_distill.register_fake
 def _linear_distill_fake(*inputs: Any) -> tuple[Tensor, ...]:
     call = parse(inputs)
-    shape = call.labels.shape if call.objective.reduction == "none" else ()
-    losses = [call.labels.new_empty(shape, dtype=torch.float32) for _ in range(3)]
-    gradients = [empty_gradient(*pair, call.labels.device) for pair in zip(call.student, gradients_made_forward(call))]
+    labels = call.labels.values
+    shape = labels.shape if call.objective.reduction == "none" else ()
+    losses = [labels.new_empty(shape, dtype=torch.float32) for _ in range(3)]
+    gradients = [empty_gradient(*pair, labels.device) for pair in zip(call.student, gradients_made_forward(call))]
     return *losses, empty_unit(call), *gradients
 
 
@@ -209,14 +187,14 @@ def _linear_distill_fake(*inputs: Any) -> tuple[Tensor, ...]:
 def linear_distill_rows_backward(upstream: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     """The gradients for ``reduction="none"``: everything is computed again with the rows' upstream gradients (N,)."""
     call = parse(inputs)
-    scalars = backend_module(call.objective.backend).prepare(call.labels, call.vocab_size, call.objective)
+    scalars = backend_module(call.objective.backend).prepare(call.labels.values, call.vocab_size, call.objective)
     return statistics_and_gradients(call, upstream, scalars)[1:]
 
 
 @linear_distill_rows_backward.register_fake
 def _linear_distill_rows_backward_fake(upstream: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     call = parse(inputs)
-    return tuple(empty_gradient(*pair, call.labels.device) for pair in zip(call.student, call.needed))
+    return tuple(empty_gradient(*pair, call.labels.values.device) for pair in zip(call.student, call.needed))
 
 
 @torch.library.custom_op("dwt_kernels::scaled", mutates_args=())
@@ -234,7 +212,7 @@ def has_unit(call: LinearCall) -> bool:
 
 
 def empty_unit(call: LinearCall) -> Tensor:
-    return call.labels.new_empty(() if has_unit(call) else 0, dtype=torch.float64)
+    return call.labels.values.new_empty(() if has_unit(call) else 0, dtype=torch.float64)
 
 
 def unit_gradients(scalars: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,77 +222,6 @@ def unit_gradients(scalars: Tensor) -> tuple[Tensor, Tensor]:
     divisor = unit.masked_fill(unit == 0, 1.0)
     relative = named._replace(hard_gradient=named.hard_gradient / divisor, soft_gradient=named.soft_gradient / divisor)
     return unit, torch.stack(list(relative))
-
-
-def statistics_and_gradients(call: LinearCall, upstream: Tensor, scalars: Tensor) -> tuple[Tensor, ...]:
-    """Statistics (N, 7) and the three gradients, over all rows and columns.
-
-    On a CPU the rows that do not count are left out before the products. On a GPU that would take a host
-    synchronisation; the caller who knows the labels leaves them out.
-    """
-    student, teacher, labels, objective = call.student, call.teacher, call.labels, call.objective
-    counted = None
-    if labels.device.type == "cpu" and not (objective.soft_all and teacher is not None):
-        labelled = labels != objective.ignore_index
-        if not bool(labelled.all()):
-            counted = labelled.nonzero().squeeze(1)
-    if counted is not None:
-        student, labels = student.of_rows(counted), labels[counted]
-        teacher = None if teacher is None else teacher.of_rows(counted)
-        upstream = upstream[counted] if upstream.dim() == 1 else upstream
-    student = student.of_columns(call.vocab_size)
-    teacher = None if teacher is None else teacher.of_columns(call.vocab_size)
-    asked = (call.memory, call.chunk_rows, objective.backend)
-    chunk_rows = resolve_chunk_rows(*asked, student, teacher, with_gradients=any(call.needed))
-    if chunk_rows is None:
-        from dwt_kernels.logit_free import logit_free_statistics_and_gradients
-
-        statistics, *gradients = logit_free_statistics_and_gradients(
-            student, teacher, labels, upstream, scalars, call.needed, objective
-        )
-    else:
-        statistics, *gradients = chunked_statistics_and_gradients(
-            student, teacher, labels, upstream, scalars, chunk_rows, call.needed, objective
-        )
-    if counted is not None:
-        all_rows = statistics.new_ones(call.labels.shape[0], STATISTICS)
-        statistics = all_rows.index_copy_(0, counted, statistics)
-    d_hidden, d_weight, d_bias = (
-        whole_gradient(gradient, parameter, need, labels.device, None if position else counted)
-        for position, (gradient, parameter, need) in enumerate(zip(gradients, call.student, call.needed))
-    )
-    return statistics, d_hidden, d_weight, d_bias
-
-
-def whole_gradient(
-    gradient: Tensor | None, parameter: Tensor | None, need: bool, device: torch.device, rows: Tensor | None
-) -> Tensor:
-    """As ``empty_gradient``, filled with ``gradient``: of ``rows`` where they are given, maybe without padded columns.
-
-    None, where no row was there to add up, is zero.
-    """
-    if gradient is None or parameter is None:
-        return empty_gradient(parameter, need, device).zero_()
-    if rows is None and gradient.shape == parameter.shape and gradient.dtype == saved_dtype(parameter):
-        return gradient
-    whole = empty_gradient(parameter, need, device)
-    if rows is not None:
-        return whole.zero_().index_copy_(0, rows, gradient.to(whole.dtype))
-    if gradient.shape[0] < whole.shape[0]:
-        whole[gradient.shape[0] :] = 0
-    whole[: gradient.shape[0]] = gradient
-    return whole
-
-
-def gradients_made_forward(call: LinearCall) -> list[bool]:
-    return [need and call.objective.reduction != "none" for need in call.needed]
-
-
-def empty_gradient(parameter: Tensor | None, need: bool, device: torch.device) -> Tensor:
-    """Room for a gradient as it waits for the backward pass; without elements where it is not needed."""
-    if parameter is None or not need:
-        return torch.empty(0, device=device)
-    return torch.empty(parameter.shape, dtype=saved_dtype(parameter), device=device)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -30,8 +30,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dwt_kernels.arguments import Objective, backend_module
-from dwt_kernels.layout import STATISTICS
+from dwt_kernels.arguments import backend_module
+from dwt_kernels.layout import STATISTICS, Labels, Logits
 from dwt_kernels.on_torch.blocks import add_in_blocks
 
 # Both logit buffers of a chunk together. Large, because every chunk reads and writes the fp32 dW (8 V H bytes). At
@@ -80,47 +80,45 @@ class Head(NamedTuple):
 def chunked_statistics_and_gradients(
     student: Head,
     teacher: Head | None,
-    labels: Tensor,
+    labels: Labels,
     upstream: Tensor,
     scalars: Tensor,
-    chunk_rows: int,
     needed: Sequence[bool],
-    objective: Objective,
+    chunk_rows: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The rows' statistics (N, 7), and the gradients of student hidden, weight and bias (None where not ``needed``).
 
     The gradients are those of the sum of upstream x row losses as ``scalars`` scale them; ``upstream`` is 0-d or (N,).
     """
     rows = student.hidden.shape[0]
-    backend = backend_module(objective.backend)
+    module = backend_module(backend)
     need_hidden, need_weight, need_bias = needed
-    statistics = [torch.empty(0, STATISTICS, dtype=torch.float32, device=labels.device)]
+    statistics = [torch.empty(0, STATISTICS, dtype=torch.float32, device=student.hidden.device)]
     d_hidden = student.hidden.new_empty(student.hidden.shape) if need_hidden else None
     d_weight = d_bias = None
-    student_buffer = logits_buffer(student, chunk_rows, objective.backend)
-    teacher_buffer = None if teacher is None else logits_buffer(teacher, chunk_rows, objective.backend)
+    student_buffer = logits_buffer(student, chunk_rows, backend)
+    teacher_buffer = None if teacher is None else logits_buffer(teacher, chunk_rows, backend)
     for start in range(0, rows, chunk_rows):
         index = slice(start, min(start + chunk_rows, rows))
-        hidden = student.hidden[index]
-        student_logits = write_logits(hidden, student.weight, student_buffer[: hidden.shape[0]])
-        teacher_logits = teacher_bias = None
+        hidden, chunk_labels = student.hidden[index], labels._replace(values=labels.values[index])
+        gradient = write_logits(hidden, student.weight, student_buffer[: hidden.shape[0]])
+        logits = Logits(gradient, None, student.bias)
         if teacher is not None and teacher_buffer is not None:
-            teacher_bias = teacher.bias
-            teacher_logits = write_logits(teacher.hidden[index], teacher.weight, teacher_buffer[: hidden.shape[0]])
-        row_inputs = (student_logits, student.bias, teacher_logits, teacher_bias, labels[index])
-        counting = (objective.ignore_index, objective.soft_all)
+            theirs = write_logits(teacher.hidden[index], teacher.weight, teacher_buffer[: hidden.shape[0]])
+            logits = logits._replace(teacher=theirs, teacher_bias=teacher.bias)
         if not any(needed):
-            statistics.append(backend.row_statistics(*row_inputs, scalars, *counting))
+            statistics.append(module.row_statistics(logits, chunk_labels, scalars))
             continue
         chunk_upstream = upstream[index] if upstream.dim() == 1 else upstream
-        statistics.append(backend.row_statistics_and_gradients(chunk_upstream, scalars, *row_inputs, *counting))
-        gradient, last = student_logits, index.stop == rows
+        statistics.append(module.row_statistics_and_gradients(chunk_upstream, scalars, logits, chunk_labels))
+        last = index.stop == rows
         if d_hidden is not None:
             write_hidden_gradient(gradient, student.weight, d_hidden[index])
         if need_weight:
-            if not (objective.soft_all and teacher is not None):
+            if not labels.soft_all:
                 # An ignored row's gradient is 0, but its hidden state may be NaN, and so would their product be.
-                hidden = hidden.masked_fill((labels[index] == objective.ignore_index).unsqueeze(1), 0)
+                hidden = hidden.masked_fill((chunk_labels.values == labels.ignore_index).unsqueeze(1), 0)
             d_weight = add_product(d_weight, gradient.t(), hidden, last)
         if need_bias:
             d_bias = add_column_sums(d_bias, gradient, last)

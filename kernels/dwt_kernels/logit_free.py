@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dwt_kernels.arguments import Objective
-from dwt_kernels.layout import STATISTICS
+from dwt_kernels.layout import STATISTICS, Labels
 from dwt_kernels.linear_chunked import Head
 from dwt_kernels.on_triton.launch import cdiv, launch, next_power_of_2, row_stride
 from dwt_kernels.on_triton.tile_gradient import tile_gradient_kernel
@@ -56,18 +55,17 @@ def tile_shape(*dtypes: torch.dtype) -> TileShape:
 def logit_free_statistics_and_gradients(
     student: Head,
     teacher: Head | None,
-    labels: Tensor,
+    labels: Labels,
     upstream: Tensor,
     scalars: Tensor,
     needed: Sequence[bool],
-    objective: Objective,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Statistics (N, 7), and the fp32 gradients of student hidden, weight and bias (None where not ``needed``)."""
     if torch.are_deterministic_algorithms_enabled():
         raise RuntimeError('memory="logit_free" adds atomically and is not deterministic; use memory="chunked"')
     heads = [None if tensor is None else tensor.contiguous() for tensor in (*student, *(teacher or (None, None, None)))]
-    labels = labels.contiguous()
-    rows, columns, device = labels.shape[0], student.weight.shape[0], labels.device
+    label_values = labels.values.contiguous()
+    rows, columns, device = label_values.shape[0], student.weight.shape[0], label_values.device
     statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=device)
     sums = [
         torch.zeros(tensor.shape, dtype=torch.float32, device=device) if need and tensor is not None else None
@@ -89,7 +87,7 @@ def logit_free_statistics_and_gradients(
         "BLOCK_ROWS": tile.rows,
         "BLOCK_COLUMNS": tile.columns,
         "BLOCK_WIDTH": tile.width,
-        "SOFT_ALL": objective.soft_all and teacher is not None,
+        "SOFT_ALL": labels.soft_all,
         "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
@@ -99,11 +97,11 @@ def logit_free_statistics_and_gradients(
         tile_statistics_kernel,
         (row_blocks, splits),
         *heads,
-        labels,
+        label_values,
         scalars,
         partials,
         rows,
-        objective.ignore_index,
+        labels.ignore_index,
         blocks_per_split * tile.columns,
         splits,
         **constants,
@@ -112,21 +110,21 @@ def logit_free_statistics_and_gradients(
         merge_kernel,
         (rows,),
         partials,
-        labels,
+        label_values,
         scalars,
         statistics,
-        objective.ignore_index,
+        labels.ignore_index,
         splits,
         SPLITS_BLOCK=max(LEAST_SPLITS_BLOCK, next_power_of_2(splits)),
         HAS_TEACHER=teacher is not None,
-        SOFT_ALL=constants["SOFT_ALL"],
+        SOFT_ALL=labels.soft_all,
     )
     if any(needed):
         launch(
             tile_gradient_kernel,
             (row_blocks * column_blocks,),
             *heads,
-            labels,
+            label_values,
             statistics,
             scalars,
             upstream,
@@ -135,7 +133,7 @@ def logit_free_statistics_and_gradients(
             d_bias,
             rows,
             row_stride(upstream),
-            objective.ignore_index,
+            labels.ignore_index,
             GROUP_ROWS=GROUP_ROWS,
             **constants,
         )

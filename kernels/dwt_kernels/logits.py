@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dwt_kernels import arguments
 from dwt_kernels.arguments import OBJECTIVE_SCHEMA, Normalizer, Objective, Scalar, backend_module
-from dwt_kernels.layout import SCALARS, STATISTICS
+from dwt_kernels.layout import SCALARS, STATISTICS, Labels, Logits
 
 
 class DistillLoss(NamedTuple):
@@ -101,11 +101,10 @@ def _distill(
     objective = Objective(*keywords)
     backend = backend_module(objective.backend)
     scalars = backend.prepare(labels, vocab_size, objective)
-    counting = (objective.ignore_index, objective.soft_all)
-    student = student[:, :vocab_size]
-    teacher = None if teacher is None else teacher[:, :vocab_size]
-    statistics = backend.row_statistics(student, None, teacher, None, labels, scalars, *counting)
-    hard, soft = backend.row_losses(statistics, scalars, labels, *counting, teacher is not None)
+    logits = Logits(student[:, :vocab_size], None if teacher is None else teacher[:, :vocab_size])
+    rows = Labels(labels, objective.ignore_index, objective.soft_all and teacher is not None)
+    statistics = backend.row_statistics(logits, rows, scalars)
+    hard, soft = backend.row_losses(statistics, scalars, rows, teacher is not None)
     return *backend.reduce_rows(hard, soft, scalars, objective.reduction), statistics, scalars
 
 
@@ -142,17 +141,9 @@ def _distill_backward(
     """d loss / d student (N, V) in the student's dtype; contiguous."""
     gradient = torch.empty(student.shape, dtype=student.dtype, device=student.device)
     gradient[:, vocab_size:] = 0
-    backend_module(backend).row_gradients(
-        upstream,
-        scalars,
-        student[:, :vocab_size],
-        None if teacher is None else teacher[:, :vocab_size],
-        labels,
-        statistics,
-        ignore_index,
-        soft_all,
-        gradient[:, :vocab_size],
-    )
+    logits = Logits(student[:, :vocab_size], None if teacher is None else teacher[:, :vocab_size])
+    rows = Labels(labels, ignore_index, soft_all and teacher is not None)
+    backend_module(backend).row_gradients(upstream, scalars, logits, rows, statistics, gradient[:, :vocab_size])
     return gradient
 
 

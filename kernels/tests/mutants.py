@@ -125,7 +125,7 @@ MUTANTS = [
         "tau of the soft loss is 1",
         "torch",
         "on_torch/formulas.py",
-        "student_tau_sum = power(student_centred, factor, residual, exponential).sum(1)",
+        "student_tau_sum = power(student_centred, exponent, exponential).sum(1)",
         "student_tau_sum = student_sum",
     ),
     Mutant(
@@ -139,8 +139,8 @@ MUTANTS = [
         "weights of a wrong tau",
         "torch",
         "on_torch/formulas.py",
-        "weights = power(teacher_centred, factor,",
-        "weights = power(teacher_centred, factor * 2,",
+        "weights = power(teacher_centred, exponent,",
+        "weights = power(teacher_centred, exponent._replace(factor=2 * exponent.factor),",
     ),
     Mutant(
         "soft gradient not divided by tau",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dwt_kernels.arguments import backend_module
+from dwt_kernels.layout import Labels, Logits
 from dwt_kernels.reference import reference_distill_loss
 from torch import Tensor
 
@@ -66,10 +67,10 @@ def test_against_reference(rows, make_inputs, make_objective, dtype, teacher_dty
 
     objective = make_objective(backend="triton", reduction="none", **keywords)
     scalars = rows.prepare(labels, COLUMNS, objective)
-    counting = (objective.ignore_index, objective.soft_all)
-    inputs = (student_bias, teacher_logits, bias, labels)
-    apart = rows.row_statistics(logits.clone(), *inputs, scalars, *counting)
-    statistics = rows.row_statistics_and_gradients(upstream, scalars, logits, *inputs, *counting)
+    both = Logits(logits, teacher_logits, student_bias, bias)
+    which = Labels(labels, objective.ignore_index, objective.soft_all and teacher_logits is not None)
+    apart = rows.row_statistics(both._replace(student=logits.clone()), which, scalars)
+    statistics = rows.row_statistics_and_gradients(upstream, scalars, both, which)
     torch.testing.assert_close(statistics[counted], apart[counted], rtol=2e-6, atol=2e-6)
     # One rounding to nearest; the interpreter truncates.
     tolerance = max(torch.finfo(dtype).eps, 1e-5)

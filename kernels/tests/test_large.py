@@ -6,6 +6,7 @@ import pytest
 import torch
 from dwt_kernels import distill_loss
 from dwt_kernels.arguments import backend_module
+from dwt_kernels.layout import Labels, Logits
 
 VOCABULARY = 256_000
 
@@ -34,12 +35,13 @@ def test_rows_of_a_gradient_far_apart(backend, make_inputs, make_objective, in_p
     rows = backend_module(backend)
     objective = make_objective(temperature=2.0, backend=backend)
     scalars, upstream = rows.prepare(labels, 401, objective), torch.ones((), device=labels.device)
-    far = _far_apart(student)
+    far, which = _far_apart(student), Labels(labels, -100, False)
     if in_place:
-        rows.row_statistics_and_gradients(upstream, scalars, far, None, teacher, None, labels, -100, False)
+        rows.row_statistics_and_gradients(upstream, scalars, Logits(far, teacher), which)
     else:
-        statistics = rows.row_statistics(student, None, teacher, None, labels, scalars, -100, False)
-        rows.row_gradients(upstream, scalars, student, teacher, labels, statistics, -100, False, far)
+        logits = Logits(student, teacher)
+        statistics = rows.row_statistics(logits, which, scalars)
+        rows.row_gradients(upstream, scalars, logits, which, statistics, far)
     _, expected = _with_gradient(student, teacher, labels, backend)
     torch.testing.assert_close(far, expected)
 

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from dwt_kernels import distill_loss
+from dwt_kernels.layout import Labels, Logits
 from dwt_kernels.on_torch import fusion, rows
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU's path; inputs are on this machine's GPU")
@@ -110,8 +111,8 @@ def test_fused_gradient_in_place(compiler, make_inputs, make_objective, monkeypa
 
     if compiler != "works":
         monkeypatch.setattr(fusion, "fused_gradient", lambda: fails_at_the_second_block)
-    inputs = (student, None, teacher, None, labels)
-    rows.row_statistics_and_gradients(torch.tensor(-3.7), scalars, *inputs, -100, False)
+    which = Labels(labels, -100, False)
+    rows.row_statistics_and_gradients(torch.tensor(-3.7), scalars, Logits(student, teacher), which)
     assert always_fused == [True, compiler == "works"]
     torch.testing.assert_close(student, expected)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dwt_kernels import distill_loss, linear_distill_loss
+from dwt_kernels.layout import Labels
 from dwt_kernels.linear_chunked import Head
 from torch import Tensor
 
@@ -77,7 +78,7 @@ def test_on_a_gpu_that_is_not_the_current_one():
         torch.testing.assert_close(ours.to("cuda:0"), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_few_kernels_for_any_number_of_rows(monkeypatch, make_objective):
+def test_few_kernels_for_any_number_of_rows(monkeypatch):
     """Without logits in memory the columns' shares depend on the rows; what is compiled must not."""
     from dwt_kernels import logit_free
 
@@ -88,10 +89,9 @@ def test_few_kernels_for_any_number_of_rows(monkeypatch, make_objective):
 
     monkeypatch.setattr(logit_free, "launch", record)
     monkeypatch.setattr(logit_free, "processors", lambda device: 132)
-    objective = make_objective(device="cpu", backend="torch")
     weight, one = torch.zeros(30522, 1), torch.ones(())
     for rows in range(1, 5000, 13):
-        labels = torch.zeros(rows, dtype=torch.int64)
+        labels = Labels(torch.zeros(rows, dtype=torch.int64), -100, False)
         heads = [Head(torch.zeros(rows, 1), weight, None) for _ in range(2)]
-        logit_free.logit_free_statistics_and_gradients(*heads, labels, one, one, [True, True, False], objective)
+        logit_free.logit_free_statistics_and_gradients(*heads, labels, one, one, [True, True, False])
     assert len(compiled) <= 2 + 3

@@ -98,13 +98,14 @@ def test_the_limit_of_a_collective_is_not_that_of_the_start(run_ranks: Run) -> N
 BARRIERS = """
 import deepspeed.comm, torch.distributed
 from deepspeed.accelerator import get_accelerator
+from deepspeed.comm.torch import TorchBackend
 from dwt_ds.engine import ranks
 ranks.start_ranks()
 named = []
 torch.distributed.barrier = lambda **given: named.append(given["device_ids"])
 get_accelerator().current_device = lambda: 3
 for _ in range(2):  # a process may start its ranks again
-    ranks._name_device_in_barriers()
+    TorchBackend.barrier = ranks._barrier_on_own_device
 deepspeed.comm.barrier()
 deepspeed.comm.barrier(torch.distributed.group.WORLD)
 deepspeed.comm.barrier(device_ids=[1])

@@ -24,7 +24,7 @@ def test_a_student_with_flash_attention_is_checked_with_another(
     model = build_student(shape, vocab_size=40, seq_len=32, **tokens)
     model.config._attn_implementation = "flash_attention_2"
     monkeypatch.setattr(run_models, "build_student", lambda *_, **__: model)
-    monkeypatch.setattr(run_models, "_text_sizes", lambda *_: {})
+    monkeypatch.setattr(run_models, "_data_sizes", lambda *_: {})
     resolved = SimpleNamespace(config=RunConfig(), quantization=None, corpus=SimpleNamespace(vocab_size=40))
     run_models.build_objective(resolved, None)  # type: ignore[arg-type]
     assert model.config._attn_implementation == "flash_attention_2"

@@ -36,11 +36,6 @@ _AT_LEAST_1 = frozenset({"warmup_num_steps", "lr_range_test_step_size", "cycle_f
 _WITHIN_0_AND_1 = frozenset({"decay_ratio", "decay_min_ratio"})
 
 
-def optimizer_settings(name: str) -> set[str]:
-    """Names that `optimizer.params` may have with this type; empty for an unknown type."""
-    return set(optimizer_kinds(name))
-
-
 @lru_cache
 def optimizer_kinds(name: str) -> dict[str, Kind]:
     """The settings that `optimizer.params` may have with this type, and their kinds; empty for an unknown type."""
@@ -64,11 +59,6 @@ def optimizer_kinds(name: str) -> dict[str, Kind]:
     return _kinds(torch_class) if inspect.isclass(torch_class) else {}
 
 
-def schedule_settings(name: str) -> set[str]:
-    """Names that `scheduler.params` may have with this type; empty for an unknown type."""
-    return set(schedule_kinds(name))
-
-
 @lru_cache
 def schedule_kinds(name: str) -> dict[str, Kind]:
     """The settings that `scheduler.params` may have with this type, and their kinds; empty for an unknown type."""
@@ -88,14 +78,14 @@ def drop_settings_of_another_type(values: dict[str, Any], overrides: Mapping[str
     with the value "auto", since many files are written for AdamW first. Settings of the overrides themselves stay, so
     that they are checked.
     """
-    for section, settings_of in (("optimizer", optimizer_settings), ("scheduler", schedule_settings)):
+    for section, kinds_of in (("optimizer", optimizer_kinds), ("scheduler", schedule_kinds)):
         written = values.get(section)
         if not isinstance(written, dict) or not isinstance(written.get("params"), dict):
             continue
         over = overrides.get(section)
         chosen = over.get("type", written.get("type")) if isinstance(over, Mapping) else written.get("type")
         another = chosen != written.get("type")
-        known = settings_of(str(chosen))
+        known = kinds_of(str(chosen))
         if known:
             written["params"] = {
                 key: value
@@ -111,34 +101,34 @@ def check_optimizer_section(section: Mapping[str, Any], origin: Origin) -> None:
     if name.lower() in _ONE_BIT:
         instead = "Lamb" if "lamb" in name.lower() else "AdamW"
         raise ValueError(f"{said}: DeepSpeed took its 1-bit optimizers out in 2026; use {instead}")
-    known = optimizer_settings(name)
-    if not known:
+    kinds = optimizer_kinds(name)
+    if not kinds:
         raise ValueError(f"{said}: unknown optimizer{nearest(name, _optimizer_names())}")
     for key, value in section.get("params", {}).items():
         place = origin.name(f"optimizer.params.{key}")
         if key == "max_grad_norm":
             raise ValueError(f"{place}: DeepSpeed clips by itself; set gradient_clipping")
-        if key not in known:
-            raise ValueError(f"{place}: {name} has no such setting{nearest(key, known)}")
-        check_kind(value, optimizer_kinds(name)[key], place)
+        if key not in kinds:
+            raise ValueError(f"{place}: {name} has no such setting{nearest(key, kinds)}")
+        check_kind(value, kinds[key], place)
 
 
 def check_schedule_section(section: Mapping[str, Any], origin: Origin) -> None:
     """Raise a one-line ValueError for an unknown type, or a setting it does not have or of the wrong kind."""
     name = str(section.get("type", ""))
-    known = schedule_settings(name)
-    if not known:
+    kinds = schedule_kinds(name)
+    if not kinds:
         near = nearest(name, SCHEDULES)
         raise ValueError(f"{origin.name('scheduler.type')}={name!r}: unknown schedule{near}")
     for key, value in section.get("params", {}).items():
         place = origin.name(f"scheduler.params.{key}")
         if key == "last_batch_iteration":
             raise ValueError(f"{place}: a resume continues the schedule by itself; remove it")
-        if key not in known:
-            raise ValueError(f"{place}: {name} has no such setting{nearest(key, known)}")
+        if key not in kinds:
+            raise ValueError(f"{place}: {name} has no such setting{nearest(key, kinds)}")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise ValueError(f"{place}={value!r}: must be {' or '.join(_CHOICES[key])}")
-        check_kind(value, schedule_kinds(name)[key], place)
+        check_kind(value, kinds[key], place)
         number = value if isinstance(value, (int, float)) else None
         if key in _AT_LEAST_1 and number is not None and number < 1:
             raise ValueError(f"{place}={value!r}: must be at least 1")

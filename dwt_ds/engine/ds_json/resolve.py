@@ -17,7 +17,7 @@ from dwt_ds.config.schema import RunConfig, TrainConfig
 from dwt_ds.config.validate import must_be
 from dwt_ds.engine.ds_json.combinations import check_combinations
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
-from dwt_ds.engine.ds_json.optimizer_and_schedule import optimizer_settings, schedule_needs, schedule_settings
+from dwt_ds.engine.ds_json.optimizer_and_schedule import optimizer_kinds, schedule_kinds, schedule_needs
 from dwt_ds.engine.ds_json.origin import Origin, first_auto, get_place, set_place
 from dwt_ds.engine.warmup_stable_decay import DECAY_RATIO, WARMUP_STABLE_DECAY_LR, decay_steps_of
 
@@ -120,7 +120,7 @@ def resolve_schedule(
     schedule, params = str(values["scheduler"]["type"]), values["scheduler"]["params"]
     needs = schedule_needs(schedule)
     # DeepSpeed has a default rate of its own, which must not be used.
-    always = {*needs, "warmup_max_lr"} & schedule_settings(schedule)
+    always = {*needs, "warmup_max_lr"} & schedule_kinds(schedule).keys()
     train = config.train
     length = "train.epochs" if train.max_steps is None else "train.max_steps"
     by_recipe = {
@@ -132,7 +132,7 @@ def resolve_schedule(
     }
     for key, (field, ours) in by_recipe.items():
         place, theirs = f"scheduler.params.{key}", params.get(key)
-        wanted = key in always or (field in recipe.written and key in schedule_settings(schedule))
+        wanted = key in always or (field in recipe.written and key in schedule_kinds(schedule))
         if theirs == "auto" or (theirs is None and wanted):
             params[key] = ours
         elif theirs is not None and field in recipe.written and theirs != ours:
@@ -227,7 +227,7 @@ def _peaks(values: Mapping[str, Any]) -> list[float]:
 def _check_optimizer_has(place: str, optimizer: str, written: str, origin: Origin) -> None:
     """Raise ValueError if the recipe (or one of its bases) sets what the optimizer does not have."""
     section, _, setting = place.rpartition(".")
-    if section == "optimizer.params" and setting not in optimizer_settings(optimizer):
+    if section == "optimizer.params" and setting not in optimizer_kinds(optimizer):
         where = "deepspeed.optimizer.type" if origin.overridden("optimizer.type") else origin.source
         raise ValueError(
             f"{written}: the optimizer {optimizer} ({where}) has no such setting; remove it (a base of the recipe may "

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from dwt_ds.models.masked_lm.families import decoder_bias_of, decoder_of, encode_at, known_transform
 from dwt_ds.models.masked_lm.masks import encoder_mask
 
+_CHECKED_TOKENS = 8
+
 
 class GatheredMaskedLM(nn.Module):
     """Wraps a Hugging Face `*ForMaskedLM`, kept as the submodule `model`.
@@ -98,7 +100,7 @@ class GatheredMaskedLM(nn.Module):
 
 
 @torch.no_grad()
-def check_against_own_logits(gathered: GatheredMaskedLM, *, seq_len: int = 8, tolerance: float | None = None) -> None:
+def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | None = None) -> None:
     """Compare `hidden @ decoder_weight.T + decoder_bias` with the model's own logits on two short random rows.
 
     It finds a head that scales its logits, or adds something that the loss would miss. The model's mode and device and
@@ -106,7 +108,6 @@ def check_against_own_logits(gathered: GatheredMaskedLM, *, seq_len: int = 8, to
 
     Args:
         gathered: the wrapped model, in any dtype, on any device.
-        seq_len: tokens per row.
         tolerance: largest difference allowed, as a share of the largest logit; None: 1e-5 in fp64 and fp32, 2e-2 in
             bf16 and fp16.
 
@@ -117,12 +118,12 @@ def check_against_own_logits(gathered: GatheredMaskedLM, *, seq_len: int = 8, to
     if tolerance is None:
         tolerance = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 2e-2
     generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(0, weight.shape[0], (2, seq_len), generator=generator)
+    input_ids = torch.randint(0, weight.shape[0], (2, _CHECKED_TOKENS), generator=generator)
     pad = model.config.pad_token_id
     if pad is not None and weight.shape[0] > 1:
         input_ids[input_ids == pad] = 0 if pad else 1
     attention_mask = torch.ones_like(input_ids)
-    attention_mask[1, seq_len - 2 :] = 0
+    attention_mask[1, -2:] = 0
     positions = attention_mask.flatten().nonzero().flatten().flip(0)
     input_ids, attention_mask, positions = (each.to(weight.device) for each in (input_ids, attention_mask, positions))
 
@@ -155,7 +156,7 @@ def freeze_unused_parameters(gathered: GatheredMaskedLM) -> list[str]:
         return []
     model = gathered.model
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    input_ids = torch.ones((1, 8), dtype=torch.int64, device=gathered.decoder_weight.device)
+    input_ids = torch.ones((1, _CHECKED_TOKENS), dtype=torch.int64, device=gathered.decoder_weight.device)
     positions = torch.arange(2, device=input_ids.device)
     hidden = gathered(input_ids, None, positions)
     ours = nn.functional.linear(hidden, gathered.decoder_weight, gathered.decoder_bias).sum()

@@ -12,37 +12,35 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dwt_kernels.layout import KL_SCALE, LOG2_E, NO_RESIDUAL, Scalars, Statistics
+from dwt_kernels.layout import KL_SCALE, LOG2_E, NO_RESIDUAL, Logits, Scalars, Statistics
 
 
-def block_statistics(
-    buffers: Sequence[Tensor],
-    student: Tensor,
-    student_bias: Tensor | None,
-    teacher: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    factor: Tensor,
-    residual: float | Tensor,
-    unit_temperature: bool,
-) -> Tensor:
+class Exponent(NamedTuple):
+    """f = ``factor`` + ``residual``; see ``layout.Scalars``."""
+
+    factor: Tensor
+    residual: float | Tensor
+    unit_temperature: bool
+    """A promise that tau is 1, which saves one exponential in three."""
+
+
+def block_statistics(buffers: Sequence[Tensor], logits: Logits, labels: Tensor, exponent: Exponent) -> Tensor:
     """``Statistics`` (n, 7), 0 for the teacher's where there is none. ``labels`` (n,) must be columns.
 
-    ``factor`` + ``residual`` is f. ``unit_temperature`` promises that tau is 1 and saves one exponential in three.
     ``buffers`` are three of (n, V) fp32 to work in.
     """
     student_centred, teacher_centred, exponential = buffers
-    student_max = centre(student, student_bias, student_centred)
+    student_max = centre(logits.student, logits.student_bias, student_centred)
     label_logit = student_centred.gather(1, labels.unsqueeze(1)).squeeze(1)
     student_sum = torch.mul(student_centred, LOG2_E, out=exponential).exp2_().sum(1)
     zero = torch.zeros_like(student_sum)
-    if teacher is None:
+    if logits.teacher is None:
         return torch.stack(Statistics(student_max, student_sum, zero, zero, zero, zero, label_logit), 1)
     student_tau_sum = student_sum
-    if not unit_temperature:
-        student_tau_sum = power(student_centred, factor, residual, exponential).sum(1)
-    teacher_max = centre(teacher, teacher_bias, teacher_centred)
-    weights = power(teacher_centred, factor, residual, exponential)
+    if not exponent.unit_temperature:
+        student_tau_sum = power(student_centred, exponent, exponential).sum(1)
+    teacher_max = centre(logits.teacher, logits.teacher_bias, teacher_centred)
+    weights = power(teacher_centred, exponent, exponential)
     teacher_sum = weights.sum(1)
     # A teacher logit of -inf has weight 0; its share 0 x inf is a NaN that nansum leaves out. A NaN that comes in is
     # still seen: it is in the other sums too.
@@ -75,16 +73,11 @@ def row_factors(upstream: Tensor, labelled: Tensor, statistics: Tensor, scalars:
 
 def block_gradient(
     buffers: Sequence[Tensor],
-    student: Tensor,
-    student_bias: Tensor | None,
-    teacher: Tensor | None,
-    teacher_bias: Tensor | None,
+    logits: Logits,
     labels: Tensor | None,
     statistics: Tensor,
     factors: Tensor,
-    factor: Tensor,
-    residual: float | Tensor,
-    unit_temperature: bool,
+    exponent: Exponent,
 ) -> Tensor:
     """upstream x (hard_scale (p_s - onehot) + soft_scale (p_s^tau - p_t^tau)): (n, V) fp32.
 
@@ -95,18 +88,18 @@ def block_gradient(
     sums = Statistics(*statistics.unsqueeze(2).unbind(1))
     row = RowFactors(*factors.unsqueeze(2).unbind(1))
     gradient, share, centred = buffers
-    if teacher is not None:
-        upcast(teacher, teacher_bias, centred).sub_(sums.teacher_max)
-        power(centred, factor, residual, gradient).mul_(row.teacher_soft)
-    upcast(student, student_bias, centred).sub_(sums.student_max)
-    if teacher is None:
+    if logits.teacher is not None:
+        upcast(logits.teacher, logits.teacher_bias, centred).sub_(sums.teacher_max)
+        power(centred, exponent, gradient).mul_(row.teacher_soft)
+    upcast(logits.student, logits.student_bias, centred).sub_(sums.student_max)
+    if logits.teacher is None:
         torch.mul(centred, LOG2_E, out=gradient).exp2_().mul_(row.hard)
-    elif unit_temperature:
+    elif exponent.unit_temperature:
         torch.mul(centred, LOG2_E, out=share).exp2_()
         gradient += torch.mul(share, row.student_soft, out=centred)
         gradient += share.mul_(row.hard)
     else:
-        gradient += power(centred, factor, residual, share).mul_(row.student_soft)
+        gradient += power(centred, exponent, share).mul_(row.student_soft)
         gradient += torch.mul(centred, LOG2_E, out=share).exp2_().mul_(row.hard)
     if labels is not None:
         gradient.scatter_add_(1, labels.unsqueeze(1), row.label)
@@ -126,11 +119,11 @@ def centre(logits: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     return maximum
 
 
-def power(centred: Tensor, factor: Tensor, residual: float | Tensor, out: Tensor) -> Tensor:
-    """2^(centred (factor + residual)), written to ``out``."""
-    torch.mul(centred, factor, out=out)
-    if isinstance(residual, Tensor):
-        out.addcmul_(centred, residual)
-    elif residual != NO_RESIDUAL:
-        out.add_(centred, alpha=residual)
+def power(centred: Tensor, exponent: Exponent, out: Tensor) -> Tensor:
+    """2^(centred f), written to ``out``."""
+    torch.mul(centred, exponent.factor, out=out)
+    if isinstance(exponent.residual, Tensor):
+        out.addcmul_(centred, exponent.residual)
+    elif exponent.residual != NO_RESIDUAL:
+        out.add_(centred, alpha=exponent.residual)
     return out.exp2_()

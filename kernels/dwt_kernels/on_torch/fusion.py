@@ -10,13 +10,13 @@ import logging
 import os
 import shutil
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dwt_kernels.layout import Scalars
-from dwt_kernels.on_torch.formulas import block_gradient
+from dwt_kernels.layout import Logits
+from dwt_kernels.on_torch.formulas import Exponent, block_gradient
 
 # Rows x columns of one call from which compilation is repaid: it takes 5 to 20 s once in a process and saves about
 # 0.9 ns of a core for each element, here 15 ms a call, so within about a thousand training steps.
@@ -45,27 +45,8 @@ def has_compiler() -> bool:
     return any(shutil.which(name.split()[0]) is not None for name in names if name)
 
 
-class RowInputs(NamedTuple):
-    """The arguments of ``block_gradient`` that have a first dimension of N."""
-
-    student: Tensor
-    teacher: Tensor | None
-    statistics: Tensor
-    factors: Tensor
-
-    def blocks(self, count: int) -> list[RowInputs]:
-        split = ([None] * count if tensor is None else tensor.tensor_split(count) for tensor in self)
-        return [RowInputs(*block) for block in zip(*split)]
-
-
 def write_gradient(
-    rows: RowInputs,
-    student_bias: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    scalars: Scalars,
-    unit_temperature: bool,
-    out: Tensor,
+    logits: Logits, labels: Tensor, statistics: Tensor, factors: Tensor, exponent: Exponent, out: Tensor
 ) -> None:
     """Write ``block_gradient`` into ``out`` (N, V), which may be the student's.
 
@@ -77,30 +58,38 @@ def write_gradient(
     """
     global _broken
     columns = labels.unsqueeze(1)
-    constants = (scalars.factor.float(), scalars.residual.float(), unit_temperature)
+    # As a number it would be compiled into the code, once for each temperature.
+    exponent = exponent._replace(residual=exponent.factor.new_tensor(exponent.residual))
     at_label = block_gradient(
-        [rows.factors.new_empty(columns.shape) for _ in range(3)],
-        rows.student.gather(1, columns),
-        None if student_bias is None else student_bias[columns],
-        None if rows.teacher is None else rows.teacher.gather(1, columns),
-        None if teacher_bias is None else teacher_bias[columns],
+        [factors.new_empty(columns.shape) for _ in range(3)],
+        Logits(
+            logits.student.gather(1, columns),
+            None if logits.teacher is None else logits.teacher.gather(1, columns),
+            None if logits.student_bias is None else logits.student_bias[columns],
+            None if logits.teacher_bias is None else logits.teacher_bias[columns],
+        ),
         torch.zeros_like(labels),
-        rows.statistics,
-        rows.factors,
-        *constants,
+        statistics,
+        factors,
+        exponent,
     )
     compute = fused_gradient()
-    block_count = -(-rows.student.numel() // BLOCK_ELEMENTS)
-    for out_block, block in zip(out.tensor_split(block_count), rows.blocks(block_count)):
+    count = -(-logits.student.numel() // BLOCK_ELEMENTS)
+    split = [
+        [None] * count if each is None else each.tensor_split(count)
+        for each in (logits.student, logits.teacher, statistics, factors)
+    ]
+    for out_block, *block in zip(out.tensor_split(count), *split):
         for tensor in block:
             if tensor is not None:
                 torch._dynamo.mark_dynamic(tensor, 0)
+        inputs = (*block, logits.student_bias, logits.teacher_bias, *exponent)
         try:
-            gradient = compute(out.dtype, *block, student_bias, teacher_bias, *constants)
+            gradient = compute(out.dtype, *inputs)
         except Exception as error:  # whatever fails in the compiler, plain operations give the same result
             _broken, compute = True, _rounded_gradient
             logger.warning("fusing the loss gradient failed, using plain operations: %s", str(error).splitlines()[0])
-            gradient = compute(out.dtype, *block, student_bias, teacher_bias, *constants)
+            gradient = compute(out.dtype, *inputs)
         out_block.copy_(gradient)
     # Not scatter_, which copies all of ``out`` on a CPU.
     out[torch.arange(out.shape[0]), labels] = at_label.squeeze(1).to(out.dtype)
@@ -129,6 +118,6 @@ def _rounded_gradient(
     unit_temperature: bool,
 ) -> Tensor:
     buffers = [torch.empty(student.shape, dtype=torch.float32) for _ in range(3)]  # the compiler elides them
-    biased = (student, student_bias, teacher, teacher_bias)
-    gradient = block_gradient(buffers, *biased, None, statistics, factors, factor, residual, unit_temperature)
-    return gradient.to(dtype)
+    logits = Logits(student, teacher, student_bias, teacher_bias)
+    exponent = Exponent(factor, residual, unit_temperature)
+    return block_gradient(buffers, logits, None, statistics, factors, exponent).to(dtype)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dwt_kernels import arguments
 from dwt_kernels.arguments import Objective
-from dwt_kernels.layout import LOG2_E_FP32, NO_RESIDUAL, STATISTICS, Scalars
+from dwt_kernels.layout import LOG2_E_FP32, NO_RESIDUAL, STATISTICS, Labels, Logits, Scalars
 from dwt_kernels.on_torch import fusion
 from dwt_kernels.on_torch.blocks import GPU_BLOCK_ELEMENTS
-from dwt_kernels.on_torch.formulas import block_gradient, block_statistics, row_factors
+from dwt_kernels.on_torch.formulas import Exponent, block_gradient, block_statistics, row_factors
 from dwt_kernels.on_torch.scalars import compute_scalars
 
 # Elements of a block for each thread: 1 MiB in fp32. Smaller blocks lose to the cost of starting an operation
@@ -30,108 +30,53 @@ def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
     return compute_scalars(labels, objective)
 
 
-def row_statistics(
-    student: Tensor,
-    student_bias: Tensor | None,
-    teacher: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    scalars: Tensor,
-    ignore_index: int,
-    soft_all: bool,
-) -> Tensor:
+def row_statistics(logits: Logits, labels: Labels, scalars: Tensor) -> Tensor:
     """``Statistics`` (N, 7) fp32; anything finite on rows that do not count."""
-    rows = student.shape[0]
     # Ones, so that the logarithm of a sum that is not used is finite.
-    statistics = student.new_ones(rows, STATISTICS, dtype=torch.float32)
-    labelled = labels != ignore_index
-    label_columns = labels.where(labelled, 0)
-    named = Scalars(*scalars.unbind())
-    constants = exponent_constants(named)
-    student_bias, teacher_bias = fp32(student_bias), fp32(teacher_bias)
-    for index, buffers in row_blocks(student, counted_rows(labelled, soft_all, teacher)):
-        teacher_block = None if teacher is None else teacher[index]
-        statistics[index] = block_statistics(
-            buffers, student[index], student_bias, teacher_block, teacher_bias, label_columns[index], *constants
-        )
+    statistics = logits.student.new_ones(logits.student.shape[0], STATISTICS, dtype=torch.float32)
+    label_columns = labels.values.where(labels.labelled, 0)
+    exponent, logits = exponent_of(scalars), with_fp32_biases(logits)
+    for index, buffers in row_blocks(logits.student, labels.counted()):
+        statistics[index] = block_statistics(buffers, of_rows(logits, index), label_columns[index], exponent)
     return statistics
 
 
 def row_gradients(
-    upstream: Tensor,
-    scalars: Tensor,
-    student: Tensor,
-    teacher: Tensor | None,
-    labels: Tensor,
-    statistics: Tensor,
-    ignore_index: int,
-    soft_all: bool,
-    out: Tensor,
-    student_bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
+    upstream: Tensor, scalars: Tensor, logits: Logits, labels: Labels, statistics: Tensor, out: Tensor
 ) -> None:
-    """Write the gradient of upstream x (hard and soft loss, scaled) into ``out`` (N, V), which may be ``student``.
+    """Write the gradient of upstream x (hard and soft loss, scaled) into ``out`` (N, V), which may be the student's.
 
     ``upstream`` is 0-d or (N,).
     """
-    labelled = labels != ignore_index
-    counted = counted_rows(labelled, soft_all, teacher)
-    named = Scalars(*scalars.unbind())
-    student_bias, teacher_bias = fp32(student_bias), fp32(teacher_bias)
-    label_columns = labels.where(labelled, 0)
-    factors = row_factors(upstream.expand(labels.shape), labelled, statistics, scalars)
-    constants = exponent_constants(named)
-    rows = fusion.RowInputs(student, teacher, statistics, factors)
+    labelled, counted = labels.labelled, labels.counted()
+    exponent, logits = exponent_of(scalars), with_fp32_biases(logits)
+    label_columns = labels.values.where(labelled, 0)
+    factors = row_factors(upstream.expand(labelled.shape), labelled, statistics, scalars)
     # The fused code takes every row, which repays where most count. What it makes of the others is overwritten.
-    most_count = counted is None or 2 * counted.shape[0] >= labels.shape[0]
-    if most_count and fusion.pays(student):
-        fusion.write_gradient(rows, student_bias, teacher_bias, label_columns, named, constants[-1], out)
+    most_count = counted is None or 2 * counted.shape[0] >= labelled.shape[0]
+    if most_count and fusion.pays(logits.student):
+        fusion.write_gradient(logits, label_columns, statistics, factors, exponent, out)
     else:
-        for index, buffers in row_blocks(student, counted):
-            gradient = block_gradient(
-                buffers,
-                student[index],
-                student_bias,
-                None if teacher is None else teacher[index],
-                teacher_bias,
-                label_columns[index],
-                statistics[index],
-                factors[index],
-                *constants,
-            )
+        for index, buffers in row_blocks(logits.student, counted):
+            rows = (of_rows(logits, index), label_columns[index], statistics[index], factors[index])
+            gradient = block_gradient(buffers, *rows, exponent)
             out[index] = gradient if isinstance(index, slice) else gradient.to(out.dtype)
     if counted is not None:
         out.index_fill_(0, (~labelled).nonzero().squeeze(1), 0)
-    elif out.device.type != "cpu" and not (soft_all and teacher is not None):
+    elif out.device.type != "cpu" and not labels.soft_all:
         out.masked_fill_(~labelled.unsqueeze(1), 0)
 
 
-def row_statistics_and_gradients(
-    upstream: Tensor,
-    scalars: Tensor,
-    student: Tensor,
-    student_bias: Tensor | None,
-    teacher: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    ignore_index: int,
-    soft_all: bool,
-) -> Tensor:
-    """``Statistics`` (N, 7) fp32; the gradient is written over ``student``."""
-    statistics = row_statistics(student, student_bias, teacher, teacher_bias, labels, scalars, ignore_index, soft_all)
-    biases = (student_bias, teacher_bias)
-    row_gradients(upstream, scalars, student, teacher, labels, statistics, ignore_index, soft_all, student, *biases)
+def row_statistics_and_gradients(upstream: Tensor, scalars: Tensor, logits: Logits, labels: Labels) -> Tensor:
+    """``Statistics`` (N, 7) fp32; the gradient is written over the student's logits."""
+    statistics = row_statistics(logits, labels, scalars)
+    row_gradients(upstream, scalars, logits, labels, statistics, logits.student)
     return statistics
 
 
-def counted_rows(labelled: Tensor, soft_all: bool, teacher: Tensor | None) -> Tensor | None:
-    """Indices of the rows that count, or None for all of them.
-
-    On a GPU all rows are computed and those that do not count are masked: finding them takes a host synchronisation.
-    """
-    if (soft_all and teacher is not None) or labelled.device.type != "cpu" or bool(labelled.all()):
-        return None
-    return labelled.nonzero().squeeze(1)
+def of_rows(logits: Logits, index: slice | Tensor) -> Logits:
+    teacher = None if logits.teacher is None else logits.teacher[index]
+    return logits._replace(student=logits.student[index], teacher=teacher)
 
 
 def row_blocks(logits: Tensor, counted: Tensor | None) -> Iterator[tuple[slice | Tensor, Sequence[Tensor]]]:
@@ -153,14 +98,16 @@ def row_blocks(logits: Tensor, counted: Tensor | None) -> Iterator[tuple[slice |
         yield slice(start, stop) if counted is None else counted[start:stop], workspace[:, : stop - start].unbind(0)
 
 
-def fp32(bias: Tensor | None) -> Tensor | None:
+def with_fp32_biases(logits: Logits) -> Logits:
     """Converted once: torch's mixed-dtype additions are several times slower on a CPU."""
-    return None if bias is None else bias.float()
+    student, teacher = (None if bias is None else bias.float() for bias in (logits.student_bias, logits.teacher_bias))
+    return logits._replace(student_bias=student, teacher_bias=teacher)
 
 
-def exponent_constants(scalars: Scalars) -> tuple[Tensor, float | Tensor, bool]:
-    """factor, residual, and whether tau is 1, which only a CPU knows without a synchronisation."""
-    factor, residual = scalars.factor.float(), scalars.residual.float()
+def exponent_of(scalars: Tensor) -> Exponent:
+    """Whether tau is 1 only a CPU knows without a synchronisation."""
+    named = Scalars(*scalars.unbind())
+    factor, residual = named.factor.float(), named.residual.float()
     if factor.device.type != "cpu":
-        return factor, residual, False
-    return factor, residual.item(), factor.item() == LOG2_E_FP32 and residual.item() == NO_RESIDUAL
+        return Exponent(factor, residual, False)
+    return Exponent(factor, residual.item(), factor.item() == LOG2_E_FP32 and residual.item() == NO_RESIDUAL)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dwt_kernels.arguments import Objective
-from dwt_kernels.layout import KL_SCALE, LEAST_RESIDUAL, LN_2, LOG2_E, NO_RESIDUAL, Scalars, Statistics
+from dwt_kernels.layout import KL_SCALE, LEAST_RESIDUAL, LN_2, LOG2_E, NO_RESIDUAL, Labels, Scalars, Statistics
 
 
 def compute_scalars(labels: Tensor, objective: Objective) -> Tensor:
@@ -39,15 +39,13 @@ def mean_scale(count: Tensor, normalizer: Tensor | None) -> Tensor:
     return torch.where(count == 0, 0.0, 1.0 / divisor.double())
 
 
-def row_losses(
-    statistics: Tensor, scalars: Tensor, labels: Tensor, ignore_index: int, soft_all: bool, has_teacher: bool
-) -> tuple[Tensor, Tensor]:
+def row_losses(statistics: Tensor, scalars: Tensor, labels: Labels, has_teacher: bool) -> tuple[Tensor, Tensor]:
     """hard (N,) and soft (N,) fp32 from the statistics (N, 7), 0 on rows that do not count.
 
     In fp64: the soft loss is the sum of two terms that are often larger than it.
     """
     row = Statistics(*statistics.double().unbind(1))
-    labelled = labels != ignore_index
+    labelled = labels.labelled
     hard = (row.student_sum.log() - row.label_logit).where(labelled, 0.0).float()
     if not has_teacher:
         return hard, torch.zeros_like(hard)
@@ -56,7 +54,7 @@ def row_losses(
     soft = (row.kl_sum / row.teacher_sum * exponent + (row.student_tau_sum / row.teacher_sum).log2()) * LN_2
     # KL >= 0: what rounding leaves below zero is an error of the sums and nothing else. NaN stays NaN.
     soft = soft.clamp(min=0).float()
-    return hard, soft if soft_all else soft.where(labelled, 0.0)
+    return hard, soft if labels.soft_all else soft.where(labelled, 0.0)
 
 
 def reduce_rows(hard: Tensor, soft: Tensor, scalars: Tensor, reduction: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dwt_kernels import arguments
 from dwt_kernels.arguments import Objective
-from dwt_kernels.layout import SCALARS, STATISTICS, TERMS
+from dwt_kernels.layout import SCALARS, STATISTICS, TERMS, Labels, Logits
 from dwt_kernels.on_torch.scalars import reduce_rows as torch_reduce_rows
 from dwt_kernels.on_triton.launch import alignment, common_width, contiguous, launch, row_stride, row_tile, strides
 from dwt_kernels.on_triton.row_kernels import gradient_kernel, statistics_kernel
@@ -69,18 +69,9 @@ def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
     return scalars
 
 
-def row_statistics(
-    student: Tensor,
-    student_bias: Tensor | None,
-    teacher: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    scalars: Tensor,
-    ignore_index: int,
-    soft_all: bool,
-    upstream: Tensor | None = None,
-) -> Tensor:
+def row_statistics(logits: Logits, labels: Labels, scalars: Tensor, upstream: Tensor | None = None) -> Tensor:
     """``Statistics`` (N, 7) fp32; not set on rows that do not count. With ``upstream``, see the next function."""
+    student, teacher, student_bias, teacher_bias = logits
     rows, columns = student.shape
     statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=student.device)
     if rows == 0:
@@ -93,15 +84,15 @@ def row_statistics(
         contiguous(student_bias),
         teacher,
         contiguous(teacher_bias),
-        labels,
+        labels.values,
         statistics,
         scalars,
         upstream,
         *student.stride(),
         *strides(teacher),
-        labels.stride(0),
+        labels.values.stride(0),
         row_stride(upstream),
-        ignore_index,
+        labels.ignore_index,
         V=columns,
         STEPS=tile.steps,
         TAIL_STEPS=tile.tail_steps,
@@ -109,7 +100,7 @@ def row_statistics(
         WIDTH=tile.width,
         STUDENT_ALIGNMENT=alignment(student),
         TEACHER_ALIGNMENT=alignment(teacher),
-        SOFT_ALL=soft_all and teacher is not None,
+        SOFT_ALL=labels.soft_all,
         IN_PLACE_GRADIENT=upstream is not None,
         num_warps=tile.num_warps,
         enable_fp_fusion=True,
@@ -117,43 +108,30 @@ def row_statistics(
     return statistics
 
 
-def row_statistics_and_gradients(
-    upstream: Tensor,
-    scalars: Tensor,
-    student: Tensor,
-    student_bias: Tensor | None,
-    teacher: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    ignore_index: int,
-    soft_all: bool,
-) -> Tensor:
-    """``Statistics`` (N, 7) fp32; the gradient is written over ``student``."""
-    row_inputs = (student, student_bias, teacher, teacher_bias, labels)
-    return row_statistics(*row_inputs, scalars, ignore_index, soft_all, upstream)
+def row_statistics_and_gradients(upstream: Tensor, scalars: Tensor, logits: Logits, labels: Labels) -> Tensor:
+    """``Statistics`` (N, 7) fp32; the gradient is written over the student's logits."""
+    return row_statistics(logits, labels, scalars, upstream)
 
 
-def row_losses(
-    statistics: Tensor, scalars: Tensor, labels: Tensor, ignore_index: int, soft_all: bool, has_teacher: bool
-) -> tuple[Tensor, Tensor]:
+def row_losses(statistics: Tensor, scalars: Tensor, labels: Labels, has_teacher: bool) -> tuple[Tensor, Tensor]:
     """hard (N,) and soft (N,) fp32 as ``on_torch.row_losses``."""
-    rows = labels.shape[0]
-    hard, soft = (torch.empty(rows, dtype=torch.float32, device=labels.device) for _ in range(2))
+    rows, device = labels.values.shape[0], labels.values.device
+    hard, soft = (torch.empty(rows, dtype=torch.float32, device=device) for _ in range(2))
     if rows > 0:
         launch(
             losses_kernel,
             (triton.cdiv(rows, LOSSES_BLOCK),),
             statistics,
             scalars,
-            labels,
+            labels.values,
             hard,
             soft,
             rows,
-            labels.stride(0),
-            ignore_index,
+            labels.values.stride(0),
+            labels.ignore_index,
             BLOCK=LOSSES_BLOCK,
             HAS_TEACHER=has_teacher,
-            SOFT_ALL=soft_all and has_teacher,
+            SOFT_ALL=labels.soft_all,
         )
     return hard, soft
 
@@ -170,17 +148,10 @@ def reduce_rows(hard: Tensor, soft: Tensor, scalars: Tensor, reduction: str) -> 
 
 
 def row_gradients(
-    upstream: Tensor,
-    scalars: Tensor,
-    student: Tensor,
-    teacher: Tensor | None,
-    labels: Tensor,
-    statistics: Tensor,
-    ignore_index: int,
-    soft_all: bool,
-    out: Tensor,
+    upstream: Tensor, scalars: Tensor, logits: Logits, labels: Labels, statistics: Tensor, out: Tensor
 ) -> None:
-    """Write the gradient of upstream x loss into ``out`` (N, V), which has unit column stride."""
+    """Write the gradient of upstream x loss into ``out`` (N, V), which has unit column stride; without biases."""
+    student, teacher = logits.student, logits.teacher
     rows, columns = student.shape
     if rows == 0:
         return
@@ -190,16 +161,16 @@ def row_gradients(
         (triton.cdiv(rows, LOSSES_BLOCK),),
         statistics,
         scalars,
-        labels,
+        labels.values,
         upstream,
         terms,
         rows,
-        labels.stride(0),
+        labels.values.stride(0),
         row_stride(upstream),
-        ignore_index,
+        labels.ignore_index,
         BLOCK=LOSSES_BLOCK,
         HAS_TEACHER=teacher is not None,
-        SOFT_ALL=soft_all and teacher is not None,
+        SOFT_ALL=labels.soft_all,
     )
     block = min(GRADIENT_BLOCK, triton.next_power_of_2(columns))
     width = min(block, common_width(out, student, teacher))
@@ -211,19 +182,19 @@ def row_gradients(
         out,
         student,
         teacher,
-        labels,
+        labels.values,
         terms,
         scalars,
         out.stride(0),
         *student.stride(),
         *strides(teacher),
-        labels.stride(0),
-        ignore_index,
+        labels.values.stride(0),
+        labels.ignore_index,
         V=columns,
         BLOCK=block,
         WIDTH=width,
         OUT_ALIGNMENT=alignment(out),
-        SOFT_ALL=soft_all and teacher is not None,
+        SOFT_ALL=labels.soft_all,
         num_warps=max(1, GRADIENT_WARPS * block // GRADIENT_BLOCK),
         enable_fp_fusion=True,
     )
