@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.models.build import longest_row
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+from dwt_ds.models.meta_device import RepeatedOperations
 
 
 def meta_model(config: PretrainedConfig, model_class: type[PreTrainedModel] | None = None) -> GatheredMaskedLM:
@@ -39,7 +40,7 @@ def forward_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int,
     """Operations of one row's forward pass, logits included."""
     model = copy.deepcopy(gathered).eval()
     model.model.set_attn_implementation("eager")
-    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), torch.device("meta"), RepeatedOperations(), FlopCounterMode(display=False) as counter:
         hidden = model(torch.zeros(1, seq_len, dtype=torch.int64), None, torch.zeros(labels_per_row, dtype=torch.int64))
     return counter.get_total_flops() + 2 * labels_per_row * vocab_size * int(hidden.shape[-1])
 
@@ -52,7 +53,7 @@ def recomputed_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: i
         model.model.set_attn_implementation("eager")
         if checkpointing:
             model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        with torch.device("meta"), RepeatedOperations(), FlopCounterMode(display=False) as counter:
             positions = torch.zeros(labels_per_row, dtype=torch.int64)
             model(torch.zeros(1, seq_len, dtype=torch.int64), None, positions).sum().backward()
         counts.append(counter.get_total_flops())

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_iter
 
 from dwt_ds.models.flops import teacher_width
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+from dwt_ds.models.meta_device import RepeatedOperations
 from dwt_ds.plan.shapes import Shapes, head_elements
 from dwt_ds.plan.stand_ins import Loss, chunk_rows, imitate_device
 from dwt_ds.run.resolve import Resolved
@@ -154,7 +155,7 @@ class Simulator:
         trained = [p for p in self._student.parameters() if p.requires_grad]
         hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained]
         try:
-            with torch.device("meta"), LiveBytes(existing) as live:
+            with torch.device("meta"), RepeatedOperations(), LiveBytes(existing) as live:
                 hidden = self._student(input_ids, None, positions)
                 activations = live.now - student_bytes
                 loss = self._loss(hidden, view)
@@ -180,7 +181,7 @@ class Simulator:
         if self._teacher is None:
             return None, 0, 0
         existing = [*self._teacher.parameters(), *self._teacher.buffers()]
-        with torch.no_grad(), torch.device("meta"), LiveBytes(existing) as live:
+        with torch.no_grad(), torch.device("meta"), RepeatedOperations(), LiveBytes(existing) as live:
             before = live.now
             hidden = self._teacher(input_ids, None, positions)
         weight = self._teacher.decoder_weight

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.launch.local import pretrain_command, visible_ranks
 from dwt_ds.launch.supervise import STOPPED, run_logged, stop_on_signals
 from dwt_ds.plan.corpus import resolve_plan
-from dwt_ds.plan.hardware import find_device
+from dwt_ds.plan.hardware import Device, find_device
 from dwt_ds.run.resolve import Resolved, prefix_errors
 from dwt_ds.study.estimate import Cost, cost_table, estimate
 from dwt_ds.study.folder import StudyFolder, check_same
@@ -71,11 +71,12 @@ class Study:
     overrides: tuple[str, ...]
     settings: dict[str, Resolved]
     """Of each run, by name."""
-    costs: dict[str, Cost]
+    device: Device
+    """Of a rank."""
 
     @classmethod
     def open(cls, options: StudyOptions) -> Study:
-        """Read and check everything before the first run; nothing is written.
+        """Read and check settings and folders before the first run; nothing is written.
 
         Raises ValueError or OSError, in one line, for the first mistake.
         """
@@ -99,8 +100,15 @@ class Study:
                 settings[run.name] = resolve_plan(str(recipe), list(options.overrides), None, ranks)
         for run in grid.runs:
             check_same(folder.path / run.name, settings[run.name])
-        costs = estimate(grid.runs, settings, device)
-        return cls(grid, folder, ranks, options.at_once, options.overrides, settings, costs)
+        return cls(grid, folder, ranks, options.at_once, options.overrides, settings, device)
+
+    @cached_property
+    def costs(self) -> dict[str, Cost]:
+        """Of each run, by name. Building their models takes seconds, so other mistakes are looked for before.
+
+        Raises ValueError for a model that cannot be built.
+        """
+        return estimate(self.grid.runs, self.settings, self.device)
 
     def check_data(self) -> None:
         """Check the data folders of the unfinished runs: they exist and have held-out rows.
@@ -225,12 +233,13 @@ def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], N
     study = Study.open(options)
     if not dry_run:
         study.check_data()
+    plan_table = study.plan_table()
     at_once = f", {study.at_once} at once" if study.at_once > 1 else ""
     report(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each{at_once}")
     if study.grid.question:
         report(study.grid.question)
     report("")
-    report(study.plan_table())
+    report(plan_table)
     if dry_run:
         return 0
     report("")

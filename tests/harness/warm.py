@@ -15,6 +15,7 @@ import pandas
 import torch.utils.cpp_extension
 import torch.utils.serialization.config
 import transformers.models.bert.modeling_bert
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 import dwt_ds.export.verify
 import dwt_ds.run.assemble
@@ -23,3 +24,7 @@ import harness.ranks
 # DeepSpeed asks twice a run, and each time a process is started for it.
 cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
 cpuinfo.get_cpu_info()
+
+# Looked up once by every process: patterns of the weights of all models, and for which operators there is a compiler.
+get_checkpoint_conversion_mapping("bert")
+deepspeed.ops.__compatible_ops__  # noqa: B018

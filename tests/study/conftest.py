@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
 
 from dwt_ds.cli.main import main
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
 from dwt_ds.plan.corpus import resolve_plan
+from dwt_ds.study import figures
 from dwt_ds.study import run as study_run
 from dwt_ds.study.estimate import Cost
 
@@ -52,6 +56,19 @@ def exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, int
     # Hours of runs that take none.
     monkeypatch.setattr(study_run, "estimate", lambda runs, *_: {run.name: Cost(12, 1.0, 1.0, 1.0) for run in runs})
     return codes
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not drawn, which takes longer than the rest of a report; their files hold one dot."""
+
+    def save(figure: Figure, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("1", (1, 1)).save(path)
+        plt.close(figure)
+        return path
+
+    monkeypatch.setattr(figures, "save", save)
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ def test_a_study_compares_losses_on_other_text(study: Path) -> None:
     assert wiki.rows == [("with teacher4", "5.0000 ± 0.0000", "", "", "", "", "2")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_is_evaluated_on_other_text_alone(tmp_path: Path, tiny_data: Path) -> None:
     """Its data folder holds nothing out."""
     path = Path(compared(tmp_path, tiny_data, None)[0])
@@ -111,6 +112,7 @@ def test_a_studys_report_stands_alone(study: Path) -> None:
     assert "| with teacher4 | 4.8300 ± 0.0141 | -0.2000 ± 0.0000 |" in table
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_saving_is_given_in_tokens_and_operations(study: Path) -> None:
     for config in study.glob("*/config.yaml"):
         student = parse_run_config(yaml.safe_load(config.read_text())).student
@@ -262,6 +264,7 @@ def test_runs_are_drawn_beside_one_another(tmp_path: Path, tiny_data: Path, tiny
     assert "different data folders" not in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_on_different_data_are_marked(tmp_path: Path, tiny_data: Path) -> None:
     paths = compared(tmp_path, tiny_data, None)
     for number, path in enumerate(paths):
@@ -308,6 +311,7 @@ def test_what_cannot_be_compared(
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_constants_are_not_plotted(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
     _, path = compared(tmp_path, tiny_data, tiny_teacher)
     assert main(["report", path]) == 0

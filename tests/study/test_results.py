@@ -207,6 +207,7 @@ def study(tmp_path: Path) -> Path:
     return folder.path
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_is_compared_with_its_best_lone_student_or_with_the_series_that_is_named(study: Path) -> None:
     assert main(["report", str(study)]) == 0
     html = (study / "report" / "index.html").read_text(encoding="utf-8")
@@ -234,6 +235,7 @@ def test_a_series_is_known_by_its_name_and_those_of_its_runs() -> None:
     assert slow.series == "alone, lr5e-4"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_differ_in_their_seed_alone_are_one_series(tmp_path: Path) -> None:
     paths = []
     for stem, teacher, end in (("alone", None, 5.0), ("bias", "t/export", 4.8), ("once", "u/export", 4.9)):

@@ -80,6 +80,7 @@ def test_an_interrupted_run_ends_the_study_and_the_next_start_resumes_it(
     assert [starts(study, name) for name in order] == [2 if name == "teacher2-s42" else 1 for name in order]
 
 
+ALONE = {"runs": [{"teacher": "none"}]}
 GRID_OF_FOUR = {"runs": [{"teacher": "teacher4"}, {"teacher": "none", "rate": ["lr1e-3", "lr2e-3"]}], "seeds": [42]}
 
 
@@ -202,7 +203,8 @@ def test_missing_data_stop_the_study_before_the_first_run(
     refusal: Callable[..., str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["study", "teacher_quality", "--dry-run"]) == 0
+    Path("alone.yaml").write_text(yaml.safe_dump(ALONE))
+    assert main(["study", "alone.yaml", "--dry-run"]) == 0
     assert "data: assumed, since data/quickstart does not exist: the paper's 30M sentences" in capsys.readouterr().out
     for data in ("data/quickstart", "nowhere"):
         error = refusal("study", "teacher_quality", f"data.dir={data}")
@@ -377,5 +379,5 @@ def test_every_kind_of_start_runs_at_smoke_scale(tiny_data: Path, shared_folder:
 def test_processes_of_their_own_are_the_runs_of_a_study(ranks: int, tiny_data: Path, tmp_path: Path) -> None:
     """One rank by itself, two with DeepSpeed's launcher."""
     grid = tmp_path / "alone.yaml"
-    grid.write_text(yaml.safe_dump({"runs": [{"teacher": "none"}]}), encoding="utf-8")
+    grid.write_text(yaml.safe_dump(ALONE), encoding="utf-8")
     run_at_smoke_scale(str(grid), tiny_data, tmp_path / "study", ranks)
