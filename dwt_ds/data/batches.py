@@ -17,7 +17,7 @@ from dwt_ds.data.masks import continues_word, draw_further, draw_masks
 from dwt_ds.data.order import RowStream
 from dwt_ds.data.prepared import RowTable
 from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
-from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, lengths_of
+from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, lengths_of, on_device
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 # Masks of the validation rows never change, whatever the seed of the run.
@@ -25,15 +25,15 @@ _VALIDATION_SEED = 20_201_120
 
 
 class Batch(NamedTuple):
-    """One micro-batch as the models and the loss take it: B rows of S columns, N positions that reach the head."""
+    """One micro-batch for the models and the loss: B rows of S columns, N positions that reach the head."""
 
     input_ids: Tensor
     """(B, S) int64, masked."""
     attention_mask: Tensor | None
     """(B, S) int64, 1 on real tokens; None where there is no padding."""
     positions: Tensor
-    """(N,) int64, flat indices into B x S: those of the labelled tokens, ascending, then those of further tokens that
-    the soft loss alone sees, ascending."""
+    """(N,) int64, flat indices into B x S: of the labelled tokens, ascending, then of the further tokens that only the
+    soft loss sees, ascending."""
     labels: Tensor
     """(L,) int64, the true tokens at the first L positions."""
     token_count: int
@@ -49,22 +49,18 @@ class Batch(NamedTuple):
         return int(self.positions.numel() if self.teacher is None else self.teacher.aligned.numel())
 
     def without_teacher(self) -> Batch:
-        """The same for a student that trains alone: with the labelled positions only."""
+        """The batch for a student that trains alone, with the labelled positions only."""
         return self._replace(positions=self.positions[: len(self.labels)], teacher=None)
 
     def to(self, device: torch.device) -> Batch:
-        """The same with the tensors that the models need on `device`."""
-        mask = self.attention_mask
-        return self._replace(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            attention_mask=None if mask is None else mask.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            teacher=None if self.teacher is None else self.teacher.to(device),
-        )
+        """The same with the tensors that the models need on `device`; `rows` stays on the CPU."""
+        tensors = self.input_ids, self.attention_mask, self.positions, self.labels
+        ids, mask, positions, labels = on_device(device, *tensors)
+        teacher = None if self.teacher is None else self.teacher.to(device)
+        return Batch(ids, mask, positions, labels, self.token_count, self.rows, teacher)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Loader processes send int32 bytes: sharing a tensor costs a file descriptor and more time than making it."""
+        """Loader processes send int32 bytes: sharing a tensor would take a file descriptor and more time."""
         lengths = lengths_of(self.input_ids, self.attention_mask)
         arrays = int32_arrays(self.input_ids, lengths, self.positions, self.labels)
         return _batch, (*arrays, self.token_count, self.rows.numpy(), self.teacher)
@@ -86,7 +82,7 @@ def _batch(
 
 @dataclass(frozen=True)
 class _BatchMaker:
-    """Rows of a table with their masks drawn."""
+    """Makes micro-batches from the rows of a table."""
 
     table: RowTable
     facts: TokenizerFacts
@@ -108,7 +104,7 @@ class _BatchMaker:
             )
 
     def batch(self, rows: np.ndarray, epochs: np.ndarray) -> Batch:
-        """The micro-batch of rows (B,) int64, masked as in their epochs (B,) int64."""
+        """The micro-batch of rows (B,) int64, with the masks of their epochs (B,) int64."""
         input_ids, lengths = self.table.rows(rows, self._width(rows))
         starts_word = None
         if self.config.whole_word and self.table.knows_words:
@@ -146,8 +142,8 @@ class StepBatches(Dataset[list[Batch]]):
 
     Step k takes the next `micro_batch_size * accumulation * world_size` rows of an endless stream of epochs, starting
     at stream position `rows_before + (k - first_step) * global batch`. Which rows and masks a step has depends on the
-    seed and on that position alone: not on the number of ranks (at equal global batch), nor on where a run resumed.
-    An epoch may end inside a step. Rows of many lengths (one sentence a row) are grouped by length.
+    seed and on that position alone, not on the number of ranks (at equal global batch) or on where a run resumed. An
+    epoch may end inside a step. Rows of different lengths (one sentence a row) are grouped by length.
 
     Args:
         table: training rows.
@@ -155,7 +151,7 @@ class StepBatches(Dataset[list[Batch]]):
         config: how tokens are masked.
         seed: of the run.
         soft_positions: which tokens the soft loss sees.
-        teacher_tokens: for a teacher with another vocabulary; batches have its rows, too. Only with
+        teacher_tokens: for a teacher with another vocabulary: batches then have its rows, too. Requires
             soft_positions="labelled".
         rows_before: stream positions consumed before step `first_step`.
 
@@ -214,7 +210,7 @@ class StepBatches(Dataset[list[Batch]]):
 def step_loader(batches: StepBatches, steps: range, workers: int, *, pin_memory: bool) -> DataLoader[list[Batch]]:
     """Loads `steps` in order, in `workers` processes (0: in this one).
 
-    Its generator is private: a loader that drew from the global one would disturb dropout after a resume.
+    It has a generator of its own: drawing from the global one would change the dropout after a resume.
     """
     return DataLoader(
         batches,
@@ -237,10 +233,10 @@ def validation_batches(
     max_rows: int | None = None,
     teacher_tokens: TeacherTokens | None = None,
 ) -> Iterator[Batch]:
-    """This rank's share of the validation rows, with masks that are the same for every run and number of ranks.
+    """This rank's share of the validation rows, with the same masks for every run and number of ranks.
 
-    At most `max_rows` rows, spread evenly over the table. Every rank yields the same number of batches; one that has
-    none left yields a row without labels (token_count 0), which adds nothing to any sum.
+    At most `max_rows` rows, spread evenly over the table. Every rank yields the same number of batches; a rank that has
+    no rows left yields one row without labels (token_count 0), which adds nothing to any sum.
     """
     maker = _BatchMaker(table, facts, config, _VALIDATION_SEED, teacher_tokens=teacher_tokens)
     count = len(table) if max_rows is None else min(len(table), max_rows)

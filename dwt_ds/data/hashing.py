@@ -1,7 +1,7 @@
-"""Counter-based random numbers: a hash of what a draw is for, in place of a generator that has a state.
+"""Counter-based random numbers: hashes of what a draw is for, instead of a generator with a state.
 
-Row order and masks must come out the same on 1 rank or 8, after a resume, and whatever else is in the batch, so every
-draw is a pure function of its key. The hash is the output function of SplitMix64 (Steele, Lea and Flood, "Fast
+Row order and masks must be the same on 1 rank or 8, after a resume, and with any other rows in the batch, so every draw
+is a pure function of its key. The hash is the output function of SplitMix64 (Steele, Lea and Flood, "Fast
 Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 15; constants: Stafford's "Mix13").
 """
 

@@ -14,9 +14,9 @@ from dwt_ds.base.files import MANIFEST
 
 # The manifest as a table for people.
 MANIFEST_TABLE_NAME = "manifest.txt"
-# Everything that `prepare` writes is in this folder inside the output folder until it is finished.
+# `prepare` writes into this folder inside the output folder until everything is finished.
 UNFINISHED_NAME = "unfinished"
-# Increased whenever a folder of the former layout can no longer be read.
+# Increased when folders of the previous layout can no longer be read.
 FORMAT_VERSION = 1
 PACKED = "packed"
 ONE_SENTENCE_PER_ROW = "one_sentence_per_row"
@@ -50,7 +50,7 @@ class Manifest:
     """Training rows."""
     validation_rows: int
     padding_share: float
-    """Share of a batch of training rows padded to seq_len that is padding."""
+    """Share of padding if all training rows are padded to seq_len."""
     form: str
     """"packed" or "one_sentence_per_row"."""
     seq_len: int
@@ -61,7 +61,7 @@ class Manifest:
     seed: int
     every: int
     settings: dict[str, Any] = field(default_factory=dict)
-    """Every other option that the rows depend on."""
+    """All other options that the rows depend on."""
     sources: list[dict[str, Any]] = field(default_factory=list)
     """One entry a source, in order: what it is, its size, documents, and what was skipped in it."""
     dropped: dict[str, int] = field(default_factory=dict)
@@ -73,14 +73,14 @@ class Manifest:
     characters_kept: int = 0
     """Characters of `sentences_kept` that are in rows."""
     dropped_characters: dict[str, int] = field(default_factory=dict)
-    """Characters of what `dropped` counts, where it is text that was left out."""
+    """Characters of the reasons of `dropped` by which text was left out."""
     unknown_share: float | None = None
     """Share of the text's tokens that are the unknown token; None in a folder of an earlier version. `sources` has it
     for each source."""
     unknown_characters: dict[str, int] = field(default_factory=dict)
     """The most frequent characters of words that became the unknown token, in a sample of the sentences."""
     held_out_instead: bool = False
-    """Whether the text of the held-out documents was all dropped, and another one is held out."""
+    """Whether another document is held out because all text of the first held-out ones was dropped."""
     case_and_accents: str = ""
     """What the tokenizer does with capitals and accents, in words; "" in a folder of an earlier version."""
     format_version: int = FORMAT_VERSION
@@ -90,7 +90,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Raises ValueError for anything that is no manifest of this version."""
+        """Raises ValueError for anything but a manifest of this version."""
         values = json.loads(text)
         if not isinstance(values, dict) or "format_version" not in values:
             raise ValueError("not a manifest of dwt-ds prepare")
@@ -104,9 +104,9 @@ class Manifest:
 
 
 def read_data_manifest(folder: Path) -> Manifest:
-    """Manifest of a data folder; those of checkpoints and exports are read by `dwt_ds.base.files.read_manifest`.
+    """Manifest of a data folder (`dwt_ds.base.files.read_manifest` reads those of checkpoints and exports).
 
-    Raises FileNotFoundError where there is no data folder or no manifest, ValueError where the manifest is damaged.
+    Raises FileNotFoundError if there is no data folder or no manifest, ValueError if the manifest is damaged.
     """
     fix = f'run "dwt-ds prepare ... --out {folder}"'
     if not folder.is_dir():

@@ -1,7 +1,7 @@
 """Masked-language-model masks, drawn on the fly as a pure function of (seed, epoch, row).
 
-Which tokens become labels and what the model sees in their place: Devlin et al. 2019 (BERT), appendix A.1. Beside them,
-which further tokens the soft loss is to see.
+Which tokens are labelled and what the model sees in their place: Devlin et al. 2019 (BERT), appendix A.1; and which
+further tokens the soft loss sees.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NEVER = np.uint64(2**64 - 1)
 
 @dataclass(frozen=True)
 class MaskedRows:
-    """Rows as the model sees them, and what it must say."""
+    """Rows as the model sees them, with their labels."""
 
     input_ids: np.ndarray
     """(B, S) int64, masked."""
@@ -45,21 +45,21 @@ def draw_masks(
 ) -> MaskedRows:
     """Mask a batch. Special tokens, padding and the unknown token are never labelled.
 
-    With `label_draw="fixed"` every row of n tokens gets round(mask_probability * (n - 2)) labels; with whole words, a
-    word that would exceed that number is skipped and the next one tried. A row in which no word fits has a part of one
-    labelled: a run of that number of tokens. With "bernoulli", a row that is one word, longer than that number, has its
-    tokens drawn one by one.
+    With `label_draw="fixed"`, every row of n tokens gets round(mask_probability * (n - 2)) labels. With whole words, a
+    word that would exceed that number is skipped and the next one tried; if none fits, a run of that number of tokens
+    of one word is labelled. With "bernoulli", the tokens of a row that is one word, longer than that number, are drawn
+    one by one.
 
     Args:
         input_ids: (B, S) int64.
         lengths: (B,) real tokens of each row.
-        rows: (B,) int64; with `epochs` and `seed` they decide every draw, so a row is masked alike in any batch.
+        rows: (B,) int64; they decide every draw with `epochs` and `seed`, so a row has the same mask in any batch.
         epochs: (B,) int64.
         facts: of the tokenizer.
         config: probability, shares, label draw and whole words.
         seed: of the run.
-        starts_word: (B, S) bool: the tokens that start a word, as the data folder says; None where it does not, and the
-            vocabulary does (`facts.continues_word`). Only whole words need either.
+        starts_word: (B, S) bool: the tokens that start a word, from the data folder; None: use the vocabulary's
+            (`facts.continues_word`). Only needed for whole words.
     """
     row_keys = _row_keys(rows, epochs, seed)
     columns = np.arange(input_ids.shape[1], dtype=np.uint64)[None, :]
@@ -98,7 +98,7 @@ def draw_masks(
 def labels_by_length(lengths: np.ndarray, probability: float) -> np.ndarray:
     """Labelled tokens of rows with `lengths` (B,) real tokens, at least 1: (B,) int64.
 
-    The outer two special tokens are not counted, so every full row has the same number, wherever documents meet in it.
+    The outer two special tokens are not counted. Every full row has the same number, wherever documents meet in it.
     """
     return np.maximum(np.floor(probability * np.maximum(lengths.astype(np.int64) - 2, 0) + 0.5).astype(np.int64), 1)
 
@@ -112,15 +112,15 @@ def draw_further(
     soft_positions: SoftPositions,
     seed: int,
 ) -> np.ndarray:
-    """Unlabelled real tokens that the soft loss sees, special ones among them: (M,) int64 flat indices, ascending.
+    """Unlabelled real tokens, also special ones, that the soft loss sees: (M,) int64 flat indices, ascending.
 
-    They are drawn for themselves: labels and masks are the same with any number of them.
+    Labels and masks do not depend on them.
 
     Args:
         masked: from `draw_masks`.
         lengths, rows, epochs, seed: as there.
         mask_probability: share of the tokens that are labelled.
-        soft_positions: which, see `further_by_length`; a row has at most all that it has.
+        soft_positions: how many, see `further_by_length`.
     """
     free = is_real(lengths, masked.input_ids.shape[1])
     free.reshape(-1)[masked.positions] = False
@@ -134,8 +134,8 @@ def draw_further(
 def further_by_length(lengths: np.ndarray, mask_probability: float, soft_positions: SoftPositions) -> np.ndarray:
     """Unlabelled tokens that the soft loss sees in rows with `lengths` (B,) real tokens: (B,) int64.
 
-    A share is one of the real tokens less `labels_by_length`, rounded. It does not depend on how many labels were
-    drawn, so that every full row has the same number.
+    A share is of the real tokens minus `labels_by_length`, rounded. It does not depend on how many labels were drawn,
+    so every full row has the same number.
     """
     if soft_positions == "labelled":
         return np.zeros(lengths.shape, dtype=np.int64)
@@ -144,7 +144,7 @@ def further_by_length(lengths: np.ndarray, mask_probability: float, soft_positio
 
 
 def _row_keys(rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
-    """(B, 1) uint64: what all draws of a row in an epoch begin with."""
+    """(B, 1) uint64: the key of all draws of a row in an epoch."""
     return hashes(hashes(key_of(_MASK_STREAM, seed), epochs), rows)[:, None]
 
 
@@ -157,12 +157,12 @@ def _lowest(choice: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def continues_word(input_ids: np.ndarray, facts: TokenizerFacts) -> np.ndarray:
     """(B, S) bool: tokens that continue a word, by their entries in the vocabulary."""
-    assert facts.continues_word is not None  # whoever makes batches has refused
+    assert facts.continues_word is not None  # checked when the batches were set up
     return facts.continues_word[input_ids]
 
 
 def _words(maskable: np.ndarray, continues_word: np.ndarray) -> np.ndarray:
-    """(B, S) int64: for each token the column at which its word starts; no word reaches over a special token."""
+    """(B, S) int64: the column at which each token's word starts; special tokens end words."""
     after_maskable = np.zeros_like(maskable)
     after_maskable[:, 1:] = maskable[:, :-1]
     starts = ~(maskable & after_maskable & continues_word)
@@ -173,7 +173,7 @@ def _words(maskable: np.ndarray, continues_word: np.ndarray) -> np.ndarray:
 def _lowest_words(
     choice: np.ndarray, word_of_token: np.ndarray, maskable: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
-    """(B, S) bool: whole words in the order of their draw, each taken if it still fits into `wanted` (B,) tokens; where
+    """(B, S) bool: whole words in the order of their draw, each taken if it still fits into `wanted` (B,) tokens; if
     none fits, a run of `wanted` tokens of the first word."""
     batch, width = choice.shape
     sizes = _sizes(word_of_token, maskable)

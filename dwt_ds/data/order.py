@@ -1,7 +1,7 @@
-"""The order in which rows are trained on: an endless stream, each epoch one permutation of the table.
+"""The order of the training rows: an endless stream in which each epoch is a permutation of the table.
 
-Nothing is stored: the row at any position of the stream is computed from (seed, position), so a resume needs only the
-number of rows consumed, and any number of ranks reads the same stream.
+Nothing is stored: the row at any position is computed from (seed, position). So a resume needs only the number of rows
+consumed, and any number of ranks reads the same stream.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dwt_ds.data.hashing import hashes, key_of
 _FEISTEL_ROUNDS = 8
 _ORDER_STREAM = 1
 _BLOCK_STREAM = 2
-# One window holds this many rows of an epoch; inside it rows are sorted by length and cut into blocks.
+# A window has this many rows of an epoch, which are sorted by length and cut into blocks.
 WINDOW_ROWS = 16_384
-# Rows of one block stand in order of length, hence so do those of a micro-batch; at least as many as the global batch
-# of most runs, so that the ranks, whose micro-batches lie side by side, have equal work.
+# Rows of a block, hence of a micro-batch, are in order of length. Most global batches fit into a block, so that the
+# ranks, whose micro-batches are side by side in it, have equal work.
 BLOCK_ROWS = 256
 
 
@@ -52,10 +52,11 @@ def _feistel(words: np.ndarray, bits: int, key: int) -> np.ndarray:
 
 
 class RowStream:
-    """Rows at positions of the endless stream; position p lies in epoch p // size.
+    """Rows at positions of the endless stream; position p is in epoch p // size.
 
-    size: rows of the table. lengths: int32 (size,), given where rows of like length are to stand together; None for
-    a table whose rows are all of one length.
+    Args:
+        size: rows of the table.
+        lengths: int32 (size,), to group rows of similar length; None if all rows have one length.
     """
 
     def __init__(self, size: int, seed: int, lengths: np.ndarray | None = None) -> None:

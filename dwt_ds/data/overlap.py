@@ -1,4 +1,4 @@
-"""How much a teacher with a vocabulary of its own can teach of a data folder, in figures."""
+"""Measures how much of a data folder a teacher with another vocabulary can teach."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dwt_ds.data.teacher_rows import TeacherTokens
 _ROWS = 256
 _MICRO_BATCH_SIZE = 32
 FEW_ALIGNED = 0.3
-"""Below this share the soft loss sees so little that a run warns."""
+"""Below this share a run warns, since the soft loss sees so little."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What teacher and student have in common."""
+    """What the vocabularies of teacher and student have in common on a data folder."""
 
     entries: int
-    """Of both vocabularies."""
+    """Entries that both vocabularies share."""
     aligned_share: float
-    """Of the labelled tokens: whole words that are one token of each."""
+    """Share of the labelled tokens that are whole words and one token of each."""
     teacher_tokens: float
-    """The teacher's tokens for one of the student's."""
+    """The teacher's tokens per token of the student."""
 
     @classmethod
     def measure(cls, tokens: TeacherTokens, data: PreparedData, config: DataConfig) -> Overlap:

@@ -1,4 +1,4 @@
-"""A prepared data folder as training reads it: memory-mapped rows, their lengths, the tokenizer, the manifest."""
+"""Reads a prepared data folder: memory-mapped rows, their lengths, the tokenizer, the manifest."""
 
 from __future__ import annotations
 
@@ -16,19 +16,16 @@ from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
 
 TRAIN, VALIDATION = "train", "validation"
 LENGTHS_NAME = "lengths.npy"
-# Columns of the Arrow files. The second is missing from folders of versions that did not know where words start.
+# Columns of the Arrow files. Folders of earlier versions lack the second.
 TOKENS, STARTS_WORD = "input_ids", "starts_word"
 TOKENIZER_FOLDER = "tokenizer"
 
 
 class RowTable:
-    """Rows of token ids in memory-mapped Arrow files; nothing is read before it is used.
-
-    Cheap to pickle (workers reopen the files).
-    """
+    """Rows of token ids in memory-mapped Arrow files, read when they are used. Pickles as paths."""
 
     def __init__(self, folder: Path, shards: list[Shard], pad_id: int, full_width: int | None) -> None:
-        """full_width: the length of a full row where nearly all rows are full (the packed form), else None."""
+        """full_width: length of a full row in the packed form, where nearly all rows are full; else None."""
         self.full_width = full_width
         self._folder = folder
         self._shards = shards
@@ -68,7 +65,7 @@ class RowTable:
         return int(self._first_rows[-1])
 
     def check_lengths(self) -> None:
-        """Raises ValueError where the stored lengths are not those of the rows in the Arrow files."""
+        """Raises ValueError if the stored lengths are not those of the rows in the Arrow files."""
         for first, offsets in zip(self._first_rows.tolist(), self._offsets, strict=False):
             if not np.array_equal(self.lengths[first : first + len(offsets) - 1], np.diff(offsets)):
                 raise ValueError(f"{self._folder / LENGTHS_NAME} does not fit the rows in the Arrow files")
@@ -90,10 +87,7 @@ class RowTable:
         return input_ids, lengths
 
     def starts_word(self, indices: np.ndarray, width: int) -> np.ndarray:
-        """(B, S) bool: which tokens of rows `indices` (B,) start a word; padding does. S is `width`.
-
-        Only where `knows_words`.
-        """
+        """(B, S) bool: tokens of rows `indices` (B,) that start a word, padding included. Needs `knows_words`."""
         starts = np.ones((len(indices), width), dtype=bool)
         batches = np.searchsorted(self._first_rows, indices, side="right") - 1
         within = indices - self._first_rows[batches]
@@ -146,15 +140,14 @@ class PreparedData:
 
     @cached_property
     def facts(self) -> TokenizerFacts:
-        """What masking needs to know about the tokenizer."""
         return TokenizerFacts.of(self.tokenizer())
 
     def check_tokenizer(self) -> None:
-        """Raises ValueError where the tokenizer is no longer the one that made the rows."""
+        """Raises ValueError if the tokenizer is no longer the one that made the rows."""
         where = self.folder / TOKENIZER_FOLDER
         try:
             digest = tokenizer_sha256(self.tokenizer())
-        except Exception as error:  # the tokenizers library has no kinds of errors
+        except Exception as error:  # the tokenizers library raises plain Exceptions
             reason = " ".join(str(error).split())[:150]
             raise ValueError(f"{where} cannot be loaded ({type(error).__name__}: {reason})") from error
         if digest != self.manifest.tokenizer_sha256:
@@ -162,10 +155,10 @@ class PreparedData:
 
 
 def data_problems(folder: Path) -> list[str]:
-    """One line for everything in a data folder that is not what was written there; empty if all is well.
+    """One line for each thing in a data folder that has changed since it was written; empty if nothing has.
 
-    Every file is read: the Arrow files against their checksums, the row lengths against the Arrow files, the tokenizer
-    against its fingerprint.
+    Checks the Arrow files against their checksums, the row lengths against the Arrow files, and the tokenizer against
+    its fingerprint.
     """
     try:
         manifest = read_data_manifest(folder)

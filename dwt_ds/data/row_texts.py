@@ -1,4 +1,4 @@
-"""Rows of tokens back to text, with the place of each token in it."""
+"""Turns rows of tokens back into text, with the place of each token in it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 from dwt_ds.data.spaces import SpaceRules
 from dwt_ds.data.token_texts import TokenTexts
 
-# Stands between segments, so that the end of one and the beginning of the next never make a character together.
+# Put between segments, so that bytes at the end of one and the beginning of the next do not make a character.
 _BETWEEN = b"\0"
 
 
 @dataclass(frozen=True)
 class RowTexts:
-    """The text of N tokens of some rows: segments of it, parted by special tokens."""
+    """The text of N tokens of some rows, in segments separated by special tokens."""
 
     text: str
     """Of all segments, T characters."""
     is_special: np.ndarray
-    """(N,) bool: tokens that stand for no text."""
+    """(N,) bool: tokens without text."""
     start: np.ndarray
-    """(N,) int64: the first character of each token; that of a special one belongs to no segment."""
+    """(N,) int64: first character of each token; special tokens have one that is in no segment."""
     end: np.ndarray
-    """(N,) int64: the one after its last."""
+    """(N,) int64: end of each token."""
     segments: np.ndarray
-    """(R, 2) int64: first token, and the one after the last, of each segment, in order; none is empty."""
+    """(R, 2) int64: first token and end of each segment, in order; none is empty."""
 
 
 class RowReader:
@@ -34,7 +34,7 @@ class RowReader:
 
     Args:
         texts: of its tokens.
-        unknown_id: of its unknown token, if there is one. The text continues after it.
+        unknown_id: of the unknown token, if any; it does not begin a new text.
     """
 
     def __init__(self, texts: TokenTexts, unknown_id: int | None) -> None:
@@ -48,7 +48,7 @@ class RowReader:
         self._lengths = np.array([len(text) for text in self._texts], dtype=np.int64)
 
     def read(self, ids: np.ndarray) -> RowTexts:
-        """ids: (N,) int64, the tokens of rows one after the other, each between special ones."""
+        """ids: (N,) int64, concatenated rows, each between special tokens."""
         special = self._is_special[ids]
         segments = np.flatnonzero(np.diff(special, prepend=True, append=True)).reshape(-1, 2)
         chosen = ids
@@ -71,7 +71,7 @@ class RowReader:
 
 
 def _without_parts(raw: bytes, segments: np.ndarray) -> bytes:
-    """`raw` with spaces for bytes that are no whole character: where a row begins or ends inside one.
+    """Replace bytes that are not whole characters by spaces: a row may begin or end inside a character.
 
     segments: (R, 2) offsets.
     """

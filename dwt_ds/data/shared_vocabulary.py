@@ -1,10 +1,10 @@
-"""Entries that two vocabularies have in common: what a teacher with another tokenizer can teach.
+"""Finds the entries that two vocabularies share, which are what a teacher with another tokenizer can teach.
 
-Two entries are shared if they stand for the same text, character by character, both with a space before it or both
-without. `the` and `##ing` of WordPiece are `Ġthe` and `ing` of byte-level BPE, and `▁the` and `ing` of SentencePiece.
-Where a vocabulary leaves spaces out, its entry stands for the text as it is usually written: the comma of WordPiece is
-a comma without a space before it, and so is each Chinese character. Capitals and accents count: `The` is not shared
-with a vocabulary that knows only `the`, since two entries would then be one.
+Two entries are shared if they stand for exactly the same text, both with a space before it or both without. `the` and
+`##ing` of WordPiece match `Ġthe` and `ing` of byte-level BPE, and `▁the` and `ing` of SentencePiece. An entry of a
+vocabulary without spaces stands for the text as it is usually written: WordPiece's comma, and each Chinese character,
+without a space before it. Capitals and accents count: `The` does not match `the` of an uncased vocabulary, since two
+entries would then have one partner.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SPACE = b" "
 
 @dataclass(frozen=True)
 class SharedVocabulary:
-    """Pairs of entries, one of each vocabulary; none has two partners, and special tokens have none."""
+    """Pairs of entries, one of each vocabulary. No entry has two partners; special tokens have none."""
 
     student_ids: np.ndarray
     """(E,) int64, ascending."""
@@ -36,7 +36,7 @@ class SharedVocabulary:
 
     @classmethod
     def of(cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> SharedVocabulary:
-        """Raises ValueError, of one line, where no entry is shared, or one tokenizer does not say what entries mean."""
+        """Raises ValueError, in one line, if no entry is shared or the text of a tokenizer's entries is not known."""
         texts = TokenTexts.of(student, "the data folder's"), TokenTexts.of(teacher, "the teacher's")
         ours, theirs = map(_entries, texts)
         pairs = sorted((index, theirs[entry]) for entry, index in ours.items() if entry in theirs)
@@ -53,15 +53,15 @@ class SharedVocabulary:
 
 
 def _entries(texts: TokenTexts) -> dict[bytes, int]:
-    """Text, with the space before it -> id, of the entries that are whole characters and no spaces."""
+    """Text (with the space before it) -> id, of the entries that are whole characters and not only spaces."""
     ids = [index for index in np.flatnonzero(texts.is_ordinary).tolist() if _is_text(texts.texts[index])]
     if texts.joins_left.all():
         return {texts.texts[index]: index for index in reversed(ids)}
     spaces = SpaceRules(texts.texts)
     found: dict[bytes, int] = {}
-    # Pieces that go on come last: where "##," has the text of ",", no text has the former.
+    # Pieces that continue a word come last: "," wins over "##,", which no text contains.
     for index in sorted(ids, key=lambda index: bool(texts.joins_left[index])):
-        # An entry that the rest of its word must follow ("th" of "th" + "e</w>") may begin a word or not: left out.
+        # Left out: entries that need the rest of their word ("th" of "th" + "e</w>") may begin a word or not.
         if not texts.joins_right[index]:
             after_space = not texts.joins_left[index] and spaces.usually_after_space[index]
             found.setdefault((_SPACE if after_space else b"") + texts.texts[index], index)

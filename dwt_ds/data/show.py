@@ -1,4 +1,4 @@
-"""A data folder for people: the manifest as a table, and rows with their masks."""
+"""Shows a data folder to people: the manifest as a table, and rows with their masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REASONS = {
     "unreadable_records": "records without text",
     "skipped_sources": "sources skipped (empty or binary)",
 }
-# What the user asked to leave out is no reason for a warning.
+# Dropped on request, so not a reason for a warning.
 _ASKED_FOR = "not_sampled"
 _MUCH_DROPPED = 0.05
 _MUCH_UNKNOWN = 0.02
@@ -84,13 +84,13 @@ def unknown_tokens(manifest: Manifest) -> str:
 
 
 def unknown_words(share: float, where: str, characters: Iterable[str]) -> str:
-    """That this share of the tokens is unknown, where, and the first characters of such words."""
+    """A sentence with the share of unknown tokens, where they are, and the first characters of their words."""
     named = " ".join(islice(characters, _CHARACTERS_NAMED))
     return f"{share:.1%} of the tokens are unknown to the tokenizer ({where}), in words with the characters {named}"
 
 
 def warnings_of(manifest: Manifest) -> list[str]:
-    """What the user should know of a data folder before training on it, a line each."""
+    """Warnings about a data folder, a line each."""
     found: list[str] = []
     lost = {name: count for name, count in manifest.dropped_characters.items() if count and name != _ASKED_FOR}
     share = sum(lost.values()) / _all_characters(manifest)
@@ -124,14 +124,14 @@ def _kept(manifest: Manifest) -> str:
 
 
 def _worst_sources(manifest: Manifest) -> str:
-    """Sources with unknown tokens, those with the greatest share first; "" if there are none."""
+    """The sources with the largest shares of unknown tokens; "" if there are none."""
     shares = [(source.get("unknown_share") or 0.0, str(source["name"])) for source in manifest.sources]
     worst = sorted((each for each in shares if each[0]), key=lambda each: (-each[0], each[1]))[:_SOURCES_NAMED]
     return ", ".join(f"{name} {share:.2%}" for share, name in worst)
 
 
 def examples(data: PreparedData, count: int, config: DataConfig, seed: int) -> Iterator[str]:
-    """`count` training rows, spread over the table, as text: {true -> shown} where a token is to be predicted."""
+    """`count` training rows, spread over the table, as text, with {true -> shown} for tokens to predict."""
     tokenizer = data.tokenizer()
     count = min(count, len(data.train))
     rows = np.arange(count, dtype=np.int64) * len(data.train) // max(count, 1)

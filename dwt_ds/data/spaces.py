@@ -1,7 +1,7 @@
-"""Where spaces stand between the tokens of a vocabulary that leaves them out, as BERT's does around punctuation.
+"""Guesses the spaces between tokens of a vocabulary that leaves them out, as BERT's does around punctuation.
 
-The rules are those of written English, and of scripts without spaces. They cannot be right everywhere: nothing in
-"50 , 000" says whether it is one number.
+The rules are those of written English and of scripts without spaces. They cannot always be right: "50 , 000" may be one
+number or two.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _BOTH, _LEFT, _RIGHT, _NEITHER = set("-/\\@_‐‑–—~"), set("%°"), set("#�
 
 
 class SpaceRules:
-    """For the tokens of one vocabulary.
+    """The rules for the tokens of one vocabulary.
 
     Args:
-        texts: of the tokens, in UTF-8, without marks of where words start.
+        texts: of the tokens, in UTF-8, without prefixes that mark words.
     """
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         self._is = np.array([_class_of(text.decode(errors="replace")) for text in texts], dtype=np.int64)
         self.usually_after_space = self._is & (_BEFORE_NONE | _QUOTE | _APOSTROPHE | _IS_KANA) == 0
-        """(V,) bool: tokens before which text has a space, unless what stands there wants none."""
+        """(V,) bool: tokens with a space before them, unless the token before them takes none after it."""
 
     def spaces_before(self, ids: np.ndarray, between: np.ndarray, joined: np.ndarray) -> np.ndarray:
         """(N,) bool: which of the tokens have a space before them.
 
         Args:
-            ids: (N,) int64, tokens of several texts, one after the other.
-            between: (N,) bool: those that stand between texts and belong to none.
-            joined: (N,) bool: the tokens that continue the word of the token before them.
+            ids: (N,) int64, tokens of concatenated texts.
+            between: (N,) bool: tokens between texts, which belong to none.
+            joined: (N,) bool: tokens that continue the word of the token before them.
         """
         classes = self._is[ids]
 
@@ -89,7 +89,7 @@ def _class_of(text: str) -> int:
 
 
 def _before(array: np.ndarray) -> np.ndarray:
-    """(N,) bool: for each token what `array` (N,) says of the one before it."""
+    """(N,) bool: `array` (N,), shifted so that each token has the value of the token before it."""
     return np.concatenate([[False], array[:-1]])
 
 
@@ -98,6 +98,6 @@ def _after(array: np.ndarray) -> np.ndarray:
 
 
 def _count(array: np.ndarray, between: np.ndarray) -> np.ndarray:
-    """(N,) int64: how many are true in a token's text up to and with it."""
+    """(N,) int64: number of true values in a token's text, up to and including the token."""
     total = np.cumsum(array)
     return total - np.maximum.accumulate(np.where(between, total, 0))

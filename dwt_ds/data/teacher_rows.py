@@ -1,4 +1,4 @@
-"""A batch's rows in the tokens of a teacher that has a vocabulary of its own."""
+"""The rows of a batch in the tokens of a teacher with another vocabulary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.data.row_texts import RowReader, RowTexts
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
-from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, is_real, lengths_of
+from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, is_real, lengths_of, on_device
 from dwt_ds.data.text_tokenizer import Form, all_is_text, by_character, bytes_of_fallback, load_form
 from dwt_ds.data.token_texts import TokenTexts
 
@@ -25,7 +25,7 @@ class TeacherRows(NamedTuple):
     """The rows of a batch as the teacher reads them: B rows of S_t columns, M aligned positions."""
 
     input_ids: Tensor
-    """(B, S_t) int64, the words that the student must predict masked."""
+    """(B, S_t) int64, with the words that the student must predict masked."""
     attention_mask: Tensor | None
     """(B, S_t) int64, 1 on real tokens; None where there is no padding."""
     positions: Tensor
@@ -35,16 +35,10 @@ class TeacherRows(NamedTuple):
 
     def to(self, device: torch.device) -> TeacherRows:
         """The same on `device`."""
-        mask = self.attention_mask
-        return TeacherRows(
-            self.input_ids.to(device, non_blocking=True),
-            None if mask is None else mask.to(device, non_blocking=True),
-            self.positions.to(device, non_blocking=True),
-            self.aligned.to(device, non_blocking=True),
-        )
+        return TeacherRows(*on_device(device, *self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As those of a batch, for loader processes."""
+        """For loader processes, as in `Batch`."""
         lengths = lengths_of(self.input_ids, self.attention_mask)
         return _teacher_rows, int32_arrays(self.input_ids, lengths, self.positions, self.aligned)
 
@@ -58,10 +52,10 @@ def _teacher_rows(
 
 @dataclass(frozen=True)
 class TeacherTokens:
-    """Makes the teacher's rows from those of the student: the text of a row, tokenized as the teacher's tokenizer does.
+    """Makes the teacher's rows from those of the student, by tokenizing the text of each row again.
 
-    It tokenizes the whole text of a row, not word by word, so that the tokens are the teacher's own in any script. The
-    tokenizer keeps a table of the words it has met, so this costs little (`benchmarks/teacher_rows.py`).
+    The text of a row is tokenized as a whole, not word by word, so the tokens are the teacher's own in any script. The
+    tokenizer caches words, so this costs little (`benchmarks/teacher_rows.py`).
     """
 
     shared: SharedVocabulary
@@ -69,7 +63,7 @@ class TeacherTokens:
     _form: Form
     """The teacher's tokenizer."""
     _byte: np.ndarray | None
-    """(V_teacher,) int64: the bytes of byte fallback, where it has any."""
+    """(V_teacher,) int64: the bytes of byte fallback; None without byte fallback."""
     _longest_row: int | None
     _mask_id: int
     _pad_id: int
@@ -88,7 +82,7 @@ class TeacherTokens:
         Args:
             student: that made the rows.
             teacher: the teacher's.
-            longest_row: tokens of the longest row that the teacher can read, special tokens included; None: any.
+            longest_row: most tokens in a row of the teacher, special tokens included; None: no limit.
 
         Raises:
             ValueError: one line with the fix: no entry in common, a tokenizer that is not fast, a teacher without a
@@ -136,9 +130,9 @@ class TeacherTokens:
     ) -> TeacherRows:
         """The teacher's rows of a micro-batch.
 
-        If the student must predict a token of a word, every piece that overlaps the word is masked, whatever the
-        student sees in its place. A token is aligned if it is a whole word, and one token of the teacher with which it
-        is a shared entry.
+        If the student must predict a token of a word, every teacher's token that overlaps the word is masked, whatever
+        the student sees there. A token is aligned if it is a whole word and also one token of the teacher, and the two
+        are a shared entry.
 
         Args:
             input_ids: (B, S) int64, the student's rows, not masked.
@@ -182,7 +176,7 @@ class TeacherTokens:
         segments = [texts.text[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
         encodings = self._tokenizer.encode_batch(segments, add_special_tokens=False)
         firsts, lasts = set(first.tolist()), {*(first - 1).tolist(), len(ids) - 1}
-        # (student's token from which on they stand, whether they are text, teacher's tokens)
+        # (index of the student's token where they begin, whether they are text, teacher's tokens)
         runs = [(token, True, each.ids) for token, each in zip(texts.segments[:, 0].tolist(), encodings, strict=True)]
         for token in np.flatnonzero(texts.is_special).tolist():
             for_special = self._for_special.get(int(ids[token]), [])
@@ -217,7 +211,7 @@ class TeacherTokens:
         """
         characters = len(texts.text)
         is_space = np.frombuffer(texts.text.encode("utf-32-le"), dtype="<u4") == ord(" ")
-        # For each offset the first character from there on that is no space.
+        # For each offset, the first character from there on that is not a space.
         solid = np.where(is_space, characters, np.arange(characters))
         solid = np.append(np.minimum.accumulate(solid[::-1])[::-1], characters)
         piece_at = np.full(characters + 1, -1, dtype=np.int64)
@@ -231,19 +225,19 @@ class TeacherTokens:
 
 
 class _Pieces(NamedTuple):
-    """The teacher's tokens of some rows, one row after the other."""
+    """The teacher's tokens of some rows, concatenated."""
 
     ids: np.ndarray
     """(P,) int64, like all of these."""
     row: np.ndarray
     start: np.ndarray
-    """First character; special tokens have that after the last of the text."""
+    """First character; special tokens have the end of the text."""
     end: np.ndarray
     """The one after the last character."""
 
 
 def _cut(pieces: _Pieces, word_at: np.ndarray, longest: int, before: int, after: int) -> _Pieces:
-    """The same, with rows of more than `longest` tokens cut where a word starts, or anywhere in a word that is longer.
+    """Cut rows of more than `longest` tokens where a word starts, or inside a word that is longer than a row.
 
     Args:
         pieces: with `before` special tokens before and `after` after the text of each row.
@@ -273,7 +267,7 @@ def _covered(start: np.ndarray, end: np.ndarray, characters: int) -> np.ndarray:
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The tokens that a tokenizer puts before and after a text."""
+    """The special tokens that a tokenizer puts before and after a text."""
     encoding = tokenizer("a", return_special_tokens_mask=True)
     is_text = np.flatnonzero(np.array(encoding["special_tokens_mask"]) == 0)
     return encoding["input_ids"][: is_text[0]], encoding["input_ids"][is_text[-1] + 1 :]

@@ -1,6 +1,9 @@
-"""Padded rows as tensors for the models, and as the arrays that loader processes send."""
+"""Padded rows as tensors for the models, and as arrays that loader processes send."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +18,17 @@ def int32_arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     return tuple(tensor.to(torch.int32).numpy() for tensor in tensors)
 
 
+def on_device(device: torch.device, *tensors: Tensor | None) -> Iterator[Any]:
+    return (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors)
+
+
 def is_real(lengths: np.ndarray, width: int) -> np.ndarray:
     """(B, S) bool, true on real tokens of rows of `lengths` (B,) tokens."""
     return np.arange(width)[None, :] < lengths[:, None]
 
 
 def attention_mask(lengths: np.ndarray, width: int) -> Tensor | None:
-    """(B, S) int64, 1 on real tokens; None where there is no padding."""
+    """(B, S) int64, 1 on real tokens; None if there is no padding."""
     real = is_real(lengths, width)
     return None if real.all() else int64(real)
 

@@ -1,7 +1,7 @@
-"""Tokenizers of the library `tokenizers` in which all of a text is text, and the places of their tokens in it.
+"""Tokenizers of the library `tokenizers` that treat names of special tokens as text, and offsets of byte tokens.
 
-A tokenizer finds its control tokens in a text: by name (`[MASK]` in a page about BERT), or, as Unigram does, as a piece
-like any. Worker processes of `prepare` import this module, so it does not import torch or transformers.
+A tokenizer finds its special tokens in a text: by name (`[MASK]` in a page about BERT) or, in Unigram, like any other
+piece. Worker processes of `prepare` import this module, so it does not import torch or transformers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import regex
 from tokenizers import Tokenizer
 
 Form = dict[str, Any]
-"""A tokenizer or a part of one, as tokenizer.json has it."""
+"""A tokenizer or a part of one, as in tokenizer.json."""
 _BYTE = regex.compile(r"<0x([0-9A-F]{2})>")
 
 
 def all_is_text(tokenizer: Tokenizer) -> Form:
-    """A form of the tokenizer that cuts, pads and adds nothing, and finds no special token in a text; ids stay."""
+    """The tokenizer without truncation, padding and added tokens, which finds no special token in a text; same ids."""
     form: Form = json.loads(tokenizer.to_str())  # as this version of the library writes it
     form |= {"truncation": None, "padding": None, "post_processor": None}
     _hide_special_tokens(form)
@@ -36,8 +36,8 @@ def load_form(form: Form) -> Tokenizer:
 
 
 def _hide_special_tokens(form: Form) -> None:
-    """Give special tokens names that no text holds; ids stay. Some models find them as entries of the vocabulary,
-    whatever `encode_special_tokens` says. One that the merges of BPE need is text as well, and keeps its name."""
+    """Give special tokens names that occur in no text, with the same ids: some models find them as entries of the
+    vocabulary in spite of `encode_special_tokens`. One that BPE merges need is also text, and keeps its name."""
     model = form["model"]
     merged = {piece for merge in model.get("merges", []) for piece in (*_pair(merge), "".join(_pair(merge)))}
     hidden = {}
@@ -58,8 +58,8 @@ def _pair(merge: str | list[str]) -> list[str]:
 
 
 def parts(component: Form | None, key: str) -> list[Form]:
-    """The steps of a normalizer ("normalizers"), pre-tokenizer ("pretokenizers") or decoder ("decoders"), those of
-    sequences inside it one by one."""
+    """The flat list of steps of a normalizer (key "normalizers"), pre-tokenizer ("pretokenizers") or decoder
+    ("decoders")."""
     if component is None:
         return []
     if component["type"] != "Sequence":
@@ -68,15 +68,15 @@ def parts(component: Form | None, key: str) -> list[Form]:
 
 
 def bytes_of_fallback(entries: Sequence[str | None]) -> np.ndarray:
-    """(V,) int64: the byte for which an entry of byte fallback ("<0x00>" to "<0xFF>") stands, -1 for others."""
+    """(V,) int64: the byte of an entry of byte fallback ("<0x00>" to "<0xFF>"), -1 for other entries."""
     found = [_BYTE.fullmatch(entry or "") for entry in entries]
     return np.array([int(match[1], 16) if match else -1 for match in found], dtype=np.int64)
 
 
 def by_character(start: np.ndarray, end: np.ndarray, byte: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets of tokens (N,) that stand for one byte each (N,), or -1: those of its own character.
+    """Correct the offsets (N,) of tokens for single bytes `byte` (N,; -1: other tokens) to those of their character.
 
-    The tokenizer gives each byte of several unknown characters the offsets of all of them.
+    For several unknown characters in a row, the tokenizer gives each of their bytes the offsets of all of them.
     """
     is_byte = byte >= 0
     same = np.zeros(len(byte), dtype=bool)

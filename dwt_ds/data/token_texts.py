@@ -1,4 +1,4 @@
-"""What each token stands for in a text."""
+"""The text that each token of a vocabulary stands for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.data.text_tokenizer import Form, bytes_of_fallback, parts
 
-# Pre-tokenizers that leave spaces out.
+# Pre-tokenizers that drop spaces.
 _WITHOUT_SPACES = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit")
 
 
@@ -23,19 +23,18 @@ class TokenTexts:
     """UTF-8, spaces included where tokens hold them; a byte-level token may be a part of a character. b"" for special
     tokens."""
     joins_left: np.ndarray
-    """(V,) bool: what stands before the token in a text, even a space, is in the texts. Between two tokens of which
-    neither joins the other, a vocabulary does not say whether there is a space."""
+    """(V,) bool: the token follows the text before it directly: any space is in the texts themselves. If neither of two
+    neighbours joins the other, there may be a space between them or not."""
     joins_right: np.ndarray
-    """(V,) bool: likewise, after the token."""
+    """(V,) bool: likewise for the text after the token."""
     is_ordinary: np.ndarray
-    """(V,) bool: entries of the vocabulary that words are made of: no special tokens, none that were added, no bytes of
-    byte fallback."""
+    """(V,) bool: entries that words are made of: not special or added tokens, not bytes of byte fallback."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, whose: str) -> TokenTexts:
-        """Of a tokenizer; `whose`, such as "the teacher's", is for errors.
+        """The texts of a tokenizer; `whose`, such as "the teacher's", is for errors.
 
-        Raises ValueError, of one line, for one that is not fast, or whose tokens do not give their text back.
+        Raises ValueError, in one line, for a tokenizer that is not fast, or whose tokens lose their text.
         """
         if not tokenizer.is_fast:
             raise ValueError(
@@ -71,7 +70,7 @@ class TokenTexts:
 
 
 def _texts(entries: list[str], form: Form) -> tuple[list[bytes], np.ndarray, np.ndarray] | None:
-    """(texts, joins_left, joins_right) of entries, by how the tokenizer marks spaces; None where it does not."""
+    """(texts, joins_left, joins_right) of entries, by how the tokenizer marks spaces; None if it does not."""
     model, steps = form["model"], parts(form["pre_tokenizer"], "pretokenizers")
     none, every = np.zeros(len(entries), dtype=bool), np.ones(len(entries), dtype=bool)
     if any(step["type"] == "ByteLevel" for step in steps):
@@ -95,7 +94,7 @@ def _texts(entries: list[str], form: Form) -> tuple[list[bytes], np.ndarray, np.
 
 
 def _space_mark(form: Form) -> str | None:
-    """What stands for a space, as SentencePiece's "▁" does; None where nothing does."""
+    """The character for a space, such as SentencePiece's "▁"; None if there is none."""
     for step in [*parts(form["pre_tokenizer"], "pretokenizers"), *parts(form["decoder"], "decoders")]:
         if step["type"] == "Metaspace":
             return str(step["replacement"])
@@ -105,8 +104,8 @@ def _space_mark(form: Form) -> str | None:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The bytes that the characters of byte-level entries stand for: those below 256 for themselves, the others for
-    the bytes that remain (Radford et al. 2019, GPT-2)."""
+    """Character of byte-level entries -> its byte: characters below 256 stand for themselves, the others for the
+    remaining bytes (Radford et al. 2019, GPT-2)."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     themselves = [character for character in characters if ord(character) < 256]
     remaining = sorted(set(range(256)) - {ord(character) for character in themselves})

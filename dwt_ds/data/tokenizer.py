@@ -1,4 +1,4 @@
-"""What training knows of a data folder's tokenizer: special tokens, words, and a fingerprint of what it does."""
+"""Facts of a data folder's tokenizer that training needs, and a fingerprint of its behaviour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROBE = "The café's 1,234 re-tokenised WORDS (naïve; “quoted”) \u4e2d\u65
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What masking and batching need to know of a tokenizer."""
+    """Facts of a tokenizer for masking and batching."""
 
     vocab_size: int
     pad_id: int
@@ -24,10 +24,10 @@ class TokenizerFacts:
     sep_id: int
     mask_id: int
     is_special: np.ndarray
-    """(V,) bool: tokens that are never labels and never random replacements (the unknown token among them)."""
+    """(V,) bool: tokens that are never labels or random replacements, the unknown token included."""
     continues_word: np.ndarray | None
-    """(V,) bool: tokens that continue the word of the token before them, by the prefix of WordPiece ("##"); None for
-    other models, whose words only the text can tell."""
+    """(V,) bool: tokens that continue the word of the token before them, by WordPiece's prefix ("##"); None for other
+    models, whose words can only be found in the text."""
     ordinary_ids: np.ndarray
     """(V',) int64: the ids that are not special."""
 
@@ -71,8 +71,8 @@ def _continues_word(
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A fingerprint of what the tokenizer does: its vocabulary by id, its special tokens' roles, and the ids of a
-    fixed probe text. Not of its files, whose form changes between library versions."""
+    """Fingerprint of a tokenizer's behaviour: its vocabulary by id, the roles of special tokens, and the ids of a fixed
+    probe text. Its files would not do, since their form changes between library versions."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     roles = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id]
     probe = tokenizer.encode(_PROBE, add_special_tokens=False)

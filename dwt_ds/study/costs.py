@@ -32,23 +32,14 @@ class Spent:
         return Spent(self.tokens + other.tokens, flops, self.seconds + other.seconds)
 
 
-@dataclass(frozen=True)
-class Saved:
-    """Saved shares of another training's cost; below 0 if this one cost more, None if not known."""
-
-    tokens: float | None
-    flops: float | None
-    seconds: float | None
-
-    @classmethod
-    def of(cls, ours: Spent, theirs: Spent) -> Saved:
-        return cls(
-            _share(ours.tokens, theirs.tokens), _share(ours.flops, theirs.flops), _share(ours.seconds, theirs.seconds)
-        )
+UNITS = ("tokens", "flops", "seconds")
+"""Fields of `Spent`."""
 
 
-def _share(ours: float | None, theirs: float | None) -> float | None:
-    return None if ours is None or not theirs else 1 - ours / theirs
+def saved_share(ours: Spent | None, theirs: Spent, unit: str) -> float | None:
+    """Share of another training's cost that is saved; below 0 if this one costs more, None if not known."""
+    mine, whole = getattr(ours, unit, None), getattr(theirs, unit)
+    return None if mine is None or not whole else 1 - mine / whole
 
 
 def whole_training(run: RunRecord) -> Spent:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dwt_ds.run.progress import clock
-from dwt_ds.study.costs import Saved, Spent, whole_training
+from dwt_ds.study.costs import Spent, saved_share, whole_training
 from dwt_ds.study.models import size_in_words, student_config, teacher_config
 from dwt_ds.study.pace import PACE_NOTE, at_equal_steps, step_after_release
 from dwt_ds.study.records import RunRecord
@@ -34,11 +34,11 @@ def against_note(against: RunRecord) -> str:
     """What the rows of the comparison mean."""
     name = against.name
     return (
-        f"As good as {name}: where a run's held-out loss first reaches {against.final_loss:.4f}, with which {name} "
-        f"ends, interpolated between two evaluations; in brackets the share of {name}'s own tokens, FLOPs and time "
-        "that this saves. FLOPs include the teacher's forward passes until it is released. Its own training is counted "
-        "where a row says so; it is known where teacher.path lies in the export of a run. A step after the release, "
-        f"and all steps, are at the runs' paces. {PACE_NOTE} {TIME_NOTE}"
+        f"As good as {name}: when a run's held-out loss first reaches the final loss of {name}, "
+        f"{against.final_loss:.4f} (interpolated between evaluations); in brackets, the share of {name}'s own tokens, "
+        "FLOPs and time that this saves. FLOPs include the teacher's forward passes until its release. The rows that "
+        "say so also count the teacher's own training, known if teacher.path is in the export of a run. A step "
+        f"after the release, and all steps, are at the runs' paces. {PACE_NOTE} {TIME_NOTE}"
     )
 
 
@@ -58,7 +58,8 @@ def _comparison(runs: Sequence[RunRecord], against: RunRecord) -> list[list[str]
         found = savings[run.name]
         if found is None or not run.has_teacher:
             return "never" if run.has_teacher else ""
-        return NOT_KNOWN if found.teacher is None else _saved(found.spent + found.teacher, own, unit)
+        spent = found.spent_with_teacher
+        return NOT_KNOWN if spent is None else _saved(spent, own, unit)
 
     def ratio_to_against(ratio: Callable[[RunRecord, RunRecord], float | None], run: RunRecord) -> str:
         return mean_cell([ratio(run, against)], "{:.2f}")
@@ -76,7 +77,7 @@ def _comparison(runs: Sequence[RunRecord], against: RunRecord) -> list[list[str]
 
 def _saved(ours: Spent, theirs: Spent, unit: str) -> str:
     """`1,500 (25% saved)`."""
-    amount, share = _amount(ours, unit), getattr(Saved.of(ours, theirs), unit)
+    amount, share = _amount(ours, unit), saved_share(ours, theirs, unit)
     return amount if share is None else f"{amount} ({abs(share):.0%} {'saved' if share >= 0 else 'more'})"
 
 

@@ -9,8 +9,8 @@ from dwt_ds.study.savings import saving
 from dwt_ds.study.tables import TIME_NOTE, Compared, Table, mean_cell, percent
 
 PACE_NOTE = (
-    "A pace is the median over the logged intervals of training, without evaluations and checkpoints, so that what the "
-    "machine does besides at times does not count."
+    "A pace is the median over the logged intervals of training, without evaluations and checkpoints, so other work "
+    "that the machine did for a while does not count."
 )
 
 
@@ -78,8 +78,8 @@ def pace_table(compared: Compared) -> Table:
         "pairs",
     )
     note = (
-        f"{PACE_NOTE} The last three columns follow from the paces: a step once the teacher is released, the whole run "
-        f"at equal steps, and the share of {compared.reference}'s seconds that is saved until a run is as good. "
+        f"{PACE_NOTE} The last three columns follow from the paces: a step after the teacher's release, the whole run "
+        f"at equal steps, and the share of {compared.reference}'s seconds saved until a run is as good. "
         f"{TIME_NOTE}"
     )
     return Table("Pace", head, compared.rows(own, cells), note)

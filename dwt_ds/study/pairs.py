@@ -17,9 +17,9 @@ CANNOT_BE_TOLD = "cannot be told"
 _SEED = re.compile(r"([\W_]+(s|seed)?)?\d*$")
 # The shares are Student's t beyond 2, with 2, 4 and 9 degrees of freedom.
 PAIRS_NOTE = (
-    "Differences are taken between runs of one seed, which see equal rows and masks in equal order: mean ± one "
+    "Differences are between runs with the same seed, which see the same rows and masks in the same order: mean ± one "
     "standard deviation over the pairs, and the standard error of that mean. Better or worse means by more than two "
-    "standard errors. By chance alone three pairs come that far in 18 of 100 cases, five in 12 and ten in 8."
+    "standard errors. By chance alone, three pairs differ that much in 18 of 100 cases, five in 12 and ten in 8."
 )
 
 

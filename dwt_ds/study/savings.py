@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dwt_ds.study.costs import Saved, Spent, spent_until, teacher_training, whole_training
+from dwt_ds.study.costs import UNITS, Spent, saved_share, spent_until, teacher_training, whole_training
 from dwt_ds.study.records import RunRecord
 from dwt_ds.study.tables import NOT_KNOWN, TIME_NOTE, Compared, Table, mean_cell, percent
 
@@ -22,13 +22,9 @@ class Saving:
     """Cost of its teacher's training; None without one, or if it is not known."""
 
     @property
-    def saved(self) -> Saved:
-        return Saved.of(self.spent, self.other)
-
-    @property
-    def saved_with_teacher(self) -> Saved | None:
-        """With the teacher's training counted; None if that is not known."""
-        return None if self.teacher is None else Saved.of(self.spent + self.teacher, self.other)
+    def spent_with_teacher(self) -> Spent | None:
+        """With the teacher's training; None if that is not known."""
+        return None if self.teacher is None else self.spent + self.teacher
 
 
 def saving(run: RunRecord, other: RunRecord) -> Saving | None:
@@ -48,7 +44,7 @@ def first_reached(xs: Sequence[float], losses: Sequence[float], level: float) ->
     """The first x at which `losses`, interpolated linearly, is at `level` or below; None if it never is."""
     for index, loss in enumerate(losses):
         if loss <= level:
-            if index == 0 or losses[index - 1] == loss:
+            if index == 0:
                 return float(xs[index])
             share = (losses[index - 1] - level) / (losses[index - 1] - loss)
             return float(xs[index - 1] + share * (xs[index] - xs[index - 1]))
@@ -68,19 +64,21 @@ def savings_table(compared: Compared) -> Table:
             reached = f"{len(found)} of {len(pairs)} seeds" if found else "never"
             return (reached, *[""] * 8, str(len(pairs)))
         tokens, flops, seconds = _spent([each.spent for each in found])
-        shares = _saved([each.saved for each in found])
-        whole = _saved([each.saved_with_teacher for each in found]) if pairs[0][0].has_teacher else ("", "", "")
+        shares = _saved([(each.spent, each.other) for each in found])
+        whole = [""] * 3
+        if pairs[0][0].has_teacher:
+            whole = _saved([(each.spent_with_teacher, each.other) for each in found])
         return (tokens, shares[0], flops, shares[1], seconds, shares[2], *whole, str(len(pairs)))
 
     units = ("tokens", "FLOPs", "seconds")
     saved_columns = [column for unit in units for column in (unit, f"{unit} saved")]
     counted = [f"{unit} saved, the teacher's training counted" for unit in units]
     note = (
-        f"Until the held-out loss is the one with which the run of {compared.reference} with the same seed ends, "
-        "interpolated between two evaluations, and the share of that run's own which is saved (below 0: it takes "
-        "more); mean ± one standard deviation over seeds. The reference's row has its whole training. FLOPs are those "
-        "of matrix products; the teacher's forward passes count until it is released. Seconds include evaluations and "
-        f"checkpoints. The last three shares add all that the teacher's own training took. {TIME_NOTE}"
+        f"Cost until the held-out loss reaches the final loss of the run of {compared.reference} with the same seed "
+        "(interpolated between two evaluations), and the share of that run's whole cost that this saves (below 0: it "
+        "costs more); mean ± one standard deviation over seeds. The reference's row has its whole training. FLOPs are "
+        "those of matrix products, with the teacher's forward passes until its release. Seconds include evaluations "
+        f"and checkpoints. The last three columns add the cost of the teacher's own training. {TIME_NOTE}"
     )
     title = f"Until as good as {compared.reference} at its end"
     return Table(title, ("series", *saved_columns, *counted, "pairs"), compared.rows(own, cells), note)
@@ -94,7 +92,5 @@ def _spent(costs: Sequence[Spent]) -> tuple[str, str, str]:
     )
 
 
-def _saved(shares: Sequence[Saved | None]) -> tuple[str, str, str]:
-    known = [each or Saved(None, None, None) for each in shares]
-    tokens, flops, seconds = ([getattr(each, unit) for each in known] for unit in ("tokens", "flops", "seconds"))
-    return percent(tokens), percent(flops), percent(seconds)
+def _saved(costs: Sequence[tuple[Spent | None, Spent]]) -> list[str]:
+    return [percent([saved_share(ours, theirs, unit) for ours, theirs in costs]) for unit in UNITS]

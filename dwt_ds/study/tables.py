@@ -11,7 +11,7 @@ from dwt_ds.study.pairs import pairs_by_seed
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 
 NOT_KNOWN = "not known"
-TIME_NOTE = "Seconds are those of the machine that a run had: runs on different machines, or beside other work, differ."
+TIME_NOTE = "Seconds of runs on different machines, or beside other work, cannot be compared."
 
 
 @dataclass(frozen=True)

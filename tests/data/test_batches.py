@@ -68,14 +68,21 @@ def data(request: pytest.FixtureRequest) -> PreparedData:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "accumulation", "positions"),
-    [(2, 1, "labelled"), (4, 2, "labelled"), (8, 1, 0.3), (1, 8, "labelled"), (2, 2, "all")],
+    ("world_size", "accumulation", "options"),
+    [
+        (2, 1, {}),
+        (4, 2, {}),
+        (8, 1, {"soft_positions": 0.3}),
+        (1, 8, {}),
+        (2, 2, {"soft_positions": "all"}),
+        (4, 1, {"masking": {"whole_word": True}}),
+    ],
 )
 def test_same_rows_and_masks_on_any_number_of_ranks(
-    data: PreparedData, world_size: int, accumulation: int, positions: Any
+    data: PreparedData, world_size: int, accumulation: int, options: dict[str, Any]
 ) -> None:
-    alone = steps(data, global_batch=16, world_size=1, soft_positions=positions)
-    spread = steps(data, global_batch=16, world_size=world_size, accumulation=accumulation, soft_positions=positions)
+    alone = steps(data, global_batch=16, world_size=1, **options)
+    spread = steps(data, global_batch=16, world_size=world_size, accumulation=accumulation, **options)
     epoch = len(data.train) // 16
     for step in (0, 1, epoch - 1, epoch, epoch + 1, 5 * epoch):
         assert all(len(rank[step]) == accumulation for rank in spread)

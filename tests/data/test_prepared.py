@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from pathlib import Path
@@ -107,9 +106,3 @@ def test_lengths_of_another_folder(copied: Path) -> None:
     np.save(copied / "train" / "lengths.npy", lengths[:-1])
     with pytest.raises(ValueError, match="lengths.npy has .* rows, the Arrow files"):
         PreparedData.open(copied)
-
-
-def test_manifest_keys_are_what_the_class_says(packed: PreparedData) -> None:
-    values = json.loads((packed.folder / "manifest.json").read_text())
-    for key in ("documents", "sentences_seen", "sentences_kept", "tokens", "rows", "fingerprint", "shards"):
-        assert values[key]

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import pickle
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import datasets
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pytest
 import regex
 from harness.corpus import Make, as_text, made_up_documents
-from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, trained, with_roles
+from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, tokenizer_of, with_roles
 from tokenizers import Tokenizer, models
 
 from dwt_ds.config.schema import DataConfig
@@ -40,11 +39,6 @@ def by_character() -> Iterator[None]:
         segment._segmenter.cache_clear()
         yield
     segment._segmenter.cache_clear()
-
-
-@lru_cache
-def tokenizer_of(kind: str) -> Tokenizer:
-    return trained(kind)
 
 
 def word_offsets(text: str, pattern: str) -> set[int]:
@@ -150,40 +144,6 @@ def test_words_are_masked_whole_and_every_row_has_labels(many_languages: Prepare
                     assert "\ufffd" not in tokenizer.decode(ids[row, columns].tolist())
         # Only where no word of the row fits, which is rare.
         assert partly <= 0.02 * len(rows)
-
-
-def test_validation_batches_know_the_words_too(many_languages: PreparedData) -> None:
-    data, masking = many_languages, DataConfig(whole_word=True)
-    options = {"micro_batch_size": 4, "rank": 0, "world_size": 1}
-    whole = list(validation_batches(data.validation, data.facts, masking, **options))  # type: ignore[arg-type]
-    assert all(len(batch.labels) for batch in whole)
-
-
-def test_masks_are_the_same_on_any_number_of_ranks(many_languages: PreparedData) -> None:
-    def labels(world_size: int, before: int = 0) -> set[tuple[int, int, int]]:
-        found = set()
-        for rank in range(world_size):
-            batches = StepBatches(
-                many_languages.train,
-                many_languages.facts,
-                DataConfig(whole_word=True),
-                seed=3,
-                micro_batch_size=8 // world_size,
-                accumulation=1,
-                rank=rank,
-                world_size=world_size,
-                rows_before=before,
-                first_step=before // 8,
-            )
-            [batch] = batches[3]
-            places = batch.positions.tolist()
-            found |= {
-                (int(batch.rows[place // 32]), place % 32, label)
-                for place, label in zip(places, batch.labels.tolist(), strict=True)
-            }
-        return found
-
-    assert labels(1) == labels(2) == labels(4) == labels(2, before=16)
 
 
 def test_the_stored_column_is_read_as_it_was_written(many_languages: PreparedData) -> None:

@@ -257,14 +257,12 @@ def _with_too_small_an_embedding(model: Path) -> None:
     BertForMaskedLM(small).save_pretrained(model)
 
 
-def _with_another_tokenizer(model: Path) -> None:
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 30_522}))
+def _with(**changed: int) -> Callable[[Path], object]:
+    def change(model: Path) -> None:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | changed))
 
-
-def _with_a_layer_too_many(model: Path) -> None:
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    return change
 
 
 @pytest.mark.parametrize(
@@ -272,8 +270,8 @@ def _with_a_layer_too_many(model: Path) -> None:
     [
         (_without_tokenizer, "holds no tokenizer"),
         (_with_too_small_an_embedding, "its tokenizer has 18 tokens, its embedding 12 rows"),
-        (_with_another_tokenizer, "its tokenizer has 18 tokens, its embedding 30,522 rows"),
-        (_with_a_layer_too_many, "it lacks 16 weights of its encoder, first bert.encoder.layer.1."),
+        (_with(vocab_size=30_522), "its tokenizer has 18 tokens, its embedding 30,522 rows"),
+        (_with(num_hidden_layers=2), "it lacks 16 weights of its encoder, first bert.encoder.layer.1."),
         (lambda model: (model / "model.safetensors").write_bytes(b"x"), "error: --model"),
         (lambda model: (model / "config.json").unlink(), "config.json"),
         (shutil.rmtree, "does not exist"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dwt_ds.glue.scores import mean_of_seven, metrics_of_logits, task_score
-from dwt_ds.glue.tasks import SEVEN, TASKS, Task, find_task, find_tasks
+from dwt_ds.glue.scores import metrics_of_logits, task_score
+from dwt_ds.glue.tasks import TASKS, Task, find_task, find_tasks
 
 ROWS = 60
 
@@ -67,14 +67,6 @@ def test_a_task_with_two_sets_counts_them_alike() -> None:
     assert task_score([{"accuracy": 80.0}, {"accuracy": 70.0}]) == 75.0
 
 
-def test_mean_of_seven() -> None:
-    scores = {name: 10.0 * number for number, name in enumerate(SEVEN)}
-    assert mean_of_seven(scores) == pytest.approx(30.0)
-    assert mean_of_seven(scores | {"RTE": 100.0, "WNLI": 100.0}) == pytest.approx(30.0)
-    del scores["CoLA"]
-    assert mean_of_seven(scores) is None
-
-
 def test_a_diverged_model_is_an_error_and_not_a_class() -> None:
     sst = find_task("SST-2", "task")
     with pytest.raises(ValueError, match=r"SST-2: .* not finite; lower --learning-rate"):
@@ -83,5 +75,3 @@ def test_a_diverged_model_is_an_error_and_not_a_class() -> None:
 
 def test_names_of_tasks() -> None:
     assert [task.name for task in find_tasks(["rte", "stsb", "sst2", "STS-B"], "--tasks")] == ["SST-2", "STS-B", "RTE"]
-    with pytest.raises(ValueError, match=r"--tasks: 'MRCP' is no task of GLUE; did you mean 'MRPC'\?"):
-        find_task("MRCP", "--tasks")

@@ -18,7 +18,7 @@ from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
 from dwt_ds.prepare.sentences import sentence_spans
-from dwt_ds.prepare.sources import TextForm
+from dwt_ds.prepare.sources import SourceCounts, TextForm
 
 _SYLLABLES = ["ka", "lo", "mi", "ren", "tu", "sha", "vel", "do", "pir", "an", "gos", "el"]
 
@@ -41,6 +41,12 @@ def split_sentences(line: str) -> list[str]:
 
 def as_text(documents: list[list[str]]) -> str:
     return "\n\n".join("\n".join(lines) for lines in documents) + "\n"
+
+
+def read_file(path: Path, form: TextForm = TextForm()) -> tuple[list[str], SourceCounts]:  # noqa: B008
+    """Documents of a file, and what was counted."""
+    counts = SourceCounts()
+    return list(LocalFile(path, form).documents(counts)), counts
 
 
 def compressed(raw: bytes, suffix: str) -> bytes:
@@ -89,11 +95,11 @@ Make = Callable[..., PreparedData]
 def make(vocab_file: Path) -> Make:
     """make(out, *files, **options) -> PreparedData, with the small vocabulary unless told otherwise."""
 
-    def make(out: Path, *files: Path, records: TextForm = TextForm(), **options: Any) -> PreparedData:  # noqa: B008
+    def make(out: Path, *files: Path, **options: Any) -> PreparedData:
         if "train_tokenizer" not in options:
             options.setdefault("tokenizer", str(vocab_file))
         options.setdefault("validation", 0.1)
-        prepare(PrepareOptions(sources=[LocalFile(file, records) for file in files], out=out, **options))
+        prepare(PrepareOptions(sources=[LocalFile(file) for file in files], out=out, **options))
         return PreparedData.open(out)
 
     return make

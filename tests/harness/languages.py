@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -112,6 +113,12 @@ def trained(kind: str) -> Tokenizer:
     tokenizer = KINDS[kind]()
     tokenizer.add_special_tokens(SPECIAL)
     return tokenizer
+
+
+@lru_cache
+def tokenizer_of(kind: str) -> Tokenizer:
+    """As `trained`, but one for all tests, which must not change it."""
+    return trained(kind)
 
 
 def with_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from harness.corpus import split_sentences
-from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, SPECIAL, WITH_SPECIAL, WITHOUT_SPACES, trained
+from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, SPECIAL, WITH_SPECIAL, WITHOUT_SPACES, tokenizer_of, trained
 from tokenizers import Tokenizer, pre_tokenizers
 
 from dwt_ds.prepare.packing import RowSettings
 from dwt_ds.prepare.rows import Chunk, Part, rows_of_chunk
 from dwt_ds.prepare.train_tokenizer import train_tokenizer
-
-
-@lru_cache
-def tokenizer_of(kind: str) -> Tokenizer:
-    return trained(kind)
 
 
 def part_of(documents: list[str], tokenizer: Tokenizer, folder: Path, **options: Any) -> Part:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from harness.corpus import split_sentences
 
-from dwt_ds.base.locks import FolderLock
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData, RowTable, data_problems
 from dwt_ds.prepare.corpus import is_held_out
@@ -251,15 +250,6 @@ def test_an_output_folder_with_other_things_is_refused(tmp_path: Path, make: Mak
     with pytest.raises(ValueError, match="is not empty and holds no data folder"):
         make(tmp_path, corpus_file)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
-
-
-def test_another_process_at_work_is_noticed(tmp_path: Path, make: Make, corpus_file: Path) -> None:
-    out = tmp_path / "data"
-    with FolderLock(out, "here"):
-        with pytest.raises(ValueError, match=f"--out {out}: this process, {os.getpid()}, writes there already"):
-            make(out, corpus_file)
-        assert [path.name for path in out.iterdir()] == [".writer"]
-    make(out, corpus_file)
 
 
 def test_corpus_without_a_usable_sentence(tmp_path: Path, make: Make) -> None:

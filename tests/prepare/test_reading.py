@@ -11,20 +11,15 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from harness.corpus import compressed
+from harness.corpus import compressed, read_file
 
-from dwt_ds.prepare import reading, sources
+from dwt_ds.prepare import sources
 from dwt_ds.prepare.hub import HubDataset
-from dwt_ds.prepare.reading import LocalFile, find_files
+from dwt_ds.prepare.reading import find_files
 from dwt_ds.prepare.sources import SourceCounts, TextForm
 
 DOCUMENTS = ["A heading\nFirst line of the first.", "Second document, caf\u00e9.", "Third:\nits end."]
 TEXT = "A heading\nFirst line of the first.\n\n\n  Second document, caf\u00e9.  \r\n\t\nThird:\nits end."
-
-
-def read(path: Path, records: TextForm = TextForm()) -> tuple[list[str], SourceCounts]:  # noqa: B008
-    counts = SourceCounts()
-    return list(LocalFile(path, records).documents(counts)), counts
 
 
 @pytest.mark.parametrize(
@@ -42,7 +37,7 @@ def test_every_form_and_compression(tmp_path: Path, name: str) -> None:
         path.write_bytes(compressed("\n".join(lines).encode(), suffix))
     else:
         path.write_bytes(compressed(TEXT.encode(), suffix))
-    documents, counts = read(path)
+    documents, counts = read_file(path)
     assert documents == DOCUMENTS
     assert (counts.documents, counts.lines, counts.skipped) == (3, 5, "")
     assert counts.characters == sum(map(len, DOCUMENTS))
@@ -52,19 +47,7 @@ def test_every_form_and_compression(tmp_path: Path, name: str) -> None:
 def test_several_members_in_one_compressed_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"corpus.txt{suffix}"
     path.write_bytes(compressed(b"One.\n\n", suffix) + compressed(b"Two.\n", suffix))
-    assert read(path)[0] == ["One.", "Two."]
-
-
-@pytest.mark.parametrize("block", [7, 64, 1 << 20])
-def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(reading, "_BLOCK_BYTES", block)
-    monkeypatch.setattr(reading, "_PROBE_BYTES", block)
-    path = tmp_path / "corpus.txt"
-    path.write_text(TEXT * 20)
-    documents, counts = read(path)
-    assert "\n\n".join(documents).count("Second document, caf\u00e9.") == 20
-    assert counts.invalid_utf8 == 0
-    assert counts.position == path.stat().st_size
+    assert read_file(path)[0] == ["One.", "Two."]
 
 
 def test_invalid_utf8_is_replaced_and_counted(tmp_path: Path) -> None:
@@ -72,24 +55,24 @@ def test_invalid_utf8_is_replaced_and_counted(tmp_path: Path) -> None:
     path.write_bytes(
         "Good line.\nCaf\u00e9 in Latin-1, na\u00efve.\n\ufffd was there before.\n".encode("latin-1", "replace")
     )
-    documents, counts = read(path)
+    documents, counts = read_file(path)
     assert documents == ["Good line.\nCaf\ufffd in Latin-1, na\ufffdve.\n? was there before."]
     assert counts.invalid_utf8 == 2
     path.write_text("\ufffd was there before.\n")
-    assert read(path)[1].invalid_utf8 == 0
+    assert read_file(path)[1].invalid_utf8 == 0
 
 
 def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "bom.txt"
     path.write_bytes("\ufeffTitle\n".encode())
-    assert read(path)[0] == ["Title"]
+    assert read_file(path)[0] == ["Title"]
 
 
 @pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary")])
 def test_empty_and_binary_files_are_skipped_with_their_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "file.txt"
     path.write_bytes(content)
-    documents, counts = read(path)
+    documents, counts = read_file(path)
     assert documents == []
     assert counts.skipped == reason
 
@@ -101,7 +84,7 @@ def test_a_line_of_fifty_megabytes_is_cut_and_nothing_is_lost(tmp_path: Path, se
     word = "vel\u00e9" + separator
     text = word * (50_000_000 // len(word.encode()))
     path.write_text(text)
-    documents, counts = read(path)
+    documents, counts = read_file(path)
     assert counts.long_lines_cut >= 40
     assert all(len(line) <= sources.LINE_CHARS for document in documents for line in document.split("\n"))
     assert all(len(document) <= sources.DOCUMENT_CHARS + sources.LINE_CHARS + 100 for document in documents)
@@ -113,7 +96,7 @@ def test_a_long_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sources, "DOCUMENT_CHARS", 50)
     path = tmp_path / "long.txt"
     path.write_text("".join(f"line {n}\n" for n in range(30)) + "\nnext\n")
-    documents, counts = read(path)
+    documents, counts = read_file(path)
     assert "\n".join(documents) == "\n".join([f"line {n}" for n in range(30)] + ["next"])
     assert documents[-1] == "next"
     assert counts.documents == len(documents) > 4
@@ -122,7 +105,7 @@ def test_a_long_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.Monk
 def test_unreadable_records_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text('{"text": "Good."}\nnot json\n{"txt": "No text."}\n{"text": 5}\n["text"]\n\n{"text": "\\ud800x"}\n')
-    documents, counts = read(path)
+    documents, counts = read_file(path)
     assert documents == ["Good.", "?x"]
     assert (counts.unreadable_records, counts.invalid_utf8) == (4, 1)
 
@@ -130,15 +113,15 @@ def test_unreadable_records_are_counted(tmp_path: Path) -> None:
 def test_records_that_are_lines(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"line": text}) + "\n" for text in ["a 1", "a 2", "", "b 1", " ", "", "c 1"]))
-    assert read(path, TextForm("line", are_lines=True))[0] == ["a 1\na 2", "b 1", "c 1"]
+    assert read_file(path, TextForm("line", are_lines=True))[0] == ["a 1\na 2", "b 1", "c 1"]
 
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     path = tmp_path / "corpus.parquet"
     pyarrow.parquet.write_table(pa.table({"id": [1], "body": ["x"]}), path)
     with pytest.raises(ValueError, match='has no column "text" but id, body: name one with --text-column'):
-        read(path)
-    assert read(path, TextForm("body"))[0] == ["x"]
+        read_file(path)
+    assert read_file(path, TextForm("body"))[0] == ["x"]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
@@ -147,10 +130,10 @@ def test_damaged_compression_names_the_file(tmp_path: Path, suffix: str) -> None
     whole = compressed(b"".join(b"Line %d of many.\n" % n for n in range(20000)), suffix)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"corpus.txt\.\w+ is damaged"):
-        read(path)
+        read_file(path)
     path.write_bytes(b"this is no archive at all")
     with pytest.raises(ValueError, match=r"corpus.txt\.\w+ is damaged"):
-        read(path)
+        read_file(path)
 
 
 def test_find_files(tmp_path: Path) -> None:

@@ -10,21 +10,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from harness.corpus import compressed
+from harness.corpus import compressed, read_file
 
 from dwt_ds.cli.main import main
 from dwt_ds.prepare import reading, records, sources
-from dwt_ds.prepare.reading import LocalFile, find_files
+from dwt_ds.prepare.reading import find_files
 from dwt_ds.prepare.sources import SourceCounts, TextForm
 
 DOCUMENTS = ["A heading\nFirst line of the first.", "Second document, caf\u00e9.", "Third:\nits end."]
 JSON_LINES = "".join(json.dumps({"id": "1", "url": "x", "title": "A", "text": text}) + "\n" for text in DOCUMENTS)
 DEEP = "[" * 100_000
-
-
-def read(path: Path, form: TextForm = TextForm()) -> tuple[list[str], SourceCounts]:  # noqa: B008
-    counts = SourceCounts()
-    return list(LocalFile(path, form).documents(counts)), counts
 
 
 @pytest.mark.parametrize("name", ["wiki_00", "wiki_00.gz", "AA/wiki_00.zst", "c4.json", "c4.json.gz", "books.txt"])
@@ -51,7 +46,7 @@ def test_json_lines_of_any_name_are_records(tmp_path: Path, name: str) -> None:
 )
 def test_json_lines_are_known_by_several_lines(tmp_path: Path, content: str) -> None:
     (tmp_path / "wiki_00").write_text(content)
-    documents, counts = read(tmp_path / "wiki_00")
+    documents, counts = read_file(tmp_path / "wiki_00")
     assert documents[-3:] == DOCUMENTS
     assert counts.unreadable_records == content.count("not json") + content.count(DEEP) + content.count("{broken")
 
@@ -70,7 +65,7 @@ def test_json_of_another_layout_is_refused(tmp_path: Path, name: str, content: s
     raw = content.encode()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
     with pytest.raises(ValueError, match=f"{name} is JSON, but not one record a line: convert it"):
-        read(tmp_path / name)
+        read_file(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +81,7 @@ def test_json_of_another_layout_is_refused(tmp_path: Path, name: str, content: s
 )
 def test_prose_that_begins_with_brackets_is_prose(tmp_path: Path, content: str) -> None:
     (tmp_path / "page").write_text(content)
-    documents, counts = read(tmp_path / "page")
+    documents, counts = read_file(tmp_path / "page")
     assert documents == [content.strip()]
     assert counts.read_as == ""
 
@@ -94,14 +89,14 @@ def test_prose_that_begins_with_brackets_is_prose(tmp_path: Path, content: str) 
 def test_json_lines_without_the_column_name_those_there_are(tmp_path: Path) -> None:
     (tmp_path / "wiki_00").write_text('{"id": 1, "body": "Prose."}\n' * 7)
     with pytest.raises(ValueError, match='wiki_00 has no column "text" but id, body: name one with --text-column'):
-        read(tmp_path / "wiki_00")
-    assert len(read(tmp_path / "wiki_00", TextForm("body"))[0]) == 7
+        read_file(tmp_path / "wiki_00")
+    assert len(read_file(tmp_path / "wiki_00", TextForm("body"))[0]) == 7
 
 
 def test_a_deep_line_is_a_broken_line(tmp_path: Path) -> None:
     for deep in (DEEP, '{"text": ' * 100_000):
         (tmp_path / "deep.jsonl").write_text(f'{{"text": "A record."}}\n{deep}\n{{"text": "Another."}}\n')
-        documents, counts = read(tmp_path / "deep.jsonl")
+        documents, counts = read_file(tmp_path / "deep.jsonl")
         assert documents == ["A record.", "Another."]
         assert counts.unreadable_records == 1
 
@@ -109,13 +104,13 @@ def test_a_deep_line_is_a_broken_line(tmp_path: Path) -> None:
 def test_a_record_longer_than_a_line_may_be_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "word " * 500_000
     (tmp_path / "book.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "Next."}) + "\n")
-    documents, counts = read(tmp_path / "book.jsonl")
+    documents, counts = read_file(tmp_path / "book.jsonl")
     assert documents[-1] == "Next."
     assert "".join(documents[0].split()) == "".join(text.split())
     assert (counts.unreadable_records, counts.documents) == (0, 2)
     monkeypatch.setattr(records, "RECORD_CHARS", 1_500_000)  # memory holds no longer one
     monkeypatch.setattr(reading, "RECORD_CHARS", 1_500_000)
-    assert read(tmp_path / "book.jsonl")[0] == ["Next."]
+    assert read_file(tmp_path / "book.jsonl")[0] == ["Next."]
 
 
 PROTEINS = ">sp|P1|ONE first\nMKVLA\nGGST*\n\n>two\nMKTAYIAK  QRQIS\nFV\n>empty\n>three\nACDEF\n"
@@ -126,7 +121,7 @@ def test_fasta_is_a_document_a_record(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     suffix = path.suffix if path.suffix in (".gz", ".zst", ".xz") else ""
     path.write_bytes(compressed(PROTEINS.encode(), suffix))
-    documents, counts = read(path)
+    documents, counts = read_file(path)
     assert documents == ["MKVLAGGST*", "MKTAYIAKQRQISFV", "ACDEF"]
     assert (counts.documents, counts.lines, counts.unreadable_records) == (3, 3, 1)
 
@@ -141,7 +136,7 @@ FOLDED = "".join(
 def test_fasta_of_any_name_is_read_as_fasta(tmp_path: Path, name: str, lower: bool) -> None:
     text = FOLDED if not lower else ">1\nacgtacgtacgtacgtacgtacgt\nacg\n>2\nttgg\n"
     (tmp_path / name).write_bytes(compressed(text.encode(), ".gz" if name.endswith(".gz") else ""))
-    documents, counts = read(tmp_path / name)
+    documents, counts = read_file(tmp_path / name)
     assert documents[0] == ("acgtacgtacgtacgtacgtacgtacg" if lower else "ACDEFGHIK" * 3 + "A")
     assert (counts.documents, counts.read_as) == (2 if lower else 3, "FASTA")
 
@@ -151,7 +146,7 @@ def test_fasta_of_any_name_is_read_as_fasta(tmp_path: Path, name: str, lower: bo
 )
 def test_prose_that_begins_as_fasta_does_is_prose(tmp_path: Path, text: str) -> None:
     (tmp_path / "mail.txt").write_text(text)
-    assert read(tmp_path / "mail.txt")[0] == [text.strip()]
+    assert read_file(tmp_path / "mail.txt")[0] == [text.strip()]
 
 
 def test_a_chromosome_comes_in_parts_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +158,7 @@ def test_a_chromosome_comes_in_parts_and_nothing_is_lost(tmp_path: Path, monkeyp
     sequence = "ACGTTGCA" * 150
     lines = "\n".join(sequence[start : start + 7] for start in range(0, len(sequence), 7))
     (tmp_path / "c.fna").write_text(f";a comment\n>chr1\n{lines}\n>chr2\nAAAA\n")
-    documents, counts = read(tmp_path / "c.fna")
+    documents, counts = read_file(tmp_path / "c.fna")
     assert "".join(documents[:-1]).replace("\n", "") == sequence
     assert documents[-1] == "AAAA"
     assert all(len(line) <= 100 for document in documents for line in document.split("\n"))
@@ -175,8 +170,8 @@ def test_a_fasta_file_without_headers_is_refused_and_a_persian_text_is_not(tmp_p
         (tmp_path / name).write_text("A line of text.\n")
     for name in ("corpus.fasta", "corpus.faa"):
         with pytest.raises(ValueError, match=f'{name} is no FASTA file: its first line does not begin with ">"'):
-            read(tmp_path / name)
-    assert read(tmp_path / "corpus.fa")[0] == ["A line of text."]
+            read_file(tmp_path / name)
+    assert read_file(tmp_path / "corpus.fa")[0] == ["A line of text."]
 
 
 def test_a_zst_of_a_long_window_says_what_to_do(tmp_path: Path) -> None:
@@ -185,19 +180,19 @@ def test_a_zst_of_a_long_window_says_what_to_do(tmp_path: Path) -> None:
     frame = b"\x28\xb5\x2f\xfd" + b"\x00" + window + b"\x01\x00\x00"
     (tmp_path / "corpus.txt.zst").write_bytes(frame)
     with pytest.raises(ValueError, match=r"zst was compressed with a window .*: decompress it with `zstd -d"):
-        read(tmp_path / "corpus.txt.zst")
+        read_file(tmp_path / "corpus.txt.zst")
 
 
 @pytest.mark.parametrize("content", [b"PAR1 no parquet", b"PAR1" + b"\0" * 40 + b"PAR1"])
 def test_errors_of_parquet_name_the_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.parquet is damaged"):
-        read(tmp_path / "bad.parquet")
+        read_file(tmp_path / "bad.parquet")
     pyarrow.parquet.write_table(pa.table({"text": ["x" * 1000] * 5000}), tmp_path / "cut.parquet")
     raw = (tmp_path / "cut.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(raw[:40] + b"\xff" * 40 + raw[80:])
     with pytest.raises(ValueError, match=r"cut\.parquet is damaged"):
-        read(tmp_path / "cut.parquet")
+        read_file(tmp_path / "cut.parquet")
 
 
 def test_file_names_that_are_not_utf_8_are_refused_at_the_start(tmp_path: Path) -> None:
@@ -254,10 +249,10 @@ def test_tables_and_markup_are_refused(tmp_path: Path, name: str, content: str, 
     raw = content.encode()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
     with pytest.raises(ValueError, match=f"{name} {told}"):
-        read(tmp_path / name)
+        read_file(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", ["<p> is a tag of HTML.\n", "<document> is a word here.\n", "a,b\n1,2\n"])
 def test_prose_that_speaks_of_markup_is_prose(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.txt").write_text(content)
-    assert read(tmp_path / "a.txt")[0] == [content.strip()]
+    assert read_file(tmp_path / "a.txt")[0] == [content.strip()]
