@@ -34,7 +34,6 @@ class AdaptiveWeight:
     Ranks that observe the same losses have the same weight.
 
     Args:
-        schedule: with `schedule="adaptive"`.
         teacher_loss: the teacher's own masked-token cross-entropy.
         device: of the state; only `state_dict` waits for it.
         low_share: a weight below this share of `start` is low.
@@ -88,14 +87,9 @@ class AdaptiveWeight:
 
 
 def check_adaptive(config: RunConfig, validation_rows: int | None) -> None:
-    """Check that there is held-out text if the soft weight is to follow the teacher's loss on it.
+    """Refuse an adaptive soft weight without held-out rows, on which the teacher's loss is measured (ValueError).
 
-    Args:
-        config: the recipe.
-        validation_rows: None if not known.
-
-    Raises:
-        ValueError: there is none.
+    `validation_rows` is None if their number is not known.
     """
     if config.distill.soft_weight.schedule == "adaptive" and config.teacher.path is not None and validation_rows == 0:
         raise ValueError(

@@ -1,4 +1,7 @@
-"""Held-out losses, as exact means over all validation labels of all ranks."""
+"""Held-out losses, as exact means over all validation labels of all ranks.
+
+`reduce_sum` sums a tensor over the ranks. The micro-batches are this rank's, and already on `device`.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +52,7 @@ def held_out_loss(
     Args:
         objective: the student with its loss, in evaluation mode.
         teacher: None for a student that trains alone; its soft loss is 0.
-        batches: this rank's micro-batches, already on `device`.
         temperature: of the soft loss.
-        reduce_sum: sums a tensor over the ranks.
-        device: of the sums.
     """
     one = torch.ones((), device=device)
     scale = LossScale(one, torch.tensor(temperature, device=device), hard_rows=one, soft_rows=one)
@@ -86,11 +86,8 @@ def teacher_held_out_loss(
 
     Args:
         teacher: gives its hidden states and head.
-        batches: this rank's micro-batches, already on `device`.
         vocab_size: tokens in the vocabulary; further columns of the head get no probability.
         config: the loss kernel is the student's.
-        reduce_sum: sums a tensor over the ranks.
-        device: of the sums.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
@@ -123,12 +120,10 @@ def shared_held_out_loss(
 
     Args:
         teacher: gives its hidden states at the aligned positions and its whole head.
-        batches: this rank's micro-batches, with the teacher's rows, already on `device`.
+        batches: with the teacher's rows.
         shared: which entries are the student's too.
         vocab_size: tokens in the teacher's vocabulary; further columns of its head get no probability.
         config: the loss kernel is the student's.
-        reduce_sum: sums a tensor over the ranks.
-        device: of the sums.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     entries, ids = SharedEntries.of(shared, device), torch.from_numpy(shared.teacher_ids).to(device)

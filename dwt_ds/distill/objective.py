@@ -81,10 +81,7 @@ class Losses(NamedTuple):
 class DistillObjective(nn.Module):
     """The student with its loss: the module that DeepSpeed trains.
 
-    Args:
-        student: the model, its head split off.
-        config: weights, positions and kernel of the objective.
-        vocab_size: tokens in the vocabulary; further columns of either head get no probability.
+    `vocab_size` is the number of tokens in the vocabulary; further columns of either head get no probability.
     """
 
     def __init__(self, student: GatheredMaskedLM, config: DistillConfig, vocab_size: int) -> None:

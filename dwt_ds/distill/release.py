@@ -16,10 +16,6 @@ class TeacherRelease:
 
     A schedule that comes to 0 and stays there releases the teacher at that step. An adaptive weight releases it once
     the weight has been below `release_below_share` of its start for `release_after_steps`.
-
-    Args:
-        config: the recipe.
-        total_steps: optimizer steps of the whole run.
     """
 
     step: int | None
@@ -38,9 +34,7 @@ class TeacherRelease:
     def at_start(self, step: int, released: int | None) -> int | None:
         """The step at which the teacher was released, for a start at `step`; None: the run needs its teacher.
 
-        Args:
-            step: optimizer steps taken.
-            released: as the checkpoint has it. A longer run, or another schedule, can need the teacher again.
+        `released` is what the checkpoint says. A longer run, or another schedule, can need the teacher again.
         """
         if self.follows_losses:
             return released
@@ -49,12 +43,10 @@ class TeacherRelease:
         return step if released is None else released
 
     def is_due(self, done: int, idle_steps: Callable[[], float]) -> bool:
-        """Whether to release the teacher after `done` optimizer steps; not after the last one, where the run ends.
+        """Whether to release the teacher after `done` optimizer steps; never after the last one, where the run ends.
 
-        Args:
-            done: optimizer steps taken.
-            idle_steps: for how many the adaptive weight has been low, the same number on all ranks. It is asked
-                by all ranks at the same steps.
+        `idle_steps` returns for how many steps the adaptive weight has been low, the same number on all ranks. All
+        ranks call it at the same steps.
         """
         if done >= self._total_steps:
             return False

@@ -94,7 +94,6 @@ class GraphedForward:
     Args:
         forward: takes tensors, or None in place of one, all on one device, and returns one tensor. It must not read a
             value on the host, nor keep anything between calls.
-        recorder: records its passes.
     """
 
     def __init__(self, forward: Callable[..., Tensor], recorder: CudaRecorder) -> None:

@@ -46,12 +46,7 @@ _LAMBS = ("deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb")
 
 
 def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: Origin) -> None:
-    """Whether the optimizer that a DeepSpeed JSON names can run here; before any model is built.
-
-    Args:
-        ds_values: the JSON.
-        device: of the student.
-        origin: names its places in messages.
+    """Whether the optimizer that a DeepSpeed JSON names can run on this device; before any model is built.
 
     Raises:
         ValueError: one line that says what to install or build, or which setting does not fit.
@@ -94,10 +89,6 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
 
 def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> None:
     """Whether the optimizer of a DeepSpeed JSON works with its ZeRO stage and offload, on any device.
-
-    Args:
-        ds_values: the JSON.
-        origin: names its places in messages.
 
     Raises:
         ValueError: one line that says which setting to change.

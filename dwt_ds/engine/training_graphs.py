@@ -36,9 +36,7 @@ class GraphedTraining:
 
     Args:
         objective: its `forward` is replaced.
-        gradients: of its parameters.
-        recorder: records its passes.
-        loss_scale: of fp16 at this moment, 1 in other precisions.
+        loss_scale: the current one of fp16, 1 in other precisions.
     """
 
     def __init__(

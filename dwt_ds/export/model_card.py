@@ -31,7 +31,6 @@ def model_card(
     """The card's text.
 
     Args:
-        facts: of the run.
         steps: optimizer steps taken.
         tokens: real tokens seen by all ranks.
         starts: every start of the run: step, ranks, time.

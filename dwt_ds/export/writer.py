@@ -38,7 +38,7 @@ def write_export(
     Args:
         model: any copy of the student; only its configuration and tying are used.
         weights: fp32 state dict, tied weights once.
-        card: text of README.md.
+        card: the text of README.md.
         folder: replaced if it exists, except for the exports of earlier steps in it (`step_*`); a half-written or
             half-deleted folder never has this name. A symbolic link stays, and what it points to is replaced.
         seq_len: tokens of the rows it was trained on; the tokenizer's `model_max_length` where the model has no limit.

@@ -43,7 +43,6 @@ def prepare(model: PreTrainedModel, quantization: Quantization) -> list[str]:
 
     Args:
         model: any Hugging Face encoder, with any head.
-        quantization: the settings.
 
     Returns:
         Names of the chosen layers.

@@ -46,10 +46,7 @@ def fit_to_model(
     `truncation=True` cuts at the longest row that the model can read, and there are no `token_type_ids` for a model
     that has no two types of them. The ids of tokens stay as they are.
 
-    Args:
-        tokenizer: of the model.
-        config: of the model.
-        seq_len: tokens of the longest row where the model has no limit; None: the tokenizer's own limit stays.
+    `seq_len` is the limit in tokens for a model without one; None: the tokenizer's own limit stays.
     """
     fitted = copy.deepcopy(tokenizer)
     longest = longest_row(config) or seq_len

@@ -76,12 +76,7 @@ def step_traffic(
 ) -> list[Traffic]:
     """The collectives of one optimizer step at a ZeRO stage; none for a single rank.
 
-    Args:
-        stage: ZeRO stage.
-        zero: the JSON's numbers at that stage.
-        partition: of the trainable parameters over the ranks.
-        accumulation: micro-batches per step.
-        own: bytes of our own small sums, from `own_sums`.
+    `accumulation` is the number of micro-batches per step, `own` are the bytes from `own_sums`.
     """
     if partition.ranks == 1:
         return []

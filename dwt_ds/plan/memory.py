@@ -62,9 +62,7 @@ def rank_memory(
     """Memory of a rank at `stage`.
 
     Args:
-        stage: ZeRO stage.
-        zero: the JSON's numbers at that stage.
-        partition: of the trainable parameters over the ranks.
+        zero, partition: the JSON's numbers at that stage, and how the trainable parameters are partitioned.
         micro: what one micro-batch adds.
         frozen_bytes: parameters and buffers of the student that are not trained.
         teacher_bytes: the teacher's weights that a rank keeps between steps.

@@ -107,7 +107,6 @@ class Simulator:
     """Runs micro-batches of any size on the meta device.
 
     Args:
-        settings: recipe, JSON and data.
         shapes: the models; they are copied.
         on_cpu: whether attention, dropout and chunks are those of a CPU.
     """

@@ -49,8 +49,6 @@ def step_launches(
     """Operations that one rank starts on its device in an unlogged step, offload not counted.
 
     Args:
-        stage: of ZeRO.
-        micro: one micro-batch.
         tensors: parameters that are trained.
         accumulation: micro-batches of a step.
         flat: whether the gradients are in one buffer.

@@ -23,9 +23,7 @@ def find_overlap(
     Without data or teacher everything is taken to be shared.
 
     Args:
-        config: of the run.
-        vocab_size: of the student.
-        teacher: the teacher's configuration.
+        vocab_size: the student's.
         trained_on: the data folder on which the teacher is going to be trained, and whose tokenizer it gets; None: the
             tokenizer is in teacher.path.
 

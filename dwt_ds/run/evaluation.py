@@ -34,13 +34,7 @@ def open_eval_sets(train: TrainConfig) -> dict[str, PreparedData]:
 
 
 def check_eval_sets(resolved: Resolved, sets: Mapping[str, PreparedData], facts: TokenizerFacts) -> None:
-    """Refuse a set without a token to predict, or whose rows cannot be masked as the recipe says (ValueError).
-
-    Args:
-        resolved: the run's settings.
-        sets: from `open_eval_sets`.
-        facts: of the data folder's tokenizer, which is theirs.
-    """
+    """Refuse a set without a token to predict, or whose rows cannot be masked as the recipe says (ValueError)."""
     for name, data in sets.items():
         with prefix_errors(f"train.eval_sets.{name}"):
             if not any(len(batch.labels) for batch in _batches(resolved.config, data, facts)):
@@ -51,8 +45,7 @@ class Evaluation:
     """Losses on the validation rows, the same ones with the same masks each time.
 
     Args:
-        resolved: the run's settings.
-        data: its data folder.
+        resolved, data: the run's settings and its data folder.
         sets: those of `train.eval_sets` by name; they have the data folder's tokenizer.
         other: the teacher's vocabulary where that may differ from the data's.
     """
@@ -90,14 +83,8 @@ class Evaluation:
     ) -> dict[str, float]:
         """The student's losses, as metrics.jsonl has them, after `done` optimizer steps, at the last one's temperature.
 
-        Empty where there is nothing to predict. The teacher's forward pass is left out on the rows of
-        `train.eval_sets`, for which only the cross-entropy is asked.
-
-        Args:
-            student: DeepSpeed's engine.
-            teacher: None for a student that trains alone, be it from here on.
-            until_stopped: gives the micro-batches on, all of them unless the ranks agree to stop.
-            done: optimizer steps taken.
+        Empty if there is nothing to predict. The teacher does not run on the rows of `train.eval_sets`, of which only
+        the cross-entropy is reported. `until_stopped` yields the micro-batches until the ranks agree to stop.
         """
         temperature = value_at(self._config.distill.temperature, done - 1, self._total_steps)
         where = temperature, ranks.reduce_sum, ranks.device()

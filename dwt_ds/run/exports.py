@@ -24,16 +24,7 @@ class NotExportedError(RuntimeError):
 
 
 class Exporter:
-    """Writes the student as a Hugging Face folder.
-
-    Args:
-        student: DeepSpeed's engine around the DistillObjective.
-        tokenizer: goes into the folder.
-        quantization: what the student is trained with.
-        facts: of the run, for the card.
-        starts: every start of the run up to this one, for the card.
-        metrics: the run's metrics.jsonl, for the held-out losses on the card.
-    """
+    """Writes the student as a Hugging Face folder; facts, starts and held-out losses go on its card."""
 
     def __init__(
         self,

@@ -8,13 +8,14 @@ the optimizer sees it, and nobody waits for the device.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dwt_ds.config.schema import TrainConfig
+from dwt_ds.engine import ranks
 
 
 class TooManySkipsError(RuntimeError):
@@ -26,15 +27,11 @@ class Guard:
 
     Args:
         config: `spike_sigma`, `spike_window`, `skip_window` and `max_skipped_share` are used.
-        reduce_sum: sums a tensor over the ranks, in place.
-        device: of the losses.
         state: from `state_dict`, or empty.
     """
 
-    def __init__(
-        self, config: TrainConfig, reduce_sum: Callable[[Tensor], Tensor], device: torch.device, state: dict[str, Any]
-    ) -> None:
-        self._config, self._reduce_sum = config, reduce_sum
+    def __init__(self, config: TrainConfig, state: Mapping[str, Any]) -> None:
+        self._config, device = config, ranks.device()
         self._recent: deque[bool] = deque(state.get("recent_skips", []), maxlen=config.skip_window)
         losses = state.get("losses", [])[-config.spike_window :]
         self._losses = torch.tensor(losses, dtype=torch.float32, device=device)
@@ -81,7 +78,7 @@ class Guard:
 
     def _is_spike(self, sigma: float) -> Tensor:
         """0-d bool: whether the step's loss is above the mean of the window by `sigma` standard deviations."""
-        self._global_loss = self._reduce_sum(self._step_loss.clone())
+        self._global_loss = ranks.reduce_sum(self._step_loss.clone())
         if len(self._losses) < self._config.spike_window:
             return torch.zeros((), dtype=torch.bool, device=self._global_loss.device)
         return self._global_loss > self._losses.mean() + sigma * self._losses.std()

@@ -28,12 +28,11 @@ def report_models(
     """Print both models' sizes and the teacher's held-out loss: weak means smaller, or worse at equal size.
 
     Args:
-        resolved: the run's settings.
-        objective: with the student.
-        teacher: None for a student that trains alone, be it from here on.
-        evaluation: measures the teacher where no start of the run did so before.
-        measured: as an earlier start measured it.
-        released: where the teacher was released.
+        resolved, objective: the settings; the student with its loss.
+        teacher: None if the student trains alone from here on.
+        evaluation: measures the teacher if no earlier start of the run did.
+        measured: what an earlier start measured.
+        released: the step at which the teacher was released.
 
     Returns:
         What was measured; None where it is not known: without a teacher, or without held-out rows.

@@ -19,11 +19,9 @@ class RunLog:
     """Reports on rank 0; every rank has to call `step`.
 
     Args:
-        resolved: the run's settings.
-        student: DeepSpeed's engine.
-        folder: of the run.
+        resolved, student, folder: of the run.
         first_step: optimizer steps taken before this start.
-        utilization: of the devices, by the rate of tokens; rank 0's, None on the others.
+        utilization: None on all ranks but the first.
     """
 
     def __init__(
@@ -57,13 +55,7 @@ class RunLog:
             write_monitors(self._student, row)
 
     def step(self, numbers: StepNumbers, meter: Meter, *, teacher_active: bool) -> None:
-        """Report an optimizer step.
-
-        Args:
-            numbers: the step's.
-            meter: of the run.
-            teacher_active: whether the teacher took part.
-        """
+        """Report an optimizer step, and whether the teacher took part in it."""
         done = numbers.step + 1
         row = {
             "step": done,

@@ -135,11 +135,10 @@ def resolve(
     """Check recipe, JSON and data against each other; nothing is built or written.
 
     Args:
-        recipe: loaded, with its overrides.
-        deepspeed_config: takes the place of the recipe's.
+        recipe, corpus: as loaded.
+        deepspeed_config: overrides the recipe's.
         world_size: number of ranks.
-        corpus: the data's.
-        eval_sets: name -> corpus of those of `train.eval_sets` whose folders are there.
+        eval_sets: name -> corpus of those of `train.eval_sets` whose folders exist.
 
     Raises:
         ValueError, FileNotFoundError: one line for a mistake that does not depend on the devices.

@@ -42,19 +42,8 @@ _STEPS_BETWEEN_COLLECTIONS = 100
 class Session:
     """The loop in pretrain.py drives it, one step after another.
 
-    Args:
-        resolved: the run's settings.
-        student: DeepSpeed's engine around the DistillObjective.
-        teacher: None for a student that trains alone, be it from here on.
-        batches: this rank's micro-batches by step.
-        evaluation: on the held-out text.
-        exporter: of the student.
-        folder: of the run.
-        facts: of the run, for its checkpoints.
-        state: where the run stands: at its beginning, or as a checkpoint has it.
-        log: prints and writes for rank 0.
-        stop: whether this rank was asked to stop.
-        stuck: watches over the ranks' progress.
+    `assemble` makes its parts. `state` is where the run stands: at its beginning, or as a checkpoint has it. `teacher`
+    is None if the student trains alone from here on.
     """
 
     def __init__(
@@ -87,7 +76,7 @@ class Session:
         if teacher is not None and self.config.distill.soft_positions != "labelled":
             fourth = "labelled_soft"
         self._meter = Meter(state.tokens, state.elapsed_seconds, self._divisor, fourth=fourth)
-        self._guard = Guard(self.config.train, ranks.reduce_sum, self.device, state.guard)
+        self._guard = Guard(self.config.train, state.guard)
         self._soft_weight = SoftWeight(resolved, state, student.lr_scheduler)
         self._done = self._saved = state.step
         stuck.beat(state.step)

@@ -17,13 +17,7 @@ from dwt_ds.run.step_numbers import StepNumbers
 
 
 class SoftWeight:
-    """Follows the schedule, the learning rate or the losses, as the recipe says; 0 once the teacher is released.
-
-    Args:
-        resolved: the run's settings.
-        state: where the run stands.
-        learning_rate: the student's.
-    """
+    """Follows the schedule, the learning rate or the losses, as the recipe says; 0 once the teacher is released."""
 
     released: int | None
     """Optimizer steps after which the teacher was released; None while it takes part."""

@@ -12,12 +12,7 @@ from dwt_ds.run.stop import StopRequest
 
 
 class StopAgreement:
-    """Whether the ranks stop.
-
-    Args:
-        request: to this rank.
-        folder: of the run; rank 0 looks there for the request of a launch script.
-    """
+    """Whether the ranks stop. `request` is this rank's; rank 0 also looks for one in the run's folder."""
 
     agreed: bool
     """All ranks know that one of them was asked to stop."""

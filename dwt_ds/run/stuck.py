@@ -33,9 +33,7 @@ class StuckWatch:
 
     Args:
         folder: of the run; each rank writes a file in its `stuck/`.
-        rank: this process's.
-        world_size: number of ranks.
-        host: this machine's name.
+        rank, world_size, host: this process's rank, the number of ranks, this machine's name.
         seconds: a sign of life older than this is reported.
         say: prints a line; called on rank 0 only.
     """

@@ -34,11 +34,7 @@ class OtherVocabulary:
 
     @classmethod
     def load(cls, teacher: TeacherConfig, student: PreTrainedTokenizerBase) -> OtherVocabulary | None:
-        """None without a teacher, and for one with the data folder's vocabulary.
-
-        Args:
-            teacher: the recipe's section.
-            student: the data folder's tokenizer.
+        """None without a teacher, and for one with the data folder's vocabulary. `student` is the folder's tokenizer.
 
         Raises:
             ValueError, FileNotFoundError: one line: no model or tokenizer at the path, or one that cannot teach by

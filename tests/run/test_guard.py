@@ -20,7 +20,7 @@ LOSSES = [5.0, 5.1, 4.9, 5.0, 9.0, 5.05, INF, 4.95, 5.0, 5.1, 9.0, INF, INF]
 
 
 def guard_of(state: dict[str, Any], **settings: Any) -> Guard:
-    return Guard(TrainConfig(**{**SETTINGS, **settings}), lambda total: total, torch.device("cpu"), state)
+    return Guard(TrainConfig(**{**SETTINGS, **settings}), state)
 
 
 def skips(guard: Guard, losses: list[float]) -> list[bool]:
@@ -90,7 +90,7 @@ def test_overflows_of_fp16_at_the_lowest_scale_are_left_to_the_guard(monkeypatch
     student = SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler()))
     disable_min_scale_error(student)  # type: ignore[arg-type]
     disable_min_scale_error(SimpleNamespace(optimizer=object()))  # type: ignore[arg-type]
-    watched = Guard(TrainConfig(), lambda total: total, torch.device("cpu"), {})
+    watched = Guard(TrainConfig(), {})
     for _ in range(30):
         student.optimizer.loss_scaler.update_scale(True)
         watched.end_step(True)

@@ -45,12 +45,7 @@ class Retention:
 def save_checkpoint(
     engine: StudentEngine, folder: Path, state: RunState, facts: RunFacts, retention: Retention
 ) -> float:
-    """Write a checkpoint of all ranks, then delete those that `retention` no longer wants.
-
-    Args:
-        folder: the run's `checkpoints/`, seen by every rank.
-        state: goes into the manifest.
-        facts: what the run is; goes into the manifest as well.
+    """Write a checkpoint of all ranks to the run's `checkpoints/`, then delete those that `retention` no longer wants.
 
     Returns:
         Seconds that training waited.
