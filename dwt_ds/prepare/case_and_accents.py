@@ -38,18 +38,23 @@ class Treatment:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user asked for; None leaves it to the vocabulary or the text."""
+    """What the user asked for; None: decide by the vocabulary or the text."""
 
     cased: bool | None = None
     keep_accents: bool | None = None
+
+    def treatment(self, *, cased: bool, accents: bool) -> Treatment:
+        """What was asked for; what was left open follows from whether capitals (`cased`) or `accents` are in use."""
+        cased = cased if self.cased is None else self.cased
+        keep = cased or accents if self.keep_accents is None else self.keep_accents
+        return Treatment(lowercase=not cased, strip_accents=not keep)
 
 
 def of_vocabulary(entries: Iterable[str], wishes: Wishes) -> Treatment:
     """The treatment that fits a WordPiece vocabulary with these ordinary entries."""
     found = _Entries.of(entries)
-    cased = found.capitals > max(1, _CAPITALS_OF_CASED * found.with_case) if wishes.cased is None else wishes.cased
-    keep = cased or found.accents > 0 if wishes.keep_accents is None else wishes.keep_accents
-    return Treatment(lowercase=not cased, strip_accents=not keep)
+    cased = found.capitals > max(1, _CAPITALS_OF_CASED * found.with_case)
+    return wishes.treatment(cased=cased, accents=found.accents > 0)
 
 
 def of_text(characters: Counter[str], wishes: Wishes, *, usually_cased: bool) -> Treatment:
@@ -58,9 +63,7 @@ def of_text(characters: Counter[str], wishes: Wishes, *, usually_cased: bool) ->
     marked = {c: count for c, count in characters.items() if _carries_mark(c)}
     other = sum(count for c, count in marked.items() if not _is_latin(c))
     needed = sum(marked.values()) > _ACCENTS_OF_TEXT * letters or other > _OTHER_ACCENTS_OF_TEXT * letters
-    cased = usually_cased if wishes.cased is None else wishes.cased
-    keep = cased or needed if wishes.keep_accents is None else wishes.keep_accents
-    return Treatment(lowercase=not cased, strip_accents=not keep)
+    return wishes.treatment(cased=usually_cased, accents=needed)
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Treatment:

@@ -87,19 +87,12 @@ class StudyFolder:
 
     def write_grid(self, grid: Grid, status: Mapping[str, str]) -> None:
         """Record the grid and how its runs ended."""
-        runs = [
-            {
-                "name": run.name,
-                "seed": run.seed,
-                "labels": run.labels,
-                "teacher_run": run.teacher_run,
-                "status": status.get(run.name, "waiting"),
-            }
-            for run in grid.runs
-        ]
-        content = {key: value for key, value in asdict(grid).items() if key != "runs"}
+        content = asdict(grid)
+        for run in content["runs"]:
+            del run["settings"]  # in its recipe
+            run["status"] = status.get(run["name"], "waiting")
         make_folder(self.path)
-        write_json(self.path / f"{grid.name}.json", {**content, "runs": runs})
+        write_json(self.path / f"{grid.name}.json", content)
 
     def grids(self) -> list[dict[str, Any]]:
         """What `write_grid` recorded, sorted by name; other JSON files in the folder are ignored."""

@@ -30,7 +30,7 @@ from dwt_ds.study.folder import StudyFolder, check_same
 from dwt_ds.study.grid import Grid, StudyRun, load_grid
 from dwt_ds.study.progress import StudyProgress
 from dwt_ds.study.records import RunRecord
-from dwt_ds.study.scores import GLUE_KEYS, HUB, exports_without_results, fine_tunings_per_export, score_exports
+from dwt_ds.study.scores import HUB, check_glue, exports_without_results, score_exports
 
 FINISHED, WAITING = "finished", "waiting"
 # Set by the study itself.
@@ -135,7 +135,8 @@ class Study:
     def _fine_tunings(self) -> list[str]:
         if self.grid.glue is None:
             return []
-        (tasks, seeds), exports = fine_tunings_per_export(self.grid.glue), 0
+        options, exports = check_glue("glue", self.grid.glue), 0
+        tasks, seeds = len(options.tasks), options.seeds
         for name, settings in self.settings.items():
             every = settings.config.train.export_every
             exports += exports_without_results(self.folder.run(name), settings.total_steps, every)
@@ -258,9 +259,7 @@ def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], N
 
 
 def _check_glue(grid: str, glue: dict[str, object]) -> None:
-    for key in glue:
-        if key not in GLUE_KEYS:
-            raise ValueError(f"grid {grid}: glue.{key}: unknown key (known: {', '.join(GLUE_KEYS)})")
+    check_glue(f"grid {grid}: glue", glue)
     folder = str(glue.get("dir", HUB))
     if folder != HUB and not Path(folder).is_dir():
         raise FileNotFoundError(f"GLUE folder {folder!r}: no such folder; give one with GLUE's TSV files, or {HUB}")

@@ -14,7 +14,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pydantic import ValidationError
+
 from dwt_ds.base.words import path_argument
+from dwt_ds.config.validate import must_be
 from dwt_ds.glue.options import FineTuning, GlueOptions
 from dwt_ds.glue.tasks import SEVEN
 from dwt_ds.launch.supervise import run_logged
@@ -60,17 +63,32 @@ def exports_without_results(run: RunFolder, steps: int, export_every: int) -> in
     return sum(not _results(run, step).is_file() for step in made)
 
 
-def fine_tunings_per_export(glue: Mapping[str, Any]) -> tuple[int, int]:
-    """(tasks, seeds) that every export is fine-tuned on."""
-    tasks = glue.get("tasks", SEVEN)
-    return len(tasks.split(",") if isinstance(tasks, str) else tasks), int(glue.get("seeds", GlueOptions.seeds))
+def check_glue(where: str, glue: Mapping[str, Any]) -> GlueOptions:
+    """The options of `dwt-ds glue` in a grid's `glue` section, without model and folders.
+
+    Raises ValueError, in one line, for an unknown key or a value that the command would refuse.
+    """
+    for key in glue:
+        if key not in GLUE_KEYS:
+            raise ValueError(f"{where}.{key}: unknown key (known: {', '.join(GLUE_KEYS)})")
+    settings = {key: value for key, value in glue.items() if key not in ("dir", "tasks", "seeds")}
+    tasks: Any = glue.get("tasks", SEVEN)
+    tasks = tasks.split(",") if isinstance(tasks, str) else tasks
+    seeds = glue.get("seeds", GlueOptions.seeds)
+    try:
+        return GlueOptions("", Path(), tasks=tasks, seeds=seeds, settings=FineTuning(**settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":
+            raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise ValueError(f"{where}.{first['loc'][0]}={first['input']!r}: must be {must_be(first)}") from None
 
 
 def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:
     """`dwt-ds glue` with the grid's options."""
     options = []
     for key, value in glue.items():
-        if key == "dir" and value == HUB:
+        if value is None or (key == "dir" and value == HUB):
             continue
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         options += ["--glue-dir", path_argument(text)] if key == "dir" else [f"--{key.replace('_', '-')}", text]

@@ -188,17 +188,13 @@ def _stuck(folder: RunFolder, ds_values: dict[str, Any]) -> list[str]:
 def _silence(folder: RunFolder, config: dict[str, Any], steps: Sequence[dict[str, Any]]) -> list[str]:
     seconds = time.time() - _last_written(folder)
     times = [row["elapsed_seconds"] for row in steps]
-    longest = max((after - before for before, after in zip(times, times[1:])), default=None)
-    if longest is None:
-        if seconds <= config["train"]["report_stuck_after_seconds"]:
-            return []
-        return [f"no new line for {clock(seconds)}"]
-    if seconds <= max(_LONG_SECONDS, _LONG * longest):
-        return []
-    return [
-        f"no new line for {clock(seconds)}, so far they were at most {clock(longest)} apart: a long evaluation or "
-        "checkpoint, or it hangs"
-    ]
+    if len(times) < 2:
+        allowed, pace = config["train"]["report_stuck_after_seconds"], ""
+    else:
+        longest = max(after - before for before, after in zip(times, times[1:]))
+        allowed = max(_LONG_SECONDS, _LONG * longest)
+        pace = f", so far they were at most {clock(longest)} apart: a long evaluation or checkpoint, or it hangs"
+    return [f"no new line for {clock(seconds)}{pace}"] if seconds > allowed else []
 
 
 def _last_written(folder: RunFolder) -> float:

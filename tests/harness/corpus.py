@@ -59,16 +59,6 @@ def compressed(raw: bytes, suffix: str) -> bytes:
     return {"": lambda b: b, ".gz": gzip.compress, ".xz": lzma.compress}[suffix](raw)
 
 
-@pytest.fixture(scope="session", name="made_up_documents")
-def _made_up_documents() -> Callable[..., list[list[str]]]:
-    return made_up_documents
-
-
-@pytest.fixture(scope="session", name="as_text")
-def _as_text() -> Callable[[list[list[str]]], str]:
-    return as_text
-
-
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"

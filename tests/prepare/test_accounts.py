@@ -15,8 +15,6 @@ from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.show import manifest_table, warnings_of
 from dwt_ds.plan.corpus import corpus_of
 
-Documents = Callable[..., list[list[str]]]
-AsText = Callable[[list[list[str]]], str]
 Run = Callable[..., tuple[int, str, str]]
 
 

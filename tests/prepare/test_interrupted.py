@@ -5,22 +5,18 @@ from __future__ import annotations
 import errno
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from harness.corpus import Make, as_text, made_up_documents
 from harness.ranks import Python, Start
 
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData, data_problems
 from dwt_ds.prepare import pipeline
 from dwt_ds.prepare.rows import store_part
-
-Make = Callable[..., PreparedData]
-Documents = Callable[..., list[list[str]]]
-AsText = Callable[[list[list[str]]], str]
 
 
 class Stop(Exception):
@@ -176,9 +172,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(
     assert data_problems(out) == []
 
 
-def test_a_source_that_changes_while_it_is_read(
-    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, made_up_documents: Documents, as_text: AsText
-) -> None:
+def test_a_source_that_changes_while_it_is_read(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "text.txt"
     path.write_text(as_text(made_up_documents(5)))
     original = pipeline.survey

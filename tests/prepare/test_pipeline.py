@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
-from harness.corpus import split_sentences
+from harness.corpus import Make, as_text, made_up_documents, split_sentences
 
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData, RowTable, data_problems
@@ -21,10 +20,6 @@ from dwt_ds.prepare.corpus import is_held_out
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
-
-Make = Callable[..., PreparedData]
-Documents = Callable[..., list[list[str]]]
-AsText = Callable[[list[list[str]]], str]
 
 
 def text_of(data: PreparedData, table: RowTable) -> list[str]:
@@ -43,9 +38,7 @@ def squeezed(text: str) -> str:
     return "".join(text.split()).lower()
 
 
-def test_packed_rows_hold_the_whole_text_in_order(
-    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
-) -> None:
+def test_packed_rows_hold_the_whole_text_in_order(tmp_path: Path, make: Make) -> None:
     documents = made_up_documents(12, seed=3)
     (tmp_path / "text.txt").write_text(as_text(documents))
     data = make(tmp_path / "data", tmp_path / "text.txt", seq_len=32, validation=0.0)
@@ -62,9 +55,7 @@ def test_packed_rows_hold_the_whole_text_in_order(
     assert data.manifest.rows == len(data.train)
 
 
-def test_documents_meet_at_a_separator_or_are_kept_apart(
-    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
-) -> None:
+def test_documents_meet_at_a_separator_or_are_kept_apart(tmp_path: Path, make: Make) -> None:
     documents = made_up_documents(40, seed=4, lines=1)
     (tmp_path / "text.txt").write_text(as_text(documents))
     options: dict[str, Any] = {"seq_len": 64, "validation": 0.0}
@@ -81,7 +72,7 @@ def test_documents_meet_at_a_separator_or_are_kept_apart(
     assert squeezed(as_text(documents)) == "".join(text_of(joined, joined.train))
 
 
-def test_one_sentence_per_row(tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText) -> None:
+def test_one_sentence_per_row(tmp_path: Path, make: Make) -> None:
     documents = made_up_documents(8, seed=5)
     (tmp_path / "text.txt").write_text(as_text(documents))
     data = make(tmp_path / "data", tmp_path / "text.txt", seq_len=128, one_sentence_per_row=True, validation=0.0)
@@ -94,9 +85,7 @@ def test_one_sentence_per_row(tmp_path: Path, make: Make, made_up_documents: Doc
     assert cut.manifest.dropped["cut_to_row"] == int((np.asarray(data.train.lengths) > 16).sum())
 
 
-def test_one_of_every_four_is_uniform_and_by_seed(
-    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
-) -> None:
+def test_one_of_every_four_is_uniform_and_by_seed(tmp_path: Path, make: Make) -> None:
     documents = made_up_documents(60, seed=6)
     (tmp_path / "text.txt").write_text(as_text(documents))
     sentences = [squeezed(s) for lines in documents for line in lines for s in split_sentences(line)]
@@ -124,7 +113,7 @@ def test_one_of_every_four_is_uniform_and_by_seed(
 
 
 def test_duplicate_lines_and_short_sentences_are_dropped_and_counted_and_long_ones_cut(
-    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
+    tmp_path: Path, make: Make
 ) -> None:
     documents = made_up_documents(10, seed=7)
     documents[3].insert(2, documents[1][0])
@@ -146,9 +135,7 @@ def test_duplicate_lines_and_short_sentences_are_dropped_and_counted_and_long_on
     assert kept.manifest.rows == data.manifest.rows + 2 * len(repeated)
 
 
-def test_held_out_documents_are_whole_and_in_no_training_row(
-    tmp_path: Path, make: Make, made_up_documents: Documents, as_text: AsText
-) -> None:
+def test_held_out_documents_are_whole_and_in_no_training_row(tmp_path: Path, make: Make) -> None:
     documents = made_up_documents(50, seed=8)
     (tmp_path / "text.txt").write_text(as_text(documents))
     options: dict[str, Any] = {"seq_len": 128, "one_sentence_per_row": True, "validation": 0.1}
@@ -171,7 +158,7 @@ def test_share_held_out(documents: int, share: float, expected: int) -> None:
     assert set(chosen) == {expected}
 
 
-def test_a_single_document_holds_out_its_last_lines(tmp_path: Path, make: Make, made_up_documents: Documents) -> None:
+def test_a_single_document_holds_out_its_last_lines(tmp_path: Path, make: Make) -> None:
     lines = made_up_documents(1, seed=9, lines=50)[0]
     (tmp_path / "text.txt").write_text("\n".join(lines))
     data = make(tmp_path / "data", tmp_path / "text.txt", seq_len=32, validation=0.1)

@@ -6,17 +6,16 @@ import hashlib
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.corpus import made_up_documents
 from transformers import AutoTokenizer
 
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
 from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.train_tokenizer import Kind, train_tokenizer
 
-Documents = Callable[..., list[list[str]]]
 ENGLISH_WORDPIECE = "e6dd040973e087588af81a2d0ad2974f96ac594c4fadf1949c566bb9cc811416"
 KINDS: tuple[Kind, ...] = ("wordpiece", "bpe", "unigram", "characters")
 # Written for this test: a sentence in each language.
@@ -55,14 +54,14 @@ def test_training_gives_the_same_file_in_every_process(corpus_file: Path, tmp_pa
     assert len(set(here)) == 4
 
 
-def test_english_wordpiece_is_as_it_was(made_up_documents: Documents) -> None:
+def test_english_wordpiece_is_as_it_was() -> None:
     """Rows of earlier versions keep their fingerprints: the vocabulary that version 0.1 trained on this text."""
     texts = [line for lines in made_up_documents(30) for line in lines]
     assert tokenizer_sha256(train_tokenizer(texts, 250)) == ENGLISH_WORDPIECE
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_frame_and_a_stored_copy(kind: Kind, made_up_documents: Documents, tmp_path: Path) -> None:
+def test_special_tokens_frame_and_a_stored_copy(kind: Kind, tmp_path: Path) -> None:
     texts = [line for lines in made_up_documents(30) for line in lines]
     tokenizer = train_tokenizer(texts, 500, kind)
     facts = TokenizerFacts.of(tokenizer)
@@ -158,6 +157,6 @@ def test_words_of_thai_may_be_long() -> None:
 
 
 @pytest.mark.parametrize(("kind", "entries"), [("wordpiece", 20), ("bpe", 261), ("unigram", 270), ("characters", 5)])
-def test_too_small_a_vocabulary(kind: Kind, entries: int, made_up_documents: Documents) -> None:
+def test_too_small_a_vocabulary(kind: Kind, entries: int) -> None:
     with pytest.raises(ValueError, match=f"--train-tokenizer {entries}: .* need [0-9]+ entries; ask for more"):
         train_tokenizer([line for lines in made_up_documents(5) for line in lines], entries, kind)

@@ -286,10 +286,30 @@ def test_mistakes_stop_the_study_before_the_first_run(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("glue", "message"),
+    [
+        ({"prescision": "fp32"}, "glue.prescision: unknown key"),
+        ({"precision": "fp8"}, "glue.precision='fp8': must be"),
+        ({"seeds": 0}, "glue.seeds=0: must be above 0"),
+        ({"tasks": ["CoLA", "SST"]}, "'SST' is no task of GLUE; did you mean 'SST-2'?"),
+        ({"tasks": 7}, "glue.tasks=7: must be"),
+    ],
+)
+def test_a_mistake_in_the_glue_section_stops_the_study_before_the_first_run(
+    glue: dict[str, Any], message: str, tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"runs": [{"teacher": "none"}], "glue": glue}))
+    error = refusal("study", str(tmp_path / "mine.yaml"), f"data.dir={tiny_data}", "--dry-run")
+    assert "mine.yaml: glue" in error
+    assert message in error
+
+
 def test_a_grids_glue_section_becomes_options_of_the_command() -> None:
     command = scores.glue_command(Path("m"), Path("o"), {"dir": "g", "tasks": ["CoLA", "MRPC"], "max_steps": 5})
     assert " ".join(command[3:]) == "glue --model m --out o --glue-dir g --tasks CoLA,MRPC --max-steps 5"
-    assert scores.glue_command(Path("m"), Path("o"), {"dir": "hub"})[3:] == ["glue", "--model", "m", "--out", "o"]
+    command = scores.glue_command(Path("m"), Path("o"), {"dir": "hub", "quantize": None})
+    assert " ".join(command[3:]) == "glue --model m --out o"
 
 
 def test_with_glue_every_export_of_a_run_is_fine_tuned(
