@@ -17,6 +17,7 @@ from dwt_ds.data.tokenizer import tokenizer_sha256
 from dwt_ds.models.build import longest_row
 from dwt_ds.models.load import load_model_config
 from dwt_ds.models.vocabulary import check_decoder_rows, load_tokenizer, vocabulary_size
+from dwt_ds.prepare.case_and_accents import of_tokenizer
 from dwt_ds.run.resolve import prefix_errors
 
 _ROLES = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
@@ -60,6 +61,13 @@ class OtherVocabulary:
     def tokenizer_sha256(self) -> str:
         return tokenizer_sha256(self._teacher)
 
+    def lost(self) -> str:
+        """What the rows no longer have and the teacher's tokenizer keeps: "capitals", "accents", both, or nothing."""
+        ours, theirs = of_tokenizer(self._student), of_tokenizer(self._teacher)
+        capitals = ours.lowercase and not theirs.lowercase
+        accents = ours.strip_accents and not theirs.strip_accents
+        return " and ".join(["capitals"] * capitals + ["accents"] * accents)
+
     def check_decoder(self, rows: int) -> None:
         """Refuse a teacher whose decoder has fewer rows than its tokenizer has tokens (ValueError)."""
         check_decoder_rows(self._teacher, rows)
@@ -76,7 +84,7 @@ class OtherVocabulary:
 
 
 def overlap_lines(other: OtherVocabulary, overlap: Overlap) -> Iterator[str]:
-    """What is shared, for people; a warning where it is little."""
+    """What is shared, for people; a warning where it is little, or where the teacher reads unusual text."""
     shared = other.shared
     yield (
         f"shared vocabulary: {overlap.entries:,} entries ({shared.share_of_student:.0%} of the student's, "
@@ -87,4 +95,9 @@ def overlap_lines(other: OtherVocabulary, overlap: Overlap) -> Iterator[str]:
         yield (
             f"warning: only {overlap.aligned_share:.0%} of the labelled tokens are aligned with one of the teacher's, "
             "and the soft loss sees no others; a teacher whose vocabulary is closer to the data's would teach more"
+        )
+    if lost := other.lost():
+        yield (
+            f"warning: the rows have no {lost}, which the teacher's tokenizer keeps, so it reads text unlike what it "
+            "was trained on and may do harm (docs/RESULTS.md); prepare the data with a tokenizer that keeps them"
         )

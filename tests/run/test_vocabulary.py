@@ -12,6 +12,7 @@ from transformers import BertConfig
 from dwt_ds.config.schema import RunConfig, TeacherConfig
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.data.teacher_rows import TeacherTokens
 from dwt_ds.models.flops import forward_flops, teacher_width, work_of_a_row
 from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
@@ -30,7 +31,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
     """The folder of a 2 x 24 BERT without weights; a byte-level BPE of half the text."""
     text = tiny_text.read_text(encoding="utf-8").split("\n")
     folder = tmp_path_factory.mktemp("teacher")
-    tokenizer = train_tokenizer(text[: len(text) // 2], 500, "bpe", Wishes())
+    tokenizer = train_tokenizer(text[: len(text) // 2], 500, "bpe", Wishes(cased=False, keep_accents=False))
     tokenizer.save_pretrained(folder)
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     BertConfig(vocab_size=len(tokenizer) + 3, max_position_embeddings=64, **sizes).save_pretrained(folder)
@@ -104,6 +105,27 @@ def test_little_overlap_is_a_warning(other: OtherVocabulary, tiny_data: Path) ->
     [_, warning] = overlap_lines(other, Overlap(10, 0.299, 1.0))
     assert warning.startswith("warning: only 30% of the labelled tokens are aligned")
     assert len(list(overlap_lines(other, Overlap(10, 0.3, 1.0)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost"),
+    [
+        (Wishes(cased=True, keep_accents=False), "capitals"),
+        (Wishes(cased=False, keep_accents=True), "accents"),
+        (Wishes(cased=True, keep_accents=True), "capitals and accents"),
+    ],
+)
+def test_a_teacher_that_misses_capitals_or_accents_is_a_warning(
+    kept: Wishes, lost: str, tiny_data: Path, tiny_text: Path
+) -> None:
+    rows = PreparedData.open(tiny_data).tokenizer()
+    theirs = train_tokenizer(tiny_text.read_text(encoding="utf-8").split("\n"), 500, "bpe", kept)
+    other = OtherVocabulary(TeacherTokens.of(rows, theirs, None), None, rows, theirs)
+    [_, warning] = overlap_lines(other, Overlap(10, 0.5, 1.0))
+    assert warning.startswith(f"warning: the rows have no {lost}, which the teacher's tokenizer keeps")
+    # The other way round, the teacher drops what the rows have, as it always did.
+    other = OtherVocabulary(TeacherTokens.of(theirs, rows, None), None, theirs, rows)
+    assert len(list(overlap_lines(other, Overlap(10, 0.5, 1.0)))) == 1
 
 
 @pytest.mark.parametrize("sharded", [False, True])
