@@ -240,7 +240,7 @@ class FusedConfig:
 
 @dataclass(config=STRICT)
 class RunConfig:
-    """All settings of a run, but for those of the DeepSpeed JSON."""
+    """All settings of a run, except for those of the DeepSpeed JSON."""
 
     output_dir: PathText = "runs/pretrain"
     """The run's folder: resolved settings, metrics, checkpoints, export."""

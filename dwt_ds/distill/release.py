@@ -19,7 +19,7 @@ class TeacherRelease:
     """
 
     step: int | None
-    """Optimizer steps after which the soft weight is 0 for good, by its schedule; None: never, or not known before."""
+    """Optimizer steps after which the schedule's soft weight stays 0; None: never, or not known before the run."""
     follows_losses: bool
     """Whether an adaptive weight decides during the run."""
 
@@ -56,7 +56,7 @@ class TeacherRelease:
 
 
 def zero_from(schedule: Schedule, total_steps: int) -> int | None:
-    """The first optimizer step, counted from 0, from which on a schedule is 0 for good; None if it never is.
+    """The first optimizer step, counted from 0, from which a schedule stays at 0; None if it never does.
 
     It can lie beyond the run's last step.
     """

@@ -103,7 +103,7 @@ def _is_built(folder: Path) -> bool:
 def _holder_ended(lock: Path, *, remove: bool = False) -> bool:
     """Whether the lock's process held its record lock, here or on another host, and holds it no more.
 
-    With `remove` the file goes, unless it has become another process's meanwhile.
+    With `remove` the file is deleted, unless another process has taken it since.
     """
     try:
         descriptor = os.open(lock, os.O_RDWR)

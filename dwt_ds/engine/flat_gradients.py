@@ -82,8 +82,8 @@ class FlatGradients:
 def can_be_flat(optimizer: Any) -> bool:
     """Whether this optimizer's gradients may be in one buffer: plain ZeRO-2 whose bucket holds all of them.
 
-    Left to DeepSpeed: offloaded gradients, sums or communication in another dtype, a reduction to each owner, and Muon,
-    which updates whole matrices.
+    DeepSpeed's own handling stays for offloaded gradients, for sums or communication in another dtype, for a reduction
+    to each owner, and for Muon, which updates whole matrices.
     """
     if not isinstance(optimizer, DeepSpeedZeroOptimizer) or not optimizer.partition_gradients:
         return False

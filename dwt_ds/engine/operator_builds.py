@@ -19,7 +19,8 @@ def prepare_operator_builds() -> None:
     """To be called before DeepSpeed compiles or loads an operator in this process; again, it changes nothing.
 
     This environment's ninja comes first on the PATH: with another one than last time, everything would be compiled
-    again. Abandoned locks stop nobody (build_locks.py). DeepSpeed gets architectures of GPUs that it can read.
+    again. Abandoned locks do not block other processes (build_locks.py). DeepSpeed gets a list of GPU architectures
+    that it can read.
     """
     programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != programs:

@@ -127,7 +127,7 @@ class TeacherEngine:
         self._shared = SharedEntries.of(shared, weight.device)
 
     def release(self) -> None:
-        """Free weights, buffers and workspace for good; it must not be called after that."""
+        """Free weights, buffers and workspace; the teacher cannot be called after that."""
         engine, modules = self._engine, [self.gathered, *([self._engine] if self._engine is not None else [])]
         if self._graphs is not None:
             self._graphs.release()  # first: they hold the weights' addresses

@@ -1,6 +1,6 @@
 """The student's forward and backward pass as two CUDA graphs: two launches in place of some hundreds.
 
-DeepSpeed's engine stays around them. It calls the module and back-propagates the loss as ever, and the gradients are
+DeepSpeed's engine stays around them. It calls the module and back-propagates the loss as always, and the gradients are
 reduced and the weights updated outside of the graphs. This needs gradients that are added to one buffer
 (`flat_gradients.py`), since a graph writes to the same addresses each time.
 

@@ -48,7 +48,7 @@ class Launch(NamedTuple):
         starts_modules = self.launcher in ("none", "pdsh", "srun")
         program = ["--module", module] if starts_modules else [_RUN_MODULE, module]
         words = [_quoted_for_pdsh(word) for word in arguments] if self.launcher == "pdsh" else arguments
-        # The only warning of DeepSpeed's launcher is that there is no hostfile; on this machine there is to be none.
+        # The only warning of DeepSpeed's launcher is that there is no hostfile; on this machine that is intended.
         level = "error" if only_here(self.hosts) else "warning"
         return [*self.prefix, "--log_level", level, *self.options, *program, *words]
 

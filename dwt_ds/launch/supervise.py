@@ -61,7 +61,7 @@ def watch(command: Sequence[str], environment: Mapping[str, str], folder: RunFol
 
 
 def _writer(folder: RunFolder) -> str | None:
-    """Who runs in the folder now, in words; None where nobody does, or where the file system cannot tell."""
+    """Who runs in the folder now, in words; None if no process does, or if the file system cannot tell."""
     writer = current_writer(folder.path)
     return None if writer == NOT_KNOWN else writer
 
@@ -82,7 +82,7 @@ def _end_what_is_left(session: int) -> None:
 
 
 def _group_lives(group: int) -> bool:
-    """Whether a process of the group does anything yet; dead ones that nobody reaps stay in it."""
+    """Whether a process of the group still runs; zombies stay in the group."""
     with suppress(ChildProcessError):  # ours are those that lost their parent where this is a container's first process
         while os.waitpid(-group, os.WNOHANG)[0]:
             pass

@@ -22,7 +22,7 @@ def resolve_plan(recipe: str, overrides: list[str], deepspeed_config: str | None
     """Load a recipe and resolve it for `world_size` ranks; needs neither ranks nor data nor teacher.
 
     Raises:
-        ValueError, OSError: one line for the mistakes that a run would stop at, but for those that show only on its
+        ValueError, OSError: one line for the mistakes that a run would stop at, except for those that show only on its
             devices or in the data's rows.
     """
     loaded = load_recipe(recipe, overrides)

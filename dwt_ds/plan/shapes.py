@@ -65,7 +65,7 @@ class Shapes:
 
 
 def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
-    """Both models as a run would build them, but for the attention implementation, which depends on the device.
+    """Both models as a run would build them, except for the attention implementation, which depends on the device.
 
     Args:
         settings: of the run.

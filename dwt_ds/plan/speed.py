@@ -24,7 +24,7 @@ _LOSS_LAUNCHES = 21
 # Stage 2 with the gradients in one buffer.
 _FLAT = 2.5
 # ZeRO stage -> operations of the optimizer's step, and (of a micro-batch, of
-# each further one, of a step) for each trained tensor. All counted, DeepSpeed 0.19.8: tests/engine/test_step_cost.py.
+# each further one, of a step) for each trained tensor. tests/engine/test_step_cost.py counts them in DeepSpeed 0.19.8.
 _STEP_LAUNCHES = {0: 11, 1: 20, 2: 20, _FLAT: 14, 3: 46}
 _TENSOR_LAUNCHES = {
     0: (0.0, 0.0, 19.0),

@@ -38,12 +38,8 @@ def imitate_device(model: PreTrainedModel, attention: str, *, on_cpu: bool) -> N
             model.set_submodule(name, _GpuDropout(module.p))
 
 
-class _GpuDropout(nn.Module):
+class _GpuDropout(nn.Dropout):
     """A GPU keeps one byte per element for the backward pass; torch's meta device would keep a whole element."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or self.p == 0:

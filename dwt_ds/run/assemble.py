@@ -61,36 +61,16 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     recipe = _recipe_or_error(recipe_name, overrides)
     ranks.start_ranks(_collective_timeout(recipe))
     require_same_software()
-    with ranks.raise_on_all_ranks():
-        if isinstance(recipe, Exception):
-            raise recipe
-        with prefix_errors("data.dir"):
-            data = PreparedData.open(recipe.config.data.dir)
-        corpus = Corpus.of(data.manifest, recipe.config.data.dir)
-        eval_sets = open_eval_sets(recipe.config.train)
-        corpora = {name: Corpus.of(each.manifest, str(each.folder)) for name, each in eval_sets.items()}
-        resolved = resolve(recipe, deepspeed_config, ranks.world_size(), corpus, corpora)
-        _check_rows(resolved)
-    settings = {**resolved.config.to_dict(), "deepspeed": resolved.ds_values}
-    further = {f"train.eval_sets.{name}": each.manifest.fingerprint for name, each in eval_sets.items()}
-    fingerprints = {"data": data.manifest.fingerprint, **further}
-    require_same_data(fingerprints, data.manifest.tokenizer_sha256, settings)
+    resolved, data, eval_sets = _open(recipe, deepspeed_config)
     with ranks.raise_on_all_ranks():
         tokenizer = data.tokenizer()
         check_eval_sets(resolved, eval_sets, data.facts)
         check_student(resolved, tokenizer)
-        check_precision(resolved.ds)
-        check_monitors(resolved.ds)
-        check_optimizer(resolved.ds_values, ranks.device(), resolved.ds.origin)
-        check_layer_norm(resolved.config.fused.layer_norm, ranks.device())
+        used = _check_device(resolved)
         facts = run_facts(resolved, data.manifest)
         folder = RunFolder(resolved.config.output_dir)
         folder.check_identity(facts.identity)
         finished_steps = _occupy(folder, resolved.total_steps) if ranks.rank() == 0 else 0
-        used = {
-            "optimizer": optimizer_used(resolved.ds_values, ranks.device()),
-            "layer norm": layer_norm_used(resolved.config.fused.layer_norm, ranks.device()),
-        }
     require_same_choices(used)
     finished_steps = ranks.gather_from_ranks(finished_steps)[0]  # another host may see the file later than rank 0
     if finished_steps >= resolved.total_steps:
@@ -161,6 +141,40 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         stop=stop,
         stuck=stuck,
     )
+
+
+def _open(
+    recipe: Recipe | Exception, deepspeed_config: str | None
+) -> tuple[Resolved, PreparedData, dict[str, PreparedData]]:
+    """The settings, the data folder and those of `train.eval_sets`; the same on all ranks."""
+    with ranks.raise_on_all_ranks():
+        if isinstance(recipe, Exception):
+            raise recipe
+        with prefix_errors("data.dir"):
+            data = PreparedData.open(recipe.config.data.dir)
+        corpus = Corpus.of(data.manifest, recipe.config.data.dir)
+        eval_sets = open_eval_sets(recipe.config.train)
+        corpora = {name: Corpus.of(each.manifest, str(each.folder)) for name, each in eval_sets.items()}
+        resolved = resolve(recipe, deepspeed_config, ranks.world_size(), corpus, corpora)
+        _check_rows(resolved)
+    settings = {**resolved.config.to_dict(), "deepspeed": resolved.ds_values}
+    further = {f"train.eval_sets.{name}": each.manifest.fingerprint for name, each in eval_sets.items()}
+    fingerprints = {"data": data.manifest.fingerprint, **further}
+    require_same_data(fingerprints, data.manifest.tokenizer_sha256, settings)
+    return resolved, data, eval_sets
+
+
+def _check_device(resolved: Resolved) -> dict[str, str]:
+    """Whether this machine can run what the settings ask for; what it uses where it has a choice."""
+    ds, layer_norm, device = resolved.ds, resolved.config.fused.layer_norm, ranks.device()
+    check_precision(ds)
+    check_monitors(ds)
+    check_optimizer(resolved.ds_values, device, ds.origin)
+    check_layer_norm(layer_norm, device)
+    return {
+        "optimizer": optimizer_used(resolved.ds_values, device),
+        "layer norm": layer_norm_used(layer_norm, device),
+    }
 
 
 def _occupy(folder: RunFolder, total_steps: int) -> int:

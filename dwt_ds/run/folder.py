@@ -85,7 +85,7 @@ class RunFolder:
         )
 
     def _was_run(self) -> bool:
-        """Whether a run has been here, perhaps one of which only the checkpoints were brought."""
+        """Whether a run has been here; perhaps only its checkpoints were copied here."""
         return (self.path / _IDENTITY).is_file() or any(self.checkpoints.glob("step_*"))
 
     def _is_ours(self, name: str) -> bool:

@@ -2,7 +2,7 @@
 
 A bad loss is multiplied by NaN before its backward pass. The gradient then is NaN on this rank and, after the
 reduction, on every rank, and the optimizer's own check of the global norm skips the step. So all ranks agree before
-the optimizer sees it, and nobody waits for the device.
+the optimizer sees it, and the host does not wait for the device.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def resolve(
 
 
 def run_facts(resolved: Resolved, manifest: Manifest) -> RunFacts:
-    """What a checkpoint's manifest and the export's card say of a run, but for its teacher."""
+    """What a checkpoint's manifest and the export's card say of a run, except for its teacher."""
     settings = {**resolved.to_recipe(), "deepspeed": resolved.ds_values}
     student, quantization = resolved.config.student, resolved.quantization
     shape = ("family", "layers", "hidden_size", "num_heads", "intermediate_size", "max_positions", "config")

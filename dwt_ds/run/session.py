@@ -101,8 +101,8 @@ class Session:
     def begin_step(self, step: int) -> tuple[list[Batch], StepNumbers]:
         """This rank's micro-batches of an optimizer step, on the CPU, and the numbers that all ranks share.
 
-        The loss is to be a mean over the whole global batch. So its counts are summed over the ranks, which may have
-        different numbers of labels, and divided by what DeepSpeed divides the loss by once more.
+        The loss is a mean over the global batch. So its counts are summed over the ranks, which may have different
+        numbers of labels, and divided by the number by which DeepSpeed divides the loss again.
         """
         self._switch_quantization(step)
         asked = time.perf_counter()

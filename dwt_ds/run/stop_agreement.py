@@ -33,7 +33,7 @@ class StopAgreement:
             self.agreed = bool(ranks.reduce_sum(asked))
 
     def agree_late(self, ranks_to_stop: Tensor) -> None:
-        """Note a step's sum of `is_asked` over the ranks, 0-d; it counts after the next step, so that nobody waits."""
+        """Note a step's sum of `is_asked` over the ranks, 0-d; it counts after the next step, so that no rank waits."""
         self.agreed = self._ranks_to_stop.exchange(ranks_to_stop) > 0
 
     def reasons(self) -> str:

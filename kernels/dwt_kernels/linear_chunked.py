@@ -44,7 +44,7 @@ CPU_CHUNK_BYTES = 1 << 29
 # Logits of this size fit any GPU, so its free memory is not asked for.
 SMALL_BYTES = 1 << 28
 
-# The logits' share of the free memory of a GPU: gradients, and whatever the backward pass wants, need the rest.
+# The logits' share of the free memory of a GPU: gradients, and what the backward pass needs, take the rest.
 FREE_MEMORY_SHARE = 0.25
 
 # Below this many rows the chunks' products no longer fill a GPU, and recomputing tiles is the better use of it.

@@ -69,7 +69,7 @@ def zero_stage(values: Mapping[str, Any]) -> int:
 
 
 def check_combinations(values: Mapping[str, Any], origin: Origin) -> None:
-    """Whether the settings of a JSON without "auto" go together, but for the optimizer's (`engine.optimizers`).
+    """Whether the settings of a JSON without "auto" go together; `engine.optimizers` checks the optimizer's.
 
     Raises:
         ValueError: one line with place, value and fix.
