@@ -74,7 +74,7 @@ def test_report_takes_runs_one_by_one_or_in_a_list(tmp_path: Path) -> None:
         (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert report(paths, against="a") == tmp_path / "report" / "index.html"
     assert report(str(paths[0]), paths[1], out=tmp_path / "page") == tmp_path / "page" / "index.html"
-    with pytest.raises(ValueError, match="against c: is none of the runs"):
+    with pytest.raises(ValueError, match="against c: is not one of the runs"):
         report(paths, against="c")
 
 

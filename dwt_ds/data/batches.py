@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     input_ids: Tensor
     """(B, S) int64, masked."""
     attention_mask: Tensor | None
-    """(B, S) int64, 1 on real tokens; None where there is no padding."""
+    """(B, S) int64, 1 on real tokens; None if there is no padding."""
     positions: Tensor
     """(N,) int64, flat indices into B x S: of the labelled tokens, ascending, then of the further tokens that only the
     soft loss sees, ascending."""

@@ -196,7 +196,7 @@ def _lowest_words(
 
 
 def _sizes(word_of_token: np.ndarray, maskable: np.ndarray) -> np.ndarray:
-    """(B, S) int64: tokens of the word that starts in each column, 0 where none does."""
+    """(B, S) int64: tokens of the word that starts in each column, 0 if none does."""
     batch, width = maskable.shape
     flat_word = word_of_token + np.arange(batch)[:, None] * width
     return np.bincount(flat_word[maskable], minlength=batch * width).reshape(batch, width)

@@ -38,7 +38,7 @@ def manifest_table(manifest: Manifest) -> str:
     form = "packed rows" if manifest.form == "packed" else "one sentence a row"
     held_out = f"{manifest.validation_documents:,} of them held out"
     if manifest.held_out_instead:
-        held_out += ", one of them because the text of those drawn before was all dropped"
+        held_out += ", one of them instead of documents whose text was all dropped"
     seen = manifest.characters_seen
     rows = [
         ("documents", f"{manifest.documents:,}", held_out),

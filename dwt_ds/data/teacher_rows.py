@@ -27,7 +27,7 @@ class TeacherRows(NamedTuple):
     input_ids: Tensor
     """(B, S_t) int64, with the words that the student must predict masked."""
     attention_mask: Tensor | None
-    """(B, S_t) int64, 1 on real tokens; None where there is no padding."""
+    """(B, S_t) int64, 1 on real tokens; None if there is no padding."""
     positions: Tensor
     """(M,) int64: flat indices into B x S_t of the aligned tokens, ascending."""
     aligned: Tensor

@@ -38,8 +38,8 @@ class TokenTexts:
         """
         if not tokenizer.is_fast:
             raise ValueError(
-                f"teacher.vocabulary=shared: {whose} tokenizer is not a fast one, which alone says where its tokens "
-                "stand in a text; save it as a tokenizer.json, or choose another model"
+                f"teacher.vocabulary=shared: {whose} tokenizer is not a fast one, and no other gives the "
+                "offsets of its tokens; save it as a tokenizer.json, or choose another model"
             )
         form: Form = json.loads(tokenizer.backend_tokenizer.to_str())
         vocabulary = tokenizer.get_vocab()

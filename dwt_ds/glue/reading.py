@@ -239,9 +239,9 @@ def _quoted_fields(path: Path, file: TextIO) -> Iterator[tuple[int, list[str], s
         try:
             fields, flaw = next(reader), ""
             if any("\t" in field and ("\n" in field or "\r" in field) for field in fields):
-                flaw = "a quote that its row does not close"
+                flaw = "an unclosed quote"
         except csv.Error as error:
-            fields, flaw = [], f"a quote that its row does not close, or {error}"
+            fields, flaw = [], f"an unclosed quote, or {error}"
         if fields or flaw:
             yield start + 1, fields, flaw
         start += 1 if flaw else reader.line_num

@@ -57,5 +57,5 @@ def check_unknown(counts: ChunkCounts, sources: Sequence[Source]) -> None:
     where = f"{shares[worst]:.0%} in {sources[worst].name}"
     raise ValueError(
         f"{unknown_words(share, where, counts.unknown_characters)}: choose a tokenizer that knows them and another "
-        "--out, or go on here with --allow-unknown"
+        "--out, or accept this with --allow-unknown"
     )

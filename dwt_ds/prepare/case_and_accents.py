@@ -116,7 +116,7 @@ def check_wishes(name: str, treatment: Treatment, wishes: Wishes) -> None:
         if wished is not None and wished != does:
             asked = option if wished else opposite
             raise ValueError(
-                f"{asked}: the tokenizer {name} is loaded whole and decides this itself ({treatment}); "
+                f"{asked}: the tokenizer {name} is complete and decides this itself ({treatment}); "
                 f"leave {asked} out, or choose another tokenizer"
             )
 

@@ -29,7 +29,7 @@ def looks_like_fasta(head: Sequence[str], path: Path, suffix: str) -> bool:
         return True
     if suffix == _AMBIGUOUS_SUFFIX:
         return False
-    raise ValueError(f'{path} is no FASTA file: its first line does not begin with "{_HEADER}"; rename or convert it')
+    raise ValueError(f'{path} is not FASTA: its first line does not begin with "{_HEADER}"; rename or convert it')
 
 
 def _is_fasta_by_content(head: Sequence[str]) -> bool:

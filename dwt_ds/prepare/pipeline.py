@@ -72,7 +72,8 @@ def prepare(options: PrepareOptions) -> Manifest:
                     bar.update(read - bar.n)
             if options.validation and any(part.rows for part in parts) != any(part.validation_rows for part in parts):
                 print(
-                    "no text is left of the held-out documents, or of all others: another is held out", file=sys.stderr
+                    "no text is left of the held-out documents, or of the others: another document is held out",
+                    file=sys.stderr,
                 )
                 hold_out_another(corpus, parts, settings, work)
             manifest = _joined(options, identity, corpus, parts, tokenizer, treatment, work)

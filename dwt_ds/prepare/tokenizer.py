@@ -67,7 +67,8 @@ def _from_vocab_file(path: Path, wishes: Wishes) -> PreTrainedTokenizerFast:
     if missing:
         raise ValueError(f"--tokenizer {path}: the vocabulary lacks {', '.join(missing)}")
     if len(vocabulary) != len(entries):
-        raise ValueError(f"--tokenizer {path}: {len(entries) - len(vocabulary)} entries are there twice")
+        duplicates = len(entries) - len(vocabulary)
+        raise ValueError(f"--tokenizer {path}: {duplicates} entries are duplicates; list each entry once")
     ordinary = [entry for entry in vocabulary if not case_and_accents.looks_special(entry)]
     return wordpiece_tokenizer(vocabulary, case_and_accents.of_vocabulary(ordinary, wishes))
 

@@ -37,7 +37,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, against: str | 
         against: name or path of one of the runs, or a series of the study, with which the others are compared.
 
     Raises:
-        ValueError: there is neither a run nor a study with an evaluation, `against` is none of the runs or series or
+        ValueError: there is neither a run nor a study with an evaluation, `against` is not one of the runs or series or
             has no evaluation, or another process writes to `out`.
     """
     runs = _runs(paths)
@@ -63,7 +63,7 @@ def _find(against: str, runs: Sequence[RunRecord]) -> RunRecord:
     folder = Path(against).expanduser().resolve()
     found = [run for run in runs if against == run.name] or [run for run in runs if folder == run.path]
     if not found:
-        raise ValueError(f"--against {against}: is none of the runs ({', '.join(names)}){nearest(against, names)}")
+        raise ValueError(f"--against {against}: is not one of the runs ({', '.join(names)}){nearest(against, names)}")
     if not found[0].is_evaluated:
         raise ValueError(f"--against {against}: has not been evaluated yet; try again later")
     return found[0]
@@ -139,7 +139,7 @@ def _find_series(against: str, runs: Sequence[RunRecord]) -> list[RunRecord]:
     series = find_series(against, runs)
     if not series:
         names = list(by_series(runs))
-        raise ValueError(f"--against {against}: is none of the series ({'; '.join(names)}){nearest(against, names)}")
+        raise ValueError(f"--against {against}: is not one of the series ({'; '.join(names)}){nearest(against, names)}")
     if not any(run.finished and run.held_out for run in series):
         raise ValueError(f"--against {against}: none of its runs is complete yet; try again later")
     return series

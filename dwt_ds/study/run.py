@@ -53,7 +53,7 @@ class StudyOptions:
     at_once: int = 1
     """Runs at a time."""
     gpu: str | None = None
-    """Device of the estimate; None: a100-80 where there is a GPU and for the scales gpu and paper, else cpu."""
+    """Device of the estimate; None: a100-80 with a GPU and for the scales gpu and paper, else cpu."""
     glue: str | None = None
     """Fine-tune all exports on GLUE from this folder, or from the "hub"; None: only if the grid says so."""
     overrides: tuple[str, ...] = ()

@@ -69,12 +69,12 @@ def with_deviation(mean: float, deviation: float | None, digits: int, unit: str 
 
 
 def percent(shares: Sequence[float | None]) -> str:
-    """Mean and deviation of shares; NOT_KNOWN where one is None."""
+    """Mean and deviation of shares; NOT_KNOWN if one is None."""
     known = [100 * each for each in shares if each is not None]
     return with_deviation(*mean_and_deviation(known), 0, "%") if len(known) == len(shares) else NOT_KNOWN
 
 
 def mean_cell(values: Sequence[float | None], form: str) -> str:
-    """The mean in the given format; empty where a value is None."""
+    """The mean in the given format; empty if a value is None."""
     known = [each for each in values if each is not None]
     return form.format(fmean(known)) if len(known) == len(values) else ""

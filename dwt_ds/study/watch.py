@@ -193,7 +193,7 @@ def _silence(folder: RunFolder, config: dict[str, Any], steps: Sequence[dict[str
     else:
         longest = max(after - before for before, after in zip(times, times[1:]))
         allowed = max(_LONG_SECONDS, _LONG * longest)
-        pace = f", so far they were at most {clock(longest)} apart: a long evaluation or checkpoint, or it hangs"
+        pace = f"; the longest pause so far was {clock(longest)}: a long evaluation or checkpoint, or it hangs"
     return [f"no new line for {clock(seconds)}{pace}"] if seconds > allowed else []
 
 

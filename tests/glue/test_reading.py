@@ -113,10 +113,10 @@ def test_a_quote_that_qqp_does_not_close_spoils_its_own_row_only(
 
 def test_too_many_unclosed_quotes_are_an_error_with_their_line(own: Path) -> None:
     rows = [f'{n}\t1\t2\t"why {n} ?\thow ?\t0' for n in range(50)]
-    with pytest.raises(ValueError, match=r"train.tsv:2: a quote that its row does not close, and 50 such rows in all"):
+    with pytest.raises(ValueError, match=r"train.tsv:2: an unclosed quote, and 50 such rows in all"):
         rows_of(own, "QQP", "\n".join([HEADERS["QQP"], *rows, "x\t1\t2\twhy ?\thow ?\t0"]))
     huge = "x" * 200_000
-    with pytest.raises(ValueError, match=r"train.tsv:2: a quote that its row does not close"):
+    with pytest.raises(ValueError, match=r"train.tsv:2: an unclosed quote"):
         rows_of(own, "QQP", f"{HEADERS['QQP']}\n1\t1\t2\t{huge}\thow ?\t0\n2\t1\t2\twhy ?\thow ?\t0\n")
     with pytest.raises(ValueError, match=r"train.tsv: 'utf-8' codec"):
         rows_of(own, "QQP", f"{HEADERS['QQP']}\n".encode() + b"1\t1\t2\tcaf\xe9\thow ?\t0\n")

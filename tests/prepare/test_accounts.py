@@ -127,7 +127,7 @@ def test_mostly_unknown_text_is_refused_unless_allowed(
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert "of the tokens are unknown to the tokenizer (" in err
-    assert "go on here with --allow-unknown" in err
+    assert "accept this with --allow-unknown" in err
     assert not (tmp_path / "data" / "manifest.json").exists()
     assert run(*words, "--allow-unknown")[0] == 0
     assert (manifest(tmp_path).unknown_share or 0) > 0.2
@@ -174,5 +174,5 @@ def test_another_document_is_held_out_where_one_has_no_text(
     found = manifest(tmp_path)
     assert found.validation_rows > 0
     assert found.rows > 0
-    assert found.held_out_instead == ("another is held out" in err) == ("was all dropped" in out)
+    assert found.held_out_instead == ("another document is held out" in err) == ("was all dropped" in out)
     assert found.held_out_instead or held_out == "document"

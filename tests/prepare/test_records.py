@@ -169,7 +169,7 @@ def test_a_fasta_file_without_headers_is_refused_and_a_persian_text_is_not(tmp_p
     for name in ("corpus.fasta", "corpus.faa", "corpus.fa"):
         (tmp_path / name).write_text("A line of text.\n")
     for name in ("corpus.fasta", "corpus.faa"):
-        with pytest.raises(ValueError, match=f'{name} is no FASTA file: its first line does not begin with ">"'):
+        with pytest.raises(ValueError, match=f'{name} is not FASTA: its first line does not begin with ">"'):
             read_file(tmp_path / name)
     assert read_file(tmp_path / "corpus.fa")[0] == ["A line of text."]
 

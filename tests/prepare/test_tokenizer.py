@@ -1,4 +1,4 @@
-"""Tokenizers that are given: read from a vocab.txt, which decides on capitals and accents, or loaded whole."""
+"""Given tokenizers: made from a vocab.txt, which decides on capitals and accents, or complete."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_whole_tokenizer_is_not_to_be_changed(tmp_path: Path, wishes: Wishes, 
     ("content", "message"),
     [
         ("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", r"lacks \[MASK\]"),
-        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nthe\n", "1 entries are there twice"),
+        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nthe\n", "1 entries are duplicates; list each entry once"),
     ],
 )
 def test_bad_vocab_files(tmp_path: Path, content: str, message: str) -> None:

@@ -298,7 +298,7 @@ def test_runs_of_equal_names_get_names_of_their_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--against", "alon"], "--against alon: is none of the runs (alone, helped); did you mean 'alone'?"),
+        (["--against", "alon"], "--against alon: is not one of the runs (alone, helped); did you mean 'alone'?"),
         (["nothing"], "nothing: holds no run (metrics.jsonl); give folders of runs, or a study alone"),
     ],
 )

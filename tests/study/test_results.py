@@ -261,7 +261,9 @@ def test_runs_that_differ_in_their_seed_alone_are_one_series(tmp_path: Path) -> 
 def test_a_study_cannot_be_compared_with_what_is_not_in_it(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(study), "--against", "with teacher"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --against with teacher: is none of the series (alone; alone, fast; with teacher4)")
+    assert error.startswith(
+        "error: --against with teacher: is not one of the series (alone; alone, fast; with teacher4)"
+    )
     assert "did you mean 'with teacher4'" in error
     for seed in (1, 2):
         (study / f"with_teacher4-s{seed}" / "complete.json").unlink()

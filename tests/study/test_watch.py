@@ -179,7 +179,7 @@ def test_silence_is_measured_against_the_runs_own_pace(run: Path) -> None:
     assert observe(run).problems == []
     minutes_ago(run, 12)
     (problem,) = observe(run).problems
-    assert problem.startswith("no new line for 12m00s, so far they were at most 2s apart: ")
+    assert problem.startswith("no new line for 12m00s; the longest pause so far was 2s: ")
     (run / "metrics.jsonl").unlink()
     assert observe(run).problems == ["no new line for 12m00s"]
     minutes_ago(run, 4)
