@@ -53,7 +53,7 @@ def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> 
 
     if any(result.check in ("interfaces", "name resolution") and not result.passed for result in results):
         # The ranks could not reach each other.
-        results.append(CheckResult("collective", "", False, "not tried", "correct interfaces and names first"))
+        results.append(CheckResult("collective", "", "not tried", "correct interfaces and names first"))
         return results
 
     say(f"timing a collective over {launch.ranks} ranks")
@@ -63,9 +63,10 @@ def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> 
 
 def _look_for_launcher(name: str) -> CheckResult:
     program, fix = PROGRAMS[name]
-    there = shutil.which(program) is not None
-    found = f"{name}: {program} is {'' if there else 'not '}installed here"
-    return CheckResult("launcher", "", there, found, f"{fix}, or start with another LAUNCHER (docs/multinode.md)")
+    if shutil.which(program) is not None:
+        return CheckResult("launcher", "", f"{name}: {program} is installed here")
+    fix = f"{fix}, or start with another LAUNCHER (docs/multinode.md)"
+    return CheckResult("launcher", "", f"{name}: {program} is not installed here", fix)
 
 
 def _ask_all(launch: Launch, shared: Path, *, over_ssh: bool) -> list[dict[str, Any]]:

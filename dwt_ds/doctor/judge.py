@@ -23,10 +23,13 @@ class CheckResult(NamedTuple):
 
     check: str
     host: str
-    passed: bool
     found: str
     fix: str = ""
-    """What to do if it failed."""
+    """What to do; empty if the check passed."""
+
+    @property
+    def passed(self) -> bool:
+        return not self.fix
 
 
 def judge_reach(host: str, reached: Reach) -> list[CheckResult]:
@@ -36,14 +39,14 @@ def judge_reach(host: str, reached: Reach) -> list[CheckResult]:
             f"make `ssh -o BatchMode=yes {host} true` work: name or address, key without a password, known host key; "
             "on a Slurm cluster without ssh: docs/multinode.md"
         )
-        return [CheckResult("ssh", host, False, reached.problem, fix)]
+        return [CheckResult("ssh", host, reached.problem, fix)]
     skew = abs(reached.clock_ahead_seconds) - reached.uncertain_seconds
     if skew > SKEW_SECONDS:
         found = f"{reached.clock_ahead_seconds:+.1f} s against this machine"
-        clock = CheckResult("clock", host, False, found, "keep it in time with chrony or ntpd")
+        clock = CheckResult("clock", host, found, "keep it in time with chrony or ntpd")
     else:
-        clock = CheckResult("clock", host, True, f"within {SKEW_SECONDS:.0f} s of this machine")
-    return [CheckResult("ssh", host, True, "answers without a password"), clock]
+        clock = CheckResult("clock", host, f"within {SKEW_SECONDS:.0f} s of this machine")
+    return [CheckResult("ssh", host, "answers without a password"), clock]
 
 
 def judge_host(
@@ -55,7 +58,7 @@ def judge_host(
     """
     if "problem" in answers:
         fix = "install the same dwt_ds at the same path, with the same virtual environment, on every host"
-        return [CheckResult("package", host, False, answers["problem"], fix)]
+        return [CheckResult("package", host, answers["problem"], fix)]
     return [
         _software(host, answers["software"], first["software"], gpus=bool(answers["gpus"] or answers["torch_gpus"])),
         _gpus(host, slots, answers, first["gpus"]),
@@ -75,15 +78,15 @@ def judge_collective(measured: Mapping[str, Any], expected_ranks: int) -> CheckR
         "NCCL_SOCKET_IFNAME in .deepspeed_env), a port in use (MASTER_PORT)"
     )
     if "problem" in measured:
-        return CheckResult("collective", "", False, measured["problem"], fix)
+        return CheckResult("collective", "", measured["problem"], fix)
     found = (
         f"{measured['ranks']} ranks on {len(measured['hosts'])} host(s): {measured['bytes'] / 2**20:.0f} MiB summed in "
         f"{measured['seconds'] * 1e3:.1f} ms, {measured['bus_bytes_per_second'] / 1e9:.2f} GB/s a link; "
         f"one number in {measured['latency_seconds'] * 1e3:.2f} ms"
     )
     if measured["ranks"] != expected_ranks:
-        return CheckResult("collective", "", False, f"{found}; expected {expected_ranks} ranks", fix)
-    return CheckResult("collective", "", True, found)
+        return CheckResult("collective", "", f"{found}; expected {expected_ranks} ranks", fix)
+    return CheckResult("collective", "", found)
 
 
 def _software(host: str, ours: Mapping[str, str], first: Mapping[str, str], *, gpus: bool) -> CheckResult:
@@ -93,31 +96,29 @@ def _software(host: str, ours: Mapping[str, str], first: Mapping[str, str], *, g
     missing = [name for name in needed if ours[name] == "none"]
     if other or missing:
         found = ", ".join([*other, *(f"{name} is not installed" for name in missing)])
-        return CheckResult("versions", host, False, found, "install the same set on every host (constraints.txt)")
-    return CheckResult("versions", host, True, ", ".join(f"{name} {version}" for name, version in ours.items()))
+        return CheckResult("versions", host, found, "install the same set on every host (constraints.txt)")
+    return CheckResult("versions", host, ", ".join(f"{name} {version}" for name, version in ours.items()))
 
 
 def _gpus(host: str, slots: int | None, answers: Mapping[str, Any], first_gpus: list[dict[str, str]]) -> CheckResult:
     listed, usable = answers["gpus"], answers["torch_gpus"]
     if not listed and not usable:
         if first_gpus:
-            return CheckResult(
-                "GPUs", host, False, "none, but the first host has some", "remove the host from the hostfile"
-            )
-        return CheckResult("GPUs", host, True, "none: ranks compute on the CPU")
+            return CheckResult("GPUs", host, "none, but the first host has some", "remove the host from the hostfile")
+        return CheckResult("GPUs", host, "none: ranks compute on the CPU")
     kinds = ", ".join(sorted({f"{gpu['name']} {gpu['memory.total']}" for gpu in listed}))
     driver = listed[0]["driver_version"] if listed else "unknown"
     found = f"{len(listed)} x {kinds}, driver {driver}; torch uses {usable}"
     if usable == 0:
         fix = "install a torch built for CUDA, and a driver that is new enough for it"
-        return CheckResult("GPUs", host, False, found, fix)
+        return CheckResult("GPUs", host, found, fix)
     if slots is not None and slots > usable:
         fix = f"write slots={usable} into the hostfile, and no higher --num_gpus into DEEPSPEED_ARGS"
-        return CheckResult("GPUs", host, False, f"{found}; the run gives it {slots} slots", fix)
+        return CheckResult("GPUs", host, f"{found}; the run gives it {slots} slots", fix)
     if first_gpus and driver != first_gpus[0]["driver_version"]:
         found = f"{found}; the first host's driver is {first_gpus[0]['driver_version']}"
-        return CheckResult("GPUs", host, False, found, "install the same driver on every host")
-    return CheckResult("GPUs", host, True, found)
+        return CheckResult("GPUs", host, found, "install the same driver on every host")
+    return CheckResult("GPUs", host, found)
 
 
 def _network(host: str, answers: Mapping[str, Any], *, several_hosts: bool) -> list[CheckResult]:
@@ -131,25 +132,25 @@ def _network(host: str, answers: Mapping[str, Any], *, several_hosts: bool) -> l
     wrong = _wrong_variables(interfaces, answers["adapters"], variables)
     if wrong:
         fix = f"name one that exists and is up: {', '.join([*up, *answers['adapters']]) or 'none is'}"
-        results = [CheckResult("interfaces", host, False, wrong, fix)]
+        results = [CheckResult("interfaces", host, wrong, fix)]
     else:
-        results = [CheckResult("interfaces", host, True, (shown or "only the loopback") + adapters)]
+        results = [CheckResult("interfaces", host, (shown or "only the loopback") + adapters)]
     if not several_hosts:
         return results
     own, master = answers["own_addresses"], answers["master_addresses"]
     if not master:
         fix = "put it into DNS or /etc/hosts on this host, or give another address as MASTER_ADDR"
-        results.append(CheckResult("name resolution", host, False, "the first host's name has no address", fix))
+        results.append(CheckResult("name resolution", host, "the first host's name has no address", fix))
     elif all(_loopback(address) for address in master) and answers["host"] != answers["first_host"]:
         found = f"the first host's name resolves to {master[0]}, this host itself"
         fix = "correct /etc/hosts on this host, or give another address as MASTER_ADDR"
-        results.append(CheckResult("name resolution", host, False, found, fix))
+        results.append(CheckResult("name resolution", host, found, fix))
     elif (not own or all(_loopback(address) for address in own)) and "GLOO_SOCKET_IFNAME" not in variables:
         found = f"its own name is {own[0] if own else 'unknown'}, which it would give the others as its address"
         fix = f"correct /etc/hosts, or write GLOO_SOCKET_IFNAME={next(iter(up), 'eth0')} into .deepspeed_env"
-        results.append(CheckResult("name resolution", host, False, found, fix))
+        results.append(CheckResult("name resolution", host, found, fix))
     else:
-        results.append(CheckResult("name resolution", host, True, "the first host's name and its own have addresses"))
+        results.append(CheckResult("name resolution", host, "the first host's name and its own have addresses"))
     return results
 
 
@@ -178,18 +179,18 @@ def _loopback(address: str) -> bool:
 def _shared(host: str, shared: Mapping[str, Any]) -> CheckResult:
     if shared["problem"]:
         fix = "mount the same file system at the same path on every host, writable; or name another with --shared"
-        return CheckResult("shared folder", host, False, shared["problem"], fix)
+        return CheckResult("shared folder", host, shared["problem"], fix)
     return CheckResult(
-        "shared folder", host, True, "files and renames of other hosts are visible here, and the other way round"
+        "shared folder", host, "files and renames of other hosts are visible here, and the other way round"
     )
 
 
 def _disks(host: str, free_bytes: Mapping[str, int]) -> list[CheckResult]:
     results = []
     for folder, free in free_bytes.items():
-        good = free >= FREE_GIB * 2**30
         found = f"{free / 2**30:.0f} GiB free in {folder}"
-        results.append(CheckResult("disk", host, good, found, f"make room: {FREE_GIB} GiB at least"))
+        fix = "" if free >= FREE_GIB * 2**30 else f"make room: {FREE_GIB} GiB at least"
+        results.append(CheckResult("disk", host, found, fix))
     return results
 
 
@@ -202,8 +203,8 @@ def _kernels(host: str, kernels: list[dict[str, Any]]) -> list[CheckResult]:
         if answer["problem"]:
             found = f"{answer['device']}: {kind}: {answer['problem']}"
         around = "distill.backend=torch trains without it; " if kind == "Triton" else ""
-        fix = f"{around}report this with the versions above"
-        results.append(CheckResult("loss kernel", host, not answer["problem"], found, fix))
+        fix = f"{around}report this with the versions above" if answer["problem"] else ""
+        results.append(CheckResult("loss kernel", host, found, fix))
     return results
 
 
@@ -212,25 +213,25 @@ def _operators(host: str, answers: Mapping[str, Any]) -> list[CheckResult]:
     abandoned = {Path(lock).parent.name: lock for lock in answers["locks"]}
     for operator, lock in abandoned.items():
         found = f"{operator}: the lock of a build that was killed; no run can start with it"
-        results.append(CheckResult("compiled operators", host, False, found, f"rm {lock}"))
+        results.append(CheckResult("compiled operators", host, found, f"rm {lock}"))
     for operator in answers["operators"]:
         if operator["name"] in abandoned:
             continue
         found = f"{operator['name']}: {operator['problem'] or 'builds'}"
         replaced = operator["name"] == "fused_adam" and bool(operator["problem"])
         found += "; torch's fused Adam is used" if replaced else ""
-        fix = "install a C++ compiler and ninja"
-        results.append(CheckResult("compiled operators", host, replaced or not operator["problem"], found, fix))
+        fix = "" if replaced or not operator["problem"] else "install a C++ compiler and ninja"
+        results.append(CheckResult("compiled operators", host, found, fix))
     return results
 
 
 def _apex(host: str, apex: Mapping[str, Any]) -> CheckResult:
     if not apex["installed"]:
-        return CheckResult("apex", host, True, "not installed, and not needed")
+        return CheckResult("apex", host, "not installed, and not needed")
     if apex["problem"]:
         fix = "pip uninstall apex; then build github.com/NVIDIA/apex with its CUDA extensions, or do without"
-        return CheckResult("apex", host, False, apex["problem"], fix)
-    return CheckResult("apex", host, True, "NVIDIA's, with its CUDA extensions")
+        return CheckResult("apex", host, apex["problem"], fix)
+    return CheckResult("apex", host, "NVIDIA's, with its CUDA extensions")
 
 
 def render(results: Sequence[CheckResult], *, colour: bool) -> str:

@@ -30,8 +30,8 @@ def check_tokenizers(recipe: str) -> CheckResult:
             else:
                 found += f"; {len(other.shared.student_ids):,} shared entries"
     except (ValueError, OSError) as error:
-        return CheckResult("tokenizers", "", False, str(error), _FIX)
-    return CheckResult("tokenizers", "", True, found)
+        return CheckResult("tokenizers", "", str(error), _FIX)
+    return CheckResult("tokenizers", "", found)
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> str:
