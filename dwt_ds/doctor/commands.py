@@ -45,6 +45,11 @@ def run(
     return process.returncode, out, err
 
 
+def last_line(text: str) -> str:
+    """The last line of an output that is not empty; "" if there is none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
 def end_commands_on_signals() -> None:
     """On SIGTERM and Ctrl-C end this process, after the commands that `run` has running in any thread.
 

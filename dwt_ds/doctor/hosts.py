@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from dwt_ds.doctor.commands import run
+from dwt_ds.doctor.commands import last_line, run
 from dwt_ds.doctor.probe import ANSWER, Question
 from dwt_ds.launch.local import Launch
 
@@ -42,7 +42,7 @@ def reach(host: str) -> Reach:
     try:
         theirs = float(out.split()[-1])
     except (IndexError, ValueError):
-        return Reach(_last_line(err) or f"ssh ended with {code} and no answer", 0.0, 0.0)
+        return Reach(last_line(err) or f"ssh ended with {code} and no answer", 0.0, 0.0)
     return Reach("", theirs - (asked + answered) / 2, (answered - asked) / 2)
 
 
@@ -61,7 +61,7 @@ def ask(host: str | None, question: Question, variables: Mapping[str, str]) -> d
         if line.startswith(ANSWER):
             answers: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
             return answers
-    return {"problem": _last_line(err) or f"ended with exit code {code} and no answer"}
+    return {"problem": last_line(err) or f"ended with exit code {code} and no answer"}
 
 
 def time_collective(launch: Launch) -> dict[str, Any]:
@@ -77,9 +77,5 @@ def time_collective(launch: Launch) -> dict[str, Any]:
 
 
 def _error_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line or "error:" in line), lines[-1] if lines else "")
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    lines = [line.strip() for line in reversed(output.splitlines())]
+    return next((line for line in lines if "Error" in line or "error:" in line), last_line(output))

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from dwt_ds.base.software import host_name, software
-from dwt_ds.doctor.commands import end_commands_on_signals, run
+from dwt_ds.doctor.commands import end_commands_on_signals, last_line, run
 from dwt_ds.doctor.kernel_check import check_kernels
 from dwt_ds.engine.build_locks import extensions_folder, find_abandoned_locks
 
@@ -153,8 +153,7 @@ def _build_operators() -> list[dict[str, Any]]:
     if code == 124:
         return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s", "seconds": _BUILD_SECONDS}]
     if code != 0:
-        last = next((line for line in reversed(err.splitlines()) if line.strip()), "no message")
-        return [{"name": "all", "problem": last, "seconds": 0.0}]
+        return [{"name": "all", "problem": last_line(err) or "no message", "seconds": 0.0}]
     answers: list[dict[str, Any]] = json.loads(out.splitlines()[-1])
     return answers
 

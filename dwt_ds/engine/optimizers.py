@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dwt_ds.base.words import one_line
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.operator_builds import prepare_operator_builds
 from dwt_ds.models.swaps import BUILD_APEX
@@ -178,7 +179,7 @@ def unusable_reason(name: str, device: torch.device) -> str:
     try:
         _construct(name, [parameter], lr=0.1).step()
     except Exception as error:  # a missing package, extension, compiler or device each raises its own kind
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}".rstrip(".: ")
+        return one_line(error, with_type=True)
     moved = bool(torch.isfinite(parameter).all()) and bool((parameter < 1).all())
     return "" if moved else "a step with it did not change a parameter as it should"
 

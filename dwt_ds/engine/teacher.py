@@ -19,12 +19,10 @@ from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.distill.objective import SharedEntries, TeacherView
 from dwt_ds.engine.cuda_graphs import CudaRecorder, GraphedForward
 from dwt_ds.engine.ranks import gather_from_ranks
-from dwt_ds.models.build import parameter_count
+from dwt_ds.models.build import DTYPES, parameter_count
 from dwt_ds.models.load import load_masked_lm
 from dwt_ds.models.masked_lm.families import known_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Injected kernels round differently. A larger difference than this share of the largest logit is an error of theirs.
 _INJECTION_TOLERANCE = 0.05
@@ -74,7 +72,7 @@ class TeacherEngine:
         trust_remote_code: bool = False,
         recorder: CudaRecorder | None = None,
     ) -> None:
-        self._path, self._dtype, self._device, self._seq_len = path, _DTYPES[dtype], device, seq_len
+        self._path, self._dtype, self._device, self._seq_len = path, DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code
         self._engine: nn.Module | None = None
         self._recorder = recorder

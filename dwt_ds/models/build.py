@@ -15,6 +15,8 @@ from dwt_ds.base.words import nearest, one_line
 from dwt_ds.config.schema import StudentConfig
 
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By their names in recipes and in DeepSpeed's JSON."""
 
 # Families whose position table starts after the padding index, as RoBERTa's does (its first position is pad + 1).
 _OFFSET_POSITIONS = frozenset(

@@ -14,15 +14,13 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from dwt_ds.models.build import DTYPES
 from dwt_ds.models.flops import teacher_width
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.meta_device import RepeatedOperations
 from dwt_ds.plan.shapes import Shapes, head_elements
 from dwt_ds.plan.stand_ins import Loss, chunk_rows, imitate_device
 from dwt_ds.run.resolve import Resolved
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 # Operations that return no view and yet start nothing on a device.
 _ON_THE_HOST = {"_unsafe_view", "empty", "empty_like", "new_empty", "empty_strided", "is_pinned", "set_"}

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dwt_ds.models.build import DTYPES
+
 # fp32 numbers that an optimizer keeps per element besides the weight itself.
 _MOMENTS = {"adam": 2, "adamw": 2, "lamb": 2, "fusedadam": 2, "lion": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}
-
-ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 # Elements of a bucket without ZeRO: DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE.
 STAGE_0_BUCKET = 500_000_000
@@ -91,7 +91,7 @@ class ZeroSettings:
     @property
     def element_bytes(self) -> int:
         """Bytes of a weight or gradient, in memory and in collectives."""
-        return ELEMENT_BYTES[self.precision]
+        return DTYPES[self.precision].itemsize
 
     def persistent_elements(self, partition: Partition) -> int:
         """Elements of the small parameters, which stage 3 keeps whole on every rank."""

@@ -11,6 +11,7 @@ import torch
 
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.engine import ranks
+from dwt_ds.models.build import DTYPES
 from dwt_ds.models.flops import Work, meta_model, work_of_a_row
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.run.resolve import Resolved
@@ -24,7 +25,6 @@ PEAK_TFLOPS = {
 """By a part of the device's name: dense bf16 or fp16, and fp32 without TF32, by NVIDIA's data sheets."""
 
 _MEASURE_SECONDS = 0.1
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def peak_flops_per_second(device: torch.device, precision: str) -> float:
         for part, (tflops_16_bit, tflops_fp32) in PEAK_TFLOPS.items():
             if part in name:
                 return 1e12 * (tflops_fp32 if precision == "fp32" else tflops_16_bit)
-    return matrix_rate(device, _DTYPES[precision])
+    return matrix_rate(device, DTYPES[precision])
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -88,7 +88,8 @@ def write_gradient(
             gradient = compute(out.dtype, *inputs)
         except Exception as error:  # whatever fails in the compiler, plain operations give the same result
             _broken, compute = True, _rounded_gradient
-            logger.warning("fusing the loss gradient failed, using plain operations: %s", str(error).splitlines()[0])
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            logger.warning("fusing the loss gradient failed, using plain operations: %s", reason)
             gradient = compute(out.dtype, *inputs)
         out_block.copy_(gradient)
     # Not scatter_, which copies all of ``out`` on a CPU.
