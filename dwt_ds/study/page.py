@@ -106,7 +106,7 @@ class Page:
             return
         self._ruled = self._ruled or any(each.ruler for each in shown)
         block = f'<div class="figures">{"".join(map(_figure, shown))}</div>'
-        self._parts.append(f"<details><summary>{escape(folded)}</summary>{block}</details>" if folded else block)
+        self._add(block, folded)
 
     def table(
         self,
@@ -127,6 +127,9 @@ class Page:
         opening = f'<table class="{kind}">' if kind else "<table>"
         inner = f"{opening}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
         block = f'<div class="scroll" tabindex="0">{inner}</div>'
+        self._add(block, folded)
+
+    def _add(self, block: str, folded: str) -> None:
         self._parts.append(f"<details><summary>{escape(folded)}</summary>{block}</details>" if folded else block)
 
     def write(self, path: Path) -> None:

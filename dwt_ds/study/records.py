@@ -265,13 +265,13 @@ def settings_unlike(runs: Sequence[RunRecord], reference: str) -> list[tuple[str
     The row of the reference has its own values of all settings in which any series differs from it.
     """
     trees = {name: flatten(group[0].config) for name, group in by_series(runs).items()}
-    base = trees.pop(reference)
+    base = trees[reference]
     names = dict.fromkeys(name for tree in (base, *trees.values()) for name in tree)
-    differing: dict[str, list[str]] = {name: [] for name in trees}
-    for setting in names:
-        for name, tree in trees.items():
-            if setting not in _NOT_COMPARED + ("seed",) and str(tree.get(setting)) != str(base.get(setting)):
-                differing[name].append(setting)
-    shown = {reference: [each for each in names if any(each in found for found in differing.values())], **differing}
-    trees[reference] = base
-    return [(name, ", ".join(f"{each}={trees[name].get(each)}" for each in found)) for name, found in shown.items()]
+    for left_out in (*_NOT_COMPARED, "seed"):
+        names.pop(left_out, None)
+    unlike = {
+        series: [name for name in names if str(tree.get(name)) != str(base.get(name))] for series, tree in trees.items()
+    }
+    unlike[reference] = [name for name in names if any(name in found for found in unlike.values())]
+    order = [reference, *(series for series in trees if series != reference)]
+    return [(series, ", ".join(f"{name}={trees[series].get(name)}" for name in unlike[series])) for series in order]
