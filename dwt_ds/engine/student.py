@@ -7,17 +7,20 @@ import math
 import resource
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine as StudentEngine
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
+from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
 from dwt_ds.engine.cuda_graphs import CudaRecorder
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
@@ -26,7 +29,7 @@ from dwt_ds.engine.gradient_norm import take_one_norm_a_step
 from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
-from dwt_ds.engine.ranks import world_size
+from dwt_ds.engine.ranks import rank, world_size
 from dwt_ds.engine.training_graphs import GraphedTraining
 
 _MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
@@ -57,6 +60,26 @@ def check_monitors(ds: DeepSpeedJson) -> None:
         if ds.values.get(section, {}).get("enabled") and find_spec(package) is None:
             place = ds.origin.name(f"{section}.enabled")
             raise ValueError(f"{place}=true: {package} is not installed; pip install {package}")
+
+
+def occupy_nvme(ds: DeepSpeedJson) -> None:
+    """Be the only run whose parameters this rank keeps on the NVMe drive, if the JSON wants them there.
+
+    DeepSpeed removes what it finds at the JSON's nvme_path, and gives its files the same names in every run.
+
+    Raises ValueError where libaio is missing or another run's parameters are there, OSError for a bad path.
+    """
+    offload = ds.values.get("zero_optimization", {}).get("offload_param") or {}
+    if ds.zero_stage < 3 or offload.get("device") != "nvme":
+        return
+    place = ds.origin.name("zero_optimization.offload_param")
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ValueError(
+            f"{place}.device=nvme: DeepSpeed's operator for it needs libaio and its headers; install them (Debian: "
+            "libaio-dev), or set it to cpu"
+        )
+    path = str(offload["nvme_path"])
+    FolderLock(Path(path), f"{place}.nvme_path={path!r}", name=f"{LOCK_NAME}_{rank()}", mode=0o700)
 
 
 def start_student(
@@ -205,10 +228,14 @@ def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -
 
 
 def write_monitors(engine: StudentEngine, row: Mapping[str, Any]) -> None:
-    """Write a metrics row to the JSON's TensorBoard, W&B, Comet or CSV monitors, by number of samples."""
+    """Write a metrics row to the JSON's TensorBoard, W&B, Comet or CSV monitors, by number of samples.
+
+    Monitors take numbers: true is 1.
+    """
     if engine.monitor.enabled:
+        numbers = {key: int(value) if isinstance(value, bool) else value for key, value in row.items() if key != "step"}
         engine.monitor.write_events(
-            [(f"Train/Samples/{key}", value, engine.global_samples) for key, value in row.items() if key != "step"]
+            [(f"Train/Samples/{key}", value, engine.global_samples) for key, value in numbers.items()]
         )
 
 

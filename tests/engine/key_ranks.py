@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness.key_cases import on_nvme
 from torch import Tensor, nn
 
 from dwt_ds.engine import ranks
@@ -118,6 +119,8 @@ def run(case: dict[str, Any], folder: Path) -> None:
     model = Model()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     values = settings(case)
+    if on_nvme(case):
+        values["zero_optimization"]["offload_param"]["nvme_path"] = str(folder / "nvme")
     dtype = DTYPES[precision_of(values)]
     inexact = dtype != torch.float32 or "torch_autocast" in case or "communication_data_type" in case
     inexact = inexact or "grad_accum_dtype" in case.get("data_types", {})

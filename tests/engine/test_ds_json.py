@@ -386,8 +386,8 @@ def test_a_trainers_zero_3_file_with_nvme_works_and_its_buckets_follow_the_width
             "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", **TRAINER_WARMUP}},
             "zero_optimization": {
                 "stage": 3,
-                "offload_optimizer": {"device": "nvme", "nvme_path": "/x", "pin_memory": True, "buffer_count": 4},
-                "offload_param": {"device": "cpu", "pin_memory": True, "buffer_size": 1e8, "max_in_cpu": 1e9},
+                "offload_optimizer": {"device": "cpu", "pin_memory": True, "buffer_count": 4},
+                "offload_param": {"device": "nvme", "nvme_path": "/x", "buffer_size": 1e8, "max_in_cpu": 1e9},
                 "overlap_comm": True,
                 "contiguous_gradients": True,
                 "sub_group_size": 1e9,

@@ -53,9 +53,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (zero(1, legacy_stage1=True), "my.json: zero_optimization.legacy_stage1=true: DeepSpeed took it out; remove it"),
     # TypeError: expected str, bytes or os.PathLike object, not NoneType
     (
-        zero(3, offload_optimizer={"device": "nvme"}),
-        "my.json: zero_optimization.offload_optimizer: nvme needs an nvme_path; add it",
+        zero(3, offload_param={"device": "nvme"}),
+        "my.json: zero_optimization.offload_param: nvme needs an nvme_path; add it",
     ),
+    (
+        zero(2, offload_optimizer={"device": "nvme", "nvme_path": "/x"}),
+        "my.json: zero_optimization.offload_optimizer.device=nvme: DeepSpeed has NVMe under ZeRO-3 only",
+    ),
+    (
+        zero(3, offload_optimizer={"device": "nvme", "nvme_path": "/x"}),
+        "my.json: zero_optimization.offload_optimizer.device=nvme: DeepSpeed 0.19.8 does not read such",
+    ),
+    ({**zero(3), "aio": {"use_gds": True}}, "my.json: aio.use_gds=true: it needs a GPU's kernels"),
     # GradScaler skips the step, and the engine counts it as taken.
     (
         {"torch_autocast": {"enabled": True, "dtype": "fp16"}},

@@ -236,4 +236,6 @@ def test_monitor_sections_of_the_json_get_the_metrics(monitored_run: tuple[Path,
     written = (folder / "csv_monitor" / "job" / "Train_Samples_soft_loss.csv").read_text().split()[1:]
     assert [float(line.split(",")[1]) for line in written] == pytest.approx(losses(rows, "soft_loss"))
     assert list((folder / "csv_monitor" / "job").glob("*eval_hard_loss.csv"))
+    yes_or_no = (folder / "csv_monitor" / "job" / "Train_Samples_teacher_active.csv").read_text().split()[1:]
+    assert {line.split(",")[1] for line in yes_or_no} == {"1"}
     assert list((folder / "tensorboard" / "job").glob("events.out.tfevents.*"))

@@ -27,6 +27,8 @@ def tried(
 
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
+# DeepSpeed's buffers of the default size take a gigabyte. key_ranks.py puts a folder of its own in.
+NVME = {"offload_param": {"device": "nvme", "nvme_path": "nvme", "buffer_size": 1000}}
 # Key, values, ZeRO stages, precisions, settings beside it.
 TRIED = [
     tried("communication_data_type", "fp32", stages=EVERY_STAGE),
@@ -70,6 +72,8 @@ TRIED = [
         stages=(3,),
         zero=OFFLOAD,
     ),
+    tried("zero_optimization.offload_param", NVME["offload_param"], stages=(3,), precisions=BOTH),
+    tried("zero_optimization.offload_param", NVME["offload_param"], stages=(3,), precisions=BOTH, zero=OFFLOAD),
     tried(
         "zero_optimization.offload_optimizer", {"device": "cpu"}, stages=UNDER_ZERO, precisions=("fp32", "bf16", "fp16")
     ),
@@ -212,7 +216,9 @@ TRIED = [
             "overlap_events": False,
             "use_gds": False,
         },
-        stages=SHARDED,
+        stages=(3,),
+        precisions=BOTH,
+        zero=NVME,
     ),
     tried("zero_optimization.leaf_module", {"classes": ["torch.nn.modules.linear.Linear"]}, stages=(3,)),
     tried("zero_optimization.leaf_module", {"name_suffixes": ["second"]}, stages=(3,)),
@@ -236,6 +242,11 @@ def cases() -> dict[str, dict[str, Any]]:
                     if stage or not key.startswith("zero_opt"):
                         found[f"{key}={value} ZeRO-{stage} {precision} {beside or ''}".strip()] = settings
     return found
+
+
+def on_nvme(settings: dict[str, Any]) -> bool:
+    """Whether it keeps parameters on an NVMe drive, which needs libaio."""
+    return settings.get("zero_optimization", {}).get("offload_param", {}).get("device") == "nvme"
 
 
 def laid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,20 @@ _NOT_AS_ONE: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
         "ranks converts the checkpoint by itself",
     ),
     ("zero_optimization.pipeline_loading_checkpoint", True, (0, 1, 2), "for ZeRO stage 3 only; remove it"),
+    (
+        "zero_optimization.offload_optimizer.device",
+        "nvme",
+        (1, 2),
+        "DeepSpeed has NVMe under ZeRO-3 only, and would use this host's memory; set it to cpu",
+    ),
+    (
+        "zero_optimization.offload_optimizer.device",
+        "nvme",
+        (3,),
+        "DeepSpeed 0.19.8 does not read such an optimizer's checkpoints back as they were; set it to cpu, "
+        "zero_optimization.offload_param.device may stay nvme",
+    ),
+    ("aio.use_gds", True, _ANY_STAGE, _ON_A_GPU),
     ("zero_optimization.zero_quantized_weights", True, _ANY_STAGE, _ON_A_GPU),
     ("zero_optimization.zero_quantized_nontrainable_weights", True, _ANY_STAGE, _ON_A_GPU),
     ("zero_optimization.zero_quantized_gradients", True, _ANY_STAGE, _ON_A_GPU),
@@ -156,11 +170,10 @@ def _check_zero(values: Mapping[str, Any], origin: Origin) -> None:
                     f"{origin.name(key)}={values[key]}: ZeRO-{stage} cannot do that with reduce-scatter; remove it, or "
                     "set zero_optimization.reduce_scatter to false"
                 )
-    for section in ("offload_optimizer", "offload_param"):
-        offload = zero.get(section) or {}
-        if offload.get("device") == "nvme" and not offload.get("nvme_path"):
-            raise ValueError(f"{origin.name(f'zero_optimization.{section}')}: nvme needs an nvme_path; add it")
-    offloaded = get_place(values, "zero_optimization.offload_optimizer.device") in ("cpu", "nvme")
+    offload = zero.get("offload_param") or {}
+    if offload.get("device") == "nvme" and not offload.get("nvme_path"):
+        raise ValueError(f"{origin.name('zero_optimization.offload_param')}: nvme needs an nvme_path; add it")
+    offloaded = get_place(values, "zero_optimization.offload_optimizer.device") == "cpu"
     for place in _MASTERS:
         if get_place(values, place) and not offloaded:
             raise ValueError(
