@@ -114,6 +114,23 @@ class FolderLock:
     ) -> None:
         self.release()
 
+    def require(self, option: str) -> None:
+        """Raise OccupiedError if another process has become the writer meanwhile.
+
+        A file server gives the lock away when the network of its owner is gone for long enough; the owner lives on.
+        """
+        if self._descriptor is None:  # a file system without locks
+            return
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return  # the server cannot be reached; what is written next will tell
+            raise OccupiedError(
+                f"{option}: the file server gave the lock of this folder away while this host was cut off from it, and "
+                "another process writes there now; this one ends"
+            ) from None
+
     def release(self) -> None:
         """Give it back: its file goes, and so does a folder that was created for it and is still empty."""
         _HELD.pop(self._path, None)
@@ -155,6 +172,7 @@ class FolderLock:
         with suppress(OSError):  # a full disk
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(vars(_Owner.this_process())).encode(), 0)
+            os.fsync(descriptor)  # on NFS it would come to the other hosts half a minute later, or never
         return True
 
     def _is_named(self, descriptor: int) -> bool:

@@ -37,6 +37,7 @@ class RunFolder:
         self.export = self.path / "export"
         self.metrics = self.path / _METRICS
         self._waiting: dict[Path, list[str]] = {}
+        self._lock: FolderLock | None = None
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a folder that holds a run on other data, another tokenizer or another model shape (ValueError)."""
@@ -58,7 +59,12 @@ class RunFolder:
 
         Raises OccupiedError where another process writes here.
         """
-        FolderLock(self.path, f"output_dir={str(self.path)!r}", mode=0o700)
+        self._lock = FolderLock(self.path, f"output_dir={str(self.path)!r}", mode=0o700)
+
+    def require_lock(self) -> None:
+        """Raise OccupiedError if another run has got this folder while this host was cut off from it."""
+        if self._lock is not None:
+            self._lock.require(f"output_dir={str(self.path)!r}")
 
     def check_contents(self) -> None:
         """Refuse a folder where a run would write over what no run wrote, or could not write (ValueError, OSError).
@@ -132,7 +138,11 @@ class RunFolder:
         self._write(_COMPLETE, json.dumps({"steps": steps}) + "\n")
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one object to metrics.jsonl; NaN and infinity, which JSON does not know, become null."""
+        """Append one object to metrics.jsonl; NaN and infinity, which JSON does not know, become null.
+
+        Raises OccupiedError as `require_lock` does.
+        """
+        self.require_lock()
         known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._append(self.metrics, json.dumps(known) + "\n")
 

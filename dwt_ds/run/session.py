@@ -274,6 +274,7 @@ class Session:
             teacher_released=self._soft_weight.released,
         )
         retention = Retention(self.config.train.keep_last, self.config.train.keep_every)
+        self._folder.require_lock()
         try:
             seconds = save_checkpoint(self.student, self._folder.checkpoints, state, self._facts, retention)
         except OSError as error:

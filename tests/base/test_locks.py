@@ -114,6 +114,27 @@ def test_a_rank_whose_launcher_was_killed_is_waited_for(tmp_path: Path, hold: Ho
         assert 0.5 < time.monotonic() - began < 8
 
 
+def test_an_owner_that_lost_the_lock_is_told_and_only_then(tmp_path: Path, hold: Hold) -> None:
+    with FolderLock(tmp_path, "--out x") as lock:
+        lock.require("--out x")
+        # What a file server does once it has not heard from the owner's host for long: the kernel drops the lock when
+        # any handle of the file is closed.
+        os.close(os.open(tmp_path / LOCK_NAME, os.O_RDONLY))
+        lock.require("--out x")  # nobody else came: it is taken again
+        os.close(os.open(tmp_path / LOCK_NAME, os.O_RDONLY))
+        hold(tmp_path)
+        with pytest.raises(OccupiedError, match="--out x: the file server gave the lock .* this one ends"):
+            lock.require("--out x")
+
+
+def test_the_owners_name_is_on_disk_with_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS it would come to the other hosts late, and never from a host that was lost."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.pread(descriptor, 1000, 0)))
+    with FolderLock(tmp_path, "--out x"):
+        assert [f'"process": {os.getpid()}' in text.decode() for text in synced] == [True]
+
+
 def test_a_lock_that_ends_well_leaves_nothing(tmp_path: Path) -> None:
     with FolderLock(tmp_path / "new" / "below", "--out x"):
         assert (tmp_path / "new" / "below" / LOCK_NAME).is_file()
