@@ -15,7 +15,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from dwt_ds import CallableModule
-from dwt_ds.base.locks import release_locks
+from dwt_ds.base.locks import OccupiedError, release_locks
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.run.stop import StopRequest
 
@@ -46,10 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the recipe's")
     parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON, by path or packaged name")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--launched_as", default="", help=argparse.SUPPRESS)  # a name from `dwt-ds launch`
     options = parser.parse_intermixed_args(arguments)
     # A crash inside a library then shows the Python stack; sys.stderr may not be a file.
     faulthandler.enable(file=2)
-    stop = StopRequest()
+    stop = StopRequest(options.launched_as)
     stop.listen()
     quieten_libraries()
     from dwt_ds.engine.ranks import stop_ranks
@@ -84,6 +85,9 @@ def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
     try:
         if session is not None:
             train(session)
+    except OccupiedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _exit_alone(2)
     except TooManySkipsError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 3

@@ -49,4 +49,4 @@ def main(args: argparse.Namespace) -> int:
     arguments = [args.recipe, *args.overrides]
     json = args.deepspeed_config or environment.get("DEEPSPEED_CONFIG")
     arguments += ["--deepspeed_config", json] if json else []
-    return watch(launch.command("dwt_ds.pretrain", arguments), launch.environment, folder)
+    return watch(launch, arguments, folder)

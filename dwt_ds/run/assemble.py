@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,7 @@ from dwt_ds.engine.optimizers import check_optimizer, optimizer_used
 from dwt_ds.engine.student import (
     check_monitors,
     check_precision,
+    occupy_nvme,
     quieten_deepspeed,
     start_student,
 )
@@ -59,7 +61,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     """
     quieten_deepspeed()
     recipe = _recipe_or_error(recipe_name, overrides)
-    ranks.start_ranks(_collective_timeout(recipe))
+    with stop.while_ranks_meet(_folder_or_none(recipe), rank=ranks.rank()):
+        ranks.start_ranks(_collective_timeout(recipe))
     require_same_software()
     resolved, data, eval_sets = _open(recipe, deepspeed_config)
     with ranks.raise_on_all_ranks():
@@ -68,6 +71,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         check_student(resolved, tokenizer)
         used = _check_device(resolved)
         facts = run_facts(resolved, data.manifest)
+        occupy_nvme(resolved.ds)
         folder = RunFolder(resolved.config.output_dir)
         folder.check_identity(facts.identity)
         finished_steps = _occupy(folder, resolved.total_steps) if ranks.rank() == 0 else 0
@@ -191,6 +195,10 @@ def _recipe_or_error(name: str, overrides: list[str]) -> Recipe | Exception:
         return load_recipe(name, overrides)
     except (ValueError, OSError) as error:
         return error
+
+
+def _folder_or_none(recipe: Recipe | Exception) -> Path | None:
+    return RunFolder(recipe.config.output_dir).path if isinstance(recipe, Recipe) else None
 
 
 def _collective_timeout(recipe: Recipe | Exception) -> float:

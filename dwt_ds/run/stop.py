@@ -6,9 +6,13 @@ validation batch, learn of it one step later, save a checkpoint, and exit togeth
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -18,13 +22,22 @@ STOP_FILE = "stop"
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "mpirun", "mpiexec"}
 _OURS = {"dwt-ds", "dwt_ds.cli.main"}
 _POLL_SECONDS = 1.0
+# How long ranks that were asked to stop still wait for the others at the start. Rank 0, where they meet, ends last: one
+# that loses it would end with an error.
+_MEETING_SECONDS, _RANK_0_SECONDS = 10.0, 5.0
 
 
 class StopRequest:
-    """Whether this rank was asked to stop, and why."""
+    """Whether this rank was asked to stop, and why.
 
-    def __init__(self) -> None:
+    Args:
+        launch: name of the launch that this rank belongs to, "" if it has none. A request in the run's folder may name
+            the launch that it is for.
+    """
+
+    def __init__(self, launch: str = "") -> None:
         self.reason = ""
+        self._launch = launch
         self._began = time.time()
 
     def listen(self) -> None:
@@ -52,10 +65,33 @@ class StopRequest:
         try:
             # An older file was left behind by an earlier start.
             if folder is not None and (folder / STOP_FILE).stat().st_mtime >= self._began:
-                self.ask("request of the launcher")
-        except OSError:
+                if (folder / STOP_FILE).read_text(encoding="utf-8").strip() in ("", self._launch):
+                    self.ask("request of the launcher")
+        except (OSError, UnicodeDecodeError):
             pass
         return bool(self.reason)
+
+    @contextmanager
+    def while_ranks_meet(self, folder: Path | None, *, rank: int) -> Iterator[None]:
+        """A block in which this rank waits for the others, in C++ code, where a request reaches nobody.
+
+        If one comes, and the ranks do not meet soon after, this process ends there, with code 0.
+        """
+        met = threading.Event()
+        threading.Thread(target=self._end_unmet, args=(met, folder, rank), daemon=True, name="meeting watch").start()
+        try:
+            yield
+        finally:
+            met.set()
+
+    def _end_unmet(self, met: threading.Event, folder: Path | None, rank: int) -> None:
+        while not self.is_asked(folder):
+            if met.wait(_POLL_SECONDS):
+                return
+        if not met.wait(_MEETING_SECONDS + (0.0 if rank else _RANK_0_SECONDS)):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
     def _watch(self, launchers: list[psutil.Process]) -> None:
         while not self.reason:

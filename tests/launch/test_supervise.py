@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,16 @@ from pathlib import Path
 import pytest
 
 from dwt_ds.launch import supervise
+from dwt_ds.launch.hostfile import Host
+from dwt_ds.launch.local import Launch
 from dwt_ds.run.folder import RunFolder
-from dwt_ds.run.stop import STOP_FILE
+from dwt_ds.run.stop import STOP_FILE, StopRequest
+
+
+def shell(script: str, hosts: int = 1, launcher: str = "none") -> Launch:
+    """A launch whose launcher is this script; its last word is `--launched_as=NAME`."""
+    named = [Host(f"node-{number}", 1) for number in range(1, hosts + 1)]
+    return Launch(named, "127.0.0.1", launcher, [], dict(os.environ), prefix=["sh", "-c", script])
 
 
 @pytest.mark.parametrize(
@@ -42,37 +51,90 @@ def test_the_exit_code_is_the_runs_and_not_the_launchers_word(
         mark.write_bytes((tmp_path / "mark").read_bytes())
         os.utime(mark, (1e9, 1e9))
     finish = f"cp {tmp_path / 'mark'} {mark}; " if during else ""
-    assert supervise.watch(["sh", "-c", f"{finish}exit {launchers_code}"], os.environ, folder) == code
+    assert supervise.watch(shell(f"{finish}exit {launchers_code}"), [], folder) == code
 
 
 def test_a_killed_launcher_is_a_run_that_stopped(tmp_path: Path) -> None:
-    assert supervise.watch(["sh", "-c", "kill -9 $$"], os.environ, RunFolder(str(tmp_path))) == supervise.STOPPED
+    assert supervise.watch(shell("kill -9 $$"), [], RunFolder(str(tmp_path))) == supervise.STOPPED
 
 
 def test_a_signal_becomes_a_request_in_the_runs_folder(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "run"))
     asks = f"kill -TERM {os.getpid()}; until [ -e {folder.path / STOP_FILE} ]; do sleep 0.05; done; exit 3"
-    assert supervise.watch(["sh", "-c", asks], os.environ, folder) == 3
+    assert supervise.watch(shell(asks), [], folder) == 3
     assert not (folder.path / STOP_FILE).exists()
 
 
-def test_a_signal_is_not_passed_to_another_launchs_run(tmp_path: Path) -> None:
+def test_of_two_launches_in_a_folder_a_signal_stops_its_own(tmp_path: Path) -> None:
+    """Both started at once, neither has written there yet."""
     folder, stop = RunFolder(str(tmp_path / "run")), tmp_path / "run" / STOP_FILE
-    first = (
-        "import sys; from pathlib import Path; from dwt_ds.base.locks import FolderLock\n"
-        f"with FolderLock(Path({str(folder.path)!r}), 'output_dir'): print('locked', flush=True); sys.stdin.read()\n"
+    # Its rank tells that it saw the request; the other launch's saw the same file.
+    rank = (
+        "import sys, time; from pathlib import Path; from dwt_ds.run.stop import StopRequest\n"
+        "mine, other = StopRequest(sys.argv[-1].removeprefix('--launched_as=')), StopRequest('another')\n"
+        f"while not mine.is_asked(Path({str(folder.path)!r})): time.sleep(0.05)\n"
+        f"sys.exit(4 if other.is_asked(Path({str(folder.path)!r})) else 3)"
     )
-    with subprocess.Popen([sys.executable, "-c", first], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"locked\n"
-        # A launcher that is still starting when Ctrl-C comes; it would tell of a request to the run in the folder.
-        command = f"kill -INT {os.getpid()}; until [ -e {stop} ]; do sleep 0.05; done; exit 3"
-        assert supervise.watch(["sh", "-c", command], os.environ, folder) == supervise.STOPPED
-        # A request of the first launch is left to it.
-        stop.touch()
-        assert supervise.watch(["true"], os.environ, folder) == supervise.STOPPED
-        assert stop.exists()
-        process.communicate()
+    script = f"{shlex.quote(sys.executable)} -c {shlex.quote(rank)} \"$@\" & kill -INT {os.getpid()}; wait $!"
+    assert supervise.watch(shell(script), [], folder) == 3
+    assert not stop.exists()
+    stop.write_text("another")
+    assert supervise.watch(shell("exit 5"), [], folder) == 5
+    assert stop.read_text() == "another", "a request of the other launch is left to it"
+
+
+def test_a_request_that_names_nobody_is_for_all(tmp_path: Path) -> None:
+    one, other = StopRequest("one"), StopRequest()
+    assert not one.is_asked(tmp_path)
+    (tmp_path / STOP_FILE).touch()
+    os.utime(tmp_path / STOP_FILE, (time.time() + 1, time.time() + 1))  # the kernel's clock for files may lag a little
+    assert one.is_asked(tmp_path)
+    assert other.is_asked(tmp_path)
+
+
+# Stands for pdsh with two hosts. One ends at once; the other when it is asked to.
+PDSH = """#!/bin/sh
+cd {folder}
+./ssh 0.1 &
+./ssh 600 &
+until [ -e {stop} ]; do sleep 0.05; done
+kill $!
+exit {code}
+"""
+
+
+@pytest.mark.parametrize(("launchers_code", "code"), [(255, 255), (0, 1)])
+def test_a_host_lost_before_the_ranks_met_ends_the_launch(
+    launchers_code: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(str(tmp_path / "run"))
+    launch = pdsh_stand_in(tmp_path, PDSH.format(folder=tmp_path, stop=folder.path / STOP_FILE, code=launchers_code))
+    monkeypatch.setattr(supervise, "_HOST_SECONDS", 1.0)
+    assert supervise.watch(launch, [], folder) == code
+    assert "error: 1 of 2 hosts ended before all ranks had met" in capfd.readouterr().err
+
+
+def test_a_host_that_ends_after_the_ranks_met_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(str(tmp_path / "run"))
+    rank_0 = (
+        "import sys, time; from pathlib import Path; from dwt_ds.base.locks import FolderLock\n"
+        "with FolderLock(Path(sys.argv[1]), 'output_dir'): time.sleep(3)"
+    )
+    rank_0 = shlex.join([sys.executable, "-c", rank_0, str(folder.path)])
+    script = f"#!/bin/sh\ncd {tmp_path}\n./ssh 0.1 &\n./ssh 600 &\n{rank_0}\nkill $!\nexit 0\n"
+    monkeypatch.setattr(supervise, "_HOST_SECONDS", 1.0)
+    assert supervise.watch(pdsh_stand_in(tmp_path, script), [], folder) == supervise.STOPPED
+    assert "hosts ended" not in capfd.readouterr().err
+
+
+def pdsh_stand_in(folder: Path, script: str) -> Launch:
+    """A launch on two hosts with this script for pdsh; its connections are `ssh SECONDS`."""
+    (folder / "pdsh").write_text(script, encoding="utf-8")
+    (folder / "pdsh").chmod(0o755)
+    shutil.copy("/bin/sleep", folder / "ssh")
+    return shell(f"{shlex.quote(str(folder / 'pdsh'))}; exit $?", hosts=2, launcher="pdsh")
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +181,8 @@ def test_processes_that_work_are_waited_for() -> None:
 SUBREAPER = """
 import ctypes, os, subprocess, time
 from dwt_ds.launch import supervise
+from dwt_ds.launch.hostfile import Host
+from dwt_ds.launch.local import Launch
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 launcher = subprocess.Popen(["sh", "-c", "sleep 0.3 & exit 0"], start_new_session=True)
 launcher.wait()

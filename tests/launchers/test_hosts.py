@@ -183,6 +183,26 @@ def test_a_lost_host_ends_the_run_which_resumes_on_the_others(
     assert ours == pytest.approx(whole, rel=0.02)
 
 
+def test_a_host_that_fails_before_the_ranks_meet_ends_the_launch(
+    cluster: Any, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Long before the ranks of the others would give up waiting for it (10 minutes)."""
+    package, broken = Path(package_folder("dwt_ds"), "pretrain.py"), tmp_path / "pretrain.py"
+    broken.write_text("raise ImportError('nothing works on this host')\n", encoding="utf-8")
+    cluster.replace(2, package, broken)
+    began = time.monotonic()
+    try:
+        done = run_on(cluster, {1: 1, 2: 1, 3: 1}, tiny_recipe, tmp_path / "run")
+    finally:
+        cluster.put_back(2, package)
+    print(f"ended after {time.monotonic() - began:.1f} s\n{done.stdout}")
+    assert done.returncode == 1, done.stdout
+    assert "node-2: ssh exited with exit code 1" in done.stdout
+    assert "error: 1 of 3 hosts ended before all ranks had met" in done.stdout
+    for host in (1, 3):
+        assert ranks_on(cluster, host) == "0", f"node-{host}\n{done.stdout}"
+
+
 def ranks_on(cluster: Any, host: int) -> str:
     """How many processes of a run a host still has."""
     count = "import psutil; print(sum('dwt_ds.pretrain' in process.cmdline() for process in psutil.process_iter()))"

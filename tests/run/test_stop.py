@@ -1,12 +1,16 @@
-"""Which processes above a rank are watched as its launchers."""
+"""Which processes above a rank are watched as its launchers, and requests while ranks wait for one another."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from harness.ranks import Start
+
+from dwt_ds.run.stop import STOP_FILE
 
 RANK = "from dwt_ds.run.stop import _launchers_above; print(len(_launchers_above()))"
 
@@ -28,3 +32,33 @@ def test_launchers_are_known_by_their_names(command: str, launchers: int, tmp_pa
     (tmp_path / name).write_text(f"{sys.executable} -c '{RANK}'\nexit 0\n", encoding="utf-8")
     done = subprocess.run(["sh", str(tmp_path / name), *words], capture_output=True, text=True)
     assert done.stdout == f"{launchers}\n", done.stderr
+
+
+IN_A_MOMENT = """
+import sys
+from dwt_ds.run import stop
+from dwt_ds.pretrain import main
+stop._MEETING_SECONDS, stop._RANK_0_SECONDS = 1.0, 1.0
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_ranks_that_wait_for_one_that_never_comes_end_when_asked(
+    start_ranks: Start, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """By a request to their own launch; one to another launch in the same folder is not theirs."""
+    words = ["-c", IN_A_MOMENT, str(tiny_recipe), f"output_dir={tmp_path}", "--launched_as=ours"]
+    started = start_ranks([words, words, ["-c", "import time; time.sleep(600)"]])
+    waiting, absent = started.processes[:2], started.processes[2]
+    for request, seconds in (("another", 4.0), ("ours", 60.0)):
+        (tmp_path / STOP_FILE).write_text(request)
+        give_up = time.monotonic() + seconds
+        while any(rank.is_alive() for rank in waiting) and time.monotonic() < give_up:
+            (tmp_path / STOP_FILE).touch()  # as the launch does: they may be starting yet
+            time.sleep(0.2)
+        if request == "another":
+            assert all(rank.is_alive() for rank in waiting), started.output()
+    assert [rank.exitcode for rank in waiting] == [0, 0], started.output()
+    assert "Traceback" not in started.output()
+    assert absent.is_alive()
