@@ -2,8 +2,8 @@
 
 DeepSpeed's launchers lose signals, and end with 0 although ranks were killed, or with 1 although all of them ended
 well. Here SIGTERM and SIGINT become a request in the run's folder, which works with every launcher and any number of
-hosts; the ranks save and end. So does the loss of a host before the ranks have met. The exit code is 0 if the run is complete, 75 (try again) if it stopped with a checkpoint
-to resume from, else the launcher's own.
+hosts; the ranks save and end. So does the loss of a host before the ranks have met. The exit code is 0 if the run is
+complete, 75 (try again) if it stopped with a checkpoint to resume from, else the launcher's own.
 """
 
 from __future__ import annotations

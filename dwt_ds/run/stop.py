@@ -63,13 +63,16 @@ class StopRequest:
             folder: of the run, where launch scripts leave their request; None: do not look there.
         """
         try:
-            # An older file was left behind by an earlier start.
-            if folder is not None and (folder / STOP_FILE).stat().st_mtime >= self._began:
-                if (folder / STOP_FILE).read_text(encoding="utf-8").strip() in ("", self._launch):
-                    self.ask("request of the launcher")
+            if folder is not None and self._is_ours(folder / STOP_FILE):
+                self.ask("request of the launcher")
         except (OSError, UnicodeDecodeError):
             pass
         return bool(self.reason)
+
+    def _is_ours(self, request: Path) -> bool:
+        """Whether a request is for this launch; an older one was left behind by an earlier start."""
+        named = request.read_text(encoding="utf-8").strip()
+        return request.stat().st_mtime >= self._began and named in ("", self._launch)
 
     @contextmanager
     def while_ranks_meet(self, folder: Path | None, *, rank: int) -> Iterator[None]:

@@ -75,7 +75,7 @@ def test_of_two_launches_in_a_folder_a_signal_stops_its_own(tmp_path: Path) -> N
         f"while not mine.is_asked(Path({str(folder.path)!r})): time.sleep(0.05)\n"
         f"sys.exit(4 if other.is_asked(Path({str(folder.path)!r})) else 3)"
     )
-    script = f"{shlex.quote(sys.executable)} -c {shlex.quote(rank)} \"$@\" & kill -INT {os.getpid()}; wait $!"
+    script = f'{shlex.quote(sys.executable)} -c {shlex.quote(rank)} "$@" & kill -INT {os.getpid()}; wait $!'
     assert supervise.watch(shell(script), [], folder) == 3
     assert not stop.exists()
     stop.write_text("another")
