@@ -1,0 +1,161 @@
+"""What becomes of a folder's lock on a real NFS: owner killed, its network lost and back. For docs/reliability.md.
+
+python benchmarks/locks_on_nfs.py [--packages FOLDER]
+
+As root on Linux. It starts a kernel of its own (user-mode Linux, with this machine's files read-only), and in it an NFS
+4.2 server and two hosts in network namespaces; nothing leaves it. Debian: user-mode-linux nfs-kernel-server nfs-common
+iproute2, installed, or unpacked into FOLDER (`dpkg -x`) with what they need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+FOLDER = "/mnt/shared/run"
+LEASE_SECONDS = 15
+INIT = """#!/bin/sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys
+for folder in /run /mnt /var/lib; do mount -t tmpfs tmpfs $folder; done
+{python} {script} --packages {packages} --inside
+exec {python} -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'
+"""
+SERVER = f"""
+mkdir -p /run/export /run/netns /mnt/shared /var/lib/nfs/v4recovery /var/lib/nfs/rpc_pipefs
+touch /var/lib/nfs/etab /var/lib/nfs/rmtab
+mount -t tmpfs export /run/export; mount -t nfsd nfsd /proc/fs/nfsd
+hostname server; ip link set lo up
+ip link add switch type bridge; ip address add 10.77.0.100/24 dev switch; ip link set switch up
+for n in 1 2; do
+  ip netns add node-$n
+  ip link add eth0 netns node-$n type veth peer name port-$n; ip link set port-$n master switch up
+  ip -n node-$n address add 10.77.0.$n/24 dev eth0; ip -n node-$n link set eth0 up
+done
+echo 10 > /proc/fs/nfsd/nfsv4gracetime; echo {LEASE_SECONDS} > /proc/fs/nfsd/nfsv4leasetime
+rpc.mountd -N 3; sleep 1
+exportfs -o rw,no_root_squash,fsid=0,insecure,no_subtree_check '*:/run/export' 2>/dev/null
+rpc.nfsd -N 3 4
+"""
+HOST = (
+    "hostname node-{n}; mount -i -t nfs4 -o vers=4.2,addr=10.77.0.100,clientaddr=10.77.0.{n},proto=tcp,hard "
+    "10.77.0.100:/ /mnt/shared && echo ready; exec sleep 1000"
+)
+HOLD = f"""
+import os, time; from pathlib import Path; from dwt_ds.base.locks import FolderLock
+lock = FolderLock(Path({FOLDER!r}), "output_dir"); print(os.getpid(), flush=True)
+os.fork() or time.sleep(1000)
+try:
+    while True: time.sleep(1); lock.require("output_dir")
+except ValueError as error: print(error, flush=True)
+"""
+TAKE = f"""
+import time; from pathlib import Path; from dwt_ds.base.locks import FolderLock
+began = time.monotonic()
+while True:
+    try: lock = FolderLock(Path({FOLDER!r}), "output_dir"); break
+    except ValueError as error:
+        if ASKED_ONCE: print(f"after {{time.monotonic() - began:.2f}} s: {{error}}"); raise SystemExit
+print(f"has it after {{time.monotonic() - began:.2f}} s", flush=True)
+if KEEPS_IT: time.sleep(1000)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path, default=Path("/"), metavar="FOLDER")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        inside(options.packages)
+        return 0
+    init = Path("/tmp/locks_on_nfs.sh")
+    init.write_text(INIT.format(python=sys.executable, script=Path(__file__).resolve(), packages=options.packages))
+    init.chmod(0o755)
+    kernel = [str(options.packages / "usr/bin/linux.uml"), "mem=1G", "root=none", "rootfstype=hostfs", "rootflags=/"]
+    consoles = ["con=null", "con0=null,fd:1", "con1=null,fd:1"]
+    return subprocess.run([*kernel, "ro", "quiet", f"init={init}", *consoles], stdin=subprocess.DEVNULL).returncode
+
+
+def inside(packages: Path) -> None:
+    """In the kernel of its own."""
+    load_modules(packages, ["veth", "bridge", "nfsv4", "nfsd"])
+    folders = [packages / name for name in ("usr/sbin", "sbin")]
+    libraries = [packages / name / "x86_64-linux-gnu" for name in ("usr/lib", "lib")]
+    environment = {**os.environ, "PATH": ":".join(map(str, [*folders, os.environ["PATH"]]))}
+    if packages != Path("/"):
+        environment["LD_LIBRARY_PATH"] = ":".join(map(str, libraries))
+    subprocess.run(["sh", "-c", SERVER], env=environment, check=True)
+    hosts = {n: Host(n) for n in (1, 2)}
+    owner = hosts[1].start(HOLD)
+    print("owner on the first host; the second:", hosts[2].take(), flush=True)
+    os.kill(owner.pid, 9)
+    print("kill -9, its child lives; the second:", hosts[2].take(), flush=True)
+    owner = hosts[1].start(HOLD)
+    subprocess.run(["ip", "link", "set", "port-1", "down"], check=True)
+    print("its network is gone; the second:", hosts[2].take(), flush=True)
+    new = hosts[2].start(f"ASKED_ONCE, KEEPS_IT = False, True\n{TAKE}")
+    print("and then:", new.first_line, flush=True)
+    subprocess.run(["ip", "link", "set", "port-1", "up"], check=True)
+    print("its network is back; the owner:", owner.next_line(), flush=True)
+
+
+class Host:
+    def __init__(self, number: int) -> None:
+        words = [
+            "ip",
+            "netns",
+            "exec",
+            f"node-{number}",
+            "unshare",
+            "--mount",
+            "--uts",
+            "sh",
+            "-c",
+            HOST.format(n=number),
+        ]
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def start(self, program: str) -> Program:
+        names = ["--net", "--mount", "--uts"]
+        return Program(["nsenter", "-t", str(self._process.pid), *names, sys.executable, "-c", program])
+
+    def take(self) -> str:
+        return self.start(f"ASKED_ONCE, KEEPS_IT = True, False\n{TAKE}").first_line
+
+
+class Program:
+    def __init__(self, words: list[str]) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+        self.pid = self._process.pid
+        self.first_line = self.next_line()
+
+    def next_line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+def load_modules(packages: Path, names: list[str]) -> None:
+    """With what they need, where there is no modprobe."""
+    [base] = (packages / "usr/lib/uml/modules").iterdir()
+    needs = dict(line.split(":") for line in (base / "modules.dep").read_text().splitlines())
+    for name in names:
+        [module] = (path for path in needs if path.endswith(f"/{name}.ko"))
+        for path in [*reversed(needs[module].split()), module]:
+            descriptor = os.open(base / path, os.O_RDONLY)
+            ctypes.CDLL(None).syscall(313, descriptor, b"", 0)  # finit_module; one that is loaded already is no harm
+            os.close(descriptor)
+    time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
