@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from harness.ranks import Python
 
 from dwt_ds import api, prepare, pretrain, report
 from dwt_ds.config.schema import RunConfig
 
+# In a process that has loaded dwt_ds for others, and forgets it.
 IN_EVERY_ORDER = """
+import sys
+for name in [name for name in sys.modules if name.split(".")[0] == "dwt_ds"]:
+    del sys.modules[name]
 import dwt_ds.prepare.options, dwt_ds.cli.prepare
 from dwt_ds import prepare, pretrain, report
 import dwt_ds.pretrain
@@ -24,8 +27,9 @@ assert dwt_ds.prepare.options.PrepareOptions and dwt_ds.pretrain.main
 """
 
 
-def test_the_names_are_functions_whatever_was_imported_before() -> None:
-    subprocess.run([sys.executable, "-c", IN_EVERY_ORDER], check=True)
+def test_the_names_are_functions_whatever_was_imported_before(python: Python) -> None:
+    ended = python("-c", IN_EVERY_ORDER)
+    assert ended.code == 0, ended.err
     assert inspect.signature(prepare) == inspect.signature(api.prepare)
     assert inspect.signature(pretrain) == inspect.signature(api.pretrain)
     assert report is api.report

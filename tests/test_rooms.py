@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -31,11 +32,18 @@ def ticked(cell: str) -> list[str]:
 def imports(folder: Path) -> Iterator[tuple[Path, str]]:
     """(file, module) of every import in the Python files there, those inside of functions too."""
     for path in sorted(folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                yield from ((path, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield from ((path, f"{node.module}.{alias.name}") for alias in node.names)
+        yield from ((path, module) for module in imported_by(path))
+
+
+@cache
+def imported_by(path: Path) -> list[str]:
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules += [f"{node.module}.{alias.name}" for alias in node.names]
+    return modules
 
 
 def room_of(module: str) -> str:

@@ -76,8 +76,6 @@ def on_this_machine(environment: Mapping[str, str]) -> Launch:
 
     Raises ValueError of one line for values that cannot be used.
     """
-    import torch  # here: a start on other hosts does not need it
-
     gpus = _visible_gpus(environment)
     ranks = whole_number(environment, "RANKS") or gpus or 2
     port = whole_number(environment, "MASTER_PORT", at_most=65535) or reserve_port()
@@ -97,8 +95,11 @@ def on_this_machine(environment: Mapping[str, str]) -> Launch:
     if gpus and ranks > gpus:
         among = f"CUDA_VISIBLE_DEVICES={visible} has" if visible else "this machine has"
         raise ValueError(f"RANKS={ranks}: {among} {gpus} GPUs; lower RANKS")
-    if not torch.accelerator.is_available():
-        started.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it finds out by itself
+    if "DS_ACCELERATOR" not in started:
+        import torch
+
+        if not torch.accelerator.is_available():
+            started["DS_ACCELERATOR"] = "cpu"  # DeepSpeed warns when it finds out by itself
     # DeepSpeed would use /job/hostfile where there is one.
     options = ["--hostfile", os.devnull, *where, "--master_port", str(port)]
     return Launch([Host("localhost", ranks)], "127.0.0.1", "none", options, started)
@@ -106,10 +107,11 @@ def on_this_machine(environment: Mapping[str, str]) -> Launch:
 
 def _visible_gpus(environment: Mapping[str, str]) -> int:
     """GPUs for ranks, as torch counts those of this process."""
-    import torch
+    if environment.get("DS_ACCELERATOR") == "cpu":
+        return 0
+    import torch  # here: a start on other hosts or on the CPU does not wait for it
 
-    on_cpu = environment.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
-    return 0 if on_cpu else torch.cuda.device_count()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def whole_number(environment: Mapping[str, str], name: str, at_most: int | None = None) -> int | None:

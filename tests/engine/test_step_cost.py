@@ -68,7 +68,10 @@ def counted_steps(python: Python, recipe: Path, overrides: list[str]) -> list[di
     return list(json.loads(line.removeprefix("COUNTS "))[2:4])
 
 
-@pytest.mark.parametrize("settings", ["zero2_bf16", "zero2_fp32", "zero1", "zero3"])
+@pytest.mark.parametrize(
+    "settings",
+    ["zero2_bf16", "zero3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero2_fp32"))],
+)
 def test_an_unlogged_step_has_few_operations_and_two_waits(
     settings: str, python: Python, tiny_recipe: Path, tmp_path: Path
 ) -> None:

@@ -229,8 +229,11 @@ def test_checkpoints_on_a_tiny_or_read_only_file_system(
 
 @pytest.mark.parametrize(
     ("config", "overrides"),
-    [("zero2_fp32", []), ("zero2_bf16", []), ("zero0", ["deepspeed.bf16.enabled=false"])],
-    ids=["zero2_fp32", "zero2_bf16", "zero0_fp32"],
+    [
+        pytest.param("zero2_fp32", [], marks=pytest.mark.slow, id="zero2_fp32"),
+        pytest.param("zero2_bf16", [], id="zero2_bf16"),
+        pytest.param("zero0", ["deepspeed.bf16.enabled=false"], id="zero0_fp32"),
+    ],
 )
 def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(
     config: str, overrides: list[str], faulty: Faulty, tiny_recipe: Path, tmp_path: Path

@@ -64,8 +64,15 @@ stop_ranks()
 """
 
 
-@pytest.mark.parametrize("cut", ["whole", "sharded"])
-@pytest.mark.parametrize("family", ["bert", "modernbert"])
+@pytest.mark.parametrize(
+    ("family", "cut"),
+    [
+        ("bert", "whole"),
+        ("modernbert", "sharded"),
+        pytest.param("bert", "sharded", marks=pytest.mark.slow),
+        pytest.param("modernbert", "whole", marks=pytest.mark.slow),
+    ],
+)
 def test_the_engine_answers_as_the_model_and_keeps_its_buffers(
     family: str, cut: str, run_ranks: Run, tmp_path: Path
 ) -> None:

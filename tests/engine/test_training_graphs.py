@@ -23,8 +23,11 @@ def logged(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("ranks", "settings"),
-    [(1, []), (2, ["deepspeed_config=zero2_bf16"]), (1, ["distill.soft_positions=0.3", "teacher.release=auto"])],
-    ids=["one rank", "two ranks in bf16", "further positions"],
+    [
+        pytest.param(1, [], marks=pytest.mark.slow, id="one rank"),
+        pytest.param(2, ["deepspeed_config=zero2_bf16"], id="two ranks in bf16"),
+        pytest.param(1, ["distill.soft_positions=0.3", "teacher.release=auto"], id="further positions"),
+    ],
 )
 def test_a_run_that_replays_its_passes_is_the_run(
     ranks: int, settings: list[str], train: Train, tiny_recipe: Path, tmp_path: Path

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from harness.ranks import Ended, Python
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +29,9 @@ FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert", 
 # What a user does, with nothing of this project within reach.
 RELOAD = """
 import json, sys
-sys.modules["dwt_ds"] = None
+for name in [name for name in sys.modules if name.split(".")[0] in ("dwt_ds", "dwt_kernels")]:
+    del sys.modules[name]
+sys.modules["dwt_ds"] = sys.modules["dwt_kernels"] = None
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 for family in sys.argv[2:]:
@@ -79,9 +82,11 @@ def logits_with(model: PreTrainedModel, weights: dict[str, Tensor], tokens: Tens
     return model.eval()(input_ids=tokens).logits
 
 
+@pytest.mark.parametrize("started", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forked", "started"])
 def test_plain_transformers_reads_every_family_and_gives_the_trained_models_logits(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+    started: bool, python: Python, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
+    """In a process that has forgotten this project, and in one that has never loaded it."""
     tokens = torch.randint(5, len(tokenizer), (3, 20), generator=torch.Generator().manual_seed(1))
     for family in FAMILIES:
         model = student(tokenizer, family=family, config={"type_vocab_size": 1} if family == "roberta" else {})
@@ -90,15 +95,14 @@ def test_plain_transformers_reads_every_family_and_gives_the_trained_models_logi
         expected = {"tokens": tokens, "logits": logits_with(model, weights, tokens)}
         write_export(model.bfloat16(), weights, tokenizer, "# card\n", tmp_path / family / "export", seq_len=32)
         torch.save(expected, tmp_path / family / "expected.pt")
-    output = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(tmp_path), *FAMILIES],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=550,
-    )
-    assert output.returncode == 0, output.stderr
-    reports = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
+    words = ["-c", RELOAD, str(tmp_path), *FAMILIES]
+    if started:
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, timeout=550)
+        ended = Ended(done.returncode, done.stdout, done.stderr)
+    else:
+        ended = python(*words, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    reports = [json.loads(line) for line in ended.out.splitlines() if line.startswith("{")]
     assert [report["family"] for report in reports] == FAMILIES
     for report in reports:
         assert report["off"] <= 1e-4, report

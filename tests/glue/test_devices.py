@@ -8,9 +8,11 @@ import os
 import pytest
 import torch
 
+from dwt_ds.glue import devices
 from dwt_ds.glue.devices import share_cores, spread, visible_gpus
 
 
+@pytest.mark.slow  # two processes load torch and Transformers
 def test_a_process_for_each_gpu() -> None:
     jobs = [("CUDA_VISIBLE_DEVICES",), ("CUDA_VISIBLE_DEVICES",), ("TOKENIZERS_PARALLELISM",)]
     results = dict(spread(os.getenv, jobs, ["gpu-a", "gpu-b"]))
@@ -50,6 +52,7 @@ def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given == [8, 2, 1]
 
 
-def test_a_dead_worker_is_an_error_of_its_job() -> None:
+def test_a_dead_worker_is_an_error_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_start_worker", print)  # it dies without loading torch
     (outcome,) = dict(spread(os._exit, [(3,)], ["a", "b"])).values()
     assert "terminated abruptly" in str(outcome)

@@ -59,6 +59,11 @@ def test_deepspeed_gets_devices_once_and_learns_of_a_machine_without_any(
     assert on_this_machine({}).environment["DS_ACCELERATOR"] == "cpu"
 
 
+def test_a_start_on_the_cpu_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert on_this_machine({"DS_ACCELERATOR": "cpu"}).ranks == 2
+
+
 def test_this_pythons_programs_come_first() -> None:
     path = on_this_machine({"PATH": "/somewhere"}).environment["PATH"]
     assert path.split(os.pathsep) == [str(Path(sys.executable).parent), "/somewhere"]

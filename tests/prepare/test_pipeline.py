@@ -86,7 +86,7 @@ def test_one_sentence_per_row(tmp_path: Path, make: Make) -> None:
 
 
 def test_one_of_every_four_is_uniform_and_by_seed(tmp_path: Path, make: Make) -> None:
-    documents = made_up_documents(60, seed=6)
+    documents = made_up_documents(30, seed=6)
     (tmp_path / "text.txt").write_text(as_text(documents))
     sentences = [squeezed(s) for lines in documents for line in lines for s in split_sentences(line)]
     position = {sentence: index for index, sentence in enumerate(sentences)}
