@@ -86,22 +86,19 @@ def test_what_is_tried_is_accepted(name: str) -> None:
     check_combinations(CASES[name] | {"train_micro_batch_size_per_gpu": 1}, Origin("my.json"))
 
 
-@pytest.fixture(scope="module")
-def problems(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Case -> what was wrong."""
-    folder = tmp_path_factory.mktemp("keys")
-    possible = {name: case for name, case in CASES.items() if not on_nvme(case) or AsyncIOBuilder().is_compatible()}
-    (folder / "cases.json").write_text(json.dumps(possible), encoding="utf-8")
-    program = [str(Path(__file__).with_name("key_ranks.py"))]
-    code, output = train(2, [str(folder / "cases.json"), str(folder)], program=program, seconds=1200)
-    assert code == 0, output
-    return dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", CASES)
-def test_two_ranks_train_save_skip_and_resume_as_plain_adamw_would(name: str, problems: dict[str, list[str]]) -> None:
-    if name not in problems and on_nvme(CASES[name]) and not AsyncIOBuilder().is_compatible():
+@pytest.mark.parametrize("nvme", [False, True])
+def test_two_ranks_train_save_skip_and_resume_as_plain_adamw_would(nvme: bool, train: Train, tmp_path: Path) -> None:
+    """All cases in one test: two workers of pytest would each run every case for a half of the tests."""
+    if nvme and not AsyncIOBuilder().is_compatible():
         pytest.skip("DeepSpeed's operator for NVMe needs libaio (Debian: libaio-dev)")
-    assert problems[name] == []
+    tried = {name: case for name, case in CASES.items() if on_nvme(case) == nvme}
+    (tmp_path / "cases.json").write_text(json.dumps(tried), encoding="utf-8")
+    program = [str(Path(__file__).with_name("key_ranks.py"))]
+    code, output = train(2, [str(tmp_path / "cases.json"), str(tmp_path)], program=program, seconds=1200)
+    assert code == 0, output
+    problems = dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
+    assert problems.keys() == tried.keys()
+    failed = {name: found for name, found in problems.items() if found}
+    assert not failed, "\n\n".join(f"{name}: {problem}" for name, found in failed.items() for problem in found)
