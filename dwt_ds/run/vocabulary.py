@@ -99,5 +99,5 @@ def overlap_lines(other: OtherVocabulary, overlap: Overlap) -> Iterator[str]:
     if lost := other.lost():
         yield (
             f"warning: the rows have no {lost}, which the teacher's tokenizer keeps, so it reads text unlike what it "
-            "was trained on and may do harm (docs/RESULTS.md); prepare the data with a tokenizer that keeps them"
+            "was trained on; take a teacher without them, or prepare the data with a tokenizer that keeps them"
         )
