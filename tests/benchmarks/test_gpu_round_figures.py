@@ -46,7 +46,9 @@ def test_launches_and_busy_time_of_a_trace(load: Any) -> None:
 class StandInSession:
     """Steps of 100 tokens."""
 
-    _utilization = SimpleNamespace(shares=lambda rate: {"mfu": 0.5}, peak_flops_per_second=1e12)
+    log = SimpleNamespace(
+        utilization=SimpleNamespace(shares=lambda rate: {"mfu": 0.5}, peak_flops_per_second=1e12),
+    )
 
     def steps(self) -> Iterator[int]:
         yield from range(1, 100)
