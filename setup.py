@@ -42,6 +42,7 @@ setup(
         "numpy>=1.26",
         "pyarrow>=15",
         "pydantic>=2.7",
+        "typing_extensions>=4.10",
         "pyyaml>=6.0",
         "tqdm>=4.66",
         "safetensors>=0.4",

@@ -14,6 +14,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -75,12 +76,14 @@ def main() -> int:
     if options.inside:
         inside(options.packages)
         return 0
-    init = Path("/tmp/locks_on_nfs.sh")
-    init.write_text(INIT.format(python=sys.executable, script=Path(__file__).resolve(), packages=options.packages))
-    init.chmod(0o755)
     kernel = [str(options.packages / "usr/bin/linux.uml"), "mem=1G", "root=none", "rootfstype=hostfs", "rootflags=/"]
     consoles = ["con=null", "con0=null,fd:1", "con1=null,fd:1"]
-    return subprocess.run([*kernel, "ro", "quiet", f"init={init}", *consoles], stdin=subprocess.DEVNULL).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        init = Path(folder, "init.sh")
+        init.write_text(INIT.format(python=sys.executable, script=Path(__file__).resolve(), packages=options.packages))
+        init.chmod(0o755)
+        command = [*kernel, "ro", "quiet", f"init={init}", *consoles]
+        return subprocess.run(command, stdin=subprocess.DEVNULL).returncode
 
 
 def inside(packages: Path) -> None:
