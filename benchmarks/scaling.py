@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from rows import processor, write_rows
-from torch.distributed.elastic.utils.distributed import get_free_port
 
+from dwt_ds.base.ports import reserve_port
 from dwt_ds.run.folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
@@ -115,7 +115,7 @@ def _measure(ranks: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def _run_ranks(ranks: int, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
     common = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(reserve_port())}
     command = [sys.executable, str(WORKER), str(folder / "report"), "quickstart", *overrides]
     processes = [
         subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})

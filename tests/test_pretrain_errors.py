@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 from harness.launcher import Launch
 from harness.ranks import Run
-from torch.distributed.elastic.utils.distributed import get_socket_with_port
 
 from dwt_ds.base.files import write_manifest
+from dwt_ds.base.ports import reserve_port
 
 # Each rank calls main() for every mistake in turn, and notes what it returned and printed.
 DRIVER = """
@@ -163,21 +163,13 @@ def said(run_ranks: Run, places: dict[str, str], tmp_path_factory: pytest.TempPa
     calls.append(("only rank 0 is wrong", [bad, [recipe, f"output_dir={tmp}/never"]]))
     calls.append(("well again", [well, well]))
 
-    ports = free_ports(len(calls))
-    (tmp / "calls.json").write_text(json.dumps([(n, p, a) for (n, a), p in zip(calls, ports)]), encoding="utf-8")
+    with_ports = [(name, reserve_port(), arguments) for name, arguments in calls]
+    (tmp / "calls.json").write_text(json.dumps(with_ports), encoding="utf-8")
     pair = run_ranks([["-c", DRIVER, str(tmp / "calls.json")]] * 2, seconds=500)
     rows = [[json.loads(line) for line in rank.out.splitlines() if line.startswith('["')] for rank in pair]
     for rank, done in zip(pair, rows):
         assert [row[0] for row in done] == [name for name, _ in calls], rank
     return {name: [Said(*done[i][1:]) for done in rows] for i, (name, _) in enumerate(calls)}
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [get_socket_with_port() for _ in range(count)]
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.mark.parametrize("name", MISTAKES)

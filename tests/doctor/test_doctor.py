@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from harness.ranks import SERVER_ENVIRONMENT, Ended, Python
-from torch.distributed.elastic.utils.distributed import get_free_port
+
+from dwt_ds.base.ports import reserve_port
 
 # Operators may have to be compiled.
 pytestmark = pytest.mark.timeout(900)
@@ -131,7 +132,7 @@ def test_a_cluster_without_pdsh_whose_dead_host_is_left_out_is_in_order(
     names = ["127.0.0.9", "127.0.0.1", "127.0.0.2"]
     (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in names), encoding="utf-8")
     (tmp_path / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=lo\n", encoding="utf-8")
-    port = {"MASTER_PORT": str(get_free_port())}
+    port = {"MASTER_PORT": str(reserve_port())}
     settings = {"DEEPSPEED_ARGS": "--exclude 127.0.0.9", "LAUNCHER": "slurm", **port}
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     done = doctor("--hostfile", "hosts", PATH=path, **settings)

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 from torch import nn
-from torch.distributed.elastic.utils.distributed import get_free_port
 
+from dwt_ds.base.ports import reserve_port
 from dwt_ds.engine.optimizers import (
     client_optimizer,
     replay_adam_steps,
@@ -86,7 +86,7 @@ def run_steps(
     asked = json.dumps([[name, optimizer, zero] for name, (optimizer, zero, _) in cases.items()])
     done = subprocess.run(
         [sys.executable, "-c", STEPS, asked],
-        env={**os.environ, **settings, "MASTER_PORT": str(get_free_port())},
+        env={**os.environ, **settings, "MASTER_PORT": str(reserve_port())},
         capture_output=True,
         text=True,
         timeout=timeout_seconds,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from torch.distributed.elastic.utils.distributed import get_free_port
 
+from dwt_ds.base.ports import reserve_port
 from harness.ranks import FIRST_START_SECONDS, SERVER_ENVIRONMENT
 
 PROGRAMS = Path(sys.executable).parent
@@ -38,7 +38,7 @@ def launch() -> Launch:
         module: str = "dwt_ds.pretrain",
     ) -> tuple[int, str]:
         command = [sys.executable, str(PROGRAMS / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
-        command += ["--master_port", str(get_free_port()), "--module", module, *arguments]
+        command += ["--master_port", str(reserve_port()), "--module", module, *arguments]
         timeout_seconds += next(extra_seconds, 0.0)
         return run_to_the_end(command, timeout_seconds, {**SERVER_ENVIRONMENT, **(environment or {})})
 
@@ -74,4 +74,4 @@ def run_to_the_end(
 @pytest.fixture
 def port() -> int:
     """A TCP port for the ranks of one launch to meet at."""
-    return int(get_free_port())
+    return reserve_port()

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from torch.distributed.elastic.utils.distributed import get_free_port
+
+from dwt_ds.base.ports import reserve_port
 
 TESTS = Path(__file__).parents[1]
 # For the CPU, with one thread; without the network.
@@ -119,7 +120,7 @@ def ranks_of(
 ) -> list[tuple[Sequence[str], dict[str, str]]]:
     """The commands of a rank for each of `words`, with variables for all and, by rank, of their own."""
     size = len(words)
-    together = {**os.environ, **SERVER_ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
+    together = {**os.environ, **SERVER_ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(reserve_port())}
     together |= {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), **(environment or {})}
     numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
     return [(line, together | number | mine) for line, number, mine in zip(words, numbers, own or [{}] * size)]
