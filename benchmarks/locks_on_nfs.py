@@ -1,10 +1,13 @@
-"""What becomes of a folder's lock on a real NFS: owner killed, its network lost and back. For docs/reliability.md.
+"""A folder on a real NFS: its lock when the owner is killed or cut off, and a run resumed by another host.
+
+For docs/reliability.md:
 
 python benchmarks/locks_on_nfs.py [--packages FOLDER]
 
 As root on Linux. It starts a kernel of its own (user-mode Linux, with this machine's files read-only), and in it an NFS
 4.2 server and two hosts in network namespaces; nothing leaves it. Debian: user-mode-linux nfs-kernel-server nfs-common
-iproute2, installed, or unpacked into FOLDER (`dpkg -x`) with what they need.
+iproute2, installed, or unpacked into FOLDER (`dpkg -x`) with what they need. DeepSpeed's operators must have been
+compiled (any run does). Takes 5 minutes.
 """
 
 from __future__ import annotations
@@ -12,17 +15,19 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).parents[1]
 FOLDER = "/mnt/shared/run"
 LEASE_SECONDS = 15
 INIT = """#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin OPERATORS={operators}
 mount -t proc proc /proc; mount -t sysfs sys /sys
 for folder in /run /mnt /var/lib; do mount -t tmpfs tmpfs $folder; done
 {python} {script} --packages {packages} --inside
@@ -38,6 +43,7 @@ for n in 1 2; do
   ip netns add node-$n
   ip link add eth0 netns node-$n type veth peer name port-$n; ip link set port-$n master switch up
   ip -n node-$n address add 10.77.0.$n/24 dev eth0; ip -n node-$n link set eth0 up
+  ip -n node-$n link set lo up
 done
 echo 10 > /proc/fs/nfsd/nfsv4gracetime; echo {LEASE_SECONDS} > /proc/fs/nfsd/nfsv4leasetime
 rpc.mountd -N 3; sleep 1
@@ -66,6 +72,33 @@ while True:
 print(f"has it after {{time.monotonic() - began:.2f}} s", flush=True)
 if KEEPS_IT: time.sleep(1000)
 """
+WRITE_TEXT = """
+import random; from pathlib import Path
+draw = random.Random(1); words = ["".join(draw.choices("abcdefgh", k=4)) for _ in range(100)]
+lines = ("".join(" ".join(draw.choices(words, k=12)) + ".\\n" for _ in range(5)) for _ in range(200))
+Path("/mnt/shared/text.txt").write_text("\\n".join(lines)); print("written")
+"""
+PREPARE = "-m dwt_ds prepare --text /mnt/shared/text.txt --train-tokenizer 300 --seq-len 32 --out /mnt/shared/data"
+RUN = (
+    "-m dwt_ds.pretrain paper_alone data.dir=/mnt/shared/data deepspeed_config=zero2_fp32 student.layers=2 "
+    "student.hidden_size=32 student.num_heads=2 train.max_steps=12 train.micro_batch_size=4 train.log_every=1 "
+    "train.eval_every=4 train.checkpoint_every=2 output_dir=/mnt/shared/"
+)
+KILLED_AT = "step 7/12"
+EXPORTED = "/run/export"
+ONE_RANK = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29511",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "DS_ACCELERATOR": "cpu",
+    "HF_HUB_OFFLINE": "1",
+    "TORCH_EXTENSIONS_DIR": "/run/operators",
+    "HOME": "/run",
+    "TMPDIR": "/run",
+}
 
 
 def main() -> int:
@@ -76,11 +109,16 @@ def main() -> int:
     if options.inside:
         inside(options.packages)
         return 0
-    kernel = [str(options.packages / "usr/bin/linux.uml"), "mem=1G", "root=none", "rootfstype=hostfs", "rootflags=/"]
+    from dwt_ds.engine.build_locks import extensions_folder  # imports torch, which the kernel inside need not do
+
+    kernel = [str(options.packages / "usr/bin/linux.uml"), "mem=3G", "root=none", "rootfstype=hostfs", "rootflags=/"]
     consoles = ["con=null", "con0=null,fd:1", "con1=null,fd:1"]
     with tempfile.TemporaryDirectory() as folder:
         init = Path(folder, "init.sh")
-        init.write_text(INIT.format(python=sys.executable, script=Path(__file__).resolve(), packages=options.packages))
+        operators = extensions_folder()
+        python = Path(sys.executable)
+        places = {"python": python, "programs": python.parent, "packages": options.packages, "operators": operators}
+        init.write_text(INIT.format(script=Path(__file__).resolve(), **places))
         init.chmod(0o755)
         command = [*kernel, "ro", "quiet", f"init={init}", *consoles]
         return subprocess.run(command, stdin=subprocess.DEVNULL).returncode
@@ -96,18 +134,31 @@ def inside(packages: Path) -> None:
         environment["LD_LIBRARY_PATH"] = ":".join(map(str, libraries))
     subprocess.run(["sh", "-c", SERVER], env=environment, check=True)
     hosts = {n: Host(n) for n in (1, 2)}
-    owner = hosts[1].start(HOLD)
+    owner = hosts[1].start(["-c", HOLD])
     print("owner on the first host; the second:", hosts[2].take(), flush=True)
     os.kill(owner.pid, 9)
     print("kill -9, its child lives; the second:", hosts[2].take(), flush=True)
-    owner = hosts[1].start(HOLD)
+    owner = hosts[1].start(["-c", HOLD])
     subprocess.run(["ip", "link", "set", "port-1", "down"], check=True)
     print("its network is gone; the second:", hosts[2].take(), flush=True)
-    new = hosts[2].start(f"ASKED_ONCE, KEEPS_IT = False, True\n{TAKE}")
+    new = hosts[2].start(["-c", f"ASKED_ONCE, KEEPS_IT = False, True\n{TAKE}"])
     print("and then:", new.first_line, flush=True)
     subprocess.run(["ip", "link", "set", "port-1", "up"], check=True)
     print("its network is back; the owner:", owner.next_line(), flush=True)
+    new.kill()
 
+    shutil.copytree(os.environ["OPERATORS"], ONE_RANK["TORCH_EXTENSIONS_DIR"])
+    hosts[1].start(["-c", WRITE_TEXT])
+    hosts[1].start(PREPARE.split()).wait_for("is ready")
+    hosts[1].start(f"{RUN}whole".split()).wait_for("exported")
+    killed = hosts[1].start(f"{RUN}moved".split())
+    killed.wait_for(KILLED_AT)
+    killed.kill()
+    moved = hosts[2].start(f"{RUN}moved".split())
+    print(f"a run on the first host, killed after {KILLED_AT}; the second:", moved.wait_for("resum"), flush=True)
+    moved.wait_for("exported")
+    exports = [Path(EXPORTED, run, "export", "model.safetensors").read_bytes() for run in ("whole", "moved")]
+    print("the weights are those of a run that was never killed:", exports[0] == exports[1], flush=True)
 
 class Host:
     def __init__(self, number: int) -> None:
@@ -127,24 +178,39 @@ class Host:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
-    def start(self, program: str) -> Program:
+    def start(self, words: list[str]) -> Program:
         names = ["--net", "--mount", "--uts"]
-        return Program(["nsenter", "-t", str(self._process.pid), *names, sys.executable, "-c", program])
+        return Program(["nsenter", "-t", str(self._process.pid), *names, sys.executable, *words])
 
     def take(self) -> str:
-        return self.start(f"ASKED_ONCE, KEEPS_IT = True, False\n{TAKE}").first_line
+        return self.start(["-c", f"ASKED_ONCE, KEEPS_IT = True, False\n{TAKE}"]).first_line
 
 
 class Program:
     def __init__(self, words: list[str]) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
-        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+        environment = {**os.environ, **ONE_RANK, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self._process = subprocess.Popen(words, text=True, env=environment, **streams)
         self.pid = self._process.pid
         self.first_line = self.next_line()
 
     def next_line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
+
+    def wait_for(self, words: str) -> str:
+        """The next line with `words`. Raises RuntimeError, with what it printed, if it ends before."""
+        assert self._process.stdout is not None
+        lines = [self.first_line]
+        while words not in lines[-1]:
+            lines.append(self._process.stdout.readline())
+            if not lines[-1]:
+                raise RuntimeError("".join(lines))
+        return lines[-1].strip()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def load_modules(packages: Path, names: list[str]) -> None:

@@ -156,6 +156,8 @@ class Cluster:
         names = "".join(f"{NETWORK}.{number} node-{number}\n" for number in range(1, self.count + 1))
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}", encoding="utf-8")
         variables = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        # The operators that this session has compiled, and the ninja that finds them up to date.
+        variables |= {name: os.environ[name] for name in ("PATH", "TORCH_EXTENSIONS_DIR")}
         lines = [f"{name}={value}\n" for name, value in variables.items()]
         (self.folder / ".deepspeed_env").write_text("".join(lines), encoding="utf-8")
 
