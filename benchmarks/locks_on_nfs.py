@@ -160,6 +160,7 @@ def inside(packages: Path) -> None:
     exports = [Path(EXPORTED, run, "export", "model.safetensors").read_bytes() for run in ("whole", "moved")]
     print("the weights are those of a run that was never killed:", exports[0] == exports[1], flush=True)
 
+
 class Host:
     def __init__(self, number: int) -> None:
         words = [

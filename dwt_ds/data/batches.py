@@ -111,7 +111,7 @@ class _BatchMaker:
             starts_word = self.table.starts_word(rows, input_ids.shape[1])
         masked = draw_masks(input_ids, lengths, rows, epochs, self.facts, self.config, self.seed, starts_word)
         positions = masked.positions
-        teacher = self._teacher_rows(rows, input_ids, lengths, positions)
+        teacher = self._teacher_rows(rows, input_ids, lengths, positions, masked.input_ids.reshape(-1)[positions])
         if self.soft_positions != "labelled":
             share = self.config.mask_probability, self.soft_positions
             positions = np.concatenate([positions, draw_further(masked, lengths, rows, epochs, *share, self.seed)])
@@ -121,17 +121,18 @@ class _BatchMaker:
         """A micro-batch that adds nothing to any sum."""
         input_ids, lengths = self.table.rows(rows, self._width(rows))
         none = np.zeros(0, dtype=np.int64)
-        return _batch(input_ids, lengths, none, none, 0, none, self._teacher_rows(rows, input_ids, lengths, none))
+        teacher = self._teacher_rows(rows, input_ids, lengths, none, none)
+        return _batch(input_ids, lengths, none, none, 0, none, teacher)
 
     def _teacher_rows(
-        self, rows: np.ndarray, input_ids: np.ndarray, lengths: np.ndarray, labelled: np.ndarray
+        self, rows: np.ndarray, input_ids: np.ndarray, lengths: np.ndarray, labelled: np.ndarray, shown: np.ndarray
     ) -> TeacherRows | None:
-        """labelled: (N,) int64, flat indices into the rows' tokens, ascending."""
+        """labelled: (N,) int64, flat indices into the rows' tokens, ascending; shown: (N,), what is seen there."""
         if self.teacher_tokens is None:
             return None
         known = self.table.knows_words
         starts = self.table.starts_word(rows, input_ids.shape[1]) if known else ~continues_word(input_ids, self.facts)
-        return self.teacher_tokens.rows(input_ids, lengths, labelled, starts)
+        return self.teacher_tokens.rows(input_ids, lengths, labelled, shown, starts)
 
     def _width(self, rows: np.ndarray) -> int:
         return self.table.full_width or int(self.table.lengths[rows].max())

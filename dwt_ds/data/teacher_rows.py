@@ -67,6 +67,7 @@ class TeacherTokens:
     _longest_row: int | None
     _mask_id: int
     _pad_id: int
+    _mask_id_of_student: int
     _before: list[int]
     _after: list[int]
     """What the teacher's tokenizer puts before and after a text."""
@@ -113,6 +114,7 @@ class TeacherTokens:
             longest_row,
             teacher.mask_token_id,
             teacher.pad_token_id or 0,
+            student.mask_token_id,
             before,
             after,
             for_special,
@@ -126,18 +128,24 @@ class TeacherTokens:
         return load_form(self._form)
 
     def rows(
-        self, input_ids: np.ndarray, lengths: np.ndarray, positions: np.ndarray, starts_word: np.ndarray
+        self,
+        input_ids: np.ndarray,
+        lengths: np.ndarray,
+        positions: np.ndarray,
+        shown: np.ndarray,
+        starts_word: np.ndarray,
     ) -> TeacherRows:
         """The teacher's rows of a micro-batch.
 
-        If the student must predict a token of a word, every teacher's token that overlaps the word is masked, whatever
-        the student sees there. A token is aligned if it is a whole word and also one token of the teacher, and the two
-        are a shared entry.
+        The teacher sees a word as the student does: masked as a whole if a token of it is masked; as it is if its
+        labelled tokens are shown as they are; otherwise as the teacher's entry for the random token in its place. A
+        token is aligned if it is a whole word and also one token of the teacher, and the two are a shared entry.
 
         Args:
             input_ids: (B, S) int64, the student's rows, not masked.
             lengths: (B,) int64, real tokens of each.
             positions: (N,) int64, flat indices into B x S of the labelled tokens, ascending.
+            shown: (N,) int64, what the student sees there.
             starts_word: (B, S) bool, the tokens that start a word.
         """
         width = input_ids.shape[1]
@@ -153,12 +161,15 @@ class TeacherTokens:
         if self._longest_row is not None:
             pieces = _cut(pieces, word_at, self._longest_row, len(self._before), len(self._after))
         word = np.cumsum(starts)
-        is_hidden_word = np.zeros(word[-1] + 1, dtype=bool)
-        is_hidden_word[word[labelled]] = True
-        in_hidden = is_hidden_word[word]
-        hidden = _covered(texts.start[in_hidden], texts.end[in_hidden], characters)
-        before = np.concatenate([[0], np.cumsum(hidden)])  # hidden characters before each offset
-        shown = np.where(before[pieces.end] > before[pieces.start], self._mask_id, pieces.ids)
+        seen = pieces.ids
+        is_random = shown != ids[labelled]
+        for changed, instead in (
+            (is_random, self._teacher_entries(shown)),
+            (shown == self._mask_id_of_student, np.full(len(shown), self._mask_id)),
+        ):
+            instead_of_word = np.full(word[-1] + 1, -1, dtype=np.int64)
+            instead_of_word[word[labelled[changed]]] = instead[changed]
+            seen = _replaced(seen, pieces, instead_of_word[word], texts)
 
         is_whole = starts[labelled] & np.append(starts, True)[labelled + 1]
         piece, aligned = self._aligned(ids, labelled, is_whole, texts, pieces)
@@ -166,9 +177,14 @@ class TeacherTokens:
         lengths_there = np.bincount(pieces.row, minlength=len(lengths))
         first_there = np.cumsum(lengths_there) - lengths_there
         rows = np.full((len(lengths), int(lengths_there.max(initial=0))), self._pad_id, dtype=np.int64)
-        rows[is_real(lengths_there, rows.shape[1])] = shown
+        rows[is_real(lengths_there, rows.shape[1])] = seen
         row = pieces.row[piece]
         return _teacher_rows(rows, lengths_there, row * rows.shape[1] + piece - first_there[row], aligned)
+
+    def _teacher_entries(self, ids: np.ndarray) -> np.ndarray:
+        """(N,) int64: for tokens (N,) of the student the shared entry; for one that is not shared, any."""
+        index = self.shared.shared_index_of_student[ids]
+        return self.shared.teacher_ids[np.where(index >= 0, index, ids % len(self.shared.teacher_ids))]
 
     def _pieces(self, ids: np.ndarray, first: np.ndarray, texts: RowTexts) -> _Pieces:
         """ids: (N,) int64, the student's tokens of rows that begin at `first` (B,)."""
@@ -260,10 +276,22 @@ def _cut(pieces: _Pieces, word_at: np.ndarray, longest: int, before: int, after:
     return _Pieces(*(array[keep] for array in pieces))
 
 
-def _covered(start: np.ndarray, end: np.ndarray, characters: int) -> np.ndarray:
-    """(T,) bool: characters in any of the spans from `start` to `end`."""
-    change = np.bincount(start, minlength=characters + 1) - np.bincount(end, minlength=characters + 1)
-    return np.cumsum(change)[:-1] > 0
+def _replaced(ids: np.ndarray, pieces: _Pieces, instead: np.ndarray, texts: RowTexts) -> np.ndarray:
+    """(P,) int64: `ids` of the pieces; where one overlaps a token of the student with an `instead`, that.
+
+    Args:
+        ids: (P,) int64.
+        pieces: their places.
+        instead: (N,) int64, for each token of the student; -1: nothing.
+        texts: of these tokens.
+    """
+    tokens = np.flatnonzero((instead >= 0) & ~texts.is_special)
+    if not len(tokens):
+        return ids
+    first = np.searchsorted(texts.end[tokens], pieces.start, side="right")
+    token = tokens[np.minimum(first, len(tokens) - 1)]
+    overlaps = (first < len(tokens)) & (texts.start[token] < pieces.end)
+    return np.where(overlaps, instead[token], ids)
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

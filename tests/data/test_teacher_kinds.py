@@ -49,7 +49,7 @@ def rows_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untype
 
 @pytest.mark.parametrize("teacher_kind", KINDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_pieces_are_hidden_where_they_touch_a_hidden_word(kind: str, teacher_kind: str, rows_of) -> None:  # type: ignore[no-untyped-def]
+def test_pieces_are_seen_as_the_student_sees_the_word_that_they_touch(kind: str, teacher_kind: str, rows_of) -> None:  # type: ignore[no-untyped-def]
     student, teacher = tokenizer_of(kind), tokenizer_of(teacher_kind)
     ids, lengths, starts = rows_of(kind)
     tokens = TeacherTokens.of(student, teacher, None)
@@ -59,16 +59,27 @@ def test_pieces_are_hidden_where_they_touch_a_hidden_word(kind: str, teacher_kin
     for row, length in enumerate(lengths.tolist()):
         labelled[row, 1 + row : length - 1 : 7] = True
     labelled &= ids != student.unk_token_id
-    rows = tokens.rows(ids, lengths, np.flatnonzero(labelled), starts)
+    labels = np.flatnonzero(labelled)
+    # In turn masked, as it is, and a random token.
+    shown = np.full(ids.shape, -1)
+    shown.reshape(-1)[labels[0::3]] = student.mask_token_id
+    shown.reshape(-1)[labels[1::3]] = ids.reshape(-1)[labels[1::3]]
+    shown.reshape(-1)[labels[2::3]] = tokens.shared.student_ids[len(tokens.shared.student_ids) // 2]
+    random = tokens.shared.teacher_ids[len(tokens.shared.student_ids) // 2]
+    rows = tokens.rows(ids, lengths, labels, shown.reshape(-1)[labels], starts)
     for row, length in enumerate(lengths.tolist()):
         texts = reader.read(ids[row, :length])
         word = np.cumsum(starts[row, :length])
-        in_hidden = np.isin(word, word[labelled[row, :length]])
-        hidden = {
-            character
-            for start, end in zip(texts.start[in_hidden], texts.end[in_hidden], strict=True)
-            for character in range(start, end)
-        }
+        seen = shown[row, :length]
+
+        def characters(of: np.ndarray) -> set[int]:
+            """Of the words of these tokens."""
+            tokens_of = np.isin(word, word[of])  # noqa: B023
+            spans = zip(texts.start[tokens_of], texts.end[tokens_of], strict=True)  # noqa: B023
+            return {character for start, end in spans for character in range(start, end)}
+
+        hidden = characters(seen == student.mask_token_id)
+        replaced = characters((seen >= 0) & (seen != student.mask_token_id) & (seen != ids[row, :length]))
         expected: list[int] = []
         place = 0
         for first, end in texts.segments.tolist():
@@ -76,9 +87,10 @@ def test_pieces_are_hidden_where_they_touch_a_hidden_word(kind: str, teacher_kin
             begin, place = int(texts.start[first]), end
             encoding = plain.encode(texts.text[begin : texts.end[end - 1]])
             for index, (start, last) in zip(encoding.ids, encoding.offsets, strict=True):
-                touches = hidden.intersection(range(begin + start, begin + last))
-                expected.append(teacher.mask_token_id if touches else index)
+                touched = set(range(begin + start, begin + last))
+                of_random = random if touched & replaced else index
+                expected.append(teacher.mask_token_id if touched & hidden else of_random)
         expected += [teacher.unk_token_id] * (length - 1 - place)
-        shown = rows.input_ids[row]
-        assert (shown if rows.attention_mask is None else shown[rows.attention_mask[row].bool()]).tolist() == expected
+        there = rows.input_ids[row]
+        assert (there if rows.attention_mask is None else there[rows.attention_mask[row].bool()]).tolist() == expected
     assert len(rows.aligned) == len(rows.positions)

@@ -34,6 +34,7 @@ PAIRS: dict[str, tuple[str, tuple[str, int, Wishes], tuple[str, int, Wishes]]] =
     "Chinese characters to byte-level BPE": (CHINESE, ("characters", 400, Wishes()), ("bpe", 700, Wishes())),
     "Chinese WordPiece to byte-level BPE": (CHINESE, ("wordpiece", 600, Wishes()), ("bpe", 700, Wishes())),
 }
+# Without labels.
 NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -77,8 +78,12 @@ class Pair:
     def masked(self) -> MaskedRows:
         return draw_masks(self.ids, self.lengths, self.rows, self.rows * 0, self.data.facts, DataConfig(), 1)
 
-    def teacher_rows(self, positions: np.ndarray) -> TeacherRows:
-        return self.tokens.rows(self.ids, self.lengths, positions, self.starts)
+    def teacher_rows(self, positions: np.ndarray, shown: np.ndarray | None = None) -> TeacherRows:
+        """shown: what the student sees there; None: its mask token."""
+        return self.tokens.rows(self.ids, self.lengths, positions, self.all_masked(positions, shown), self.starts)
+
+    def all_masked(self, positions: np.ndarray, shown: np.ndarray | None = None) -> np.ndarray:
+        return np.full(len(positions), self.student.mask_token_id) if shown is None else shown
 
     def batches(self, workers: int = 0, teacher: bool = True) -> StepBatches:
         return StepBatches(
@@ -195,6 +200,29 @@ def test_aligned_tokens_are_whole_words_and_one_shared_entry(pair: Pair) -> None
                 assert found.get(place) == (row * width_there + there if expected else None)
 
 
+def test_a_random_token_that_is_not_shared_is_some_entry_of_the_teacher(one: Pair) -> None:
+    shared = one.tokens.shared
+    words = np.flatnonzero(one.starts[:, :-1] & one.starts[:, 1:] & (one.ids[:, :-1] >= 5))
+    positions = words[:3] // 63 * 64 + words[:3] % 63
+    plain = one.teacher_rows(NONE)
+    for token in (int(shared.student_ids[-1]), int(np.flatnonzero(shared.shared_index_of_student < 0)[-1])):
+        rows = one.teacher_rows(positions, np.full(3, token))
+        changed = rows.input_ids[plain.input_ids != rows.input_ids]
+        assert len(set(changed.tolist())) == 1
+        assert changed[0] in shared.teacher_ids
+        index = shared.shared_index_of_student[token]
+        assert index < 0 or changed[0] == shared.teacher_ids[index]
+
+
+def test_a_word_with_a_masked_token_is_masked_whatever_the_student_sees_of_the_rest(one: Pair) -> None:
+    flat, starts = one.ids.reshape(-1), one.starts.reshape(-1)
+    first = int(np.flatnonzero(starts[:-1] & ~starts[1:])[0])
+    positions, mask = np.array([first, first + 1]), one.student.mask_token_id
+    masked = one.teacher_rows(positions)
+    for shown in ([mask, flat[first + 1]], [flat[first], mask], [mask, flat[5]], [flat[5], mask]):
+        assert torch.equal(one.teacher_rows(positions, np.array(shown)).input_ids, masked.input_ids)
+
+
 def test_a_row_is_the_same_in_any_batch(pair: Pair) -> None:
     masked = pair.masked()
     together = pair.teacher_rows(masked.positions)
@@ -202,7 +230,8 @@ def test_a_row_is_the_same_in_any_batch(pair: Pair) -> None:
     for row in range(0, len(pair.rows), 3):
         here = masked.positions[masked.positions // width == row] % width
         length = pair.lengths[row : row + 1]
-        alone = pair.tokens.rows(pair.ids[row : row + 1], length, here, pair.starts[row : row + 1])
+        one_row = pair.ids[row : row + 1], length, here, pair.all_masked(here), pair.starts[row : row + 1]
+        alone = pair.tokens.rows(*one_row)
         assert alone.attention_mask is None
         assert alone.input_ids[0].tolist() == row_of(together, row)
         of_row = together.positions // width_there == row
@@ -266,7 +295,7 @@ def test_longer_rows_are_cut_at_a_word(one: Pair, longest: int) -> None:
     masked = one.masked()
     whole, plain = one.teacher_rows(masked.positions), one.teacher_rows(NONE)
     tokens = TeacherTokens.of(one.student, one.teacher, longest)
-    cut = tokens.rows(one.ids, one.lengths, masked.positions, one.starts)
+    cut = tokens.rows(one.ids, one.lengths, masked.positions, one.all_masked(masked.positions), one.starts)
     assert cut.input_ids.shape[1] <= longest
     assert whole.input_ids.shape[1] > longest
     assert len(cut.aligned) < len(whole.aligned)
@@ -295,7 +324,7 @@ def test_unknown_words_are_unknown_to_the_teacher_too(one: Pair) -> None:
     ids = np.array([student("loka \u2603 mi.")["input_ids"]])
     assert (ids == student.unk_token_id).sum() == 1
     starts = ~one.data.facts.continues_word[ids]  # type: ignore[index]
-    rows = one.tokens.rows(ids, np.array([ids.shape[1]]), NONE, starts)
+    rows = one.tokens.rows(ids, np.array([ids.shape[1]]), NONE, NONE, starts)
     [there] = rows.input_ids.tolist()
     before, after = (teacher(text, add_special_tokens=False)["input_ids"] for text in ("loka", " mi."))
     assert there == [teacher.cls_token_id, *before, teacher.unk_token_id, *after, teacher.sep_token_id]
@@ -309,11 +338,11 @@ def test_a_row_may_begin_and_end_inside_a_character(pairs: Any) -> None:
     ids = np.array([[pair.student.cls_token_id, *euro[1:], *word, *euro[:2], pair.student.sep_token_id]])
     starts = np.zeros(ids.shape, dtype=bool)
     starts[:, [0, 1, 3, 3 + len(word), -1]] = True
-    rows = pair.tokens.rows(ids, np.array([ids.shape[1]]), np.array([4]), starts)
+    rows = pair.tokens.rows(ids, np.array([ids.shape[1]]), np.array([4]), pair.all_masked(np.array([4])), starts)
     text = pair.teacher.decode(rows.input_ids[0].tolist(), skip_special_tokens=False)
     assert "loka" not in text
     assert squeezed(pair.teacher, rows.input_ids[0].tolist()) == ""
-    plain = pair.tokens.rows(ids, np.array([ids.shape[1]]), NONE, starts)
+    plain = pair.tokens.rows(ids, np.array([ids.shape[1]]), NONE, NONE, starts)
     assert squeezed(pair.teacher, plain.input_ids[0].tolist()) == "loka"
 
 
@@ -323,7 +352,8 @@ def test_bytes_of_unknown_characters_are_hidden_by_character(pairs: Any) -> None
     ids = np.array([pair.student("\u4e2d\u6587")["input_ids"]])
     assert ids.shape == (1, 8)
     starts = np.isin(np.arange(8), [0, 1, 4, 7])[None]
-    [shown] = pair.tokens.rows(ids, np.array([8]), np.array([5]), starts).input_ids.tolist()
+    labelled = np.array([5])
+    [shown] = pair.tokens.rows(ids, np.array([8]), labelled, pair.all_masked(labelled), starts).input_ids.tolist()
     of_first = [f"<0x{byte:02X}>" for byte in "\u4e2d".encode()]
     there = pair.teacher.convert_ids_to_tokens(shown)
     assert there == ["<s>", "\u2581", *of_first, "<mask>", "<mask>", "<mask>", "</s>"]
