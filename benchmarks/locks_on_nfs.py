@@ -7,7 +7,7 @@ python benchmarks/locks_on_nfs.py [--packages FOLDER]
 As root on Linux. It starts a kernel of its own (user-mode Linux, with this machine's files read-only), and in it an NFS
 4.2 server and two hosts in network namespaces; nothing leaves it. Debian: user-mode-linux nfs-kernel-server nfs-common
 iproute2, installed, or unpacked into FOLDER (`dpkg -x`) with what they need. DeepSpeed's operators must have been
-compiled (any run does). Takes 5 minutes.
+compiled (any run does), and vm.max_map_count must be some 1,000,000. Takes 5 minutes.
 """
 
 from __future__ import annotations
