@@ -161,15 +161,17 @@ class TeacherTokens:
         if self._longest_row is not None:
             pieces = _cut(pieces, word_at, self._longest_row, len(self._before), len(self._after))
         word = np.cumsum(starts)
+        is_masked = shown == self._mask_id_of_student
+        is_random = ~is_masked & (shown != ids[labelled])
         seen = pieces.ids
-        is_random = shown != ids[labelled]
-        for changed, instead in (
-            (is_random, self._teacher_entries(shown)),
-            (shown == self._mask_id_of_student, np.full(len(shown), self._mask_id)),
+        # Masked words last: a piece may overlap one of each.
+        for chosen, instead in (
+            (is_random, self._teacher_entries(shown[is_random])),
+            (is_masked, np.full(is_masked.sum(), self._mask_id)),
         ):
-            instead_of_word = np.full(word[-1] + 1, -1, dtype=np.int64)
-            instead_of_word[word[labelled[changed]]] = instead[changed]
-            seen = _replaced(seen, pieces, instead_of_word[word], texts)
+            of_word = np.full(word[-1] + 1, -1, dtype=np.int64)
+            of_word[word[labelled[chosen]]] = instead
+            seen = _replaced(seen, pieces, of_word[word], texts)
 
         is_whole = starts[labelled] & np.append(starts, True)[labelled + 1]
         piece, aligned = self._aligned(ids, labelled, is_whole, texts, pieces)
