@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 _running: set[subprocess.Popen[str]] = set()
+_ending = threading.Event()
 
 
 def run(
@@ -34,6 +36,8 @@ def run(
     except OSError as error:
         return 127, "", f"{command[0]}: {error.strerror}"
     _running.add(process)
+    if _ending.is_set():  # the signal came while another thread started this one
+        _end(process)
     try:
         out, err = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
@@ -57,6 +61,7 @@ def end_commands_on_signals() -> None:
     """
 
     def stop(number: int, _: Any) -> None:
+        _ending.set()
         for process in list(_running):
             _end(process)
         sys.exit(128 + number)
