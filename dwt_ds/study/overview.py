@@ -93,9 +93,16 @@ def _evaluated(runs: Sequence[RunRecord]) -> list[str]:
     return [key for key in keys if teacher or "soft" not in key]
 
 
+_LOSS_NAMES = {
+    "eval_hard_loss": "held-out loss",
+    "eval_soft_loss": "held-out KL from the teacher",
+    "eval_shared_hard_loss": "held-out loss on the shared entries",
+}
+
+
 def _loss_name(key: str) -> str:
     kind, _, name = key.partition(".")
-    words = {"eval_hard_loss": "held-out loss", "eval_soft_loss": "held-out KL from the teacher"}.get(kind, kind)
+    words = _LOSS_NAMES.get(kind, kind)
     return f"{words}, {name}" if name else words
 
 
