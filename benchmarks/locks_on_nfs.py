@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 PROJECT = Path(__file__).parents[1]
 FOLDER = "/mnt/shared/run"
@@ -190,8 +189,9 @@ class Host:
 class Program:
     def __init__(self, words: list[str]) -> None:
         environment = {**os.environ, **ONE_RANK, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
-        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self._process = subprocess.Popen(words, text=True, env=environment, **streams)
+        self._process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
         self.pid = self._process.pid
         self.first_line = self.next_line()
 
