@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,10 +48,6 @@ class Batch(NamedTuple):
     def soft_rows(self) -> int:
         """Positions that the soft loss sees."""
         return int(self.positions.numel() if self.teacher is None else self.teacher.aligned.numel())
-
-    def without_teacher(self) -> Batch:
-        """The batch for a student that trains alone, with the labelled positions only."""
-        return self._replace(positions=self.positions[: len(self.labels)], teacher=None)
 
     def to(self, device: torch.device) -> Batch:
         """The same with the tensors that the models need on `device`; `rows` stays on the CPU."""
@@ -188,6 +185,12 @@ class StepBatches(Dataset[list[Batch]]):
         self._micro_batch_size, self._accumulation = micro_batch_size, accumulation
         self._rank, self._world_size = rank, world_size
         self._rows_before, self._first_step = rows_before, first_step
+
+    def without_teacher(self) -> StepBatches:
+        """The same rows and masks for a student that trains alone: with the labelled positions only."""
+        alone = copy.copy(self)
+        alone._maker = replace(self._maker, soft_positions="labelled", teacher_tokens=None)
+        return alone
 
     def rows_consumed(self, step: int) -> int:
         """Stream positions consumed before step `step`: what a checkpoint must keep to resume."""

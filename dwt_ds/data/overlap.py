@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.batches import validation_batches
@@ -53,3 +55,16 @@ class Overlap:
             ours += batch.token_count
             theirs += rows.input_ids.numel() if rows.attention_mask is None else int(rows.attention_mask.sum())
         return cls(len(tokens.shared.student_ids), aligned / max(labels, 1), theirs / max(ours, 1))
+
+    def to_row(self) -> dict[str, Any]:
+        """Its keys in metrics.jsonl."""
+        return {
+            "shared_entries": self.entries,
+            "aligned_share": self.aligned_share,
+            "teacher_tokens_per_token": self.teacher_tokens,
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Overlap:
+        """Out of a row of metrics.jsonl that has the keys of `to_row`."""
+        return cls(row["shared_entries"], row["aligned_share"], row["teacher_tokens_per_token"])

@@ -31,13 +31,14 @@ class TeacherRelease:
         self._idle_steps = config.teacher.release_after_steps or schedule.average_steps
         self._total_steps = total_steps
 
-    def at_start(self, step: int, released: int | None) -> int | None:
+    def at_start(self, step: int, released: int | None, *, same_rule: bool = True) -> int | None:
         """The step at which the teacher was released, for a start at `step`; None: the run needs its teacher.
 
-        `released` is what the checkpoint says. A longer run, or another schedule, can need the teacher again.
+        `released` is what the checkpoint says, and `same_rule` whether its run had the same teacher, soft weight and
+        rule of release. A longer run, or other settings, can need the teacher again.
         """
         if self.follows_losses:
-            return released
+            return released if same_rule else None
         if self.step is None or step < self.step:
             return None
         return step if released is None else released

@@ -46,7 +46,14 @@ from dwt_ds.run.models import (
     uses_graphs,
 )
 from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_facts
-from dwt_ds.run.resume import check_length, measured_before, resume, state_and_teacher, teacher_origin
+from dwt_ds.run.resume import (
+    check_length,
+    measured_before,
+    resume,
+    same_rule_of_release,
+    state_and_teacher,
+    teacher_origin,
+)
 from dwt_ds.run.session import Session
 from dwt_ds.run.stop import StopRequest
 from dwt_ds.run.stuck import StuckWatch
@@ -90,7 +97,9 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
             check_world_size(checkpoint.path, resolved.ds.zero_stage)
             check_length(checkpoint.path, resolved)
         before, taught_by = state_and_teacher(checkpoint.path)
-        released = TeacherRelease(resolved.config, resolved.total_steps).at_start(before.step, before.teacher_released)
+        released = TeacherRelease(resolved.config, resolved.total_steps).at_start(
+            before.step, before.teacher_released, same_rule=same_rule_of_release(checkpoint.path, facts)
+        )
         # A run that resumes without its teacher needs nothing of it, not even its folder.
         alone = released is not None and checkpoint.path is not None
         if not alone:
@@ -114,7 +123,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     if teacher is None:
         other = None  # it gave weights at most
     evaluation = Evaluation(resolved, data, eval_sets, other)
-    measured = ranks.broadcast_from_rank_0(measured_before(before) if teaches == taught_by else None)
+    same_teacher = ranks.broadcast_from_rank_0(teaches == taught_by)  # rank 0 alone knows the weights' origin
+    measured = measured_before(before) if same_teacher else None
     worth = report_models(resolved, objective, teacher, evaluation, measured=measured, released=released)
     if other is not None and teacher is not None:
         teacher.keep_shared(other.shared)
@@ -129,8 +139,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     state = resume(student, checkpoint, folder, resolved, facts)
     loss, mass = (None, None) if worth is None else worth
     state = replace(state, teacher_loss=loss, teacher_mass=mass, teacher_released=released)
-    if teaches.tokenizer != taught_by.tokenizer:
-        state = replace(state, adaptive={})  # its averages are losses on other entries
+    if not same_teacher:
+        state = replace(state, adaptive={})  # the other teacher's loss, and averages of the distance to it
     return Session(
         resolved=resolved,
         student=student,
@@ -144,6 +154,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         log=RunLog(resolved, student, folder, state.step, utilization),
         stop=stop,
         stuck=stuck,
+        overlap=overlap,
     )
 
 

@@ -69,7 +69,7 @@ class Evaluation:
     def teacher_loss(self, teacher: TeacherEngine) -> TeacherHeldOut:
         """The teacher's own, before `keep_shared`; NaN without held-out rows."""
         where = self._config.distill, ranks.reduce_sum, ranks.device()
-        batches = self._own_batches()
+        batches = self._own_batches(for_teacher=True)
         if self._other is None:
             return TeacherHeldOut(teacher_held_out_loss(teacher, batches, self._vocab_size, *where))
         return shared_held_out_loss(teacher, batches, self._other.shared, self._other.size, *where)
@@ -90,7 +90,7 @@ class Evaluation:
         where = temperature, ranks.reduce_sum, ranks.device()
         losses = {}
         student.eval()
-        own = held_out_loss(student, teacher, until_stopped(self._own_batches()), *where)
+        own = held_out_loss(student, teacher, until_stopped(self._own_batches(teacher is not None)), *where)
         if own is not None:
             losses[eval_key("")] = own.hard_loss
             if teacher is not None or self._config.teacher.path is None:
@@ -104,9 +104,9 @@ class Evaluation:
         student.train()
         return losses
 
-    def _own_batches(self) -> Iterator[Batch]:
-        """Of the data folder, with what a teacher with another vocabulary reads."""
-        return self._batches(self._data, None if self._other is None else self._other.tokens)
+    def _own_batches(self, for_teacher: bool) -> Iterator[Batch]:
+        """Of the data folder; for a teacher with another vocabulary with what it reads."""
+        return self._batches(self._data, self._other.tokens if self._other is not None and for_teacher else None)
 
     def _batches(self, data: PreparedData, teacher_tokens: TeacherTokens | None = None) -> Iterator[Batch]:
         """This rank's micro-batches, on its device; every rank has the same number of them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dwt_ds.base.files import read_manifest
-from dwt_ds.base.trees import differences
+from dwt_ds.base.trees import differences, flatten
 from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
@@ -51,6 +51,29 @@ def state_and_teacher(checkpoint: Path | None) -> tuple[RunState, TeacherOrigin]
     manifest = read_manifest(checkpoint)
     origin = TeacherOrigin(manifest.get("teacher"), manifest.get("teacher_tokenizer"))
     return RunState(**manifest["state"]), origin
+
+
+# What an adaptive weight's release follows from, besides the losses.
+_RULE_OF_RELEASE = (
+    "distill.soft_weight",
+    "teacher.path",
+    "teacher.vocabulary",
+    "teacher.release",
+    "teacher.release_after_steps",
+    "teacher.release_below_share",
+)
+
+
+def same_rule_of_release(checkpoint: Path | None, facts: RunFacts) -> bool:
+    """Whether a checkpoint's run had the same teacher, soft weight and rule of release; its version may have had fewer
+    settings."""
+    before = {} if checkpoint is None else flatten(read_manifest(checkpoint)["settings"])
+    now = flatten(facts.settings)
+    return all(
+        before[name] == now.get(name)
+        for name in before
+        if name in _RULE_OF_RELEASE or name.startswith("distill.soft_weight.")
+    )
 
 
 def measured_before(before: RunState) -> TeacherHeldOut | None:

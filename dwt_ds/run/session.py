@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dwt_ds.data.batches import Batch, StepBatches, step_loader
+from dwt_ds.data.overlap import Overlap
 from dwt_ds.distill.objective import Losses, LossScale
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
@@ -61,16 +62,16 @@ class Session:
         log: RunLog,
         stop: StopRequest,
         stuck: StuckWatch,
+        overlap: Overlap | None = None,
     ) -> None:
         self.config, self.total_steps, self.first_step = resolved.config, resolved.total_steps, state.step
         self.student, self.teacher, self.device = student, teacher, ranks.device()
         self.log, self._quantization = log, resolved.quantization
-        self._batches, self._evaluation, self._exporter = batches, evaluation, exporter
+        self._batches = batches if teacher is not None else batches.without_teacher()
+        self._evaluation, self._exporter, self._overlap = evaluation, exporter, overlap
         self._folder, self._facts, self._state, self._stuck = folder, facts, state, stuck
         self._divisor = gradient_divisor(student)
-        on_gpu = self.device.type == "cuda"
-        workers = int(on_gpu) if self.config.data.workers == "auto" else self.config.data.workers
-        self._loader = iter(step_loader(batches, range(state.step, self.total_steps), workers, pin_memory=on_gpu))
+        self._loader = self._load(state.step)
         self._shared_vocabulary = teacher is not None and self.config.teacher.vocabulary == "shared"
         fourth: Fourth | None = "shared_hard" if self._shared_vocabulary else None
         if teacher is not None and self.config.distill.soft_positions != "labelled":
@@ -106,10 +107,8 @@ class Session:
         """
         self._switch_quantization(step)
         asked = time.perf_counter()
-        micro_batches: list[Batch] = next(self._loader)
+        micro_batches = next(self._loader)
         self._meter.add_wait(time.perf_counter() - asked)
-        if self.teacher is None:
-            micro_batches = [batch.without_teacher() for batch in micro_batches]
         labelled = sum(len(batch.labels) for batch in micro_batches)
         positions = sum(batch.soft_rows for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
@@ -189,6 +188,12 @@ class Session:
         self.log.progress.close()
         self.log.progress.say(f"done: {self.total_steps} steps, {tokens:,} tokens; exported to {self._folder.export}")
 
+    def _load(self, first: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each step from `first` on."""
+        on_gpu = self.device.type == "cuda"
+        workers = int(on_gpu) if self.config.data.workers == "auto" else self.config.data.workers
+        return iter(step_loader(self._batches, range(first, self.total_steps), workers, pin_memory=on_gpu))
+
     def _switch_quantization(self, step: int) -> None:
         """Fake quantization is on from its first step, also after a resume beyond it."""
         if self._quantization is not None:
@@ -200,6 +205,8 @@ class Session:
         self.log.teacher_released(done, self.teacher.parameters, self._meter)
         self.teacher.release()
         self.teacher, self._soft_weight.released = None, done
+        self._batches = self._batches.without_teacher()
+        self._loader = self._load(done)
 
     def _export(self, folder: Path, done: int) -> None:
         tokens, released = self._meter.tokens, self._soft_weight.released
@@ -224,7 +231,8 @@ class Session:
         if "eval_shared_hard_loss" in losses and loss is not None and mass is not None:
             losses |= {"teacher_shared_hard_loss": loss, "teacher_shared_mass": mass}
         self.log.say(done, evaluation_words(losses))
-        self.log.add({"step": done, **losses})
+        overlap = {} if self.teacher is None or self._overlap is None else self._overlap.to_row()
+        self.log.add({"step": done, **losses, **overlap})
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Validation micro-batches, of which every rank has the same number, until the ranks agree to stop."""

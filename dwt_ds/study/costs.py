@@ -8,7 +8,7 @@ from typing import Any
 
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.flops import Work, meta_model, work_of_a_row
-from dwt_ds.plan.vocabulary import find_overlap
+from dwt_ds.plan.vocabulary import measure_overlap
 from dwt_ds.study.models import data_of, student_config, teacher_config
 from dwt_ds.study.records import RunRecord
 
@@ -82,7 +82,7 @@ def teacher_training(run: RunRecord) -> Spent | None:
 
 
 def work_per_token(run: RunRecord) -> Work | None:
-    """Operations of training per real token, with the teacher; None if the data or the config of a model is missing."""
+    """Operations of training per real token, with the teacher; None if data, or the config of a model, are missing."""
     config = parse_run_config(run.config)
     student, teacher = student_config(run), teacher_config(run)
     if student is None or (run.has_teacher and teacher is None):
@@ -90,7 +90,12 @@ def work_per_token(run: RunRecord) -> Work | None:
     corpus = data_of(run)
     if corpus is None:
         return None
-    overlap = None if teacher is None else find_overlap(config, corpus.vocab_size, teacher)[0]
+    overlap = run.overlap
+    if overlap is None and teacher is not None and config.teacher.vocabulary == "shared":
+        try:
+            overlap = measure_overlap(config, teacher)  # runs of earlier versions did not write it down
+        except (FileNotFoundError, ValueError):
+            return None
     sizes: dict[str, Any] = {
         "seq_len": corpus.seq_len,
         "labels": corpus.labels_per_row(config.data.mask_probability),

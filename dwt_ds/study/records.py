@@ -13,6 +13,7 @@ import numpy as np
 from dwt_ds.base.files import read_json
 from dwt_ds.base.trees import flatten
 from dwt_ds.base.written import read_yaml
+from dwt_ds.data.overlap import Overlap
 from dwt_ds.distill.held_out import eval_losses
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import NO_TEACHER
@@ -129,6 +130,11 @@ class RunRecord:
         """Name of an eval set -> its held-out MLM loss at the last evaluation, nats per masked token."""
         last = eval_losses(self.evaluation_rows[-1])
         return {name: loss for name, loss in last.items() if name and loss is not None}
+
+    @property
+    def overlap(self) -> Overlap | None:
+        """What its vocabulary shares with its teacher's; None if that is the same, or was not written down."""
+        return next((Overlap.from_row(row) for row in self.evaluation_rows if "shared_entries" in row), None)
 
     @property
     def is_evaluated(self) -> bool:

@@ -237,12 +237,12 @@ def test_further_positions_are_unlabelled_real_tokens_after_the_same_masks(
     data: PreparedData, positions: Any, masking: dict[str, Any]
 ) -> None:
     plain = steps(data, global_batch=4, world_size=1, masking=masking)[0]
-    dense = steps(data, global_batch=4, world_size=1, masking=masking, soft_positions=positions)[0]
+    [dense] = steps(data, global_batch=4, world_size=1, masking=masking, soft_positions=positions)
     for step in range(20):
         [few], [many] = plain[step], pickle.loads(pickle.dumps(dense[step]))
         assert torch.equal(few.input_ids, many.input_ids)
         assert torch.equal(few.labels, many.labels)
-        alone = many.without_teacher()
+        [alone] = dense.without_teacher()[step]
         assert torch.equal(few.positions, alone.positions)
         assert (alone.soft_rows, many.soft_rows) == (len(few.labels), len(many.positions))
         further = many.positions[len(many.labels) :]

@@ -240,8 +240,10 @@ def test_a_row_is_the_same_in_any_batch(pair: Pair) -> None:
 
 def test_the_students_batches_are_the_same_with_a_teacher(one: Pair) -> None:
     for step in range(30):
-        for ours, plain in zip(one.batches()[step], one.batches(teacher=False)[step], strict=True):
+        without = one.batches().without_teacher()[step]
+        for ours, plain, after in zip(one.batches()[step], one.batches(teacher=False)[step], without, strict=True):
             assert plain.teacher is None
+            assert_equal(after, plain)
             assert ours.teacher is not None
             assert len(ours.teacher.input_ids) == len(ours.input_ids)
             assert_equal(ours._replace(teacher=None), plain)

@@ -89,6 +89,7 @@ def test_a_start_knows_from_its_step_whether_the_teacher_is_needed() -> None:
     adaptive = Schedule("adaptive", 4.0)
     assert rule(adaptive, 10).at_start(8, 5) == 5
     assert rule(adaptive, 10).at_start(8, None) is None
+    assert rule(adaptive, 10).at_start(8, 5, same_rule=False) is None, "another teacher, weight or rule of release"
 
 
 @pytest.mark.parametrize(("after", "released"), [(None, 70), (25, 40), (1, 20), (90, 110)])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness.runs import back_to
+from safetensors.torch import load_file, save_file
 
 from dwt_ds.cli.main import main
 
@@ -114,6 +115,33 @@ def test_the_teacher_leaves_when_the_adaptive_weight_has_been_low(
     assert "held-out MLM loss 1.2500" in start(train, tiny_recipe, resumed, settings, ranks=1)
     assert losses_of(resumed) == losses_of(run)
     assert weights_of(resumed) == weights_of(run)
+    # With the same settings it stays away, and other ones bring it back.
+    for name, changed, returns in (("same", [], False), ("other", ["distill.soft_weight.start=3"], True)):
+        back_to(20, run, tmp_path / name)
+        output = start(train, tiny_recipe, tmp_path / name, [*settings, *changed], ranks=1)
+        assert ("held-out MLM loss" in output) == returns
+        assert {row["teacher_active"] for row in rows_of(tmp_path / name)[-2:] if "hard_loss" in row} == {returns}
+
+
+@pytest.mark.slow
+def test_another_teacher_is_measured_and_its_weight_begins_anew(
+    train: Train, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Weighed by what the first teacher's losses were, a better one would not be listened to."""
+    other = shutil.copytree(tiny_teacher, tmp_path / "other")
+    weights = {name: 0.5 * weight for name, weight in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    run, resumed = tmp_path / "run", tmp_path / "resumed"
+    settings = [
+        *("train.max_steps=8", "train.log_every=1", "train.checkpoint_every=4", "train.keep_last=9"),
+        "distill.soft_weight={schedule: adaptive, start: 4, signal: gap, width: 0.01}",
+    ]
+    start(train, tiny_recipe, run, settings)
+    weights_before = {row["step"]: row["soft_weight"] for row in rows_of(run) if "hard_loss" in row}
+    assert weights_before[5] < 1, "the student is better than this teacher"
+    back_to(4, run, resumed)
+    assert "held-out MLM loss" in start(train, tiny_recipe, resumed, [*settings, f"teacher.path={other}"])
+    assert next(row["soft_weight"] for row in rows_of(resumed) if row["step"] == 5 and "hard_loss" in row) == 4
 
 
 @pytest.mark.slow

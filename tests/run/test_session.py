@@ -20,6 +20,13 @@ from dwt_ds.engine.checkpoint.manifest import RunState
 from dwt_ds.run.session import Session, StepNumbers
 
 
+class Steps(list[list[Batch]]):
+    """Batches of each step."""
+
+    def without_teacher(self) -> Steps:
+        return Steps([[each._replace(positions=each.positions[: len(each.labels)]) for each in step] for step in self])
+
+
 def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **parts: Any) -> Session:
     """Its collaborators do nothing, but for those given."""
     student = SimpleNamespace(
@@ -31,11 +38,11 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
     nothing = SimpleNamespace(beat=lambda step: None, advance=lambda: None, is_asked=lambda folder: False)
     evaluation = SimpleNamespace(is_due=lambda done: config.train.eval_every and done % config.train.eval_every == 0)
     given = {
-        "batches": [[]] * total_steps,
+        "batches": Steps([[]] * total_steps),
         "evaluation": evaluation,
         "folder": SimpleNamespace(path=None),
         "teacher": None,
-        "log": SimpleNamespace(progress=nothing, step=lambda *_, **__: None),
+        "log": SimpleNamespace(progress=nothing, step=lambda *_, **__: None, teacher_released=lambda *_: None),
         "stop": nothing,
         **parts,
     }
@@ -101,7 +108,8 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
         distill=DistillConfig(soft_weight=Schedule("linear", 4.0, 2.0), temperature=Schedule("constant", 1.5))
     )
     micro_batches = [batch([5, 7], 6, further=1), batch([8], 4, further=1)]
-    session = bare_session(config, 4, batches=[micro_batches] * 4, teacher=SimpleNamespace())
+    teacher = SimpleNamespace(parameters=1, release=lambda: None)
+    session = bare_session(config, 4, batches=Steps([micro_batches] * 4), teacher=teacher)
     sums: list[list[int]] = []
 
     def reduce_sum(values: torch.Tensor) -> torch.Tensor:
@@ -118,7 +126,7 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     assert numbers.learning_rate == 0.125
     assert numbers.ranks_to_stop == 1
     assert session._meter.tokens == 30
-    session.teacher = None  # it was released: the student goes on with the labelled tokens
+    session._release_teacher(3)  # the student goes on with the labelled tokens
     found, numbers = session.begin_step(3)
     assert [each.positions.tolist() for each in found] == [[0, 1], [0]]
     assert sums[1] == [3, 3, 10, 0]
@@ -133,7 +141,7 @@ def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(mon
         batch([5, 6, 7], 6)._replace(teacher=rows),
         batch([8], 4)._replace(teacher=rows._replace(aligned=ids[0, :0])),
     ]
-    session = bare_session(config, 4, batches=[micro_batches] * 4, teacher=SimpleNamespace())
+    session = bare_session(config, 4, batches=Steps([micro_batches] * 4), teacher=SimpleNamespace())
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values + torch.tensor([6, 3, 0, 0]))
     _, numbers = session.begin_step(0)
     assert (float(numbers.scale.hard_rows), float(numbers.scale.soft_rows)) == (10 / 2, 5 / 2)

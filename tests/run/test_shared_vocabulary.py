@@ -79,6 +79,8 @@ def test_a_run_and_its_resume(train: Train, tiny_recipe: Path, bpe_teacher: Path
         assert row["shared_hard_loss"] != row["hard_loss"]
     [*_, last] = [row for row in rows if "eval_hard_loss" in row]
     assert 0 < last["teacher_shared_mass"] < 1
+    assert last["shared_entries"] == 125
+    assert [last["aligned_share"], last["teacher_tokens_per_token"]] == pytest.approx([0.75, 1.29], abs=0.005)
     assert f"the teacher's {last['teacher_shared_hard_loss']:.4f}" in output
     width = 0.5  # of the adaptive weight's signal
     gap = (logged[0]["shared_hard_loss"] - last["teacher_shared_hard_loss"]) / width

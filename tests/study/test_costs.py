@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from harness.runs import flops_per_token, write_run
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
+from dwt_ds.config.recipe import parse_run_config
+from dwt_ds.data.overlap import Overlap
+from dwt_ds.plan.vocabulary import measure_overlap
 from dwt_ds.study.costs import UNITS, saved_share
 from dwt_ds.study.records import RunRecord
 from dwt_ds.study.savings import first_reached, saving
@@ -79,3 +83,33 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
         assert released is not None
         assert released.spent.tokens == 1500.0
         assert released.spent.flops == pytest.approx(1000 * with_teacher + 500 * theirs)
+
+
+def test_what_a_teacher_with_another_vocabulary_shares_is_read_from_the_run(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    """Archives of metrics come without the data's rows."""
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    config = {
+        "seed": 1,
+        "data": {"dir": str(folder)},
+        "student": {"family": "bert", "layers": 2, "hidden_size": 32, "num_heads": 2, "max_positions": 32},
+        "teacher": {"path": str(tiny_teacher), "vocabulary": "shared"},
+    }
+    run = tmp_path / "run"
+    write_run(run, {10: 6.0, 20: 5.0}, config)  # type: ignore[arg-type]
+    measured = flops_per_token(RunRecord("run", run))
+    overlap = measure_overlap(parse_run_config(config), BertConfig.from_pretrained(tiny_teacher))
+    for part in ("train", "validation", "tokenizer"):
+        shutil.rmtree(folder / part)
+    assert flops_per_token(RunRecord("run", run)) is None
+    metrics = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
+    found = []
+    for each in (overlap, Overlap(100, 0.5, 2.0)):
+        written = [row | each.to_row() if "eval_hard_loss" in row else row for row in rows]
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in written))
+        found.append(flops_per_token(RunRecord("run", run)))
+    assert found[0] == measured
+    assert found[1] not in (None, measured)
