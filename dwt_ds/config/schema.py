@@ -190,6 +190,9 @@ class TrainConfig:
     """Steps between evaluations; 0: only at the end."""
     eval_rows: PositiveInt | None = None
     """Validation rows of each evaluation, of the data folder and of each of `eval_sets`; null: all."""
+    eval_mask_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the tokens that evaluations of the student mask, so that runs with different `data.mask_probability`
+    compare; null: as in training. The teacher's own loss is measured as in training."""
     eval_sets: EvalSets | None = None
     """Further data folders, NAME: FOLDER, made with the same tokenizer. Each evaluation measures the student's loss on
     their held-out rows, too: `eval_hard_loss.NAME` in metrics.jsonl. null: none."""

@@ -109,16 +109,17 @@ def _further(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> Lines:
-    by_stage = [plan.memory(stage) for stage in STAGES]
+    begin = plan if plan.teacher_share else plan.after_release  # a weight that is 0 from the start loads no teacher
+    by_stage = [begin.memory(stage) for stage in STAGES]
     names = [f"ZeRO-{stage}{' *' if stage == plan.stage else ''}" for stage in STAGES]
     rows: list[Sequence[str]] = [("GiB", *names)]
     rows += [(part, *(_gib(memory.most[part]) for memory in by_stage)) for part in PARTS]
     rows.append(("peak", *(_gib(memory.peak) for memory in by_stage)))
     rows.append(("reached in the", *(memory.fullest for memory in by_stage)))
-    if plan.shapes.teacher is not None and (plan.teacher_share < 1 or plan.release_is_unknown):
+    if begin.shapes.teacher is not None and (plan.teacher_share < 1 or plan.release_is_unknown):
         released = [plan.after_release.memory(stage) for stage in STAGES]
         rows.append(("peak after the teacher's release", *(_gib(memory.peak) for memory in released)))
-    largest = plan.largest_micro_batches()
+    largest = begin.largest_micro_batches()
     rows.append(("largest micro-batch", *(f"{largest[stage]:,}" for stage in STAGES)))
     lines = [
         *table(rows, "<>"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
-from dwt_ds.config.schema import RunConfig, TrainConfig
+from dwt_ds.config.schema import DataConfig, RunConfig, TrainConfig
 from dwt_ds.data.batches import Batch, validation_batches
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.teacher_rows import TeacherTokens
@@ -37,7 +38,7 @@ def check_eval_sets(resolved: Resolved, sets: Mapping[str, PreparedData], facts:
     """Refuse a set without a token to predict, or whose rows cannot be masked as the recipe says (ValueError)."""
     for name, data in sets.items():
         with prefix_errors(f"train.eval_sets.{name}"):
-            if not any(len(batch.labels) for batch in _batches(resolved.config, data, facts)):
+            if not any(len(batch.labels) for batch in _batches(resolved.config, data, facts, _masks(resolved.config))):
                 raise ValueError(f"{data.folder}: its held-out rows have no token to predict; prepare more text")
 
 
@@ -69,7 +70,8 @@ class Evaluation:
     def teacher_loss(self, teacher: TeacherEngine) -> TeacherHeldOut:
         """The teacher's own, before `keep_shared`; NaN without held-out rows."""
         where = self._config.distill, ranks.reduce_sum, ranks.device()
-        batches = self._own_batches(for_teacher=True)
+        # With the masks of training, since the adaptive weight compares it with the student's training loss.
+        batches = self._batches(self._data, self._config.data, for_teacher=True)
         if self._other is None:
             return TeacherHeldOut(teacher_held_out_loss(teacher, batches, self._vocab_size, *where))
         return shared_held_out_loss(teacher, batches, self._other.shared, self._other.size, *where)
@@ -87,10 +89,11 @@ class Evaluation:
         the cross-entropy is reported. `until_stopped` yields the micro-batches until the ranks agree to stop.
         """
         temperature = value_at(self._config.distill.temperature, done - 1, self._total_steps)
-        where = temperature, ranks.reduce_sum, ranks.device()
+        where, masks = (temperature, ranks.reduce_sum, ranks.device()), _masks(self._config)
         losses = {}
         student.eval()
-        own = held_out_loss(student, teacher, until_stopped(self._own_batches(teacher is not None)), *where)
+        batches = self._batches(self._data, masks, for_teacher=teacher is not None)
+        own = held_out_loss(student, teacher, until_stopped(batches), *where)
         if own is not None:
             losses[eval_key("")] = own.hard_loss
             if teacher is not None or self._config.teacher.path is None:
@@ -98,26 +101,32 @@ class Evaluation:
             if own.shared_hard_loss is not None:
                 losses["eval_shared_hard_loss"] = own.shared_hard_loss
         for name, each in self._sets.items():
-            further = held_out_loss(student, None, until_stopped(self._batches(each)), *where)
+            further = held_out_loss(student, None, until_stopped(self._batches(each, masks)), *where)
             if further is not None:
                 losses[eval_key(name)] = further.hard_loss
         student.train()
         return losses
 
-    def _own_batches(self, for_teacher: bool) -> Iterator[Batch]:
-        """Of the data folder; for a teacher with another vocabulary with what it reads."""
-        return self._batches(self._data, self._other.tokens if self._other is not None and for_teacher else None)
+    def _batches(self, data: PreparedData, masks: DataConfig, *, for_teacher: bool = False) -> Iterator[Batch]:
+        """This rank's micro-batches, on its device; every rank has the same number of them.
 
-    def _batches(self, data: PreparedData, teacher_tokens: TeacherTokens | None = None) -> Iterator[Batch]:
-        """This rank's micro-batches, on its device; every rank has the same number of them."""
-        mine = _batches(self._config, data, self._data.facts, ranks.rank(), ranks.world_size(), teacher_tokens)
+        `for_teacher`: with what a teacher with another vocabulary reads.
+        """
+        tokens = self._other.tokens if self._other is not None and for_teacher else None
+        mine = _batches(self._config, data, self._data.facts, masks, ranks.rank(), ranks.world_size(), tokens)
         return (batch.to(ranks.device()) for batch in mine)
+
+
+def _masks(config: RunConfig) -> DataConfig:
+    """How the student's evaluations mask."""
+    return replace(config.data, mask_probability=config.train.eval_mask_probability or config.data.mask_probability)
 
 
 def _batches(
     config: RunConfig,
     data: PreparedData,
     facts: TokenizerFacts,
+    masks: DataConfig,
     rank: int = 0,
     world_size: int = 1,
     teacher_tokens: TeacherTokens | None = None,
@@ -125,7 +134,7 @@ def _batches(
     return validation_batches(
         data.validation,
         facts,
-        config.data,
+        masks,
         micro_batch_size=config.train.micro_batch_size,
         rank=rank,
         world_size=world_size,

@@ -216,8 +216,10 @@ class Session:
         """The evaluation of the step that a resume begins at, if the last start did not complete it."""
         done = self.first_step
         if self._evaluation.is_due(done) and not ranks.broadcast_from_rank_0(self._folder.has_held_out_loss(done)):
+            began = time.perf_counter()
             self._switch_quantization(done - 1)
             self._evaluate(done)
+            self._meter.add_pause(time.perf_counter() - began)
 
     def _evaluate(self, done: int) -> None:
         losses = self._evaluation.student_losses(self.student, self.teacher, self._until_stopped, done)

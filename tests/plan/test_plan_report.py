@@ -75,6 +75,9 @@ def test_memory_and_time_before_and_after_the_teachers_release(capsys: pytest.Ca
     assert after == lone
     assert all(less < more for less, more in zip(after, before))
     assert "release" not in alone
+    never_loaded = plan(capsys, *small, "distill.soft_weight=0")
+    assert peaks(never_loaded, "peak") == lone
+    assert peaks(never_loaded, "largest micro-batch") == peaks(alone, "largest micro-batch")
 
 
 def hours(text: str) -> float:
@@ -86,4 +89,4 @@ def hours(text: str) -> float:
 def peaks(text: str, name: str) -> list[float]:
     found = re.search(rf"\n  {name}((?: +[\d.,]+){{4}})\n", text)
     assert found is not None
-    return [float(cell) for cell in found[1].split()]
+    return [float(cell.replace(",", "")) for cell in found[1].split()]

@@ -119,6 +119,28 @@ def test_further_sets_are_measured_without_the_teacher(
         assert torch.equal(before.labels, now.labels)
 
 
+def test_runs_that_mask_differently_can_be_evaluated_alike(
+    settings: Callable[..., Resolved], books: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher's own loss keeps the masks of training, whose loss the adaptive weight compares it with."""
+
+    def labels(*overrides: str) -> tuple[list[Any], int]:
+        resolved = settings(f"train.eval_sets.books={books.folder}", *overrides)
+        of_student = [batch.labels.tolist() for batch, _ in evaluated(resolved)[1].seen]
+        of_teacher: list[Batch] = []
+        monkeypatch.setattr(
+            "dwt_ds.run.evaluation.teacher_held_out_loss", lambda _, batches, *__: of_teacher.extend(batches)
+        )
+        Evaluation(resolved, PreparedData.open(resolved.config.data.dir), {}).teacher_loss(None)  # type: ignore[arg-type]
+        return of_student, sum(len(batch.labels) for batch in of_teacher)
+
+    few, at_15 = labels()
+    more, at_40 = labels("data.mask_probability=0.4")
+    alike, still_at_40 = labels("data.mask_probability=0.4", "train.eval_mask_probability=0.15")
+    assert few == alike != more
+    assert at_15 < at_40 == still_at_40
+
+
 def test_an_evaluation_can_be_stopped_within_a_set(settings: Callable[..., Resolved], tiny_data: Path) -> None:
     sets = [f"train.eval_sets.{name}={tiny_data}" for name in ("first", "second")]
     losses, student = evaluated(settings(*sets), most=6)
