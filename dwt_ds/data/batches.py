@@ -129,7 +129,8 @@ class _BatchMaker:
             return None
         known = self.table.knows_words
         starts = self.table.starts_word(rows, input_ids.shape[1]) if known else ~continues_word(input_ids, self.facts)
-        return self.teacher_tokens.rows(input_ids, lengths, labelled, shown, starts)
+        packed = self.table.full_width is not None
+        return self.teacher_tokens.rows(input_ids, lengths, labelled, shown, starts, continued=packed)
 
     def _width(self, rows: np.ndarray) -> int:
         return self.table.full_width or int(self.table.lengths[rows].max())

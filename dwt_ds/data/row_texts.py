@@ -47,8 +47,14 @@ class RowReader:
         self._texts = [*filled, *(b" " + text for text in filled)]
         self._lengths = np.array([len(text) for text in self._texts], dtype=np.int64)
 
-    def read(self, ids: np.ndarray) -> RowTexts:
-        """ids: (N,) int64, concatenated rows, each between special tokens."""
+    def read(self, ids: np.ndarray, *, continued: bool = False) -> RowTexts:
+        """The text of some rows.
+
+        Args:
+            ids: (N,) int64, concatenated rows, each between special tokens.
+            continued: the rows continue a text that began before them, so that a word at their beginning has a space
+                before it.
+        """
         special = self._is_special[ids]
         segments = np.flatnonzero(np.diff(special, prepend=True, append=True)).reshape(-1, 2)
         chosen = ids
@@ -56,7 +62,11 @@ class RowReader:
             parts_texts = special & (ids != self._unknown_id)
             joined = self._joins_left[ids]
             joined[1:] |= self._joins_right[ids[:-1]] & ~special[:-1]
-            chosen = ids + len(self._joins_left) * self._rules.spaces_before(ids, parts_texts, joined)
+            begins = None
+            if continued:
+                begins = parts_texts & ~np.concatenate([[True], special[:-1]])  # without the first token of each row
+            spaced = self._rules.spaces_before(ids, parts_texts, joined, begins)
+            chosen = ids + len(self._joins_left) * spaced
         lengths = self._lengths[chosen]
         raw = b"".join([self._texts[index] for index in chosen.tolist()])
         begins = np.concatenate([[0], np.cumsum(lengths)])

@@ -134,6 +134,8 @@ class TeacherTokens:
         positions: np.ndarray,
         shown: np.ndarray,
         starts_word: np.ndarray,
+        *,
+        continued: bool = False,
     ) -> TeacherRows:
         """The teacher's rows of a micro-batch.
 
@@ -147,13 +149,15 @@ class TeacherTokens:
             positions: (N,) int64, flat indices into B x S of the labelled tokens, ascending.
             shown: (N,) int64, what the student sees there.
             starts_word: (B, S) bool, the tokens that start a word.
+            continued: the rows continue a text that began before them, as most packed ones do. A word at their
+                beginning then has a space before it, which is part of it in byte-level BPE.
         """
         width = input_ids.shape[1]
         real = is_real(lengths, width)
         ids, starts = input_ids[real], starts_word[real]
         first = np.cumsum(lengths) - lengths
         labelled = first[positions // width] + positions % width
-        texts = self._reader.read(ids)
+        texts = self._reader.read(ids, continued=continued)
         characters = len(texts.text)
         word_at = np.cumsum(np.bincount(texts.start[starts], minlength=characters + 1))
 

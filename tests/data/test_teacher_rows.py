@@ -168,6 +168,25 @@ def test_rows_are_the_teachers_own_tokens(pairs: Any) -> None:
         assert alike > 5
 
 
+def test_a_packed_row_continues_its_text_with_a_space(one: Pair) -> None:
+    """In byte-level BPE the space is part of the word; a document that begins inside a row has none."""
+
+    def firsts(rows: TeacherRows, after: int) -> set[str]:
+        """How the words after this token begin."""
+        ids = rows.input_ids.flatten()
+        found = one.teacher.convert_ids_to_tokens(ids[1:][ids[:-1] == after].tolist())
+        return {token[0] for token in found if token[0] == "Ġ" or token[0].isalpha()}
+
+    cls, sep = one.teacher.cls_token_id, one.teacher.sep_token_id
+    plain = one.teacher_rows(NONE)
+    assert "Ġ" not in firsts(plain, cls) | firsts(plain, sep)
+    rows = one.tokens.rows(one.ids, one.lengths, NONE, NONE, one.starts, continued=True)
+    assert "Ġ" in firsts(rows, cls)
+    assert "Ġ" not in firsts(rows, sep)
+    batches = [batch.teacher for step in range(9) for batch in one.batches()[step]]
+    assert any(each is not None and "Ġ" in firsts(each, cls) for each in batches)
+
+
 def test_aligned_tokens_are_whole_words_and_one_shared_entry(pair: Pair) -> None:
     masked = pair.masked()
     plain, rows = pair.teacher_rows(NONE), pair.teacher_rows(masked.positions)
