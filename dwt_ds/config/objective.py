@@ -65,7 +65,8 @@ Scheduled = Annotated[Schedule, BeforeValidator(_number_is_a_constant)]
 
 @dataclass(config=STRICT)
 class DistillConfig:
-    """The objective: hard_weight x cross-entropy + soft_weight x KL(teacher || student)."""
+    """The objective: hard_weight x cross-entropy + soft_weight x (KL(teacher || student) + hidden_weight x distance of
+    hidden states)."""
 
     hard_weight: NonNegativeFloat = 1.0
     """Weight of the masked-token cross-entropy."""
@@ -76,6 +77,12 @@ class DistillConfig:
     soft_positions: SoftPositions = "labelled"
     """Tokens of the soft loss: the labelled ones; all real ones; or a number in between, such as 0.3: the labelled ones
     and this share of the others, the same number of them in every full row."""
+    hidden_weight: NonNegativeFloat = 0.0
+    """Weight of the hidden loss, times soft_weight: 1 - cosine between the teacher's last hidden state and a projection
+    of the student's after `hidden_layer`, mean over all real tokens. 0: none."""
+    hidden_layer: PositiveInt | None = None
+    """The student's layer whose output the hidden loss sees, counted from 1, below the last; null: a third of the way
+    up."""
     temperature_squared: bool = False
     """Multiply the soft loss by the squared temperature, as Hinton et al. (2015) do; the paper does not."""
     backend: Literal["auto", "triton", "torch"] = "auto"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dwt_ds.config.objective import DistillConfig
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
+from dwt_ds.distill.hidden import HiddenLoss
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 _NO_LABEL = -100
@@ -51,6 +52,8 @@ class TeacherView(NamedTuple):
     """(V or more,), or (E,)."""
     shared: SharedEntries | None = None
     """None for a teacher with the student's vocabulary."""
+    everywhere: Tensor | None = None
+    """(B x S, H_teacher): its hidden states at all tokens of the rows; None without a hidden loss."""
 
 
 class LossScale(NamedTuple):
@@ -62,6 +65,8 @@ class LossScale(NamedTuple):
     """Divides the summed cross-entropy: labelled tokens over all ranks and accumulation steps."""
     soft_rows: Tensor
     """Divides the summed KL divergence: positions over all ranks and accumulation steps."""
+    tokens: Tensor
+    """Divides the summed hidden loss: real tokens over all ranks and accumulation steps."""
 
 
 class Losses(NamedTuple):
@@ -76,17 +81,29 @@ class Losses(NamedTuple):
     a teacher with the student's vocabulary, whose loss compares with `hard`."""
     labelled_soft: Tensor | None = None
     """KL divergence at the labelled tokens alone, which compares with `hard`; None where `soft` is just that."""
+    hidden: Tensor | None = None
+    """Distance of the hidden states; None without a hidden loss."""
 
 
 class DistillObjective(nn.Module):
     """The student with its loss: the module that DeepSpeed trains.
 
-    `vocab_size` is the number of tokens in the vocabulary; further columns of either head get no probability.
+    Args:
+        vocab_size: tokens in the vocabulary; further columns of either head get no probability.
+        hidden_loss: on a layer of the student; None: none.
     """
 
-    def __init__(self, student: GatheredMaskedLM, config: DistillConfig, vocab_size: int) -> None:
+    def __init__(
+        self,
+        student: GatheredMaskedLM,
+        config: DistillConfig,
+        vocab_size: int,
+        hidden_loss: HiddenLoss | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
+        self.hidden_loss = hidden_loss
+        self.hidden_weight = config.hidden_weight
         self.hard_weight = config.hard_weight
         self.sees_further_tokens = config.soft_positions != "labelled"
         self.temperature_squared = config.temperature_squared
@@ -98,8 +115,22 @@ class DistillObjective(nn.Module):
         """Loss of one micro-batch, summed over its rows and divided by `scale`'s counts.
 
         With shared entries, the hard loss is still over the whole vocabulary. The soft loss is over these entries
-        alone, both distributions renormalized to them.
+        alone, both distributions renormalized to them. The hidden loss is for training only.
         """
+        if self.hidden_loss is None or not self.training:
+            return self._of_logits(batch, teacher, scale)
+        if teacher is None or teacher.everywhere is None:  # it was released
+            losses = self._of_logits(batch, teacher, scale)
+            return losses._replace(loss=losses.loss + self.hidden_loss.ended())
+        self.hidden_loss.listen()
+        losses = self._of_logits(batch, teacher, scale)
+        distance = self.hidden_loss(teacher.everywhere, batch.attention_mask) / scale.tokens
+        return losses._replace(
+            loss=losses.loss + self.hidden_weight * scale.soft_weight * distance, hidden=distance.detach()
+        )
+
+    def _of_logits(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> Losses:
+        """Hard and soft loss."""
         hidden = self.student(batch.input_ids, batch.attention_mask, batch.positions)
         weight, bias = self.student.decoder_weight, self.student.decoder_bias
         if teacher is not None and self.sees_further_tokens:

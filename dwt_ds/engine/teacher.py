@@ -44,6 +44,7 @@ class TeacherEngine:
         device: where it computes.
         seq_len: longest row; the injected kernels size their workspace by it.
         sharded: shard the weights over the ranks, which then have to call it equally often; without injected kernels.
+        everywhere: give the hidden states at all tokens, too, for the hidden loss.
         recorder: of CUDA graphs, for batches whose shape recurs; None: never. Not used for a sharded teacher, whose
             pass has collectives, nor with injected kernels, nor for a family whose layers are not known
             (`known_layers`): its pass may read values on the host.
@@ -70,8 +71,10 @@ class TeacherEngine:
         seq_len: int,
         sharded: bool = False,
         trust_remote_code: bool = False,
+        everywhere: bool = False,
         recorder: CudaRecorder | None = None,
     ) -> None:
+        self._everywhere = everywhere
         self._path, self._dtype, self._device, self._seq_len = path, DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code
         self._engine: nn.Module | None = None
@@ -150,8 +153,11 @@ class TeacherEngine:
         """Hidden states at the rows' positions, and the head that turns them into logits."""
         rows = batch if batch.teacher is None else batch.teacher
         engine = self.start()
-        hidden = (self._graphs or engine)(rows.input_ids, rows.attention_mask, rows.positions)
-        return TeacherView(hidden, *self.head, self._shared)
+        inputs = rows.input_ids, rows.attention_mask, rows.positions
+        if self._everywhere:
+            hidden, everywhere = engine(*inputs, everywhere=True)
+            return TeacherView(hidden, *self.head, self._shared, everywhere)
+        return TeacherView((self._graphs or engine)(*inputs), *self.head, self._shared)
 
     def _load(self, device: torch.device) -> GatheredMaskedLM:
         model = load_masked_lm(self._path, dtype=self._dtype, trust_remote_code=self._trust_remote_code)

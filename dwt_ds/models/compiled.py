@@ -7,8 +7,9 @@ compiled, and so that all layers of a model share one compiled program.
 from __future__ import annotations
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
+
+from dwt_ds.models.masked_lm.families import encoder_layers
 
 
 def compile_layers(model: PreTrainedModel) -> int:
@@ -19,16 +20,7 @@ def compile_layers(model: PreTrainedModel) -> int:
     Returns:
         How many layers there are; 0 for a family whose layers are not found, which stays as it is.
     """
-    layers = _encoder_layers(model)
+    layers = encoder_layers(model)
     for layer in layers:
         layer.forward = torch.compile(layer.forward)
     return len(layers)
-
-
-def _encoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of the first list that has as many as the configuration says, all of one class."""
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    for layers in lists:
-        if len(layers) == model.config.num_hidden_layers and len({type(layer) for layer in layers}) == 1:
-            return list(layers)
-    return []

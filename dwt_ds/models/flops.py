@@ -36,13 +36,20 @@ def _no_warning(*_tensors: object) -> None:
     pass
 
 
-def forward_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int, vocab_size: int) -> int:
-    """Operations of one row's forward pass, logits included."""
+def forward_flops(
+    gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int, vocab_size: int, *, everywhere: bool = False
+) -> int:
+    """Operations of one row's forward pass, logits included; with `everywhere` the last layer runs at all tokens."""
     model = copy.deepcopy(gathered).eval()
     model.model.set_attn_implementation("eager")
     with torch.no_grad(), torch.device("meta"), RepeatedOperations(), FlopCounterMode(display=False) as counter:
-        hidden = model(torch.zeros(1, seq_len, dtype=torch.int64), None, torch.zeros(labels_per_row, dtype=torch.int64))
-    return counter.get_total_flops() + 2 * labels_per_row * vocab_size * int(hidden.shape[-1])
+        model(
+            torch.zeros(1, seq_len, dtype=torch.int64),
+            None,
+            torch.zeros(labels_per_row, dtype=torch.int64),
+            everywhere=everywhere,
+        )
+    return counter.get_total_flops() + 2 * labels_per_row * vocab_size * int(model.decoder_weight.shape[-1])
 
 
 def recomputed_flops(gathered: GatheredMaskedLM, seq_len: int, labels_per_row: int) -> int:
@@ -67,8 +74,8 @@ class Work:
 
     student_forward: float
     teacher_forward: float
-    """What the teacher costs: with a vocabulary of its own also the student's logits of the shared entries, forward and
-    backward."""
+    """What the teacher costs: with a vocabulary of its own also the student's logits of the shared entries, with a
+    hidden loss its projection, forward and backward."""
     recomputed: float = 0
     """Of the student's forward pass, repeated in the backward pass (activation checkpointing): they take time."""
     student_for_soft: float = 0
@@ -97,6 +104,7 @@ def work_of_a_row(
     further: int = 0,
     vocab_size: int,
     overlap: Overlap | None = None,
+    hidden_loss: bool = False,
 ) -> Work:
     """Operations of a row, without repetitions.
 
@@ -107,13 +115,17 @@ def work_of_a_row(
         further: those that the soft loss alone sees; none without a teacher.
         vocab_size: of the student.
         overlap: with a teacher that has a vocabulary of its own; None: it has the student's.
+        hidden_loss: whether there is one.
     """
     ours = forward_flops(student, seq_len, labels, vocab_size)
     if teacher is None:
         return Work(ours, 0)
     if overlap is None:
         with_further = forward_flops(student, seq_len, labels + further, vocab_size) if further else ours
-        theirs = forward_flops(teacher, seq_len, labels + further, vocab_size)
+        theirs = forward_flops(teacher, seq_len, labels + further, vocab_size, everywhere=hidden_loss)
+        if hidden_loss:
+            sizes = [each.model.config.hidden_size for each in (student, teacher)]
+            theirs += 3 * 2 * seq_len * sizes[0] * sizes[1]
         return Work(with_further, theirs, student_for_soft=with_further - ours)
     aligned, width = round(overlap.aligned_share * labels), teacher_width(teacher, overlap, seq_len)
     again = 2 * aligned * overlap.entries * int(student.decoder_weight.shape[-1])

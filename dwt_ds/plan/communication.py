@@ -21,8 +21,9 @@ _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 # Our own sums over all ranks before each step: labelled tokens, soft rows, real tokens, requests to stop.
 COUNTS_BYTES = 4 * 8
 
-# Also our own, fp32: the step's loss, for the guard against spikes, and its three means, for the adaptive weight.
-SPIKE_BYTES, LOSSES_BYTES, FOUR_LOSSES_BYTES = 4, 3 * 4, 4 * 4
+# Also our own, fp32: the step's loss, for the guard against spikes, and its means, three or more, for the adaptive
+# weight.
+SPIKE_BYTES = MEAN_BYTES = 4
 
 # The gradient norm under ZeRO, in fp64. Without ZeRO, whole gradients are on every rank.
 NORM_BYTES = 8
@@ -66,8 +67,8 @@ def own_sums(config: RunConfig) -> list[int]:
     if config.train.spike_sigma is not None:
         sums.append(SPIKE_BYTES)
     if config.distill.soft_weight.schedule == "adaptive" and config.teacher.path is not None:
-        four = config.teacher.vocabulary == "shared" or config.distill.soft_positions != "labelled"
-        sums.append(FOUR_LOSSES_BYTES if four else LOSSES_BYTES)
+        further = config.teacher.vocabulary == "shared" or config.distill.soft_positions != "labelled"
+        sums.append((3 + further + bool(config.distill.hidden_weight)) * MEAN_BYTES)
     return sums
 
 

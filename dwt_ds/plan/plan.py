@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -73,6 +74,7 @@ class Plan:
         """Whether the teacher's forward pass is a CUDA graph."""
         teacher, settings = self.simulator.teacher, self.settings.config.teacher
         plain = not settings.sharded and settings.kernel_inject is False and self.shapes.overlap is None
+        plain = plain and not self.settings.config.distill.hidden_weight
         return self._recurs and plain and teacher is not None and known_layers(teacher.model) is not None
 
     def replays_training(self, stage: int) -> bool:
@@ -80,13 +82,22 @@ class Plan:
         if self.settings.config.train.cuda_graphs != "all":
             return False
         plain = not self.settings.config.train.activation_checkpointing and self.settings.quantization is None
+        plain = plain and not self.settings.config.distill.hidden_weight
         flat = self.zero(stage).flat_gradients(self.partition)
         known = known_layers(self.shapes.student.model) is not None
         return self._recurs and flat and plain and known and self.shapes.overlap is None
 
     @cached_property
     def partition(self) -> Partition:
-        return Partition(self.shapes.trainable_numels, self.ranks)
+        return Partition([*self.shapes.trainable_numels, *self._projection], self.ranks)
+
+    @property
+    def _projection(self) -> list[int]:
+        """Elements of the hidden loss's projection, in a list; empty without one."""
+        teacher = self.shapes.teacher
+        if teacher is None or not self.settings.config.distill.hidden_weight:
+            return []
+        return [math.prod(each.model.config.hidden_size for each in (self.shapes.student, teacher))]
 
     def zero(self, stage: int) -> ZeroSettings:
         """The JSON's numbers at this stage, which may differ from its own."""
@@ -149,6 +160,7 @@ class Plan:
             further=self.settings.further_per_row,
             vocab_size=corpus.vocab_size,
             overlap=self.shapes.overlap,
+            hidden_loss=self.settings.config.distill.hidden_weight > 0,
         )
         if self.settings.config.train.activation_checkpointing:
             work = replace(work, recomputed=recomputed_flops(self.shapes.student, corpus.seq_len, labels))

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from dwt_ds.distill.hidden import hidden_loss_of
 from dwt_ds.models.build import DTYPES
 from dwt_ds.models.flops import teacher_width
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
@@ -123,6 +124,12 @@ class Simulator:
             self._teacher = copy.deepcopy(shapes.teacher).to(self._teacher_dtype).eval()
             if not on_cpu:  # a CPU's dropout does nothing in evaluation
                 imitate_device(self._teacher.model, "auto", on_cpu=False)
+        self._hidden_loss = None
+        if self._teacher is not None and settings.config.distill.hidden_weight > 0:
+            teacher_size = self._teacher.model.config.hidden_size
+            with torch.device("meta"):
+                self._hidden_loss = hidden_loss_of(self._student.model, teacher_size, settings.config)
+            self._hidden_loss.to(self._dtype)
 
     @property
     def teacher(self) -> GatheredMaskedLM | None:
@@ -146,16 +153,22 @@ class Simulator:
                 width = teacher_width(self._teacher, self._overlap, input_ids.shape[1])
                 their_ids = torch.zeros(rows, width, dtype=torch.int64)
                 their_positions = positions[: round(self._overlap.aligned_share * len(positions))]
-        view, teacher_peak, teacher_launches = self._teach(their_ids, their_positions)
+        view, everywhere, teacher_peak, teacher_launches = self._teach(their_ids, their_positions)
         existing = [*self._student.parameters(), *self._student.buffers(), *(view or ())]
+        if self._hidden_loss is not None and everywhere is not None:
+            existing += [*self._hidden_loss.parameters(), everywhere]
         student_bytes = LiveBytes(existing).now
         trained = [p for p in self._student.parameters() if p.requires_grad]
         hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained]
         try:
             with torch.device("meta"), RepeatedOperations(), LiveBytes(existing) as live:
+                if self._hidden_loss is not None:
+                    self._hidden_loss.listen()
                 hidden = self._student(input_ids, None, positions)
                 activations = live.now - student_bytes
                 loss = self._loss(hidden, view)
+                if self._hidden_loss is not None and everywhere is not None:
+                    loss = loss + self._hidden_loss(everywhere, None)
                 del hidden
                 kept, loss_peak = live.now - student_bytes, live.peak - student_bytes
                 live.reset_peak()
@@ -174,16 +187,22 @@ class Simulator:
         a_call = max(self._settings.labels_per_row, self._settings.further_per_row)
         return self._rows_at_once(rows * a_call, self._settings.corpus.vocab_size, with_teacher=with_teacher)
 
-    def _teach(self, input_ids: Tensor, positions: Tensor) -> tuple[tuple[Tensor, Tensor] | None, int, int]:
+    def _teach(
+        self, input_ids: Tensor, positions: Tensor
+    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None, int, int]:
+        """(hidden states and head, hidden states at all tokens, bytes at the peak, operations)."""
         if self._teacher is None:
-            return None, 0, 0
+            return None, None, 0, 0
         existing = [*self._teacher.parameters(), *self._teacher.buffers()]
         with torch.no_grad(), torch.device("meta"), RepeatedOperations(), LiveBytes(existing) as live:
             before = live.now
-            hidden = self._teacher(input_ids, None, positions)
+            if self._hidden_loss is None:
+                hidden, everywhere = self._teacher(input_ids, None, positions), None
+            else:
+                hidden, everywhere = self._teacher(input_ids, None, positions, everywhere=True)
         weight = self._teacher.decoder_weight
         shared = weight if self._overlap is None else weight[: self._overlap.entries]
-        return (hidden, shared), live.peak - before, live.launches
+        return (hidden, shared), everywhere, live.peak - before, live.launches
 
     def _loss(self, hidden: Tensor, view: tuple[Tensor, Tensor] | None) -> Tensor:
         size = self._settings.corpus.vocab_size

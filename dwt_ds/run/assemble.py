@@ -51,6 +51,7 @@ from dwt_ds.run.resume import (
     measured_before,
     resume,
     same_rule_of_release,
+    size_to_follow,
     state_and_teacher,
     teacher_origin,
 )
@@ -108,7 +109,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         teaches = taught_by if alone else teacher_origin(resolved, other)
         facts = replace(facts, teacher=teaches.weights, teacher_tokenizer=teaches.tokenizer)
         teacher = None if released is not None else load_teacher(resolved, tokenizer, other)
-        objective = build_objective(resolved, tokenizer, other, grown=not alone)
+        followed = size_to_follow(checkpoint.path, before, resolved, teacher)
+        objective = build_objective(resolved, tokenizer, other, grown=not alone, teacher_hidden_size=followed)
         overlap = None
         if other is not None and teacher is not None and ranks.rank() == 0:
             overlap = Overlap.measure(other.tokens, data, resolved.config.data)
@@ -138,7 +140,9 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     student = start_student(objective, resolved.ds_values, recorder_of_student(resolved, objective.student))
     state = resume(student, checkpoint, folder, resolved, facts)
     loss, mass = (None, None) if worth is None else worth
-    state = replace(state, teacher_loss=loss, teacher_mass=mass, teacher_released=released)
+    state = replace(
+        state, teacher_loss=loss, teacher_mass=mass, teacher_released=released, teacher_hidden_size=followed
+    )
     if not same_teacher:
         state = replace(state, adaptive={})  # the other teacher's loss, and averages of the distance to it
     return Session(

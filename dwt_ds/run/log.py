@@ -39,6 +39,7 @@ class RunLog:
             first_step,
             resolved.total_steps,
             hard_weight=resolved.config.distill.hard_weight,
+            hidden_weight=resolved.config.distill.hidden_weight,
             shown=ranks.rank() == 0,
         )
         # The time that is left is estimated by the pace since this step.

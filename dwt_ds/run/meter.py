@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from dwt_ds.distill.objective import Losses
 from dwt_ds.engine import ranks
 
-Fourth = Literal["shared_hard", "labelled_soft"]
+Further = Literal["shared_hard", "labelled_soft", "hidden"]
 
 
 class Meter:
@@ -21,14 +22,14 @@ class Meter:
         tokens: real tokens of all ranks before this start.
         elapsed_seconds: training time before this start.
         divisor: what DeepSpeed divides a micro-batch's loss by (`gradient_divisor`).
-        fourth: the fourth number that losses have while the teacher takes part; None: they have three.
+        further: what losses have besides loss, hard and soft while the teacher takes part.
     """
 
-    def __init__(self, tokens: int, elapsed_seconds: float, divisor: int, *, fourth: Fourth | None = None) -> None:
+    def __init__(self, tokens: int, elapsed_seconds: float, divisor: int, further: Sequence[Further] = ()) -> None:
         device = ranks.device()
         self._divisor = divisor
-        self._fourth = fourth
-        self._loss_parts = torch.zeros(3 if fourth is None else 4, device=device)
+        self._names = ("loss", "hard", "soft", *further)
+        self._loss_parts = torch.zeros(len(self._names), device=device)
         self._tokens = torch.zeros((), dtype=torch.float64, device=device)
         self._tokens_before = tokens
         self._tokens_at_log = tokens
@@ -43,10 +44,8 @@ class Meter:
 
     def add(self, loss: Losses) -> None:
         """Add one of this rank's micro-batches."""
-        parts = [loss.loss.detach(), loss.hard, loss.soft]
-        fourth = None if self._fourth is None else getattr(loss, self._fourth)
-        if fourth is not None:
-            parts.append(fourth)
+        # Those that come with the teacher are the last, and are missing after its release.
+        parts = [part.detach() for part in (getattr(loss, name) for name in self._names) if part is not None]
         self._loss_parts[: len(parts)] += torch.stack(parts)
 
     def add_wait(self, seconds: float) -> None:
@@ -72,21 +71,24 @@ class Meter:
         """Training time of this start."""
         return time.perf_counter() - self._started
 
-    def losses(self) -> Tensor:
-        """Loss, hard loss and soft loss of the step, and the `fourth`: (3,) or (4,) means over the global batch; every
-        rank must call it."""
+    def losses(self) -> dict[str, Tensor]:
+        """The step's loss, hard loss, soft loss and `further` ones: 0-d means over the global batch; every rank must
+        call it."""
+        return dict(zip(self._names, self._means().unbind(), strict=True))
+
+    def _means(self) -> Tensor:
         return ranks.reduce_sum(self._loss_parts.clone()) / self._divisor
 
     def row(self, *, with_teacher: bool = True) -> dict[str, Any]:
-        """`losses` of the step, the fourth only `with_teacher`, and rates since the last row."""
-        loss, hard, soft, *fourth = self.losses().tolist()
+        """`losses` of the step, the `further` ones only `with_teacher`, and rates since the last row."""
+        loss, hard, soft, *further = self._means().tolist()
         now, tokens = time.perf_counter(), self.tokens
         seconds = max(now - self._log_started - self._paused_seconds, 1e-9)
         row = {
             "loss": loss,
             "hard_loss": hard,
             "soft_loss": soft,
-            **({f"{self._fourth}_loss": fourth[0]} if fourth and with_teacher else {}),
+            **({f"{name}_loss": value for name, value in zip(self._names[3:], further)} if with_teacher else {}),
             "tokens": tokens,
             "tokens_per_second": (tokens - self._tokens_at_log) / seconds,
             "elapsed_seconds": self.elapsed_seconds,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dwt_ds.distill.hidden import hidden_loss_of
 from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.cuda_graphs import CudaRecorder
@@ -76,7 +77,8 @@ def load_teacher(
             seq_len=seq_len,
             sharded=config.sharded,
             trust_remote_code=config.trust_remote_code,
-            recorder=CudaRecorder() if uses_graphs(resolved) else None,
+            everywhere=resolved.config.distill.hidden_weight > 0,
+            recorder=CudaRecorder() if uses_graphs(resolved) and not resolved.config.distill.hidden_weight else None,
         )
     if other is None:
         check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
@@ -94,11 +96,14 @@ def build_objective(
     other: OtherVocabulary | None = None,
     *,
     grown: bool = True,
+    teacher_hidden_size: int | None = None,
 ) -> DistillObjective:
     """The student as it starts, with the loss around it, on this rank's device and checked against its own logits.
 
-    With `grown=False` it has random weights whatever `student.init` says; a checkpoint replaces them. `other` is the
-    teacher's vocabulary where that may differ from the data's.
+    Args:
+        other: the teacher's vocabulary where that may differ from the data's.
+        grown: False: it has random weights whatever `student.init` says; a checkpoint replaces them.
+        teacher_hidden_size: columns of the teacher's hidden states, for a hidden loss; None: without one.
     """
     config = resolved.config
     torch.manual_seed(config.seed)
@@ -124,7 +129,9 @@ def build_objective(
         prepare(model, resolved.quantization)
     if compiles(resolved):
         compile_layers(model)
-    return DistillObjective(gathered, config.distill, resolved.corpus.vocab_size)
+    hidden_loss = None if teacher_hidden_size is None else hidden_loss_of(model, teacher_hidden_size, config)
+    objective = DistillObjective(gathered, config.distill, resolved.corpus.vocab_size, hidden_loss)
+    return objective.to(ranks.device())
 
 
 def uses_graphs(resolved: Resolved) -> bool:
@@ -140,13 +147,15 @@ def recorder_of_student(resolved: Resolved, student: GatheredMaskedLM) -> CudaRe
     """None where it is not asked for, or where a training pass may do what a graph cannot hold.
 
     Recomputing activations saves and restores the state of the random generator, and autocast keeps copies of weights.
-    Quantizers and unknown families have not been tried.
+    Quantizers, a hidden loss and unknown families have not been tried.
     """
     train = resolved.config.train
     if train.cuda_graphs != "all" or not uses_graphs(resolved):
         return None
     autocast = resolved.ds_values.get("torch_autocast", {}).get("enabled")
     if train.activation_checkpointing or autocast or resolved.quantization is not None:
+        return None
+    if resolved.config.distill.hidden_weight > 0:
         return None
     return None if known_layers(student.model) is None else CudaRecorder()
 

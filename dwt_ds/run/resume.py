@@ -14,6 +14,7 @@ from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.engine.checkpoint.resume import NewestCheckpoint, load_checkpoint
 from dwt_ds.engine.student import StudentEngine
+from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.load import weights_origin
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.introduction import say
@@ -91,6 +92,29 @@ def check_length(checkpoint: Path, resolved: Resolved) -> None:
             f"{asked}: {checkpoint} is at step {step} of a longer run, this one would have {resolved.total_steps}; "
             f"set train.max_steps={step} or more, or choose another output_dir"
         )
+
+
+def size_to_follow(
+    checkpoint: Path | None, before: RunState, resolved: Resolved, teacher: TeacherEngine | None
+) -> int | None:
+    """Columns of the teacher's hidden states that a hidden loss follows; None without one (ValueError).
+
+    Its projection is among what the optimizer trains, so a resume keeps it, also after the teacher's release.
+    """
+    weight, began_with = resolved.config.distill.hidden_weight, before.teacher_hidden_size
+    now = None if teacher is None or not weight else int(teacher.model.config.hidden_size)
+    if checkpoint is None or now == began_with or (teacher is None and weight):
+        return now if checkpoint is None else began_with
+    if now is None or began_with is None:
+        had = "a hidden loss, which ends with its teacher" if now is None else "none"
+        raise ValueError(
+            f"distill.hidden_weight={weight:g}: this run began with {had}; keep its setting, or choose another "
+            "output_dir"
+        )
+    raise ValueError(
+        f"teacher.path={resolved.config.teacher.path!r}: its hidden states have {now} columns, and this run began with "
+        f"a teacher of {began_with}; choose another output_dir"
+    )
 
 
 def resume(

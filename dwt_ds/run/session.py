@@ -26,7 +26,7 @@ from dwt_ds.run.exports import Exporter, NotExportedError
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.guard import Guard, TooManySkipsError
 from dwt_ds.run.log import RunLog
-from dwt_ds.run.meter import Fourth, Meter
+from dwt_ds.run.meter import Further, Meter
 from dwt_ds.run.progress import evaluation_words
 from dwt_ds.run.resolve import Resolved
 from dwt_ds.run.soft_weight import SoftWeight
@@ -73,10 +73,12 @@ class Session:
         self._divisor = gradient_divisor(student)
         self._loader = self._load(state.step)
         self._shared_vocabulary = teacher is not None and self.config.teacher.vocabulary == "shared"
-        fourth: Fourth | None = "shared_hard" if self._shared_vocabulary else None
+        further: list[Further] = ["shared_hard"] if self._shared_vocabulary else []
         if teacher is not None and self.config.distill.soft_positions != "labelled":
-            fourth = "labelled_soft"
-        self._meter = Meter(state.tokens, state.elapsed_seconds, self._divisor, fourth=fourth)
+            further.append("labelled_soft")
+        if teacher is not None and self.config.distill.hidden_weight:
+            further.append("hidden")
+        self._meter = Meter(state.tokens, state.elapsed_seconds, self._divisor, further)
         self._guard = Guard(self.config.train, state.guard)
         self._soft_weight = SoftWeight(resolved, state, student.lr_scheduler)
         self._done = self._saved = state.step
@@ -120,12 +122,12 @@ class Session:
         shared = torch.tensor(local, dtype=torch.float64, pin_memory=on_gpu).to(self.device, non_blocking=True)
         counts = ranks.reduce_sum(shared[:4])
         self._meter.begin_step(counts[2])
-        hard_rows, soft_rows = counts[:2].clamp(min=1).float() / self._divisor
+        hard_rows, soft_rows, all_tokens = counts[:3].clamp(min=1).float() / self._divisor
         weight, tau = shared[4:].float()
         adaptive = self._soft_weight.adaptive()
         return micro_batches, StepNumbers(
             step,
-            LossScale(weight if adaptive is None else adaptive, tau, hard_rows=hard_rows, soft_rows=soft_rows),
+            LossScale(weight if adaptive is None else adaptive, tau, hard_rows, soft_rows, all_tokens),
             soft_weight=soft_weight if adaptive is None else adaptive,
             temperature=temperature,
             learning_rate=float(self.student.get_lr()[0]),

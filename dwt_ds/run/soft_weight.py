@@ -45,12 +45,13 @@ class SoftWeight:
         """Take in the losses of a step in which the teacher took part; a collective if the weight follows them."""
         if self._adaptive is None:
             return
-        _, hard, soft, *fourth = meter.losses()
+        losses = meter.losses()
+        hard, soft = losses["hard"], losses["soft"]
         if numbers.aligned_share is not None:
             # What compares with the teacher's own loss. A step without aligned tokens has none and is left out.
-            hard = torch.where(numbers.aligned_share > 0, fourth[0], torch.nan)
-        elif fourth:
-            soft = torch.where(soft.isfinite(), fourth[0], torch.nan)  # on the tokens that `hard` is on
+            hard = torch.where(numbers.aligned_share > 0, losses["shared_hard"], torch.nan)
+        elif "labelled_soft" in losses:
+            soft = torch.where(soft.isfinite(), losses["labelled_soft"], torch.nan)  # on the tokens that `hard` is on
         self._adaptive.observe(hard, soft, 1.0 if self._distill.temperature_squared else numbers.temperature)
 
     def release_is_due(self, done: int) -> bool:

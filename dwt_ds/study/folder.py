@@ -42,7 +42,13 @@ _MAY_CHANGE = (
 )
 _EVAL_SETS = "train.eval_sets"
 # Without a teacher there is no soft loss, and these are not compared.
-_OF_THE_SOFT_LOSS = ("distill.soft_weight", "distill.soft_positions", "distill.temperature")
+_OF_THE_SOFT_LOSS = (
+    "distill.soft_weight",
+    "distill.soft_positions",
+    "distill.temperature",
+    "distill.hidden_weight",
+    "distill.hidden_layer",
+)
 # Sections of the DeepSpeed JSON that affect what is learned. A user may have edited the file since.
 _OF_THE_JSON = ("optimizer", "scheduler", "bf16", "fp16")
 

@@ -70,6 +70,18 @@ def test_gathered_logits_are_the_models_own(family: str, attention: str) -> None
     torch.testing.assert_close(ours, own, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("family", KNOWN + GENERIC)
+def test_the_encoders_output_at_all_tokens(family: str) -> None:
+    model = tiny(family)
+    input_ids, attention_mask, positions = batch()
+    gathered = GatheredMaskedLM(model)
+    hidden, everywhere = gathered(input_ids, attention_mask, positions, everywhere=True)
+    torch.testing.assert_close(hidden, gathered(input_ids, attention_mask, positions), rtol=0, atol=1e-12)
+    own = model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0].flatten(0, 1)
+    real = attention_mask.flatten().bool()
+    torch.testing.assert_close(everywhere[real], own[real], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("hidden_size", [8, 32])
 def test_gathered_logits_at_other_widths(hidden_size: int) -> None:
     model = tiny("bert", hidden_size=hidden_size)

@@ -115,6 +115,7 @@ def test_a_replayed_training_pass_is_few_launches_and_keeps_its_memory() -> None
         ["teacher.sharded=true"],
         ["teacher.kernel_inject=true"],
         ["teacher.path=null"],
+        ["distill.hidden_weight=0.5"],
     ],
 )
 def test_a_teacher_is_not_replayed_where_shapes_vary_or_a_run_would_not(settings: list[str]) -> None:
@@ -154,6 +155,7 @@ def test_a_released_teacher_counts_for_its_share_of_the_steps() -> None:
         (["distill.soft_weight.schedule=adaptive"], [32, 12]),
         (["distill.soft_weight.schedule=adaptive", "teacher.path=null"], [32]),
         (["distill.soft_weight.schedule=adaptive", "distill.soft_positions=0.3"], [32, 16]),
+        (["distill.soft_weight.schedule=adaptive", "distill.hidden_weight=0.5"], [32, 16]),
     ],
 )
 def test_small_sums_of_a_step(overrides: list[str], sums: list[int]) -> None:

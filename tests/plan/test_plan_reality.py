@@ -117,6 +117,7 @@ def test_two_ranks_under_zero_2(measure: Measure, recipe: str, tmp_path: Path) -
         (2, ["deepspeed.zero_optimization.use_multi_rank_bucket_allreduce=false"]),
         (2, ["deepspeed_config=zero1", "train.gradient_accumulation_steps=2"]),
         (2, ["deepspeed_config=zero0"]),
+        (2, ["distill.hidden_weight=0.5"]),
         (2, ["deepspeed_config=zero3"]),
         (
             2,
@@ -134,6 +135,7 @@ def test_two_ranks_under_zero_2(measure: Measure, recipe: str, tmp_path: Path) -
         "reduce",
         "ZeRO-1",
         "ZeRO-0",
+        "hidden loss",
         "ZeRO-3",
         "ZeRO-3, weights released",
     ],

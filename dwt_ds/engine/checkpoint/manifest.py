@@ -29,12 +29,14 @@ class RunState:
     """What a teacher with another vocabulary gives to the shared entries, measured with its loss; None for others."""
     teacher_released: int | None = None
     """Optimizer steps after which the teacher was released; None while it takes part."""
+    teacher_hidden_size: int | None = None
+    """Columns of the teacher's hidden states, where a projection to them is trained (distill/hidden.py); else None."""
     starts: list[dict[str, Any]] = field(default_factory=list)
     """One entry a start of the run: step, ranks, time, versions."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As manifests have it: without `teacher_mass` where there is none."""
-        return _without_missing(asdict(self), "teacher_mass")
+        """As manifests have it: without `teacher_mass` and `teacher_hidden_size` where there is none."""
+        return _without_missing(asdict(self), "teacher_mass", "teacher_hidden_size")
 
 
 @dataclass(frozen=True)

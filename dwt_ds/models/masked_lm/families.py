@@ -92,6 +92,18 @@ def known_layers(model: PreTrainedModel) -> nn.ModuleList | None:
     return layers if type(layers[-1]).__name__ == last.layer_class else None
 
 
+def encoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The encoder's layers in any family: the first list of as many as the configuration says, all of one class.
+
+    Empty where there is none, as in ALBERT, whose layers are one and the same.
+    """
+    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    for layers in lists:
+        if len(layers) == model.config.num_hidden_layers and len({type(layer) for layer in layers}) == 1:
+            return list(layers)
+    return []
+
+
 def decoder_of(model: PreTrainedModel) -> nn.Linear:
     """The linear layer that turns the head's output into logits.
 

@@ -45,35 +45,45 @@ class GatheredMaskedLM(nn.Module):
         """(V,), the live parameter; None if the head has no bias."""
         return decoder_bias_of(self.model)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor, everywhere: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """What the decoder multiplies, at the given positions only.
 
         Args:
             input_ids: (B, S) int64.
             attention_mask: (B, S), nonzero on real tokens; None (cheapest) if all are real.
             positions: (N,) int64, indices into the B * S flattened tokens; N may be 0.
+            everywhere: return the encoder's output at all tokens, too.
 
         Returns:
-            (N, H_dec) in the model's dtype; `hidden @ decoder_weight.T + decoder_bias` are the logits.
+            (N, H_dec) in the model's dtype; `hidden @ decoder_weight.T + decoder_bias` are the logits. With
+            `everywhere` also (B * S, H).
         """
         if self._transform is None:
-            return self._traced(input_ids, attention_mask, positions)
+            hidden, encoded = self._traced(input_ids, attention_mask, positions)
+            return (hidden, encoded) if everywhere else hidden
         mask = encoder_mask(self.model, attention_mask)
-        return self._transform(self.model, encode_at(self.model, input_ids, mask, positions))
+        if not everywhere:
+            return self._transform(self.model, encode_at(self.model, input_ids, mask, positions))
+        all_positions = torch.arange(input_ids.numel(), device=input_ids.device)
+        encoded = encode_at(self.model, input_ids, mask, all_positions)
+        return self._transform(self.model, encoded.index_select(0, positions)), encoded
 
-    def _traced(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
-        """The same for an unknown family: the model's own forward pass with two hooks.
+    def _traced(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Both for an unknown family: the model's own forward pass with two hooks.
 
         The first replaces the encoder's output by the gathered rows. The second keeps what reaches the decoder and
         gives the decoder no rows, so that its product costs nothing.
         """
         if attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
             attention_mask = None
+        encoded: list[Tensor] = []
         seen: list[Tensor] = []
 
         def gather(_module: nn.Module, _args: object, output: object) -> object:
-            tokens = output[0]  # type: ignore[index]
-            rows = tokens.flatten(0, 1).index_select(0, positions).unsqueeze(0)
+            encoded.append(output[0].flatten(0, 1))  # type: ignore[index]
+            rows = encoded[-1].index_select(0, positions).unsqueeze(0)
             if isinstance(output, tuple):
                 return (rows, *output[1:])
             output["last_hidden_state"] = rows  # type: ignore[index]
@@ -96,7 +106,7 @@ class GatheredMaskedLM(nn.Module):
             raise ValueError(
                 _cannot_split(self.model, f"its decoder ran {len(seen)} times in a forward pass, not once")
             )
-        return seen[0].flatten(0, -2)
+        return seen[0].flatten(0, -2), encoded[-1]
 
 
 @torch.no_grad()

@@ -1,0 +1,77 @@
+"""A loss between hidden states: an early layer of the student follows the teacher's last one, at every token.
+
+Source: "Late-to-Early Training", arXiv 2602.05393, which has it for decoders. It compares the teacher's last hidden
+state with that of an early layer of the student, through a small projection, and its weight falls to 0. Here the weight
+is in proportion to the soft loss's, so that both end together when the student has caught up.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
+
+from dwt_ds.config.schema import RunConfig
+from dwt_ds.models.masked_lm.families import encoder_layers
+
+
+class HiddenLoss(nn.Module):
+    """1 - cosine between the teacher's last hidden state of a token and a projection of the student's.
+
+    The projection (H_teacher, H_student) is trained with the student and is no part of what is exported.
+
+    Args:
+        layer: of the student's encoder; its output (B, S, H_student), or the first of a tuple, is what follows.
+        student_size, teacher_size: H_student and H_teacher.
+    """
+
+    def __init__(self, layer: nn.Module, student_size: int, teacher_size: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(student_size, teacher_size, bias=False)
+        self._listens = False
+        self._heard: Tensor | None = None
+        layer.register_forward_hook(self._hear)
+
+    def listen(self) -> None:
+        """Keep the layer's output in the next forward pass of the student."""
+        self._listens = True
+
+    def _hear(self, _layer: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        # Activation checkpointing calls the layer once more, in the backward pass.
+        if self._listens:
+            self._heard, self._listens = output if isinstance(output, Tensor) else output[0], False
+
+    def forward(self, theirs: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The sum over all real tokens of the rows in the student's last forward pass, 0-d fp32.
+
+        Args:
+            theirs: (B x S, H_teacher), the teacher's hidden states of these rows.
+            attention_mask: (B, S), nonzero on real tokens; None: all are.
+        """
+        assert self._heard is not None  # the student's forward pass comes before
+        ours, self._heard = self.projection(self._heard).flatten(0, 1), None
+        distance = 1 - cosine_similarity(ours.float(), theirs.float(), dim=-1)
+        if attention_mask is not None:
+            distance = distance * (attention_mask.flatten() != 0)
+        return distance.sum()
+
+    def ended(self) -> Tensor:
+        """0, 0-d fp32, with a gradient of 0: under ZeRO-3 a weight without any would keep the one before."""
+        nothing = self.projection.weight.new_zeros(1, self.projection.in_features)
+        return self.projection(nothing).float().sum()
+
+
+def hidden_loss_of(student: PreTrainedModel, teacher_size: int, config: RunConfig) -> HiddenLoss:
+    """The hidden loss of a recipe: on `distill.hidden_layer`, or a third of the way up.
+
+    Raises:
+        ValueError: the student's layers cannot be told apart.
+    """
+    layers = encoder_layers(student)
+    if not layers:
+        raise ValueError(
+            f"distill.hidden_weight={config.distill.hidden_weight:g}: student.family={config.student.family!r} has no "
+            "list of layers of its own for each; set it to 0, or choose another family"
+        )
+    layer = config.distill.hidden_layer or max(1, round(len(layers) / 3))
+    return HiddenLoss(layers[layer - 1], student.config.hidden_size, teacher_size)
