@@ -273,11 +273,6 @@ class RunConfig:
                 f"distill.soft_positions={self.distill.soft_positions!r}: with teacher.vocabulary=shared the soft loss "
                 "is on masked words that both vocabularies have; use labelled"
             )
-        if shares and self.distill.hidden_weight:
-            raise ValueError(
-                f"distill.hidden_weight={self.distill.hidden_weight:g}: with teacher.vocabulary=shared the two models "
-                "have different tokens; use 0"
-            )
         layer, layers = self.distill.hidden_layer or 1, self.student.layers
         if self.distill.hidden_weight and layer >= layers:
             raise ValueError(

@@ -49,6 +49,11 @@ class Batch(NamedTuple):
         """Positions that the soft loss sees."""
         return int(self.positions.numel() if self.teacher is None else self.teacher.aligned.numel())
 
+    @property
+    def followed_rows(self) -> int:
+        """Hidden states that the hidden loss compares: tokens, or the words that both vocabularies' rows have."""
+        return self.token_count if self.teacher is None else self.teacher.words.total
+
     def to(self, device: torch.device) -> Batch:
         """The same with the tensors that the models need on `device`; `rows` stays on the CPU."""
         tensors = self.input_ids, self.attention_mask, self.positions, self.labels

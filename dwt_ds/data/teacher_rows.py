@@ -14,11 +14,23 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dwt_ds.data.pieces import Pieces, common_words, cut_rows, replaced
 from dwt_ds.data.row_texts import RowReader, RowTexts
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, is_real, lengths_of, on_device
 from dwt_ds.data.text_tokenizer import Form, all_is_text, by_character, bytes_of_fallback, load_form
 from dwt_ds.data.token_texts import TokenTexts
+
+
+class CommonWords(NamedTuple):
+    """The words that rows of the student and of the teacher both have, numbered from 1; 0 stands for none."""
+
+    ours: Tensor
+    """(B, S) int64, the word of each token of the student."""
+    theirs: Tensor
+    """(B, S_t) int64, the word of each token of the teacher."""
+    total: int
+    """How many words there are."""
 
 
 class TeacherRows(NamedTuple):
@@ -32,22 +44,32 @@ class TeacherRows(NamedTuple):
     """(M,) int64: flat indices into B x S_t of the aligned tokens, ascending."""
     aligned: Tensor
     """(M,) int64, ascending: which of the batch's `positions` and `labels` (N,) these are."""
+    words: CommonWords
 
     def to(self, device: torch.device) -> TeacherRows:
         """The same on `device`."""
-        return TeacherRows(*on_device(device, *self))
+        ids, mask, positions, aligned, ours, theirs = on_device(device, *self[:-1], self.words.ours, self.words.theirs)
+        return TeacherRows(ids, mask, positions, aligned, CommonWords(ours, theirs, self.words.total))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For loader processes, as in `Batch`."""
-        lengths = lengths_of(self.input_ids, self.attention_mask)
-        return _teacher_rows, int32_arrays(self.input_ids, lengths, self.positions, self.aligned)
+        lengths, words = lengths_of(self.input_ids, self.attention_mask), self.words
+        tensors = self.input_ids, lengths, self.positions, self.aligned, words.ours, words.theirs
+        return _teacher_rows, (*int32_arrays(*tensors), words.total)
 
 
 def _teacher_rows(
-    input_ids: np.ndarray, lengths: np.ndarray, positions: np.ndarray, aligned: np.ndarray
+    input_ids: np.ndarray,
+    lengths: np.ndarray,
+    positions: np.ndarray,
+    aligned: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    total: int,
 ) -> TeacherRows:
     mask = attention_mask(lengths, input_ids.shape[1])
-    return TeacherRows(int64(input_ids), mask, int64(positions), int64(aligned))
+    words = CommonWords(int64(ours), int64(theirs), total)
+    return TeacherRows(int64(input_ids), mask, int64(positions), int64(aligned), words)
 
 
 @dataclass(frozen=True)
@@ -163,7 +185,7 @@ class TeacherTokens:
 
         pieces = self._pieces(ids, first, texts)
         if self._longest_row is not None:
-            pieces = _cut(pieces, word_at, self._longest_row, len(self._before), len(self._after))
+            pieces = cut_rows(pieces, word_at, self._longest_row, len(self._before), len(self._after))
         word = np.cumsum(starts)
         is_masked = shown == self._mask_id_of_student
         is_random = ~is_masked & (shown != ids[labelled])
@@ -175,24 +197,33 @@ class TeacherTokens:
         ):
             of_word = np.full(word[-1] + 1, -1, dtype=np.int64)
             of_word[word[labelled[chosen]]] = instead
-            seen = _replaced(seen, pieces, of_word[word], texts)
+            seen = replaced(seen, pieces, of_word[word], texts)
 
         is_whole = starts[labelled] & np.append(starts, True)[labelled + 1]
-        piece, aligned = self._aligned(ids, labelled, is_whole, texts, pieces)
+        solid = _solid(texts.text)
+        piece, aligned = self._aligned(ids, labelled, is_whole, texts, pieces, solid)
 
         lengths_there = np.bincount(pieces.row, minlength=len(lengths))
         first_there = np.cumsum(lengths_there) - lengths_there
         rows = np.full((len(lengths), int(lengths_there.max(initial=0))), self._pad_id, dtype=np.int64)
-        rows[is_real(lengths_there, rows.shape[1])] = seen
+        real_there = is_real(lengths_there, rows.shape[1])
+        rows[real_there] = seen
         row = pieces.row[piece]
-        return _teacher_rows(rows, lengths_there, row * rows.shape[1] + piece - first_there[row], aligned)
+
+        ours, theirs = np.zeros_like(input_ids), np.zeros_like(rows)
+        begins = solid[pieces.start]
+        ours[real], theirs[real_there], total = common_words(
+            np.where(texts.is_special, 0, word_at[texts.start]), np.where(begins < pieces.end, word_at[begins], 0)
+        )
+        positions_there = row * rows.shape[1] + piece - first_there[row]
+        return _teacher_rows(rows, lengths_there, positions_there, aligned, ours, theirs, total)
 
     def _teacher_entries(self, ids: np.ndarray) -> np.ndarray:
         """(N,) int64: for tokens (N,) of the student the shared entry; for one that is not shared, any."""
         index = self.shared.shared_index_of_student[ids]
         return self.shared.teacher_ids[np.where(index >= 0, index, ids % len(self.shared.teacher_ids))]
 
-    def _pieces(self, ids: np.ndarray, first: np.ndarray, texts: RowTexts) -> _Pieces:
+    def _pieces(self, ids: np.ndarray, first: np.ndarray, texts: RowTexts) -> Pieces:
         """ids: (N,) int64, the student's tokens of rows that begin at `first` (B,)."""
         begins, ends = texts.start[texts.segments[:, 0]], texts.end[texts.segments[:, 1] - 1]
         segments = [texts.text[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
@@ -215,12 +246,18 @@ class TeacherTokens:
         start, end = (offsets + np.repeat(begins, counts[of_text])[:, None]).T
         if self._byte is not None:
             start, end = by_character(start, end, self._byte[there[is_text]])
-        pieces = _Pieces(there, row, *(np.full(len(row), len(texts.text), dtype=np.int64) for _ in range(2)))
+        pieces = Pieces(there, row, *(np.full(len(row), len(texts.text), dtype=np.int64) for _ in range(2)))
         pieces.start[is_text], pieces.end[is_text] = start, end
         return pieces
 
     def _aligned(
-        self, ids: np.ndarray, labelled: np.ndarray, is_whole: np.ndarray, texts: RowTexts, pieces: _Pieces
+        self,
+        ids: np.ndarray,
+        labelled: np.ndarray,
+        is_whole: np.ndarray,
+        texts: RowTexts,
+        pieces: Pieces,
+        solid: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """((M,) piece, (M,) index into `labelled`) of the aligned tokens, both int64, ascending.
 
@@ -230,13 +267,9 @@ class TeacherTokens:
             is_whole: (N',) bool: which of these are words.
             texts: of `ids`.
             pieces: the teacher's.
+            solid: what `_solid` says of the text.
         """
-        characters = len(texts.text)
-        is_space = np.frombuffer(texts.text.encode("utf-32-le"), dtype="<u4") == ord(" ")
-        # For each offset, the first character from there on that is not a space.
-        solid = np.where(is_space, characters, np.arange(characters))
-        solid = np.append(np.minimum.accumulate(solid[::-1])[::-1], characters)
-        piece_at = np.full(characters + 1, -1, dtype=np.int64)
+        piece_at = np.full(len(solid), -1, dtype=np.int64)
         start = solid[pieces.start]
         solid_pieces = np.flatnonzero(start < pieces.end)
         piece_at[start[solid_pieces]] = solid_pieces
@@ -246,58 +279,12 @@ class TeacherTokens:
         return piece[is_aligned], np.flatnonzero(is_aligned)
 
 
-class _Pieces(NamedTuple):
-    """The teacher's tokens of some rows, concatenated."""
-
-    ids: np.ndarray
-    """(P,) int64, like all of these."""
-    row: np.ndarray
-    start: np.ndarray
-    """First character; special tokens have the end of the text."""
-    end: np.ndarray
-    """The one after the last character."""
-
-
-def _cut(pieces: _Pieces, word_at: np.ndarray, longest: int, before: int, after: int) -> _Pieces:
-    """Cut rows of more than `longest` tokens where a word starts, or inside a word that is longer than a row.
-
-    Args:
-        pieces: with `before` special tokens before and `after` after the text of each row.
-        word_at: (T + 1,) int64: the number of the word at each character.
-        longest: tokens of the longest row.
-    """
-    lengths = np.bincount(pieces.row)
-    if lengths.max(initial=0) <= longest:
-        return pieces
-    is_special = pieces.start == len(word_at) - 1
-    starts = is_special.copy()
-    starts[1:] |= is_special[:-1] | (word_at[pieces.start[1:]] > word_at[pieces.end[:-1] - 1])
-    keep = np.ones(len(pieces.ids), dtype=bool)
-    for row in np.flatnonzero(lengths > longest).tolist():
-        first = int(lengths[:row].sum())
-        text, end = first + before, first + int(lengths[row]) - after
-        room = first + longest - after
-        word_starts = np.flatnonzero(starts[text + 1 : room + 1])
-        keep[text + 1 + word_starts[-1] if len(word_starts) else room : end] = False
-    return _Pieces(*(array[keep] for array in pieces))
-
-
-def _replaced(ids: np.ndarray, pieces: _Pieces, instead: np.ndarray, texts: RowTexts) -> np.ndarray:
-    """(P,) int64: `ids` of the pieces; where one overlaps a token of the student with an `instead`, that.
-
-    Args:
-        ids: (P,) int64.
-        pieces: their places.
-        instead: (N,) int64, for each token of the student; -1: nothing.
-        texts: of these tokens.
-    """
-    tokens = np.flatnonzero((instead >= 0) & ~texts.is_special)
-    if not len(tokens):
-        return ids
-    first = np.searchsorted(texts.end[tokens], pieces.start, side="right")
-    token = tokens[np.minimum(first, len(tokens) - 1)]
-    overlaps = (first < len(tokens)) & (texts.start[token] < pieces.end)
-    return np.where(overlaps, instead[token], ids)
+def _solid(text: str) -> np.ndarray:
+    """(T + 1,) int64: for each offset, the first character from there on that is not a space; T for none."""
+    characters = len(text)
+    is_space = np.frombuffer(text.encode("utf-32-le"), dtype="<u4") == ord(" ")
+    solid = np.where(is_space, characters, np.arange(characters))
+    return np.append(np.minimum.accumulate(solid[::-1])[::-1], characters)
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -7,18 +7,21 @@ is in proportion to the soft loss's, so that both end together when the student 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from dwt_ds.config.schema import RunConfig
+from dwt_ds.data.teacher_rows import CommonWords
 from dwt_ds.models.masked_lm.families import encoder_layers
 
 
 class HiddenLoss(nn.Module):
     """1 - cosine between the teacher's last hidden state of a token and a projection of the student's.
 
-    The projection (H_teacher, H_student) is trained with the student and is no part of what is exported.
+    A teacher with another vocabulary has other tokens: there the means over the tokens of each word are compared. The
+    projection (H_teacher, H_student) is trained with the student and is no part of what is exported.
 
     Args:
         layer: of the student's encoder; its output (B, S, H_student), or the first of a tuple, is what follows.
@@ -41,24 +44,36 @@ class HiddenLoss(nn.Module):
         if self._listens:
             self._heard, self._listens = output if isinstance(output, Tensor) else output[0], False
 
-    def forward(self, theirs: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The sum over all real tokens of the rows in the student's last forward pass, 0-d fp32.
+    def forward(self, theirs: Tensor, attention_mask: Tensor | None, words: CommonWords | None = None) -> Tensor:
+        """The sum over all real tokens, or words, of the rows in the student's last forward pass, 0-d fp32.
 
         Args:
-            theirs: (B x S, H_teacher), the teacher's hidden states of these rows.
-            attention_mask: (B, S), nonzero on real tokens; None: all are.
+            theirs: (B x S_t, H_teacher), the teacher's hidden states of these rows.
+            attention_mask: (B, S), nonzero on the student's real tokens; None: all are.
+            words: those that both have, for a teacher with another vocabulary; None: its tokens are the student's.
         """
         assert self._heard is not None  # the student's forward pass comes before
-        ours, self._heard = self.projection(self._heard).flatten(0, 1), None
-        distance = 1 - cosine_similarity(ours.float(), theirs.float(), dim=-1)
-        if attention_mask is not None:
-            distance = distance * (attention_mask.flatten() != 0)
-        return distance.sum()
+        ours, self._heard = self._heard.flatten(0, 1), None
+        if words is None:
+            distance = 1 - cosine_similarity(self.projection(ours).float(), theirs.float(), dim=-1)
+            return distance.sum() if attention_mask is None else (distance * (attention_mask.flatten() != 0)).sum()
+        # In the hidden states' dtype for the projection; the cosine is in fp32.
+        means = _means(ours, words.ours, words.total).to(ours.dtype)
+        targets = _means(theirs, words.theirs, words.total)
+        return (1 - cosine_similarity(self.projection(means).float(), targets, dim=-1)).sum()
 
     def ended(self) -> Tensor:
         """0, 0-d fp32, with a gradient of 0: under ZeRO-3 a weight without any would keep the one before."""
         nothing = self.projection.weight.new_zeros(1, self.projection.in_features)
         return self.projection(nothing).float().sum()
+
+
+def _means(hidden: Tensor, word: Tensor, total: int) -> Tensor:
+    """(total, H) fp32: mean over the tokens of each word from 1 on, of hidden (T, H) and word (B, T / B)."""
+    word = word.flatten()
+    sums = hidden.new_zeros(total + 1, hidden.shape[1], dtype=torch.float32).index_add(0, word, hidden.float())
+    tokens = sums.new_zeros(total + 1).index_add(0, word, sums.new_ones(len(word)))
+    return sums[1:] / tokens[1:, None]
 
 
 def hidden_loss_of(student: PreTrainedModel, teacher_size: int, config: RunConfig) -> HiddenLoss:

@@ -53,7 +53,7 @@ class TeacherView(NamedTuple):
     shared: SharedEntries | None = None
     """None for a teacher with the student's vocabulary."""
     everywhere: Tensor | None = None
-    """(B x S, H_teacher): its hidden states at all tokens of the rows; None without a hidden loss."""
+    """(B x S_t, H_teacher): its hidden states at all tokens of its rows; None without a hidden loss."""
 
 
 class LossScale(NamedTuple):
@@ -65,8 +65,8 @@ class LossScale(NamedTuple):
     """Divides the summed cross-entropy: labelled tokens over all ranks and accumulation steps."""
     soft_rows: Tensor
     """Divides the summed KL divergence: positions over all ranks and accumulation steps."""
-    tokens: Tensor
-    """Divides the summed hidden loss: real tokens over all ranks and accumulation steps."""
+    followed_rows: Tensor
+    """Divides the summed hidden loss: tokens, or words, over all ranks and accumulation steps."""
 
 
 class Losses(NamedTuple):
@@ -124,7 +124,8 @@ class DistillObjective(nn.Module):
             return losses._replace(loss=losses.loss + self.hidden_loss.ended())
         self.hidden_loss.listen()
         losses = self._of_logits(batch, teacher, scale)
-        distance = self.hidden_loss(teacher.everywhere, batch.attention_mask) / scale.tokens
+        words = None if batch.teacher is None else batch.teacher.words
+        distance = self.hidden_loss(teacher.everywhere, batch.attention_mask, words) / scale.followed_rows
         return losses._replace(
             loss=losses.loss + self.hidden_weight * scale.soft_weight * distance, hidden=distance.detach()
         )

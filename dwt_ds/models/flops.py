@@ -120,16 +120,16 @@ def work_of_a_row(
     ours = forward_flops(student, seq_len, labels, vocab_size)
     if teacher is None:
         return Work(ours, 0)
+    sizes = [each.model.config.hidden_size for each in (student, teacher)]
+    projection = 3 * 2 * seq_len * sizes[0] * sizes[1] if hidden_loss else 0
     if overlap is None:
         with_further = forward_flops(student, seq_len, labels + further, vocab_size) if further else ours
         theirs = forward_flops(teacher, seq_len, labels + further, vocab_size, everywhere=hidden_loss)
-        if hidden_loss:
-            sizes = [each.model.config.hidden_size for each in (student, teacher)]
-            theirs += 3 * 2 * seq_len * sizes[0] * sizes[1]
-        return Work(with_further, theirs, student_for_soft=with_further - ours)
+        return Work(with_further, theirs + projection, student_for_soft=with_further - ours)
     aligned, width = round(overlap.aligned_share * labels), teacher_width(teacher, overlap, seq_len)
     again = 2 * aligned * overlap.entries * int(student.decoder_weight.shape[-1])
-    return Work(ours, forward_flops(teacher, width, aligned, overlap.entries) + 3 * again)
+    theirs = forward_flops(teacher, width, aligned, overlap.entries, everywhere=hidden_loss)
+    return Work(ours, theirs + 3 * again + projection)
 
 
 def teacher_width(teacher: GatheredMaskedLM, overlap: Overlap, seq_len: int) -> int:

@@ -18,8 +18,8 @@ from dwt_ds.plan.zero import STAGE_0_BUCKET, Partition, ZeroSettings
 # Passes of a ring over its data: bytes that a rank sends, as a multiple of (N - 1) / N x bytes.
 _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1}
 
-# Our own sums over all ranks before each step: labelled tokens, soft rows, real tokens, requests to stop.
-COUNTS_BYTES = 4 * 8
+# Our own sums over all ranks before each step: rows of the three losses, real tokens, requests to stop.
+COUNTS_BYTES = 5 * 8
 
 # Also our own, fp32: the step's loss, for the guard against spikes, and its means, three or more, for the adaptive
 # weight.

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from dwt_ds.data.teacher_rows import CommonWords
 from dwt_ds.distill.hidden import hidden_loss_of
 from dwt_ds.models.build import DTYPES
 from dwt_ds.models.flops import teacher_width
@@ -148,11 +149,12 @@ class Simulator:
         with torch.device("meta"):
             input_ids = torch.zeros(rows, self._settings.corpus.seq_len, dtype=torch.int64)
             positions = torch.zeros(rows * self._settings.positions_per_row, dtype=torch.int64)
-            their_ids, their_positions = input_ids, positions
+            their_ids, their_positions, words = input_ids, positions, None
             if self._overlap is not None and self._teacher is not None:
                 width = teacher_width(self._teacher, self._overlap, input_ids.shape[1])
                 their_ids = torch.zeros(rows, width, dtype=torch.int64)
                 their_positions = positions[: round(self._overlap.aligned_share * len(positions))]
+                words = CommonWords(input_ids, their_ids, input_ids.numel())  # at most
         view, everywhere, teacher_peak, teacher_launches = self._teach(their_ids, their_positions)
         existing = [*self._student.parameters(), *self._student.buffers(), *(view or ())]
         if self._hidden_loss is not None and everywhere is not None:
@@ -168,7 +170,7 @@ class Simulator:
                 activations = live.now - student_bytes
                 loss = self._loss(hidden, view)
                 if self._hidden_loss is not None and everywhere is not None:
-                    loss = loss + self._hidden_loss(everywhere, None)
+                    loss = loss + self._hidden_loss(everywhere, None, words)
                 del hidden
                 kept, loss_peak = live.now - student_bytes, live.peak - student_bytes
                 live.reset_peak()

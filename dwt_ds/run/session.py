@@ -114,24 +114,25 @@ class Session:
         labelled = sum(len(batch.labels) for batch in micro_batches)
         positions = sum(batch.soft_rows for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
+        followed = sum(batch.followed_rows for batch in micro_batches)
         soft_weight = self._soft_weight.scheduled(step)
         temperature = value_at(self.config.distill.temperature, step, self.total_steps)
         # One copy, for which the host does not wait. fp64 holds every count exactly.
-        local = [labelled, positions, tokens, self._stop.is_asked(), soft_weight, temperature]
+        local = [labelled, positions, followed, tokens, self._stop.is_asked(), soft_weight, temperature]
         on_gpu = self.device.type == "cuda"
         shared = torch.tensor(local, dtype=torch.float64, pin_memory=on_gpu).to(self.device, non_blocking=True)
-        counts = ranks.reduce_sum(shared[:4])
-        self._meter.begin_step(counts[2])
-        hard_rows, soft_rows, all_tokens = counts[:3].clamp(min=1).float() / self._divisor
-        weight, tau = shared[4:].float()
+        counts = ranks.reduce_sum(shared[:5])
+        self._meter.begin_step(counts[3])
+        rows = counts[:3].clamp(min=1).float() / self._divisor  # of the hard, the soft and the hidden loss
+        weight, tau = shared[5:].float()
         adaptive = self._soft_weight.adaptive()
         return micro_batches, StepNumbers(
             step,
-            LossScale(weight if adaptive is None else adaptive, tau, hard_rows, soft_rows, all_tokens),
+            LossScale(weight if adaptive is None else adaptive, tau, *rows),
             soft_weight=soft_weight if adaptive is None else adaptive,
             temperature=temperature,
             learning_rate=float(self.student.get_lr()[0]),
-            ranks_to_stop=counts[3],
+            ranks_to_stop=counts[4],
             aligned_share=counts[1] / counts[0].clamp(min=1) if self._shared_vocabulary else None,
         )
 

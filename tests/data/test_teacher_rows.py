@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.masks import MaskedRows, draw_masks
-from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
+from dwt_ds.data.teacher_rows import CommonWords, TeacherRows, TeacherTokens
 from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.train_tokenizer import train_tokenizer
 
@@ -168,6 +168,23 @@ def test_rows_are_the_teachers_own_tokens(pairs: Any) -> None:
         assert alike > 5
 
 
+def test_words_that_both_rows_have(pair: Pair) -> None:
+    """Their tokens have the same text but where one tokenizer takes two words for one."""
+    words = (rows := pair.teacher_rows(NONE)).words
+    assert set(words.ours.unique().tolist()) == set(words.theirs.unique().tolist()) == set(range(words.total + 1))
+    assert words.ours.shape == pair.ids.shape
+    assert words.theirs.shape == rows.input_ids.shape
+    alike = 0
+    for row in range(len(words.ours)):
+        for word in words.ours[row].unique().tolist():
+            ours = pair.ids[row][words.ours[row].numpy() == word].tolist()
+            theirs = rows.input_ids[row][words.theirs[row] == word].tolist()
+            texts = [without_accents(squeezed(*each)) for each in ((pair.student, ours), (pair.teacher, theirs))]
+            # In Chinese a piece of several characters is in the word that is the first of them.
+            alike += word > 0 and (texts[1].startswith(texts[0]) or texts[0].startswith(texts[1]))
+    assert alike > 0.9 * words.total
+
+
 def test_a_packed_row_continues_its_text_with_a_space(one: Pair) -> None:
     """In byte-level BPE the space is part of the word; a document that begins inside a row has none."""
 
@@ -297,14 +314,15 @@ def test_a_loader_process_makes_the_same_batches(one: Pair) -> None:
 def test_a_batch_moves_with_its_teacher_rows(one: Pair) -> None:
     moved = one.batches()[0][0].to(torch.device("meta")).teacher
     assert moved is not None
-    assert {each.device.type for each in moved if each is not None} == {"meta"}
+    tensors = [*moved[:-1], moved.words.ours, moved.words.theirs]
+    assert {each.device.type for each in tensors if each is not None} == {"meta"}
 
 
 def assert_equal(one: Any, other: Any) -> None:
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
-    elif isinstance(one, (Batch, TeacherRows)):
+    elif isinstance(one, (Batch, TeacherRows, CommonWords)):
         for ours, theirs in zip(one, other, strict=True):
             assert_equal(ours, theirs)
     else:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from dwt_ds.config.objective import DistillConfig
-from dwt_ds.config.schema import DataConfig, RunConfig, StudentConfig, TeacherConfig
+from dwt_ds.config.schema import DataConfig, RunConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.data.teacher_rows import CommonWords
 from dwt_ds.distill.hidden import hidden_loss_of
 from dwt_ds.distill.objective import DistillObjective, LossScale, TeacherView
 from dwt_ds.models.build import build_student
@@ -143,6 +144,23 @@ def test_evaluation_and_a_student_without_its_teacher_have_no_hidden_loss(packed
     assert objective.hidden_loss._heard is None
 
 
+def test_the_means_of_words_are_compared_where_tokens_differ(packed: PreparedData) -> None:
+    hidden_loss = objective_of(packed).hidden_loss
+    assert hidden_loss is not None
+    draw = torch.Generator().manual_seed(2)
+    ours, theirs = torch.randn(2, 4, 16, generator=draw), torch.randn(10, 8, generator=draw)
+    # Word 3 has two tokens here and one there, and word 1 the other way round; 0 is none.
+    words = CommonWords(torch.tensor([[0, 1, 2, 0], [3, 3, 0, 0]]), torch.tensor([[0, 1, 1, 2, 0], [0, 0, 3, 0, 0]]), 3)
+    hidden_loss.listen()
+    hidden_loss._hear(hidden_loss, (), ours)
+    expected = 0.0
+    for word in (1, 2, 3):
+        mean = ours.flatten(0, 1)[words.ours.flatten() == word].mean(0)
+        target = theirs[words.theirs.flatten() == word].mean(0)
+        expected += 1 - cosine_similarity(hidden_loss.projection(mean), target, dim=0).item()
+    assert hidden_loss(theirs, None, words).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_layers_that_are_one_and_the_same_are_refused(packed: PreparedData) -> None:
     student = StudentConfig(
         "albert", layers=3, hidden_size=16, num_heads=2, max_positions=48, config={"embedding_size": 8}
@@ -159,13 +177,6 @@ def test_layers_that_are_one_and_the_same_are_refused(packed: PreparedData) -> N
         (
             {"distill": DistillConfig(hidden_weight=0.5, hidden_layer=6)},
             "distill.hidden_layer=6: must be one below the student's last, and student.layers is 6",
-        ),
-        (
-            {
-                "distill": DistillConfig(hidden_weight=0.5),
-                "teacher": TeacherConfig(path="any", vocabulary="shared"),
-            },
-            "distill.hidden_weight=0.5: with teacher.vocabulary=shared",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForMaskedLM
 from dwt_ds.config.objective import DistillConfig
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
-from dwt_ds.data.teacher_rows import TeacherRows
+from dwt_ds.data.teacher_rows import CommonWords, TeacherRows
 from dwt_ds.distill.evaluate import held_out_loss, shared_held_out_loss
 from dwt_ds.distill.objective import DistillObjective, LossScale, SharedEntries, TeacherView
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
@@ -83,7 +83,7 @@ def batch(seed: int, aligned_of: int = 3) -> Batch:
         torch.from_numpy(labels),
         ROWS * WIDTH,
         torch.arange(ROWS),
-        TeacherRows(*tensors),
+        TeacherRows(*tensors, CommonWords(torch.zeros(ROWS, WIDTH), torch.zeros(mask.shape), 0)),
     )
 
 

@@ -150,12 +150,12 @@ def test_a_released_teacher_counts_for_its_share_of_the_steps() -> None:
 @pytest.mark.parametrize(
     ("overrides", "sums"),
     [
-        ([], [32]),
-        (["train.spike_sigma=6"], [32, 4]),
-        (["distill.soft_weight.schedule=adaptive"], [32, 12]),
-        (["distill.soft_weight.schedule=adaptive", "teacher.path=null"], [32]),
-        (["distill.soft_weight.schedule=adaptive", "distill.soft_positions=0.3"], [32, 16]),
-        (["distill.soft_weight.schedule=adaptive", "distill.hidden_weight=0.5"], [32, 16]),
+        ([], [40]),
+        (["train.spike_sigma=6"], [40, 4]),
+        (["distill.soft_weight.schedule=adaptive"], [40, 12]),
+        (["distill.soft_weight.schedule=adaptive", "teacher.path=null"], [40]),
+        (["distill.soft_weight.schedule=adaptive", "distill.soft_positions=0.3"], [40, 16]),
+        (["distill.soft_weight.schedule=adaptive", "distill.hidden_weight=0.5"], [40, 16]),
     ],
 )
 def test_small_sums_of_a_step(overrides: list[str], sums: list[int]) -> None:

@@ -13,7 +13,7 @@ import torch
 from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.schema import RunConfig, TeacherConfig, TrainConfig
 from dwt_ds.data.batches import Batch
-from dwt_ds.data.teacher_rows import TeacherRows
+from dwt_ds.data.teacher_rows import CommonWords, TeacherRows
 from dwt_ds.distill.objective import Losses, LossScale
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunState
@@ -114,12 +114,12 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
 
     def reduce_sum(values: torch.Tensor) -> torch.Tensor:
         sums.append(values.tolist())
-        return values + torch.tensor([7, 15, 20, 1])
+        return values + torch.tensor([7, 15, 20, 20, 1])
 
     monkeypatch.setattr(ranks, "reduce_sum", reduce_sum)
     found, numbers = session.begin_step(2)
     assert [each.positions.tolist() for each in found] == [[0, 1, 2], [0, 1]]
-    assert sums == [[3, 5, 10, 0]]
+    assert sums == [[3, 5, 10, 10, 0]]
     # DeepSpeed divides by two accumulation steps once more.
     assert LossScale(*(float(each) for each in numbers.scale)) == (3.0, 1.5, 10 / 2, 20 / 2, 30 / 2)  # type: ignore[arg-type]
     assert (numbers.step, numbers.soft_weight, numbers.temperature) == (2, 3.0, 1.5)
@@ -129,22 +129,24 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     session._release_teacher(3)  # the student goes on with the labelled tokens
     found, numbers = session.begin_step(3)
     assert [each.positions.tolist() for each in found] == [[0, 1], [0]]
-    assert sums[1] == [3, 3, 10, 0]
+    assert sums[1] == [3, 3, 10, 10, 0]
 
 
 def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """The global share of the labels is read from the same sums."""
     config = RunConfig(teacher=TeacherConfig(path="any", vocabulary="shared"))
     ids = torch.zeros(1, 2, dtype=torch.int64)
-    rows = TeacherRows(ids, None, torch.tensor([0, 1]), torch.tensor([1, 2]))
+    words = CommonWords(ids, ids, 2)
+    rows = TeacherRows(ids, None, torch.tensor([0, 1]), torch.tensor([1, 2]), words)
     micro_batches = [
         batch([5, 6, 7], 6)._replace(teacher=rows),
         batch([8], 4)._replace(teacher=rows._replace(aligned=ids[0, :0])),
     ]
     session = bare_session(config, 4, batches=Steps([micro_batches] * 4), teacher=SimpleNamespace())
-    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values + torch.tensor([6, 3, 0, 0]))
+    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values + torch.tensor([6, 3, 1, 0, 0]))
     _, numbers = session.begin_step(0)
     assert (float(numbers.scale.hard_rows), float(numbers.scale.soft_rows)) == (10 / 2, 5 / 2)
+    assert float(numbers.scale.followed_rows) == (2 + 2 + 1) / 2, "words"
     assert numbers.aligned_share == 0.5
     one = torch.tensor(1.0)
     for shared_hard in (one, 3 * one):
@@ -167,7 +169,7 @@ def test_a_step_without_aligned_tokens_is_not_a_loss_of_0(
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
     monkeypatch.setattr(session, "_note_skip", lambda done: None)
     session._meter.add(Losses(one, one, one, 3 * one if seen else 0 * one))
-    scale = LossScale(one, one, hard_rows=one, soft_rows=one, tokens=one)
+    scale = LossScale(one, one, hard_rows=one, soft_rows=one, followed_rows=one)
     session.end_step(StepNumbers(1, scale, 1.0, 1.0, 0.1, 0 * one, aligned_share=torch.tensor(aligned)))
     assert [float(hard) for hard in observed if hard.isfinite()] == pytest.approx([x / session._divisor for x in seen])
 
