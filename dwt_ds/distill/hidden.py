@@ -85,7 +85,7 @@ def hidden_loss_of(student: PreTrainedModel, teacher_size: int, config: RunConfi
     layers = encoder_layers(student)
     if not layers:
         raise ValueError(
-            f"distill.hidden_weight={config.distill.hidden_weight:g}: student.family={config.student.family!r} has no "
+            f"distill.hidden_weight: student.family={config.student.family!r} has no "
             "list of layers of its own for each; set it to 0, or choose another family"
         )
     layer = config.distill.hidden_layer or max(1, round(len(layers) / 3))

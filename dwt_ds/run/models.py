@@ -77,8 +77,7 @@ def load_teacher(
             seq_len=seq_len,
             sharded=config.sharded,
             trust_remote_code=config.trust_remote_code,
-            everywhere=resolved.config.distill.hidden_weight > 0,
-            recorder=CudaRecorder() if uses_graphs(resolved) and not resolved.config.distill.hidden_weight else None,
+            recorder=CudaRecorder() if uses_graphs(resolved) and not resolved.config.distill.has_hidden_loss else None,
         )
     if other is None:
         check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
@@ -155,7 +154,7 @@ def recorder_of_student(resolved: Resolved, student: GatheredMaskedLM) -> CudaRe
     autocast = resolved.ds_values.get("torch_autocast", {}).get("enabled")
     if train.activation_checkpointing or autocast or resolved.quantization is not None:
         return None
-    if resolved.config.distill.hidden_weight > 0:
+    if resolved.config.distill.has_hidden_loss:
         return None
     return None if known_layers(student.model) is None else CudaRecorder()
 

@@ -101,15 +101,14 @@ def size_to_follow(
 
     Its projection is among what the optimizer trains, so a resume keeps it, also after the teacher's release.
     """
-    weight, began_with = resolved.config.distill.hidden_weight, before.teacher_hidden_size
-    now = None if teacher is None or not weight else int(teacher.model.config.hidden_size)
-    if checkpoint is None or now == began_with or (teacher is None and weight):
+    wanted, began_with = resolved.config.distill.has_hidden_loss, before.teacher_hidden_size
+    now = int(teacher.model.config.hidden_size) if teacher is not None and wanted else None
+    if checkpoint is None or now == began_with or (teacher is None and wanted):
         return now if checkpoint is None else began_with
     if now is None or began_with is None:
         had = "a hidden loss, which ends with its teacher" if now is None else "none"
         raise ValueError(
-            f"distill.hidden_weight={weight:g}: this run began with {had}; keep its setting, or choose another "
-            "output_dir"
+            f"distill.hidden_weight: this run began with {had}; keep its setting, or choose another output_dir"
         )
     raise ValueError(
         f"teacher.path={resolved.config.teacher.path!r}: its hidden states have {now} columns, and this run began with "

@@ -48,7 +48,7 @@ def test_a_run_and_its_resumes(stage: int, train: Train, tiny_recipe: Path, tiny
     assert f" + 2 x hidden {logged[0]['hidden_loss']:.4f}  " in output
     assert logged[2]["hidden_loss"] < logged[0]["hidden_loss"]
     assert [row["step"] for row in logged if "hidden_loss" in row] == [1, 2, 3, 4], "it ends with the teacher"
-    assert "positions + 0.5 w x hidden loss; w:" in (run / "export" / "README.md").read_text()
+    assert "positions + w x h x hidden loss, h: 0.5; w:" in (run / "export" / "README.md").read_text()
     with safe_open(run / "export" / "model.safetensors", "pt") as weights:
         assert not [name for name in weights.keys() if "projection" in name]  # noqa: SIM118
     for step in (2, 6):
@@ -76,13 +76,13 @@ def test_a_resume_keeps_to_what_its_run_began_with(
     start(train, tiny_recipe, run, ["train.max_steps=4"], ranks=1)
     back_to(2, run, tmp_path / "without")
     output = start(train, tiny_recipe, tmp_path / "without", ["distill.hidden_weight=0"], ranks=1, code=2)
-    assert "error: distill.hidden_weight=0: this run began with a hidden loss, which ends with its teacher; " in output
+    assert "error: distill.hidden_weight: this run began with a hidden loss, which ends with its teacher; " in output
 
     plain = tmp_path / "plain"
     start(train, tiny_recipe, plain, ["train.max_steps=4", "distill.hidden_weight=0"], ranks=1)
     back_to(2, plain, tmp_path / "with")
     output = start(train, tiny_recipe, tmp_path / "with", [], ranks=1, code=2)
-    assert "error: distill.hidden_weight=0.5: this run began with none; " in output
+    assert "error: distill.hidden_weight: this run began with none; " in output
 
     wide = [f"output_dir={tmp_path / 'wide'}", "teacher.path=null", "distill.hidden_weight=0", "train.max_steps=1"]
     assert train(1, [str(tiny_recipe), *wide])[0] == 0
