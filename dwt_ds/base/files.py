@@ -116,7 +116,7 @@ def check_replaceable(folder: Path) -> None:
         return
     target = through_links(folder)
     if target.exists() and not target.is_dir():
-        raise ValueError(f"{folder} is a link to {target}, which is no folder; remove the link")
+        raise ValueError(f"{folder} is a link to {target}, which is not a folder; remove the link")
     above = next(path for path in target.parents if path.exists())
     if not os.access(above, os.W_OK | os.X_OK) or target.is_mount():
         raise ValueError(

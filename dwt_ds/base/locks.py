@@ -127,8 +127,8 @@ class FolderLock:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return  # the server cannot be reached; what is written next will tell
             raise OccupiedError(
-                f"{option}: the file server gave the lock of this folder away while this host was cut off from it, and "
-                "another process writes there now; this one ends"
+                f"{option}: while this host was cut off from the file server, another process took over this folder "
+                "and writes there now; this one ends"
             ) from None
 
     def release(self) -> None:

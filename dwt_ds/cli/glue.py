@@ -62,11 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "bf16"), default=default.precision, help="default: %(default)s"
     )
     training.add_argument(
-        "--quantize", choices=("w8a8", "w4a8"), help="round the encoder of each fine-tuned model so, and score that"
+        "--quantize",
+        choices=("w8a8", "w4a8"),
+        help="quantize the encoder of each fine-tuned model, and score the result",
     )
     budget = parser.add_argument_group("small budgets (recorded in the results)")
-    budget.add_argument("--max-train-rows", type=int, metavar="N", help="train on a sample of so many rows a task")
-    budget.add_argument("--max-steps", type=int, metavar="N", help="stop after so many optimizer steps a task")
+    budget.add_argument("--max-train-rows", type=int, metavar="N", help="train on a sample of N rows per task")
+    budget.add_argument("--max-steps", type=int, metavar="N", help="stop after N optimizer steps per task")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -104,5 +106,5 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from here", file=sys.stderr)
         return 130
-    print(f"\n{table(results)}\n{args.out / 'results.json'} is written")
+    print(f"\n{table(results)}\nwritten: {args.out / 'results.json'}")
     return 1 if results["failed"] else 0

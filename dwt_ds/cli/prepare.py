@@ -85,13 +85,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep accents and vowel signs; default: as the entries of a vocab.txt tell, or the text to train on",
     )
     accents.add_argument(
-        "--strip-accents", dest="keep_accents", action="store_false", default=None, help="take accents off"
+        "--strip-accents", dest="keep_accents", action="store_false", default=None, help="remove accents"
     )
 
     tokenizer.add_argument(
         "--allow-unknown",
         action="store_true",
-        help="go on where more than a fifth of the tokens are unknown to the tokenizer",
+        help="continue even if more than a fifth of the tokens are unknown to the tokenizer",
     )
 
     rows = parser.add_argument_group("sentences and rows")

@@ -35,5 +35,5 @@ def main(args: argparse.Namespace) -> int:
     # Imported here: --help should not wait for torch.
     from dwt_ds.study.report import write_report
 
-    print(f"{write_report(args.paths, args.out, args.against)} is written")
+    print(f"written: {write_report(args.paths, args.out, args.against)}")
     return 0

@@ -83,8 +83,8 @@ def _wait(baton: FileBaton) -> None:
             return
         if _abandoned(lock):
             raise ValueError(
-                f"{lock}: the lock of a build that was killed, nothing was written there for "
-                f"{_ABANDONED_SECONDS / 60:.0f} minutes; delete that file"
+                f"{lock}: left by a build that was killed (nothing written for {_ABANDONED_SECONDS / 60:.0f} minutes); "
+                "delete that file"
             )
         if not reported and time.monotonic() - began > _MESSAGE_SECONDS:
             reported = True

@@ -114,7 +114,7 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
     if stage > 0 and name.lower() not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
         raise ValueError(
             f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe "
-            "if it treats each number by itself), or use AdamW"
+            "if it updates each element independently), or use AdamW"
         )
     if name in CLIENT_OPTIMIZERS and _offloaded(ds_values):
         raise ValueError(f"{said} does not work on offloaded state; remove offload_optimizer, or use AdamW")

@@ -63,7 +63,10 @@ class Checkpoint:
         """
         longest = self.longest_row or max_length or PAPER_MAX_LENGTH
         if max_length is not None and max_length > longest:
-            raise ValueError(f"--max-length={max_length}: {self.path} has positions for {longest} tokens")
+            raise ValueError(
+                f"--max-length={max_length}: {self.path} has positions for {longest} tokens; lower --max-length to "
+                f"{longest}"
+            )
         return max_length or min(PAPER_MAX_LENGTH, longest)
 
     def classifier(self, task: Task) -> PreTrainedModel:

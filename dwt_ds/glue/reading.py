@@ -201,7 +201,7 @@ def _read_tsv(path: Path, task: Task) -> tuple[dict[str, list[Any]], int]:
             columns[name].append(fields[place])
         columns[LABEL].append(_label(task, fields[label_place], f"{path}:{line}"))
     if not columns[LABEL]:
-        raise ValueError(f"{path}: no rows")
+        raise ValueError(f"{path}: no rows; replace it with GLUE's own file")
     if len(spoiled) > _SPOILED_SHARE * len(columns[LABEL]):
         raise ValueError(f"{spoiled[0]}, and {len(spoiled)} such rows in all; is it GLUE's {task.name}?")
     return columns, len(spoiled)

@@ -162,7 +162,7 @@ def find_task(name: str, where: str) -> Task:
     if _key(name) in by_key:
         return by_key[_key(name)]
     known = [task.name for task in TASKS]
-    raise ValueError(f"{where}: {name!r} is no task of GLUE{nearest(name, known)} (known: {', '.join(known)})")
+    raise ValueError(f"{where}: {name!r} is not a task of GLUE{nearest(name, known)} (known: {', '.join(known)})")
 
 
 def find_tasks(names: Sequence[str], where: str) -> list[Task]:

@@ -94,7 +94,7 @@ def on_this_machine(environment: Mapping[str, str]) -> Launch:
         del started["CUDA_VISIBLE_DEVICES"]  # DeepSpeed would print that it ignores it
     if gpus and ranks > gpus:
         among = f"CUDA_VISIBLE_DEVICES={visible} has" if visible else "this machine has"
-        raise ValueError(f"RANKS={ranks}: {among} {gpus} GPUs; lower RANKS")
+        raise ValueError(f"--ranks {ranks} (or RANKS): {among} {gpus} GPUs; ask for at most {gpus}")
     if "DS_ACCELERATOR" not in started:
         import torch
 

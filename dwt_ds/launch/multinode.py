@@ -69,11 +69,13 @@ def active_hosts(hosts: Sequence[Host], options: Options) -> list[Host]:
     """
     filters = [(name, text) for name, text in (("--include", options.include), ("--exclude", options.exclude)) if text]
     if len(filters) == 2:
-        raise ValueError("DEEPSPEED_ARGS: --include and --exclude exclude each other; give one of them")
+        raise ValueError("DEEPSPEED_ARGS: --include and --exclude cannot be combined; give one of them")
     if filters:
         name, text = filters[0]
         if options.num_nodes >= 0 or options.num_gpus >= 0:
-            raise ValueError(f"DEEPSPEED_ARGS: {name} excludes --num_nodes and --num_gpus; give one of them")
+            raise ValueError(
+                f"DEEPSPEED_ARGS: {name} cannot be combined with --num_nodes or --num_gpus; give one of them"
+            )
         named = _named_slots(f"{name} {text}", text, hosts)
         counts = [(host, len(named.get(host.name, ()))) for host in hosts]
         left = [Host(host.name, count if options.include else host.slots - count) for host, count in counts]

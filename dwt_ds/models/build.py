@@ -241,13 +241,13 @@ def _check_extra_fields(student: StudentConfig, defaults: PretrainedConfig, know
     for name, value in student.config.items():
         if name not in known:
             fix = nearest(name, sorted(known)) or "; remove it"
-            raise ValueError(f"student.config.{name} is no field of {type(defaults).__name__}{fix}")
+            raise ValueError(f"student.config.{name} is not a field of {type(defaults).__name__}{fix}")
         general = "intermediate_size" if name in _INTERMEDIATE_FIELDS else aliases.get(name, name)
         if general in _SET_BY:
             raise ValueError(f"student.config.{name} is set by {_SET_BY[general]}; remove it here")
         if name.endswith(("_act", "activation")) and isinstance(value, str) and value not in ACT2FN:
             fix = nearest(value, ACT2FN) or "; use gelu, relu or silu, say"
-            raise ValueError(f"student.config.{name}={value!r} is no activation of transformers{fix}")
+            raise ValueError(f"student.config.{name}={value!r} is not an activation of transformers{fix}")
 
 
 def _builds_with_eager_attention(config: PretrainedConfig) -> bool:

@@ -120,6 +120,6 @@ def _check_exists(where: str) -> None:
         model_info(where, timeout=10)
     except Exception as error:  # no network, offline mode, no such name: all mean that there is no such model here
         raise FileNotFoundError(
-            f"model path {where!r} is no folder here, and Hugging Face gave no model of that name "
+            f"model path {where!r} is not a folder here, and Hugging Face gave no model of that name "
             f"({type(error).__name__}); {fix}"
         ) from error

@@ -114,7 +114,10 @@ def quantized_layers(model: PreTrainedModel, quantization: Quantization) -> list
             )
         chosen.append(name)
     if not chosen:
-        raise ValueError(f"student.quantization.modules={list(quantization.modules)} chooses no layer of this model")
+        raise ValueError(
+            f"student.quantization.modules={list(quantization.modules)} chooses no layer of this model; "
+            "choose from encoder, embeddings, head"
+        )
     return chosen
 
 

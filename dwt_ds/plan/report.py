@@ -187,7 +187,7 @@ def _host_time(plan: Plan, time: StepTime) -> Lines:
     if plan.replays_training(plan.stage):
         graph = ", the student's and the teacher's passes as CUDA graphs" if graph else ", its passes as CUDA graphs"
     launches, launch_seconds = plan.launches(plan.stage), plan.device.launch_seconds
-    at_least = ", the least that a step takes it" if time.host > launches * launch_seconds else ""
+    at_least = ", the measured minimum per step" if time.host > launches * launch_seconds else ""
     line = (
         f"the host starts {launches:,} operations a step{graph}, at {1e6 * launch_seconds:.3g} us (--launch-us sets "
         f"it): {1e3 * time.host:,.2f} ms{at_least}"
@@ -195,7 +195,7 @@ def _host_time(plan: Plan, time: StepTime) -> Lines:
     if time.host <= time.compute:
         return [line]
     rows = math.ceil(plan.settings.config.train.micro_batch_size * time.host / time.compute)
-    return [f"{line}, so the device waits; from about {rows:,} rows a micro-batch it does not"]
+    return [f"{line}, so the device waits; with about {rows:,} or more rows per micro-batch it does not"]
 
 
 def _traffic(plan: Plan) -> Lines:

@@ -33,7 +33,7 @@ class Treatment:
 
     def __str__(self) -> str:
         case = "lower-cased" if self.lowercase else "capitals kept"
-        return f"{case}, accents {'taken off' if self.strip_accents else 'kept'}"
+        return f"{case}, accents {'removed' if self.strip_accents else 'kept'}"
 
 
 @dataclass(frozen=True)

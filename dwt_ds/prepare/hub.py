@@ -67,7 +67,9 @@ class HubDataset:
             else:
                 loaded = datasets.load_dataset(self.dataset, self.config, split=self.split, streaming=self.streaming)
         except Exception as error:  # the library raises errors of many kinds, its network layers' included
-            raise ValueError(f"--dataset {self.name} cannot be loaded: {one_line(error)}") from None
+            raise ValueError(
+                f"--dataset {self.name} cannot be loaded: {one_line(error)}; check the name and the network"
+            ) from None
         self.form.check_column(f"dataset {self.name}", list(loaded.column_names or [self.form.column]))
         return loaded.select_columns([self.form.column])
 
@@ -81,7 +83,9 @@ class HubDataset:
             try:
                 batch = next(batches, None)
             except Exception as error:  # a damaged file or the network: as many kinds as above
-                raise ValueError(f"--dataset {self.name} cannot be read: {one_line(error)}") from None
+                raise ValueError(
+                    f"--dataset {self.name} cannot be read: {one_line(error)}; check its files and the network"
+                ) from None
             if batch is None:
                 return
             counts.position += len(batch)

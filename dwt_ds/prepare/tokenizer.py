@@ -41,31 +41,33 @@ def find_tokenizer(name: str, wishes: Wishes = Wishes()) -> PreTrainedTokenizerB
     if path.suffix == ".txt":
         return _from_vocab_file(path, wishes)
     if not path.exists() and name.count("/") > 1:
-        raise FileNotFoundError(f"--tokenizer {name}: no such file or folder")
+        raise FileNotFoundError(f"--tokenizer {name}: no such file or folder; correct the path")
     of_data = path / TOKENIZER_FOLDER
     try:
         tokenizer = AutoTokenizer.from_pretrained(of_data if of_data.is_dir() else name)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"--tokenizer {name}: not a vocab.txt, not a folder with a tokenizer, and not loadable from the "
-            f"Hugging Face hub ({one_line(error)})"
+            f"Hugging Face hub ({one_line(error)}); choose another tokenizer"
         ) from None
     if not tokenizer.is_fast:
-        raise ValueError(f"--tokenizer {name}: only fast tokenizers (with a tokenizer.json) are supported")
+        raise ValueError(
+            f"--tokenizer {name}: only fast tokenizers (with a tokenizer.json) are supported; choose another tokenizer"
+        )
     case_and_accents.check_wishes(name, case_and_accents.of_tokenizer(tokenizer), wishes)
     return tokenizer
 
 
 def _from_vocab_file(path: Path, wishes: Wishes) -> PreTrainedTokenizerFast:
     if not path.is_file():
-        raise FileNotFoundError(f"--tokenizer {path}: no such file")
+        raise FileNotFoundError(f"--tokenizer {path}: no such file; correct the path")
     entries = path.read_text(encoding="utf-8").split("\n")
     while entries and not entries[-1]:
         entries.pop()
     vocabulary = {entry.rstrip("\r"): index for index, entry in enumerate(entries)}
     missing = [token for token in BERT_SPECIAL_TOKENS.values() if token not in vocabulary]
     if missing:
-        raise ValueError(f"--tokenizer {path}: the vocabulary lacks {', '.join(missing)}")
+        raise ValueError(f"--tokenizer {path}: the vocabulary lacks {', '.join(missing)}; choose another tokenizer")
     if len(vocabulary) != len(entries):
         duplicates = len(entries) - len(vocabulary)
         raise ValueError(f"--tokenizer {path}: {duplicates} entries are duplicates; list each entry once")

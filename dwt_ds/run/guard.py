@@ -73,7 +73,8 @@ class Guard:
             raise TooManySkipsError(
                 f"{count} of the last {len(self._recent)} steps were skipped, train.max_skipped_share="
                 f"{self._config.max_skipped_share} allows {most:g} of {self._config.skip_window}; "
-                "skipped.jsonl in the run's folder names their rows"
+                "skipped.jsonl in the run's folder names their rows; lower train.learning_rate or raise "
+                "train.max_skipped_share"
             )
 
     def _is_spike(self, sigma: float) -> Tensor:

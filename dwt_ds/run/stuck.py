@@ -90,7 +90,9 @@ class StuckWatch:
 
     def _report(self) -> str:
         found = read_reports(self._folder, self._world_size, time.time() - self._seconds - 4 * _WRITING_SECONDS)
-        lines = [f"no step for {self._seconds:.0f} s, {self._step} are done; stacks of all ranks in {self._folder}"]
+        lines = [
+            f"no step has ended for {self._seconds:.0f} s ({self._step} done); stacks of all ranks in {self._folder}"
+        ]
         lines += [f"  {line}" for line in who_waits_for_whom(found, self._world_size)]
         return "\n".join(lines)
 

@@ -93,7 +93,7 @@ def test_a_link_that_cannot_be_written_through_is_refused(tmp_path: Path) -> Non
     (tmp_path / "to file").symlink_to("file")
     (tmp_path / "circle").symlink_to("circle")
     (tmp_path / "to mount").symlink_to("/dev/shm")
-    with pytest.raises(ValueError, match="is a link to .*file, which is no folder"):
+    with pytest.raises(ValueError, match="is a link to .*file, which is not a folder"):
         check_replaceable(tmp_path / "to file")
     with pytest.raises(OSError, match="lead in a circle"):
         check_replaceable(tmp_path / "circle")

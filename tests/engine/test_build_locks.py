@@ -65,7 +65,7 @@ def test_a_build_that_still_writes_is_never_abandoned(lock: Path) -> None:
 def test_an_abandoned_lock_is_named_with_what_to_do(lock: Path) -> None:
     minutes_ago(lock, 11)
     assert find_abandoned_locks() == [lock]
-    with pytest.raises(ValueError, match=rf"^{lock}: the lock of a build that was killed.*delete that file$"):
+    with pytest.raises(ValueError, match=rf"^{lock}: left by a build that was killed.*delete that file$"):
         FileBaton(str(lock)).wait()
     lock.unlink()
     FileBaton(str(lock)).wait()

@@ -28,7 +28,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**zero(2), "data_types": {"grad_accum_dtype": "fp23"}}, "my.json: data_types.grad_accum_dtype='fp23': must be"),
     (
         {**zero(2), "data_types": {"buffer_dtype": "fp23"}},
-        "my.json: data_types.buffer_dtype='fp23': must be fp32, bf16",
+        "my.json: data_types.buffer_dtype='fp23': must be one of fp32, bf16",
     ),
     # AssertionError: conflicts with the enabled precision mode
     (
@@ -50,7 +50,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "my.json: bf16.bf16_master_weights_and_grads=true: DeepSpeed has 16-bit master weights with an offloaded optim",
     ),
     # Exception: The deprecated version of ZeRO Stage 1 is not supported
-    (zero(1, legacy_stage1=True), "my.json: zero_optimization.legacy_stage1=true: DeepSpeed took it out; remove it"),
+    (zero(1, legacy_stage1=True), "my.json: zero_optimization.legacy_stage1=true: DeepSpeed removed it; remove the"),
     # TypeError: expected str, bytes or os.PathLike object, not NoneType
     (
         zero(3, offload_param={"device": "nvme"}),
@@ -68,7 +68,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     # GradScaler skips the step, and the engine counts it as taken.
     (
         {"torch_autocast": {"enabled": True, "dtype": "fp16"}},
-        "my.json: torch_autocast.dtype=fp16: DeepSpeed does not report the steps it skips without ZeRO",
+        "my.json: torch_autocast.dtype=fp16: without ZeRO, DeepSpeed does not report the steps it skips",
     ),
     # What follows trains, saves or resumes wrongly on two ranks (harness/key_cases.py).
     (
@@ -106,7 +106,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         },
         "my.json: fp16.fp16_master_weights_and_grads=true: a resume would round Adam's moments to 16 bits; remove it",
     ),
-    ({"log_level": "loud"}, "my.json: log_level='loud': must be debug, info"),
+    ({"log_level": "loud"}, "my.json: log_level='loud': must be one of debug, info"),
     # What DeepSpeed's own configuration class refuses.
     (
         {**zero(3), "gradient_allreduce_op": "sum"},

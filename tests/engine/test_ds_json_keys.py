@@ -284,7 +284,7 @@ def test_a_value_of_the_wrong_type_is_refused_before_deepspeed_sees_it(config: d
     ],
 )
 def test_what_deepspeed_took_out_is_refused_as_such(key: str) -> None:
-    assert check_error({key: {}}).startswith(f"{key}: DeepSpeed took it out in 2026; ")
+    assert check_error({key: {}}).startswith(f"{key}: DeepSpeed removed it in 2026; ")
 
 
 @pytest.mark.parametrize(
@@ -292,13 +292,13 @@ def test_what_deepspeed_took_out_is_refused_as_such(key: str) -> None:
     [("OneBitAdam", "AdamW"), ("OnebitAdam", "AdamW"), ("OneBitLamb", "Lamb"), ("ZeroOneAdam", "AdamW")],
 )
 def test_one_bit_optimizers_are_refused_as_taken_out(name: str, instead: str) -> None:
-    message = f"optimizer.type={name!r}: DeepSpeed took its 1-bit optimizers out in 2026; use {instead}"
+    message = f"optimizer.type={name!r}: DeepSpeed removed its 1-bit optimizers in 2026; use {instead}"
     assert check_error({"optimizer": {"type": name}}) == message
 
 
 @pytest.mark.parametrize("key", ["tensor_parallel", "sequence_parallel_size", "pipeline"])
 def test_splitting_one_model_over_ranks_is_refused(key: str) -> None:
-    assert check_error({key: {}}).startswith(f"{key}: every rank has its own rows here")
+    assert check_error({key: {}}).startswith(f"{key}: every rank computes the whole model on its own rows; ")
 
 
 @pytest.mark.parametrize(

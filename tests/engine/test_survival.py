@@ -348,14 +348,14 @@ def test_the_lock_of_a_killed_build_is_named(train: Train, tiny_recipe: Path, tm
     settings = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     code, output = train(2, [str(tiny_recipe), f"output_dir={tmp_path}"], environment=settings)
     assert code != 0
-    assert f"{lock}: the lock of a build that was killed" in output
+    assert f"{lock}: left by a build that was killed" in output
 
 
 def test_a_stuck_rank_is_named_and_the_run_ends(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
     limits = ["train.report_stuck_after_seconds=3", "train.collective_timeout_seconds=8", "train.max_steps=9"]
     code, output = faulty(2, [str(tiny_recipe), f"output_dir={tmp_path}", *limits], "hang 1 4")
     assert code != 0
-    assert "no step for 3 s, 3 are done" in output
+    assert "no step has ended for 3 s (3 done)" in output
     assert re.search(r"rank 1 on \S+ keeps the others waiting at pretrain.py:\d+ train", output)
     waiting = json.loads((tmp_path / "stuck" / "rank_00000.json").read_text())
     late = json.loads((tmp_path / "stuck" / "rank_00001.json").read_text())

@@ -160,7 +160,7 @@ def test_files_json(own: Path) -> None:
     [
         ("{", "files.json: not valid JSON"),
         ("[]", "files.json: must look like"),
-        ('{"QNLY": {}}', "'QNLY' is no task of GLUE; did you mean 'QNLI'"),
+        ('{"QNLY": {}}', "'QNLY' is not a task of GLUE; did you mean 'QNLI'"),
         ('{"QNLI": {"validaton": "x.tsv"}}', "unknown key 'validaton'; did you mean 'validation'"),
         ('{"QNLI": {"train": 3}}', "QNLI.train=3: must be the name of a file"),
     ],
@@ -182,7 +182,7 @@ def test_mistakes_in_files_json(own: Path, content: str, message: str) -> None:
         ("SST-2", "sentence,label\na,1\n", "no column 'sentence' among sentence,label"),
         ("SST-2", "sentence\tlabel\nfine\t1\na\tb\t1\n", "train.tsv:3: 3 columns, not 2; is it GLUE's SST-2"),
         ("SST-2", "sentence\tlabel\nfine\t1\na\tpositive\n", "train.tsv:3: label 'positive': must be one of 0, 1"),
-        ("SST-2", "sentence\tlabel\n", "train.tsv: no rows"),
+        ("SST-2", "sentence\tlabel\n", "train.tsv: no rows; replace it"),
         ("SST-2", "", "no column 'sentence' among none"),
         ("SST-2", b"sentence\tlabel\ncaf\xe9\t1\n", "train.tsv, after line 0: 'utf-8' codec"),
         ("CoLA", "source\tlabel\tstar\tsentence\n", "train.tsv:1: label 'label': must be one of 0, 1"),

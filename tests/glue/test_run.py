@@ -300,12 +300,12 @@ def test_checkpoints_that_do_not_fit(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--tasks", "CoLa,SST"), "--tasks: 'SST' is no task of GLUE; did you mean 'SST-2'?"),
+        (("--tasks", "CoLa,SST"), "--tasks: 'SST' is not a task of GLUE; did you mean 'SST-2'?"),
         (("--tasks", ","), "--tasks is empty"),
         (("--seeds", "0"), "--seeds=0: must be above 0"),
         (("--learning-rate", "-1"), "--learning-rate=-1.0: must be above 0"),
         (("--max-steps", "0"), "--max-steps=0: must be above 0"),
-        (("--max-length", "64"), "--max-length=64: "),
+        (("--max-length", "64"), "tokens; lower --max-length to "),
         (("--precision", "bf16"), "--precision=bf16: there is no GPU; use fp32"),
     ],
 )

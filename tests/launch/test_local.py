@@ -81,8 +81,12 @@ def test_two_runs_meet_at_two_ports() -> None:
         (0, {"RANKS": "0"}, "RANKS=0: write a whole number of 1 or more"),
         (0, {"RANKS": "two"}, "RANKS=two: write a whole number of 1 or more"),
         (0, {"MASTER_PORT": "65536"}, "MASTER_PORT=65536: write a whole number from 1 to 65535"),
-        (2, {"CUDA_VISIBLE_DEVICES": "2,3", "RANKS": "4"}, "RANKS=4: CUDA_VISIBLE_DEVICES=2,3 has 2 GPUs; lower RANKS"),
-        (8, {"RANKS": "9"}, "RANKS=9: this machine has 8 GPUs; lower RANKS"),
+        (
+            2,
+            {"CUDA_VISIBLE_DEVICES": "2,3", "RANKS": "4"},
+            "--ranks 4 (or RANKS): CUDA_VISIBLE_DEVICES=2,3 has 2 GPUs; ask for at most 2",
+        ),
+        (8, {"RANKS": "9"}, "--ranks 9 (or RANKS): this machine has 8 GPUs; ask for at most 8"),
         (
             1,
             {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"},

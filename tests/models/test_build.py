@@ -71,7 +71,7 @@ def test_extra_fields_reach_the_configuration() -> None:
         ({"family": "roberta", "max_positions": 19}, "student.max_positions=19"),
         (
             {"config": {"hiden_act": "relu"}},
-            "student.config.hiden_act is no field of BertConfig; did you mean 'hidden_act'",
+            "student.config.hiden_act is not a field of BertConfig; did you mean 'hidden_act'",
         ),
         ({"config": {"num_attention_heads": 2}}, "student.config.num_attention_heads is set by student.num_heads"),
         ({"family": "distilbert", "config": {"dim": 2}}, "student.config.dim is set by student.hidden_size"),
@@ -79,7 +79,7 @@ def test_extra_fields_reach_the_configuration() -> None:
         ({"config": {"layer_norm_eps": "tiny"}}, "student.config=.*layer_norm_eps.*expected float, got str"),
         (
             {"config": {"hidden_act": "geluu"}},
-            "^student.config.hidden_act='geluu' is no activation of transformers; did you mean 'gelu'",
+            "^student.config.hidden_act='geluu' is not an activation of transformers; did you mean 'gelu'",
         ),
         ({"family": "distilbert", "config": {"activation": "no_such"}}, "^student.config.activation='no_such' is no"),
         (

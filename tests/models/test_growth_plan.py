@@ -103,8 +103,8 @@ def test_a_plan_says_where_each_layer_comes_from() -> None:
         ({}, {"num_heads": 2}, "remap", "heads of 8 channels, the teacher's have 4: .* set student.num_heads to 4"),
         ({}, {"hidden_size": 18, "num_heads": 3}, "aki", "heads of 6 .* with a hidden_size that is a multiple of 4"),
         ({}, WIDER, "remap", "grows the depth only, but student.hidden_size=32 .* such as remap\\+fpi"),
-        ({}, {**WIDER, "hidden_size": 24, "num_heads": 6}, "fpi", "hidden_size=24 is no multiple .*; set it to 32"),
-        ({}, {**WIDER, "intermediate_size": 36}, "stack+fpi", "intermediate_size=36 is no multiple .*; set it to 48"),
+        ({}, {**WIDER, "hidden_size": 24, "num_heads": 6}, "fpi", "hidden_size=24 is not a multiple .*; set it to 32"),
+        ({}, {**WIDER, "intermediate_size": 36}, "stack+fpi", "intermediate_size=36 is not a .*; set it to 48"),
         ({}, {"config": {"hidden_act": "relu"}}, "remap", "hidden_act is 'relu', the teacher's 'gelu'; set"),
         (
             {"config": {"layer_norm_eps": 1e-5}},

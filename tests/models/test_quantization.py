@@ -205,7 +205,7 @@ class TestWithTorchao:
         assert "classifier" in quantized_layers(bare, Quantization(modules=("head",)))
         student = model("distilbert")
         student.vocab_transform = torch.nn.Identity()
-        with pytest.raises(ValueError, match="chooses no layer"):
+        with pytest.raises(ValueError, match="chooses no layer of this model; choose from encoder, embeddings, head"):
             quantized_layers(student, Quantization(modules=("head",)))
 
     @pytest.mark.parametrize("family", FAMILIES)

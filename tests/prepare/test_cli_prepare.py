@@ -58,7 +58,7 @@ def test_mistakes_are_reported_on_one_line(
         (("--text", corpus_file), "give either --tokenizer"),
         ((*usual, "--train-tokenizer", 500), "give either --tokenizer"),
         (("--text", corpus_file, "--train-tokenizer", 0), "--train-tokenizer=0: must be above 0"),
-        (("--text", corpus_file, "--tokenizer", tmp_path / "v.txt"), "v.txt: no such file"),
+        (("--text", corpus_file, "--tokenizer", tmp_path / "v.txt"), "v.txt: no such file; correct the path"),
         ((*usual, "--every", 0), "--every=0: must be at least 1"),
         ((*usual, "--seq-len", 4), "--seq-len=4: must be at least 8"),
         ((*usual, "--min-chars", 0), "--min-chars=0: must be at least 1"),

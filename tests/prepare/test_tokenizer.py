@@ -84,7 +84,7 @@ def test_a_whole_tokenizer_is_not_to_be_changed(tmp_path: Path, wishes: Wishes, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", r"lacks \[MASK\]"),
+        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", r"lacks \[MASK\]; choose another tokenizer"),
         ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nthe\n", "1 entries are duplicates; list each entry once"),
     ],
 )

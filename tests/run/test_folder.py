@@ -284,5 +284,5 @@ def test_links_in_the_folder_are_written_through(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoints").is_symlink()
     (tmp_path / "run" / "export").unlink()
     (tmp_path / "run" / "export").symlink_to("run.json")
-    with pytest.raises(ValueError, match="is a link to .*, which is no folder; remove the link"):
+    with pytest.raises(ValueError, match="is a link to .*, which is not a folder; remove the link"):
         folder.check_contents()

@@ -292,7 +292,7 @@ def test_mistakes_stop_the_study_before_the_first_run(
         ({"prescision": "fp32"}, "glue.prescision: unknown key"),
         ({"precision": "fp8"}, "glue.precision='fp8': must be"),
         ({"seeds": 0}, "glue.seeds=0: must be above 0"),
-        ({"tasks": ["CoLA", "SST"]}, "'SST' is no task of GLUE; did you mean 'SST-2'?"),
+        ({"tasks": ["CoLA", "SST"]}, "'SST' is not a task of GLUE; did you mean 'SST-2'?"),
         ({"tasks": 7}, "glue.tasks=7: must be"),
     ],
 )

@@ -94,7 +94,7 @@ def check_combinations(values: Mapping[str, Any], origin: Origin) -> None:
     _check_zero(values, origin)
     level = values.get("log_level")
     if level is not None and level not in log_levels:
-        raise ValueError(f"{origin.name('log_level')}={level!r}: must be {', '.join(log_levels)}")
+        raise ValueError(f"{origin.name('log_level')}={level!r}: must be one of {', '.join(log_levels)}")
     # The total follows from the others; DeepSpeed would compare it with the ranks that are started now.
     alone = {key: value for key, value in values.items() if key != "train_batch_size"}
     try:
@@ -112,8 +112,8 @@ def _check_skipped_steps(values: Mapping[str, Any], origin: Origin) -> None:
     autocast = values.get("torch_autocast", {})
     if autocast.get("enabled") and autocast.get("dtype") in DtypeEnum.fp16._all_values:
         raise ValueError(
-            f"{origin.name('torch_autocast.dtype')}={autocast['dtype']}: DeepSpeed does not report the steps it skips "
-            "without ZeRO, and skips all of them under ZeRO on a CPU; use bf16, or the fp16 section"
+            f"{origin.name('torch_autocast.dtype')}={autocast['dtype']}: without ZeRO, DeepSpeed does not report the "
+            "steps it skips, and under ZeRO on a CPU it skips every step; use bf16, or the fp16 section"
         )
 
 
@@ -144,7 +144,7 @@ def _check_dtypes(values: Mapping[str, Any], origin: Origin) -> None:
             continue
         name = next((name for name, dtype in _DTYPES.items() if written in dtype._all_values), None)
         if name is None:
-            raise ValueError(f"{origin.name(place)}={written!r}: must be {', '.join(_DTYPES)}")
+            raise ValueError(f"{origin.name(place)}={written!r}: must be one of {', '.join(_DTYPES)}")
         if key == "grad_accum_dtype" and name != ours and zero_stage(values) == 1 and ours == "bf16":
             raise ValueError(
                 f"{origin.name(place)}={written}: under ZeRO-1 with bf16, DeepSpeed changes to an optimizer whose "
@@ -162,7 +162,7 @@ def _check_dtypes(values: Mapping[str, Any], origin: Origin) -> None:
 def _check_zero(values: Mapping[str, Any], origin: Origin) -> None:
     stage, zero = zero_stage(values), values.get("zero_optimization", {})
     if zero.get("legacy_stage1"):
-        raise ValueError(f"{origin.name('zero_optimization.legacy_stage1')}=true: DeepSpeed took it out; remove it")
+        raise ValueError(f"{origin.name('zero_optimization.legacy_stage1')}=true: DeepSpeed removed it; remove the key")
     if stage >= 2 and zero.get("reduce_scatter", True):
         for key, neutral in (("gradient_predivide_factor", 1.0), ("prescale_gradients", False)):
             if values.get(key, neutral) != neutral:

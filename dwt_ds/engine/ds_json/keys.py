@@ -95,8 +95,8 @@ _KIND_OF_TYPE = {str: Kind.TEXT, bool: Kind.SWITCH, int: Kind.WHOLE, float: Kind
 
 TOP_LEVEL_KEYS = _SCALARS.keys() | {name for name in _SECTIONS if "." not in name}
 
-_GONE = "DeepSpeed took it out in 2026"
-_DATA_PARALLEL = "every rank has its own rows here and the whole model's work on them; remove the key"
+_GONE = "DeepSpeed removed it in 2026"
+_DATA_PARALLEL = "every rank computes the whole model on its own rows; remove the key"
 _NO_EXPERTS = "no student here has experts; remove the key"
 _INSTEAD = {
     "aio.thread_count": "DeepSpeed calls it intra_op_parallelism; rename it",

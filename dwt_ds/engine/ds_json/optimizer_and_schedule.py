@@ -100,7 +100,7 @@ def check_optimizer_section(section: Mapping[str, Any], origin: Origin) -> None:
     said = f"{origin.name('optimizer.type')}={name!r}"
     if name.lower() in _ONE_BIT:
         instead = "Lamb" if "lamb" in name.lower() else "AdamW"
-        raise ValueError(f"{said}: DeepSpeed took its 1-bit optimizers out in 2026; use {instead}")
+        raise ValueError(f"{said}: DeepSpeed removed its 1-bit optimizers in 2026; use {instead}")
     kinds = optimizer_kinds(name)
     if not kinds:
         raise ValueError(f"{said}: unknown optimizer{nearest(name, _optimizer_names())}")

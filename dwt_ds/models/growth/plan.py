@@ -200,8 +200,8 @@ def _check_sizes(teacher: Sizes, student: Sizes, method: str, width: str | None)
             )
         if width == "fpi" and large % small:
             raise ValueError(
-                f"student.init={method!r}: {field}={large} is no multiple of the teacher's {small}, and FPI keeps the "
-                f"function only with equally many copies; set it to {(large // small + 1) * small}, or use aki"
+                f"student.init={method!r}: {field}={large} is not a multiple of the teacher's {small}, and FPI keeps "
+                f"the function only with equally many copies; set it to {(large // small + 1) * small}, or use aki"
             )
 
 
