@@ -47,12 +47,11 @@ _LAMBS = ("deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb")
 
 
 def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: Origin) -> None:
-    """Whether the optimizer that a DeepSpeed JSON names can run on this device; before any model is built.
+    """Whether the optimizer of a DeepSpeed JSON can run on this device; `check_optimizer_and_stage` comes before.
 
     Raises:
         ValueError: one line that says what to install or build, or which setting does not fit.
     """
-    check_optimizer_and_stage(ds_values, origin)
     section = ds_values.get("optimizer", {})
     name = str(section.get("type", ""))
     said = f"{origin.name('optimizer.type')}={name!r}"
