@@ -11,6 +11,7 @@ import pyarrow as pa
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dwt_ds.base.files import changed_files
+from dwt_ds.base.words import one_line
 from dwt_ds.data.manifest import PACKED, Manifest, Shard, read_data_manifest
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
 
@@ -148,8 +149,7 @@ class PreparedData:
         try:
             digest = tokenizer_sha256(self.tokenizer())
         except Exception as error:  # the tokenizers library raises plain Exceptions
-            reason = " ".join(str(error).split())[:150]
-            raise ValueError(f"{where} cannot be loaded ({type(error).__name__}: {reason})") from error
+            raise ValueError(f"{where} cannot be loaded ({one_line(error, with_type=True)})") from error
         if digest != self.manifest.tokenizer_sha256:
             raise ValueError(f"{where}: sha256 is {digest}, the manifest says {self.manifest.tokenizer_sha256}")
 
