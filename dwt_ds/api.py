@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dwt_ds.base.quiet import quieten_libraries
-from dwt_ds.base.words import nearest, path_argument
+from dwt_ds.base.words import nearest, own_command, path_argument
 
 if TYPE_CHECKING:
     from dwt_ds.data.manifest import Manifest
@@ -106,7 +105,7 @@ def pretrain(
     folder = Path(load_recipe(os.fspath(recipe), words).config.output_dir)
     options = {"--ranks": ranks, "--hostfile": hostfile, "--deepspeed_config": deepspeed_config}
     given = [word for name, value in options.items() if value is not None for word in (name, path_argument(str(value)))]
-    code, lines = run_printed([sys.executable, "-m", "dwt_ds", "launch", *given, path_argument(recipe), *words])
+    code, lines = run_printed(own_command("launch", *given, path_argument(recipe), *words))
     if code not in (0, STOPPED):
         # The launcher says more after the ranks' own error.
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from dwt_ds.base.quiet import quieten_libraries
-from dwt_ds.base.words import table
+from dwt_ds.base.words import own_command, table
 from dwt_ds.study.records import RunRecord
 
 DATA = Path("data/quickstart")
@@ -64,7 +64,7 @@ def _precision() -> list[str]:
 
 def _run(*arguments: str) -> None:
     print(f"\n$ dwt-ds {' '.join(arguments)}", flush=True)
-    exit_code = subprocess.run([sys.executable, "-m", "dwt_ds.cli.main", *arguments]).returncode
+    exit_code = subprocess.run(own_command(*arguments)).returncode
     if exit_code:
         raise SystemExit(f"error: the command above ended with exit code {exit_code}; make quickstart resumes there")
 

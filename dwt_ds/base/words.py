@@ -1,13 +1,17 @@
-"""Words for people: the nearest name to a mistyped one, errors on one line, tables, shortened values."""
+"""Words for people and for command lines: the nearest name to a mistyped one, errors on one line, tables, commands."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from os import PathLike
+
+# `python -m dwt_ds` is the command dwt-ds.
+OUR_MODULE = "dwt_ds"
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
@@ -64,3 +68,8 @@ def check_fits_a_line(text: str) -> str:
 def path_argument(path: str | PathLike[str]) -> str:
     """A path as a word of a command line, where one that begins with a dash would be an option."""
     return os.path.join(os.curdir, path) if str(path).startswith("-") else str(path)
+
+
+def own_command(*arguments: str) -> list[str]:
+    """The words that start `dwt-ds ARGUMENTS` as a process of its own, with this Python."""
+    return [sys.executable, "-m", OUR_MODULE, *arguments]

@@ -72,7 +72,7 @@ def read_yaml(path: Path, kind: str) -> dict[str, Any]:
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{kind} {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{kind} {path}: cannot be read as YAML: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{kind} {path}: holds {type(content).__name__}, not a mapping of settings")
     return content

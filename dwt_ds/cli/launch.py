@@ -18,7 +18,7 @@ VARIABLES = """environment variables:
 with --hostfile:
   MASTER_ADDR=ADDRESS       address of rank 0's host that the others reach (default: the first host in use)
   LAUNCHER=NAME             pdsh (default), openmpi, mpich, impi or slurm; srun: DeepSpeed's launcher on each node of
-                            a Slurm job, for launchers/slurm.sbatch
+                            a Slurm job, for launchers/slurm.sbatch of a checkout
   LAUNCHER_ARGS="..."       options for pdsh, mpirun or srun themselves
   DEEPSPEED_ARGS="..."      more options of the deepspeed launcher (--include, --exclude, --num_nodes ...)
 Variables for the other hosts (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME ...) go into .deepspeed_env, one on each line."""

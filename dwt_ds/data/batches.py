@@ -14,11 +14,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from dwt_ds.config.objective import SoftPositions
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.masks import continues_word, draw_further, draw_masks
-from dwt_ds.data.order import RowStream
-from dwt_ds.data.prepared import RowTable
+from dwt_ds.data.masks import (
+    attention_mask,
+    continues_word,
+    draw_further,
+    draw_masks,
+    int32_arrays,
+    int64,
+    lengths_of,
+    on_device,
+)
+from dwt_ds.data.rows import RowStream, RowTable
 from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
-from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, lengths_of, on_device
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 # Masks of the validation rows never change, whatever the seed of the run.
@@ -158,9 +165,6 @@ class StepBatches(Dataset[list[Batch]]):
         teacher_tokens: for a teacher with another vocabulary: batches then have its rows, too. Requires
             soft_positions="labelled".
         rows_before: stream positions consumed before step `first_step`.
-
-    Raises:
-        ValueError: the table is smaller than one global batch.
     """
 
     def __init__(
@@ -180,12 +184,6 @@ class StepBatches(Dataset[list[Batch]]):
         first_step: int = 0,
     ) -> None:
         self.global_batch_size = micro_batch_size * accumulation * world_size
-        if len(table) < self.global_batch_size:
-            raise ValueError(
-                f"the data folder has {len(table)} training rows, fewer than one global batch of "
-                f"{self.global_batch_size} (micro-batch {micro_batch_size} x accumulation {accumulation} x "
-                f"{world_size} ranks): prepare more text, or lower train.micro_batch_size"
-            )
         self._maker = _BatchMaker(table, facts, config, seed, soft_positions, teacher_tokens)
         self._stream = RowStream(len(table), seed, None if table.full_width else table.lengths)
         self._micro_batch_size, self._accumulation = micro_batch_size, accumulation

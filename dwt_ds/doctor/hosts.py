@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 from dwt_ds.doctor.commands import last_line, run
 from dwt_ds.doctor.probe import ANSWER, Question
+from dwt_ds.engine import COLLECTIVE_ANSWER
 from dwt_ds.launch.local import Launch
 
 _SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
 # Operators may have to be compiled first.
 _PROBE_SECONDS = 1200.0
 _COLLECTIVE_SECONDS = 1200.0
-# As dwt_ds/engine/collective_check.py prints it; only the engine's room imports DeepSpeed.
-_COLLECTIVE_ANSWER = "dwt-ds collective: "
 
 
 class Reach(NamedTuple):
@@ -69,7 +68,7 @@ def time_collective(launch: Launch) -> dict[str, Any]:
     code, out, err = run(launch.command("dwt_ds.engine.collective_check"), _COLLECTIVE_SECONDS, launch.environment)
     for line in out.splitlines():
         # pdsh puts the host's name before each line.
-        _, found, answer = line.partition(_COLLECTIVE_ANSWER)
+        _, found, answer = line.partition(COLLECTIVE_ANSWER)
         if found and code == 0:
             measured: dict[str, Any] = json.loads(answer)
             return measured

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from dwt_ds.base.words import one_line
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -38,8 +40,7 @@ def check_device(device: str, backend: str) -> dict[str, Any]:
             try:
                 error = _largest_error(device, backend, memory, dtype)
             except Exception as failure:  # whatever a compiler or driver raises is this check's finding
-                reason = next(iter(str(failure).splitlines()), "no message")
-                problems.append(f"{memory} in {dtype}: {type(failure).__name__}: {reason}")
+                problems.append(f"{memory} in {dtype}: {one_line(failure, with_type=True)}")
                 continue
             errors[dtype] = max(error, errors.get(dtype, 0.0))
             if not error <= tolerance:

@@ -14,10 +14,9 @@ import torch
 import torch.distributed as dist
 
 from dwt_ds.base.software import host_name
-from dwt_ds.engine import ranks
+from dwt_ds.engine import COLLECTIVE_ANSWER, ranks
 from dwt_ds.engine.student import quieten_deepspeed
 
-ANSWER = "dwt-ds collective: "
 # Before they meet, hosts may have to compile operators.
 _TIMEOUT_SECONDS = 600.0
 _ROUNDS = 5
@@ -59,7 +58,7 @@ def main() -> int:
             # Bytes that a ring moves over each rank's link; NCCL's tests call the rate bus bandwidth.
             "bus_bytes_per_second": elements * 4 * 2 * (size - 1) / size / seconds,
         }
-        print(f"{ANSWER}{json.dumps(answer)}", flush=True)
+        print(f"{COLLECTIVE_ANSWER}{json.dumps(answer)}", flush=True)
     ranks.stop_ranks()
     return 0
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dwt_ds.base.words import one_line
+from dwt_ds.engine.ds_json.combinations import zero_stage
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.operator_builds import prepare_operator_builds
 from dwt_ds.models.swaps import BUILD_APEX
@@ -47,12 +48,11 @@ _LAMBS = ("deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb")
 
 
 def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: Origin) -> None:
-    """Whether the optimizer that a DeepSpeed JSON names can run on this device; before any model is built.
+    """Whether the optimizer of a DeepSpeed JSON can run on this device; `check_optimizer_and_stage` comes before.
 
     Raises:
         ValueError: one line that says what to install or build, or which setting does not fit.
     """
-    check_optimizer_and_stage(ds_values, origin)
     section = ds_values.get("optimizer", {})
     name = str(section.get("type", ""))
     said = f"{origin.name('optimizer.type')}={name!r}"
@@ -94,7 +94,7 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
     Raises:
         ValueError: one line that says which setting to change.
     """
-    stage = int(ds_values.get("zero_optimization", {}).get("stage", 0))
+    stage = zero_stage(ds_values)
     name = str(ds_values.get("optimizer", {}).get("type", ""))
     said = f"{origin.name('optimizer.type')}={name!r}"
     if (name.lower() == "lamb" or name in _LAMBS) and stage > 0:

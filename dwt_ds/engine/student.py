@@ -24,8 +24,7 @@ from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
 from dwt_ds.engine.cuda_graphs import CudaRecorder
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
-from dwt_ds.engine.flat_gradients import FlatGradients, can_be_flat
-from dwt_ds.engine.gradient_norm import take_one_norm_a_step
+from dwt_ds.engine.gradients import FlatGradients, can_be_flat, take_one_norm_a_step
 from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device

@@ -2,7 +2,7 @@
 
 DeepSpeed's engine stays around them. It calls the module and back-propagates the loss as always, and the gradients are
 reduced and the weights updated outside of the graphs. This needs gradients that are added to one buffer
-(`flat_gradients.py`), since a graph writes to the same addresses each time.
+(`gradients.py`), since a graph writes to the same addresses each time.
 
 Source: torch's notes on CUDA semantics, "CUDA Graphs"; dropout draws from the generator that torch registers with a
 graph, so that a replay draws the numbers that the pass itself would draw.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dwt_ds.data.batches import Batch
 from dwt_ds.distill.objective import Losses, LossScale, TeacherView
 from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES, CudaRecorder, Recording
-from dwt_ds.engine.flat_gradients import FlatGradients
+from dwt_ds.engine.gradients import FlatGradients
 from dwt_ds.engine.ranks import rank
 
 # How far the gradient of the first replay may be from the pass's own, as a share of its norm. Rounding in 16 bits moves

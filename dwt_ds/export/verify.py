@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
-from dwt_ds.base.files import MANIFEST, former_folder, problems, unfinished_folder
+from dwt_ds.base.files import MANIFEST, former_folder, problems, read_json, unfinished_folder
 from dwt_ds.data.manifest import MANIFEST_TABLE_NAME, UNFINISHED_NAME
 from dwt_ds.data.prepared import TRAIN, VALIDATION, data_problems
 
@@ -80,10 +79,8 @@ def _kind(names: set[str]) -> str | None:
 def _listed(folder: Path) -> set[str]:
     """Names in the folder's manifest, where it can be read."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = read_json(folder / MANIFEST)
     except (OSError, ValueError):
-        return set()
-    if not isinstance(content, dict):
         return set()
     files = content.get("files")
     return {TRAIN} if "shards" in content else set(files) if isinstance(files, dict) else set()

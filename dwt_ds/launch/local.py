@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dwt_ds.base.ports import reserve_port
-from dwt_ds.base.words import path_argument
+from dwt_ds.base.words import own_command, path_argument
 from dwt_ds.launch.hostfile import Host
 
 _RUN_MODULE = str(Path(__file__).with_name("run_module.py"))
@@ -139,7 +139,7 @@ def pretrain_command(recipe: Path, overrides: Sequence[str], ranks: int) -> list
     words = [path_argument(recipe), *overrides]
     if ranks == 1:
         return [sys.executable, "-m", "dwt_ds.pretrain", *words]
-    return [sys.executable, "-m", "dwt_ds.cli.main", "launch", "--ranks", str(ranks), *words]
+    return own_command("launch", "--ranks", str(ranks), *words)
 
 
 def printed_commands(

@@ -270,8 +270,5 @@ class Plan:
         init = self.settings.config.student.init
         if init == "random":
             return None
-        if self.shapes.teacher is None:
-            raise ValueError(
-                f"student.init={init!r}: there is no teacher to start from; set teacher.path or init=random"
-            )
+        assert self.shapes.teacher is not None  # refused with the settings
         return check_growth(self.shapes.teacher.model.config, self.shapes.student.model.config, init)

@@ -86,7 +86,7 @@ class ZeroSettings:
     """Ranks over which ZeRO++ shards a second copy of the weights, for the backward pass (1: none)."""
     moments: int
     one_buffer: bool
-    """Whether a rank's gradients may be in one buffer (engine/flat_gradients.py), if a bucket holds them."""
+    """Whether a rank's gradients may be in one buffer (engine/gradients.py), if a bucket holds them."""
 
     @property
     def element_bytes(self) -> int:

@@ -17,7 +17,7 @@ import xxhash
 from tqdm import tqdm
 
 from dwt_ds.base.files import atomic_file, read_json, write_json
-from dwt_ds.data.hashing import key_of
+from dwt_ds.data.rows import key_of
 from dwt_ds.prepare.rows import Chunk
 from dwt_ds.prepare.sources import Source, SourceCounts
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dwt_ds.base.files import atomic_file, file_sha256, write_json
 from dwt_ds.data.manifest import Shard
-from dwt_ds.data.prepared import LENGTHS_NAME, STARTS_WORD, TOKENS
+from dwt_ds.data.rows import LENGTHS_NAME, STARTS_WORD, TOKENS
 from dwt_ds.prepare.packing import Rows
 
 # A shard is closed once it has this many tokens: 128 MB of 16-bit ids.

@@ -29,7 +29,7 @@ from dwt_ds.prepare.tokenizer import (
     set_frame,
     wordpiece_tokenizer,
 )
-from dwt_ds.prepare.train_unigram import ROBERTA_SPECIAL_TOKENS, train_unigram
+from dwt_ds.prepare.train_unigram import COVERED, ROBERTA_SPECIAL_TOKENS, train_unigram
 
 Kind = Literal["wordpiece", "bpe", "unigram", "characters"]
 ESM_SPECIAL_TOKENS = {
@@ -40,10 +40,9 @@ ESM_SPECIAL_TOKENS = {
     "unk_token": "<unk>",
     "mask_token": "<mask>",
 }
-# A WordPiece alphabet has this many characters, or as many as cover this share of the text if that is more (Kudo and
-# Richardson 2018 keep 99.95% in scripts of many characters), in at most this share of the entries.
+# A WordPiece alphabet has this many characters, or as many as cover COVERED of the text if that is more, in at most
+# this share of the entries.
 _ALPHABET_CHARACTERS = 1000
-_COVERED = 0.9995
 _ALPHABET_OF_ENTRIES = 0.9
 # No byte-level entry spans two of these words, which are those of GPT-2 and RoBERTa, but with marks as a part of their
 # letters: otherwise the vowel signs of Hindi or Thai would end a word.
@@ -131,7 +130,7 @@ def _wordpiece_characters(words: Counter[str], vocab_size: int) -> tuple[list[st
     covered = entries = 0
     for character in most_frequent_first(counts):
         entries += 1 + (character in needs_both)
-        full = covered >= _COVERED * counts.total() or entries > _ALPHABET_OF_ENTRIES * vocab_size
+        full = covered >= COVERED * counts.total() or entries > _ALPHABET_OF_ENTRIES * vocab_size
         if full and len(kept) >= _ALPHABET_CHARACTERS:
             break
         kept.append(character)

@@ -34,8 +34,8 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _WORD = regex.compile(rf"{_SPACE}?(?:\p{{Punctuation}}|[^{_SPACE}\p{{Punctuation}}]+)|{_SPACE}")
 # Learn from the most frequent words, up to this many characters: without spaces, nearly every word is another.
 _LEARNED_CHARACTERS = 16_000_000
-# The alphabet covers this share of the text; other characters become bytes (Kudo and Richardson 2018).
-_COVERED = 0.9995
+# The alphabet covers this share of the text (Kudo and Richardson 2018); other characters become bytes.
+COVERED = 0.9995
 # Proposed pieces for each wanted one.
 _PROPOSED_PIECES = 3
 _KEPT_A_TURN = 0.75
@@ -99,7 +99,7 @@ def _alphabet(words: dict[str, int]) -> list[str]:
     kept: list[str] = []
     covered = 0
     for character in most_frequent_first(counts):
-        if covered >= _COVERED * counts.total():
+        if covered >= COVERED * counts.total():
             break
         kept.append(character)
         covered += counts[character]

@@ -175,7 +175,6 @@ def _open(
         eval_sets = open_eval_sets(recipe.config.train)
         corpora = {name: Corpus.of(each.manifest, str(each.folder)) for name, each in eval_sets.items()}
         resolved = resolve(recipe, deepspeed_config, ranks.world_size(), corpus, corpora)
-        _check_rows(resolved)
     settings = {**resolved.config.to_dict(), "deepspeed": resolved.ds_values}
     further = {f"train.eval_sets.{name}": each.manifest.fingerprint for name, each in eval_sets.items()}
     fingerprints = {"data": data.manifest.fingerprint, **further}
@@ -219,15 +218,6 @@ def _folder_or_none(recipe: Recipe | Exception) -> Path | None:
 def _collective_timeout(recipe: Recipe | Exception) -> float:
     train = recipe.config.train if isinstance(recipe, Recipe) else TrainConfig()
     return train.collective_timeout_seconds
-
-
-def _check_rows(resolved: Resolved) -> None:
-    rows, needed = resolved.corpus.rows, resolved.rows_per_step
-    if rows < needed:
-        raise ValueError(
-            f"data.dir={resolved.config.data.dir!r}: {rows} rows are less than one global batch of {needed}; "
-            "prepare more text or lower train.micro_batch_size"
-        )
 
 
 def _watch(folder: RunFolder, train: TrainConfig) -> StuckWatch:

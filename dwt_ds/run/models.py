@@ -36,8 +36,6 @@ from dwt_ds.run.vocabulary import OtherVocabulary
 
 def check_student(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> None:
     """Whether the student can be built as it should, from its configuration alone (ValueError)."""
-    _check_attention(resolved)
-    _check_compile(resolved)
     student = student_model_config(resolved.config.student, **_data_sizes(resolved, tokenizer))
     if resolved.quantization is not None:
         check_quantization(student, resolved.quantization)
@@ -48,8 +46,7 @@ def check_initial_weights(resolved: Resolved, tokenizer: PreTrainedTokenizerBase
     init, path = resolved.config.student.init, resolved.config.teacher.path
     if init == "random":
         return
-    if path is None:
-        raise ValueError(f"student.init={init!r}: there is no teacher to start from; set teacher.path or init=random")
+    assert path is not None  # refused with the settings
     with prefix_errors("teacher.path"):
         teacher = load_model_config(path, trust_remote_code=resolved.config.teacher.trust_remote_code)
     check_growth(teacher, student_model_config(resolved.config.student, **_data_sizes(resolved, tokenizer)), init)
@@ -108,7 +105,7 @@ def build_objective(
     torch.manual_seed(config.seed)
     model = build_student(config.student, **_data_sizes(resolved, tokenizer))
     if config.student.init != "random" and grown:
-        assert config.teacher.path is not None  # check_student refused it
+        assert config.teacher.path is not None  # refused with the settings
         teacher = load_masked_lm(
             config.teacher.path, dtype=torch.float32, trust_remote_code=config.teacher.trust_remote_code
         )
@@ -165,22 +162,6 @@ def compiles(resolved: Resolved) -> bool:
     if setting == "auto":
         return ranks.device().type == "cuda" and resolved.ds.zero_stage < 3
     return setting == "layers"
-
-
-def _check_compile(resolved: Resolved) -> None:
-    if resolved.config.train.compile == "layers" and resolved.ds.zero_stage == 3:
-        raise ValueError(
-            "train.compile='layers' under ZeRO-3: it gathers weights by hooks inside the layers, and compiled layers "
-            "have none; set it to off, or zero_optimization.stage to 2"
-        )
-
-
-def _check_attention(resolved: Resolved) -> None:
-    if resolved.config.student.attention == "flash_attention_2" and resolved.ds.precision == "fp32":
-        raise ValueError(
-            "student.attention='flash_attention_2': it computes in bf16 and fp16, the DeepSpeed JSON says fp32; "
-            "use sdpa, or a JSON such as zero2_bf16"
-        )
 
 
 def _data_sizes(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> DataSizes:

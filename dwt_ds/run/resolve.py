@@ -153,11 +153,18 @@ def resolve(
         recipe = replace(recipe, config=replace(recipe.config, deepspeed_config=deepspeed_config))
     ds = load_ds_json(recipe.config.deepspeed_config, recipe.config.deepspeed)
     config, ds_values = resolve_batch(recipe, ds, world_size)
+    rows_per_step = int(ds_values["train_batch_size"])
+    if corpus.rows < rows_per_step:
+        raise ValueError(
+            f"data.dir={config.data.dir!r}: {corpus.rows} rows are less than one global batch of {rows_per_step}; "
+            "prepare more text or lower train.micro_batch_size"
+        )
+    _check_student(config, ds)
     check_adaptive(config, corpus.validation_rows)
     _check_highest_rate(config, ds_values, ds)
     for name, other in (eval_sets or {}).items():
         _check_eval_set(name, other, config, corpus)
-    total_steps = _total_steps(config, corpus, int(ds_values["train_batch_size"]))
+    total_steps = _total_steps(config, corpus, rows_per_step)
     ds_values = resolve_schedule(ds_values, recipe, config, total_steps, ds.origin)
     check_optimizer_and_stage(ds_values, ds.origin)
     quantization = parse_quantization(config.student.quantization)
@@ -183,6 +190,25 @@ def run_facts(resolved: Resolved, manifest: Manifest) -> RunFacts:
         settings_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         quantization=None if quantization is None else quantization.to_dict(),
     )
+
+
+def _check_student(config: RunConfig, ds: DeepSpeedJson) -> None:
+    """Raise ValueError for a student that cannot start or compute as these settings say."""
+    student = config.student
+    if student.init != "random" and config.teacher.path is None:
+        raise ValueError(
+            f"student.init={student.init!r}: there is no teacher to start from; set teacher.path or init=random"
+        )
+    if student.attention == "flash_attention_2" and ds.precision == "fp32":
+        raise ValueError(
+            "student.attention='flash_attention_2': it computes in bf16 and fp16, the DeepSpeed JSON says fp32; "
+            "use sdpa, or a JSON such as zero2_bf16"
+        )
+    if config.train.compile == "layers" and ds.zero_stage == 3:
+        raise ValueError(
+            "train.compile='layers' under ZeRO-3: it gathers weights by hooks inside the layers, and compiled layers "
+            "have none; set it to off, or zero_optimization.stage to 2"
+        )
 
 
 def _check_highest_rate(config: RunConfig, ds_values: dict[str, Any], ds: DeepSpeedJson) -> None:

@@ -84,7 +84,7 @@ class StuckWatch:
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"rank_{self._rank:05d}.json"
         file.with_suffix(".collectives.json").write_text(recorded, encoding="utf-8")
-        unfinished = file.with_suffix(".tmp")
+        unfinished = file.with_suffix(".tmp")  # not `atomic_file`, which would wait for a disk that does not answer
         unfinished.write_text(json.dumps(facts, indent=2), encoding="utf-8")
         os.replace(unfinished, file)
 

@@ -6,7 +6,6 @@ RUN/glue/step_XXXXXXXX/results.json
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -16,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dwt_ds.base.words import path_argument
+from dwt_ds.base.words import own_command, path_argument
 from dwt_ds.config.validate import must_be
 from dwt_ds.glue.options import FineTuning, GlueOptions
 from dwt_ds.glue.tasks import SEVEN
@@ -92,8 +91,7 @@ def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:
             continue
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         options += ["--glue-dir", path_argument(text)] if key == "dir" else [f"--{key.replace('_', '-')}", text]
-    words = ["glue", "--model", path_argument(model), "--out", path_argument(out), *options]
-    return [sys.executable, "-m", "dwt_ds.cli.main", *words]
+    return own_command("glue", "--model", path_argument(model), "--out", path_argument(out), *options)
 
 
 def scores_by_step(run: RunFolder) -> dict[int, list[float]]:

@@ -186,11 +186,6 @@ def test_workers_of_a_data_loader_give_the_same_batches(packed: PreparedData) ->
     assert torch.equal(copied[7][0].input_ids, rank[7][0].input_ids)
 
 
-def test_global_batch_larger_than_the_corpus(packed: PreparedData) -> None:
-    with pytest.raises(ValueError, match=f"{len(packed.train)} training rows, fewer than one global batch of 4096"):
-        steps(packed, global_batch=4096, world_size=2)
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_validation_is_the_same_for_any_world_size(data: PreparedData, world_size: int) -> None:
     def batches(rank: int, ranks: int, max_rows: int | None = None) -> list[Batch]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dwt_ds.data.hashing import key_of, mix64
-from dwt_ds.data.order import BLOCK_ROWS, WINDOW_ROWS, RowStream, permuted
+from dwt_ds.data.rows import BLOCK_ROWS, WINDOW_ROWS, RowStream, key_of, mix64, permuted
 
 
 def test_mix64_gives_splitmix64s_published_words() -> None:

@@ -151,5 +151,5 @@ def test_printed_commands_are_ready_for_a_shell() -> None:
 def test_a_single_rank_needs_no_launcher() -> None:
     recipe, settings = Path("r.yaml"), ["seed=3"]
     assert pretrain_command(recipe, settings, 1)[1:] == ["-m", "dwt_ds.pretrain", "r.yaml", "seed=3"]
-    launched = ["-m", "dwt_ds.cli.main", "launch", "--ranks", "2", "r.yaml", "seed=3"]
+    launched = ["-m", "dwt_ds", "launch", "--ranks", "2", "r.yaml", "seed=3"]
     assert pretrain_command(recipe, settings, 2)[1:] == launched

@@ -15,7 +15,8 @@ import pytest
 from harness.corpus import Make, as_text, made_up_documents, split_sentences
 
 from dwt_ds.data.manifest import Manifest
-from dwt_ds.data.prepared import PreparedData, RowTable, data_problems
+from dwt_ds.data.prepared import PreparedData, data_problems
+from dwt_ds.data.rows import RowTable
 from dwt_ds.prepare.corpus import is_held_out
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare

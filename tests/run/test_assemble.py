@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -30,14 +29,3 @@ def test_a_student_with_flash_attention_is_checked_with_another(
     assert model.config._attn_implementation == "flash_attention_2"
     with pytest.raises(Exception, match=r"."):
         model(input_ids=torch.ones(1, 4, dtype=torch.int64))
-
-
-def test_flash_attention_in_fp32_is_a_mistake() -> None:
-    def check(attention: Any, precision: str) -> None:
-        config = RunConfig(student=StudentConfig(attention=attention))
-        run_models._check_attention(SimpleNamespace(config=config, ds=SimpleNamespace(precision=precision)))  # type: ignore[arg-type]
-
-    check("flash_attention_2", "bf16")
-    check("sdpa", "fp32")
-    with pytest.raises(ValueError, match="student.attention='flash_attention_2': it computes in bf16 and fp16"):
-        check("flash_attention_2", "fp32")

@@ -75,6 +75,59 @@ def test_a_weight_that_follows_the_learning_rate_needs_its_highest(resolved: Cal
 
 
 @pytest.mark.parametrize(
+    ("overrides", "json", "message"),
+    [
+        (
+            ["train.micro_batch_size=1000"],
+            "zero2_bf16",
+            "data.dir='{data}': {rows} rows are less than one global batch of 2000; prepare more text or lower "
+            "train.micro_batch_size",
+        ),
+        (
+            ["student.init=remap", "teacher.path=null"],
+            "zero2_bf16",
+            "student.init='remap': there is no teacher to start from; set teacher.path or init=random",
+        ),
+        (
+            ["student.attention=flash_attention_2"],
+            "zero2_fp32",
+            "student.attention='flash_attention_2': it computes in bf16 and fp16, the DeepSpeed JSON says fp32; use "
+            "sdpa, or a JSON such as zero2_bf16",
+        ),
+        (
+            ["train.compile=layers"],
+            "zero3",
+            "train.compile='layers' under ZeRO-3: it gathers weights by hooks inside the layers, and compiled layers "
+            "have none; set it to off, or zero_optimization.stage to 2",
+        ),
+        (
+            ["deepspeed.optimizer.type=Lamb"],
+            "zero1",
+            "deepspeed.optimizer.type='Lamb' with zero_optimization.stage=1: LAMB scales each layer's step by its "
+            "norm, and ZeRO splits the layers over the ranks; set the stage to 0, or use AdamW",
+        ),
+    ],
+)
+def test_a_plan_refuses_what_its_run_refuses(
+    overrides: list[str],
+    json: str,
+    message: str,
+    resolved: Callable[..., Resolved],
+    tiny_recipe: Path,
+    tiny_data: Path,
+    corpus: Corpus,
+) -> None:
+    for resolve_one in (resolved, lambda *words, json: resolve_plan(str(tiny_recipe), list(words), json, 2)):
+        with pytest.raises(ValueError, match=".") as caught:
+            resolve_one(*overrides, json=json)
+        assert str(caught.value) == message.format(data=tiny_data, rows=corpus.rows)
+
+
+def test_what_another_json_allows_is_not_refused(resolved: Callable[..., Resolved]) -> None:
+    resolved("student.attention=flash_attention_2", "train.compile=layers", json="zero2_bf16")
+
+
+@pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({}, ""),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from harness.ranks import Start
 
+from dwt_ds.base.words import own_command
 from dwt_ds.run.stop import STOP_FILE
 
 RANK = "from dwt_ds.run.stop import _launchers_above; print(len(_launchers_above()))"
@@ -23,6 +24,7 @@ RANK = "from dwt_ds.run.stop import _launchers_above; print(len(_launchers_above
         ("deepspeed.launcher.launch", 1),
         ("dwt-ds launch", 1),
         ("dwt_ds.cli.main launch", 1),
+        (" ".join(own_command("launch")[2:]), 1),
         ("dwt-ds study", 0),
         ("another launch", 0),
     ],

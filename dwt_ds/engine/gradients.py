@@ -1,0 +1,177 @@
+"""The student's gradients under ZeRO, from the backward pass to the optimizer, with fewer operations than DeepSpeed's.
+
+In one flat buffer, under ZeRO-2, where a rank has room for them all. DeepSpeed 0.19.8 has a hook on each parameter: it
+copies the gradient into a bucket and, once that is full, reduces it over the ranks and copies this rank's share out. On
+a GPU that keeps the host busy for longer than the model's own backward pass. If the bucket holds all gradients,
+DeepSpeed reduces once, after the backward pass. Then the same is done here without the copies: each `grad` is a view of
+one buffer, laid out as DeepSpeed lays out the weights, so that this rank's share is a slice of it. The numbers stay the
+same: one reduction a micro-batch, the same division, the same sums in the same dtypes.
+
+One norm a step, which also tells whether the step must be skipped. DeepSpeed checks every gradient for infinities and
+NaNs, about a dozen operations a tensor, and then takes the norm of every gradient, some more. On a GPU each is a
+launch. The norm alone is enough: it is finite exactly if every gradient is. (The squares of finite gradients do not
+overflow fp64.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from deepspeed import comm
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.runtime.zero.utils import get_norm_dtype
+from torch import Tensor
+
+# Added to the norm by DeepSpeed before it divides.
+_EPSILON = 1e-6
+
+
+class FlatGradients:
+    """Replaces the gradient handling of DeepSpeed's ZeRO-2 optimizer.
+
+    Args:
+        optimizer: one that `can_be_flat` allows, before its first backward pass.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self.buffers = [torch.zeros_like(weights) for weights in optimizer.bit16_groups_flat]
+        """One for each group of parameters, in the weights' dtype and order."""
+        self._sums: list[Tensor | None] = [None] * len(self.buffers)
+        self.parameters: list[Tensor] = []
+        """All that are trained."""
+        self.views: list[Tensor] = []
+        """Their gradients, in the same order: views of the buffers."""
+        for flat, parameters, offsets in zip(
+            self.buffers, optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets
+        ):
+            for parameter, offset in zip(parameters, offsets):
+                self.parameters.append(parameter)
+                self.views.append(flat.narrow(0, offset, parameter.numel()).view(parameter.shape))
+        for hook in optimizer._grad_acc_hooks:
+            hook.remove()
+        for parameter, view in zip(self.parameters, self.views):
+            parameter.grad = view
+        optimizer.overlapping_partition_gradients_reduce_epilogue = self._reduce
+        optimizer.zero_grad = self._zero
+        optimizer.free_grad_in_param_list = lambda parameters: None  # they stay views
+        optimizer._update_model_bit16_weights = lambda group: None  # they are views of the flat weights already
+
+    @torch.no_grad()
+    def _reduce(self) -> None:
+        """After the backward pass of a micro-batch: the mean over the ranks, of which this rank keeps its share."""
+        optimizer = self._optimizer
+        for group, flat in enumerate(self.buffers):
+            ranks = comm.get_world_size(group=optimizer.dp_process_group)
+            if not optimizer.reduce_scatter:
+                optimizer.gradient_reduction_w_predivide(flat, flat.dtype)
+            elif ranks > 1:
+                if optimizer.gradient_average:
+                    flat.div_(ranks)
+                comm.all_reduce(flat, group=optimizer.dp_process_group)
+            size = int(optimizer.partition_size[group])
+            share = flat.narrow(0, comm.get_rank(group=optimizer.dp_process_group) * size, size)
+            summed = self._sums[group]
+            if summed is not None:
+                share = summed.add_(share)
+            if optimizer.is_gradient_accumulation_boundary():
+                optimizer.averaged_gradients[group] = [share]
+            else:
+                self._sums[group] = share.clone() if summed is None else share
+                flat.zero_()
+
+    def _zero(self, set_to_none: bool = True) -> None:
+        """After each optimizer step, taken or skipped."""
+        torch._foreach_zero_(self.buffers)
+        self._sums = [None] * len(self.buffers)
+
+
+def can_be_flat(optimizer: Any) -> bool:
+    """Whether this optimizer's gradients may be in one buffer: plain ZeRO-2 whose bucket holds all of them.
+
+    DeepSpeed's own handling stays for offloaded gradients, for sums or communication in another dtype, for a reduction
+    to each owner, and for Muon, which updates whole matrices.
+    """
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer) or not optimizer.partition_gradients:
+        return False
+    if optimizer.cpu_offload or optimizer.zenflow or optimizer.has_moe_layers or optimizer.sequence_parallel_size > 1:
+        return False
+    if optimizer.reduce_scatter and not optimizer.use_multi_rank_bucket_allreduce:
+        return False
+    if "muon" in type(optimizer.optimizer).__name__.lower():
+        return False
+    dtypes = {optimizer.gradient_accumulation_dtype, optimizer.communication_data_type}
+    dtypes |= {weights.dtype for weights in optimizer.bit16_groups_flat}
+    in_one_bucket = sum(weights.numel() for weights in optimizer.bit16_groups_flat) <= optimizer.reduce_bucket_size
+    return len(dtypes) == 1 and in_one_bucket
+
+
+def take_one_norm_a_step(optimizer: Any) -> None:
+    """Replace DeepSpeed's overflow check and its norms by one norm over all gradients, under ZeRO-1 to ZeRO-3.
+
+    DeepSpeed's own code stays where gradients are offloaded, and for Muon, whose norm is that of another update.
+
+    Args:
+        optimizer: of DeepSpeed's engine; others than ZeRO's are left alone.
+    """
+    if "muon" in type(getattr(optimizer, "optimizer", None)).__name__.lower():
+        return
+    if isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload and optimizer.compute_grad_norm:
+        _under_zero_1_or_2(optimizer)
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3) and not optimizer.offload_optimizer:
+        _under_zero_3(optimizer)
+
+
+def _under_zero_1_or_2(optimizer: Any) -> None:
+    """The norm is read once a step, and the gradients are clipped by the number that was read."""
+
+    def check_overflow(partition_gradients: bool = True) -> None:
+        optimizer.overflow = False  # `step` sets it if the norm is not finite
+
+    def scaled_global_norm(norm_type: int = 2) -> float:
+        gradients = [
+            gradient
+            for group in range(len(optimizer.bit16_groups))
+            for gradient in optimizer.averaged_gradients[group]
+            if not getattr(gradient, "_zero_padding", False)
+        ]
+        squares = _sum_of_squares(gradients, optimizer.device)
+        comm.all_reduce(squares, group=optimizer.dp_process_group)
+        return math.sqrt(float(squares))
+
+    def unscale_and_clip(gradients: Iterable[Tensor], norm: float) -> None:
+        scale, limit = float(optimizer.loss_scale), float(optimizer.clip_grad)
+        if limit > 0:
+            scale *= max((norm / scale + _EPSILON) / limit, 1.0)
+        if scale != 1.0:
+            torch._foreach_mul_(list(gradients), 1.0 / scale)
+
+    optimizer.check_overflow = check_overflow
+    optimizer.scaled_global_norm = scaled_global_norm
+    optimizer.unscale_and_clip_grads = unscale_and_clip
+
+
+def _under_zero_3(optimizer: Any) -> None:
+    def check_overflow(partition_gradients: bool = True) -> None:
+        optimizer.overflow = False
+
+    def norm_of_all_groups() -> list[Tensor]:
+        groups = range(len(optimizer.fp16_groups))
+        gradients = [gradient for group in groups for gradient in optimizer.averaged_gradients[group]]
+        squares = _sum_of_squares(gradients, optimizer.device)
+        comm.all_reduce(squares, group=optimizer._get_param_partition_group(optimizer.fp16_groups[0][0]))
+        return [squares.sqrt()]
+
+    optimizer.check_overflow = check_overflow
+    optimizer._get_norm_groups = norm_of_all_groups
+
+
+def _sum_of_squares(gradients: list[Tensor], device: torch.device | str) -> Tensor:
+    """0-d, in the dtype in which DeepSpeed takes norms (fp64 where the device has it)."""
+    if not gradients:
+        return torch.zeros((), dtype=get_norm_dtype(), device=device)
+    return torch.stack(torch._foreach_norm(gradients, 2, dtype=get_norm_dtype())).square().sum()
