@@ -59,7 +59,7 @@ def test_missing_paths_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monkey
         raise ConnectionError("no route")
 
     monkeypatch.setattr("dwt_ds.models.load.model_info", no_network)
-    with pytest.raises(FileNotFoundError, match="no folder here, and Hugging Face gave no model of that name"):
+    with pytest.raises(FileNotFoundError, match="is not a folder here, and Hugging Face gave no model of that name"):
         load_masked_lm("no-such-model-of-anyone")
 
 
