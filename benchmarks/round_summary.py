@@ -87,7 +87,8 @@ def _pair(results: Path) -> str:
         for row in (row for row in metrics if "eval_hard_loss" in row):
             logged = [each for each in metrics if "loss" in each and each["step"] <= row["step"]]
             rate = f"{logged[-1]['tokens_per_second']:.0f}" if logged else ""
-            loss = f"{row['eval_hard_loss']:.4f}"
+            # metrics.jsonl has null for NaN and infinity.
+            loss = "not finite" if row["eval_hard_loss"] is None else f"{row['eval_hard_loss']:.4f}"
             rows.append({"step": row["step"], "run": run, "held_out_loss": loss, "tokens_per_second": rate})
     return _table(sorted(rows, key=lambda row: (row["step"], row["run"])))
 
