@@ -116,9 +116,14 @@ train_stage() { # NAME SECONDS RECIPE key=value...
   stage "$name" "$limit" python3 -m dwt_ds.pretrain "$@" "data.dir=$rows" "output_dir=$work/$name" "${run[@]}" "${model[@]}"
 }
 
-newest_teacher() { # its last export, or the last one before it was cut short
-  local export=$work/teacher/export
-  if [ -e "$export/config.json" ] || [ -n "$dry" ]; then echo "$export"; else ls -d "$export"/step_* | tail -n 1; fi
+teacher_of_distilled() { # the teacher's last export, or the last one before it was cut short
+  local teacher=$work/teacher choice=$work/teacher_of_distilled
+  if [ -n "$dry" ] || [ -z "$data" ] || ! chosen distilled; then echo "$teacher/export"; return; fi
+  # A repetition goes on with the same run, even if the teacher was finished in the meantime.
+  if [ ! -s "$choice" ]; then
+    (cd "$teacher" && if [ -e export/config.json ]; then echo export; else ls -d export/step_* | tail -n 1; fi) > "$choice"
+  fi
+  echo "$teacher/$(cat "$choice")"
 }
 
 if [ -z "$dry" ]; then
@@ -164,7 +169,7 @@ wait "$beside" || failed=1
 train_stage alone 85 paper_weak_h100 teacher.path=null &
 beside=$!
 # Without CUDA graphs, which training_speed measures: if they do not work here, this comparison still does.
-train_stage distilled 85 paper_weak_h100 "teacher.path=$(newest_teacher)" train.cuda_graphs=off || failed=1
+train_stage distilled 85 paper_weak_h100 "teacher.path=$(teacher_of_distilled)" train.cuda_graphs=off || failed=1
 wait "$beside" || failed=1
 stage injection 35 python3 benchmarks/kernel_injection.py --families bert --out "$results" || failed=1
 

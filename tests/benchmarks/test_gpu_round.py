@@ -138,12 +138,27 @@ def test_without_data_no_student_is_compared_and_speed_is_measured_on_invented_t
     assert "distilled: passed over, needs --data" in ended.stdout
 
 
-def test_a_cut_short_teacher_is_the_last_that_it_exported(tmp_path: Path) -> None:
-    environment, calls = recorded(tmp_path)
+def test_a_cut_short_teacher_is_the_last_that_it_exported_also_for_a_repetition(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path, cases="*/work/distilled*) exit 1 ;;")
+    export = tmp_path / "out" / "work" / "teacher" / "export"
     for step in ("step_00000250", "step_00000500"):
-        (tmp_path / "out" / "work" / "teacher" / "export" / step).mkdir(parents=True)
-    assert start("--out", tmp_path / "out", "--data", tmp_path, **environment).returncode == 0
-    assert f"teacher.path={tmp_path}/out/work/teacher/export/step_00000500 " in calls.read_text()
+        (export / step).mkdir(parents=True)
+    for _ in range(2):
+        calls.write_text("")
+        assert start("--out", tmp_path / "out", "--data", tmp_path, **environment).returncode == 1
+        assert f"teacher.path={export}/step_00000500 " in calls.read_text()
+        (export / "config.json").touch()  # the teacher is finished in the meantime
+
+
+def test_a_teacher_that_is_finished_before_distilled_begins_is_the_last_one(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path)
+    export = tmp_path / "out" / "work" / "teacher" / "export"
+    (export / "step_00000500").mkdir(parents=True)
+    round_of = ("--out", tmp_path / "out", "--data", tmp_path, "--only")
+    assert start(*round_of, "teacher", **environment).returncode == 0
+    (export / "config.json").touch()
+    assert start(*round_of, "distilled", **environment).returncode == 0
+    assert f"teacher.path={export} " in calls.read_text()
 
 
 def test_stages_can_be_chosen(tmp_path: Path) -> None:
