@@ -12,7 +12,8 @@
 # --tiny        sizes for a CPU: shows that everything runs, and measures nothing
 #
 # Each stage has its own limit of seconds, the most important come first. The same command again passes over what is
-# done. WORK (default: DIR/work) is the folder for logs, rows and models, some gigabytes; results are in WORK/results.
+# done, but for install and preflight, since it may be on another machine. WORK (default: DIR/work) is the folder for
+# logs, rows and models, some gigabytes; results are in WORK/results.
 # Exit code: 0 if every stage is done, 3 if the kernels are wrong (nothing else is measured then), else 1.
 set -uo pipefail
 
@@ -97,7 +98,10 @@ stage() { # NAME SECONDS COMMAND...
   shift 2
   chosen "$name" || return 0
   if [ -n "$dry" ]; then printf '%-16s %4d s  %s\n' "$name" "$limit" "$(printf '%q ' "$@")"; return 0; fi
-  if [ -e "$results/$name.done" ]; then say "$name: already done"; return 0; fi
+  case $name in
+    install | preflight) ;;
+    *) if [ -e "$results/$name.done" ]; then say "$name: already done"; return 0; fi ;;
+  esac
   say "$name: at most $limit s"
   began=$(date +%s)
   timeout --kill-after=5 "$limit" "$@" > "$results/$name.log" 2>&1

@@ -53,6 +53,8 @@ _TRAINING = (
     "device_busy_share",
     "peak_mib",
     "planned_peak_mib",
+    "device",
+    "code",
     "error",
 )
 _KERNEL = ("provider", "rows", "vocabulary", "p50_ms", "host_ms", "peak_mib")

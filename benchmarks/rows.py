@@ -43,6 +43,11 @@ def write_rows(results: Path, rows: Sequence[Row]) -> None:
         append_row(results, row)
 
 
+def matches(row: Row, key: Row) -> bool:
+    """Whether the row has these values; one that was read has text for all."""
+    return all(str(row[name]) == str(value) for name, value in key.items())
+
+
 class Table:
     """Rows of results in a CSV file, which is written anew whenever one comes.
 
@@ -60,7 +65,7 @@ class Table:
 
     def has(self, key: Row) -> bool:
         """Whether there is a row with these values."""
-        return any(all(row[name] == str(value) for name, value in key.items()) for row in self.rows)
+        return any(matches(row, key) for row in self.rows)
 
     def add(self, key: Row, measure: Callable[[], Row]) -> None:
         """Add the row of what `measure` returns; if it fails, for want of memory say, the error is in its row."""
