@@ -15,6 +15,7 @@ from transformers import BertConfig
 
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.base.software import OUR_PACKAGES, source_hash
+from dwt_ds.engine.cuda_graphs import NotRecordedError
 from dwt_ds.engine.ranks import device, start_ranks, stop_ranks
 from dwt_ds.run.mfu import matrix_rate
 
@@ -80,9 +81,11 @@ def measure_micro_batches(
 
     keys = [
         {"provider": "dwt_ds", "compile": compiled, "cuda_graphs": graphs, "micro_batch": micro_batch} | here
-        for micro_batch in micro_batches
         for compiled, graphs in modes
+        for micro_batch in micro_batches
     ]
+    # A pass that cannot be recorded ends the process: what needs no graphs comes first, what failed before comes last.
+    keys.sort(key=lambda key: (key["cuda_graphs"] != "off", table.failed(key)))
     # Beside the measurement, in another process: a stage that is cut short has the plan's peaks of what it measured.
     with ProcessPoolExecutor(1, get_context("spawn")) as planner:
         planned: dict[tuple[int, str], Future[int]] = {}
@@ -94,14 +97,18 @@ def measure_micro_batches(
             if not table.has(key):
                 words = [*settings, f"train.eval_rows={size}", f"train.compile={key['compile']}"]
                 name = f"{size}_rows_compile_{key['compile']}_graphs_{graphs}"
-                table.add(key, lambda words=words, name=name: measure(words, name))  # type: ignore[misc]
+                failed = table.add(key, lambda words=words, name=name: measure(words, name))  # type: ignore[misc]
+                if isinstance(failed, NotRecordedError):
+                    print("the rest needs another process: start the same command again", flush=True)
+                    break
             _fill_in(table, here, {what: peak for what, peak in planned.items() if peak.done()})
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         _fill_in(table, here, planned)
     stop_ranks()
-    return not any(row["error"] for row in table.rows)
+    wanted = [loop_key, *keys] if loop_steps else keys
+    return all(table.has(key) for key in wanted)
 
 
 def _fill_in(table: Table, here: Row, planned: dict[tuple[int, str], Future[int]]) -> None:

@@ -28,6 +28,13 @@ _Shapes = tuple[torch.Size | None, ...]
 Output = TypeVar("Output")
 
 
+class NotRecordedError(RuntimeError):
+    """A pass does what a graph cannot hold, such as reading a value.
+
+    torch's allocator does not recover from that, so the process has to end.
+    """
+
+
 @dataclass(frozen=True)
 class Recording(Generic[Output]):
     """A recorded pass."""
@@ -61,12 +68,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, forward: Callable[[], Output]) -> Recording[Output]:
-        """Record one call of `forward`, whose inputs have to stay where they are.
-
-        Raises:
-            RuntimeError: it does what a graph cannot hold, such as reading a value. torch's allocator does not recover
-                from that, so the process has to end.
-        """
+        """Record one call of `forward`, whose inputs have to stay where they are (NotRecordedError)."""
         # cuBLAS keeps a workspace for each stream. Cleared before, it takes one from the pool; cleared after, the pool
         # has it back, and nothing of it outlives the graph.
         torch._C._cuda_clearCublasWorkspaces()
@@ -78,7 +80,7 @@ class CudaRecorder:
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 output = forward()
         except RuntimeError as error:
-            raise RuntimeError(
+            raise NotRecordedError(
                 f"train.cuda_graphs: a pass cannot be recorded ({one_line(error)}); set it to off"
             ) from error
         torch._C._cuda_clearCublasWorkspaces()
@@ -107,7 +109,8 @@ class GraphedForward:
         """As `forward`; the result is the caller's own.
 
         Raises:
-            RuntimeError: the pass cannot be recorded, or its replay gives something else.
+            NotRecordedError: the pass cannot be recorded.
+            RuntimeError: its replay gives something else.
         """
         shapes = tuple(None if each is None else each.shape for each in inputs)
         self._in_a_row = self._in_a_row + 1 if shapes == self._last else 1

@@ -57,7 +57,7 @@ class GraphedTraining:
         """As `DistillObjective.forward`; the losses are the caller's own.
 
         Raises:
-            RuntimeError: the pass cannot be recorded.
+            NotRecordedError: the pass cannot be recorded.
         """
         if not (self._objective.training and torch.is_grad_enabled()) or batch.teacher is not None:
             return self._forward(batch, teacher, scale)

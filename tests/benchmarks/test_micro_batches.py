@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from transformers import BertConfig
 
+from dwt_ds.engine.cuda_graphs import NotRecordedError
+
 pytestmark = pytest.mark.slow  # for the engine's imports
 
 
@@ -39,6 +41,7 @@ class Measurements:
         self.measured: list[tuple[str, str, str]] = []
         """Compile, graphs and rows of each measurement."""
         self.code = "first"
+        self.cannot_be_recorded: list[tuple[str, str, str]] = []
         for name in ("quieten_libraries", "start_ranks", "stop_ranks", "device"):
             monkeypatch.setattr(module, name, lambda: None)
         monkeypatch.setattr(module, "matrix_rate", lambda *_: 1e12)
@@ -51,6 +54,8 @@ class Measurements:
         names = ("train.compile", "train.cuda_graphs", "train.micro_batch_size")
         compiled, graphs, rows = (settings[name] for name in names)
         self.measured.append((compiled, graphs, rows))
+        if self.measured[-1] in self.cannot_be_recorded:
+            raise NotRecordedError("train.cuda_graphs: a pass cannot be recorded (why); set it to off")
         return {"flops_per_second": 5e11, "steps": 9}
 
     def __call__(self, *modes: tuple[str, str], micro_batches: list[int]) -> bool:
@@ -96,3 +101,33 @@ def test_a_row_of_another_device_or_of_other_code_is_measured_anew(
     assert [row["code"] for row in rows] == ["first first", "second second", "second second"]
     assert rows[1]["device"] != rows[2]["device"] == "another"
     assert [row["planned_peak_mib"] for row in rows] == ["1000"] * 3
+
+
+def test_what_needs_no_graphs_comes_first_at_all_sizes(measure: Measurements) -> None:
+    assert measure(("layers", "all"), ("off", "off"), ("layers", "off"), micro_batches=[128, 16])
+    assert measure.measured == [
+        ("off", "off", "128"),
+        ("off", "off", "16"),
+        ("layers", "off", "128"),
+        ("layers", "off", "16"),
+        ("layers", "all", "128"),
+        ("layers", "all", "16"),
+    ]
+
+
+def test_a_pass_that_cannot_be_recorded_is_the_last_of_its_process(measure: Measurements) -> None:
+    """A repetition does what was not reached, and only then what failed."""
+    modes, failing = (("off", "off"), ("layers", "all"), ("off", "all")), ("layers", "all", "128")
+    measure.cannot_be_recorded = [failing]
+    assert not measure(*modes, micro_batches=[128, 16])
+    assert measure.measured == [("off", "off", "128"), ("off", "off", "16"), failing]
+    assert not measure(*modes, micro_batches=[128, 16])
+    assert measure.measured == [("layers", "all", "16"), ("off", "all", "128"), ("off", "all", "16"), failing]
+    errors = [row["error"] for row in measure.rows()]
+    assert [error for error in errors if error] == [
+        "NotRecordedError: train.cuda_graphs: a pass cannot be recorded (why); set it to off"
+    ]
+    measure.cannot_be_recorded = []
+    assert measure(*modes, micro_batches=[128, 16])
+    assert measure.measured == [failing]
+    assert not any(row["error"] for row in measure.rows())

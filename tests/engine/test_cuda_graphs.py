@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dwt_ds.data.batches import Batch
 from dwt_ds.engine import cuda_graphs, teacher
-from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES, CudaRecorder, GraphedForward
+from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES, CudaRecorder, GraphedForward, NotRecordedError
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.plan.simulation import launches_kernel
 from dwt_ds.plan.speed import REPLAY_LAUNCHES
@@ -294,5 +294,5 @@ class TestOnADevice:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
         message = r"^train.cuda_graphs: .* cannot be recorded \(CUDA error: operation not .*\); set it to off$"
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(NotRecordedError, match=message):
             CudaRecorder().record(reads)
