@@ -57,8 +57,6 @@ def measure_micro_batches(
     """
     quieten_libraries()
     start_ranks()
-    # A process compiles the same layers at many sizes here; after 8 torch would give up without a word.
-    torch._dynamo.config.recompile_limit = 64
     table, rate = Table(path, FIGURES), matrix_rate(device(), torch.bfloat16)
     measured_rate = {"matrix_tflops": round(rate / 1e12, 3)}
     # Part of each row's key: a repetition on another machine, or of other code, measures anew.
