@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -66,9 +67,14 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        """Those that are still in use."""
 
     def record(self, forward: Callable[[], Output]) -> Recording[Output]:
         """Record one call of `forward`, whose inputs have to stay where they are (NotRecordedError)."""
+        if not self._graphs:
+            # torch gives up a pool with its last graph, and refuses another one for it.
+            self._pool = torch.cuda.graph_pool_handle()
         # cuBLAS keeps a workspace for each stream. Cleared before, it takes one from the pool; cleared after, the pool
         # has it back, and nothing of it outlives the graph.
         torch._C._cuda_clearCublasWorkspaces()
@@ -84,6 +90,7 @@ class CudaRecorder:
                 f"train.cuda_graphs: a pass cannot be recorded ({one_line(error)}); set it to off"
             ) from error
         torch._C._cuda_clearCublasWorkspaces()
+        self._graphs.add(graph)
         return Recording(graph, output)
 
 
