@@ -107,6 +107,14 @@ def test_a_plan_knows_the_operations_of_a_step(
 
 
 @pytest.mark.slow
+def test_a_plan_knows_that_without_zero_fp32_has_fewer_operations(
+    python: Python, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    overrides = [*SETTINGS, "student.layers=6", "deepspeed_config=zero0", "deepspeed.bf16.enabled=false"]
+    check_plan(python, tiny_recipe, overrides, tmp_path)
+
+
+@pytest.mark.slow
 def test_a_plan_knows_that_a_teacher_of_another_vocabulary_has_a_loss_of_its_own(
     python: Python, tiny_recipe: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
