@@ -12,7 +12,8 @@
 # --tiny        sizes for a CPU: shows that everything runs, and measures nothing
 #
 # Each stage has its own limit of seconds, the most important come first. The same command again passes over what is
-# done. WORK (default: DIR/work) is the folder for logs, rows and models, some gigabytes; results are in WORK/results.
+# done, but for install and preflight, since it may be on another machine. WORK (default: DIR/work) is the folder for
+# logs, rows and models, some gigabytes; results are in WORK/results.
 # Exit code: 0 if every stage is done, 3 if the kernels are wrong (nothing else is measured then), else 1.
 set -uo pipefail
 
@@ -97,7 +98,10 @@ stage() { # NAME SECONDS COMMAND...
   shift 2
   chosen "$name" || return 0
   if [ -n "$dry" ]; then printf '%-16s %4d s  %s\n' "$name" "$limit" "$(printf '%q ' "$@")"; return 0; fi
-  if [ -e "$results/$name.done" ]; then say "$name: already done"; return 0; fi
+  case $name in
+    install | preflight) ;;
+    *) if [ -e "$results/$name.done" ]; then say "$name: already done"; return 0; fi ;;
+  esac
   say "$name: at most $limit s"
   began=$(date +%s)
   timeout --kill-after=5 "$limit" "$@" > "$results/$name.log" 2>&1
@@ -116,9 +120,14 @@ train_stage() { # NAME SECONDS RECIPE key=value...
   stage "$name" "$limit" python3 -m dwt_ds.pretrain "$@" "data.dir=$rows" "output_dir=$work/$name" "${run[@]}" "${model[@]}"
 }
 
-newest_teacher() { # its last export, or the last one before it was cut short
-  local export=$work/teacher/export
-  if [ -e "$export/config.json" ] || [ -n "$dry" ]; then echo "$export"; else ls -d "$export"/step_* | tail -n 1; fi
+teacher_of_distilled() { # the teacher's last export, or the last one before it was cut short
+  local teacher=$work/teacher choice=$work/teacher_of_distilled
+  if [ -n "$dry" ] || [ -z "$data" ] || ! chosen distilled; then echo "$teacher/export"; return; fi
+  # A repetition goes on with the same run, even if the teacher was finished in the meantime.
+  if [ ! -s "$choice" ]; then
+    (cd "$teacher" && if [ -e export/config.json ]; then echo export; else ls -d export/step_* | tail -n 1; fi) > "$choice"
+  fi
+  echo "$teacher/$(cat "$choice")"
 }
 
 if [ -z "$dry" ]; then
@@ -164,7 +173,7 @@ wait "$beside" || failed=1
 train_stage alone 85 paper_weak_h100 teacher.path=null &
 beside=$!
 # Without CUDA graphs, which training_speed measures: if they do not work here, this comparison still does.
-train_stage distilled 85 paper_weak_h100 "teacher.path=$(newest_teacher)" train.cuda_graphs=off || failed=1
+train_stage distilled 85 paper_weak_h100 "teacher.path=$(teacher_of_distilled)" train.cuda_graphs=off || failed=1
 wait "$beside" || failed=1
 stage injection 35 python3 benchmarks/kernel_injection.py --families bert --out "$results" || failed=1
 

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import torch
 from eager_loop import MICRO_BATCH, EagerLoop
-from rows import Row, Table, processor_and_cores
+from rows import Row, Table, matches, processor_and_cores
 from step_speed import planned_peak_mib, time_steps
 from transformers import BertConfig
 
 from dwt_ds.base.quiet import quieten_libraries
-from dwt_ds.base.software import source_hash
+from dwt_ds.base.software import OUR_PACKAGES, source_hash
+from dwt_ds.engine.cuda_graphs import NotRecordedError
 from dwt_ds.engine.ranks import device, start_ranks, stop_ranks
 from dwt_ds.run.mfu import matrix_rate
 
 RECIPE = "paper_weak_h100"
 FIGURES = (
     "optimizer",
+    "matrix_tflops",
     "steps",
     "tokens_per_second",
     "ms_per_step",
@@ -55,32 +57,33 @@ def measure_micro_batches(
     """
     quieten_libraries()
     start_ranks()
-    # A process compiles the same layers at many sizes here; after 8 torch would give up without a word.
-    torch._dynamo.config.recompile_limit = 64
     table, rate = Table(path, FIGURES), matrix_rate(device(), torch.bfloat16)
-    where = {
+    measured_rate = {"matrix_tflops": round(rate / 1e12, 3)}
+    # Part of each row's key: a repetition on another machine, or of other code, measures anew.
+    here = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_and_cores(),
         "versions": f"torch {torch.__version__}",
-        "code": source_hash("dwt_ds"),
-        "matrix_tflops": round(rate / 1e12, 3),
+        "code": " ".join(map(source_hash, OUR_PACKAGES)),
     }
     common = [*overrides, f"data.dir={data}", f"teacher.path={teacher}"]
-    if loop_steps and not table.has({"provider": "loop"}):
+    loop_key = {"provider": "loop", "compile": "off", "cuda_graphs": "off", "micro_batch": MICRO_BATCH} | here
+    if loop_steps and not table.has(loop_key):
         loop = EagerLoop(data, teacher, student)
-        key = {"provider": "loop", "compile": "off", "cuda_graphs": "off", "micro_batch": MICRO_BATCH}
-        table.add(key | where, lambda: {"tokens_per_second": round(loop.tokens_per_second(loop_steps), 1)})
+        table.add(loop_key, lambda: measured_rate | {"tokens_per_second": round(loop.tokens_per_second(loop_steps), 1)})
         del loop
 
     def measure(settings: list[str], name: str) -> Row:
         trace = path.parent / "traces" / f"{name}.json.gz"
         figures = time_steps(RECIPE, settings, steps=steps, seconds=seconds, trace=trace)
-        return figures | {"share_of_matrix_rate": round(figures["flops_per_second"] / rate, 4)}
+        return figures | measured_rate | {"share_of_matrix_rate": round(figures["flops_per_second"] / rate, 4)}
 
     keys = [
-        {"provider": "dwt_ds", "compile": compiled, "cuda_graphs": graphs, "micro_batch": micro_batch}
-        for micro_batch in micro_batches
+        {"provider": "dwt_ds", "compile": compiled, "cuda_graphs": graphs, "micro_batch": micro_batch} | here
         for compiled, graphs in modes
+        for micro_batch in micro_batches
     ]
+    # A pass that cannot be recorded ends the process: what needs no graphs comes first, what failed before comes last.
+    keys.sort(key=lambda key: (key["cuda_graphs"] != "off", table.failed(key)))
     # Beside the measurement, in another process: a stage that is cut short has the plan's peaks of what it measured.
     with ProcessPoolExecutor(1, get_context("spawn")) as planner:
         planned: dict[tuple[int, str], Future[int]] = {}
@@ -92,20 +95,24 @@ def measure_micro_batches(
             if not table.has(key):
                 words = [*settings, f"train.eval_rows={size}", f"train.compile={key['compile']}"]
                 name = f"{size}_rows_compile_{key['compile']}_graphs_{graphs}"
-                table.add(key | where, lambda words=words, name=name: measure(words, name))  # type: ignore[misc]
-            _fill_in(table, {what: peak for what, peak in planned.items() if peak.done()})
+                failed = table.add(key, lambda words=words, name=name: measure(words, name))  # type: ignore[misc]
+                if isinstance(failed, NotRecordedError):
+                    print("the rest needs another process: start the same command again", flush=True)
+                    break
+            _fill_in(table, here, {what: peak for what, peak in planned.items() if peak.done()})
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        _fill_in(table, planned)
+        _fill_in(table, here, planned)
     stop_ranks()
-    return not any(row["error"] for row in table.rows)
+    wanted = [loop_key, *keys] if loop_steps else keys
+    return all(table.has(key) for key in wanted)
 
 
-def _fill_in(table: Table, planned: dict[tuple[int, str], Future[int]]) -> None:
-    """The peaks of the plan, by micro-batch and train.cuda_graphs."""
+def _fill_in(table: Table, here: Row, planned: dict[tuple[int, str], Future[int]]) -> None:
+    """The peaks of the plan, by micro-batch and train.cuda_graphs, in the rows of this device and code."""
     for row in table.rows:
         key = int(row["micro_batch"]), row["cuda_graphs"]
-        if row["provider"] == "dwt_ds" and key in planned:
+        if matches(row, here | {"provider": "dwt_ds"}) and key in planned:
             row["planned_peak_mib"] = planned[key].result()
     table.write()

@@ -53,6 +53,8 @@ _TRAINING = (
     "device_busy_share",
     "peak_mib",
     "planned_peak_mib",
+    "device",
+    "code",
     "error",
 )
 _KERNEL = ("provider", "rows", "vocabulary", "p50_ms", "host_ms", "peak_mib")
@@ -87,7 +89,8 @@ def _pair(results: Path) -> str:
         for row in (row for row in metrics if "eval_hard_loss" in row):
             logged = [each for each in metrics if "loss" in each and each["step"] <= row["step"]]
             rate = f"{logged[-1]['tokens_per_second']:.0f}" if logged else ""
-            loss = f"{row['eval_hard_loss']:.4f}"
+            # metrics.jsonl has null for NaN and infinity.
+            loss = "not finite" if row["eval_hard_loss"] is None else f"{row['eval_hard_loss']:.4f}"
             rows.append({"step": row["step"], "run": run, "held_out_loss": loss, "tokens_per_second": rate})
     return _table(sorted(rows, key=lambda row: (row["step"], row["run"])))
 

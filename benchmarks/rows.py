@@ -43,11 +43,16 @@ def write_rows(results: Path, rows: Sequence[Row]) -> None:
         append_row(results, row)
 
 
+def matches(row: Row, key: Row) -> bool:
+    """Whether the row has these values; one that was read has text for all."""
+    return all(str(row[name]) == str(value) for name, value in key.items())
+
+
 class Table:
     """Rows of results in a CSV file, which is written anew whenever one comes.
 
     Args:
-        path: of the file; its rows are read, but for those that ended with an error.
+        path: of the file, whose rows are read.
         figures: columns of what is measured, `error` among them.
     """
 
@@ -56,23 +61,33 @@ class Table:
         self.rows: list[Row] = []
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as lines:
-                self.rows = [row for row in csv.DictReader(lines) if not row["error"]]
+                self.rows = list(csv.DictReader(lines))
 
     def has(self, key: Row) -> bool:
-        """Whether there is a row with these values."""
-        return any(all(row[name] == str(value) for name, value in key.items()) for row in self.rows)
+        """Whether there is a row with these values that did not end with an error."""
+        return any(matches(row, key) and not row["error"] for row in self.rows)
 
-    def add(self, key: Row, measure: Callable[[], Row]) -> None:
-        """Add the row of what `measure` returns; if it fails, for want of memory say, the error is in its row."""
+    def failed(self, key: Row) -> bool:
+        """Whether there is one that did."""
+        return any(matches(row, key) and row["error"] for row in self.rows)
+
+    def add(self, key: Row, measure: Callable[[], Row]) -> Exception | None:
+        """Add the row of what `measure` returns, in place of an earlier one.
+
+        If it fails, for want of memory say, the error is in its row and is returned.
+        """
         figures: Row = {}
+        failed = None
         try:
             figures = measure()
         except Exception as error:
-            figures["error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            failed, figures["error"] = error, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        self.rows = [row for row in self.rows if not matches(row, key)]
         self.rows.append(key | {name: figures.get(name, "") for name in self._figures})
         shown = {name: value for name, value in self.rows[-1].items() if value not in ("", None)}
         print(shown, flush=True)
         self.write()
+        return failed
 
     def write(self) -> None:
         """The whole file, after a change of `rows`."""

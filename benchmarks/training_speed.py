@@ -16,7 +16,7 @@ needs, the teacher's forward pass included and nothing that is recomputed. Resul
 The second form times the recipe paper_weak_h100 at several micro-batches in one process on one device: a row for each,
 written as it comes, with tokens/s, MFU, what one profiled step launches, the share of a step in which the GPU works,
 and the allocator's peak beside the plan's; traces/ gets the profiled steps (for chrome://tracing). `--loop-steps` adds
-a row for the loop. A row that `--out` has is not measured again, unless it ended with an error.
+a row for the loop. A row that `--out` has of this device and code is not measured again, unless it ended with an error.
 Results: results/training_steps.csv.
 """
 

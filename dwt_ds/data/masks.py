@@ -221,7 +221,10 @@ def int32_arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 
 def on_device(device: torch.device, *tensors: Tensor | None) -> Iterator[Any]:
-    return (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors)
+    """Of tensors on the CPU. The host waits for a copy to a GPU unless they are pinned; a loader may have done that."""
+    on_gpu = device.type == "cuda"
+    pinned = (tensor.pin_memory() if on_gpu and tensor is not None else tensor for tensor in tensors)
+    return (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in pinned)
 
 
 def is_real(lengths: np.ndarray, width: int) -> np.ndarray:

@@ -71,7 +71,7 @@ def held_out_loss(
         shared_hard = torch.zeros_like(loss.hard)
         if loss.shared_hard is not None and batch.teacher is not None:
             is_shared, shared_hard = True, loss.shared_hard
-            soft_rows = torch.tensor(len(batch.teacher.aligned), device=device)
+            soft_rows = _count(len(batch.teacher.aligned), device)
         sums += torch.stack([each.double() for each in (loss.hard, loss.soft, shared_hard, labels, soft_rows)])
     hard, soft, shared_hard, labels, soft_rows = reduce_sum(sums).tolist()
     if not labels:
@@ -154,7 +154,11 @@ def shared_held_out_loss(
         )
         # Both are -log p(label), and differ by the log of what the shared entries have of the probability.
         mass = (among_some - among_all).exp()
-        count = torch.tensor(len(labels), device=device)
-        sums += torch.stack([among_some.sum(), mass.sum(), count.double()])
+        sums += torch.stack([among_some.sum(), mass.sum(), _count(len(labels), device).double()])
     loss, mass_of_all, rows = reduce_sum(sums).tolist()
     return TeacherHeldOut(loss / rows, mass_of_all / rows) if rows else TeacherHeldOut(float("nan"), float("nan"))
+
+
+def _count(number: int, device: torch.device) -> Tensor:
+    """0-d int64. `torch.tensor` would copy it from the host, which waits for a GPU."""
+    return torch.full((), number, device=device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -26,6 +27,13 @@ _Shapes = tuple[torch.Size | None, ...]
 
 
 Output = TypeVar("Output")
+
+
+class NotRecordedError(RuntimeError):
+    """A pass does what a graph cannot hold, such as reading a value.
+
+    torch's allocator does not recover from that, so the process has to end.
+    """
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,14 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        """Those that are still in use."""
 
     def record(self, forward: Callable[[], Output]) -> Recording[Output]:
-        """Record one call of `forward`, whose inputs have to stay where they are.
-
-        Raises:
-            RuntimeError: it does what a graph cannot hold, such as reading a value. torch's allocator does not recover
-                from that, so the process has to end.
-        """
+        """Record one call of `forward`, whose inputs have to stay where they are (NotRecordedError)."""
+        if not self._graphs:
+            # torch gives up a pool with its last graph, and refuses another one for it.
+            self._pool = torch.cuda.graph_pool_handle()
         # cuBLAS keeps a workspace for each stream. Cleared before, it takes one from the pool; cleared after, the pool
         # has it back, and nothing of it outlives the graph.
         torch._C._cuda_clearCublasWorkspaces()
@@ -78,10 +86,11 @@ class CudaRecorder:
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 output = forward()
         except RuntimeError as error:
-            raise RuntimeError(
+            raise NotRecordedError(
                 f"train.cuda_graphs: a pass cannot be recorded ({one_line(error)}); set it to off"
             ) from error
         torch._C._cuda_clearCublasWorkspaces()
+        self._graphs.add(graph)
         return Recording(graph, output)
 
 
@@ -107,7 +116,8 @@ class GraphedForward:
         """As `forward`; the result is the caller's own.
 
         Raises:
-            RuntimeError: the pass cannot be recorded, or its replay gives something else.
+            NotRecordedError: the pass cannot be recorded.
+            RuntimeError: its replay gives something else.
         """
         shapes = tuple(None if each is None else each.shape for each in inputs)
         self._in_a_row = self._in_a_row + 1 if shapes == self._last else 1

@@ -10,6 +10,7 @@ graph, so that a replay draws the numbers that the pass itself would draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ _TOLERANCE = 0.1
 
 class GraphedTraining:
     """Runs an objective's training passes; a shape that comes `EAGER_CALLS` times in a row is recorded, then replayed.
+
+    If its gradient is not finite then, it is tried again after as many further calls.
 
     Evaluation, and batches for a teacher with another vocabulary, whose number of aligned positions varies, run as they
     are.
@@ -57,7 +60,7 @@ class GraphedTraining:
         """As `DistillObjective.forward`; the losses are the caller's own.
 
         Raises:
-            RuntimeError: the pass cannot be recorded.
+            NotRecordedError: the pass cannot be recorded.
         """
         if not (self._objective.training and torch.is_grad_enabled()) or batch.teacher is not None:
             return self._forward(batch, teacher, scale)
@@ -70,21 +73,45 @@ class GraphedTraining:
         key = tuple(None if each is None else each.shape for each in tensors)
         self._in_a_row = self._in_a_row + 1 if key == self._last else 1
         self._last = key
-        if key not in self._passes and self._in_a_row > EAGER_CALLS and len(self._passes) < MOST_SHAPES:
-            self._passes[key] = self._record(batch, teacher, scale)
+        if key not in self._passes and self._in_a_row > EAGER_CALLS and self._recorded < MOST_SHAPES:
+            self._record(key, batch, teacher, scale)
         recorded = self._passes.get(key)
         if recorded is None:
             return self._forward(batch, teacher, scale)
         recorded.copy(tensors)
         return Losses(*_Replay.apply(self._anchor, recorded))
 
-    def _record(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> _Pass | None:
-        """The pass of this shape, whose first replay gave the gradient that the pass itself gives; else None."""
+    @property
+    def _recorded(self) -> int:
+        """How many shapes are replayed."""
+        return sum(each is not None for each in self._passes.values())
+
+    def _record(self, key: Any, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> None:
+        """Keep the pass of this shape, or None if its first replay gives another gradient than the pass itself.
+
+        Each rank decides for itself: ranks exchange nothing within a pass, and may have batches of different shapes.
+        """
         state = get_accelerator().get_rng_state()
         made = _Pass(batch, teacher, scale)
         made.upstream.fill_(self._loss_scale())
         # On the buffers themselves: what it compiles for their addresses would otherwise be compiled in the recording.
         exact = self._gradient_of(self._forward(made.batch, made.teacher, made.scale).loss, made.upstream)
+        norm = float(_norm([own for own in exact if own is not None]))
+        off = self._distance_of_a_replay(made, exact, state) / norm if 0 < norm < math.inf else math.nan
+        get_accelerator().set_rng_state(state)
+        if not math.isfinite(off):
+            # As in fp16's first steps, whose loss scale is too large. It does not tell whether a replay is right.
+            self._in_a_row = 0
+            return
+        fits = off <= _TOLERANCE
+        self._passes[key] = made if fits else None
+        shape = " x ".join(str(size) for size in batch.input_ids.shape)
+        if rank() == 0:
+            does = "is replayed as CUDA graphs" if fits else "is not replayed: it would be too far off"
+            print(f"the student's pass of {shape} tokens {does} (gradient off by {off:.1e} of its norm)", flush=True)
+
+    def _distance_of_a_replay(self, made: _Pass, exact: tuple[Tensor | None, ...], state: Tensor) -> float:
+        """Record the pass and replay it, with the random numbers of `state`: how far its gradient is from `exact`."""
         made.forward = self._recorder.record(lambda: self._forward(made.batch, made.teacher, made.scale))
         made.backward = self._recorder.record(lambda: self._add_gradient(made))
         before = [flat.clone() for flat in self._gradients.buffers]
@@ -93,16 +120,10 @@ class GraphedTraining:
         made.forward.replay()
         made.backward.replay()
         pairs = [(view, own) for view, own in zip(self._gradients.views, exact) if own is not None]
-        norm, apart = _norm([own for _, own in pairs]), _norm([view - own for view, own in pairs])
+        distance = float(_norm([view - own for view, own in pairs]))
         for flat, saved in zip(self._gradients.buffers, before):
             flat.copy_(saved)
-        get_accelerator().set_rng_state(state)
-        off = float(apart / norm)
-        shape = " x ".join(str(size) for size in batch.input_ids.shape)
-        if rank() == 0:
-            does = "is replayed as CUDA graphs" if off <= _TOLERANCE else "is not replayed: it would be too far off"
-            print(f"the student's pass of {shape} tokens {does} (gradient off by {off:.1e} of its norm)", flush=True)
-        return made if off <= _TOLERANCE else None
+        return distance
 
     def _gradient_of(self, loss: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Of each parameter; None where it has no part in the loss."""

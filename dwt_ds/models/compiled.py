@@ -11,6 +11,11 @@ from transformers import PreTrainedModel
 
 from dwt_ds.models.masked_lm.families import encoder_layers
 
+# Student and teacher share the code of a layer. torch compiles it for training, for evaluation and for the teacher,
+# each with padding and without, for the first size and then for any size: 12 programs. After 8, its default limit, it
+# runs the layers uncompiled. A process that trains several models needs more.
+_MOST_PROGRAMS = 64
+
 
 def compile_layers(model: PreTrainedModel) -> int:
     """Compile the forward pass of each encoder layer, in place; parameters and their names stay the same.
@@ -21,6 +26,7 @@ def compile_layers(model: PreTrainedModel) -> int:
         How many layers there are; 0 for a family whose layers are not found, which stays as it is.
     """
     layers = encoder_layers(model)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_PROGRAMS)
     for layer in layers:
         layer.forward = torch.compile(layer.forward)
     return len(layers)

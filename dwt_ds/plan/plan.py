@@ -190,6 +190,7 @@ class Plan:
             self.settings.config.train.gradient_accumulation_steps,
             teacher_launches=teacher_launches if with_teacher else 0,
             second_loss=second_loss if with_teacher else 0,
+            precision=self.settings.ds.precision,
             flat=self.zero(stage).flat_gradients(self.partition),
             replayed=self.replays_training(stage),
         )

@@ -21,13 +21,14 @@ SHARED_LOSS_LAUNCHES, FURTHER_LOSS_LAUNCHES = 21, 9
 
 # Operations of the loss and of the loop in a micro-batch; one more a trained tensor adds up its gradient.
 _LOSS_LAUNCHES = 21
-# Stage 2 with the gradients in one buffer.
-_FLAT = 2.5
+# Stage 2 with the gradients in one buffer; stage 0 in fp32, where no optimizer of DeepSpeed's checks each gradient.
+_FLAT, _PLAIN = 2.5, 0.5
 # ZeRO stage -> operations of the optimizer's step, and (of a micro-batch, of
 # each further one, of a step) for each trained tensor. tests/engine/test_step_cost.py counts them in DeepSpeed 0.19.8.
-_STEP_LAUNCHES = {0: 11, 1: 20, 2: 20, _FLAT: 14, 3: 46}
+_STEP_LAUNCHES = {0: 11, _PLAIN: 11, 1: 20, 2: 20, _FLAT: 14, 3: 46}
 _TENSOR_LAUNCHES = {
     0: (0.0, 0.0, 19.0),
+    _PLAIN: (0.0, 0.0, 0.0),
     1: (0.0, 0.0, 1.0),
     2: (0.0, 2.0, 1.0),
     _FLAT: (0.0, 0.0, 0.0),
@@ -41,6 +42,7 @@ def step_launches(
     tensors: int,
     accumulation: int,
     *,
+    precision: str,
     flat: bool,
     replayed: bool,
     teacher_launches: int,
@@ -51,12 +53,17 @@ def step_launches(
     Args:
         tensors: parameters that are trained.
         accumulation: micro-batches of a step.
+        precision: bf16, fp16 or fp32.
         flat: whether the gradients are in one buffer.
         replayed: whether training passes are CUDA graphs.
         teacher_launches: operations of the teacher's forward pass; 0 without one.
         second_loss: those of a second loss; 0 without one.
     """
-    kind = _FLAT if flat else stage
+    kind: float = stage
+    if flat:
+        kind = _FLAT
+    elif stage == 0 and precision == "fp32":
+        kind = _PLAIN
     each, further, once = (tensors * count for count in _TENSOR_LAUNCHES[kind])
     a_pass = micro.launches + tensors + _LOSS_LAUNCHES + second_loss + each
     a_micro_batch = teacher_launches + (TRAINING_REPLAY_LAUNCHES if replayed else a_pass)

@@ -9,6 +9,7 @@ the same KL divergence) where liger-kernel is installed. The hard part alone als
 F.linear_cross_entropy, which torch 2.13 has. The share is that of 2 N V (3 H_s + H_t) operations at the rate of a
 product of the student's shape. Results: results/linear_form_DEVICE.csv and .png. On a CPU the shapes are smaller; the
 device column says so. memory="logit_free" needs a GPU. Where a provider fails, its error stands in the error column.
+The same command again passes over the shapes that it has measured without an error.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from logits_form import MOST_EAGER_ROWS, TEMPERATURE, eager_loss
 from measure import (
     DEVICE,
     Provider,
+    Results,
     device_name,
     draw,
     gemm_provider,
     liger_installed,
     time_all,
     versions,
-    write_csv,
 )
 from options import chosen, parse_options
 from torch import Tensor
@@ -119,13 +120,17 @@ def losses() -> dict[str, Callable[..., Tensor]]:
 
 def main() -> None:
     options = parse_options(__doc__, "ROWSxVOCABULARYxSTUDENT_WIDTHxTEACHER_WIDTH")
-    ways = chosen(losses(), options.providers)
+    all_ways = chosen(losses(), options.providers)
     given = {"given": [Shape(*sizes) for sizes in options.shapes or ()]}
     sweeps = given if options.shapes else GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS
-    lines = []
+    results = Results("linear_form", options.out, options.rounds)
     for sweep, shapes in sweeps.items():
-        for shape in shapes:
-            rows, vocabulary, student_width, teacher_width = shape
+        for sizes in shapes:
+            rows, vocabulary, student_width, teacher_width = sizes
+            shape = {"sweep": sweep, **sizes._asdict()}
+            ways = {name: loss for name, loss in all_ways.items() if "eager" not in name or rows <= MOST_EAGER_ROWS}
+            if results.has(ways, shape):
+                continue
             heads: list[Tensor] = []
             for width in (student_width, teacher_width):
                 heads.append(torch.randn(rows, width, device=DEVICE).bfloat16())
@@ -133,13 +138,10 @@ def main() -> None:
             heads[0].requires_grad_()
             heads[1].requires_grad_()
             labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
-            providers = [
-                Provider(name, step_of(loss, (*heads, labels)))
-                for name, loss in ways.items()
-                if name not in ("eager", "eager, hard only") or rows <= MOST_EAGER_ROWS
-            ]
+            providers = [Provider(name, step_of(loss, (*heads, labels))) for name, loss in ways.items()]
             timings = time_all([*providers, gemm_provider(rows, student_width, vocabulary)], options.rounds)
             rate = 2 * rows * student_width * vocabulary / (timings.pop("gemm").p50_ms / 1e3)
+            lines = []
             for name, timing in timings.items():
                 teacher_products = 0 if "hard only" in name else teacher_width
                 needed = 2 * rows * vocabulary * (3 * student_width + teacher_products)
@@ -148,8 +150,7 @@ def main() -> None:
                     "provider": name,
                     "device": device_name(),
                     "versions": versions(),
-                    "sweep": sweep,
-                    **shape._asdict(),
+                    **shape,
                     "dtype": "bfloat16",
                     **timing.rounded(),
                     "gemm_tflop_per_s": round(rate / 1e12, 3),
@@ -157,12 +158,10 @@ def main() -> None:
                     "rounds": options.rounds,
                 }
                 lines.append(line)
-                print({key: line[key] for key in ("provider", "rows", "vocabulary", "p50_ms", "peak_mib")}, flush=True)
-            # After each shape, so that a run that is cut short leaves what it measured.
-            path = write_csv("linear_form", lines, options.out)
-    print(path)
+            results.add(lines, shape)
+    print(results.path)
     if not options.shapes:
-        print(draw(path, lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
+        print(draw(results.path, results.lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ bf16 logits, temperature 2, every row labelled, against the same loss in eager t
 torch.compile, and from Liger's kernels (KL divergence and cross-entropy) where liger-kernel is installed. The share is
 that of a kernel moving the 10 bytes an element that two passes need. Results: results/logits_form_DEVICE.csv and .png.
 On a CPU the shapes are smaller; the device column says so. Where a provider fails, its error stands in the error
-column.
+column. The same command again passes over the shapes that it has measured without an error.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from measure import (
     COPY_BYTES,
     DEVICE,
     Provider,
+    Results,
     copy_provider,
     device_name,
     draw,
     liger_installed,
     time_all,
     versions,
-    write_csv,
 )
 from options import chosen, parse_options
 from torch import Tensor
@@ -84,29 +84,28 @@ def main() -> None:
             losses["liger"] = liger_loss
     losses = chosen(losses, options.providers)
     sweeps = {"given": options.shapes} if options.shapes else GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS
-    lines = []
+    results = Results("logits_form", options.out, options.rounds)
     for sweep, shapes in sweeps.items():
         for rows, vocabulary in shapes:
+            shape = {"sweep": sweep, "rows": rows, "vocabulary": vocabulary}
+            ways = {name: loss for name, loss in losses.items() if name != "eager" or rows <= MOST_EAGER_ROWS}
+            if results.has(ways, shape):
+                continue
             logits = [torch.randn(rows, vocabulary, device=DEVICE).mul_(3).bfloat16() for _ in range(2)]
             labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
             student, teacher = logits[0].requires_grad_(), logits[1]
-            providers = [
-                Provider(name, step_of(loss, student, teacher, labels))
-                for name, loss in losses.items()
-                if name != "eager" or rows <= MOST_EAGER_ROWS
-            ]
+            providers = [Provider(name, step_of(loss, student, teacher, labels)) for name, loss in ways.items()]
             timings = time_all([*providers, copy_provider()], options.rounds)
             bandwidth = 2 * COPY_BYTES / (timings.pop("copy").p50_ms / 1e3)
+            needed = BYTES_PER_ELEMENT * rows * vocabulary
+            lines = []
             for name, timing in timings.items():
-                needed = BYTES_PER_ELEMENT * rows * vocabulary
                 line = {
                     "kernel": "logits form",
                     "provider": name,
                     "device": device_name(),
                     "versions": versions(),
-                    "sweep": sweep,
-                    "rows": rows,
-                    "vocabulary": vocabulary,
+                    **shape,
                     "dtype": "bfloat16",
                     **timing.rounded(),
                     "copy_gb_per_s": round(bandwidth / 1e9, 2),
@@ -114,12 +113,10 @@ def main() -> None:
                     "rounds": options.rounds,
                 }
                 lines.append(line)
-                print({key: line[key] for key in ("provider", "rows", "vocabulary", "p50_ms", "peak_mib")}, flush=True)
-            # After each shape, so that a run that is cut short leaves what it measured.
-            path = write_csv("logits_form", lines, options.out)
-    print(path)
+            results.add(lines, shape)
+    print(results.path)
     if not options.shapes:
-        print(draw(path, lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
+        print(draw(results.path, results.lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import hashlib
 import importlib.metadata
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dwt_kernels
 import torch
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,7 +78,15 @@ def versions() -> str:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return f"python {platform.python_version()}; {'; '.join(found)}"
+    return f"python {platform.python_version()}; {'; '.join(found)}; code {code_hash()}"
+
+
+@cache
+def code_hash() -> str:
+    """Of the kernels and the benchmarks: figures of other code are not those of this one."""
+    folders = Path(dwt_kernels.__file__).parent, Path(__file__).parent
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def time_all(providers: Sequence[Provider], rounds: int) -> dict[str, Timing]:
@@ -183,15 +193,54 @@ def liger_installed() -> bool:
     return True
 
 
-def write_csv(name: str, lines: list[dict[str, Any]], folder: Path | None = None) -> Path:
-    """Into `folder`, or the benchmarks' own."""
-    path = (folder or RESULTS) / f"{name}_{DEVICE}.csv"
+def csv_path(name: str, folder: Path | None) -> Path:
+    """In `folder`, or the benchmarks' own."""
+    return (folder or RESULTS) / f"{name}_{DEVICE}.csv"
+
+
+def write_csv(name: str, lines: Sequence[dict[str, Any]], folder: Path | None = None) -> Path:
+    path = csv_path(name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
     return path
+
+
+class Results:
+    """The lines of one benchmark, in a CSV file that is written after each shape, for a run that is cut short.
+
+    The next run goes on from there. Of the file's lines, it keeps those without an error that have its device, versions
+    and rounds.
+    """
+
+    def __init__(self, name: str, folder: Path | None, rounds: int) -> None:
+        self._name, self._folder = name, folder
+        self.path = csv_path(name, folder)
+        self.lines: list[dict[str, Any]] = []
+        if self.path.exists():
+            same = {"device": device_name(), "versions": versions(), "rounds": rounds, "error": ""}
+            with self.path.open(newline="") as file:
+                self.lines = [line for line in csv.DictReader(file) if _matches(line, same)]
+
+    def has(self, providers: Iterable[str], shape: Mapping[str, Any]) -> bool:
+        """Whether all of these are measured at a shape, given by its columns."""
+        return {line["provider"] for line in self.lines if _matches(line, shape)}.issuperset(providers)
+
+    def add(self, lines: Sequence[dict[str, Any]], shape: Mapping[str, Any]) -> None:
+        """What was measured at a shape, in place of earlier lines of the same providers."""
+        providers = {line["provider"] for line in lines}
+        kept = [line for line in self.lines if line["provider"] not in providers or not _matches(line, shape)]
+        self.lines = [*kept, *lines]
+        for line in lines:
+            print({key: line[key] for key in ("provider", "rows", "vocabulary", "p50_ms", "peak_mib")}, flush=True)
+        write_csv(self._name, self.lines, self._folder)
+
+
+def _matches(line: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Whether a line, which may have been read as text, has these values."""
+    return all(str(line[name]) == str(value) for name, value in values.items())
 
 
 def draw(results: Path, lines: list[dict[str, Any]], sweeps: dict[str, str]) -> Path | None:
@@ -209,10 +258,10 @@ def draw(results: Path, lines: list[dict[str, Any]], sweeps: dict[str, str]) -> 
     for column, (sweep, label) in enumerate(sweeps.items()):
         swept = [line for line in lines if line["sweep"] == sweep]
         for provider in dict.fromkeys(line["provider"] for line in swept):
-            own = sorted((line for line in swept if line["provider"] == provider), key=lambda line: line[sweep])
-            places = [line[sweep] for line in own]
+            own = sorted((line for line in swept if line["provider"] == provider), key=lambda line: int(line[sweep]))
+            places = [int(line[sweep]) for line in own]
             for row, field in enumerate(("p50_ms", "peak_mib")):
-                axes[row][column].plot(places, [line[field] for line in own], marker="o", label=provider)
+                axes[row][column].plot(places, [float(line[field]) for line in own], marker="o", label=provider)
         for row, unit in enumerate(("forward + backward, ms", "extra memory, MiB")):
             axes[row][column].set(xlabel=label, ylabel=unit, xscale="log", yscale="log")
             axes[row][column].grid(alpha=0.3)

@@ -83,6 +83,49 @@ def test_the_csv_is_written_after_each_shape(benchmark, monkeypatch, tmp_path):
     assert "eager failed" in by_provider["eager"]["error"]
 
 
+@pytest.mark.parametrize(("name", "widths"), [("logits_form", ""), ("linear_form", "x8x4")])
+def test_a_run_that_was_cut_short_goes_on_at_its_next_shape(benchmark, monkeypatch, tmp_path, name, widths):
+    module, measure = benchmark(name), benchmark("measure")
+    monkeypatch.setattr(sys, "argv", [name, "--shapes", f"3x50{widths}", f"4x50{widths}", "--providers", "eager"])
+    monkeypatch.setattr(measure, "COPY_BYTES", 1 << 10)
+    outcomes = []
+
+    def time_all(providers, rounds):
+        outcome = outcomes.pop(0)
+        if outcome == "interrupted":
+            raise KeyboardInterrupt
+        errors = {provider.name: outcome if provider.name == "eager" else "" for provider in providers}
+        return {name: measure.Timing(1.0, 1.0, 1.0, 1.0, 1.0, error) for name, error in errors.items()}
+
+    def run(*expected: str) -> None:
+        outcomes[:] = expected
+        module.main()
+        assert outcomes == []
+
+    monkeypatch.setattr(module, "time_all", time_all)
+    with pytest.raises(KeyboardInterrupt):
+        run("", "interrupted")
+    run("no memory")  # at the second shape
+    run("")
+    run()
+    (file,) = tmp_path.glob("*.csv")
+    with file.open() as lines:
+        assert [(line["rows"], line["error"]) for line in csv.DictReader(lines)] == [("3", ""), ("4", "")]
+    for where in (measure, module):
+        monkeypatch.setattr(where, "versions", lambda: "torch 9.9")
+    run("", "")
+
+
+def test_a_figure_has_lines_that_were_read_beside_new_ones(benchmark, monkeypatch, tmp_path):
+    axes = pytest.importorskip("matplotlib.axes")
+    plotted = []
+    monkeypatch.setattr(axes.Axes, "plot", lambda self, *values, **style: plotted.append(values))
+    line = {"kernel": "k", "device": "d", "provider": "p", "sweep": "rows", "peak_mib": "nan"}
+    lines = [{**line, "rows": "10", "p50_ms": "2.5"}, {**line, "rows": 9, "p50_ms": 1.5}]
+    benchmark("measure").draw(tmp_path / "k.csv", lines, {"rows": "rows"})
+    assert plotted[0] == ([9, 10], [1.5, 2.5])
+
+
 @pytest.mark.parametrize("name", ["logits_form", "linear_form"])
 def test_every_vocabulary_is_measured_at_512_rows_on_a_gpu(benchmark, name):
     shapes = [tuple(shape)[:2] for sweep in benchmark(name).GPU_SWEEPS.values() for shape in sweep]

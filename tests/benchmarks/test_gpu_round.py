@@ -104,9 +104,22 @@ def test_a_round_leaves_an_archive_and_a_page_and_its_repetition_does_what_faile
     (out / "work" / "repaired").touch()
     ended = start("--out", out, "--data", tmp_path, **environment)
     assert ended.returncode == 0, ended.stderr
-    (again,) = calls.read_text().splitlines()
-    assert "torch.compile" in again
-    assert "preflight: already done" in ended.stdout
+    assert "training_speed: already done" in ended.stdout
+    again = [call for call in calls.read_text().splitlines() if "preflight" not in call]
+    assert ["torch.compile" in call for call in again] == [True]
+
+
+def test_a_repetition_installs_and_checks_again_since_the_machine_may_be_another(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path)
+    only = "install,preflight,alone"
+    round_of = ("--out", tmp_path / "out", "--data", tmp_path, "--wheels", tmp_path, "--only", only)
+    assert start(*round_of, **environment).returncode == 0
+    # The install calls Python twice, for the wheels and for dwt_ds itself.
+    install, itself, preflight, alone = calls.read_text().splitlines()
+    assert "dwt_ds.pretrain" in alone
+    calls.write_text("")
+    assert start(*round_of, **environment).returncode == 0
+    assert calls.read_text().splitlines() == [install, itself, preflight]
 
 
 def test_all_stages_compile_operators_into_one_folder(tmp_path: Path) -> None:
@@ -138,12 +151,27 @@ def test_without_data_no_student_is_compared_and_speed_is_measured_on_invented_t
     assert "distilled: passed over, needs --data" in ended.stdout
 
 
-def test_a_cut_short_teacher_is_the_last_that_it_exported(tmp_path: Path) -> None:
-    environment, calls = recorded(tmp_path)
+def test_a_cut_short_teacher_is_the_last_that_it_exported_also_for_a_repetition(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path, cases="*/work/distilled*) exit 1 ;;")
+    export = tmp_path / "out" / "work" / "teacher" / "export"
     for step in ("step_00000250", "step_00000500"):
-        (tmp_path / "out" / "work" / "teacher" / "export" / step).mkdir(parents=True)
-    assert start("--out", tmp_path / "out", "--data", tmp_path, **environment).returncode == 0
-    assert f"teacher.path={tmp_path}/out/work/teacher/export/step_00000500 " in calls.read_text()
+        (export / step).mkdir(parents=True)
+    for _ in range(2):
+        calls.write_text("")
+        assert start("--out", tmp_path / "out", "--data", tmp_path, **environment).returncode == 1
+        assert f"teacher.path={export}/step_00000500 " in calls.read_text()
+        (export / "config.json").touch()  # the teacher is finished in the meantime
+
+
+def test_a_teacher_that_is_finished_before_distilled_begins_is_the_last_one(tmp_path: Path) -> None:
+    environment, calls = recorded(tmp_path)
+    export = tmp_path / "out" / "work" / "teacher" / "export"
+    (export / "step_00000500").mkdir(parents=True)
+    round_of = ("--out", tmp_path / "out", "--data", tmp_path, "--only")
+    assert start(*round_of, "teacher", **environment).returncode == 0
+    (export / "config.json").touch()
+    assert start(*round_of, "distilled", **environment).returncode == 0
+    assert f"teacher.path={export} " in calls.read_text()
 
 
 def test_stages_can_be_chosen(tmp_path: Path) -> None:

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import csv
-import sys
+import json
 import time
 from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A function that imports a benchmark."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield import_module
-    for name in {path.stem for path in BENCHMARKS.glob("*.py")} - before:
-        sys.modules.pop(name, None)
 
 
 def test_launches_and_busy_time_of_a_trace(load: Any) -> None:
@@ -144,3 +131,11 @@ def test_goals_are_judged_by_rows_and_not_measured_without(load: Any, tmp_path: 
     goals = module.summary(tmp_path).partition("## Goals")[2]
     found = [line.rsplit("|", 2)[1].strip() for line in goals.strip().splitlines()[2:]]
     assert found == ["0.87", "2.50", "0.45", "0.5", "not measured", "1.20", "2 passed"]
+
+
+def test_a_held_out_loss_that_is_not_finite_is_shown_beside_the_others(load: Any, tmp_path: Path) -> None:
+    rows = [{"step": 2, "loss": 6.0, "tokens_per_second": 90.0}, {"step": 2, "eval_hard_loss": None}]
+    rows += [{"step": 4, "loss": 5.0, "tokens_per_second": 95.0}, {"step": 4, "eval_hard_loss": 5.5}]
+    (tmp_path / "alone.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    page = load("round_summary").summary(tmp_path)
+    assert "| 2 | alone | not finite | 90 |\n| 4 | alone | 5.5000 | 95 |" in page

@@ -264,3 +264,26 @@ def test_a_batch_moves_with_all_that_the_models_read(by_sentence: PreparedData) 
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.rows.device.type == "cpu"
     assert moved.token_count == batch.token_count
+
+
+def test_a_batch_is_pinned_before_it_moves_to_a_gpu(packed: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation has no loader that pins; the host would wait for each copy."""
+    pinned, moved = list[int](), list[int]()
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        pinned.append(id(copy))
+        return copy
+
+    def to(tensor: torch.Tensor, device: torch.device, non_blocking: bool) -> torch.Tensor:
+        assert device.type == "cuda"
+        assert non_blocking
+        moved.append(id(tensor))
+        return tensor
+
+    rank = steps(packed, global_batch=8, world_size=1)[0]
+    (batch,) = rank[0]
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    there = batch.to(torch.device("cuda"))
+    assert pinned == moved == [id(each) for each in (there.input_ids, there.positions, there.labels)]

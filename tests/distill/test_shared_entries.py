@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForMaskedLM
 
 from dwt_ds.config.objective import DistillConfig
@@ -211,6 +212,30 @@ def test_held_out_losses_are_means_over_the_aligned_tokens() -> None:
     more = loss_of(batches, torch.tensor([6.0, 2.0, 4.0], dtype=torch.float64))
     assert more.hard_loss == pytest.approx((theirs.hard_loss * aligned + 6) / (aligned + 4))
     assert np.isnan(list(loss_of([batch(2, aligned_of=0)]))).all()
+
+
+class CopiesFromTheHost(TorchDispatchMode):
+    """Counts what `torch.tensor` makes: on a GPU the host waits for each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += operation is torch.ops.aten.lift_fresh.default
+        return operation(*args, **(kwargs or {}))
+
+
+def test_an_evaluation_copies_no_number_for_each_batch() -> None:
+    student, teacher, each = model(OURS, 8), model(THEIRS, 6), batch(1)
+    objective, config = DistillObjective(student, DistillConfig(), OURS), DistillConfig()
+    some, whole = shared_head(teacher, each), whole_head(teacher, each)
+
+    def copies(batches: list[Batch]) -> int:
+        with CopiesFromTheHost() as copied:
+            held_out_loss(objective, lambda _: some, batches, TEMPERATURE, lambda sums: sums, CPU)
+            shared_held_out_loss(lambda _: whole, batches, SHARED, THEIRS, config, lambda sums: sums, CPU)
+        return copied.count
+
+    assert copies([each] * 3) == copies([each])
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dwt_ds.data.batches import Batch
 from dwt_ds.engine import cuda_graphs, teacher
-from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES, CudaRecorder, GraphedForward
+from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES, CudaRecorder, GraphedForward, NotRecordedError
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.plan.simulation import launches_kernel
 from dwt_ds.plan.speed import REPLAY_LAUNCHES
@@ -259,40 +260,56 @@ class TestOnADevice:
 
     @pytest.fixture(autouse=True)
     def _cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[Any] = []
-        self.stream = "default"
+        asked: list[Any] = []
+        self.asked, self.stream = asked, "default"
+        pools = (f"pool {number}" for number in count(1))
+
+        class Graph:
+            def replay(self) -> None:
+                asked.append("replay")
 
         @contextmanager
         def graph(cuda_graph: Any, **settings: Any) -> Iterator[None]:
-            self.asked.append(settings)
+            asked.append(settings)
             yield
 
         cuda = SimpleNamespace(
-            graph_pool_handle=lambda: "pool",
-            CUDAGraph=lambda: SimpleNamespace(replay=lambda: self.asked.append("replay")),
+            graph_pool_handle=lambda: next(pools),
+            CUDAGraph=Graph,
             graph=graph,
             current_stream=lambda: self.stream,
             default_stream=lambda: "default",
         )
         monkeypatch.setattr(cuda_graphs.torch, "cuda", cuda)
         clear = "_cuda_clearCublasWorkspaces"
-        monkeypatch.setattr(torch._C, clear, lambda: self.asked.append("clear"), raising=False)
+        monkeypatch.setattr(torch._C, clear, lambda: asked.append("clear"), raising=False)
 
     @pytest.mark.parametrize(("current", "used"), [("default", None), ("stream", "stream")])
     def test_all_recordings_share_a_pool_and_leave_other_threads_alone(self, current: str, used: str | None) -> None:
         self.stream = current
         recorder, output = CudaRecorder(), torch.ones(2)
-        for _ in range(2):
-            recording = recorder.record(lambda: output)
-            assert recording.output is output
-        recording.replay()
-        capture = {"pool": "pool", "stream": used, "capture_error_mode": "thread_local"}
+        recordings = [recorder.record(lambda: output) for _ in range(2)]
+        assert all(recording.output is output for recording in recordings)
+        recordings[0].replay()
+        (pool,) = {each["pool"] for each in self.asked if isinstance(each, dict)}
+        capture = {"pool": pool, "stream": used, "capture_error_mode": "thread_local"}
         assert self.asked == ["clear", capture, "clear"] * 2 + ["replay"]
+
+    def test_after_the_last_graph_is_dropped_the_next_has_another_pool(self) -> None:
+        """torch asserts that a pool is in use before it records into it again."""
+        recorder = CudaRecorder()
+        for _ in range(2):
+            kept = [recorder.record(lambda: torch.ones(2)) for _ in range(2)]
+            kept.pop(0)
+            kept.append(recorder.record(lambda: torch.ones(2)))
+            kept.clear()
+        pools = [each["pool"] for each in self.asked if isinstance(each, dict)]
+        assert [pools.index(pool) for pool in pools] == [0, 0, 0, 3, 3, 3]
 
     def test_what_cannot_be_recorded_says_which_setting_to_change(self) -> None:
         def reads() -> Tensor:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
         message = r"^train.cuda_graphs: .* cannot be recorded \(CUDA error: operation not .*\); set it to off$"
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(NotRecordedError, match=message):
             CudaRecorder().record(reads)

@@ -25,7 +25,6 @@ pytestmark = [
 # Runs that differ in one setting, one after another in one process: to start takes longer than their 20 steps.
 RUNS = """
 import sys
-import torch
 from dwt_ds.base.locks import release_locks
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.engine.ranks import stop_ranks
@@ -33,7 +32,6 @@ from dwt_ds.pretrain import train
 from dwt_ds.run.assemble import assemble
 from dwt_ds.run.stop import StopRequest
 quieten_libraries()
-torch._dynamo.config.recompile_limit = 64  # all runs compile the same functions
 recipe, folder, values, *overrides = sys.argv[1:]
 setting, _, values = values.partition("=")
 for value in values.split(","):

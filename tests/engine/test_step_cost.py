@@ -75,11 +75,24 @@ def counted_steps(python: Python, recipe: Path, overrides: list[str]) -> list[di
 def test_an_unlogged_step_has_few_operations_and_two_waits(
     settings: str, python: Python, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    """The paper's layout: 6 layers, 106 tensors. Two waits are the gradient norm and the request to stop."""
+    """The paper's layout: 6 layers, 106 tensors. Two waits are the gradient norm and the request to stop.
+
+    On a GPU ZeRO-3 waits for its reduction as well, without reading anything.
+    """
     overrides = [f"output_dir={tmp_path}", *SETTINGS, "student.layers=6", f"deepspeed_config={settings}"]
     for step in counted_steps(python, tiny_recipe, overrides):
         assert step["reads"] <= 2, step
         assert step["operations"] <= 650, step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "reads"), [("bf16", 110), ("fp32", 2)])
+def test_without_zero_deepspeed_reads_whether_each_gradient_is_finite_in_16_bits(
+    precision: str, reads: int, python: Python, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    overrides = [f"output_dir={tmp_path}", *SETTINGS, "student.layers=6", "deepspeed_config=zero0"]
+    overrides += [f"deepspeed.bf16.enabled={str(precision == 'bf16').lower()}"]
+    assert [step["reads"] for step in counted_steps(python, tiny_recipe, overrides)] == [reads, reads]
 
 
 @pytest.mark.slow
@@ -90,6 +103,14 @@ def test_a_plan_knows_the_operations_of_a_step(
 ) -> None:
     overrides = [*SETTINGS, f"student.layers={layers}", f"deepspeed_config={settings}"]
     overrides += [f"train.gradient_accumulation_steps={accumulation}"]
+    check_plan(python, tiny_recipe, overrides, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_plan_knows_that_without_zero_fp32_has_fewer_operations(
+    python: Python, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    overrides = [*SETTINGS, "student.layers=6", "deepspeed_config=zero0", "deepspeed.bf16.enabled=false"]
     check_plan(python, tiny_recipe, overrides, tmp_path)
 
 

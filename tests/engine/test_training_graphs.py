@@ -6,9 +6,18 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from engine.replaying_pretrain import Repeater, Repetition
+from torch import nn
+
+from dwt_ds.data.batches import Batch
+from dwt_ds.distill.objective import Losses, LossScale
+from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES
+from dwt_ds.engine.training_graphs import GraphedTraining
 
 Train = Callable[..., tuple[int, str]]
 REPLAYING = str(Path(__file__).parent / "replaying_pretrain.py")
@@ -42,3 +51,80 @@ def test_a_run_that_replays_its_passes_is_the_run(
         replays = json.loads(re.findall(r"replays (\[.*\])", output)[-1])
         assert (max(replays, default=0) > 8) == (mode == "all"), output
     assert runs["all"] == runs["off"]
+
+
+class Objective(nn.Module):
+    """Its gradient is twice the weight at each label, times the soft weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(1.0, 21.0))
+
+    def forward(self, batch: Batch, teacher: None, scale: LossScale) -> Losses:
+        loss = self.weight[batch.labels].square().sum() * scale.soft_weight
+        return Losses(loss, loss.detach(), loss.detach())
+
+
+class Repeats(Repeater):
+    without_backward = False
+    """Whether a recorded backward pass computes nothing."""
+
+    def record(self, forward: Callable[[], Any]) -> Repetition:
+        is_backward = len(self.made) % 2 == 1
+        return super().record((lambda: None) if is_backward and self.without_backward else forward)
+
+
+class Passes:
+    """Training passes of `Objective` that may be recorded; each gradient is compared with the one by hand."""
+
+    def __init__(self, recorder: Repeats) -> None:
+        self.objective, self.recorder, self.loss_scale = Objective(), recorder, 1.0
+        recorder.made = []
+        self.gradient = self.objective.weight.grad = torch.zeros(20)
+        parts: Any = {"parameters": [self.objective.weight], "views": [self.gradient], "buffers": [self.gradient]}
+        GraphedTraining(self.objective, SimpleNamespace(**parts), recorder, lambda: self.loss_scale)  # type: ignore[arg-type]
+
+    def call(self, labels: int, *, soft_weight: float = 1.0) -> None:
+        chosen, one = torch.arange(labels), torch.ones(())
+        batch = Batch(chosen[None], None, chosen, chosen, labels, torch.zeros(1))
+        self.gradient.zero_()
+        scale = LossScale(torch.tensor(soft_weight), one, one, one)
+        self.objective(batch, None, scale).loss.backward()
+        expected = torch.zeros(20)
+        expected[:labels] = 2 * soft_weight * self.objective.weight.detach()[:labels]
+        assert torch.equal(self.gradient, expected)
+
+    def replays(self) -> list[int]:
+        """Of each recording; a pass has two, and is replayed once to compare it."""
+        return [each.replays for each in self.recorder.made]
+
+
+@pytest.mark.parametrize("bad", ["loss scale", "loss"])
+def test_a_gradient_that_is_not_finite_is_no_reason_to_give_the_graphs_up(bad: str) -> None:
+    passes = Passes(Repeats())
+    for _ in range(EAGER_CALLS):
+        passes.call(5)
+    passes.loss_scale = float("inf") if bad == "loss scale" else 1.0
+    passes.call(5, soft_weight=float("inf") if bad == "loss" else 1.0)
+    passes.loss_scale = 1.0
+    for _ in range(EAGER_CALLS):
+        passes.call(5)
+    assert passes.replays() == []
+    for _ in range(3):
+        passes.call(5)
+    assert passes.replays() == [4, 4]
+
+
+@pytest.mark.parametrize("why", ["not finite", "too far off"])
+def test_shapes_that_are_not_replayed_leave_room_for_others(why: str) -> None:
+    passes = Passes(Repeats())
+    for labels in range(1, MOST_SHAPES + 1):
+        for _ in range(EAGER_CALLS):
+            passes.call(labels)
+        passes.loss_scale = float("inf") if why == "not finite" else 1.0
+        passes.recorder.without_backward = why == "too far off"
+        passes.call(labels)
+    passes.loss_scale, passes.recorder.without_backward = 1.0, False
+    for _ in range(EAGER_CALLS + 3):
+        passes.call(9)
+    assert passes.replays()[-2:] == [4, 4]

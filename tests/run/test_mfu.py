@@ -42,7 +42,10 @@ def test_operations_of_a_bert_by_hand() -> None:
         ("NVIDIA H100 80GB HBM3", "bf16", 989),
         ("NVIDIA H100 80GB HBM3", "fp32", 67),
         ("NVIDIA A100-SXM4-40GB", "fp16", 312),
+        ("NVIDIA H200", "bf16", 989),
         ("NVIDIA H100 PCIe", "bf16", 5),  # not in the table
+        ("NVIDIA H200 NVL", "bf16", 5),
+        ("NVIDIA H100 NVL", "bf16", 5),
     ],
 )
 def test_a_gpus_peak_is_the_data_sheets_or_measured(
