@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from dwt_ds.models.masked_lm.families import encoder_layers
+from dwt_ds.models.masked_lm.checks import encoder_layers
 
 
 def compile_layers(model: PreTrainedModel) -> int:
