@@ -19,7 +19,8 @@ from dwt_ds.data.overlap import Overlap
 from dwt_ds.models.build import DataSizes, build_student, parameter_count, student_model_config
 from dwt_ds.models.flops import meta_model, silence_padding_warning
 from dwt_ds.models.load import load_model_config
-from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, freeze_unused_parameters
+from dwt_ds.models.masked_lm.checks import freeze_unused_parameters
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.quantization import prepare
 from dwt_ds.plan.communication import Traffic
 from dwt_ds.plan.corpus import Corpus

@@ -25,8 +25,8 @@ from dwt_ds.models.compiled import compile_layers
 from dwt_ds.models.growth.grow import grow
 from dwt_ds.models.growth.plan import check_growth
 from dwt_ds.models.load import load_masked_lm, load_model_config
-from dwt_ds.models.masked_lm.families import known_layers
-from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
+from dwt_ds.models.masked_lm.checks import check_against_own_logits, freeze_unused_parameters
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, known_layers
 from dwt_ds.models.quantization import check_quantization, prepare
 from dwt_ds.models.swaps import fuse_layer_norms, use_cpu_dropout
 from dwt_ds.models.vocabulary import check_same_vocabulary

@@ -17,7 +17,8 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student, parameter_count
 from dwt_ds.models.load import load_masked_lm, load_model_config, weights_origin
-from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
+from dwt_ds.models.masked_lm.checks import check_against_own_logits
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 DATA = {"vocab_size": 61, "seq_len": 20, "pad_token_id": 1, "cls_token_id": 2, "sep_token_id": 3}
 STUDENT = StudentConfig(layers=2, hidden_size=16, num_heads=4, max_positions=20)

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedModel
 
-from dwt_ds.models.masked_lm import families
-from dwt_ds.models.masked_lm.masks import finished_mask
-from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits, freeze_unused_parameters
+from dwt_ds.models.masked_lm import wrapper
+from dwt_ds.models.masked_lm.checks import check_against_own_logits, freeze_unused_parameters
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, finished_mask
 
 KNOWN = ["bert", "roberta", "distilbert", "modernbert"]
 GENERIC = ["electra", "albert", "esm"]
@@ -135,13 +135,13 @@ def test_full_rows_need_no_mask(family: str, monkeypatch: pytest.MonkeyPatch) ->
         return spy
 
     monkeypatch.setattr(model.base_model, "forward", spy_on(model.base_model.forward))
-    monkeypatch.setattr(families, "create_bidirectional_mask", spy_on(families.create_bidirectional_mask))
+    monkeypatch.setattr(wrapper, "create_bidirectional_mask", spy_on(wrapper.create_bidirectional_mask))
     gathered = GatheredMaskedLM(model)
     with_mask = gathered(input_ids, torch.ones_like(input_ids), positions)
     without = gathered(input_ids, None, positions)
     # Transformers makes a mask of None while a CUDA graph is recorded. Called by layer, it is not
     # asked.
-    assert seen == ([None, None] if families.known_layers(model) is None else [])
+    assert seen == ([None, None] if wrapper.known_layers(model) is None else [])
     torch.testing.assert_close(with_mask, without, rtol=0, atol=0)
 
 

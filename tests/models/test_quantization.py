@@ -14,7 +14,8 @@ from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student
 from dwt_ds.models.growth.grow import grow
 from dwt_ds.models.load import load_masked_lm
-from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
+from dwt_ds.models.masked_lm.checks import check_against_own_logits
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 V, S = 61, 12
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student
-from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, check_against_own_logits
+from dwt_ds.models.masked_lm.checks import check_against_own_logits
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.swaps import check_layer_norm, fuse_layer_norms, why_not_apex
 
 CPU = torch.device("cpu")

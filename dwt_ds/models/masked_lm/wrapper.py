@@ -1,20 +1,37 @@
-"""A masked language model whose head runs only on the positions that the loss needs.
+"""A masked language model whose head runs only on the positions that the loss needs: all that a forward pass does.
 
 The loss does the decoder's product with the vocabulary: it takes hidden states and weights. So the encoder's output is
-gathered at the wanted positions before the head (in known families already within the last layer), and no tensor of
-(tokens x vocabulary) is made.
+gathered at the wanted positions before the head, and no tensor of (tokens x vocabulary) is made.
+
+In known families it is gathered already within the last layer. Attention needs every token, but what follows it in the
+last layer works on each token alone. So that part runs on the wanted positions only: the same numbers for a fraction of
+the layer's matrix products. Attention stays dense, its queries included: a selection of queries, a different number in
+each row, would save another twelfth of the layer, but the rows would have to be padded to a length that a GPU cannot
+tell without a host synchronisation.
+
+Modules are called as a whole, their weights are never used alone: ZeRO-3 gathers parameters around such calls, and
+quantization-aware training rounds them there. The encoder, its last layer and that layer's attention block are not
+called themselves, so hooks on them do not run. Gradient checkpointing covers all layers but the last, whose activations
+are needed again as soon as the backward pass begins.
+
+Attention masks have the cheapest form. Hugging Face's encoders check whether a mask is all ones, to skip it. For a mask
+on a GPU the host waits for that check at every step. So a full mask on the CPU is dropped here, and a mask on a GPU is
+expanded to the finished 4-D mask, which the encoders use unchecked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import gelu
+from transformers.masking_utils import create_bidirectional_mask
 
-from dwt_ds.models.masked_lm.families import decoder_bias_of, decoder_of, encode_at, known_transform
-from dwt_ds.models.masked_lm.masks import encoder_mask
-
-_CHECKED_TOKENS = 8
+HeadTransform = Callable[[Any, Tensor], Tensor]
+"""(model, rows of the encoder's output (N, H)) -> what the decoder multiplies (N, H_dec)."""
 
 
 class GatheredMaskedLM(nn.Module):
@@ -103,87 +120,180 @@ class GatheredMaskedLM(nn.Module):
             for hook in hooks:
                 hook.remove()
         if len(seen) != 1:
-            raise ValueError(
-                _cannot_split(self.model, f"its decoder ran {len(seen)} times in a forward pass, not once")
-            )
+            raise ValueError(cannot_split(self.model, f"its decoder ran {len(seen)} times in a forward pass, not once"))
         return seen[0].flatten(0, -2), encoded[-1]
 
 
-@torch.no_grad()
-def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | None = None) -> None:
-    """Compare `hidden @ decoder_weight.T + decoder_bias` with the model's own logits on two short random rows.
+class _LastLayer(NamedTuple):
+    """How to run the last layer of an encoder at some positions."""
 
-    It finds a head that scales its logits, or adds something that the loss would miss. The model's mode and device and
-    the global random generator stay as they are.
+    stack: str
+    """The encoder's module whose `layer` is the list of layers."""
+    layer_class: str
+    run: Callable[[Any, Tensor, Any, Tensor], Tensor]
+    """(layer, hidden (B, S, H), finished mask or None, positions (N,)) -> the layer's output there (N, H)."""
+
+
+def _bert_head(model: Any, rows: Tensor) -> Tensor:
+    return model.cls.predictions.transform(rows)
+
+
+def _roberta_head(model: Any, rows: Tensor) -> Tensor:
+    head = model.lm_head
+    return head.layer_norm(gelu(head.dense(rows)))
+
+
+def _distilbert_head(model: Any, rows: Tensor) -> Tensor:
+    return model.vocab_layer_norm(model.activation(model.vocab_transform(rows)))
+
+
+def _modernbert_head(model: Any, rows: Tensor) -> Tensor:
+    return model.head(rows)
+
+
+def _bert_layer(layer: Any, hidden: Tensor, mask: Any, positions: Tensor) -> Tensor:
+    context = layer.attention.self(hidden, mask)[0]
+    attended = layer.attention.output(_rows(context, positions), _rows(hidden, positions))
+    return layer.output(layer.intermediate(attended), attended)
+
+
+def _distilbert_layer(layer: Any, hidden: Tensor, mask: Any, positions: Tensor) -> Tensor:
+    context = layer.attention(hidden, mask)[0]  # the attention's module includes its output projection
+    attended = layer.sa_layer_norm(_rows(context, positions) + _rows(hidden, positions))
+    # Not `ffn` itself: it may split its input into chunks, for which it expects (B, S, H).
+    return layer.output_layer_norm(layer.ffn.ff_chunk(attended) + attended)
+
+
+_FAMILIES: dict[str, tuple[HeadTransform, _LastLayer | None]] = {
+    "BertForMaskedLM": (_bert_head, _LastLayer("encoder", "BertLayer", _bert_layer)),
+    "RobertaForMaskedLM": (_roberta_head, _LastLayer("encoder", "RobertaLayer", _bert_layer)),
+    "XLMRobertaForMaskedLM": (_roberta_head, _LastLayer("encoder", "XLMRobertaLayer", _bert_layer)),
+    "CamembertForMaskedLM": (_roberta_head, _LastLayer("encoder", "CamembertLayer", _bert_layer)),
+    "DistilBertForMaskedLM": (_distilbert_head, _LastLayer("transformer", "TransformerBlock", _distilbert_layer)),
+    "ModernBertForMaskedLM": (_modernbert_head, None),
+}
+"""By class of the model: the head's transform and, if it is known, the last layer."""
+
+
+def known_transform(model: PreTrainedModel) -> HeadTransform | None:
+    """The head's transform; None for an unknown family, whose own forward pass has to be traced."""
+    transform, _ = _FAMILIES.get(type(model).__name__, (None, None))
+    return transform
+
+
+def known_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    """The encoder's layers if its last one can run at some positions only (`encode_at`); else None."""
+    _, last = _FAMILIES.get(type(model).__name__, (None, None))
+    if last is None or getattr(model.base_model.config, "is_decoder", False):
+        return None
+    layers: nn.ModuleList = getattr(model.base_model, last.stack).layer
+    return layers if type(layers[-1]).__name__ == last.layer_class else None
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Linear:
+    """The linear layer that turns the head's output into logits.
+
+    Raises:
+        ValueError: the model has no such layer; only a linear decoder can be split off.
+    """
+    decoder = model.get_output_embeddings()
+    if not isinstance(getattr(decoder, "weight", None), Tensor) or decoder.weight.ndim != 2:
+        raise ValueError(
+            f"{type(model).__name__} has no linear output layer over the vocabulary; choose another family"
+        )
+    return decoder
+
+
+def decoder_bias_of(model: PreTrainedModel) -> Tensor | None:
+    """(V,), what is added to the decoder's product: its own bias or, as in ESM, one that its parent module holds."""
+    decoder = decoder_of(model)
+    if decoder.bias is not None:
+        return decoder.bias
+    parent = next(each for each in model.modules() if any(child is decoder for child in each.children()))
+    bias = getattr(parent, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
+
+
+def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, positions: Tensor) -> Tensor:
+    """The encoder's output at some positions.
+
+    All positions are computed, and the wanted ones selected, if the last layer is unknown: of another family or class
+    (DeepSpeed may have replaced it), or in a decoder with causal attention.
 
     Args:
-        gathered: the wrapped model, in any dtype, on any device.
-        tolerance: largest difference allowed, as a share of the largest logit; None: 1e-5 in fp64 and fp32, 2e-2 in
-            bf16 and fp16.
+        model: a masked language model; its encoder is `model.base_model`.
+        input_ids: (B, S) int64.
+        attention_mask: what `encoder_mask` returns.
+        positions: (N,) int64, indices into the B * S flattened tokens, in any order; N may be 0.
 
-    Raises:
-        ValueError: they differ, or the head cannot be split off.
+    Returns:
+        (N, H) in the model's dtype.
     """
-    model, weight = gathered.model, gathered.decoder_weight
-    if tolerance is None:
-        tolerance = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 2e-2
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(0, weight.shape[0], (2, _CHECKED_TOKENS), generator=generator)
-    pad = model.config.pad_token_id
-    if pad is not None and weight.shape[0] > 1:
-        input_ids[input_ids == pad] = 0 if pad else 1
-    attention_mask = torch.ones_like(input_ids)
-    attention_mask[1, -2:] = 0
-    positions = attention_mask.flatten().nonzero().flatten().flip(0)
-    input_ids, attention_mask, positions = (each.to(weight.device) for each in (input_ids, attention_mask, positions))
-
-    was_training = model.training
-    model.eval()
-    try:
-        own = model(input_ids=input_ids, attention_mask=attention_mask).logits.flatten(0, 1)[positions]
-        ours = nn.functional.linear(gathered(input_ids, attention_mask, positions), weight, gathered.decoder_bias)
-    finally:
-        model.train(was_training)
-    if own.shape != ours.shape:
-        raise ValueError(_cannot_split(model, f"its logits are {tuple(own.shape)}, the decoder's {tuple(ours.shape)}"))
-    largest = own.abs().max().item()
-    difference = (own - ours).abs().max().item()
-    if not difference <= tolerance * max(largest, 1e-6):
-        detail = f"hidden x decoder differs from its own logits by {difference:.3g} (largest logit {largest:.3g})"
-        raise ValueError(_cannot_split(model, detail))
+    base: Any = model.base_model
+    _, last = _FAMILIES.get(type(model).__name__, (None, None))
+    layers = known_layers(model)
+    if last is None or layers is None:
+        return _rows(base(input_ids=input_ids, attention_mask=attention_mask)[0], positions)
+    hidden = base.embeddings(input_ids)
+    mask = None
+    if attention_mask is not None:  # of None transformers makes a mask while a CUDA graph is recorded, and only then
+        mask = create_bidirectional_mask(config=base.config, inputs_embeds=hidden, attention_mask=attention_mask)
+    for layer in layers[:-1]:
+        hidden = layer(hidden, mask)
+    return last.run(layers[-1], hidden, mask, positions)
 
 
-def freeze_unused_parameters(gathered: GatheredMaskedLM) -> list[str]:
-    """Set `requires_grad` to False on parameters that the forward pass does not read; return their names.
+def _rows(tokens: Tensor, positions: Tensor) -> Tensor:
+    return tokens.flatten(0, 1).index_select(0, positions)
 
-    Some families have a pooler or tables for other uses, whose gradients would be reduced, clipped and decayed for
-    nothing. Known families have none.
 
-    Raises:
-        ValueError: the model's own logits read such a parameter, so its head adds something that the loss would miss.
+def encoder_mask(model: PreTrainedModel, attention_mask: Tensor | None) -> Any:
+    """The `attention_mask` argument for the encoder of a known family.
+
+    Args:
+        model: the masked language model whose encoder will run.
+        attention_mask: (B, S), nonzero on real tokens; None if every token is real.
+
+    Returns:
+        None, the mask itself, or the finished mask.
     """
-    if gathered._transform is not None:
-        return []
-    model = gathered.model
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    input_ids = torch.ones((1, _CHECKED_TOKENS), dtype=torch.int64, device=gathered.decoder_weight.device)
-    positions = torch.arange(2, device=input_ids.device)
-    hidden = gathered(input_ids, None, positions)
-    ours = nn.functional.linear(hidden, gathered.decoder_weight, gathered.decoder_bias).sum()
-    unused = _without_gradient(ours, trainable)
-    if unused:
-        read = set(unused) - set(_without_gradient(model(input_ids=input_ids).logits.sum(), trainable))
-        if read:
-            raise ValueError(_cannot_split(model, f"its own logits also depend on {min(read)}"))
-    for name in unused:
-        trainable[name].requires_grad_(False)
-    return unused
+    if attention_mask is None:
+        return None
+    if attention_mask.device.type == "cpu":
+        if not torch.compiler.is_compiling() and bool(attention_mask.all()):
+            return None
+        return attention_mask
+    return finished_mask(model, attention_mask)
 
 
-def _without_gradient(result: Tensor, parameters: dict[str, nn.Parameter]) -> list[str]:
-    gradients = torch.autograd.grad(result, list(parameters.values()), allow_unused=True)
-    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+def finished_mask(model: PreTrainedModel, attention_mask: Tensor) -> Any:
+    """The mask in the form that the encoder's attention uses unchecked.
+
+    Args:
+        model: as for `encoder_mask`.
+        attention_mask: (B, S), nonzero on real tokens.
+
+    Returns:
+        (B, 1, S, S), boolean for sdpa and additive for eager attention; for ModernBERT a mapping of those by type of
+        layer; for other attention implementations the mask itself.
+    """
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        return attention_mask
+    batch, length = attention_mask.shape
+    full = attention_mask.bool()[:, None, None, :].expand(batch, 1, length, length)
+    if model.config.model_type != "modernbert":
+        return _for_attention(full, model)
+    place = torch.arange(length, device=attention_mask.device)
+    near = (place[:, None] - place[None, :]).abs() <= model.config.sliding_window
+    return {"full_attention": _for_attention(full, model), "sliding_attention": _for_attention(full & near, model)}
 
 
-def _cannot_split(model: PreTrainedModel, why: str) -> str:
+def _for_attention(allowed: Tensor, model: PreTrainedModel) -> Tensor:
+    if model.config._attn_implementation == "sdpa":
+        return allowed
+    zero = torch.zeros((), dtype=model.dtype, device=allowed.device)
+    return zero.where(allowed, torch.finfo(model.dtype).min)
+
+
+def cannot_split(model: PreTrainedModel, why: str) -> str:
     return f"the head of {type(model).__name__} cannot be split off: {why}; choose another family"

@@ -1,0 +1,100 @@
+"""What is looked at once, before training: whether a head can be split off as `wrapper` does it, what the forward pass
+does not read, where the encoder's layers are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, cannot_split
+
+_CHECKED_TOKENS = 8
+
+
+@torch.no_grad()
+def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | None = None) -> None:
+    """Compare `hidden @ decoder_weight.T + decoder_bias` with the model's own logits on two short random rows.
+
+    It finds a head that scales its logits, or adds something that the loss would miss. The model's mode and device and
+    the global random generator stay as they are.
+
+    Args:
+        gathered: the wrapped model, in any dtype, on any device.
+        tolerance: largest difference allowed, as a share of the largest logit; None: 1e-5 in fp64 and fp32, 2e-2 in
+            bf16 and fp16.
+
+    Raises:
+        ValueError: they differ, or the head cannot be split off.
+    """
+    model, weight = gathered.model, gathered.decoder_weight
+    if tolerance is None:
+        tolerance = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 2e-2
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(0, weight.shape[0], (2, _CHECKED_TOKENS), generator=generator)
+    pad = model.config.pad_token_id
+    if pad is not None and weight.shape[0] > 1:
+        input_ids[input_ids == pad] = 0 if pad else 1
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, -2:] = 0
+    positions = attention_mask.flatten().nonzero().flatten().flip(0)
+    input_ids, attention_mask, positions = (each.to(weight.device) for each in (input_ids, attention_mask, positions))
+
+    was_training = model.training
+    model.eval()
+    try:
+        own = model(input_ids=input_ids, attention_mask=attention_mask).logits.flatten(0, 1)[positions]
+        ours = nn.functional.linear(gathered(input_ids, attention_mask, positions), weight, gathered.decoder_bias)
+    finally:
+        model.train(was_training)
+    if own.shape != ours.shape:
+        raise ValueError(cannot_split(model, f"its logits are {tuple(own.shape)}, the decoder's {tuple(ours.shape)}"))
+    largest = own.abs().max().item()
+    difference = (own - ours).abs().max().item()
+    if not difference <= tolerance * max(largest, 1e-6):
+        detail = f"hidden x decoder differs from its own logits by {difference:.3g} (largest logit {largest:.3g})"
+        raise ValueError(cannot_split(model, detail))
+
+
+def freeze_unused_parameters(gathered: GatheredMaskedLM) -> list[str]:
+    """Set `requires_grad` to False on parameters that the forward pass does not read; return their names.
+
+    Some families have a pooler or tables for other uses, whose gradients would be reduced, clipped and decayed for
+    nothing. Known families have none.
+
+    Raises:
+        ValueError: the model's own logits read such a parameter, so its head adds something that the loss would miss.
+    """
+    if gathered._transform is not None:
+        return []
+    model = gathered.model
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    input_ids = torch.ones((1, _CHECKED_TOKENS), dtype=torch.int64, device=gathered.decoder_weight.device)
+    positions = torch.arange(2, device=input_ids.device)
+    hidden = gathered(input_ids, None, positions)
+    ours = nn.functional.linear(hidden, gathered.decoder_weight, gathered.decoder_bias).sum()
+    unused = _without_gradient(ours, trainable)
+    if unused:
+        read = set(unused) - set(_without_gradient(model(input_ids=input_ids).logits.sum(), trainable))
+        if read:
+            raise ValueError(cannot_split(model, f"its own logits also depend on {min(read)}"))
+    for name in unused:
+        trainable[name].requires_grad_(False)
+    return unused
+
+
+def _without_gradient(result: Tensor, parameters: dict[str, nn.Parameter]) -> list[str]:
+    gradients = torch.autograd.grad(result, list(parameters.values()), allow_unused=True)
+    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
+def encoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The encoder's layers in any family: the first list of as many as the configuration says, all of one class.
+
+    Empty where there is none, as in ALBERT, whose layers are one and the same.
+    """
+    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    for layers in lists:
+        if len(layers) == model.config.num_hidden_layers and len({type(layer) for layer in layers}) == 1:
+            return list(layers)
+    return []
