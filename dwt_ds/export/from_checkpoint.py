@@ -10,8 +10,7 @@ from dwt_ds.base.files import MANIFEST, problems, read_manifest, through_links
 from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.schema import StudentConfig
-from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
-from dwt_ds.engine.checkpoint.resume import newest_checkpoint
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState, newest_checkpoint
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
 from dwt_ds.export.model_card import held_out_losses_at, model_card
 from dwt_ds.export.writer import write_export
@@ -70,7 +69,7 @@ def _find(path: Path) -> Path:
         if found:
             raise ValueError(f"{path}: damaged: {found[0]}")
         return path
-    checkpoint, damaged = newest_checkpoint(path / "checkpoints")
-    if checkpoint is None:
-        raise ValueError(f"{path}: no good checkpoint there{'; ' + damaged[0] if damaged else ''}")
-    return checkpoint
+    newest = newest_checkpoint(path / "checkpoints")
+    if newest.path is None:
+        raise ValueError(f"{path}: no good checkpoint there{'; ' + newest.damaged[0] if newest.damaged else ''}")
+    return newest.path

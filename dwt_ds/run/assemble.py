@@ -16,11 +16,7 @@ from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_choices, require_same_data, require_same_software
-from dwt_ds.engine.checkpoint.manifest import RunState
-from dwt_ds.engine.checkpoint.resume import (
-    agree_on_newest_checkpoint,
-    check_world_size,
-)
+from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunState, newest_checkpoint
 from dwt_ds.engine.cuda_graphs import use_a_stream_that_can_be_recorded
 from dwt_ds.engine.optimizers import check_optimizer, optimizer_used
 from dwt_ds.engine.student import (
@@ -47,12 +43,12 @@ from dwt_ds.run.models import (
 )
 from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_facts
 from dwt_ds.run.resume import (
-    check_length,
+    TeacherOrigin,
+    check_can_resume,
     measured_before,
     resume,
     same_rule_of_release,
     size_to_follow,
-    state_and_teacher,
     teacher_origin,
 )
 from dwt_ds.run.session import Session
@@ -90,16 +86,15 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         return None
 
     stuck = _watch(folder, resolved.config.train)
-    checkpoint = agree_on_newest_checkpoint(folder.checkpoints)
+    found = newest_checkpoint(folder.checkpoints) if ranks.rank() == 0 else None
+    checkpoint: NewestCheckpoint = ranks.broadcast_from_rank_0(found)
     if resolved.config.train.cuda_graphs == "all" and uses_graphs(resolved):
         use_a_stream_that_can_be_recorded()
     with ranks.raise_on_all_ranks():
-        if checkpoint.path is not None:
-            check_world_size(checkpoint.path, resolved.ds.zero_stage)
-            check_length(checkpoint.path, resolved)
-        before, taught_by = state_and_teacher(checkpoint.path)
+        check_can_resume(checkpoint, resolved)
+        before, taught_by = checkpoint.state, TeacherOrigin.of(checkpoint)
         released = TeacherRelease(resolved.config, resolved.total_steps).at_start(
-            before.step, before.teacher_released, same_rule=same_rule_of_release(checkpoint.path, facts)
+            before.step, before.teacher_released, same_rule=same_rule_of_release(checkpoint, facts)
         )
         # A run that resumes without its teacher needs nothing of it, not even its folder.
         alone = released is not None and checkpoint.path is not None
@@ -109,7 +104,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         teaches = taught_by if alone else teacher_origin(resolved, other)
         facts = replace(facts, teacher=teaches.weights, teacher_tokenizer=teaches.tokenizer)
         teacher = None if released is not None else load_teacher(resolved, tokenizer, other)
-        followed = size_to_follow(checkpoint.path, before, resolved, teacher)
+        followed = size_to_follow(checkpoint, resolved, teacher)
         objective = build_objective(resolved, tokenizer, other, grown=not alone, teacher_hidden_size=followed)
         overlap = None
         if other is not None and teacher is not None and ranks.rank() == 0:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
-from dwt_ds.base.files import read_manifest
 from dwt_ds.base.trees import differences, flatten
 from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.engine import ranks
-from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
-from dwt_ds.engine.checkpoint.resume import NewestCheckpoint, load_checkpoint
+from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState
+from dwt_ds.engine.checkpoint.save_and_load import load_checkpoint
 from dwt_ds.engine.student import StudentEngine
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.load import weights_origin
@@ -30,6 +28,11 @@ class TeacherOrigin(NamedTuple):
     tokenizer: str | None
     """Its sha256, where `teacher.vocabulary` is shared; None for the data folder's."""
 
+    @classmethod
+    def of(cls, checkpoint: NewestCheckpoint) -> TeacherOrigin:
+        """That of the teacher which a checkpoint's run had."""
+        return cls(checkpoint.manifest.get("teacher"), checkpoint.manifest.get("teacher_tokenizer"))
+
 
 def teacher_origin(resolved: Resolved, other: OtherVocabulary | None) -> TeacherOrigin:
     """That of the teacher which the recipe names."""
@@ -45,15 +48,6 @@ def _weights_origin(resolved: Resolved) -> str | None:
         return weights_origin(config.path, trust_remote_code=config.trust_remote_code)
 
 
-def state_and_teacher(checkpoint: Path | None) -> tuple[RunState, TeacherOrigin]:
-    """Where a checkpoint's run stands, and which teacher it had."""
-    if checkpoint is None:
-        return RunState(), TeacherOrigin(None, None)
-    manifest = read_manifest(checkpoint)
-    origin = TeacherOrigin(manifest.get("teacher"), manifest.get("teacher_tokenizer"))
-    return RunState(**manifest["state"]), origin
-
-
 # What an adaptive weight's release follows from, besides the losses.
 _RULE_OF_RELEASE = (
     "distill.soft_weight",
@@ -65,10 +59,10 @@ _RULE_OF_RELEASE = (
 )
 
 
-def same_rule_of_release(checkpoint: Path | None, facts: RunFacts) -> bool:
+def same_rule_of_release(checkpoint: NewestCheckpoint, facts: RunFacts) -> bool:
     """Whether a checkpoint's run had the same teacher, soft weight and rule of release; its version may have had fewer
     settings."""
-    before = {} if checkpoint is None else flatten(read_manifest(checkpoint)["settings"])
+    before = flatten(checkpoint.manifest.get("settings", {}))
     now = flatten(facts.settings)
     return all(
         before[name] == now.get(name)
@@ -82,29 +76,36 @@ def measured_before(before: RunState) -> TeacherHeldOut | None:
     return None if before.teacher_loss is None else TeacherHeldOut(before.teacher_loss, before.teacher_mass)
 
 
-def check_length(checkpoint: Path, resolved: Resolved) -> None:
-    """Refuse a checkpoint that is beyond the run's last step (ValueError)."""
-    step = int(read_manifest(checkpoint)["state"]["step"])
+def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
+    """Refuse a checkpoint of another number of ranks, which this ZeRO stage does not allow, or one beyond the run's
+    last step (ValueError)."""
+    if checkpoint.path is None:
+        return
+    wrote, now, stage = checkpoint.manifest["world_size"], resolved.world_size, resolved.ds.zero_stage
+    if wrote != now and stage not in (1, 2):
+        raise ValueError(
+            f"{checkpoint.path.name} was written by {wrote} ranks, this run has {now}: ZeRO-{stage} cannot resume "
+            f"on a different number of ranks; start it with {wrote}"
+        )
+    step = checkpoint.state.step
     if step > resolved.total_steps:
         train = resolved.config.train
         asked = f"train.epochs={train.epochs}" if train.max_steps is None else f"train.max_steps={train.max_steps}"
         raise ValueError(
-            f"{asked}: {checkpoint} is at step {step} of a longer run, this one would have {resolved.total_steps}; "
-            f"set train.max_steps={step} or more, or choose another output_dir"
+            f"{asked}: {checkpoint.path} is at step {step} of a longer run, this one would have "
+            f"{resolved.total_steps}; set train.max_steps={step} or more, or choose another output_dir"
         )
 
 
-def size_to_follow(
-    checkpoint: Path | None, before: RunState, resolved: Resolved, teacher: TeacherEngine | None
-) -> int | None:
+def size_to_follow(checkpoint: NewestCheckpoint, resolved: Resolved, teacher: TeacherEngine | None) -> int | None:
     """Columns of the teacher's hidden states that a hidden loss follows; None without one (ValueError).
 
     Its projection is among what the optimizer trains, so a resume keeps it, also after the teacher's release.
     """
-    wanted, began_with = resolved.config.distill.has_hidden_loss, before.teacher_hidden_size
+    wanted, began_with = resolved.config.distill.has_hidden_loss, checkpoint.state.teacher_hidden_size
     now = int(teacher.model.config.hidden_size) if teacher is not None and wanted else None
-    if checkpoint is None or now == began_with or (teacher is None and wanted):
-        return now if checkpoint is None else began_with
+    if checkpoint.path is None or now == began_with or (teacher is None and wanted):
+        return now if checkpoint.path is None else began_with
     if now is None or began_with is None:
         had = "a hidden loss, which ends with its teacher" if now is None else "none"
         raise ValueError(
@@ -120,15 +121,14 @@ def resume(
     student: StudentEngine, checkpoint: NewestCheckpoint, folder: RunFolder, resolved: Resolved, facts: RunFacts
 ) -> RunState:
     """Load the checkpoint, if there is one, and report what has changed since. Returns where the run stands."""
-    path = checkpoint.path
+    path, manifest, state = checkpoint.path, checkpoint.manifest, checkpoint.state
     for problem in checkpoint.damaged:
         say(f"checkpoint not used: {problem}")
-    state = RunState()
     if path is None:
         if folder.metrics.is_file():
             say(f"{folder.path}: the run there stopped before its first complete checkpoint; beginning at step 0")
     else:
-        state, manifest = load_checkpoint(student, path, resolved.config.seed)
+        load_checkpoint(student, checkpoint, resolved.config.seed)
         say(f"resuming from {path} at step {state.step}")
         if manifest["world_size"] != ranks.world_size():
             say(f"written by {manifest['world_size']} ranks: optimizer state re-sharded, dropout draws new numbers")

@@ -17,7 +17,7 @@ from dwt_ds.distill.objective import Losses, LossScale
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
-from dwt_ds.engine.checkpoint.save import Retention, save_checkpoint
+from dwt_ds.engine.checkpoint.save_and_load import Retention, save_checkpoint
 from dwt_ds.engine.student import StudentEngine, gradient_divisor, step_was_skipped
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.quantization import enable

@@ -38,7 +38,7 @@ def die() -> None:
 def kill_in_save(stage: str, who: str, step: str) -> None:
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-    from dwt_ds.engine.checkpoint import save as checkpoint
+    from dwt_ds.engine.checkpoint import save_and_load as checkpoint
 
     name = f"step_{int(step):08d}"
     parts = {"number": 0}

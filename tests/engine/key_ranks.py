@@ -18,9 +18,8 @@ from harness.key_cases import on_nvme
 from torch import Tensor, nn
 
 from dwt_ds.engine import ranks
-from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
-from dwt_ds.engine.checkpoint.resume import load_checkpoint
-from dwt_ds.engine.checkpoint.save import Retention, save_checkpoint
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState, newest_checkpoint
+from dwt_ds.engine.checkpoint.save_and_load import Retention, load_checkpoint, save_checkpoint
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights, full_fp32_weights
 from dwt_ds.engine.student import gradient_divisor, gradient_norm, quieten_deepspeed, start_student, step_was_skipped
 
@@ -155,7 +154,7 @@ def run(case: dict[str, Any], folder: Path) -> None:
     assert not differ, f"not the run's in the checkpoint: {differ}"
     step(steps[STEPS])
     once = full_fp32_weights(engine.module, keep=True)
-    load_checkpoint(engine, path, 0)
+    load_checkpoint(engine, newest_checkpoint(folder), 0)
     step(steps[STEPS])
     again = full_fp32_weights(engine.module, keep=True)
     differ = [name for name in once if not torch.equal(once[name], again[name])]

@@ -39,9 +39,8 @@ from dwt_ds.base.quiet import quieten_libraries
 quieten_libraries()
 from deepspeed.accelerator import get_accelerator
 from dwt_ds.engine import ranks
-from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
-from dwt_ds.engine.checkpoint.save import Retention, save_checkpoint
-from dwt_ds.engine.checkpoint.resume import load_checkpoint
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState, newest_checkpoint
+from dwt_ds.engine.checkpoint.save_and_load import Retention, load_checkpoint, save_checkpoint
 from dwt_ds.engine.student import gradient_norm, loss_scale, quieten_deepspeed, start_student, step_was_skipped
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights, full_fp32_weights
 type(get_accelerator()).is_fp16_supported = lambda self: True  # slow on most CPUs, and enough for these
@@ -128,7 +127,7 @@ def run(precision, stage, optimizer, folder):
     assert all(torch.equal(unmoved[name], weights[name]) for name in weights), "skipped"
     if stage == 0:
         step()
-        load_checkpoint(engine, folder / "step_00000004", 0)
+        load_checkpoint(engine, newest_checkpoint(folder), 0)
         again = full_fp32_weights(engine.module, keep=True)
         assert all(torch.equal(again[name], weights[name]) for name in weights), "resumed"
 

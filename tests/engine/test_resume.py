@@ -31,7 +31,8 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch.distributed as dist
 from dwt_ds.engine import ranks
-from dwt_ds.engine.checkpoint import resume
+from dwt_ds.engine.checkpoint import save_and_load
+from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint
 ranks.start_ranks()
 store, numbers = dist.distributed_c10d._get_default_store(), count()
 
@@ -47,11 +48,11 @@ def read(engine, universal):
     time.sleep(3 * ranks.rank())
     assert universal.is_dir(), f"rank {ranks.rank()}: deleted before it was read"
 
-resume.read_manifest = lambda path: {"world_size": 3, "state": {}}
-resume._convert = lambda path, universal: universal.mkdir()
-resume._load = read
+save_and_load._convert = lambda path, universal: universal.mkdir()
+save_and_load._load = read
 engine = SimpleNamespace(_config=SimpleNamespace(load_universal_checkpoint=False))
-resume.load_checkpoint(engine, Path(sys.argv[1]) / "step_00000004", 0)
+written_by_three = NewestCheckpoint(Path(sys.argv[1]) / "step_00000004", [], {"world_size": 3})
+save_and_load.load_checkpoint(engine, written_by_three, 0)
 ranks.stop_ranks()
 """
 

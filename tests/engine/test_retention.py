@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dwt_ds.base.files import file_facts, write_manifest
-from dwt_ds.engine.checkpoint.resume import newest_checkpoint
-from dwt_ds.engine.checkpoint.save import Retention, _delete_old
+from dwt_ds.engine.checkpoint.manifest import newest_checkpoint
+from dwt_ds.engine.checkpoint.save_and_load import Retention, _delete_old
 
 
 class TestRetention:

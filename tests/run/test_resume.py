@@ -8,25 +8,38 @@ from typing import Any
 
 import pytest
 
-from dwt_ds.base.files import write_manifest
 from dwt_ds.config.schema import RunConfig, TrainConfig
-from dwt_ds.run.resume import check_length
+from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint
+from dwt_ds.run.resume import check_can_resume
+
+AT_80 = NewestCheckpoint(Path("step_00000080"), [], {"world_size": 2, "state": {"step": 80}})
 
 
-def test_a_run_shorter_than_its_checkpoint_is_refused(tmp_path: Path) -> None:
-    write_manifest(tmp_path, {"files": {}, "state": {"step": 80}})
+def check(checkpoint: NewestCheckpoint = AT_80, *, ranks: int = 2, stage: int = 2, **length: Any) -> None:
+    train = TrainConfig(**length)
+    settings = {"config": RunConfig(train=train), "total_steps": train.max_steps or 60}
+    resolved = SimpleNamespace(**settings, world_size=ranks, ds=SimpleNamespace(zero_stage=stage))
+    check_can_resume(checkpoint, resolved)  # type: ignore[arg-type]
 
-    def check(**length: Any) -> None:
-        train = TrainConfig(**length)
-        resolved = SimpleNamespace(config=RunConfig(train=train), total_steps=train.max_steps or 60)
-        check_length(tmp_path, resolved)  # type: ignore[arg-type]
 
+def test_a_run_shorter_than_its_checkpoint_is_refused() -> None:
     check(max_steps=80)
+    check(NewestCheckpoint(None, [], {}), max_steps=50)
     with pytest.raises(ValueError, match="is at step 80") as caught:
         check(max_steps=50)
     assert str(caught.value) == (
-        f"train.max_steps=50: {tmp_path} is at step 80 of a longer run, this one would have 50; "
+        "train.max_steps=50: step_00000080 is at step 80 of a longer run, this one would have 50; "
         "set train.max_steps=80 or more, or choose another output_dir"
     )
     with pytest.raises(ValueError, match=r"^train.epochs=0.5: .* this one would have 60; set train.max_steps=80 or"):
         check(epochs=0.5)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_zero_1_and_2_alone_resume_on_another_number_of_ranks(stage: int) -> None:
+    check(max_steps=80, stage=stage)
+    if stage in (1, 2):
+        check(max_steps=80, stage=stage, ranks=4)
+        return
+    with pytest.raises(ValueError, match="^step_00000080 was written by 2 ranks, this run has 4: .* start it with 2$"):
+        check(max_steps=80, stage=stage, ranks=4)

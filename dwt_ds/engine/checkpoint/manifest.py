@@ -1,10 +1,13 @@
-"""What a checkpoint's manifest says besides its files: what run it is of, and where that run stands."""
+"""Which checkpoints there are, and what a manifest says besides its files: which run it is of, where that stands."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dwt_ds.base.files import problems, read_manifest
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,38 @@ class RunFacts:
     def from_manifest(cls, manifest: Mapping[str, Any]) -> RunFacts:
         """Out of a checkpoint's manifest."""
         return cls(**{each.name: manifest[each.name] for each in fields(cls) if each.name in manifest})
+
+
+class NewestCheckpoint(NamedTuple):
+    """Where a run resumes."""
+
+    path: Path | None
+    """The newest complete checkpoint whose files match its manifest; None if there is none."""
+    damaged: list[str]
+    """What is wrong with newer ones, one line each."""
+    manifest: dict[str, Any]
+    """What its manifest says; empty if there is none."""
+
+    @property
+    def state(self) -> RunState:
+        """Where its run stands: at the beginning if there is none."""
+        return RunState(**self.manifest.get("state", {}))
+
+
+def newest_checkpoint(folder: Path) -> NewestCheckpoint:
+    """The newest good checkpoint in a run's `checkpoints/`; reads and verifies all files of those it looks at."""
+    damaged: list[str] = []
+    for path in reversed(complete_checkpoints(folder)):
+        wrong = problems(path)
+        if not wrong:
+            return NewestCheckpoint(path, damaged, read_manifest(path))
+        damaged.append(f"{path.name}/{wrong[0]}")
+    return NewestCheckpoint(None, damaged, {})
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Committed checkpoints, oldest first; their files are not verified."""
+    return sorted(p for p in folder.glob("step_*") if p.is_dir() and p.name[len("step_") :].isdigit())
 
 
 def _without_missing(values: dict[str, Any], *names: str) -> dict[str, Any]:

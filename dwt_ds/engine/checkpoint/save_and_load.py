@@ -1,4 +1,4 @@
-"""Saving a checkpoint of all ranks: all of it or nothing, whichever process is killed and whenever.
+"""Saving a checkpoint of all ranks: all of it or nothing, whichever process is killed and whenever; and loading it.
 
 Rank 0 makes a temporary folder, every rank writes its shards there with DeepSpeed's writer, all ranks agree that this
 succeeded, rank 0 writes the manifest (names, sizes, sha256), the folder gets its final name, and then the pointer is
@@ -7,13 +7,15 @@ replaced. A folder named step_... is therefore complete; the manifest shows whet
 
 from __future__ import annotations
 
+import argparse
 import ast
+import contextlib
+import io
 import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,12 +23,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.checkpoint import ds_to_universal
 
-from dwt_ds.base.files import MANIFEST, atomic_file, file_facts, read_manifest, sync_folder, write_manifest
-from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
+from dwt_ds.base.files import MANIFEST, atomic_file, file_facts, plain_name, read_manifest, sync_folder, write_manifest
+from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState, complete_checkpoints
 from dwt_ds.engine.checkpoint.weights import master_names
-from dwt_ds.engine.ranks import gather_from_ranks, local_rank, rank, world_size
-from dwt_ds.engine.student import StudentEngine
+from dwt_ds.engine.optimizers import replay_adam_steps
+from dwt_ds.engine.ranks import barrier, gather_from_ranks, local_rank, raise_on_all_ranks, rank, world_size
+from dwt_ds.engine.student import StudentEngine, disable_min_scale_error
 
 POINTER = "latest"
 _UNFINISHED = ".tmp"
@@ -98,11 +102,6 @@ def restore_generators(path: Path) -> None:
         get_accelerator().set_rng_state(state["device"])
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Committed checkpoints, oldest first; their files are not verified."""
-    return sorted(p for p in folder.glob("step_*") if p.is_dir() and p.name[len("step_") :].isdigit())
-
-
 def _on_all_ranks(work: Callable[[], None]) -> None:
     """Run `work` on this rank; raise OSError on every rank if it failed on any."""
     problem = None
@@ -132,7 +131,7 @@ def _write_shards(engine: StudentEngine, folder: Path, temporary: Path) -> None:
         raise OSError(str(error)) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _collect_write_failures(engine: StudentEngine) -> Iterator[list[str]]:
     """Collect failed writes of this rank in the block, where DeepSpeed would raise.
 
@@ -212,3 +211,66 @@ def _led_to(ours: list[dict[str, Any]] | None, step: int, starts: list[dict[str,
     if ours is None or starts is None or ours[: len(starts)] != starts:
         return False
     return len(starts) == len(ours) or step <= int(ours[len(starts)]["step"])
+
+
+def load_checkpoint(engine: StudentEngine, checkpoint: NewestCheckpoint, seed: int) -> None:
+    """Restore student, optimizer and schedule from a verified checkpoint, written by any number of ranks.
+
+    On the number of ranks that wrote it, random streams continue as well. On another number, DeepSpeed's universal
+    checkpoint re-shards the optimizer state, and dropout draws from new streams.
+
+    Args:
+        engine: from `start_student`.
+        checkpoint: one that there is, the same on all ranks.
+        seed: of the new random streams.
+
+    Raises:
+        ValueError: DeepSpeed cannot read it.
+    """
+    path = checkpoint.path
+    assert path is not None
+    if checkpoint.manifest["world_size"] == world_size():
+        _load(engine, path)
+        restore_generators(path / f"generators_{rank():05d}.pt")
+        return
+    universal = path.parent / f"{path.name}.universal"
+    with raise_on_all_ranks():
+        if rank() == 0:
+            _convert(path, universal)
+    engine._config.load_universal_checkpoint = True
+    try:
+        _load(engine, universal)
+    finally:
+        engine._config.load_universal_checkpoint = False
+    barrier()  # until all have read it
+    if rank() == 0:
+        shutil.rmtree(universal)
+    torch.manual_seed(seed + 1 + rank() + 1000003 * (checkpoint.state.step + 1))
+
+
+def _load(engine: StudentEngine, path: Path) -> None:
+    with plain_name(path) as name:  # DeepSpeed looks for files by a pattern
+        folder, tag = os.path.split(name)
+        loaded, _ = engine.load_checkpoint(folder, tag=tag)
+    if loaded is None:
+        raise ValueError(f"{path}: DeepSpeed found nothing to load; delete the folder to resume from the one before")
+    engine.lr_scheduler.set_rate()  # the optimizer's state has that of the run's former length
+    replay_adam_steps(engine.basic_optimizer)
+    disable_min_scale_error(engine)  # the checkpoint has a loss scaler of its own
+
+
+def _convert(path: Path, universal: Path) -> None:
+    """Write `path` as a universal checkpoint, without the progress that the converter prints."""
+    shutil.rmtree(universal, ignore_errors=True)
+    silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with plain_name(path.parent) as folder, silent[0], silent[1]:
+        options = argparse.Namespace(
+            input_folder=f"{folder}/{path.name}",
+            output_folder=f"{folder}/{universal.name}",
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+        ds_to_universal.main(options)
