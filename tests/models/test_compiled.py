@@ -16,6 +16,7 @@ LAYERS = 2
 
 
 @pytest.mark.slow  # traces a layer 12 times
+@torch._dynamo.config.patch(recompile_limit=8)  # torch's own
 def test_layers_stay_compiled_for_all_shapes_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, evaluation and a teacher of another width, with padding and without, and an uneven last batch."""
     compiled_calls = []
@@ -28,7 +29,6 @@ def test_layers_stay_compiled_for_all_shapes_of_a_run(monkeypatch: pytest.Monkey
         return run
 
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # torch's own
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
 
     def model(width: int) -> BertForMaskedLM:
