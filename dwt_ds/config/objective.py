@@ -77,10 +77,9 @@ class DistillConfig:
     soft_positions: SoftPositions = "labelled"
     """Tokens of the soft loss: the labelled ones; all real ones; or a number in between, such as 0.3: the labelled ones
     and this share of the others, the same number of them in every full row."""
-    hidden_weight: Scheduled = field(default_factory=lambda: Schedule(start=0.0))
-    """Weight of the hidden loss, times soft_weight: a number, or a mapping like soft_weight's. The hidden loss is
-    1 - cosine between the teacher's last hidden state and a projection of the student's after `hidden_layer`, mean over
-    all real tokens. 0: none."""
+    hidden_weight: NonNegativeFloat = 0.0
+    """Weight of the hidden loss, times soft_weight: 1 - cosine between the teacher's last hidden state and a projection
+    of the student's after `hidden_layer`, mean over all real tokens. 0: none."""
     hidden_layer: PositiveInt | None = None
     """The student's layer whose output the hidden loss sees, counted from 1, below the last; null: a third of the way
     up."""
@@ -91,21 +90,16 @@ class DistillConfig:
     memory: Literal["auto", "chunked", "logit_free"] = "auto"
     """How the head and the loss share memory; see kernels/README.md."""
 
-    @property
-    def has_hidden_loss(self) -> bool:
-        return self.hidden_weight.start > 0 or bool(self.hidden_weight.end)
-
     def __post_init__(self) -> None:
-        for name in ("temperature", "hidden_weight"):
-            schedule = getattr(self, name).schedule
-            if schedule in FOLLOW_THE_RUN:
-                raise ValueError(f"{name}.schedule={schedule!r}: only soft_weight can have it; use linear, say")
+        if self.temperature.schedule in FOLLOW_THE_RUN:
+            raise ValueError(
+                f"temperature.schedule={self.temperature.schedule!r}: only soft_weight can have it; use linear, say"
+            )
         if self.soft_weight.schedule == "adaptive" and self.soft_weight.start < (self.soft_weight.end or 0.0):
             raise ValueError(f"soft_weight.start={self.soft_weight.start} is below its end; swap them")
         for end in ("start", "end"):
             weight, temperature = getattr(self.soft_weight, end), getattr(self.temperature, end)
-            for name, least in (("soft_weight", weight), ("hidden_weight", getattr(self.hidden_weight, end))):
-                if least is not None and least < 0:
-                    raise ValueError(f"{name}.{end}={least}: must be at least 0")
+            if weight is not None and weight < 0:
+                raise ValueError(f"soft_weight.{end}={weight}: must be at least 0")
             if temperature is not None and temperature <= 0:
                 raise ValueError(f"temperature.{end}={temperature}: must be above 0")

@@ -274,7 +274,7 @@ class RunConfig:
                 "is on masked words that both vocabularies have; use labelled"
             )
         layer, layers = self.distill.hidden_layer or 1, self.student.layers
-        if self.distill.has_hidden_loss and layer >= layers:
+        if self.distill.hidden_weight and layer >= layers:
             raise ValueError(
                 f"distill.hidden_layer={layer}: must be one below the student's last, and student.layers is {layers}; "
                 "lower it, or set hidden_weight to 0"

@@ -55,14 +55,8 @@ def held_out_loss(
         temperature: of the soft loss.
     """
     one = torch.ones((), device=device)
-    scale = LossScale(
-        one,
-        torch.tensor(temperature, device=device),
-        hard_rows=one,
-        soft_rows=one,
-        followed_rows=one,
-        hidden_weight=one,
-    )
+    tau = torch.tensor(temperature, device=device)
+    scale = LossScale(one, tau, hard_rows=one, soft_rows=one, followed_rows=one)
     sums = torch.zeros(5, dtype=torch.float64, device=device)
     is_shared = False
     for batch in batches:

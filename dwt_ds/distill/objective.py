@@ -67,8 +67,6 @@ class LossScale(NamedTuple):
     """Divides the summed KL divergence: positions over all ranks and accumulation steps."""
     followed_rows: Tensor
     """Divides the summed hidden loss: tokens, or words, over all ranks and accumulation steps."""
-    hidden_weight: Tensor
-    """Of the hidden loss, times the soft weight."""
 
 
 class Losses(NamedTuple):
@@ -105,6 +103,7 @@ class DistillObjective(nn.Module):
         super().__init__()
         self.student = student
         self.hidden_loss = hidden_loss
+        self.hidden_weight = config.hidden_weight
         self.hard_weight = config.hard_weight
         self.sees_further_tokens = config.soft_positions != "labelled"
         self.temperature_squared = config.temperature_squared
@@ -120,7 +119,7 @@ class DistillObjective(nn.Module):
         """
         if self.hidden_loss is None or not self.training:
             return self._of_logits(batch, teacher, scale)
-        if teacher is None or teacher.everywhere is None:  # the teacher was released, or the weight's schedule is over
+        if teacher is None or teacher.everywhere is None:  # the teacher was released
             losses = self._of_logits(batch, teacher, scale)
             return losses._replace(loss=losses.loss + self.hidden_loss.ended())
         self.hidden_loss.listen()
@@ -128,7 +127,7 @@ class DistillObjective(nn.Module):
         words = None if batch.teacher is None else batch.teacher.words
         distance = self.hidden_loss(teacher.everywhere, batch.attention_mask, words) / scale.followed_rows
         return losses._replace(
-            loss=losses.loss + scale.soft_weight * scale.hidden_weight * distance, hidden=distance.detach()
+            loss=losses.loss + self.hidden_weight * scale.soft_weight * distance, hidden=distance.detach()
         )
 
     def _of_logits(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> Losses:

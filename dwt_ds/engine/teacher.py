@@ -44,6 +44,7 @@ class TeacherEngine:
         device: where it computes.
         seq_len: longest row; the injected kernels size their workspace by it.
         sharded: shard the weights over the ranks, which then have to call it equally often; without injected kernels.
+        everywhere: give the hidden states at all tokens, too, for the hidden loss.
         recorder: of CUDA graphs, for batches whose shape recurs; None: never. Not used for a sharded teacher, whose
             pass has collectives, nor with injected kernels, nor for a family whose layers are not known
             (`known_layers`): its pass may read values on the host.
@@ -57,8 +58,6 @@ class TeacherEngine:
 
     head: tuple[Tensor, Tensor | None]
     """Weight (V, H) and bias (V,), whole on every rank; (E, H) and (E,) after `keep_shared`."""
-    everywhere: bool
-    """Whether views have the hidden states at all tokens, too, for the hidden loss."""
     gathered: GatheredMaskedLM
     """The model with its head split off, inside the engine."""
 
@@ -72,9 +71,10 @@ class TeacherEngine:
         seq_len: int,
         sharded: bool = False,
         trust_remote_code: bool = False,
+        everywhere: bool = False,
         recorder: CudaRecorder | None = None,
     ) -> None:
-        self.everywhere = False
+        self._everywhere = everywhere
         self._path, self._dtype, self._device, self._seq_len = path, DTYPES[dtype], device, seq_len
         self._trust_remote_code = trust_remote_code
         self._engine: nn.Module | None = None
@@ -154,7 +154,7 @@ class TeacherEngine:
         rows = batch if batch.teacher is None else batch.teacher
         engine = self.start()
         inputs = rows.input_ids, rows.attention_mask, rows.positions
-        if self.everywhere:
+        if self._everywhere:
             hidden, everywhere = engine(*inputs, everywhere=True)
             return TeacherView(hidden, *self.head, self._shared, everywhere)
         return TeacherView((self._graphs or engine)(*inputs), *self.head, self._shared)

@@ -98,9 +98,8 @@ def _objective(settings: Mapping[str, Any]) -> str:
         positions = f"labelled positions and {positions:.3g} of the other"
     squared = " x temperature^2" if distill["temperature_squared"] else ""
     hidden = ""
-    weight = distill.get("hidden_weight")
-    if weight and (weight["start"] or weight["end"]):
-        hidden = f" + w x h x hidden loss, h: {_schedule(weight)}"
+    if distill.get("hidden_weight"):
+        hidden = f" + {distill['hidden_weight']:g} w x hidden loss"
     return (
         f"{distill['hard_weight']:g} x cross-entropy + w x KL(teacher, student){squared}, the latter on "
         f"{positions} positions{entries}{hidden}; w: {_schedule(distill['soft_weight'])}; "

@@ -68,7 +68,7 @@ def own_sums(config: RunConfig) -> list[int]:
         sums.append(SPIKE_BYTES)
     if config.distill.soft_weight.schedule == "adaptive" and config.teacher.path is not None:
         further = config.teacher.vocabulary == "shared" or config.distill.soft_positions != "labelled"
-        sums.append((3 + further + config.distill.has_hidden_loss) * MEAN_BYTES)
+        sums.append((3 + further + bool(config.distill.hidden_weight)) * MEAN_BYTES)
     return sums
 
 

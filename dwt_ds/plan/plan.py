@@ -74,7 +74,7 @@ class Plan:
         """Whether the teacher's forward pass is a CUDA graph."""
         teacher, settings = self.simulator.teacher, self.settings.config.teacher
         plain = not settings.sharded and settings.kernel_inject is False and self.shapes.overlap is None
-        plain = plain and not self.settings.config.distill.has_hidden_loss
+        plain = plain and not self.settings.config.distill.hidden_weight
         return self._recurs and plain and teacher is not None and known_layers(teacher.model) is not None
 
     def replays_training(self, stage: int) -> bool:
@@ -82,7 +82,7 @@ class Plan:
         if self.settings.config.train.cuda_graphs != "all":
             return False
         plain = not self.settings.config.train.activation_checkpointing and self.settings.quantization is None
-        plain = plain and not self.settings.config.distill.has_hidden_loss
+        plain = plain and not self.settings.config.distill.hidden_weight
         flat = self.zero(stage).flat_gradients(self.partition)
         known = known_layers(self.shapes.student.model) is not None
         return self._recurs and flat and plain and known and self.shapes.overlap is None
@@ -95,7 +95,7 @@ class Plan:
     def _projection(self) -> list[int]:
         """Elements of the hidden loss's projection, in a list; empty without one."""
         teacher = self.shapes.teacher
-        if teacher is None or not self.settings.config.distill.has_hidden_loss:
+        if teacher is None or not self.settings.config.distill.hidden_weight:
             return []
         return [math.prod(each.model.config.hidden_size for each in (self.shapes.student, teacher))]
 
@@ -160,7 +160,7 @@ class Plan:
             further=self.settings.further_per_row,
             vocab_size=corpus.vocab_size,
             overlap=self.shapes.overlap,
-            hidden_loss=self.settings.config.distill.has_hidden_loss,
+            hidden_loss=self.settings.config.distill.hidden_weight > 0,
         )
         if self.settings.config.train.activation_checkpointing:
             work = replace(work, recomputed=recomputed_flops(self.shapes.student, corpus.seq_len, labels))

@@ -126,7 +126,7 @@ class Simulator:
             if not on_cpu:  # a CPU's dropout does nothing in evaluation
                 imitate_device(self._teacher.model, "auto", on_cpu=False)
         self._hidden_loss = None
-        if self._teacher is not None and settings.config.distill.has_hidden_loss:
+        if self._teacher is not None and settings.config.distill.hidden_weight:
             teacher_size = self._teacher.model.config.hidden_size
             with torch.device("meta"):
                 self._hidden_loss = hidden_loss_of(self._student.model, teacher_size, settings.config)

@@ -39,6 +39,7 @@ class RunLog:
             first_step,
             resolved.total_steps,
             hard_weight=resolved.config.distill.hard_weight,
+            hidden_weight=resolved.config.distill.hidden_weight,
             shown=ranks.rank() == 0,
         )
         # The time that is left is estimated by the pace since this step.
@@ -61,7 +62,6 @@ class RunLog:
             "step": done,
             **meter.row(with_teacher=teacher_active),
             "soft_weight": float(numbers.soft_weight),
-            **({"hidden_weight": numbers.hidden_weight} if teacher_active and numbers.hidden_weight else {}),
             "temperature": numbers.temperature,
             "learning_rate": numbers.learning_rate,
             "grad_norm": gradient_norm(self._student),

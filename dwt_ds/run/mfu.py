@@ -58,7 +58,7 @@ class Utilization:
             further=resolved.further_per_row,
             vocab_size=corpus.vocab_size,
             overlap=overlap,
-            hidden_loss=resolved.config.distill.has_hidden_loss,
+            hidden_loss=resolved.config.distill.hidden_weight > 0,
         )
         work = a_row.per_token(corpus.tokens_per_row)
         return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.precision))

@@ -74,7 +74,8 @@ def load_teacher(
             seq_len=seq_len,
             sharded=config.sharded,
             trust_remote_code=config.trust_remote_code,
-            recorder=CudaRecorder() if uses_graphs(resolved) and not resolved.config.distill.has_hidden_loss else None,
+            everywhere=resolved.config.distill.hidden_weight > 0,
+            recorder=CudaRecorder() if uses_graphs(resolved) and not resolved.config.distill.hidden_weight else None,
         )
     if other is None:
         check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
@@ -151,7 +152,7 @@ def recorder_of_student(resolved: Resolved, student: GatheredMaskedLM) -> CudaRe
     autocast = resolved.ds_values.get("torch_autocast", {}).get("enabled")
     if train.activation_checkpointing or autocast or resolved.quantization is not None:
         return None
-    if resolved.config.distill.has_hidden_loss:
+    if resolved.config.distill.hidden_weight:
         return None
     return None if known_layers(student.model) is None else CudaRecorder()
 

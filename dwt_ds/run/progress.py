@@ -14,9 +14,11 @@ from dwt_ds.distill.held_out import eval_losses
 class Progress:
     """Prints for rank 0; silent on the others."""
 
-    def __init__(self, first_step: int, total_steps: int, *, hard_weight: float = 1.0, shown: bool) -> None:
+    def __init__(
+        self, first_step: int, total_steps: int, *, hard_weight: float = 1.0, hidden_weight: float = 0.0, shown: bool
+    ) -> None:
         self._total_steps = total_steps
-        self._hard_weight = hard_weight
+        self._weights = hard_weight, hidden_weight
         self._shown = shown
         silent = not (shown and sys.stdout.isatty())
         self._bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=silent, file=sys.stdout)
@@ -28,7 +30,7 @@ class Progress:
     def line(self, row: Mapping[str, Any], *, peak_memory_bytes: int, seconds_left: float) -> None:
         """The line of a logged step, from its metrics row."""
         self.say(
-            f"{step_words(row, self._total_steps, self._hard_weight)}  mem {peak_memory_bytes / 2**30:.1f} GiB"
+            f"{step_words(row, self._total_steps, *self._weights)}  mem {peak_memory_bytes / 2**30:.1f} GiB"
             f"  ETA {clock(seconds_left)}"
         )
 
@@ -42,13 +44,13 @@ class Progress:
         self._bar.close()
 
 
-def step_words(row: Mapping[str, Any], total_steps: int, hard_weight: float) -> str:
+def step_words(row: Mapping[str, Any], total_steps: int, hard_weight: float, hidden_weight: float) -> str:
     """A logged step in words, from its metrics row."""
     hard = "hard" if hard_weight == 1 else f"{hard_weight:.3g} x hard"
     # It is 0 where no teacher takes part.
     soft = f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}" if row["soft_loss"] else ""
-    if "hidden_weight" in row:
-        soft += f" + {row['soft_weight'] * row['hidden_weight']:.3g} x hidden {row['hidden_loss']:.4f}"
+    if row.get("hidden_loss"):
+        soft += f" + {row['soft_weight'] * hidden_weight:.3g} x hidden {row['hidden_loss']:.4f}"
     # Runs of earlier versions have neither of them.
     utilization = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
     waiting = f"  data wait {row['data_wait_share']:.0%}" if "data_wait_share" in row else ""

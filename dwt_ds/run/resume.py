@@ -102,7 +102,7 @@ def size_to_follow(checkpoint: NewestCheckpoint, resolved: Resolved, teacher: Te
 
     Its projection is among what the optimizer trains, so a resume keeps it, also after the teacher's release.
     """
-    wanted, began_with = resolved.config.distill.has_hidden_loss, checkpoint.state.teacher_hidden_size
+    wanted, began_with = resolved.config.distill.hidden_weight > 0, checkpoint.state.teacher_hidden_size
     now = int(teacher.model.config.hidden_size) if teacher is not None and wanted else None
     if checkpoint.path is None or now == began_with or (teacher is None and wanted):
         return now if checkpoint.path is None else began_with

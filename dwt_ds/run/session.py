@@ -76,7 +76,7 @@ class Session:
         further: list[Further] = ["shared_hard"] if self._shared_vocabulary else []
         if teacher is not None and self.config.distill.soft_positions != "labelled":
             further.append("labelled_soft")
-        if teacher is not None and self.config.distill.has_hidden_loss:
+        if teacher is not None and self.config.distill.hidden_weight:
             further.append("hidden")
         self._meter = Meter(state.tokens, state.elapsed_seconds, self._divisor, further)
         self._guard = Guard(self.config.train, state.guard)
@@ -117,25 +117,21 @@ class Session:
         followed = sum(batch.followed_rows for batch in micro_batches)
         soft_weight = self._soft_weight.scheduled(step)
         temperature = value_at(self.config.distill.temperature, step, self.total_steps)
-        hidden_weight = value_at(self.config.distill.hidden_weight, step, self.total_steps)
-        if self.teacher is not None:
-            self.teacher.everywhere = hidden_weight > 0
         # One copy, for which the host does not wait. fp64 holds every count exactly.
         sums = [labelled, positions, followed, tokens, self._stop.is_asked()]
         on_gpu = self.device.type == "cuda"
-        shared = torch.tensor([*sums, soft_weight, temperature, hidden_weight], dtype=torch.float64, pin_memory=on_gpu)
-        shared = shared.to(self.device, non_blocking=True)
+        local = torch.tensor([*sums, soft_weight, temperature], dtype=torch.float64, pin_memory=on_gpu)
+        shared = local.to(self.device, non_blocking=True)
         counts = ranks.reduce_sum(shared[: len(sums)])
         self._meter.begin_step(counts[3])
         hard_rows, soft_rows, followed_rows = counts[:3].clamp(min=1).float() / self._divisor
-        weight, tau, of_hidden = shared[len(sums) :].float()
+        weight, tau = shared[len(sums) :].float()
         adaptive = self._soft_weight.adaptive()
         return micro_batches, StepNumbers(
             step,
-            LossScale(weight if adaptive is None else adaptive, tau, hard_rows, soft_rows, followed_rows, of_hidden),
+            LossScale(weight if adaptive is None else adaptive, tau, hard_rows, soft_rows, followed_rows),
             soft_weight=soft_weight if adaptive is None else adaptive,
             temperature=temperature,
-            hidden_weight=hidden_weight,
             learning_rate=float(self.student.get_lr()[0]),
             ranks_to_stop=counts[4],
             aligned_share=counts[1] / counts[0].clamp(min=1) if self._shared_vocabulary else None,

@@ -20,7 +20,6 @@ class StepNumbers:
     soft_weight: float | Tensor
     """The same weight for the metrics: a number, or 0-d on the device if it is adaptive."""
     temperature: float
-    hidden_weight: float
     learning_rate: float
     ranks_to_stop: Tensor
     """0-d on the device: how many ranks were asked to stop. Reading it waits for the device."""

@@ -102,7 +102,7 @@ def work_per_token(run: RunRecord) -> Work | None:
         "further": corpus.further_per_row(config.data.mask_probability, config.distill.soft_positions),
         "vocab_size": corpus.vocab_size,
         "overlap": overlap,
-        "hidden_loss": config.distill.has_hidden_loss,
+        "hidden_loss": config.distill.hidden_weight > 0,
     }
     key = repr((student.to_json_string(), teacher and teacher.to_json_string(), sizes))
     if key not in _works:

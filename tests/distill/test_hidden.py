@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from dwt_ds.config.objective import DistillConfig, Schedule
+from dwt_ds.config.objective import DistillConfig
 from dwt_ds.config.schema import DataConfig, RunConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches
 from dwt_ds.data.prepared import PreparedData
@@ -38,7 +38,7 @@ def objective_of(
     student = model(data, family, 16, 3)
     if checkpointing:
         student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    distill = DistillConfig(hidden_weight=Schedule(start=HIDDEN_WEIGHT), hidden_layer=layer)
+    distill = DistillConfig(hidden_weight=HIDDEN_WEIGHT, hidden_layer=layer)
     config = RunConfig(student=StudentConfig(family, layers=3), distill=distill)
     return DistillObjective(student, distill, data.manifest.vocab_size, hidden_loss_of(student.model, 8, config))
 
@@ -59,7 +59,7 @@ def batches_of(data: PreparedData) -> list[Batch]:
 
 def scale_of(batches: list[Batch]) -> LossScale:
     labels, tokens = sum(len(each.labels) for each in batches), sum(each.token_count for each in batches)
-    return LossScale(*map(torch.tensor, (SOFT_WEIGHT, 1.0, float(labels), float(labels), float(tokens), HIDDEN_WEIGHT)))
+    return LossScale(*map(torch.tensor, (SOFT_WEIGHT, 1.0, float(labels), float(labels), float(tokens))))
 
 
 def expected_distance(
@@ -165,7 +165,7 @@ def test_layers_that_are_one_and_the_same_are_refused(packed: PreparedData) -> N
     student = StudentConfig(
         "albert", layers=3, hidden_size=16, num_heads=2, max_positions=48, config={"embedding_size": 8}
     )
-    config = RunConfig(student=student, distill=DistillConfig(hidden_weight=Schedule(start=0.5)))
+    config = RunConfig(student=student, distill=DistillConfig(hidden_weight=0.5))
     built = build_student(student, vocab_size=packed.manifest.vocab_size, seq_len=32, pad_token_id=0)
     with pytest.raises(ValueError, match=r"^distill.hidden_weight: student.family='albert' has no .*; set it to 0"):
         hidden_loss_of(built, 8, config)
@@ -175,7 +175,7 @@ def test_layers_that_are_one_and_the_same_are_refused(packed: PreparedData) -> N
     ("settings", "message"),
     [
         (
-            {"distill": DistillConfig(hidden_weight=Schedule(start=0.5), hidden_layer=6)},
+            {"distill": DistillConfig(hidden_weight=0.5, hidden_layer=6)},
             "distill.hidden_layer=6: must be one below the student's last, and student.layers is 6",
         ),
     ],

@@ -104,7 +104,7 @@ def test_accumulated_micro_batches_give_the_plain_formula(
 
     objective = DistillObjective(student, config, data.manifest.vocab_size)
     positions = sum(len(batch.positions) for batch in batches)
-    scale = LossScale(*map(torch.tensor, (SOFT_WEIGHT, TEMPERATURE, float(sum(labelled)), float(positions), 1.0, 1.0)))
+    scale = LossScale(*map(torch.tensor, (SOFT_WEIGHT, TEMPERATURE, float(sum(labelled)), float(positions), 1.0)))
     total, labelled_soft = torch.zeros(()), torch.zeros(())
     for batch in batches:
         view = None
@@ -145,6 +145,6 @@ def test_columns_beyond_the_vocabulary_have_no_probability(packed: PreparedData)
             bias = torch.cat([teacher.decoder_bias, 9 * torch.ones(extra)])  # type: ignore[list-item]
             objective = DistillObjective(student, DistillConfig(), packed.manifest.vocab_size)
             losses.append(
-                objective(batch, TeacherView(hidden, padded, bias), LossScale(one, one, one, one, one, one)).soft.item()
+                objective(batch, TeacherView(hidden, padded, bias), LossScale(one, one, one, one, one)).soft.item()
             )
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -88,7 +88,7 @@ class Passes:
         chosen, one = torch.arange(labels), torch.ones(())
         batch = Batch(chosen[None], None, chosen, chosen, labels, torch.zeros(1))
         self.gradient.zero_()
-        scale = LossScale(torch.tensor(soft_weight), one, one, one, one, one)
+        scale = LossScale(torch.tensor(soft_weight), one, one, one, one)
         self.objective(batch, None, scale).loss.backward()
         expected = torch.zeros(20)
         expected[:labels] = 2 * soft_weight * self.objective.weight.detach()[:labels]

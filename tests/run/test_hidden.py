@@ -35,7 +35,7 @@ def start(train: Train, recipe: Path, run: Path, settings: Sequence[str], *, ran
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_run_and_its_resumes(stage: int, train: Train, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     settings = [f"deepspeed.zero_optimization.stage={stage}", f"teacher.sharded={str(stage == 3).lower()}"]
     run = tmp_path / "run"
@@ -48,7 +48,7 @@ def test_a_run_and_its_resumes(stage: int, train: Train, tiny_recipe: Path, tiny
     assert f" + 2 x hidden {logged[0]['hidden_loss']:.4f}  " in output
     assert logged[2]["hidden_loss"] < logged[0]["hidden_loss"]
     assert [row["step"] for row in logged if "hidden_loss" in row] == [1, 2, 3, 4], "it ends with the teacher"
-    assert "positions + w x h x hidden loss, h: 0.5; w:" in (run / "export" / "README.md").read_text()
+    assert "positions + 0.5 w x hidden loss; w:" in (run / "export" / "README.md").read_text()
     with safe_open(run / "export" / "model.safetensors", "pt") as weights:
         assert not [name for name in weights.keys() if "projection" in name]  # noqa: SIM118
     for step in (2, 6):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from dwt_ds.models.flops import Work, forward_flops, meta_model
+from dwt_ds.data.overlap import Overlap
+from dwt_ds.models.flops import Work, forward_flops, meta_model, work_of_a_row
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.run import mfu
 from dwt_ds.run.mfu import Utilization, matrix_rate, peak_flops_per_second
@@ -31,9 +32,18 @@ def test_operations_of_a_bert_by_hand() -> None:
     rest = (1 + 8) * square
     encoder = layers * attention + (layers - 1) * rest * length + rest * labels
     head = square * labels + vocabulary * hidden * labels
-    assert forward_flops(meta_model(gathered.model.config, type(gathered.model)), length, labels, vocabulary) == 2 * (
-        encoder + head
-    )
+    model = meta_model(gathered.model.config, type(gathered.model))
+    assert forward_flops(model, length, labels, vocabulary) == 2 * (encoder + head)
+    # A hidden loss needs the teacher's last layer at all tokens, and projects the student's hidden states there: one
+    # product forward and two backward.
+    row = {"seq_len": length, "labels": labels, "vocab_size": vocabulary}
+    plain, hidden_loss = (work_of_a_row(model, model, **row, hidden_loss=each) for each in (False, True))
+    assert hidden_loss.student_forward == plain.student_forward
+    more = 2 * rest * (length - labels) + 3 * 2 * square * length
+    assert hidden_loss.teacher_forward - plain.teacher_forward == more
+    overlap = Overlap(vocabulary, 1.0, 1.0)
+    plain, hidden_loss = (work_of_a_row(model, model, **row, overlap=overlap, hidden_loss=it) for it in (False, True))
+    assert hidden_loss.teacher_forward - plain.teacher_forward == more
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def numbers_of(step: int) -> StepNumbers:
     one = torch.ones(())
-    return StepNumbers(step, LossScale(one, one, one, one, one, one), 1.0, 1.0, 0.0, 1e-3, torch.tensor(0))
+    return StepNumbers(step, LossScale(one, one, one, one, one), 1.0, 1.0, 1e-3, torch.tensor(0))
 
 
 def test_a_checkpoint_is_saved_before_the_evaluation_of_its_step(done: list[str]) -> None:
@@ -95,6 +95,7 @@ def test_a_resume_evaluates_what_the_last_start_did_not(
     session = bare_session(RunConfig(train=TrainConfig(eval_every=2)), 5, first_step=first, folder=folder)
     assert next(session.steps()) == first
     assert done == ([] if there else expected)
+    assert (session._meter._paused_seconds > 0) == bool(done), "rates leave it out"
 
 
 def batch(labels: list[int], tokens: int, further: int = 0) -> Batch:
@@ -121,7 +122,7 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     assert [each.positions.tolist() for each in found] == [[0, 1, 2], [0, 1]]
     assert sums == [[3, 5, 10, 10, 0]]
     # DeepSpeed divides by two accumulation steps once more.
-    assert LossScale(*(float(each) for each in numbers.scale)) == (3.0, 1.5, 10 / 2, 20 / 2, 30 / 2, 0.0)  # type: ignore[arg-type]
+    assert LossScale(*(float(each) for each in numbers.scale)) == (3.0, 1.5, 10 / 2, 20 / 2, 30 / 2)  # type: ignore[arg-type]
     assert (numbers.step, numbers.soft_weight, numbers.temperature) == (2, 3.0, 1.5)
     assert numbers.learning_rate == 0.125
     assert numbers.ranks_to_stop == 1
@@ -169,8 +170,8 @@ def test_a_step_without_aligned_tokens_is_not_a_loss_of_0(
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
     monkeypatch.setattr(session, "_note_skip", lambda done: None)
     session._meter.add(Losses(one, one, one, 3 * one if seen else 0 * one))
-    scale = LossScale(one, one, hard_rows=one, soft_rows=one, followed_rows=one, hidden_weight=one)
-    session.end_step(StepNumbers(1, scale, 1.0, 1.0, 0.0, 0.1, 0 * one, aligned_share=torch.tensor(aligned)))
+    scale = LossScale(one, one, hard_rows=one, soft_rows=one, followed_rows=one)
+    session.end_step(StepNumbers(1, scale, 1.0, 1.0, 0.1, 0 * one, aligned_share=torch.tensor(aligned)))
     assert [float(hard) for hard in observed if hard.isfinite()] == pytest.approx([x / session._divisor for x in seen])
 
 
