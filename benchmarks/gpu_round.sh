@@ -44,8 +44,8 @@ export rows=${data:-$work/data}
 
 if [ -z "$tiny" ]; then
   stand_in=() model=()
-  speed=(--micro-batches 128 16 256 64 --steps 200 --seconds 2) loop=(--loop-steps 60) default=layers/auto
-  modes=(--micro-batches 128 16 256 --steps 200 --seconds 2 --modes off/off layers/all off/all)
+  speed=(--micro-batches 128 16 256 --steps 200 --seconds 2) loop=(--loop-steps 60) default=layers/auto
+  modes=(--micro-batches 128 16 --steps 200 --seconds 2 --modes off/off off/auto layers/off)
   logits=(8192x30522 4096x128256 8192x128256 512x30522) compiled=(8192x30522 4096x128256)
   linear=(8192x128256x2048x4096 8192x30522x768x768 2432x30522x768x768 304x30522x768x768)
   rounds=20 slower=1 tests=(-n 12 --dist loadgroup tests/engine/test_gpu.py kernels/tests) batch=128 run_steps=1000 every=250
@@ -157,7 +157,6 @@ stage logits_compiled 25 python3 kernels/benchmarks/logits_form.py --out "$resul
   --shapes "${compiled[@]}" --providers dwt_kernels torch.compile || failed=1
 stage training_speed 90 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${loop[@]}" "${speed[@]}" \
   --modes "$default" -- "${model[@]}" || failed=1
-# In a process of its own: after a graph that cannot be recorded, torch's allocator is of no use any more.
 stage training_modes 65 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${modes[@]}" \
   -- "${model[@]}" || failed=1
 if [ -z "$dry$tiny" ] && chosen injection && [ ! -e "$results/injection.done" ]; then

@@ -19,6 +19,7 @@ from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from dwt_ds.base.locks import release_locks
+from dwt_ds.engine.student import peak_memory_bytes
 from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
@@ -76,7 +77,7 @@ class TimedSession:
         self.figures |= {name: round(share, 4) for name, share in shares.items()}
         self.figures["flops_per_second"] = shares["mfu"] * utilization.peak_flops_per_second
         if torch.cuda.is_available():
-            self.figures["peak_mib"] = round(torch.cuda.max_memory_allocated() / MEBIBYTE)
+            self.figures["peak_mib"] = round(peak_memory_bytes(self._session.device) / MEBIBYTE)
         with _profiled() as profiler:
             yield from islice(steps, PROFILED_STEPS)
             synchronize()

@@ -220,7 +220,7 @@ class TrainConfig:
     compile: Annotated[Literal["auto", "off", "layers"], BeforeValidator(_off_of_yaml)] = "auto"
     """torch.compile for the encoder layers of student and teacher, one by one; auto: on a GPU, unless ZeRO's stage
     is 3."""
-    cuda_graphs: Annotated[Literal["auto", "all", "off"], BeforeValidator(_off_of_yaml)] = "auto"
+    cuda_graphs: Annotated[Literal["auto", "off"], BeforeValidator(_off_of_yaml)] = "auto"
     """CUDA graphs on a GPU, for micro-batches whose shape recurs; auto: the teacher's forward pass; all: under ZeRO-2
     the student's passes, too. docs/speed.md says what can be combined with it."""
     export_every: NonNegativeInt = 0

@@ -59,6 +59,13 @@ def use_a_stream_that_can_be_recorded() -> None:
     torch.cuda.set_stream(torch.cuda.Stream())
 
 
+def free_graph_memory_bytes() -> int:
+    """Memory of recorded passes that holds nothing just now, in bytes. torch does not count it as allocated, but only a
+    replay can use it."""
+    pools = [each for each in torch.cuda.memory_snapshot() if each["segment_pool_id"] != (0, 0)]
+    return sum(int(each["total_size"]) - int(each["allocated_size"]) for each in pools)
+
+
 class CudaRecorder:
     """Records passes into one pool of memory, which is freed with the last recording.
 
@@ -90,6 +97,8 @@ class CudaRecorder:
                 f"train.cuda_graphs: a pass cannot be recorded ({one_line(error)}); set it to off"
             ) from error
         torch._C._cuda_clearCublasWorkspaces()
+        # From here on the pass's memory is counted by `free_graph_memory_bytes`.
+        torch.cuda.reset_peak_memory_stats()
         self._graphs.add(graph)
         return Recording(graph, output)
 

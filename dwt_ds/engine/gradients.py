@@ -26,6 +26,8 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.runtime.zero.utils import get_norm_dtype
 from torch import Tensor
 
+from dwt_ds.engine.ranks import HostCopy
+
 # Added to the norm by DeepSpeed before it divides.
 _EPSILON = 1e-6
 
@@ -90,6 +92,24 @@ class FlatGradients:
         self._sums = [None] * len(self.buffers)
 
 
+def cast_and_clip_at_once(optimizer: Any) -> None:
+    """Compile the cast of 16-bit gradients to fp32 and their multiplication into one pass over memory.
+
+    Args:
+        optimizer: with `FlatGradients`, after `take_one_norm_a_step`.
+    """
+    compiled = torch.compile(lambda gradient, factor: gradient.float() * factor)
+
+    def scaled_share(group: int) -> Tensor:
+        [share] = optimizer.averaged_gradients[group]
+        factor = _clip_factor(optimizer, optimizer.scaled_norm)
+        scaled: Tensor = compiled(share, torch.full((), factor, device=share.device))
+        return scaled
+
+    optimizer._get_preflattened_grad_partition = scaled_share
+    optimizer.unscale_and_clip_grads = lambda gradients, norm: None
+
+
 def can_be_flat(optimizer: Any) -> bool:
     """Whether this optimizer's gradients may be in one buffer: plain ZeRO-2 whose bucket holds all of them.
 
@@ -127,7 +147,12 @@ def take_one_norm_a_step(optimizer: Any) -> None:
 
 
 def _under_zero_1_or_2(optimizer: Any) -> None:
-    """The norm is read once a step, and the gradients are clipped by the number that was read."""
+    """The norm is read once a step, and the gradients are clipped by the number that was read.
+
+    While the host waits for it and then starts the update, a GPU would have nothing to do. So the caller may start
+    other work first (`before_waiting_for_norm`).
+    """
+    optimizer.before_waiting_for_norm = lambda: None
 
     def check_overflow(partition_gradients: bool = True) -> None:
         optimizer.overflow = False  # `step` sets it if the norm is not finite
@@ -141,18 +166,30 @@ def _under_zero_1_or_2(optimizer: Any) -> None:
         ]
         squares = _sum_of_squares(gradients, optimizer.device)
         comm.all_reduce(squares, group=optimizer.dp_process_group)
-        return math.sqrt(float(squares))
+        copy = HostCopy(squares)
+        optimizer.before_waiting_for_norm()
+        optimizer.scaled_norm = math.sqrt(copy.number())
+        return float(optimizer.scaled_norm)
 
     def unscale_and_clip(gradients: Iterable[Tensor], norm: float) -> None:
-        scale, limit = float(optimizer.loss_scale), float(optimizer.clip_grad)
-        if limit > 0:
-            scale *= max((norm / scale + _EPSILON) / limit, 1.0)
-        if scale != 1.0:
-            torch._foreach_mul_(list(gradients), 1.0 / scale)
+        factor = _clip_factor(optimizer, norm)
+        if factor != 1.0:
+            torch._foreach_mul_(list(gradients), factor)
 
     optimizer.check_overflow = check_overflow
     optimizer.scaled_global_norm = scaled_global_norm
     optimizer.unscale_and_clip_grads = unscale_and_clip
+
+
+def _clip_factor(optimizer: Any, norm: float) -> float:
+    """What gradients are multiplied by before the update, for fp16's loss scale and for clipping.
+
+    `norm` is theirs, loss scale included.
+    """
+    scale, limit = float(optimizer.loss_scale), float(optimizer.clip_grad)
+    if limit > 0:
+        scale *= max((norm / scale + _EPSILON) / limit, 1.0)
+    return 1.0 / scale
 
 
 def _under_zero_3(optimizer: Any) -> None:

@@ -108,6 +108,23 @@ def device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
+class HostCopy:
+    """A 0-d tensor's value on its way to the host, which may do something else before it reads it."""
+
+    def __init__(self, number: torch.Tensor) -> None:
+        self._number = number.to("cpu", non_blocking=True)  # from a GPU, to pinned memory
+        self._copied: torch.cuda.Event | None = None
+        if number.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def number(self) -> float:
+        """The value; waits for the work that it came from, and for no later work of the device."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return float(self._number)
+
+
 def reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum of `values`, of any shape, over all ranks; in place."""
     if world_size() > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
-from dwt_ds.engine.cuda_graphs import CudaRecorder
+from dwt_ds.engine.cuda_graphs import CudaRecorder, free_graph_memory_bytes
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
-from dwt_ds.engine.gradients import FlatGradients, can_be_flat, take_one_norm_a_step
+from dwt_ds.engine.gradients import FlatGradients, can_be_flat, cast_and_clip_at_once, take_one_norm_a_step
 from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
@@ -82,7 +82,7 @@ def occupy_nvme(ds: DeepSpeedJson) -> None:
 
 
 def start_student(
-    objective: nn.Module, ds_values: dict[str, Any], recorder: CudaRecorder | None = None
+    objective: nn.Module, ds_values: dict[str, Any], recorder: CudaRecorder | None = None, *, compiles: bool = False
 ) -> StudentEngine:
     """DeepSpeed's engine around the student and its loss.
 
@@ -90,6 +90,7 @@ def start_student(
         objective: returns the loss; parameters that require no gradient are not trained.
         ds_values: a JSON without "auto", with optimizer and schedule.
         recorder: of CUDA graphs for training passes, where the gradients can be in one buffer; None: never.
+        compiles: whether to compile what is done to the gradients before an update, where they are in one buffer.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     for wrapper in WITHOUT_ZERO:
@@ -117,6 +118,9 @@ def start_student(
     take_one_norm_a_step(engine.optimizer)
     if can_be_flat(engine.optimizer):
         gradients = FlatGradients(engine.optimizer)
+        in_16_bits = engine.fp16_enabled() or engine.bfloat16_enabled()
+        if compiles and in_16_bits and engine.optimizer.compute_grad_norm:
+            cast_and_clip_at_once(engine.optimizer)
         if recorder is not None:
             GraphedTraining(objective, gradients, recorder, lambda: float(engine.optimizer.loss_scale))
     return engine
@@ -130,6 +134,15 @@ def gradient_divisor(engine: StudentEngine) -> int:
     """
     ranks = 1 if str(engine._config.gradient_allreduce_op).lower() == "sum" else world_size()
     return int(engine.gradient_accumulation_steps()) * ranks
+
+
+def before_waiting_for_norm(engine: StudentEngine, start_work: Callable[[], None]) -> None:
+    """Call `start_work` in each optimizer step under ZeRO-1 and ZeRO-2, before the host waits for the gradient norm.
+
+    What it starts on the device must not depend on the weights, and must be the same on all ranks if it communicates.
+    Elsewhere it is not called.
+    """
+    engine.optimizer.before_waiting_for_norm = start_work
 
 
 def gradient_norm(engine: StudentEngine) -> float:
@@ -242,4 +255,4 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory use of this rank so far, in bytes: of the allocator on a GPU, of the process on a CPU."""
     if device.type == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return int(torch.cuda.max_memory_allocated(device))
+    return int(torch.cuda.max_memory_allocated(device)) + free_graph_memory_bytes()

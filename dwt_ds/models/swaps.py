@@ -1,4 +1,5 @@
-"""Modules of a model swapped for faster ones: NVIDIA apex's FusedLayerNorm, and dropout with cheaper random numbers.
+"""Modules of a model swapped for faster ones: NVIDIA apex's FusedLayerNorm, dropout with cheaper random numbers on a
+CPU, and on a GPU the embedding of token types.
 
 apex is built from source on machines with CUDA. Its Python files import without the CUDA extension and fail only when a
 layer is constructed, and the package of that name on the Python index is another project. So a layer is constructed,
@@ -144,6 +145,23 @@ def use_cpu_dropout(model: PreTrainedModel) -> None:
             model.set_submodule(name, CpuDropout(module.p))
     if model.config._attn_implementation == "eager" and type(model)._supports_attention_backend:
         model.set_attn_implementation(_CPU_ATTENTION)
+
+
+class OneTokenType(nn.Embedding):
+    """For rows that are all of type 0. On a GPU the gradient of a look-up takes long if all look the same row up."""
+
+    def forward(self, token_types: Tensor) -> Tensor:
+        """(B, S) to (B, S, H)."""
+        return self.weight[0].expand(*token_types.shape, -1)
+
+
+def use_one_token_type(model: nn.Module) -> None:
+    """Swap the embedding of token types, in place, where the model has one."""
+    for name, module in list(model.named_modules()):
+        if name.endswith(".token_type_embeddings") and isinstance(module, nn.Embedding):
+            swapped = OneTokenType(module.num_embeddings, module.embedding_dim, device="meta")
+            swapped.weight = module.weight
+            model.set_submodule(name, swapped)
 
 
 def _eager_attention(

@@ -79,8 +79,6 @@ class Plan:
 
     def replays_training(self, stage: int) -> bool:
         """Whether the student's forward and backward pass are CUDA graphs."""
-        if self.settings.config.train.cuda_graphs != "all":
-            return False
         plain = not self.settings.config.train.activation_checkpointing and self.settings.quantization is None
         plain = plain and not self.settings.config.distill.hidden_weight
         flat = self.zero(stage).flat_gradients(self.partition)

@@ -37,9 +37,10 @@ from dwt_ds.run.models import (
     build_objective,
     check_initial_weights,
     check_student,
+    compiles,
     load_teacher,
+    may_replay_student,
     recorder_of_student,
-    uses_graphs,
 )
 from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_facts
 from dwt_ds.run.resume import (
@@ -88,7 +89,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     stuck = _watch(folder, resolved.config.train)
     found = newest_checkpoint(folder.checkpoints) if ranks.rank() == 0 else None
     checkpoint: NewestCheckpoint = ranks.broadcast_from_rank_0(found)
-    if resolved.config.train.cuda_graphs == "all" and uses_graphs(resolved):
+    if may_replay_student(resolved):
         use_a_stream_that_can_be_recorded()
     with ranks.raise_on_all_ranks():
         check_can_resume(checkpoint, resolved)
@@ -132,7 +133,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         theirs = None if teacher is None else teacher.gathered
         utilization = Utilization.of(resolved, objective.student, theirs, overlap)
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())
-    student = start_student(objective, resolved.ds_values, recorder_of_student(resolved, objective.student))
+    recorder = recorder_of_student(resolved, objective.student)
+    student = start_student(objective, resolved.ds_values, recorder, compiles=compiles(resolved))
     state = resume(student, checkpoint, folder, resolved, facts)
     loss, mass = (None, None) if worth is None else worth
     state = replace(

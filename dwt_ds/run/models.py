@@ -28,7 +28,7 @@ from dwt_ds.models.load import load_masked_lm, load_model_config
 from dwt_ds.models.masked_lm.checks import check_against_own_logits, freeze_unused_parameters
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, known_layers
 from dwt_ds.models.quantization import check_quantization, prepare
-from dwt_ds.models.swaps import fuse_layer_norms, use_cpu_dropout
+from dwt_ds.models.swaps import fuse_layer_norms, use_cpu_dropout, use_one_token_type
 from dwt_ds.models.vocabulary import check_same_vocabulary
 from dwt_ds.run.resolve import Resolved, prefix_errors
 from dwt_ds.run.vocabulary import OtherVocabulary
@@ -116,6 +116,8 @@ def build_objective(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if ranks.device().type == "cpu":
         use_cpu_dropout(model)
+    else:
+        use_one_token_type(model)
     gathered = GatheredMaskedLM(model).to(ranks.device())
     fuse_layer_norms(model, config.fused.layer_norm, ranks.device())
     with _attention_of_fp32(model):
@@ -140,21 +142,22 @@ def uses_graphs(resolved: Resolved) -> bool:
     return on_gpu and resolved.config.train.cuda_graphs != "off" and resolved.ds.zero_stage < 3
 
 
-def recorder_of_student(resolved: Resolved, student: GatheredMaskedLM) -> CudaRecorder | None:
-    """None where it is not asked for, or where a training pass may do what a graph cannot hold.
+def may_replay_student(resolved: Resolved) -> bool:
+    """Whether the settings let the student's training passes be recorded.
 
     Recomputing activations saves and restores the state of the random generator, and autocast keeps copies of weights.
-    Quantizers, a hidden loss and unknown families have not been tried.
+    Quantizers and a hidden loss have not been tried. Only under ZeRO-2 gradients are added to one buffer.
     """
-    train = resolved.config.train
-    if train.cuda_graphs != "all" or not uses_graphs(resolved):
-        return None
-    autocast = resolved.ds_values.get("torch_autocast", {}).get("enabled")
-    if train.activation_checkpointing or autocast or resolved.quantization is not None:
-        return None
-    if resolved.config.distill.hidden_weight:
-        return None
-    return None if known_layers(student.model) is None else CudaRecorder()
+    config, autocast = resolved.config, resolved.ds_values.get("torch_autocast", {}).get("enabled")
+    untried = resolved.quantization is not None or config.distill.hidden_weight
+    plain = not (config.train.activation_checkpointing or autocast or untried)
+    return plain and resolved.ds.zero_stage == 2 and uses_graphs(resolved)
+
+
+def recorder_of_student(resolved: Resolved, student: GatheredMaskedLM) -> CudaRecorder | None:
+    """None where its passes are not recorded: by the settings, or since its family's passes are not known."""
+    known = may_replay_student(resolved) and known_layers(student.model) is not None
+    return CudaRecorder() if known else None
 
 
 def compiles(resolved: Resolved) -> bool:

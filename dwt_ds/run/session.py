@@ -13,12 +13,12 @@ from torch import Tensor
 
 from dwt_ds.data.batches import Batch, StepBatches, step_loader
 from dwt_ds.data.overlap import Overlap
-from dwt_ds.distill.objective import Losses, LossScale
+from dwt_ds.distill.objective import Losses, LossScale, TeacherView
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.engine.checkpoint.save_and_load import Retention, save_checkpoint
-from dwt_ds.engine.student import StudentEngine, gradient_divisor, step_was_skipped
+from dwt_ds.engine.student import StudentEngine, before_waiting_for_norm, gradient_divisor, step_was_skipped
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.quantization import enable
 from dwt_ds.run.evaluation import Evaluation
@@ -72,6 +72,10 @@ class Session:
         self._folder, self._facts, self._state, self._stuck = folder, facts, state, stuck
         self._divisor = gradient_divisor(student)
         self._loader = self._load(state.step)
+        self._following: list[Batch] | None = None
+        """The next step's micro-batches, where they were taken ahead of time."""
+        self._first_of_following: tuple[Batch, TeacherView | None] | None = None
+        before_waiting_for_norm(student, self._look_ahead)
         self._shared_vocabulary = teacher is not None and self.config.teacher.vocabulary == "shared"
         further: list[Further] = ["shared_hard"] if self._shared_vocabulary else []
         if teacher is not None and self.config.distill.soft_positions != "labelled":
@@ -102,15 +106,14 @@ class Session:
             gc.enable()
 
     def begin_step(self, step: int) -> tuple[list[Batch], StepNumbers]:
-        """This rank's micro-batches of an optimizer step, on the CPU, and the numbers that all ranks share.
+        """This rank's micro-batches of an optimizer step, and the numbers that all ranks share.
 
         The loss is a mean over the global batch. So its counts are summed over the ranks, which may have different
         numbers of labels, and divided by the number by which DeepSpeed divides the loss again.
         """
         self._switch_quantization(step)
-        asked = time.perf_counter()
-        micro_batches = next(self._loader)
-        self._meter.add_wait(time.perf_counter() - asked)
+        micro_batches, self._following = self._following or self._next_micro_batches(), None
+        assert micro_batches is not None  # the loader has all steps
         labelled = sum(len(batch.labels) for batch in micro_batches)
         positions = sum(batch.soft_rows for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
@@ -136,6 +139,12 @@ class Session:
             ranks_to_stop=counts[4],
             aligned_share=counts[1] / counts[0].clamp(min=1) if self._shared_vocabulary else None,
         )
+
+    def with_teacher(self, micro_batches: list[Batch]) -> Iterator[tuple[Batch, TeacherView | None]]:
+        """Each micro-batch of a step on the device, with the teacher's view of it; None without a teacher."""
+        for batch in micro_batches:
+            ahead, self._first_of_following = self._first_of_following, None
+            yield ahead or self._taught(batch)
 
     def record(self, loss: Losses) -> Tensor:
         """Add a micro-batch's losses to the step's. Returns the 0-d loss to back-propagate, NaN if the step is bad."""
@@ -192,6 +201,26 @@ class Session:
         self.log.progress.close()
         self.log.progress.say(f"done: {self.total_steps} steps, {tokens:,} tokens; exported to {self._folder.export}")
 
+    def _look_ahead(self) -> None:
+        """Start the teacher's pass of the next step's first micro-batch, which needs nothing of this step.
+
+        Before the host waits for this step's gradient norm. So the device has work while the host starts the update.
+        """
+        self._following = self._next_micro_batches()
+        if self._following:
+            self._first_of_following = self._taught(self._following[0])
+
+    def _next_micro_batches(self) -> list[Batch] | None:
+        """None after the last step."""
+        asked = time.perf_counter()
+        micro_batches = next(self._loader, None)
+        self._meter.add_wait(time.perf_counter() - asked)
+        return micro_batches
+
+    def _taught(self, batch: Batch) -> tuple[Batch, TeacherView | None]:
+        batch = batch.to(self.device)
+        return batch, self.teacher(batch) if self.teacher else None
+
     def _load(self, first: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step from `first` on."""
         on_gpu = self.device.type == "cuda"
@@ -211,6 +240,7 @@ class Session:
         self.teacher, self._soft_weight.released = None, done
         self._batches = self._batches.without_teacher()
         self._loader = self._load(done)
+        self._following = self._first_of_following = None  # made for the teacher
 
     def _export(self, folder: Path, done: int) -> None:
         tokens, released = self._meter.tokens, self._soft_weight.released

@@ -104,25 +104,25 @@ def test_a_row_of_another_device_or_of_other_code_is_measured_anew(
 
 
 def test_what_needs_no_graphs_comes_first_at_all_sizes(measure: Measurements) -> None:
-    assert measure(("layers", "all"), ("off", "off"), ("layers", "off"), micro_batches=[128, 16])
+    assert measure(("layers", "auto"), ("off", "off"), ("layers", "off"), micro_batches=[128, 16])
     assert measure.measured == [
         ("off", "off", "128"),
         ("off", "off", "16"),
         ("layers", "off", "128"),
         ("layers", "off", "16"),
-        ("layers", "all", "128"),
-        ("layers", "all", "16"),
+        ("layers", "auto", "128"),
+        ("layers", "auto", "16"),
     ]
 
 
 def test_a_pass_that_cannot_be_recorded_is_the_last_of_its_process(measure: Measurements) -> None:
     """A repetition does what was not reached, and only then what failed."""
-    modes, failing = (("off", "off"), ("layers", "all"), ("off", "all")), ("layers", "all", "128")
+    modes, failing = (("off", "off"), ("layers", "auto"), ("off", "auto")), ("layers", "auto", "128")
     measure.cannot_be_recorded = [failing]
     assert not measure(*modes, micro_batches=[128, 16])
     assert measure.measured == [("off", "off", "128"), ("off", "off", "16"), failing]
     assert not measure(*modes, micro_batches=[128, 16])
-    assert measure.measured == [("layers", "all", "16"), ("off", "all", "128"), ("off", "all", "16"), failing]
+    assert measure.measured == [("layers", "auto", "16"), ("off", "auto", "128"), ("off", "auto", "16"), failing]
     errors = [row["error"] for row in measure.rows()]
     assert [error for error in errors if error] == [
         "NotRecordedError: train.cuda_graphs: a pass cannot be recorded (why); set it to off"

@@ -38,7 +38,7 @@ if __name__ == "__main__":
 
     models.CudaRecorder = Repeater  # type: ignore[misc,assignment]
     models.uses_graphs = lambda resolved: resolved.config.train.cuda_graphs != "off"
-    assemble.uses_graphs = lambda resolved: False  # type: ignore[attr-defined]
+    assemble.may_replay_student = lambda resolved: False  # type: ignore[attr-defined]
     code = main()
     print("replays", [each.replays for each in Repeater.made], flush=True)
     sys.exit(code)

@@ -34,6 +34,7 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
         gradient_accumulation_steps=lambda: 2,
         get_lr=lambda: [0.125],
         lr_scheduler=None,
+        optimizer=SimpleNamespace(),
     )
     nothing = SimpleNamespace(beat=lambda step: None, advance=lambda: None, is_asked=lambda folder: False)
     evaluation = SimpleNamespace(is_due=lambda done: config.train.eval_every and done % config.train.eval_every == 0)
@@ -249,3 +250,40 @@ def test_garbage_is_collected_at_the_same_steps_on_every_rank(monkeypatch: pytes
         taken.append(step)
     assert gc.isenabled()
     assert [taken[0] + count for count in collected] == [100, 200]
+
+
+def test_the_teacher_s_next_pass_begins_before_the_host_waits_for_a_step_s_norm() -> None:
+    """And is not repeated; a teacher that is released in between leaves nothing behind."""
+    passes: list[int] = []
+
+    class Teacher:
+        parameters = 1
+
+        def __call__(self, batch: Batch) -> int:
+            passes.append(int(batch.labels))
+            return int(batch.labels)
+
+        def release(self) -> None:
+            pass
+
+    def batch(label: int) -> Batch:
+        one = torch.tensor([label])
+        return Batch(one[None], None, torch.tensor([0]), one, 1, torch.zeros(1))
+
+    steps = Steps([[batch(10 * step), batch(10 * step + 1)] for step in range(4)])
+    session = bare_session(RunConfig(), 4, batches=steps, teacher=Teacher())
+    for step in range(3):
+        micro_batches, _ = session.begin_step(step)
+        seen = []
+        for each, view in session.with_teacher(micro_batches):
+            seen.append((int(each.labels), view))
+        assert seen == [(10 * step, 10 * step), (10 * step + 1, 10 * step + 1)]
+        session.student.optimizer.before_waiting_for_norm()
+        assert passes == [number for before in range(step + 1) for number in (10 * before, 10 * before + 1)] + [
+            10 * (step + 1)
+        ]
+    session._release_teacher(3)
+    micro_batches, _ = session.begin_step(3)
+    assert [(int(each.labels), view) for each, view in session.with_teacher(micro_batches)] == [(30, None), (31, None)]
+    session.student.optimizer.before_waiting_for_norm()
+    assert len(passes) == 7
