@@ -279,6 +279,7 @@ class TestOnADevice:
             graph=graph,
             current_stream=lambda: self.stream,
             default_stream=lambda: "default",
+            reset_peak_memory_stats=lambda: asked.append("reset"),
         )
         monkeypatch.setattr(cuda_graphs.torch, "cuda", cuda)
         clear = "_cuda_clearCublasWorkspaces"
@@ -293,7 +294,7 @@ class TestOnADevice:
         recordings[0].replay()
         (pool,) = {each["pool"] for each in self.asked if isinstance(each, dict)}
         capture = {"pool": pool, "stream": used, "capture_error_mode": "thread_local"}
-        assert self.asked == ["clear", capture, "clear"] * 2 + ["replay"]
+        assert self.asked == ["clear", capture, "clear", "reset"] * 2 + ["replay"]
 
     def test_after_the_last_graph_is_dropped_the_next_has_another_pool(self) -> None:
         """torch asserts that a pool is in use before it records into it again."""

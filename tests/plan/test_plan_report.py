@@ -49,7 +49,7 @@ def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) 
     assert OFFLOAD not in plain
     assert "release" not in plain, "a constant weight keeps its teacher"
     assert "recomputed" not in plain
-    graph = "operations a step, the teacher's as one CUDA graph, at 41.5 us"
+    graph = "operations a step, the student's and the teacher's passes as CUDA graphs, at 41.5 us"
     assert graph in plain
     unknown = "the adaptive weight may release the teacher; it is counted to the end (--release-at SHARE: until then)"
     assert unknown not in plain
