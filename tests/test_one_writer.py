@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dwt_ds.base import locks
 from dwt_ds.base.software import host_name
 from dwt_ds.cli.main import main
 from dwt_ds.config.schema import RunConfig
@@ -25,6 +26,11 @@ with FolderLock(Path(sys.argv[1]), "--out x", name=sys.argv[2]):
     sys.stdin.read()
 """
 Hold = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_WAIT_SECONDS", 0.3)
 
 
 @pytest.fixture

@@ -25,12 +25,9 @@ from dwt_ds.base.software import host_name
 LOCK_NAME = ".writer"
 # What `current_writer` says where it cannot tell.
 NOT_KNOWN = "not known, this file system has no locks"
-# A process that was just killed may not know it yet. One that is ending may have gigabytes to give back.
-_GRACE_SECONDS = 0.5
+# The owner may be about to end: a killed process has gigabytes to give back, a rank whose launcher was killed saves.
 _WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.05
-# PF_EXITING of the kernel's linux/sched.h, in the flags of /proc/PID/stat.
-_EXITING = 0x4
 # A file system without locks: Lustre mounted without `flock`, NFSv3 without lockd, some FUSE.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # This process's own: record locks do not keep a process from itself, and closing any handle of the file ends them.
@@ -47,12 +44,11 @@ class _Owner:
 
     host: str
     process: int
-    parent: int
     since: str
 
     @classmethod
     def this_process(cls) -> _Owner:
-        return cls(host_name(), os.getpid(), os.getppid(), time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+        return cls(host_name(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
 
     @classmethod
     def read(cls, path: Path) -> _Owner | None:
@@ -60,18 +56,6 @@ class _Owner:
         with suppress(OSError, ValueError, TypeError):
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         return None
-
-    def is_ending(self) -> bool:
-        """Whether it is a process of this host that was killed, or whose launcher was: ranks then save and end."""
-        if self.host != host_name():
-            return False
-        try:
-            # The name of the program, in parentheses, may hold anything.
-            fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return True
-        state, parent, flags = fields[0], int(fields[1]), int(fields[6])
-        return state in "ZX" or bool(flags & _EXITING) or parent != self.parent
 
 
 class FolderLock:
@@ -84,7 +68,8 @@ class FolderLock:
         mode: of folders that are created.
 
     Raises:
-        OccupiedError: another process has it; one line with host, process and since when.
+        OccupiedError: another process has it, and still has it after 10 seconds; one line with host, process and
+            since when.
         OSError: the lock's file cannot be written.
     """
 
@@ -97,12 +82,9 @@ class FolderLock:
             raise OccupiedError(f"{option}: this process, {os.getpid()}, writes there already; name another folder")
         began = time.monotonic()
         while not self._try(option):
-            owner, waited = _Owner.read(self._path), time.monotonic() - began
-            ending = owner is not None and owner.is_ending()
-            if waited > (_WAIT_SECONDS if ending else _GRACE_SECONDS):
-                raise OccupiedError(
-                    f"{option}: {_described(owner)}; wait until it ends, stop it, or name another folder"
-                )
+            if time.monotonic() - began > _WAIT_SECONDS:
+                owner = _described(_Owner.read(self._path))
+                raise OccupiedError(f"{option}: {owner}; wait until it ends, stop it, or name another folder")
             time.sleep(_POLL_SECONDS)
         _HELD[self._path] = self
 

@@ -40,7 +40,7 @@ class HiddenLoss(nn.Module):
         self._listens = True
 
     def _hear(self, _layer: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        # Activation checkpointing calls the layer once more, in the backward pass.
+        # Once: the passes of an evaluation between two steps keep nothing.
         if self._listens:
             self._heard, self._listens = output if isinstance(output, Tensor) else output[0], False
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from dwt_ds.base import locks
 from dwt_ds.base.locks import LOCK_NAME, FolderLock, OccupiedError, release_locks
 from dwt_ds.base.software import host_name
 
@@ -79,12 +80,15 @@ def hold(tmp_path: Path) -> Iterator[Hold]:
         process.stdout.close()
 
 
-def test_a_second_writer_is_refused_at_once_with_the_name_of_the_first(tmp_path: Path, hold: Hold) -> None:
+def test_a_second_writer_waits_and_is_refused_with_the_name_of_the_first(
+    tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_WAIT_SECONDS", 0.3)
     owner = hold(tmp_path)
     began = time.monotonic()
     with pytest.raises(OccupiedError) as caught:
         FolderLock(tmp_path, "--out x")
-    assert time.monotonic() - began < 1
+    assert 0.3 < time.monotonic() - began < 1
     message = str(caught.value)
     since = time.strftime("%Y-%m-%d", time.gmtime())
     assert message.startswith(f"--out x: process {owner} on host {host_name()} has been writing there since {since} ")

@@ -1,14 +1,15 @@
+"""Recipes: those that come with the project, their bases, and what is wrong in one."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from harness.errors import one_line
 
 from dwt_ds.config.objective import Schedule
-from dwt_ds.config.overrides import override_of
 from dwt_ds.config.recipe import find_recipe, load_recipe, recipe_names
 from dwt_ds.config.schema import RunConfig
 
@@ -31,22 +32,6 @@ PUBLIC_RECIPES = {
     "large",
 }
 Write = Callable[..., str]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write_recipe(text: str, name: str = "mine") -> str:
-        path = tmp_path / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-
-    return write_recipe
-
-
-def one_line(error: BaseException) -> str:
-    assert "\n" not in str(error)
-    return str(error)
 
 
 # Packaged recipes.
@@ -237,132 +222,6 @@ def test_a_missing_base_is_reported_with_the_recipe_that_names_it(write: Write) 
     with pytest.raises(FileNotFoundError, match="did you mean 'paper_weak'") as caught:
         load_recipe(path)
     assert one_line(caught.value).startswith(f"base of {path}: recipe 'paper_weka': no such file")
-
-
-# Overrides.
-
-
-@pytest.mark.parametrize(
-    ("override", "written_as", "value"),
-    [
-        ("seed=7", "seed", 7),
-        ("train.max_steps=null", "train.max_steps", None),
-        ("train.max_steps=", "train.max_steps", None),
-        ("teacher.path=a b/$(c);d", "teacher.path", "a b/$(c);d"),
-        ("teacher.path=x=y", "teacher.path", "x=y"),
-        ("teacher.path='5e-4'", "teacher.path", "5e-4"),
-        ("output_dir=exp #2", "output_dir", "exp #2"),
-        ("output_dir=true", "output_dir", "true"),
-        ("output_dir=null", "output_dir", "null"),
-        ("output_dir=[a]: {", "output_dir", "[a]: {"),
-        ("output_dir= a ", "output_dir", " a "),
-        ('output_dir="b[12]"', "output_dir", "b[12]"),
-        ("output_dir='a' and 'b'", "output_dir", "'a' and 'b'"),
-        ("data.dir=2024", "data.dir", "2024"),
-        ("data.dir=2024-01-02", "data.dir", "2024-01-02"),
-        ("deepspeed_config=1e5", "deepspeed_config", "1e5"),
-        ("teacher.path=null", "teacher.path", None),
-        ("teacher.path=", "teacher.path", None),
-        ("teacher.path='null'", "teacher.path", "null"),
-        ("student.quantization=w8a8", "student.quantization", "w8a8"),
-        ("student.quantization={weight_bits: 8}", "student.quantization", {"weight_bits": 8}),
-        ("teacher.kernel_inject=auto", "teacher.kernel_inject", "auto"),
-        ("train.betas=[0.8, 0.9]", "train.betas", (0.8, 0.9)),
-        ("teacher.kernel_inject=false", "teacher.kernel_inject", False),
-        ("student.config={layer_norm_eps: 1e-6}", "student.config", {"layer_norm_eps": 1e-6}),
-        ("student.config.hidden_act=relu", "student.config", {"hidden_act": "relu", "kept": 1}),
-        ("train.eval_sets.books=a: b #1", "train.eval_sets", {"kept": "k", "books": "a: b #1"}),
-        ("train.eval_sets.kept=2024", "train.eval_sets", {"kept": "2024"}),
-        ("train.eval_sets={books: data/books}", "train.eval_sets", {"books": "data/books"}),
-        ("train.eval_sets=null", "train.eval_sets", None),
-        ("deepspeed.zero_optimization.stage=1", "deepspeed", {"zero_optimization": {"stage": 1}}),
-        ("distill.soft_weight=4", "distill.soft_weight", Schedule("constant", 4.0)),
-        ("distill.soft_weight={schedule: linear, start: 4, end: 1}", "distill.soft_weight", Schedule("linear", 4, 1)),
-    ],
-)
-def test_an_override_replaces_what_the_recipe_says(override: str, written_as: str, value: Any, write: Write) -> None:
-    path = write("seed: 1\ntrain: {max_steps: 5, epochs: 2, eval_sets: {kept: k}}\nstudent: {config: {kept: 1}}\n")
-    recipe = load_recipe(path, [override])
-    found: Any = recipe.config
-    for part in written_as.split("."):
-        found = getattr(found, part)
-    assert found == value
-    assert any(name == written_as or name.startswith(f"{written_as}.") for name in recipe.written)
-
-
-@pytest.mark.parametrize(
-    ("soft_weight", "overrides", "expected"),
-    [
-        ("3.0", ["start=4"], Schedule("constant", 4.0)),
-        ("3.0", ["schedule=linear", "end=0.5"], Schedule("linear", 3.0, 0.5)),
-        ("3.0", ["end=0.5", "schedule=linear"], Schedule("linear", 3.0, 0.5)),
-        ("{schedule: linear, start: 2, end: 1}", ["start=4"], Schedule("linear", 4.0, 1.0)),
-        ("{schedule: linear, start: 2, end: 1}", ["span_steps=10"], Schedule("linear", 2.0, 1.0, 1.0, 10)),
-        (None, ["start=4"], Schedule("constant", 4.0)),
-    ],
-)
-def test_an_override_reaches_into_a_schedule_however_the_recipe_wrote_it(
-    soft_weight: str | None, overrides: list[str], expected: Schedule, write: Write
-) -> None:
-    path = write("{}\n" if soft_weight is None else f"distill: {{soft_weight: {soft_weight}}}\n")
-    config = load_recipe(path, [f"distill.soft_weight.{override}" for override in overrides]).config
-    assert config.distill.soft_weight == expected
-    assert config.distill.temperature == Schedule()
-
-
-def test_an_override_of_one_alias_leaves_the_other(write: Write) -> None:
-    path = write(
-        "distill:\n  soft_weight: &both {schedule: linear, start: 2, end: 1}\n  temperature: *both\n",
-    )
-    distill = load_recipe(path, ["distill.soft_weight.start=4"]).config.distill
-    assert (distill.soft_weight.start, distill.temperature.start) == (4.0, 2.0)
-
-
-def test_an_override_adds_to_a_section_that_is_null(write: Write) -> None:
-    config = load_recipe(
-        write("train: {eval_sets: null}\nteacher:\n"), ["train.eval_sets.a=b", "teacher.path=t"]
-    ).config
-    assert (config.train.eval_sets, config.teacher.path) == ({"a": "b"}, "t")
-
-
-def test_the_last_override_wins() -> None:
-    assert load_recipe("quickstart", ["seed=1", "seed=2"]).config.seed == 2
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("seed", "override 'seed': write it as key=value, for instance train.max_steps=1000"),
-        ("=3", "override '=3': write it as key=value, for instance train.max_steps=1000"),
-        ("seed=[", "override 'seed=[': the value is not valid YAML; quote it"),
-        ("student.layers.x=3", "override 'student.layers.x=3': student.layers is 2, not a section"),
-        ("base=quickstart", "base: unknown key; did you mean 'seed'?"),
-    ],
-)
-def test_an_impossible_override_is_refused(override: str, message: str, write: Write) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
-        load_recipe(write("student: {layers: 2}\n"), [override])
-    assert one_line(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    "text", ["data #1", "2024", "null", "", "'x'", '"x"', "it's", "'it's'", "a: b", " a", "[1]", "~"]
-)
-def test_an_override_made_of_an_options_text_is_that_text(text: str) -> None:
-    override = override_of("data.dir", text)
-    if text:
-        assert load_recipe("quickstart", [override]).config.data.dir == text
-    else:
-        with pytest.raises(ValueError, match=r"data.dir='': is empty; name a file or folder"):
-            load_recipe("quickstart", [override])
-
-
-@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\0b", "a\udcffb", "a\u2028b"])
-@pytest.mark.parametrize("key", ["output_dir", "data.dir", "teacher.path", "deepspeed_config"])
-def test_a_name_that_no_message_could_show_is_refused(key: str, name: str) -> None:
-    with pytest.raises(ValueError, match="has a line break, a control character or a byte that is not UTF-8") as caught:
-        load_recipe("quickstart", [f"{key}={name}"])
-    assert one_line(caught.value).startswith(f"{key}={name!r}: ")
 
 
 # Unknown keys.

@@ -53,8 +53,9 @@ def view_of(teacher: GatheredMaskedLM, batch: Batch) -> TeacherView:
 
 
 def batches_of(data: PreparedData) -> list[Batch]:
-    many: dict[str, Any] = {"micro_batch_size": 3, "accumulation": 3, "rank": 0, "world_size": 1}
-    return StepBatches(data.train, data.facts, DataConfig(), seed=3, **many)[0]
+    """One step's. By sentence, rows of 7 to 48 tokens meet in it; most batches have rows of one length."""
+    many: dict[str, Any] = {"micro_batch_size": 12, "accumulation": 3, "rank": 0, "world_size": 1}
+    return StepBatches(data.train, data.facts, DataConfig(), seed=3, **many)[6]
 
 
 def scale_of(batches: list[Batch]) -> LossScale:
@@ -87,6 +88,7 @@ def test_accumulated_micro_batches_give_the_plain_formula(
     """Loss and gradient; by sentence, the micro-batches have different numbers of tokens, and padding."""
     data: PreparedData = request.getfixturevalue(rows)
     objective, teacher, batches = objective_of(data, family, layer=layer), model(data, "bert", 8, 2), batches_of(data)
+    assert any(each.attention_mask is not None for each in batches) == (rows == "by_sentence")
     plain, scale = copy.deepcopy(objective), scale_of(batches)
     plain.hidden_loss = None
     exact, exact_teacher = copy.deepcopy(objective).double(), copy.deepcopy(teacher).double()
@@ -138,6 +140,7 @@ def test_evaluation_and_a_student_without_its_teacher_have_no_hidden_loss(packed
     objective, teacher = objective_of(packed), model(packed, "bert", 8, 2)
     [batch, *_] = batches = batches_of(packed)
     assert objective(batch, None, scale_of(batches)).hidden is None
+    assert objective(batch, view_of(teacher, batch), scale_of(batches)).hidden is not None
     objective.eval()
     assert objective(batch, view_of(teacher, batch), scale_of(batches)).hidden is None
     assert objective.hidden_loss is not None

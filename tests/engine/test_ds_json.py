@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
+from harness.ds_values import autos
 from harness.errors import error_of
 
 from dwt_ds.config.recipe import Recipe
@@ -27,12 +28,6 @@ PUBLIC_CONFIGS = {
     "zero3": (3, "bf16"),
 }
 Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
-
-
-def autos(values: Any) -> list[Any]:
-    if isinstance(values, dict):
-        return [found for value in values.values() for found in autos(value)]
-    return [values] if values == "auto" else []
 
 
 # The files that come with the project.
@@ -164,110 +159,6 @@ def test_another_optimizer_by_override_leaves_out_what_it_does_not_have(recipe: 
     assert values["optimizer"] == {"type": "SGD", "params": {"lr": 0.1, "weight_decay": 0.0}}
 
 
-# The global batch.
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 8])
-def test_the_global_batch_is_micro_batch_times_accumulation_times_ranks(world_size: int, resolve: Resolve) -> None:
-    overrides = ("train.micro_batch_size=3", "train.gradient_accumulation_steps=4")
-    for ds in ({}, {"train_batch_size": "auto"}, {"train_batch_size": 12 * world_size}):
-        _, values = resolve(ds, *overrides, world_size=world_size)
-        assert values["train_batch_size"] == 12 * world_size
-
-
-def test_a_total_in_the_json_sets_the_accumulation(resolve: Resolve) -> None:
-    config, values = resolve({"train_batch_size": 96}, "train.micro_batch_size=8")
-    assert config.train.gradient_accumulation_steps == values["gradient_accumulation_steps"] == 6
-    config, _ = resolve({"train_batch_size": 96, "train_micro_batch_size_per_gpu": 4})
-    assert (config.train.micro_batch_size, config.train.gradient_accumulation_steps) == (4, 12)
-
-
-@pytest.mark.parametrize(
-    ("total", "overrides", "message"),
-    [
-        (
-            30,
-            ["train.micro_batch_size=8"],
-            "train_batch_size=30 (my.json) does not divide by micro-batch 8 x 2 ranks; choose a multiple of 16",
-        ),
-        (
-            0,
-            ["train.micro_batch_size=8"],
-            "train_batch_size=0 (my.json) does not divide by micro-batch 8 x 2 ranks; choose a multiple of 16",
-        ),
-        (
-            -16,
-            ["train.micro_batch_size=8"],
-            "train_batch_size=-16 (my.json) does not divide by micro-batch 8 x 2 ranks; choose a multiple of 16",
-        ),
-        (
-            32,
-            ["train.micro_batch_size=8", "train.gradient_accumulation_steps=1"],
-            'train_batch_size=32 (my.json) is not micro-batch 8 x accumulation 1 x 2 ranks = 16; set it to "auto"',
-        ),
-    ],
-)
-def test_a_total_that_does_not_match_is_refused_with_its_factors(
-    total: int, overrides: list[str], message: str, resolve: Resolve
-) -> None:
-    assert error_of(resolve, {"train_batch_size": total}, *overrides) == message
-
-
-# "auto".
-
-
-def test_a_short_run_still_warms_up_for_a_step(resolve: Resolve) -> None:
-    _, values = resolve({}, "train.learning_rate=1e-3", total_steps=3)
-    params = values["scheduler"]["params"]
-    assert (params["warmup_num_steps"], params["warmup_max_lr"]) == (1, 1e-3)
-
-
-def test_a_schedule_gets_the_length_and_the_rate_that_it_does_not_have_from_the_recipe(resolve: Resolve) -> None:
-    rate = {"warmup_max_lr": 2e-3}  # DeepSpeed would take 0.001
-    for name, params in (
-        ("WarmupDecayLR", {**rate, "total_num_steps": 100}),
-        ("WarmupCosineLR", {"total_num_steps": 100}),
-    ):
-        _, values = resolve({"scheduler": {"type": name}}, "train.learning_rate=2e-3")
-        assert values["scheduler"]["params"] == params
-    _, values = resolve({"scheduler": {"type": "WarmupStableDecayLR"}}, "train.learning_rate=2e-3")
-    assert values["scheduler"]["params"] == {"warmup_num_steps": 5, "total_num_steps": 100, "decay_num_steps": 20}
-    assert values["optimizer"]["params"]["lr"] == 2e-3
-    message = error_of(resolve, {"scheduler": {"type": "OneCycle", "params": {"cycle_max_lr": 0.1}}})
-    assert message == "my.json: scheduler.params: OneCycle needs cycle_min_lr; write it"
-
-
-@pytest.mark.parametrize(
-    ("params", "total_steps", "steps"),
-    [
-        ({}, 1, 0),
-        ({}, 3, 1),
-        ({"decay_ratio": 0.1}, 200, 20),
-        ({"decay_ratio": 1}, 200, 190),
-        ({"decay_ratio": "auto", "decay_num_steps": "auto"}, 200, 40),
-        ({"decay_ratio": 0.1, "decay_num_steps": 190}, 200, 190),
-        ({"decay_num_steps": 0}, 200, 0),
-        ({"warmup_num_steps": 70, "decay_ratio": 0.5}, 100, 30),
-    ],
-)
-def test_a_decay_is_a_share_of_the_run_or_steps_after_the_warm_up(
-    params: dict[str, Any], total_steps: int, steps: int, resolve: Resolve
-) -> None:
-    section = {"type": "WarmupStableDecayLR", "params": params}
-    _, values = resolve({"scheduler": section}, f"train.max_steps={total_steps}", total_steps=total_steps)
-    found = values["scheduler"]["params"]
-    assert (found["total_num_steps"], found["decay_num_steps"]) == (total_steps, steps)
-    assert "decay_ratio" not in found
-
-
-def test_a_decay_that_would_begin_within_the_warm_up_is_refused(resolve: Resolve) -> None:
-    section = {"type": "WarmupStableDecayLR", "params": {"decay_num_steps": 96}}
-    message = error_of(resolve, {"scheduler": section})
-    assert message == (
-        "scheduler.params.decay_num_steps=96 (my.json): of the run's 100 steps 5 are the warm-up's; at most 95 are left"
-    )
-
-
 @pytest.mark.parametrize(
     ("ds", "place"),
     [
@@ -321,98 +212,6 @@ def test_the_check_that_skips_bad_steps_stays_on(
     message = error_of(resolve, {section: {key: False, **others}})
     assert message == f"my.json: {section}.{key}=false: bad steps would reach the optimizer; remove it"
     resolve({section: {key: True, **others}})
-
-
-# Files as Hugging Face's documentation shows them, for its Trainer.
-
-TRAINER_PRECISION = {
-    "bf16": {"enabled": "auto"},
-    "fp16": {
-        "enabled": "auto",
-        "loss_scale": 0,
-        "loss_scale_window": 1000,
-        "initial_scale_power": 16,
-        "hysteresis": 2,
-        "min_loss_scale": 1,
-    },
-}
-TRAINER_BATCH = {
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "steps_per_print": 2000,
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "wall_clock_breakdown": False,
-}
-TRAINER_ADAMW = {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}}
-TRAINER_WARMUP = {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}
-
-
-def test_a_trainers_zero_2_file_with_offload_works(resolve: Resolve) -> None:
-    _, values = resolve(
-        {
-            **TRAINER_PRECISION,
-            **TRAINER_BATCH,
-            "optimizer": TRAINER_ADAMW,
-            "scheduler": {"type": "WarmupLR", "params": TRAINER_WARMUP},
-            "zero_optimization": {
-                "stage": 2,
-                "offload_optimizer": {"device": "cpu", "pin_memory": True},
-                "allgather_partitions": True,
-                "allgather_bucket_size": 2e8,
-                "overlap_comm": True,
-                "reduce_scatter": True,
-                "reduce_bucket_size": 2e8,
-                "contiguous_gradients": True,
-            },
-        }
-    )
-    assert autos(values) == []
-    assert values["scheduler"]["params"] == {
-        "warmup_min_lr": 0.0,
-        "warmup_max_lr": 5e-4,
-        "warmup_num_steps": 5,
-    }
-    config = DeepSpeedConfig({**values, "train_batch_size": 16})
-    assert (config.bfloat16_config.enabled, config.float16_config.enabled) == (True, False)
-
-
-def test_a_trainers_zero_3_file_with_nvme_works_and_its_buckets_follow_the_width(resolve: Resolve) -> None:
-    _, values = resolve(
-        {
-            **TRAINER_PRECISION,
-            **TRAINER_BATCH,
-            "optimizer": TRAINER_ADAMW,
-            "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", **TRAINER_WARMUP}},
-            "zero_optimization": {
-                "stage": 3,
-                "offload_optimizer": {"device": "cpu", "pin_memory": True, "buffer_count": 4},
-                "offload_param": {"device": "nvme", "nvme_path": "/x", "buffer_size": 1e8, "max_in_cpu": 1e9},
-                "overlap_comm": True,
-                "contiguous_gradients": True,
-                "sub_group_size": 1e9,
-                "reduce_bucket_size": "auto",
-                "stage3_prefetch_bucket_size": "auto",
-                "stage3_param_persistence_threshold": "auto",
-                "stage3_max_live_parameters": 1e9,
-                "stage3_max_reuse_distance": 1e9,
-                "stage3_gather_16bit_weights_on_model_save": True,
-            },
-            "aio": {"block_size": 262144, "queue_depth": 32},
-            "communication_data_type": "fp32",
-            "checkpoint": {"use_node_local_storage": True},
-            "activation_checkpointing": {"partition_activations": True},
-            "data_types": {"grad_accum_dtype": "fp32"},
-        },
-        "student.hidden_size=100",
-    )
-    assert autos(values) == []
-    zero = values["zero_optimization"]
-    # transformers' HfTrainerDeepSpeedConfig.trainer_config_finalize fills them by the same products.
-    assert zero["reduce_bucket_size"] == 10_000
-    assert zero["stage3_prefetch_bucket_size"] == 9_000
-    assert zero["stage3_param_persistence_threshold"] == 1_000
-    DeepSpeedConfig({**values, "train_batch_size": 16})
 
 
 def test_the_property_of_an_empty_json_is_no_zero() -> None:

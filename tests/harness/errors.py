@@ -15,3 +15,8 @@ def error_of(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> 
     assert type(caught.value) is ValueError
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def one_line(error: BaseException) -> str:
+    assert "\n" not in str(error)
+    return str(error)
