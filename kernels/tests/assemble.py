@@ -78,13 +78,15 @@ class Case(NamedTuple):
 def cases(backend: str) -> list[Case]:
     """As on_triton.rows and logit_free launch them: every kernel at BERT's vocabulary in bf16, and its variants."""
     lanes = 512 if backend == "hip" else 256
-    row = {"V": 30522, "STUDENT_ALIGNMENT": 2, "TEACHER_ALIGNMENT": 2, "SOFT_ALL": False}
-    unaligned = {"STUDENT_ALIGNMENT": 1, "TEACHER_ALIGNMENT": 1}
-    aligned = {"STUDENT_ALIGNMENT": 16, "TEACHER_ALIGNMENT": 16}
-    tile_2 = {**row, "STEPS": 8, "TAIL_STEPS": 4, "LANES": lanes, "WIDTH": 2}
-    tile_8 = {**row, **aligned, "STEPS": 2, "TAIL_STEPS": 1, "LANES": lanes, "WIDTH": 8}
-    tile_4 = {**tile_8, "STEPS": 4, "TAIL_STEPS": 2, "WIDTH": 4}
-    short_tile = {**row, **unaligned, "V": 401, "STEPS": 16, "TAIL_STEPS": 16, "LANES": 32, "WIDTH": 1}
+    whole = 30522 // (16 * lanes) * 16 * lanes
+    row = {"V": 30522, "FIRST": 8, "WHOLE": whole, "LANES": lanes, "ALIGNMENT": 2, "SOFT_ALL": False}
+    row |= {"TAIL_STEPS": 4, "TAIL_WIDTH": 2}
+    tile_8 = {**row, "STEPS": 2, "WIDTH": 8}
+    tile_4 = {**row, "FIRST": 4, "STEPS": 4, "WIDTH": 4}
+    tile_2 = {**row, "FIRST": 0, "STEPS": 8, "WIDTH": 2}
+    aligned_8 = {**tile_8, "FIRST": 0, "ALIGNMENT": 16, "TAIL_STEPS": 1, "TAIL_WIDTH": 8}
+    aligned_4 = {**tile_4, "FIRST": 0, "ALIGNMENT": 16, "TAIL_STEPS": 2, "TAIL_WIDTH": 4}
+    short_tile = {**tile_8, "V": 401, "WHOLE": 0, "LANES": 32, "ALIGNMENT": 1, "TAIL_STEPS": 16, "TAIL_WIDTH": 1}
     no_bias = {"student_bias": None, "teacher_bias": None}
     forward = {**no_bias, "upstream": None, "IN_PLACE_GRADIENT": False}
     in_place = {"IN_PLACE_GRADIENT": True}
@@ -105,14 +107,15 @@ def cases(backend: str) -> list[Case]:
     merge = {"SPLITS_BLOCK": 128, "HAS_TEACHER": True, "SOFT_ALL": False}
     scalar_options = {"num_warps": 4}
     return [
-        Case("statistics", statistics_kernel, {**tile_2, **forward}, row_options),
-        Case("statistics, aligned rows", statistics_kernel, {**tile_8, **forward}, row_options),
-        Case("statistics, hard only", statistics_kernel, {**tile_2, **forward, **hard_only}, row_options),
-        Case("statistics, fp32", statistics_kernel, {**tile_2, **forward}, row_options, "fp32"),
+        Case("statistics", statistics_kernel, {**tile_8, **forward}, row_options),
+        Case("statistics, aligned rows", statistics_kernel, {**aligned_8, **forward}, row_options),
+        Case("statistics, any rows", statistics_kernel, {**tile_2, **forward}, row_options),
+        Case("statistics, hard only", statistics_kernel, {**tile_8, **forward, **hard_only}, row_options),
+        Case("statistics, fp32", statistics_kernel, {**tile_4, **forward}, row_options, "fp32"),
         Case("statistics, V < BLOCK", statistics_kernel, {**short_tile, **forward}, {"num_warps": 1}, "fp16"),
-        Case("in place", statistics_kernel, {**tile_8, **in_place}, row_options),
-        Case("in place, hard only", statistics_kernel, {**tile_8, **in_place, **hard_only}, row_options),
-        Case("in place, fp32", statistics_kernel, {**tile_4, **in_place}, row_options, "fp32"),
+        Case("in place", statistics_kernel, {**aligned_8, **in_place}, row_options),
+        Case("in place, hard only", statistics_kernel, {**aligned_8, **in_place, **hard_only}, row_options),
+        Case("in place, fp32", statistics_kernel, {**aligned_4, **in_place}, row_options, "fp32"),
         Case("in place, V < BLOCK", statistics_kernel, {**short_tile, **in_place}, {"num_warps": 1}, "fp16"),
         Case("gradient", gradient_kernel, gradient_row, gradient_options),
         Case("gradient, any rows", gradient_kernel, {**gradient_row, "WIDTH": 1, "OUT_ALIGNMENT": 1}, gradient_options),

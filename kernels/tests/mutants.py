@@ -168,9 +168,16 @@ MUTANTS = [
         "last column in place left out",
         "triton",
         "on_triton/row_kernels.py",
-        "terms, factor, residual, columns, columns < V)",
-        "terms, factor, residual, columns, columns < V - 1)",
+        "terms, factor, residual, rest, mask)",
+        "terms, factor, residual, rest, mask & (rest < V - 1))",
         "chunked",
+    ),
+    Mutant(
+        "the columns before the first whole block are left out",
+        "triton",
+        "on_triton/steps.py",
+        "places < FIRST + V",
+        "places < head + V",
     ),
     Mutant(
         "rows that begin within a load are not shifted",

@@ -116,6 +116,20 @@ def test_any_stride(backend, make_inputs, assert_exact):
     torch.testing.assert_close(result, same, rtol=0, atol=0)
 
 
+# Below one load, below one block, and few more than a block, which then is no whole one in every row.
+@pytest.mark.parametrize("columns", [3, 401, 4098])
+@pytest.mark.parametrize("student_dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_rows_that_begin_anywhere(backend, make_inputs, assert_exact, columns, student_dtype):
+    """Both models' rows alike, and each elsewhere: in a storage at an odd offset, with padding, in another dtype."""
+    student, teacher, labels = make_inputs(columns)
+    student, teacher = student.to(student_dtype), teacher.bfloat16()
+    storage = student.new_empty(3 + student.numel())
+    shifted = storage[3:].view_as(student).copy_(student)
+    padded = teacher.new_full((len(teacher), columns + 3), float("nan"))[:, :columns].copy_(teacher)
+    for each in (teacher, padded):
+        assert_exact(distill_loss, shifted, each, labels, backend=backend, temperature=2.0)
+
+
 def test_teacher_of_another_width_under_vocab_size(backend, make_inputs, assert_exact):
     student, teacher, labels = make_inputs(130)
     labels = labels.clamp(max=99)

@@ -28,15 +28,21 @@ def launch(kernel: Any, programs: tuple[int, ...], *arguments: Any, **constants:
 
 
 class Tile(NamedTuple):
-    """Columns of a row at a time: each of ``lanes`` threads loads ``width`` neighbours at ``steps`` places.
+    """Columns of a row at a time: each of ``lanes`` threads loads ``width`` neighbours ``steps`` times.
 
-    ``tail_steps``: as many as the last, partial block needs.
+    Such blocks begin at place ``first`` (see ``steps``), which every row has, and have ``whole`` columns together. The
+    others of a row are one block of ``tail_width`` neighbours ``tail_steps`` times. ``alignment`` (a power of two)
+    divides the rows' offsets.
     """
 
+    first: int
+    whole: int
     steps: int
-    tail_steps: int
     lanes: int
     width: int
+    tail_steps: int
+    tail_width: int
+    alignment: int
 
     @property
     def num_warps(self) -> int:
@@ -44,18 +50,19 @@ class Tile(NamedTuple):
 
 
 def row_tile(student: Tensor, teacher: Tensor | None) -> Tile:
-    """The tile for these logits. Its ``width`` is at most the alignment of both models' rows, as are the loads."""
-    matrices = [each for each in (student, teacher) if each is not None]
-    width = min(min(LOAD_BYTES // each.element_size(), alignment(each)) for each in matrices)
-    if any(each.stride(1) != 1 for each in matrices):
-        width = 1
     columns = student.shape[1]
     room = next_power_of_2(columns)
-    width = min(width, room)
+    # Below the number of columns, if that is not 1: place ``first`` is in every row.
+    width = min(common_width(student, teacher), max(1, room // 2))
     lanes = min(ROW_WARPS * THREADS_PER_WARP, max(1, room // COLUMNS_PER_THREAD))
     steps = min(COLUMNS_PER_THREAD // width, max(1, room // (lanes * width)))
-    rest = columns % (steps * lanes * width)
-    return Tile(steps, next_power_of_2(max(1, cdiv(rest, lanes * width))), lanes, width)
+    first = 0 if student.stride(0) % width == 0 else width
+    block = steps * lanes * width
+    whole = (columns - first) // block * block
+    # The tail goes around from the row's end to its beginning, where only this many neighbours stay neighbours.
+    tail_width = min(width, alignment(student))
+    tail_steps = next_power_of_2(max(1, cdiv(columns - whole, lanes * tail_width)))
+    return Tile(first, whole, steps, lanes, width, tail_steps, tail_width, alignment(student))
 
 
 def common_width(*matrices: Tensor | None) -> int:

@@ -29,7 +29,15 @@ from dwt_kernels.on_triton.constants import (
     TEACHER_SUM,
     TERMS,
 )
-from dwt_kernels.on_triton.steps import merged, scan_row, write_gradient_block, write_zeros
+from dwt_kernels.on_triton.steps import (
+    head_of,
+    merged,
+    rest_places,
+    row_pointer,
+    scan_row,
+    write_gradient_block,
+    write_zeros,
+)
 
 # A chunk's labels start at any row; compiling a kernel for each alignment of them would gain nothing.
 ROW_SLICES = ("labels", "upstream")
@@ -53,12 +61,14 @@ def statistics_kernel(
     upstream_stride,
     ignore_index,
     V: tl.constexpr,
+    FIRST: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
-    TAIL_STEPS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
-    STUDENT_ALIGNMENT: tl.constexpr,
-    TEACHER_ALIGNMENT: tl.constexpr,
+    TAIL_STEPS: tl.constexpr,
+    TAIL_WIDTH: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     SOFT_ALL: tl.constexpr,
     IN_PLACE_GRADIENT: tl.constexpr,
 ):
@@ -71,38 +81,46 @@ def statistics_kernel(
         statistics: (N, 7) fp32, written, see ``layout.Statistics``; not on rows that do not count.
         scalars: (8,) fp64, see ``layout.Scalars``.
         upstream: (N,) fp32 (stride 0: one for all): what multiplies a row's loss.
-        *_ALIGNMENT: a power of two, in elements, that divides the rows' offsets; lets loads be wide.
+        FIRST .. ALIGNMENT: see ``launch.Tile``.
     """
     row_index = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row_index * label_stride)
     labelled = label != ignore_index
-    student_pointer = student + tl.multiple_of(row_index * student_row_stride, STUDENT_ALIGNMENT)
+    head = head_of(row_index, student_row_stride, ALIGNMENT, WIDTH)
+    student_pointer = row_pointer(student, row_index, student_row_stride, head, WIDTH)
     BLOCK: tl.constexpr = STEPS * LANES * WIDTH
     if not SOFT_ALL and not labelled:
         if IN_PLACE_GRADIENT:
-            for start in range(0, V // BLOCK * BLOCK, BLOCK):
+            for start in range(FIRST, FIRST + WHOLE, BLOCK):
                 write_zeros(student_pointer, student_column_stride, start + tl.arange(0, BLOCK), None)
-            if V % BLOCK != 0:
-                columns = V // BLOCK * BLOCK + tl.arange(0, BLOCK)
-                write_zeros(student_pointer, student_column_stride, columns, columns < V)
+            if WHOLE < V:
+                rest, mask = rest_places(head, V, FIRST, WHOLE, TAIL_STEPS, LANES, TAIL_WIDTH)
+                write_zeros(student_pointer, student_column_stride, rest, mask)
         return
     # A label out of range is reported when the scalars are prepared; here it must not read outside the row.
-    label = tl.where(labelled & (label >= 0) & (label < V), label, 0)
+    label = head + tl.where(labelled & (label >= 0) & (label < V), label, 0)
     label_logit = tl.load(student_pointer + label * student_column_stride).to(tl.float32)
     if student_bias is not None:
+        student_bias -= head
         label_logit += tl.load(student_bias + label).to(tl.float32)
+    if teacher_bias is not None:
+        teacher_bias -= head
     if teacher is None:
         row = student_pointer, student_bias, student_column_stride, None, None, 1
     else:
-        teacher_pointer = teacher + tl.multiple_of(row_index * teacher_row_stride, TEACHER_ALIGNMENT)
+        teacher_pointer = row_pointer(teacher, row_index, teacher_row_stride, head, WIDTH)
         row = student_pointer, student_bias, student_column_stride, teacher_pointer, teacher_bias, teacher_column_stride
     factor = tl.load(scalars + FACTOR).to(tl.float32)
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     # At tau = 1 the student's two sums are one, which saves an exponential in three.
     if (factor == LOG2_E) & (residual == NO_RESIDUAL):
-        state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, True)
+        state = scan_row(
+            row, head, factor, residual, V, FIRST, WHOLE, STEPS, LANES, WIDTH, TAIL_STEPS, TAIL_WIDTH, True
+        )
     else:
-        state = scan_row(row, factor, residual, V, STEPS, TAIL_STEPS, LANES, WIDTH, False)
+        state = scan_row(
+            row, head, factor, residual, V, FIRST, WHOLE, STEPS, LANES, WIDTH, TAIL_STEPS, TAIL_WIDTH, False
+        )
     state = merged(state, factor, residual, teacher is not None)
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
     row_statistics = statistics + row_index * STATISTICS
@@ -123,12 +141,12 @@ def statistics_kernel(
             teacher_soft = tl.div_rn(soft_scale, teacher_sum)
         terms = student_max, teacher_max, hard, student_soft, teacher_soft, hard_scale
         # The row was read a moment ago: what is still in the L2 cache is not read from memory again.
-        for start in range(0, V // BLOCK * BLOCK, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            write_gradient_block(row[0], row[2], row, label, terms, factor, residual, columns, None)
-        if V % BLOCK != 0:
-            columns = V // BLOCK * BLOCK + tl.arange(0, BLOCK)
-            write_gradient_block(row[0], row[2], row, label, terms, factor, residual, columns, columns < V)
+        for start in range(FIRST, FIRST + WHOLE, BLOCK):
+            places = start + tl.arange(0, BLOCK)
+            write_gradient_block(row[0], row[2], row, label, terms, factor, residual, places, None)
+        if WHOLE < V:
+            rest, mask = rest_places(head, V, FIRST, WHOLE, TAIL_STEPS, LANES, TAIL_WIDTH)
+            write_gradient_block(row[0], row[2], row, label, terms, factor, residual, rest, mask)
 
 
 @triton.jit(do_not_specialize_on_alignment=ROW_SLICES)
@@ -155,18 +173,16 @@ def gradient_kernel(
     """Program = (row, block of columns): the gradient of upstream x loss into ``out``.
 
     ``out`` (N, V) has unit column stride, ``terms`` (N, 6) are ``layout.RowTerms``, the others as in
-    ``statistics_kernel``. A row of 30,522 words begins anywhere, but all three matrices' rows at the same distance from
-    a multiple of WIDTH: so blocks are counted from that multiple, ``head`` places before the row, and what lies wholly
-    within the row is loaded and stored WIDTH columns at a time.
+    ``statistics_kernel``.
     """
     row_index = tl.program_id(0).to(tl.int64)
-    head = tl.multiple_of((row_index * out_row_stride) & (WIDTH - 1), OUT_ALIGNMENT)
-    out_pointer = out + tl.multiple_of(row_index * out_row_stride - head, WIDTH)
-    student_pointer = student + tl.multiple_of(row_index * student_row_stride - head, WIDTH)
+    head = head_of(row_index, out_row_stride, OUT_ALIGNMENT, WIDTH)
+    out_pointer = row_pointer(out, row_index, out_row_stride, head, WIDTH)
+    student_pointer = row_pointer(student, row_index, student_row_stride, head, WIDTH)
     if teacher is None:
         row = student_pointer, None, student_column_stride, None, None, 1
     else:
-        teacher_pointer = teacher + tl.multiple_of(row_index * teacher_row_stride - head, WIDTH)
+        teacher_pointer = row_pointer(teacher, row_index, teacher_row_stride, head, WIDTH)
         row = student_pointer, None, student_column_stride, teacher_pointer, None, teacher_column_stride
     start = tl.program_id(1) * BLOCK
     places = start + tl.arange(0, BLOCK)

@@ -21,6 +21,11 @@ Gradient: hard_scale (p_s - onehot) + soft_scale (p_s^tau - p_t^tau), from the l
 
 ``row`` is the tuple (student pointer, student bias, student column stride, teacher pointer, teacher bias, teacher
 column stride); biases (V,) and the teacher may be None.
+
+A row of 30,522 words begins anywhere, but all matrices' rows at the same distance from a multiple of WIDTH columns, 16
+bytes. So places are counted from that multiple, ``head`` before the row (``head_of``): the row is at the places from
+``head`` on, pointers and biases are those of place 0 (``row_pointer``), and a block that begins at a multiple of WIDTH
+and lies within the row is loaded and stored WIDTH columns at a time.
 """
 
 from __future__ import annotations
@@ -29,6 +34,18 @@ import triton
 import triton.language as tl
 
 from dwt_kernels.on_triton.constants import KL_SCALE, LOG2_E, MINUS_INF
+
+
+@triton.jit
+def head_of(row_index, row_stride, ALIGNMENT: tl.constexpr, WIDTH: tl.constexpr):
+    """Places before a row. ``ALIGNMENT``: a power of two, in elements, that divides the rows' offsets."""
+    return tl.multiple_of((row_index * row_stride) & (WIDTH - 1), ALIGNMENT)
+
+
+@triton.jit
+def row_pointer(matrix, row_index, row_stride, head, WIDTH: tl.constexpr):
+    """Place 0 of a row."""
+    return matrix + tl.multiple_of(row_index * row_stride - head, WIDTH)
 
 
 @triton.jit
@@ -74,14 +91,30 @@ def rescaled(kl_sum, rescale):
 
 
 @triton.jit
-def lane_columns(start, STEPS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """The columns of a block, (STEPS, LANES x WIDTH): a lane, one thread, has WIDTH neighbours at every step.
+def lane_places(start, STEPS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """The places of a block, (STEPS, LANES x WIDTH): a lane, one thread, has WIDTH neighbours at every step.
 
     In two dimensions and reshaped when loaded: in a load of three dimensions, some versions of Triton give a thread one
     step of several lanes.
     """
     step, place = tl.arange(0, STEPS), tl.arange(0, LANES * WIDTH)
     return start + step[:, None] * (LANES * WIDTH) + place[None, :]
+
+
+@triton.jit
+def rest_places(
+    head,
+    V: tl.constexpr,
+    FIRST: tl.constexpr,
+    WHOLE: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """A block of what the WHOLE places from FIRST on leave of a row, and a mask: the row's end, then its beginning."""
+    places = lane_places(FIRST + WHOLE, STEPS, LANES, WIDTH)
+    rest = places if FIRST == 0 else tl.where(places < head + V, places, places - V)
+    return rest, places < FIRST + V
 
 
 @triton.jit
@@ -157,37 +190,34 @@ def merged(state, factor, residual, HAS_TEACHER: tl.constexpr):
 @triton.jit
 def scan_row(
     row,
+    head,
     factor,
     residual,
     V: tl.constexpr,
+    FIRST: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
-    TAIL_STEPS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
+    TAIL_STEPS: tl.constexpr,
+    TAIL_WIDTH: tl.constexpr,
     UNIT_TEMPERATURE: tl.constexpr,
 ):
-    """The recurrence over a row. The last, partial block is apart and shorter, so that the others need no mask."""
+    """The recurrence over a row. What whole blocks leave is apart, so that they need no mask."""
     zeros = tl.zeros((LANES,), tl.float32)
     state = zeros + MINUS_INF, zeros, zeros, zeros + MINUS_INF, zeros, zeros
-    BLOCK: tl.constexpr = STEPS * LANES * WIDTH
-    for start in range(0, V // BLOCK * BLOCK, BLOCK):
-        columns = lane_columns(start, STEPS, LANES, WIDTH)
-        student = load_student(row, columns, None)
-        if row[3] is None:
-            state = add_block(state, student, None, factor, residual, STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
-        else:
-            teacher = load_teacher(row, columns, None)
-            state = add_block(state, student, teacher, factor, residual, STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
-    if V % BLOCK != 0:
-        rest = lane_columns(V // BLOCK * BLOCK, TAIL_STEPS, LANES, WIDTH)
-        student_rest = load_student(row, rest, rest < V)
-        if row[3] is None:
-            state = add_block(state, student_rest, None, factor, residual, TAIL_STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
-        else:
-            teacher_rest = load_teacher(row, rest, rest < V)
-            state = add_block(
-                state, student_rest, teacher_rest, factor, residual, TAIL_STEPS, LANES, WIDTH, UNIT_TEMPERATURE
-            )
+    for start in range(FIRST, FIRST + WHOLE, STEPS * LANES * WIDTH):
+        places = lane_places(start, STEPS, LANES, WIDTH)
+        student = load_student(row, places, None)
+        teacher = None if row[3] is None else load_teacher(row, places, None)
+        state = add_block(state, student, teacher, factor, residual, STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
+    if WHOLE < V:
+        rest, mask = rest_places(head, V, FIRST, WHOLE, TAIL_STEPS, LANES, TAIL_WIDTH)
+        student_rest = load_student(row, rest, mask)
+        teacher_rest = None if row[3] is None else load_teacher(row, rest, mask)
+        state = add_block(
+            state, student_rest, teacher_rest, factor, residual, TAIL_STEPS, LANES, TAIL_WIDTH, UNIT_TEMPERATURE
+        )
     return state
 
 
