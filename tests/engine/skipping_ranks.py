@@ -20,9 +20,9 @@ from dwt_ds.engine.student import gradient_norm, quieten_deepspeed, start_studen
 
 def settings(case: str) -> dict[str, Any]:
     """DeepSpeed's, of a case such as `bf16 ZeRO-2 offload`."""
-    precision, stage, *offload = case.split()
+    precision, stage, *further = case.split()
     zero: dict[str, Any] = {"stage": int(stage.removeprefix("ZeRO-")), "stage3_param_persistence_threshold": 0}
-    if offload:
+    if "offload" in further:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_batch_size": 4 * ranks.world_size(),
@@ -36,9 +36,10 @@ def settings(case: str) -> dict[str, Any]:
     }
 
 
-def run(case: str) -> None:
+def run(case: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    engine = start_student(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), settings(case))
+    compiles = "compiled" in case.split()
+    engine = start_student(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), settings(case), compiles=compiles)
     x = torch.randn(2, 8, dtype=next(engine.module.parameters()).dtype)
 
     def step(factor: float = 1.0) -> dict[str, torch.Tensor]:
@@ -65,6 +66,9 @@ def run(case: str) -> None:
     assert all(tensor.isfinite().all() for tensor in third.values())
     assert gradient_norm(engine) > 0, gradient_norm(engine)
     assert engine.get_lr()[0] != rate
+    if compiles:
+        assert same(third, run(case.removesuffix(" compiled"))), "to compile what is done to gradients changes them"
+    return third
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 Train = Callable[..., tuple[int, str]]
 
 WHOLE = ["fp32 ZeRO-0", "bf16 ZeRO-0", "fp32 ZeRO-1", "bf16 ZeRO-1", "bf16 ZeRO-2", "fp32 ZeRO-3", "bf16 ZeRO-3"]
+WHOLE += ["bf16 ZeRO-2 compiled"]
 OFFLOADED = ["fp32 ZeRO-1 offload", "bf16 ZeRO-2 offload", "fp32 ZeRO-3 offload", "bf16 ZeRO-3 offload"]
 
 
