@@ -111,7 +111,8 @@ def rank_memory(
         own = zero.element_bytes * partition.elements  # of the pass, before they are added to the buffer
         backward[TEMPORARIES] += own
         for moment in (teacher, reduction, step):
-            moment[ACTIVATIONS] = max(micro.loss_peak, micro.backward_peak) + own
+            # Gradients take the place of activations that the backward pass has freed.
+            moment[ACTIVATIONS] = max(micro.loss_peak, micro.backward_peak, own)
     moments = {
         "teacher": teacher,
         "loss": loss,
