@@ -171,8 +171,7 @@ stage tests 100 python3 -m pytest "${tests[@]}" || failed=1
 wait "$beside" || failed=1
 train_stage alone 85 paper_weak_h100 teacher.path=null &
 beside=$!
-# Without CUDA graphs, which training_speed measures: if they do not work here, this comparison still does.
-train_stage distilled 85 paper_weak_h100 "teacher.path=$(teacher_of_distilled)" train.cuda_graphs=off || failed=1
+train_stage distilled 85 paper_weak_h100 "teacher.path=$(teacher_of_distilled)" || failed=1
 wait "$beside" || failed=1
 stage injection 35 python3 benchmarks/kernel_injection.py --families bert --out "$results" || failed=1
 
