@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 from harness.corpus import Make
-from harness.teacher_rows import (
-    PAIRS,
-    Pair,
-)
+from harness.teacher_rows import PAIRS, Pair
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.teacher_rows import (
-    Pair,
-)
+from harness.teacher_rows import Pair
 from torch.utils.data import DataLoader
 
 from dwt_ds.config.schema import DataConfig

@@ -15,8 +15,6 @@ from dwt_ds.data.text_tokenizer import all_is_text, load_form
 from dwt_ds.data.token_texts import TokenTexts
 from dwt_ds.prepare.tokens import SentenceEncoder, SentenceInText
 
-NONE = np.zeros(0, dtype=np.int64)
-
 
 @lru_cache
 def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:

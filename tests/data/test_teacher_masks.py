@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from harness.teacher_rows import (
-    NONE,
-    Pair,
-    row_of,
-    spans,
-)
+from harness.teacher_rows import NONE, Pair, row_of, spans
 
 
 def test_aligned_tokens_are_whole_words_and_one_shared_entry(pair: Pair) -> None:

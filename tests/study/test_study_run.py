@@ -1,3 +1,5 @@
+"""What a study runs, skips, resumes and estimates."""
+
 from __future__ import annotations
 
 import json
