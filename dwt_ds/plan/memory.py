@@ -81,9 +81,12 @@ def rank_memory(
     sent_at_the_end = stage <= 1 or partition.elements <= zero.reduce_bucket
     kept = micro.activations + micro.head_gradients
 
+    gradients, temporaries = _at_step(stage, zero, partition)
+    # The next step's first pass of the teacher is made before this step's update, where the norm is read late.
+    ahead = gradients if stage in (1, 2) and not zero.optimizer_on_cpu else 0
     teacher = {
         **held,
-        GRADIENTS: earlier,
+        GRADIENTS: max(earlier, ahead),
         TEACHER: teacher_bytes + teacher_gathered_bytes,
         TEMPORARIES: micro.teacher_peak,
     }
@@ -97,7 +100,6 @@ def rank_memory(
         TEMPORARIES: max(0, micro.backward_peak - kept),
     }
     reduction = {**held, GRADIENTS: beside + _reduced(stage, zero, partition), BUCKETS: bucket + copy}
-    gradients, temporaries = _at_step(stage, zero, partition)
     step = {**held, GRADIENTS: gradients, TEMPORARIES: temporaries}
     if stage == 3:
         for moment in (loss, backward):
