@@ -221,8 +221,8 @@ class TrainConfig:
     """torch.compile for the encoder layers of student and teacher, one by one; auto: on a GPU, unless ZeRO's stage
     is 3."""
     cuda_graphs: Annotated[Literal["auto", "off"], BeforeValidator(_off_of_yaml)] = "auto"
-    """CUDA graphs on a GPU, for micro-batches whose shape recurs; auto: the teacher's forward pass; all: under ZeRO-2
-    the student's passes, too. docs/speed.md says what can be combined with it."""
+    """CUDA graphs on a GPU, for micro-batches whose shape recurs; auto: the teacher's forward pass and, under ZeRO-2,
+    the student's passes. docs/speed.md says what can be combined with it."""
     export_every: NonNegativeInt = 0
     """Steps between exports to `export/step_XXXXXXXX`, which GLUE can score later; 0: only the final model."""
     expected_world_size: PositiveInt | None = None

@@ -112,7 +112,8 @@ class Session:
         numbers of labels, and divided by the number by which DeepSpeed divides the loss again.
         """
         self._switch_quantization(step)
-        micro_batches, self._following = self._following or self._next_micro_batches(), None
+        micro_batches = self._next_micro_batches() if self._following is None else self._following
+        self._following = None
         assert micro_batches is not None  # the loader has all steps
         labelled = sum(len(batch.labels) for batch in micro_batches)
         positions = sum(batch.soft_rows for batch in micro_batches)
@@ -236,11 +237,11 @@ class Session:
         """Free the teacher; the student trains on alone."""
         assert self.teacher is not None
         self.log.teacher_released(done, self.teacher.parameters, self._meter)
+        self._following = self._first_of_following = None  # made for the teacher; they hold its head
         self.teacher.release()
         self.teacher, self._soft_weight.released = None, done
         self._batches = self._batches.without_teacher()
         self._loader = self._load(done)
-        self._following = self._first_of_following = None  # made for the teacher
 
     def _export(self, folder: Path, done: int) -> None:
         tokens, released = self._meter.tokens, self._soft_weight.released

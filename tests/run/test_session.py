@@ -252,7 +252,7 @@ def test_garbage_is_collected_at_the_same_steps_on_every_rank(monkeypatch: pytes
     assert [taken[0] + count for count in collected] == [100, 200]
 
 
-def test_the_teacher_s_next_pass_begins_before_the_host_waits_for_a_step_s_norm() -> None:
+def test_the_next_pass_of_the_teacher_begins_before_the_host_waits_for_the_norm() -> None:
     """And is not repeated; a teacher that is released in between leaves nothing behind."""
     passes: list[int] = []
 
@@ -264,7 +264,7 @@ def test_the_teacher_s_next_pass_begins_before_the_host_waits_for_a_step_s_norm(
             return int(batch.labels)
 
         def release(self) -> None:
-            pass
+            assert session._first_of_following is None, "its head stays in memory"
 
     def batch(label: int) -> Batch:
         one = torch.tensor([label])
@@ -274,14 +274,10 @@ def test_the_teacher_s_next_pass_begins_before_the_host_waits_for_a_step_s_norm(
     session = bare_session(RunConfig(), 4, batches=steps, teacher=Teacher())
     for step in range(3):
         micro_batches, _ = session.begin_step(step)
-        seen = []
-        for each, view in session.with_teacher(micro_batches):
-            seen.append((int(each.labels), view))
+        seen = [(int(each.labels), view) for each, view in session.with_teacher(micro_batches)]
         assert seen == [(10 * step, 10 * step), (10 * step + 1, 10 * step + 1)]
         session.student.optimizer.before_waiting_for_norm()
-        assert passes == [number for before in range(step + 1) for number in (10 * before, 10 * before + 1)] + [
-            10 * (step + 1)
-        ]
+        assert passes == [0, 1, 10, 11, 20, 21, 30][: 2 * step + 3]
     session._release_teacher(3)
     micro_batches, _ = session.begin_step(3)
     assert [(int(each.labels), view) for each, view in session.with_teacher(micro_batches)] == [(30, None), (31, None)]
