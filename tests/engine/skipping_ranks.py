@@ -28,7 +28,7 @@ def settings(case: str) -> dict[str, Any]:
         "train_batch_size": 4 * ranks.world_size(),
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": 2,
-        "gradient_clipping": 1.0,
+        "gradient_clipping": 0.01,  # every step is clipped
         "optimizer": {"type": "AdamW", "params": {"lr": 0.01}},
         "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.01, "warmup_max_lr": 0.02}},
         "zero_optimization": zero,
