@@ -5,6 +5,7 @@ Every model is trained by DeepSpeed under ZeRO-2, as a user would do it; the com
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -64,7 +65,10 @@ def _precision() -> list[str]:
 
 def _run(*arguments: str) -> None:
     print(f"\n$ dwt-ds {' '.join(arguments)}", flush=True)
+    # Ctrl-C reaches the command as well, which saves and ends; subprocess.run would kill it within a second.
+    former = signal.signal(signal.SIGINT, lambda *_: None)
     exit_code = subprocess.run(own_command(*arguments)).returncode
+    signal.signal(signal.SIGINT, former)
     if exit_code:
         raise SystemExit(f"error: the command above ended with exit code {exit_code}; make quickstart resumes there")
 

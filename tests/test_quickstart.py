@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -82,11 +85,38 @@ def test_the_first_failure_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     started = []
 
-    def fail(command: list[str]) -> subprocess.CompletedProcess[str]:
-        started.append(command)
-        return subprocess.CompletedProcess(command, 75)
+    def failing(*arguments: str) -> list[str]:
+        started.append(arguments)
+        return ["bash", "-c", "exit 75"]
 
-    monkeypatch.setattr(quickstart.subprocess, "run", fail)
+    monkeypatch.setattr(quickstart, "own_command", failing)
     with pytest.raises(SystemExit, match=r"^error: .* ended with exit code 75; make quickstart resumes there"):
         quickstart.main()
     assert len(started) == 1
+
+
+INTERRUPTED = """
+import sys
+from dwt_ds import quickstart
+command = "trap 'sleep 1; echo saved; exit 75' INT; echo begun; while :; do sleep 0.1; done"
+quickstart.own_command = lambda *_: ["bash", "-c", command]
+quickstart._run("launch")
+"""
+
+
+def test_ctrl_c_waits_for_the_run_to_be_saved() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "begun\n":
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the whole group
+    said, errors = process.communicate(timeout=20)
+    assert said == "saved\n"
+    assert "error: the command above ended with exit code 75; make quickstart resumes there" in errors
+    assert "Traceback" not in errors

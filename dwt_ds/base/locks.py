@@ -76,7 +76,8 @@ class FolderLock:
     def __init__(self, folder: Path, option: str, *, name: str = LOCK_NAME, mode: int = 0o777) -> None:
         self._path = through_links(folder) / name
         self._mode = mode
-        self._created_folder = not self._path.parent.exists()
+        folders = (self._path.parent, *self._path.parent.parents)
+        self._created = [folder for folder in folders if not folder.exists()]
         self._descriptor: int | None = None
         if self._path in _HELD:
             raise OccupiedError(f"{option}: this process, {os.getpid()}, writes there already; name another folder")
@@ -114,7 +115,7 @@ class FolderLock:
             ) from None
 
     def release(self) -> None:
-        """Give it back: its file goes, and so does a folder that was created for it and is still empty."""
+        """Give it back: its file goes, and so do folders that were created for it and are still empty."""
         _HELD.pop(self._path, None)
         if self._descriptor is None:
             return
@@ -122,9 +123,9 @@ class FolderLock:
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = None
-        if self._created_folder:
-            with suppress(OSError):
-                self._path.parent.rmdir()
+        with suppress(OSError):
+            for created in self._created:
+                created.rmdir()
 
     def _try(self, option: str) -> bool:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=self._mode)

@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-from dwt_ds.glue.options import FineTuning, GlueOptions
+from dwt_ds.glue.options import FineTuning, GlueOptions, check_packages
 from dwt_ds.glue.tasks import SEVEN, TASKS
-
-_NEEDS = {"accelerate": "accelerate", "sklearn": "scikit-learn", "scipy": "scipy"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    missing = [package for module, package in _NEEDS.items() if find_spec(module) is None]
-    if missing:
-        raise ValueError(f"dwt-ds glue needs {', '.join(missing)}; pip install 'dwt-ds[study]'")
+    check_packages()
     from dwt_ds.base.quiet import quieten_libraries
 
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+# What a process has to clean up after SIGTERM. One that hangs in a call to the GPU cannot handle it.
+_GRACE_SECONDS = 5.0
 _running: set[subprocess.Popen[str]] = set()
 _ending = threading.Event()
 
@@ -42,7 +44,11 @@ def run(
         out, err = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         _end(process)
-        out, err = process.communicate()
+        try:
+            out, _ = process.communicate(timeout=_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            _end(process, signal.SIGKILL)
+            out, _ = process.communicate()
         return 124, out, f"no answer within {timeout_seconds:.0f} s"
     finally:
         _running.discard(process)
@@ -70,6 +76,6 @@ def end_commands_on_signals() -> None:
         signal.signal(number, stop)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)

@@ -12,6 +12,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from typing import Any
 
+from dwt_ds.base.processes import exit_with_parent
+
 
 def visible_gpus() -> list[str]:
     """Values for CUDA_VISIBLE_DEVICES, one for each GPU; empty without any."""
@@ -68,6 +70,7 @@ def _start_worker(free: Any, processes: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
     from dwt_ds.base.quiet import quieten_libraries
 
+    exit_with_parent()
     quieten_libraries()
     share_cores(processes)
 

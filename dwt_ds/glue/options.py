@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from dwt_ds.glue.tasks import SEVEN, Task, find_tasks
 
 # The paper's; a model with fewer positions gets shorter rows.
 PAPER_MAX_LENGTH = 128
+_NEEDS = {"accelerate": "accelerate", "sklearn": "scikit-learn", "scipy": "scipy"}
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,10 @@ class GlueOptions:
     def __post_init__(self) -> None:
         if not find_tasks(self.tasks, "--tasks"):
             raise ValueError("--tasks is empty: name some, such as CoLA,SST-2")
+
+
+def check_packages() -> None:
+    """Raise ValueError if a package that fine-tuning needs is not installed."""
+    missing = [package for module, package in _NEEDS.items() if find_spec(module) is None]
+    if missing:
+        raise ValueError(f"dwt-ds glue needs {', '.join(missing)}; pip install 'dwt-ds[study]'")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from dwt_ds.base.processes import exit_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         return
     # Not fork: this process may have threads (tokenizers, Arrow), whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -47,14 +47,6 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
             raise
 
 
-def _follow_parent() -> None:
-    """Leave SIGINT to the parent, and exit with it: a worker would wait forever for a killed parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, too, and ends its workers
+    exit_with_parent()

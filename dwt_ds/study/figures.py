@@ -6,6 +6,7 @@ The colours are Okabe and Ito's; the three lightest are darker here, for a contr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def teacher_quality(points: Mapping[str, Mapping[str, Any]], alone: Sequence[flo
         unit: "loss" (held-out MLM loss, less is better) or "score" (points).
     """
     figure, axes = canvas()
-    looks = zip(points.items(), _MARKERS[1:] * 3, (_COLOURS[1:7]) * 4)
+    looks = zip(points.items(), cycle(_MARKERS[1:]), cycle(_COLOURS[1:7]))
     for (name, point), marker, colour in looks:
         mean, deviation = mean_and_deviation(point["students"])
         axes.errorbar(

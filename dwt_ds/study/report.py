@@ -40,10 +40,11 @@ def write_report(paths: Sequence[Path], out: Path | None = None, against: str | 
         ValueError: there is neither a run nor a study with an evaluation, `against` is not one of the runs or series or
             has no evaluation, or another process writes to `out`.
     """
+    paths = [path.expanduser() for path in paths]
     runs = _runs(paths)
     study = paths[0] if len(paths) == 1 and not runs else None
     other = None if against is None or study is not None else _find(against, runs)
-    folder = out or _nearest_folder(paths) / "report"
+    folder = out.expanduser() if out else _nearest_folder(paths) / "report"
     if (folder / HTML).is_file() and not is_a_page(folder / HTML):
         raise ValueError(f"--out {folder}: {folder / HTML} is not a report; rename it, or choose another --out")
     with FolderLock(folder, f"--out {folder}"):
@@ -52,7 +53,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, against: str | 
 
 def _runs(paths: Sequence[Path]) -> list[RunRecord]:
     """The runs in `paths`; [] if there is one path and it is not a run."""
-    missing = [path for path in paths if not (path.expanduser() / "metrics.jsonl").is_file()]
+    missing = [path for path in paths if not (path / "metrics.jsonl").is_file()]
     if missing and len(paths) > 1:
         raise ValueError(f"{missing[0]}: holds no run (metrics.jsonl); give folders of runs, or a study alone")
     return [] if missing else named_runs(paths)
@@ -72,7 +73,7 @@ def _find(against: str, runs: Sequence[RunRecord]) -> RunRecord:
 def _nearest_folder(paths: Sequence[Path]) -> Path:
     if len(paths) == 1:
         return paths[0]
-    folders = [path.expanduser().resolve() for path in paths]
+    folders = [path.resolve() for path in paths]
     return next(above for above in folders[0].parents if all(above in each.parents for each in folders))
 
 

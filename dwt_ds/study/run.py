@@ -20,6 +20,7 @@ import torch
 
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.data.manifest import read_data_manifest
+from dwt_ds.glue.options import check_packages
 from dwt_ds.launch.local import pretrain_command, visible_ranks
 from dwt_ds.launch.supervise import STOPPED, run_logged, stop_on_signals
 from dwt_ds.plan.corpus import resolve_plan
@@ -87,7 +88,8 @@ class Study:
                     f"override {override!r}: the study sets {key} itself; use options such as --out, --seeds"
                 )
         grid = load_grid(options.grid, options.scale, options.seeds, options.glue)
-        _check_glue(options.grid, grid.glue or {})
+        if grid.glue is not None:
+            _check_glue(options.grid, grid.glue)
         folder = StudyFolder(options.out or default_folder(grid))
         folder.check_contents(grid)
         ranks = options.ranks or visible_ranks(grid.ranks)
@@ -260,6 +262,7 @@ def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], N
 
 def _check_glue(grid: str, glue: dict[str, object]) -> None:
     check_glue(f"grid {grid}: glue", glue)
+    check_packages()
     folder = str(glue.get("dir", HUB))
     if folder != HUB and not Path(folder).is_dir():
         raise FileNotFoundError(f"GLUE folder {folder!r}: no such folder; give one with GLUE's TSV files, or {HUB}")

@@ -14,6 +14,7 @@ from dwt_ds.base.files import read_json
 from dwt_ds.base.locks import current_writer
 from dwt_ds.base.written import read_yaml
 from dwt_ds.distill.held_out import EVAL_LOSS, eval_losses
+from dwt_ds.engine.checkpoint.manifest import complete_checkpoints
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.progress import clock, evaluation_words, step_words
 from dwt_ds.run.stop import STOP_FILE
@@ -207,7 +208,7 @@ def _last_written(folder: RunFolder) -> float:
 
 def _full_disk(folder: RunFolder) -> list[str]:
     free = shutil.disk_usage(folder.path).free
-    newest = max(folder.checkpoints.glob("step_*"), default=None)
+    newest = max(complete_checkpoints(folder.checkpoints), default=None)
     size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file()) if newest else 0
     if free >= max(_NEARLY_FULL_BYTES, 2 * size):
         return []

@@ -188,6 +188,16 @@ def test_a_folder_that_its_former_owner_removes_is_made_again(tmp_path: Path, mo
         assert (folder / LOCK_NAME).is_file()
 
 
+def test_empty_folders_that_were_made_for_it_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with FolderLock(tmp_path / "mine" / "b" / "c", "--out x"):
+        assert (tmp_path / "mine" / "b" / "c").is_dir()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+    with FolderLock(tmp_path / "mine" / "b" / "c", "--out x"):
+        (tmp_path / "mine" / "b" / "kept").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["b", "kept", "mine"]
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_reported(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -19,6 +19,7 @@ from dwt_ds.study.grid import load_grid
 from dwt_ds.study.grid_section import runs_of_grid
 from dwt_ds.study.overview import overview
 from dwt_ds.study.records import RunRecord, named_runs
+from dwt_ds.study.report import write_report
 from dwt_ds.study.results import final_tables
 from dwt_ds.study.scores import glue_scores
 from dwt_ds.study.tables import Compared
@@ -317,6 +318,16 @@ def test_constants_are_not_plotted(tmp_path: Path, tiny_data: Path, tiny_teacher
     assert main(["report", path]) == 0
     drawn = {file.stem for file in (Path(path) / "report" / "figures").iterdir()}
     assert drawn == {"eval_hard_loss", "eval_hard_loss.books", "soft_loss", "soft_weight"}
+
+
+def test_folders_below_home(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = load_recipe("quickstart_teacher", [f"data.dir={tiny_data}"]).config.to_dict()
+    write_run(tmp_path / "runs" / "a", {4: 7.0, 8: 6.0}, config)
+    assert write_report([Path("~/runs/a")]) == tmp_path / "runs" / "a" / "report" / "index.html"
+    assert write_report([Path("~/runs/a")], Path("~/page")) == tmp_path / "page" / "index.html"
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

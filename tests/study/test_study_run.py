@@ -306,6 +306,14 @@ def test_a_mistake_in_the_glue_section_stops_the_study_before_the_first_run(
     assert message in error
 
 
+def test_packages_for_fine_tuning_are_looked_for_before_the_first_run(
+    tiny_data: Path, tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dwt_ds.glue.options.find_spec", lambda name: None if name == "accelerate" else name)
+    error = refusal("study", "teacher_quality", f"data.dir={tiny_data}", "--glue", str(tmp_path), "--dry-run")
+    assert "needs accelerate; pip install 'dwt-ds[study]'" in error
+
+
 def test_a_grids_glue_section_becomes_options_of_the_command() -> None:
     command = scores.glue_command(Path("m"), Path("o"), {"dir": "g", "tasks": ["CoLA", "MRPC"], "max_steps": 5})
     assert " ".join(command[3:]) == "glue --model m --out o --glue-dir g --tasks CoLA,MRPC --max-steps 5"
