@@ -112,7 +112,7 @@ class HostCopy:
     """A 0-d tensor's value on its way to the host, which may do something else before it reads it."""
 
     def __init__(self, number: torch.Tensor) -> None:
-        self._number = number.to("cpu", non_blocking=True)  # from a GPU, to pinned memory
+        self._number = number.to("cpu", non_blocking=number.is_cuda)  # to pinned memory
         self._copied: torch.cuda.Event | None = None
         if number.is_cuda:
             self._copied = torch.cuda.Event()

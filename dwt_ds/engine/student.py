@@ -15,10 +15,8 @@ import torch
 from deepspeed import DeepSpeedEngine as StudentEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder import AsyncIOBuilder
-from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
-from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.utils import logger as deepspeed_logger
-from torch import Tensor, nn
+from torch import nn
 
 from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, remember_masters
@@ -26,6 +24,7 @@ from dwt_ds.engine.cuda_graphs import CudaRecorder, free_graph_memory_bytes
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
 from dwt_ds.engine.gradients import FlatGradients, can_be_flat, cast_and_clip_at_once, take_one_norm_a_step
 from dwt_ds.engine.learning_rate import LearningRate
+from dwt_ds.engine.loss_scale import correct_loss_scaling
 from dwt_ds.engine.optimizers import client_optimizer
 from dwt_ds.engine.ranks import device as student_device
 from dwt_ds.engine.ranks import rank, world_size
@@ -110,11 +109,8 @@ def start_student(
         clip_and_step_if_finite(engine.optimizer, float(engine.gradient_clipping()))
     elif isinstance(engine.optimizer, WITHOUT_ZERO):
         remember_masters(engine.optimizer)
-        if engine.fp16_enabled():
-            begin_with_loss_scale(engine)
-    if engine.fp16_enabled() and isinstance(engine.optimizer, (*WITHOUT_ZERO, DeepSpeedZeroOptimizer_Stage3)):
-        grow_loss_scale_after_the_step(engine.optimizer)
-    disable_min_scale_error(engine)
+    if engine.fp16_enabled():
+        correct_loss_scaling(engine)
     take_one_norm_a_step(engine.optimizer)
     if can_be_flat(engine.optimizer):
         gradients = FlatGradients(engine.optimizer)
@@ -159,58 +155,6 @@ def step_was_skipped(engine: StudentEngine) -> bool:
 def loss_scale(engine: StudentEngine) -> float | None:
     """The dynamic or static loss scale of fp16 training; None in other precisions."""
     return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
-
-
-def disable_min_scale_error(engine: StudentEngine) -> None:
-    """Keep ZeRO's fp16 loss scaler from raising in the middle of a step once its scale can fall no further.
-
-    The guard counts such a step as skipped and ends the run after saving.
-    """
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    if scaler is not None:
-        scaler.raise_error_at_min_scale = False
-
-
-def begin_with_loss_scale(engine: StudentEngine) -> None:
-    """Start each backward pass of fp16 without ZeRO from the loss scale.
-
-    DeepSpeed 0.19.8 scales the loss under ZeRO only, but divides the gradients by the scale without ZeRO as well: they
-    would vanish. The hook sets the first gradient and does not multiply it, so it does no harm if DeepSpeed does scale.
-    """
-    backward, steps = engine.backward, engine.gradient_accumulation_steps()
-
-    def scaled_backward(loss: Tensor) -> None:
-        loss.register_hook(lambda gradient: torch.full_like(gradient, float(engine.optimizer.loss_scale) / steps))
-        backward(loss)
-
-    engine.backward = scaled_backward
-
-
-def grow_loss_scale_after_the_step(optimizer: Any) -> None:
-    """Divide the gradients of fp16 by the scale that they were computed with.
-
-    Without ZeRO and under ZeRO-3, DeepSpeed 0.19.8 first updates the scale: in a step after which it doubles (one in
-    `loss_scale_window`), the gradients and their norm would be halved.
-    """
-    update, step, unfused = optimizer._update_scale, optimizer.step, isinstance(optimizer, FP16_UnfusedOptimizer)
-    good: list[bool] = []
-
-    def update_if_skipped(skipped: bool = False) -> None:
-        if skipped:
-            update(skipped)
-        else:
-            good.append(True)
-
-    def step_and_update(*arguments: Any, **keywords: Any) -> Any:
-        result = step(*arguments, **keywords)
-        if unfused:  # the only one that has the norm of the scaled gradients
-            optimizer._global_grad_norm = optimizer._global_grad_norm / float(optimizer.loss_scale)
-        if good:
-            good.clear()
-            update(False)
-        return result
-
-    optimizer._update_scale, optimizer.step = update_if_skipped, step_and_update
 
 
 def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -> None:

@@ -32,7 +32,7 @@ _TOLERANCE = 0.1
 class GraphedTraining:
     """Runs an objective's training passes; a shape that comes `EAGER_CALLS` times in a row is recorded, then replayed.
 
-    If its gradient is not finite then, it is tried again after as many further calls.
+    If its first gradient is not finite, the shape is tried again after the same number of calls.
 
     Evaluation, and batches for a teacher with another vocabulary, whose number of aligned positions varies, run as they
     are.
@@ -114,15 +114,14 @@ class GraphedTraining:
         """Record the pass and replay it, with the random numbers of `state`: how far its gradient is from `exact`."""
         made.forward = self._recorder.record(lambda: self._forward(made.batch, made.teacher, made.scale))
         made.backward = self._recorder.record(lambda: self._add_gradient(made))
-        before = [flat.clone() for flat in self._gradients.buffers]
         get_accelerator().set_rng_state(state)
-        torch._foreach_zero_(self._gradients.buffers)
+        # The buffers are zero here: each micro-batch's gradients are reduced, and each step sets them to zero.
         made.forward.replay()
         made.backward.replay()
         pairs = [(view, own) for view, own in zip(self._gradients.views, exact) if own is not None]
-        distance = float(_norm([view - own for view, own in pairs]))
-        for flat, saved in zip(self._gradients.buffers, before):
-            flat.copy_(saved)
+        torch._foreach_sub_([view for view, _ in pairs], [own for _, own in pairs])
+        distance = float(_norm([view for view, _ in pairs]))
+        torch._foreach_zero_(self._gradients.buffers)
         return distance
 
     def _gradient_of(self, loss: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:

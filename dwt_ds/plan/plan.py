@@ -24,6 +24,7 @@ from dwt_ds.plan.speed import (
     step_time,
 )
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
+from dwt_ds.run.models import can_be_recorded
 from dwt_ds.run.resolve import Resolved
 
 
@@ -79,11 +80,9 @@ class Plan:
 
     def replays_training(self, stage: int) -> bool:
         """Whether the student's forward and backward pass are CUDA graphs."""
-        plain = not self.settings.config.train.activation_checkpointing and self.settings.quantization is None
-        plain = plain and not self.settings.config.distill.hidden_weight
         flat = self.zero(stage).flat_gradients(self.partition)
         known = known_layers(self.shapes.student.model) is not None
-        return self._recurs and flat and plain and known and self.shapes.overlap is None
+        return self._recurs and flat and can_be_recorded(self.settings) and known and self.shapes.overlap is None
 
     @cached_property
     def partition(self) -> Partition:

@@ -142,16 +142,21 @@ def uses_graphs(resolved: Resolved) -> bool:
     return on_gpu and resolved.config.train.cuda_graphs != "off" and resolved.ds.zero_stage < 3
 
 
-def may_replay_student(resolved: Resolved) -> bool:
-    """Whether the settings let the student's training passes be recorded.
+def can_be_recorded(resolved: Resolved) -> bool:
+    """Whether the student's training passes can be CUDA graphs, as far as the settings tell.
 
     Recomputing activations saves and restores the state of the random generator, and autocast keeps copies of weights.
-    Quantizers and a hidden loss have not been tried. Only under ZeRO-2 gradients are added to one buffer.
+    Flash attention reads lengths on the host where rows are padded. Quantizers and a hidden loss have not been tried.
     """
     config, autocast = resolved.config, resolved.ds_values.get("torch_autocast", {}).get("enabled")
     untried = resolved.quantization is not None or config.distill.hidden_weight
-    plain = not (config.train.activation_checkpointing or autocast or untried)
-    return plain and resolved.ds.zero_stage == 2 and uses_graphs(resolved)
+    flash = config.student.attention == "flash_attention_2"
+    return not (config.train.activation_checkpointing or autocast or flash or untried)
+
+
+def may_replay_student(resolved: Resolved) -> bool:
+    """Whether the settings let the student's training passes be recorded; gradients are in one buffer under ZeRO-2."""
+    return can_be_recorded(resolved) and resolved.ds.zero_stage == 2 and uses_graphs(resolved)
 
 
 def recorder_of_student(resolved: Resolved, student: GatheredMaskedLM) -> CudaRecorder | None:

@@ -1,5 +1,7 @@
 """Ranks that take a step, have a NaN on the last rank, and take another step, under each of the settings named.
 
+With "growing" in its name, a case takes steps of fp16 whose loss scale grows.
+
 python skipping_ranks.py CASE ...      rank 0 prints a JSON list of case and problem
 """
 
@@ -11,11 +13,12 @@ import traceback
 from typing import Any
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.weights import full_fp32_weights
-from dwt_ds.engine.student import gradient_norm, quieten_deepspeed, start_student, step_was_skipped
+from dwt_ds.engine.student import gradient_norm, loss_scale, quieten_deepspeed, start_student, step_was_skipped
 
 
 def settings(case: str) -> dict[str, Any]:
@@ -34,6 +37,33 @@ def settings(case: str) -> dict[str, Any]:
         "zero_optimization": zero,
         **({} if precision == "fp32" else {precision: {"enabled": True}}),
     }
+
+
+def apply_whole_gradients(case: str) -> None:
+    """While the loss scale doubles in every other step, each step applies the gradient whose norm is shown.
+
+    So a step of SGD moves the weights by that norm, times the learning rate.
+    """
+    values = settings(case) | {"gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}
+    values["fp16"] |= {"initial_scale_power": 4, "loss_scale_window": 2}
+    values["optimizer"] = {"type": "SGD", "params": {"lr": 0.01}}
+    values["scheduler"]["params"]["warmup_max_lr"] = 0.01
+    torch.manual_seed(0)
+    compiles = "compiled" in case.split()
+    engine = start_student(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), values, compiles=compiles)
+    x = torch.randn(2, 8, dtype=torch.float16)
+    scales = []
+    before = full_fp32_weights(engine.module, keep=True)
+    for _ in range(6):
+        scales.append(loss_scale(engine))
+        for _ in range(2):
+            engine.backward(engine(x).float().square().mean())
+            engine.step()
+        after = full_fp32_weights(engine.module, keep=True)
+        moved = torch.stack([(after[name] - before[name]).norm() for name in before]).norm()
+        torch.testing.assert_close(moved.item(), 0.01 * gradient_norm(engine), rtol=1e-3, atol=0)
+        before = after
+    assert scales[-1] == 4 * scales[0], scales
 
 
 def run(case: str) -> dict[str, torch.Tensor]:
@@ -74,9 +104,10 @@ def run(case: str) -> dict[str, torch.Tensor]:
 if __name__ == "__main__":
     quieten_deepspeed()
     ranks.start_ranks(120)
+    type(get_accelerator()).is_fp16_supported = lambda self: True  # slow on most CPUs, and enough for these
     for case in sys.argv[1:]:
         try:
-            run(case)
+            apply_whole_gradients(case) if "growing" in case.split() else run(case)
             problem = ""
         except Exception:
             problem = traceback.format_exc()

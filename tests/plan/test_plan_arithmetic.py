@@ -111,6 +111,23 @@ def test_a_replayed_training_pass_is_few_launches_and_keeps_its_memory() -> None
 
 
 @pytest.mark.parametrize(
+    "setting",
+    [
+        "student.attention=flash_attention_2",
+        "train.activation_checkpointing=true",
+        "student.quantization=w8a8",
+        "distill.hidden_weight=0.5",
+        "deepspeed.torch_autocast.enabled=true",
+    ],
+)
+def test_a_training_pass_that_cannot_be_recorded_is_not_counted_as_replayed(setting: str) -> None:
+    replayed = plan_of("paper_weak")
+    assert replayed.replays_training(2)
+    settings = resolve_plan("paper_weak", [setting], None, 8)
+    assert not dataclasses.replace(replayed, settings=settings).replays_training(2)
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         ["data.label_draw=bernoulli"],

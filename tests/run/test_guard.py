@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dwt_ds.config.schema import TrainConfig
-from dwt_ds.engine.student import disable_min_scale_error
+from dwt_ds.engine.loss_scale import skip_at_the_smallest_scale
 from dwt_ds.run.guard import Guard, TooManySkipsError
 
 SETTINGS = {"spike_sigma": 3.0, "spike_window": 4, "skip_window": 5, "max_skipped_share": 0.4}
@@ -88,8 +88,8 @@ def test_overflows_of_fp16_at_the_lowest_scale_are_left_to_the_guard(monkeypatch
         alone.update_scale(True)
 
     student = SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler()))
-    disable_min_scale_error(student)  # type: ignore[arg-type]
-    disable_min_scale_error(SimpleNamespace(optimizer=object()))  # type: ignore[arg-type]
+    skip_at_the_smallest_scale(student.optimizer)
+    skip_at_the_smallest_scale(object())
     watched = Guard(TrainConfig(), {})
     for _ in range(30):
         student.optimizer.loss_scaler.update_scale(True)
