@@ -184,8 +184,9 @@ def find_file(name: str, packaged: Mapping[str, Path], what: str) -> Path:
     Raises:
         FileNotFoundError: neither; one line with the nearest packaged name.
     """
-    if Path(name).is_file():
-        return Path(name)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
     if name not in packaged:
         raise FileNotFoundError(
             f"{what} {name!r}: no such file and no packaged {what} of that name{nearest(name, packaged)} "

@@ -55,8 +55,12 @@ class PreparedData:
         return cls(folder, manifest, table(TRAIN), table(VALIDATION))
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that made the rows."""
-        return AutoTokenizer.from_pretrained(self.folder / TOKENIZER_FOLDER)
+        """The tokenizer that made the rows; ValueError if it cannot be loaded."""
+        where = self.folder / TOKENIZER_FOLDER
+        try:
+            return AutoTokenizer.from_pretrained(where)
+        except Exception as error:  # the tokenizers library raises plain Exceptions
+            raise ValueError(f"{where} cannot be loaded ({one_line(error, with_type=True)})") from error
 
     @cached_property
     def facts(self) -> TokenizerFacts:
@@ -64,12 +68,9 @@ class PreparedData:
 
     def check_tokenizer(self) -> None:
         """Raises ValueError if the tokenizer is no longer the one that made the rows."""
-        where = self.folder / TOKENIZER_FOLDER
-        try:
-            digest = tokenizer_sha256(self.tokenizer())
-        except Exception as error:  # the tokenizers library raises plain Exceptions
-            raise ValueError(f"{where} cannot be loaded ({one_line(error, with_type=True)})") from error
+        digest = tokenizer_sha256(self.tokenizer())
         if digest != self.manifest.tokenizer_sha256:
+            where = self.folder / TOKENIZER_FOLDER
             raise ValueError(f"{where}: sha256 is {digest}, the manifest says {self.manifest.tokenizer_sha256}")
 
 
@@ -86,7 +87,7 @@ def data_problems(folder: Path) -> list[str]:
         if found:
             return found
         data = PreparedData.open(folder)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return [str(error)]
     for check in (data.train.check_lengths, data.validation.check_lengths, data.check_tokenizer):
         try:

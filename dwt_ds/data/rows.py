@@ -71,8 +71,11 @@ class RowTable:
         self._bits = bits
         self._first_rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         lengths_path = self._folder / LENGTHS_NAME
-        self.lengths: np.ndarray = np.load(lengths_path, mmap_mode="r" if self._first_rows[-1] else None)
-        """int32 (rows,), memory-mapped: tokens of each row."""
+        try:
+            self.lengths: np.ndarray = np.load(lengths_path, mmap_mode="r" if self._first_rows[-1] else None)
+            """int32 (rows,), memory-mapped: tokens of each row."""
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{lengths_path} is damaged ({error}); prepare the data again") from None
         if len(self.lengths) != self._first_rows[-1]:
             raise ValueError(f"{lengths_path} has {len(self.lengths)} rows, the Arrow files {self._first_rows[-1]}")
 

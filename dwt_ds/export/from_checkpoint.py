@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from dwt_ds.base.files import MANIFEST, problems, read_manifest, through_links
 from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.config.quantization import parse_quantization
@@ -15,6 +13,7 @@ from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
 from dwt_ds.export.model_card import held_out_losses_at, model_card
 from dwt_ds.export.writer import write_export
 from dwt_ds.models.build import build_student, data_sizes
+from dwt_ds.models.vocabulary import load_tokenizer
 
 # Names of the student's parameters inside the trained objective.
 _PREFIX = "student.model."
@@ -27,6 +26,7 @@ def export_checkpoint(path: Path, out: Path) -> int:
 
     Raises:
         ValueError: no checkpoint there, a damaged one, or `out` exists, is the run's own, or is being written.
+        FileNotFoundError: the run's tokenizer cannot be read.
         RuntimeError: the folder, read back, gives other logits.
     """
     checkpoint = _find(path)
@@ -42,8 +42,10 @@ def export_checkpoint(path: Path, out: Path) -> int:
 
 def _export(checkpoint: Path, run: Path, out: Path) -> int:
     manifest = read_manifest(checkpoint)
+    if "state" not in manifest:
+        raise ValueError(f"{checkpoint}: is not a checkpoint; name a run, or a folder in its checkpoints/")
     facts, state = RunFacts.from_manifest(manifest), RunState(**manifest["state"])
-    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
+    tokenizer = load_tokenizer(run / "tokenizer")
     student = StudentConfig(**facts.settings["student"])
     model = build_student(student, **data_sizes(tokenizer, vocab_size=facts.vocab_size, seq_len=facts.seq_len))
     weights = checkpoint_fp32_weights(checkpoint)

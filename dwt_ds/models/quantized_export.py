@@ -18,14 +18,14 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dwt_ds.base.files import read_json, replace_folder, unfinished_folder, write_json
 from dwt_ds.config.quantization import Quantization, parse_quantization
 from dwt_ds.config.validate import validated
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantization import QuantizedWeight, convert, drop_weight_quantizers, prepare, quantized_layers
-from dwt_ds.models.vocabulary import fit_to_model
+from dwt_ds.models.vocabulary import fit_to_model, load_tokenizer
 
 WEIGHTS_FILE = "quantized.safetensors"
 SETTINGS_FILE = "quantization.json"
@@ -122,7 +122,7 @@ def quantize_checkpoint(
         raise ValueError(f"model path {str(folder)!r} is damaged ({error}); export that model again") from error
     names = quantized_layers(model, quantization)
     has_tokenizer = (where / "tokenizer_config.json").is_file()
-    tokenizer = fit_to_model(AutoTokenizer.from_pretrained(where), model.config) if has_tokenizer else None
+    tokenizer = fit_to_model(load_tokenizer(where), model.config) if has_tokenizer else None
     write_quantized(model, quantization, out, tokenizer)
     return names
 
@@ -138,7 +138,12 @@ def load_quantized(folder: str | os.PathLike[str]) -> PreTrainedModel:
     if not (where / SETTINGS_FILE).is_file() or not (where / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no {SETTINGS_FILE} with {WEIGHTS_FILE}; give a quantized export")
     settings = read_json(where / SETTINGS_FILE)
-    dtype = getattr(torch, settings.pop("dtype"))
+    name = settings.pop("dtype", None)
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(
+            f"{str(where / SETTINGS_FILE)!r}: dtype={name!r} is not one of torch's; export the model again"
+        )
     quantization = validated(Quantization, settings, SETTINGS_FILE)
     try:
         stored = load_file(where / WEIGHTS_FILE)

@@ -34,7 +34,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         raise FileNotFoundError(f"tokenizer path {str(path)!r} holds no tokenizer; copy its tokenizer files there")
     try:
         return AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         raise FileNotFoundError(f"tokenizer path {str(path)!r} cannot be read: {one_line(error)}") from error
 
 

@@ -45,7 +45,7 @@ def find_tokenizer(name: str, wishes: Wishes = Wishes()) -> PreTrainedTokenizerB
     of_data = path / TOKENIZER_FOLDER
     try:
         tokenizer = AutoTokenizer.from_pretrained(of_data if of_data.is_dir() else name)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         raise ValueError(
             f"--tokenizer {name}: not a vocab.txt, not a folder with a tokenizer, and not loadable from the "
             f"Hugging Face hub ({one_line(error)}); choose another tokenizer"

@@ -13,6 +13,7 @@ from dwt_ds.base.files import (
     check_replaceable,
     escape_existing,
     file_facts,
+    find_file,
     plain_name,
     problems,
     read_json,
@@ -134,6 +135,12 @@ def test_files_of_a_finished_folder_have_the_modes_that_the_umask_asks_for(
         os.umask(former)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
     assert modes == {"a": mode, "b": mode}
+
+
+def test_a_file_below_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.json").touch()
+    assert find_file("~/my.json", {}, "deepspeed_config") == tmp_path / "my.json"
 
 
 def test_a_plain_name_is_no_pattern(tmp_path: Path) -> None:

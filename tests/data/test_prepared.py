@@ -101,6 +101,19 @@ def test_verify_finds_wrong_lengths(copied: Path) -> None:
     assert data_problems(copied) == [f"{copied / 'train' / 'lengths.npy'} does not fit the rows in the Arrow files"]
 
 
+@pytest.mark.parametrize("content", [b"", b"x", b"\x93NUMPY"])
+def test_lengths_that_are_damaged(content: bytes, copied: Path) -> None:
+    (copied / "train" / "lengths.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"lengths\.npy is damaged \(.*\); prepare the data again$"):
+        PreparedData.open(copied)
+
+
+def test_a_tokenizer_that_is_damaged(copied: Path) -> None:
+    (copied / "tokenizer" / "tokenizer.json").write_text('{"model": {"type": "of a later version"}}')
+    with pytest.raises(ValueError, match=r"tokenizer cannot be loaded \("):
+        PreparedData.open(copied).tokenizer()
+
+
 def test_lengths_of_another_folder(copied: Path) -> None:
     lengths = np.load(copied / "train" / "lengths.npy")
     np.save(copied / "train" / "lengths.npy", lengths[:-1])

@@ -123,7 +123,7 @@ def test_an_error_names_an_unreadable_file(text: str, words: str, resolve: Resol
 
 def test_an_error_names_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "my.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(ValueError, match=r"^my\.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"^my\.json: cannot be read: "):
         load_ds_json(str(tmp_path / "my.json"), {})
 
 

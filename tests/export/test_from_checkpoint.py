@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from dwt_ds.cli.main import main
+from dwt_ds.export.from_checkpoint import export_checkpoint
 from dwt_ds.export.verify import verify
 
 Train = Callable[..., tuple[int, str]]
@@ -72,6 +73,14 @@ def test_the_export_of_a_checkpoint_is_the_runs(config: str, train: Train, tiny_
     assert code == 0, output
     assert held_out_loss(run / "export") == last_evaluation(run)
 
+    with pytest.raises(ValueError, match="export: is not a checkpoint; name a run, or a folder in its checkpoints/$"):
+        export_checkpoint(run / "export", tmp_path / "of an export")
+    tokenizer = run / "tokenizer" / "tokenizer.json"
+    content = tokenizer.read_bytes()
+    tokenizer.write_text("{}")
+    with pytest.raises(FileNotFoundError, match="cannot be read: "):
+        export_checkpoint(run, tmp_path / "without a tokenizer")
+    tokenizer.write_bytes(content)
     shard = next((run / "checkpoints").rglob("*model_states.pt"))
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["export", str(shard.parent), "--out", str(tmp_path / "damaged")]) == 2

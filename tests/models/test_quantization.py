@@ -258,6 +258,10 @@ class TestWithTorchao:
         weights.write_bytes(weights.read_bytes()[:200])
         with pytest.raises(ValueError, match="is damaged"):
             load_quantized(tmp_path)
+        settings = tmp_path / "quantization.json"
+        settings.write_text(settings.read_text().replace("float32", "float33"))
+        with pytest.raises(ValueError, match="dtype='float33' is not one of torch's; export the model again"):
+            load_quantized(tmp_path)
 
     def test_settings_are_checked_against_the_model_before_it_is_built(self) -> None:
         from dwt_ds.models.quantization import check_quantization

@@ -63,6 +63,14 @@ def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
         check_same_vocabulary(tmp_path, tokenizer(tmp_path / "student", WORDS), teacher_rows=9)
 
 
+@pytest.mark.parametrize("content", ["", "{}", '{"model": {"type": "of a later version"}}'])
+def test_a_tokenizer_that_cannot_be_read_is_an_error(content: str, tmp_path: Path) -> None:
+    tokenizer(tmp_path, WORDS)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(FileNotFoundError, match="^tokenizer path '.*' cannot be read: "):
+        load_tokenizer(tmp_path)
+
+
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer(tmp_path / "teacher", WORDS)
     monkeypatch.setenv("HOME", str(tmp_path))

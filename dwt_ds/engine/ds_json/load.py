@@ -53,7 +53,7 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name}: not valid JSON: {error}") from None
+        raise ValueError(f"{path.name}: cannot be read: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
     if not isinstance(values, dict):
