@@ -42,7 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
     module.add_arguments(subparser)
     options = subparser.parse_intermixed_args(argv[1:])
     try:
-        _refuse_other_bytes(argv)
         _check_texts(options)
         return int(module.main(options))
     except (ValueError, OSError) as error:
@@ -54,14 +53,6 @@ def add_commands(parser: argparse.ArgumentParser, *, add_help: bool = True) -> d
     """Add the subcommands, without their options; name -> parser."""
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     return {name: commands.add_parser(name, help=text, add_help=add_help) for name, text in SUBCOMMANDS.items()}
-
-
-def _refuse_other_bytes(argv: list[str]) -> None:
-    """ValueError for a word that is not UTF-8, as some file names are: neither JSON nor a message could hold it."""
-    for word in argv:
-        shown = os.fsencode(word).decode("utf-8", "backslashreplace")
-        if shown != word:
-            raise ValueError(f"{shown}: these bytes are not UTF-8; rename the file or folder")
 
 
 def _check_texts(options: argparse.Namespace) -> None:

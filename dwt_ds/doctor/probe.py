@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -88,18 +87,8 @@ def _check_shared_folder(folder: Path, mark: str) -> dict[str, Any]:
 def _gpus() -> list[dict[str, str]]:
     """Name, driver and memory of every GPU, from the driver."""
     fields = ["name", "driver_version", "memory.total"]
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    if listed.returncode != 0:
-        return []
-    return [dict(zip(fields, line.split(", "))) for line in listed.stdout.splitlines() if line.strip()]
+    code, out, _ = run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], 60.0)
+    return [dict(zip(fields, line.split(", "))) for line in out.splitlines() if line.strip()] if code == 0 else []
 
 
 def _torch_gpus() -> int:
@@ -147,14 +136,14 @@ def _free_bytes(shared: Path) -> dict[str, int]:
     return free
 
 
-def _build_operators() -> list[dict[str, Any]]:
+def _build_operators() -> list[dict[str, str]]:
     """In a process of its own, since a compiler may hang."""
     code, out, err = run([sys.executable, "-m", "dwt_ds.engine.ops_check"], _BUILD_SECONDS)
     if code == 124:
-        return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s", "seconds": _BUILD_SECONDS}]
+        return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s"}]
     if code != 0:
-        return [{"name": "all", "problem": last_line(err) or "no message", "seconds": 0.0}]
-    answers: list[dict[str, Any]] = json.loads(out.splitlines()[-1])
+        return [{"name": "all", "problem": last_line(err) or "no message"}]
+    answers: list[dict[str, str]] = json.loads(out.splitlines()[-1])
     return answers
 
 

@@ -49,13 +49,13 @@ def read_options(arguments: Sequence[str]) -> Options:
 
     Raises ValueError for a value that is missing or no number.
     """
-    parser = _Parser(add_help=False)
-    parser.add_argument("-i", "--include", default="")
-    parser.add_argument("-e", "--exclude", default="")
-    parser.add_argument("--num_nodes", type=int, default=-1)
-    parser.add_argument("--num_gpus", "--num_accelerators", type=int, default=-1)
-    parser.add_argument("--launcher", type=str.lower, default="pdsh")
-    parser.add_argument("--master_port", type=int, default=29500)
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("-i", "--include")
+    parser.add_argument("-e", "--exclude")
+    parser.add_argument("--num_nodes", type=int)
+    parser.add_argument("--num_gpus", "--num_accelerators", type=int)
+    parser.add_argument("--launcher", type=str.lower)
+    parser.add_argument("--master_port", type=int)
     parser.add_argument("--no_ssh", action="store_true")
     known, _ = parser.parse_known_args(list(arguments))
     return Options(**vars(known))

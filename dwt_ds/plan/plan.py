@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dwt_ds.distill.release import TeacherRelease
-from dwt_ds.models.flops import Work, recomputed_flops, work_of_a_row
+from dwt_ds.models.flops import Work, recomputed_flops
 from dwt_ds.models.growth.plan import GrowthPlan, check_growth
 from dwt_ds.models.masked_lm.wrapper import known_layers
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
@@ -24,6 +24,7 @@ from dwt_ds.plan.speed import (
     step_time,
 )
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
+from dwt_ds.run.mfu import row_work
 from dwt_ds.run.models import can_be_recorded
 from dwt_ds.run.resolve import Resolved
 
@@ -148,19 +149,11 @@ class Plan:
 
     @cached_property
     def work(self) -> Work:
-        corpus, labels = self.settings.corpus, self.settings.labels_per_row
-        work = work_of_a_row(
-            self.shapes.student,
-            self.shapes.teacher,
-            seq_len=corpus.seq_len,
-            labels=labels,
-            further=self.settings.further_per_row,
-            vocab_size=corpus.vocab_size,
-            overlap=self.shapes.overlap,
-            hidden_loss=self.settings.config.distill.hidden_weight > 0,
-        )
-        if self.settings.config.train.activation_checkpointing:
-            work = replace(work, recomputed=recomputed_flops(self.shapes.student, corpus.seq_len, labels))
+        settings, student = self.settings, self.shapes.student
+        work = row_work(settings, student, self.shapes.teacher, self.shapes.overlap)
+        if settings.config.train.activation_checkpointing:
+            again = recomputed_flops(student, settings.corpus.seq_len, settings.labels_per_row)
+            work = replace(work, recomputed=again)
         return work
 
     def traffic(self, stage: int) -> list[Traffic]:

@@ -23,10 +23,9 @@ from dwt_ds.models.masked_lm.checks import freeze_unused_parameters
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.quantization import prepare
 from dwt_ds.plan.communication import Traffic
-from dwt_ds.plan.corpus import Corpus
 from dwt_ds.plan.vocabulary import find_overlap
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
-from dwt_ds.run.resolve import Resolved
+from dwt_ds.run.resolve import Corpus, Resolved
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     """
     family = settings.config.student.family
     with torch.device("meta"):
-        student = GatheredMaskedLM(build_student(settings.config.student, **_sizes(settings.corpus)))
+        student = GatheredMaskedLM(build_student(settings.config.student, **corpus_sizes(settings.corpus)))
         silence_padding_warning(student)
         try:
             freeze_unused_parameters(student)
@@ -116,12 +115,12 @@ def find_teacher(settings: Resolved) -> Teacher | None:
     except FileNotFoundError:
         pass
     student, why = _assumed_teacher(settings, path)
-    config = student_model_config(student, **_sizes(settings.corpus))
+    config = student_model_config(student, **corpus_sizes(settings.corpus))
     return Teacher(config, f"assumed, since {path} does not exist: {config.model_type}, {_size_words(config)} ({why})")
 
 
 def _trained_by(trainer: Resolved) -> Teacher:
-    config = student_model_config(trainer.config.student, **_sizes(trainer.corpus))
+    config = student_model_config(trainer.config.student, **corpus_sizes(trainer.corpus))
     return Teacher(config, f"{config.model_type}, {_size_words(config)}, trained by the run {trainer.recipe.name}")
 
 
@@ -144,7 +143,8 @@ def _assumed_teacher(settings: Resolved, path: str) -> tuple[StudentConfig, str]
     return section, why
 
 
-def _sizes(corpus: Corpus) -> DataSizes:
+def corpus_sizes(corpus: Corpus) -> DataSizes:
+    """What the data decide of a student's shapes, without their tokenizer."""
     return DataSizes(
         vocab_size=corpus.vocab_size,
         seq_len=corpus.seq_len,

@@ -11,8 +11,8 @@ from typing import Any
 
 from dwt_ds.models.build import DTYPES
 
-# fp32 numbers that an optimizer keeps per element besides the weight itself.
-_MOMENTS = {"adam": 2, "adamw": 2, "lamb": 2, "fusedadam": 2, "lion": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}
+# fp32 numbers that an optimizer keeps per element besides the weight itself, where these are not two.
+_MOMENTS = {"lion": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}
 
 # Elements of a bucket without ZeRO: DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE.
 STAGE_0_BUCKET = 500_000_000

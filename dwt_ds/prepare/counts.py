@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 # So many of the most frequent characters of unknown words are kept; a warning names the first few.
-_CHARACTERS_KEPT = 200
+CHARACTERS_KEPT = 200
 
 
 @dataclass
@@ -54,7 +54,7 @@ class ChunkCounts:
 
 def _sum(mine: Any, theirs: Any) -> Any:
     if isinstance(mine, dict):
-        return dict((Counter(mine) + Counter(theirs)).most_common(_CHARACTERS_KEPT))
+        return dict((Counter(mine) + Counter(theirs)).most_common(CHARACTERS_KEPT))
     if isinstance(mine, list):
         return [sum(pair) for pair in zip_longest(mine, theirs, fillvalue=0)]
     return mine + theirs

@@ -71,11 +71,12 @@ def prepare(options: PrepareOptions) -> Manifest:
                     parts.append(counts)
                     bar.update(read - bar.n)
             if options.validation and any(part.rows for part in parts) != any(part.validation_rows for part in parts):
-                print(
-                    "no text is left of the held-out documents, or of the others: another document is held out",
-                    file=sys.stderr,
-                )
                 hold_out_another(corpus, parts, settings, work)
+                if was_held_out_instead(work):
+                    print(
+                        "no text is left of the held-out documents, or of the others: another document is held out",
+                        file=sys.stderr,
+                    )
             manifest = _joined(options, identity, corpus, parts, tokenizer, treatment, work)
             make_final(options.out, manifest)
             return manifest

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import gzip
 import lzma
-import os
 import re
 import shlex
 import zlib
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from dwt_ds.base.files import escape_existing
+from dwt_ds.base.words import check_fits_a_line
 from dwt_ds.prepare.encoding import TextDecoder, advice
 from dwt_ds.prepare.encoding_guess import guess_by_marks
 from dwt_ds.prepare.fasta import FASTA_SUFFIXES, looks_like_fasta, sequences
@@ -132,7 +132,7 @@ def find_files(patterns: list[str], form: TextForm) -> list[LocalFile]:
     """The files that `patterns` (names or globs) match, in the order of the patterns, each glob's sorted by name.
 
     Raises FileNotFoundError for a pattern without a match; ValueError for a folder, a file that is named twice, or a
-    name that is not UTF-8, since manifests and messages cannot hold it.
+    name that `check_fits_a_line` refuses, since manifests and messages cannot hold it.
     """
     files: list[LocalFile] = []
     for pattern in patterns:
@@ -146,9 +146,7 @@ def find_files(patterns: list[str], form: TextForm) -> list[LocalFile]:
         files.extend(LocalFile(path, form) for path in found)
     seen: set[str] = set()
     for file in files:
-        shown = os.fsencode(file.path).decode("utf-8", "backslashreplace")
-        if shown != str(file.path):
-            raise ValueError(f"--text {shown}: its name is not UTF-8: rename it (a folder's name counts, too)")
+        check_fits_a_line(str(file.path))
         name = str(file.path.resolve())
         if name in seen:
             raise ValueError(f"--text {name} is named twice: leave one out")

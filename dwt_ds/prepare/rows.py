@@ -17,7 +17,7 @@ import numpy as np
 
 from dwt_ds.base.files import atomic_file, file_sha256
 from dwt_ds.data.rows import below, hashes, key_of
-from dwt_ds.prepare.counts import ChunkCounts
+from dwt_ds.prepare.counts import CHARACTERS_KEPT, ChunkCounts
 from dwt_ds.prepare.packing import Rows, RowSettings, rows_of_sentences
 from dwt_ds.prepare.sentences import cut_span, sentence_spans
 from dwt_ds.prepare.tokens import SentenceEncoder, SentenceInText, Tokens
@@ -161,7 +161,7 @@ def _count_unknown(
     with_unknown = np.unique(sentence_of_unknown)
     looked_up = with_unknown[:: max(-(-len(with_unknown) // _SENTENCES_LOOKED_UP), 1)].tolist()
     found = encoder.unknown_characters([sentences[number].text for number in looked_up])
-    counts.add(ChunkCounts(unknown_characters=dict(found)))
+    counts.unknown_characters = dict(found.most_common(CHARACTERS_KEPT))
 
 
 def part_path(folder: Path, index: int) -> Path:

@@ -49,18 +49,8 @@ class Utilization:
 
         `overlap` is that of a teacher with a vocabulary of its own.
         """
-        corpus = resolved.corpus
-        a_row = work_of_a_row(
-            _meta(student),
-            None if teacher is None else _meta(teacher),
-            seq_len=corpus.seq_len,
-            labels=resolved.labels_per_row,
-            further=resolved.further_per_row,
-            vocab_size=corpus.vocab_size,
-            overlap=overlap,
-            hidden_loss=resolved.config.distill.hidden_weight > 0,
-        )
-        work = a_row.per_token(corpus.tokens_per_row)
+        a_row = row_work(resolved, _meta(student), None if teacher is None else _meta(teacher), overlap)
+        work = a_row.per_token(resolved.corpus.tokens_per_row)
         return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.precision))
 
     def without_teacher(self) -> Utilization:
@@ -74,6 +64,22 @@ class Utilization:
             "mfu": self.work_per_token.per_row * a_share,
             "mfu_student": 3 * self.work_per_token.student_forward * a_share,
         }
+
+
+def row_work(
+    resolved: Resolved, student: GatheredMaskedLM, teacher: GatheredMaskedLM | None, overlap: Overlap | None
+) -> Work:
+    """Operations for a full row of a run, whose models are on the meta device."""
+    return work_of_a_row(
+        student,
+        teacher,
+        seq_len=resolved.corpus.seq_len,
+        labels=resolved.labels_per_row,
+        further=resolved.further_per_row,
+        vocab_size=resolved.corpus.vocab_size,
+        overlap=overlap,
+        hidden_loss=resolved.config.distill.hidden_weight > 0,
+    )
 
 
 def _meta(gathered: GatheredMaskedLM) -> GatheredMaskedLM:

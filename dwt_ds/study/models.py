@@ -12,6 +12,7 @@ from dwt_ds.models.build import parameter_count, student_model_config
 from dwt_ds.models.flops import meta_model
 from dwt_ds.models.load import load_model_config
 from dwt_ds.plan.corpus import corpus_of
+from dwt_ds.plan.shapes import corpus_sizes
 from dwt_ds.run.resolve import Corpus
 from dwt_ds.study.records import RunRecord
 
@@ -29,9 +30,7 @@ def student_config(run: RunRecord) -> PretrainedConfig | None:
     corpus = data_of(run)
     if corpus is None:
         return None
-    # Which tokens are special changes no size.
-    sizes = {"vocab_size": corpus.vocab_size, "seq_len": corpus.seq_len, "pad_token_id": corpus.pad_token_id}
-    return student_model_config(parse_run_config(run.config).student, **sizes, mask_token_id=corpus.vocab_size - 1)
+    return student_model_config(parse_run_config(run.config).student, **corpus_sizes(corpus))
 
 
 def teacher_config(run: RunRecord) -> PretrainedConfig | None:

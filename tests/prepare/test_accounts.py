@@ -166,6 +166,7 @@ def test_another_document_is_held_out_where_one_has_no_text(
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
     code, out, err = run("--text", tmp_path / "text.txt", "--train-tokenizer", 80, "--seed", seed)
     if held_out == "nothing":
+        assert "another document is held out" not in err
         assert (
             code == 2 or out.splitlines()[-1] == "warning: no text is held out, so training will show no held-out loss"
         )
