@@ -26,12 +26,11 @@ from typing import Any, TypeVar
 
 from rows import append_row, processor_and_cores
 
-from dwt_ds.data.prepared import PreparedData
+from dwt_ds.data.prepared import TOKENIZER_FOLDER, PreparedData
 from dwt_ds.prepare.corpus import DuplicateFinder
 from dwt_ds.prepare.documentation import InstalledDocumentation
 from dwt_ds.prepare.options import PrepareOptions
-from dwt_ds.prepare.packing import RowSettings
-from dwt_ds.prepare.pipeline import prepare
+from dwt_ds.prepare.pipeline import prepare, row_settings
 from dwt_ds.prepare.reading import LocalFile
 from dwt_ds.prepare.rows import Chunk, rows_of_chunk, store_part
 from dwt_ds.prepare.sentences import sentence_spans
@@ -59,12 +58,11 @@ def measure_stages(files: list[Path], tokenizer: str | None, folder: Path) -> li
     )
     if tokenizer is None:  # its training is not part of the rate
         prepare(options)
-        tokenizer = str(folder / "whole" / "tokenizer")
+        tokenizer = str(folder / "whole" / TOKENIZER_FOLDER)
         options = PrepareOptions(sources=options.sources, out=folder / "again", tokenizer=tokenizer)
     wall = time.perf_counter()
     whole_seconds, manifest = timed(lambda: prepare(options))
     wall = time.perf_counter() - wall
-    facts = PreparedData.open(options.out).facts
 
     read_seconds, documents = timed(lambda: [d for s in options.sources for d in s.documents(SourceCounts())])
     lines = [document.split("\n") for document in documents]
@@ -77,19 +75,7 @@ def measure_stages(files: list[Path], tokenizer: str | None, folder: Path) -> li
 
     duplicate_seconds, _ = timed(find_duplicates)
     split_seconds, _ = timed(lambda: [sentence_spans(line) for of_document in lines for line in of_document])
-    settings = RowSettings(
-        tokenizer_file=str(options.out / "tokenizer" / "tokenizer.json"),
-        cls_id=facts.cls_id,
-        sep_id=facts.sep_id,
-        vocab_size=facts.vocab_size,
-        seq_len=options.seq_len,
-        one_sentence_per_row=False,
-        join_documents=True,
-        every=1,
-        min_chars=options.min_chars,
-        max_chars=options.max_chars,
-        seed=0,
-    )
+    settings = row_settings(options, PreparedData.open(options.out).facts, options.out / TOKENIZER_FOLDER)
     chunks: list[Chunk] = []
     for document in documents:
         if not chunks or sum(map(len, chunks[-1].documents)) > 4_000_000:

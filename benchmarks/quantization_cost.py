@@ -26,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from eager_loop import synchronize
+from prepared_rows import prepare_rows
 from rows import append_row, processor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -55,7 +57,7 @@ def main() -> int:
         folder = Path(scratch)
         data = Path(options.data) if options.data else folder / "data"
         if not options.data:
-            _prepare(options, data)
+            prepare_rows(options, data, VOCABULARY, SEQ_LEN)
         prepared = PreparedData.open(data)
         seconds = step_seconds(prepared.manifest.vocab_size, options.rounds)
         ratios = {name: [ours / plain for ours, plain in zip(seconds[name], seconds["none"])] for name in QUANTIZATIONS}
@@ -148,10 +150,10 @@ def step_seconds(vocab_size: int, rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in QUANTIZATIONS}
     for _ in range(rounds):
         for name, step in steps.items():
-            _synchronize()
+            synchronize()
             began = time.perf_counter()
             step()
-            _synchronize()
+            synchronize()
             seconds[name].append(time.perf_counter() - began)
     return seconds
 
@@ -182,18 +184,6 @@ def held_out_loss(model: PreTrainedModel, data: PreparedData) -> float:
         total += functional.cross_entropy(functional.linear(hidden, weight, bias), batch.labels, reduction="sum").item()
         count += batch.labels.numel()
     return round(total / count, 4)
-
-
-def _prepare(options: argparse.Namespace, out: Path) -> None:
-    text = ["--text", options.text] if options.text else ["--docs"]
-    tokenizer = ["--tokenizer", options.tokenizer] if options.tokenizer else ["--train-tokenizer", str(VOCABULARY)]
-    command = [Path(sys.executable).with_name("dwt-ds"), "prepare", *text, *tokenizer, "--seq-len", str(SEQ_LEN)]
-    subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _megabytes(file: Path) -> float:

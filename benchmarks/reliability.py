@@ -14,7 +14,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from rows import append_row, processor
 
 from dwt_ds.cli.main import main as dwt_ds
+from dwt_ds.launch.local import Launch, on_this_machine
 
 RESULTS = Path(__file__).parent / "results" / "reliability.csv"
 
@@ -39,12 +39,14 @@ def main() -> None:
         assert dwt_ds(["prepare", *data]) == 0
         settings = [f"data.dir={folder / 'data'}", f"output_dir={folder / 'run'}", "train.micro_batch_size=2"]
         settings += ["train.epochs=null", "train.checkpoint_every=2", "train.log_every=1", "train.eval_rows=4"]
-        saved = subprocess.run(command(options.ranks, [*settings, "train.max_steps=6"]), capture_output=True, text=True)
+        launch = on_this_machine({**os.environ, "RANKS": str(options.ranks)})
+        command = launch.command("dwt_ds.pretrain", ["paper_alone", *settings, "train.max_steps=6"])
+        saved = subprocess.run(command, env=launch.environment, capture_output=True, text=True)
         assert saved.returncode == 0, saved.stdout + saved.stderr
         pauses = [float(seconds) for seconds in re.findall(r"training waited ([0-9.]+) s", saved.stdout)]
         checkpoint = max((folder / "run" / "checkpoints").glob("step_*"))
         size = sum(file.stat().st_size for file in checkpoint.iterdir())
-        seconds = seconds_to_notice(command(options.ranks, [*settings, "train.max_steps=1000"]), folder / "run")
+        seconds = seconds_to_notice(launch, [*settings, "train.max_steps=1000"], folder / "run")
     row = {
         "device": f"{processor()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
@@ -57,17 +59,13 @@ def main() -> None:
     append_row(RESULTS, row)
 
 
-def command(ranks: int, settings: list[str]) -> list[str]:
-    """The launcher's command for the paper's student alone."""
-    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
-    return [sys.executable, *deepspeed, "--module", "dwt_ds.pretrain", "paper_alone", *settings]
-
-
-def seconds_to_notice(command: list[str], run: Path) -> float:
+def seconds_to_notice(launch: Launch, settings: list[str], run: Path) -> float:
     """From the death of a rank in training to the end of its launcher."""
     (run / "complete.json").unlink()
     lines = len((run / "metrics.jsonl").read_text().splitlines())
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = launch.command("dwt_ds.pretrain", ["paper_alone", *settings])
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=launch.environment, **silent)
     while len((run / "metrics.jsonl").read_text().splitlines()) < lines + 2:
         assert process.poll() is None, "the run ended by itself"
         time.sleep(0.1)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dwt_ds.base.words import own_command
+
 SENTENCE_WORDS = 20
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -40,9 +42,8 @@ def main() -> int:
         text, vocabulary = Path(folder, "invented.txt"), Path(folder, "vocab.txt")
         text.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
         vocabulary.write_text("\n".join([*frame, *words]) + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "dwt_ds.cli.main", "prepare", "--text", text, "--tokenizer", vocabulary]
-        command += ["--out", options.out, "--seq-len", str(options.seq_len)]
-        return subprocess.run([str(word) for word in command]).returncode
+        words = ["--text", text, "--tokenizer", vocabulary, "--out", options.out, "--seq-len", options.seq_len]
+        return subprocess.run(own_command("prepare", *map(str, words))).returncode
 
 
 def _word(number: int, syllables: list[str]) -> str:

@@ -35,6 +35,7 @@ from pathlib import Path
 import torch
 from eager_loop import MICRO_BATCH, EagerLoop, synchronize
 from micro_batches import RECIPE, measure_micro_batches
+from prepared_rows import prepare_rows
 from rows import append_row, processor
 from transformers import BertConfig, BertForMaskedLM
 
@@ -43,7 +44,7 @@ from dwt_ds.data.prepared import PreparedData
 from dwt_ds.launch.local import on_this_machine, visible_ranks
 from dwt_ds.run.folder import RunFolder
 
-SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS = 128, 768, 6, 4
+SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS, VOCABULARY = 128, 768, 6, 4, 30_522
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -60,7 +61,7 @@ def main() -> int:
 def _time_micro_batches(options: argparse.Namespace, folder: Path) -> bool:
     data = options.data or folder / "packed"
     if not options.data:
-        _prepare(options, data)
+        prepare_rows(options, data, VOCABULARY, SEQ_LEN)
     sizes = load_recipe(RECIPE, options.overrides).config.student
     student = BertConfig(
         num_hidden_layers=sizes.layers,
@@ -89,8 +90,8 @@ def _compare_with_the_loop(options: argparse.Namespace, folder: Path) -> None:
     packed = sentences = options.data
     if not options.data:
         packed, sentences = folder / "packed", folder / "sentences"
-        _prepare(options, packed)
-        _prepare(options, sentences, "--one-sentence-per-row")
+        prepare_rows(options, packed, VOCABULARY, SEQ_LEN)
+        prepare_rows(options, sentences, VOCABULARY, SEQ_LEN, "--one-sentence-per-row")
     student = BertConfig(num_hidden_layers=STUDENT_LAYERS)
     student.vocab_size = _make_teacher(packed, folder / "teacher", student)
     loop = EagerLoop(sentences, folder / "teacher", student)
@@ -177,13 +178,6 @@ def pretrain_tokens_per_second(data: Path, teacher: Path, output: Path, steps: i
     last = next(row for row in reversed(rows) if "loss" in row)
     shutil.rmtree(output)
     return (last["tokens"] - first["tokens"]) / (last["elapsed_seconds"] - first["elapsed_seconds"])
-
-
-def _prepare(options: argparse.Namespace, out: Path, *form: str) -> None:
-    text = ["--text", options.text] if options.text else ["--docs"]
-    tokenizer = ["--tokenizer", options.tokenizer] if options.tokenizer else ["--train-tokenizer", "30522"]
-    command = [Path(sys.executable).with_name("dwt-ds"), "prepare", *text, *tokenizer, "--seq-len", str(SEQ_LEN)]
-    subprocess.run([*command, *form, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
 
 
 def _make_teacher(data: Path, out: Path, student: BertConfig) -> int:

@@ -64,7 +64,7 @@ def prepare(options: PrepareOptions) -> Manifest:
             corpus = Corpus(sources, found, options.validation, options.seed)
             treatment = described(tokenizer)
             print(f"tokenizer: {treatment}", file=sys.stderr)
-            settings = _row_settings(options, tokenizer, work)
+            settings = row_settings(options, TokenizerFacts.of(tokenizer), work / TOKENIZER_FOLDER)
             parts: list[ChunkCounts] = []
             with progress_bar("preparing", found.characters, "char") as bar:
                 for read, counts in _parts(corpus, settings, work, options.workers):
@@ -135,10 +135,10 @@ def _listed(sources: Sequence[Source], found: Survey) -> str:
     return ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
 
 
-def _row_settings(options: PrepareOptions, tokenizer: PreTrainedTokenizerBase, work: Path) -> RowSettings:
-    facts = TokenizerFacts.of(tokenizer)
+def row_settings(options: PrepareOptions, facts: TokenizerFacts, tokenizer_folder: Path) -> RowSettings:
+    """What the workers need of the options and the tokenizer."""
     return RowSettings(
-        tokenizer_file=str(work / TOKENIZER_FOLDER / "tokenizer.json"),
+        tokenizer_file=str(tokenizer_folder / "tokenizer.json"),
         cls_id=facts.cls_id,
         sep_id=facts.sep_id,
         vocab_size=facts.vocab_size,
