@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from dwt_ds.base.files import MANIFEST
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.base.words import own_command, table
 from dwt_ds.study.records import RunRecord
@@ -34,7 +35,7 @@ RUN_RECIPES: dict[str, list[str]] = {
 def main() -> int:
     """Exit code 0 when all three runs are complete."""
     began = time.perf_counter()
-    if not (DATA / "manifest.json").is_file():
+    if not (DATA / MANIFEST).is_file():
         words = ["--docs", "--train-tokenizer", str(VOCABULARY), "--seq-len", "128", "--out", str(DATA)]
         _run("prepare", *words)
     for name, recipe in RUN_RECIPES.items():
@@ -42,16 +43,13 @@ def main() -> int:
     runs = [RunRecord(name, RUNS / name) for name in RUN_RECIPES]
     _print_table(runs)
     quieten_libraries()
-    # Imported here: they need matplotlib, of which the data and the runs have no need.
-    from dwt_ds.study import figures
+    # Imported here: it needs matplotlib, of which the data and the runs have no need.
     from dwt_ds.study.report import write_report
 
-    styles = figures.Styles(list(RUN_RECIPES))
-    figures.curves(runs, "step", "eval_hard_loss", styles, RUNS / "curves.png", with_training=True)
     _fill_mask(RUNS / "distilled" / "export")
     page = write_report([run.path for run in runs], RUNS / "report", against="alone")
     print(f"\ndone in {time.perf_counter() - began:.0f} s")
-    print(f"student: {RUNS}/distilled/export   its settings: {RUNS}/distilled/config.yaml   curves: {RUNS}/curves.png")
+    print(f"student: {RUNS}/distilled/export   its settings: {RUNS}/distilled/config.yaml")
     print(f"the three runs beside one another, for a browser: {page}")
     return 0
 

@@ -46,7 +46,6 @@ def test_it_trains_teacher_and_students_and_shows_them(
     assert [line.split()[0] for line in table[1:4]] == ["teacher", "alone", "distilled"]
     assert all(8 < float(line.split()[1]) < 10 for line in table[1:4]), "near log(8000) after four steps"
     assert "[MASK] = " in said
-    assert (tmp_path / "runs" / "quickstart" / "curves.png").stat().st_size > 10_000
     page = Path("runs/quickstart/report/index.html")
     assert said.splitlines()[-1].endswith(str(page))
     assert "as good as alone after: tokens" in page.read_text(encoding="utf-8")

@@ -72,14 +72,10 @@ def in_words(error: ValueError | OSError) -> str:
 
     if not isinstance(error, ValidationError):
         return str(error)
-    from dwt_ds.config.validate import must_be
+    from dwt_ds.config.validate import must_be, own_message
 
     first = error.errors()[0]
     if first["type"] == "value_error":  # our own check of several options
-        return first["msg"].removeprefix("Value error, ")
+        return own_message(first)
     option = [part for part in first["loc"] if isinstance(part, str)][-1].replace("_", "-")
     return f"--{option}={first['input']}: must be {must_be(first)}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -69,9 +69,14 @@ def must_be(error: ErrorDetails) -> str:
         return f"one of {', '.join(dict.fromkeys(re.split(', | or ', error['ctx']['expected'])))}"
     template = _MUST_BE.get(error["type"])
     if template is None:
-        return f"something else ({error['msg'].removeprefix('Value error, ')})"
+        return f"something else ({own_message(error)})"
     limits = {name: f"{at:g}" if isinstance(at, float) else at for name, at in error.get("ctx", {}).items()}
     return template.format(**limits)
+
+
+def own_message(error: ErrorDetails) -> str:
+    """The message of a ValueError that one of our classes raised; pydantic's own for the others."""
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _reject_unknown_keys(values: Any, owner: type, name: str, root: type) -> None:
@@ -133,7 +138,7 @@ def _one_line(error: ValidationError, owner: type, name: str) -> str:
     place = _place(first, owner, name)
     if first["type"] == "value_error":
         # Raised by our own classes, whose message begins with the field's name, or by a field's own check.
-        message = first["msg"].removeprefix("Value error, ")
+        message = own_message(first)
         return f"{place}{message}" if message.startswith("=") else _dotted(place, message)
     # A value that fits no branch of a union has an error for each branch.
     needs = [must_be(each) for each in errors if each["input"] is first["input"]]

@@ -28,7 +28,7 @@ from dwt_ds.launch.local import Launch
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.stop import STOP_FILE
 
-STOPPED = 75
+STOPPED = os.EX_TEMPFAIL
 _POLL_SECONDS = 0.5
 _LEFT_OVER_SECONDS = 600.0
 _LINES_KEPT = 100

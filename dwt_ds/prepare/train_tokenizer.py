@@ -168,7 +168,7 @@ def _train_bpe(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> P
     )
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer.decoder = decoders.ByteLevel()
-    end, start = (("</s>", special.index("</s>")), ("<s>", special.index("<s>")))
+    end, start = ("</s>", special.index("</s>")), ("<s>", special.index("<s>"))
     tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=True, add_prefix_space=False)
     # As in RoBERTa, the mask includes the space before it.
     special_tokens: dict[str, Any] = ROBERTA_SPECIAL_TOKENS | {"mask_token": AddedToken("<mask>", lstrip=True)}

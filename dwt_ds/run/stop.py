@@ -22,7 +22,7 @@ from dwt_ds.base.words import OUR_MODULE
 STOP_FILE = "stop"
 # Names of programs and modules; of dwt-ds only `launch`.
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "mpirun", "mpiexec"}
-_OURS = {"dwt-ds", OUR_MODULE, "dwt_ds.cli.main"}
+_OURS = {"dwt-ds", OUR_MODULE}
 _POLL_SECONDS = 1.0
 # How long ranks that were asked to stop still wait for the others at the start. Rank 0, where they meet, ends last: one
 # that loses it would end with an error.

@@ -72,14 +72,7 @@ class Styles:
 
 
 def curves(
-    runs: Sequence[RunRecord],
-    x: str,
-    y: str,
-    styles: Styles,
-    path: Path,
-    *,
-    first_step: int = 0,
-    with_training: bool = False,
+    runs: Sequence[RunRecord], x: str, y: str, styles: Styles, path: Path, *, first_step: int = 0
 ) -> Path | None:
     """Draw the mean over seeds of `y` against `x` for each series, with a band of one standard deviation.
 
@@ -92,7 +85,6 @@ def curves(
         styles: of all series.
         path: PNG file to write.
         first_step: leave out earlier steps, whose steep fall would flatten the rest.
-        with_training: also draw each run's training cross-entropy (hard), as a thin line.
 
     Returns:
         `path`, or None if no run has any data, or if `y` is a setting that is constant in all runs.
@@ -102,10 +94,6 @@ def curves(
     figure, axes = canvas()
     unit, drawn = unit_of(x, runs), False
     for name, group in by_series(runs).items():
-        if with_training:
-            thin = {**styles.of(name), "marker": "", "linewidth": 0.8, "alpha": 0.6}
-            for run in group:
-                axes.plot(*zip(*_points(run, x, "hard_loss", first_step, unit.size)), **thin)
         lines = [_points(run, x, y, first_step, unit.size) for run in group]
         lines = [line for line in lines if line]
         if not lines:
@@ -123,7 +111,7 @@ def curves(
     if not drawn:
         plt.close(figure)
         return None
-    axes.set_ylabel(f"{y_name(y)}{' (thin: training)' if with_training else ''}")
+    axes.set_ylabel(y_name(y))
     number_x(axes, unit)
     legend_below(figure, axes)
     if y == "difference":

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dwt_ds.base.words import own_command, path_argument
-from dwt_ds.config.validate import must_be
+from dwt_ds.config.validate import must_be, own_message
 from dwt_ds.glue.options import FineTuning, GlueOptions
 from dwt_ds.glue.tasks import SEVEN
 from dwt_ds.launch.supervise import run_logged
@@ -79,7 +79,7 @@ def check_glue(where: str, glue: Mapping[str, Any]) -> GlueOptions:
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":
-            raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise ValueError(f"{where}: {own_message(first)}") from None
         raise ValueError(f"{where}.{first['loc'][0]}={first['input']!r}: must be {must_be(first)}") from None
 
 

@@ -15,6 +15,7 @@ import pytest
 from harness.ranks import SERVER_ENVIRONMENT, Ended, Python
 
 from dwt_ds.base.ports import reserve_port
+from dwt_ds.base.words import OUR_MODULE, own_command
 
 # Operators may have to be compiled.
 pytestmark = pytest.mark.timeout(900)
@@ -65,7 +66,7 @@ Doctor = Callable[..., Ended]
 @pytest.fixture
 def doctor(python: Python, tmp_path: Path) -> Doctor:
     def run(*arguments: str, **environment: str) -> Ended:
-        return python("-m", "dwt_ds.cli.main", "doctor", *arguments, environment=environment, cwd=tmp_path)
+        return python("-m", OUR_MODULE, "doctor", *arguments, environment=environment, cwd=tmp_path)
 
     return run
 
@@ -101,7 +102,7 @@ def test_nothing_starts_without_the_doctor(number: signal.Signals, programs: Pat
     (programs / "ssh").write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/waiting\nexec sleep 600\n", encoding="utf-8")
     (tmp_path / "hosts").write_text("node-1 slots=1\nnode-2 slots=1\n", encoding="utf-8")
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, "-m", "dwt_ds.cli.main", "doctor", "--hostfile", "hosts"]
+    command = own_command("doctor", "--hostfile", "hosts")
     process = subprocess.Popen(
         command, cwd=tmp_path, env={**os.environ, **SERVER_ENVIRONMENT, "PATH": path}, stderr=subprocess.PIPE
     )

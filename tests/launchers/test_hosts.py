@@ -20,6 +20,7 @@ import torch
 
 from dwt_ds import __version__
 from dwt_ds.base.software import host_name, package_folder
+from dwt_ds.base.words import own_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -214,7 +215,7 @@ def test_the_doctor_finds_good_hosts_good_and_bad_ones_bad(cluster: Any, tmp_pat
     assert host_name() not in ("node-1", "node-2")
     # One that is not there, and is left out.
     hosts = hostfile(cluster, {9: 1, 1: 1, 2: 1})
-    command = [sys.executable, "-m", "dwt_ds.cli.main", "doctor", "--hostfile", hosts]
+    command = own_command("doctor", "--hostfile", hosts)
     filters = {"DEEPSPEED_ARGS": "--exclude node-9"}
     done = cluster.run(1, command, filters, timeout_seconds=600)
     assert done.returncode == 0, done.stdout

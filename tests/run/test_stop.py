@@ -23,7 +23,6 @@ RANK = "from dwt_ds.run.stop import _launchers_above; print(len(_launchers_above
         ("deepspeed.launcher.runner", 1),
         ("deepspeed.launcher.launch", 1),
         ("dwt-ds launch", 1),
-        ("dwt_ds.cli.main launch", 1),
         (" ".join(own_command("launch")[2:]), 1),
         ("dwt-ds study", 0),
         ("another launch", 0),
