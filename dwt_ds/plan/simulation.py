@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,30 @@ class MicroBatchCost:
     """Operations of the teacher's forward pass."""
 
 
+class _Inputs(NamedTuple):
+    """A micro-batch: token ids, and the labelled positions among all tokens."""
+
+    ids: Tensor
+    positions: Tensor
+    their_ids: Tensor
+    """The same rows in the teacher's vocabulary."""
+    their_positions: Tensor
+    words: CommonWords | None = None
+    """Of two vocabularies."""
+
+
+class _Taught(NamedTuple):
+    """What a teacher's forward pass gives and costs."""
+
+    view: tuple[Tensor, Tensor] | None = None
+    """Hidden states at the labelled positions, and the head."""
+    everywhere: Tensor | None = None
+    """Hidden states at all tokens, for the hidden loss."""
+    peak: int = 0
+    """Most bytes allocated."""
+    launches: int = 0
+
+
 class Simulator:
     """Runs micro-batches of any size on the meta device.
 
@@ -146,19 +170,11 @@ class Simulator:
 
     def micro_batch(self, rows: int) -> MicroBatchCost:
         """Bytes and operations of a micro-batch of `rows` full rows."""
-        with torch.device("meta"):
-            input_ids = torch.zeros(rows, self._settings.corpus.seq_len, dtype=torch.int64)
-            positions = torch.zeros(rows * self._settings.positions_per_row, dtype=torch.int64)
-            their_ids, their_positions, words = input_ids, positions, None
-            if self._overlap is not None and self._teacher is not None:
-                width = teacher_width(self._teacher, self._overlap, input_ids.shape[1])
-                their_ids = torch.zeros(rows, width, dtype=torch.int64)
-                their_positions = positions[: round(self._overlap.aligned_share * len(positions))]
-                words = CommonWords(input_ids, their_ids, input_ids.numel())  # at most
-        view, everywhere, teacher_peak, teacher_launches = self._teach(their_ids, their_positions)
-        existing = [*self._student.parameters(), *self._student.buffers(), *(view or ())]
-        if self._hidden_loss is not None and everywhere is not None:
-            existing += [*self._hidden_loss.parameters(), everywhere]
+        inputs = self._inputs(rows)
+        taught = self._teach(inputs.their_ids, inputs.their_positions)
+        existing = [*self._student.parameters(), *self._student.buffers(), *(taught.view or ())]
+        if self._hidden_loss is not None and taught.everywhere is not None:
+            existing += [*self._hidden_loss.parameters(), taught.everywhere]
         student_bytes = LiveBytes(existing).now
         trained = [p for p in self._student.parameters() if p.requires_grad]
         hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained]
@@ -166,11 +182,11 @@ class Simulator:
             with torch.device("meta"), RepeatedOperations(), LiveBytes(existing) as live:
                 if self._hidden_loss is not None:
                     self._hidden_loss.listen()
-                hidden = self._student(input_ids, None, positions)
+                hidden = self._student(inputs.ids, None, inputs.positions)
                 activations = live.now - student_bytes
-                loss = self._loss(hidden, view)
-                if self._hidden_loss is not None and everywhere is not None:
-                    loss = loss + self._hidden_loss(everywhere, None, words)
+                loss = self._loss(hidden, taught.view)
+                if self._hidden_loss is not None and taught.everywhere is not None:
+                    loss = loss + self._hidden_loss(taught.everywhere, None, inputs.words)
                 del hidden
                 kept, loss_peak = live.now - student_bytes, live.peak - student_bytes
                 live.reset_peak()
@@ -180,8 +196,20 @@ class Simulator:
             for hook in hooks:
                 hook.remove()
         return MicroBatchCost(
-            activations, kept - activations, loss_peak, backward_peak, teacher_peak, live.launches, teacher_launches
+            activations, kept - activations, loss_peak, backward_peak, taught.peak, live.launches, taught.launches
         )
+
+    def _inputs(self, rows: int) -> _Inputs:
+        with torch.device("meta"):
+            ids = torch.zeros(rows, self._settings.corpus.seq_len, dtype=torch.int64)
+            positions = torch.zeros(rows * self._settings.positions_per_row, dtype=torch.int64)
+            if self._overlap is None or self._teacher is None:
+                return _Inputs(ids, positions, ids, positions)
+            width = teacher_width(self._teacher, self._overlap, ids.shape[1])
+            their_ids = torch.zeros(rows, width, dtype=torch.int64)
+            their_positions = positions[: round(self._overlap.aligned_share * len(positions))]
+            words = CommonWords(ids, their_ids, ids.numel())  # at most
+        return _Inputs(ids, positions, their_ids, their_positions, words)
 
     def logit_rows(self, rows: int) -> int | None:
         """Rows of logits in memory at once for a micro-batch of `rows`; None: logit-free."""
@@ -189,12 +217,9 @@ class Simulator:
         a_call = max(self._settings.labels_per_row, self._settings.further_per_row)
         return self._rows_at_once(rows * a_call, self._settings.corpus.vocab_size, with_teacher=with_teacher)
 
-    def _teach(
-        self, input_ids: Tensor, positions: Tensor
-    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None, int, int]:
-        """(hidden states and head, hidden states at all tokens, bytes at the peak, operations)."""
+    def _teach(self, input_ids: Tensor, positions: Tensor) -> _Taught:
         if self._teacher is None:
-            return None, None, 0, 0
+            return _Taught()
         existing = [*self._teacher.parameters(), *self._teacher.buffers()]
         with torch.no_grad(), torch.device("meta"), RepeatedOperations(), LiveBytes(existing) as live:
             before = live.now
@@ -204,7 +229,7 @@ class Simulator:
                 hidden, everywhere = self._teacher(input_ids, None, positions, everywhere=True)
         weight = self._teacher.decoder_weight
         shared = weight if self._overlap is None else weight[: self._overlap.entries]
-        return (hidden, shared), everywhere, live.peak - before, live.launches
+        return _Taught((hidden, shared), everywhere, live.peak - before, live.launches)
 
     def _loss(self, hidden: Tensor, view: tuple[Tensor, Tensor] | None) -> Tensor:
         size = self._settings.corpus.vocab_size

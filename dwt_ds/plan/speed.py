@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dwt_ds.models.flops import Work
 from dwt_ds.plan.communication import Traffic, bytes_per_second
@@ -21,19 +22,29 @@ SHARED_LOSS_LAUNCHES, FURTHER_LOSS_LAUNCHES = 21, 9
 
 # Operations of the loss and of the loop in a micro-batch; one more a trained tensor adds up its gradient.
 _LOSS_LAUNCHES = 21
-# Stage 2 with the gradients in one buffer; stage 0 in fp32, where no optimizer of DeepSpeed's checks each gradient.
-_FLAT, _PLAIN = 2.5, 0.5
-# ZeRO stage -> operations of the optimizer's step, and (of a micro-batch, of
-# each further one, of a step) for each trained tensor. tests/engine/test_step_cost.py counts them in DeepSpeed 0.19.8.
-_STEP_LAUNCHES = {0: 11, _PLAIN: 11, 1: 20, 2: 20, _FLAT: 14, 3: 46}
-_TENSOR_LAUNCHES = {
-    0: (0.0, 0.0, 19.0),
-    _PLAIN: (0.0, 0.0, 0.0),
-    1: (0.0, 0.0, 1.0),
-    2: (0.0, 2.0, 1.0),
-    _FLAT: (0.0, 0.0, 0.0),
-    3: (1.4, 0.0, 0.0),
+
+
+class _Launches(NamedTuple):
+    """Operations of the optimizer's step, and for each trained tensor: of a micro-batch, of each further one, of a
+    step."""
+
+    step: int
+    micro_batch: float = 0.0
+    further: float = 0.0
+    once: float = 0.0
+
+
+# By ZeRO stage. tests/engine/test_step_cost.py counts them in DeepSpeed 0.19.8.
+_STAGES = {
+    0: _Launches(11, once=19.0),
+    1: _Launches(20, once=1.0),
+    2: _Launches(20, further=2.0, once=1.0),
+    3: _Launches(46, micro_batch=1.4),
 }
+# There no optimizer of DeepSpeed's checks each gradient.
+_STAGE_0_IN_FP32 = _Launches(11)
+# Stage 2 with the gradients in one buffer.
+_ONE_BUFFER = _Launches(14)
 
 
 def step_launches(
@@ -59,15 +70,11 @@ def step_launches(
         teacher_launches: operations of the teacher's forward pass; 0 without one.
         second_loss: those of a second loss; 0 without one.
     """
-    kind: float = stage
-    if flat:
-        kind = _FLAT
-    elif stage == 0 and precision == "fp32":
-        kind = _PLAIN
-    each, further, once = (tensors * count for count in _TENSOR_LAUNCHES[kind])
-    a_pass = micro.launches + tensors + _LOSS_LAUNCHES + second_loss + each
+    cost = _ONE_BUFFER if flat else _STAGE_0_IN_FP32 if stage == 0 and precision == "fp32" else _STAGES[stage]
+    a_pass = micro.launches + _LOSS_LAUNCHES + second_loss + tensors * (1 + cost.micro_batch)
     a_micro_batch = teacher_launches + (TRAINING_REPLAY_LAUNCHES if replayed else a_pass)
-    return round(accumulation * a_micro_batch + (accumulation - 1) * further + _STEP_LAUNCHES[kind] + once)
+    further = (accumulation - 1) * tensors * cost.further
+    return round(accumulation * a_micro_batch + further + cost.step + tensors * cost.once)
 
 
 @dataclass(frozen=True)

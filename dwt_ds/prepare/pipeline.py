@@ -16,11 +16,11 @@ from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from dwt_ds.data.manifest import Manifest
+from dwt_ds.data.manifest import Manifest, Shard
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
 from dwt_ds.prepare import accounts
@@ -62,8 +62,7 @@ def prepare(options: PrepareOptions) -> Manifest:
             sources = _readable(options.sources, work)
             found, tokenizer = _surveyed(options, sources, tokenizer, work)
             corpus = Corpus(sources, found, options.validation, options.seed)
-            treatment = described(tokenizer)
-            print(f"tokenizer: {treatment}", file=sys.stderr)
+            print(f"tokenizer: {described(tokenizer)}", file=sys.stderr)
             settings = row_settings(options, TokenizerFacts.of(tokenizer), work / TOKENIZER_FOLDER)
             parts: list[ChunkCounts] = []
             with progress_bar("preparing", found.characters, "char") as bar:
@@ -77,7 +76,7 @@ def prepare(options: PrepareOptions) -> Manifest:
                         "no text is left of the held-out documents, or of the others: another document is held out",
                         file=sys.stderr,
                     )
-            manifest = _joined(options, identity, corpus, parts, tokenizer, treatment, work)
+            manifest = _joined(options, identity, corpus, parts, tokenizer, work)
             make_final(options.out, manifest)
             return manifest
     except OSError as error:
@@ -173,35 +172,72 @@ def _joined(
     corpus: Corpus,
     parts: Sequence[ChunkCounts],
     tokenizer: PreTrainedTokenizerBase,
-    treatment: str,
     work: Path,
 ) -> Manifest:
     """Join the parts into shards under `work`; returns the manifest that describes them."""
-    found = corpus.survey
-    counts = ChunkCounts()
-    for of_part in parts:
-        counts.add(of_part)
+    counts = _total(parts)
     part_paths = [part_path(work, index) for index in range(len(parts))]
-    if counts.rows == 0:
-        for path in part_paths:
-            path.unlink()
-        raise ValueError(
-            f"no training rows: {counts.sentences_seen} sentences in {found.documents} documents, "
-            f"{counts.sentences_kept} kept (too short: {counts.too_short}, too long: {counts.too_long}); "
-            "give more text or loosen --min-chars, --max-chars, --every"
-        )
+    _check_rows(counts, corpus.survey.documents, part_paths)
     if not options.allow_unknown:
         accounts.check_unknown(counts, options.sources)
-    facts = TokenizerFacts.of(tokenizer)
-    tokenizer_hash = tokenizer_sha256(tokenizer)
-    content = hashlib.sha256(f"{tokenizer_hash} {options.form} {options.seq_len}".encode())
-    shards = []
-    train_tokens = 0
+    written = _write_shards(options, counts, part_paths, tokenizer, work)
+    return _manifest(options, identity, corpus, counts, tokenizer, written, work)
+
+
+def _total(parts: Sequence[ChunkCounts]) -> ChunkCounts:
+    total = ChunkCounts()
+    for counts in parts:
+        total.add(counts)
+    return total
+
+
+def _check_rows(counts: ChunkCounts, documents: int, part_paths: Sequence[Path]) -> None:
+    """If no row is left to train on, removes the parts and raises ValueError."""
+    if counts.rows:
+        return
+    for path in part_paths:
+        path.unlink()
+    raise ValueError(
+        f"no training rows: {counts.sentences_seen} sentences in {documents} documents, "
+        f"{counts.sentences_kept} kept (too short: {counts.too_short}, too long: {counts.too_long}); "
+        "give more text or loosen --min-chars, --max-chars, --every"
+    )
+
+
+class _Written(NamedTuple):
+    shards: list[Shard]
+    fingerprint: str
+    train_tokens: int
+
+
+def _write_shards(
+    options: PrepareOptions,
+    counts: ChunkCounts,
+    part_paths: Sequence[Path],
+    tokenizer: PreTrainedTokenizerBase,
+    work: Path,
+) -> _Written:
+    content = hashlib.sha256(f"{tokenizer_sha256(tokenizer)} {options.form} {options.seq_len}".encode())
+    shards: list[Shard] = []
+    tokens: list[int] = []
     for split, rows in ((TRAIN, counts.rows), (VALIDATION, counts.validation_rows)):
-        writer = ShardWriter(work / split, facts.vocab_size)
+        writer = ShardWriter(work / split, TokenizerFacts.of(tokenizer).vocab_size)
         shards += writer.write((getattr(read_part(path), split) for path in part_paths), rows)
         content.update(writer.content_sha256().encode())
-        train_tokens = train_tokens or writer.tokens
+        tokens.append(writer.tokens)
+    return _Written(shards, content.hexdigest(), tokens[0])
+
+
+def _manifest(
+    options: PrepareOptions,
+    identity: dict[str, Any],
+    corpus: Corpus,
+    counts: ChunkCounts,
+    tokenizer: PreTrainedTokenizerBase,
+    written: _Written,
+    work: Path,
+) -> Manifest:
+    found, facts = corpus.survey, TokenizerFacts.of(tokenizer)
     return Manifest(
         documents=found.documents,
         validation_documents=corpus.validation_documents + was_held_out_instead(work),
@@ -211,13 +247,13 @@ def _joined(
         tokens=counts.tokens,
         rows=counts.rows,
         validation_rows=counts.validation_rows,
-        padding_share=1 - train_tokens / (counts.rows * options.seq_len),
+        padding_share=1 - written.train_tokens / (counts.rows * options.seq_len),
         form=options.form,
         seq_len=options.seq_len,
         vocab_size=facts.vocab_size,
-        tokenizer_sha256=tokenizer_hash,
-        case_and_accents=treatment,
-        fingerprint=content.hexdigest(),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        case_and_accents=described(tokenizer),
+        fingerprint=written.fingerprint,
         seed=options.seed,
         every=options.every,
         settings={"pad_id": facts.pad_id, "identity": identity, "words": segmenters()},
@@ -237,5 +273,5 @@ def _joined(
         unknown_share=counts.unknown_tokens / max(1, counts.text_tokens),
         unknown_characters=counts.unknown_characters,
         versions={name: metadata.version(name) for name in _LIBRARIES},
-        shards=shards,
+        shards=written.shards,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -21,6 +21,23 @@ BERT_SPECIAL_TOKENS = {
     "cls_token": "[CLS]",
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
+}
+ROBERTA_SPECIAL_TOKENS = {
+    "bos_token": "<s>",
+    "cls_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+ESM_SPECIAL_TOKENS = {
+    "cls_token": "<cls>",
+    "pad_token": "<pad>",
+    "eos_token": "<eos>",
+    "sep_token": "<eos>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
 }
 # A longer word becomes the unknown token (BERT's own limit).
 LONGEST_WORD = 100
@@ -109,6 +126,19 @@ def check_size(vocab_size: int, needed: int, of_what: str) -> None:
     """Raises ValueError if `vocab_size` leaves no room beyond the `needed` entries of `of_what`."""
     if vocab_size <= needed:
         raise ValueError(f"--train-tokenizer {vocab_size}: {of_what} alone need {needed} entries; ask for more")
+
+
+def character_counts(words: Mapping[str, int]) -> Counter[str]:
+    """How often each character is in a text.
+
+    Args:
+        words: word -> how often it is in the text.
+    """
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    return counts
 
 
 def most_frequent_first(counts: Counter[str]) -> list[str]:

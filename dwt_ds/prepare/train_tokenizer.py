@@ -22,24 +22,19 @@ from dwt_ds.prepare import case_and_accents
 from dwt_ds.prepare.case_and_accents import Treatment, Wishes
 from dwt_ds.prepare.tokenizer import (
     BERT_SPECIAL_TOKENS,
+    ESM_SPECIAL_TOKENS,
     LONGEST_WORD,
+    ROBERTA_SPECIAL_TOKENS,
     bert_normalizer,
+    character_counts,
     check_size,
     most_frequent_first,
     set_frame,
     wordpiece_tokenizer,
 )
-from dwt_ds.prepare.train_unigram import COVERED, ROBERTA_SPECIAL_TOKENS, train_unigram
+from dwt_ds.prepare.train_unigram import COVERED, train_unigram
 
 Kind = Literal["wordpiece", "bpe", "unigram", "characters"]
-ESM_SPECIAL_TOKENS = {
-    "cls_token": "<cls>",
-    "pad_token": "<pad>",
-    "eos_token": "<eos>",
-    "sep_token": "<eos>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
 # A WordPiece alphabet has this many characters, or as many as cover COVERED of the text if that is more, in at most
 # this share of the entries.
 _ALPHABET_CHARACTERS = 1000
@@ -119,12 +114,8 @@ def _wordpiece_characters(words: Counter[str], vocab_size: int) -> tuple[list[st
 
     First the sorted characters ("c"), then those that occur inside words ("##c").
     """
-    counts: Counter[str] = Counter()
-    inside: set[str] = set()
-    for word, count in words.items():
-        inside.update(word[1:])
-        for character in word:
-            counts[character] += count
+    counts = character_counts(words)
+    inside = {character for word in words for character in word[1:]}
     needs_both = {character for character in inside if not _stands_alone(character)}
     kept: list[str] = []
     covered = entries = 0

@@ -17,17 +17,14 @@ import regex
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dwt_ds.prepare.tokenizer import check_size, most_frequent_first, set_frame
+from dwt_ds.prepare.tokenizer import (
+    ROBERTA_SPECIAL_TOKENS,
+    character_counts,
+    check_size,
+    most_frequent_first,
+    set_frame,
+)
 
-ROBERTA_SPECIAL_TOKENS = {
-    "bos_token": "<s>",
-    "cls_token": "<s>",
-    "pad_token": "<pad>",
-    "eos_token": "</s>",
-    "sep_token": "</s>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
 _SPACE = "\u2581"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 # Pieces are learned from words with the space before them, and from punctuation marks; no piece spans two of them.
@@ -92,10 +89,7 @@ def _words(lines: Sequence[str], normalizer: normalizers.Normalizer | None) -> d
 
 
 def _alphabet(words: dict[str, int]) -> list[str]:
-    counts: Counter[str] = Counter()
-    for word, count in words.items():
-        for character in word:
-            counts[character] += count
+    counts = character_counts(words)
     kept: list[str] = []
     covered = 0
     for character in most_frequent_first(counts):

@@ -107,16 +107,7 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
         ValueError: an unknown key, axis or label; one line.
     """
     path = find_file(grid, {name: GRIDS_FOLDER / f"{name}.yaml" for name in grid_names()}, "grid")
-    content, common = read_yaml(path, "grid"), read_yaml(GRIDS_FOLDER / f"{_COMMON}.yaml", "grid")
-    for key, value in content.items():
-        if key not in _GRID_KEYS:
-            raise ValueError(f"grid {path}: {key}: unknown key{nearest(str(key), _GRID_KEYS)}")
-        try:
-            TypeAdapter(_GRID_KEYS[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, (key, *first["loc"])))
-            raise ValueError(f"grid {path}: {place}={first['input']!r}: must be {must_be(first)}") from None
+    content, common = _read_checked(path), read_yaml(GRIDS_FOLDER / f"{_COMMON}.yaml", "grid")
     if scale not in common["scales"]:
         raise ValueError(f"--scale={scale!r}: use {', '.join(SCALES)}")
     size = common["scales"][scale]
@@ -152,6 +143,21 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
         glue=_fine_tuning(f"grid {path}", size["glue"], content.get("glue"), glue),
         runs=list(unique.values()),
     )
+
+
+def _read_checked(path: Path) -> dict[str, Any]:
+    """The content of a grid's file; ValueError for an unknown key or a value of another type."""
+    content = read_yaml(path, "grid")
+    for key, value in content.items():
+        if key not in _GRID_KEYS:
+            raise ValueError(f"grid {path}: {key}: unknown key{nearest(str(key), _GRID_KEYS)}")
+        try:
+            TypeAdapter(_GRID_KEYS[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, (key, *first["loc"])))
+            raise ValueError(f"grid {path}: {place}={first['input']!r}: must be {must_be(first)}") from None
+    return content
 
 
 def _fine_tuning(where: str, of_scale: dict[str, Any], of_grid: Any, asked: str | None) -> dict[str, Any] | None:

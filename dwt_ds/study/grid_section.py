@@ -49,10 +49,7 @@ def grid_section(
         if run.finished and run.name not in [each.name for each in runs]:
             runs.append(run)
     finished = [run for run in runs if run.finished]
-    if against is None:
-        reference, why = _lone_student(finished or runs)
-    else:
-        reference, why = against[0].series, f'The others are compared with "{against[0].series}".'
+    reference, why = _reference(finished or runs, against)
     page.note(f"Grid {grid['name']} at scale {grid['scale']}: {done} of {len(everything)} runs are finished. {why}")
     add_differences(runs, reference)
     students = [run for run in runs if not run.is_teacher]
@@ -77,8 +74,10 @@ def grid_section(
     return "\n".join([f"## {grid['title']}\n", *(table.markdown() for table in tables)])
 
 
-def _lone_student(runs: Sequence[RunRecord]) -> tuple[str, str]:
-    """The lone student's series, and a sentence about the choice."""
+def _reference(runs: Sequence[RunRecord], against: Sequence[RunRecord] | None) -> tuple[str, str]:
+    """The series that the others are compared with, and a sentence about the choice."""
+    if against is not None:
+        return against[0].series, f'The others are compared with "{against[0].series}".'
     lone = lone_series(runs)
     if lone is None:
         return runs[0].series, "There is no lone student to compare with."
