@@ -74,7 +74,7 @@ class Table:
     def add(self, key: Row, measure: Callable[[], Row]) -> Exception | None:
         """Add the row of what `measure` returns, in place of an earlier one.
 
-        If it fails, for want of memory say, the error is in its row and is returned.
+        If it fails, for example out of memory, the row gets the error, which is also returned.
         """
         figures: Row = {}
         failed = None

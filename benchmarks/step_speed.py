@@ -61,7 +61,7 @@ class TimedSession:
             yield step
             count += 1
             if _compilations() != compiled and number < self._most_steps:
-                # The first batch with padding is compiled for, say. That is not the speed of a step.
+                # A new shape, such as the first batch with padding, was compiled: not the speed of a step.
                 synchronize()
                 tokens_before, began, count, compiled = self._tokens, time.perf_counter(), 0, _compilations()
             if time.perf_counter() - began > self._most_seconds:

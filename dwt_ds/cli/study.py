@@ -1,4 +1,4 @@
-"""Run a grid of pre-trainings, teachers first: questions about weak teachers.
+"""Run a grid of pre-trainings, each teacher before its students.
 
 GRID is a file, or the name of a packaged grid. Running the command again skips
 finished runs and resumes a stopped run from its checkpoint. A run that fails

@@ -50,7 +50,7 @@ def manifest_table(manifest: Manifest) -> str:
         ("padding", f"{manifest.padding_share:.2%}", f"of training rows padded to {manifest.seq_len}"),
         ("vocabulary", f"{manifest.vocab_size:,}", f"tokenizer {manifest.tokenizer_sha256[:12]}"),
         *([("capitals, accents", "", manifest.case_and_accents)] if manifest.case_and_accents else []),
-        *([("unknown tokens", "", unknown_tokens(manifest))] if manifest.unknown_share is not None else []),
+        *([("unknown tokens", "", unknown_share_text(manifest))] if manifest.unknown_share is not None else []),
         ("fingerprint", manifest.fingerprint[:12], "of the rows; equal fingerprints, equal rows"),
         ("seed", str(manifest.seed), ""),
         ("shards", str(len(manifest.shards)), f"{sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB"),
@@ -77,13 +77,13 @@ def manifest_table(manifest: Manifest) -> str:
     return "\n".join([*table(rows, "<><"), "", *table(sources, ">>><")]) + "\n"
 
 
-def unknown_tokens(manifest: Manifest) -> str:
+def unknown_share_text(manifest: Manifest) -> str:
     """The share of unknown tokens, and the sources in which it is highest."""
     worst = _worst_sources(manifest)
     return f"{manifest.unknown_share or 0:.2%} of the text's tokens" + (f"; highest in {worst}" if worst else "")
 
 
-def unknown_words(share: float, where: str, characters: Iterable[str]) -> str:
+def unknown_warning(share: float, where: str, characters: Iterable[str]) -> str:
     """A sentence with the share of unknown tokens, where they are, and the first characters of their words."""
     named = " ".join(islice(characters, _CHARACTERS_NAMED))
     return f"{share:.1%} of the tokens are unknown to the tokenizer ({where}), in words with the characters {named}"
@@ -100,7 +100,7 @@ def warnings_of(manifest: Manifest) -> list[str]:
     unknown = [manifest.unknown_share or 0.0, *(source.get("unknown_share") or 0.0 for source in manifest.sources)]
     if max(unknown) > _MUCH_UNKNOWN:
         where = f"highest in {_worst_sources(manifest)}"
-        found.append(unknown_words(unknown[0], where, manifest.unknown_characters))
+        found.append(unknown_warning(unknown[0], where, manifest.unknown_characters))
     binary = [str(source["name"]) for source in manifest.sources if source["skipped"] == "binary"]
     if binary:
         named = ", ".join(binary[:_SOURCES_NAMED]) + (" ..." if len(binary) > _SOURCES_NAMED else "")

@@ -139,7 +139,8 @@ def _end_what_is_left(session: int) -> None:
 
 def _group_lives(group: int) -> bool:
     """Whether a process of the group still runs; zombies stay in the group."""
-    with suppress(ChildProcessError):  # ours are those that lost their parent where this is a container's first process
+    # As a container's first process we inherit orphans and must reap them.
+    with suppress(ChildProcessError):
         while os.waitpid(-group, os.WNOHANG)[0]:
             pass
     try:

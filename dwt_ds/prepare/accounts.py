@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dwt_ds.data.show import unknown_words
+from dwt_ds.data.show import unknown_warning
 from dwt_ds.prepare.corpus import Survey
 from dwt_ds.prepare.counts import ChunkCounts
 from dwt_ds.prepare.sources import Source
@@ -56,6 +56,6 @@ def check_unknown(counts: ChunkCounts, sources: Sequence[Source]) -> None:
     worst = max(range(len(sources)), key=shares.__getitem__)
     where = f"{shares[worst]:.0%} in {sources[worst].name}"
     raise ValueError(
-        f"{unknown_words(share, where, counts.unknown_characters)}: choose a tokenizer that knows them and another "
+        f"{unknown_warning(share, where, counts.unknown_characters)}: choose a tokenizer that knows them and another "
         "--out, or accept this with --allow-unknown"
     )

@@ -169,8 +169,10 @@ def _lines(
         block = file.read(_BLOCK_BYTES)
         counts.position = raw.tell()
         text = rest + decoder.decode(block, final=not block)
-        if not block or most_characters is not None:
-            decoder.check(most_characters if block and most_characters else 0)
+        if not block:
+            decoder.check(0)
+        elif most_characters is not None:
+            decoder.check(most_characters)
         end = text.rfind("\n") + 1 if block else len(text)
         if end == 0 and len(text) > (RECORD_CHARS if text.lstrip().startswith("{") else LINE_CHARS):
             end = text.rfind(" ") + 1 or len(text)

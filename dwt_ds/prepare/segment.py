@@ -2,7 +2,7 @@
 
 jieba segments Chinese and PyThaiNLP Thai, both with dictionaries; the extra `words` installs them (100 MB, so they are
 optional). Without them, and in Japanese, Lao, Khmer, Burmese and Tibetan, each character with its marks counts as a
-word. `segmenters` says which holds.
+word. `segmenters` names the one in use.
 """
 
 from __future__ import annotations

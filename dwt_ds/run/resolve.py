@@ -19,7 +19,7 @@ from dwt_ds.config.recipe import Recipe
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.manifest import ONE_SENTENCE_PER_ROW, Manifest
 from dwt_ds.data.masks import further_by_length, labels_by_length
-from dwt_ds.data.show import unknown_tokens, warnings_of
+from dwt_ds.data.show import unknown_share_text, warnings_of
 from dwt_ds.distill.adaptive import check_adaptive
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json
@@ -56,7 +56,7 @@ class Corpus:
         form = ", a sentence a row" if manifest.form == ONE_SENTENCE_PER_ROW else ""
         text = [f"warning: {warning}" for warning in warnings_of(manifest)]
         if manifest.unknown_share is not None:
-            text.insert(0, f"unknown tokens: {unknown_tokens(manifest)}")
+            text.insert(0, f"unknown tokens: {unknown_share_text(manifest)}")
         return cls(
             rows=manifest.rows,
             seq_len=manifest.seq_len,

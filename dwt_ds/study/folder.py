@@ -42,7 +42,7 @@ _MAY_CHANGE = (
 )
 _EVAL_SETS = "train.eval_sets"
 # Without a teacher there is no soft loss, and these are not compared.
-_OF_THE_SOFT_LOSS = (
+_SOFT_LOSS_SETTINGS = (
     "distill.soft_weight",
     "distill.soft_positions",
     "distill.temperature",
@@ -50,7 +50,7 @@ _OF_THE_SOFT_LOSS = (
     "distill.hidden_layer",
 )
 # Sections of the DeepSpeed JSON that affect what is learned. A user may have edited the file since.
-_OF_THE_JSON = ("optimizer", "scheduler", "bf16", "fp16")
+_COMPARED_SECTIONS = ("optimizer", "scheduler", "bf16", "fp16")
 
 
 class StudyFolder:
@@ -126,7 +126,7 @@ def check_same(folder: Path, settings: Resolved) -> None:
     # An older version may lack a setting; it behaved as today's default does.
     stored = merge(RunConfig().to_dict(), read_yaml(config, "settings"))
     ds_values, identity = (_json(folder / name) for name in ("ds_config.json", "run.json"))
-    for what, theirs, ours in _pairs(stored, ds_values, identity, settings):
+    for what, theirs, ours in _to_compare(stored, ds_values, identity, settings):
         if theirs != ours:
             raise ValueError(
                 f"{folder}: was made with {what}={theirs!r}, this study has {ours!r}; "
@@ -134,7 +134,7 @@ def check_same(folder: Path, settings: Resolved) -> None:
             )
 
 
-def _pairs(
+def _to_compare(
     stored: Mapping[str, Any], ds_values: Mapping[str, Any], identity: Mapping[str, Any], settings: Resolved
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, value in the folder, value in the study) of everything that must be equal, where both are known."""
@@ -149,7 +149,7 @@ def _pairs(
         passed_over.append("data.dir")  # compared by content, not by name
         yield "data.dir's fingerprint", identity["data"], fingerprint
     for key in flatten(RunConfig().to_dict()):
-        unused = settings.config.teacher.path is None and key.startswith(_OF_THE_SOFT_LOSS)
+        unused = settings.config.teacher.path is None and key.startswith(_SOFT_LOSS_SETTINGS)
         if key not in passed_over and not unused:
             yield key, _at(stored, key), _at(here, key)
     if "train_batch_size" in ds_values:
@@ -161,7 +161,7 @@ def _pairs(
 
 
 def _what_is_learned(ds_values: Mapping[str, Any]) -> dict[str, Any]:
-    return flatten({section: ds_values[section] for section in _OF_THE_JSON if section in ds_values})
+    return flatten({section: ds_values[section] for section in _COMPARED_SECTIONS if section in ds_values})
 
 
 def _at(values: Any, key: str) -> Any:
