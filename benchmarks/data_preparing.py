@@ -27,8 +27,8 @@ from typing import Any, TypeVar
 from rows import append_row, processor_and_cores
 
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, PreparedData
-from dwt_ds.prepare.corpus import DuplicateFinder
 from dwt_ds.prepare.documentation import InstalledDocumentation
+from dwt_ds.prepare.duplicates import DuplicateFinder
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare, row_settings
 from dwt_ds.prepare.reading import LocalFile

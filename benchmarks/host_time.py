@@ -27,9 +27,9 @@ from rows import append_row, processor_and_cores
 
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.engine.ranks import start_ranks, stop_ranks
-from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.pretrain import train
 from dwt_ds.run.assemble import assemble

@@ -145,9 +145,9 @@ def _random_teacher(data: str, folder: Path) -> Path:
 
 
 def _plan(recipe: str, overrides: list[str], gpus: int, gpu: str) -> Any:
-    from dwt_ds.plan.corpus import resolve_plan
     from dwt_ds.plan.hardware import find_device
     from dwt_ds.plan.plan import Plan
+    from dwt_ds.plan.settings import resolve_plan
     from dwt_ds.plan.shapes import build_shapes
 
     settings = resolve_plan(recipe, overrides, None, gpus)

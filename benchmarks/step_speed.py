@@ -20,9 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from dwt_ds.base.locks import release_locks
 from dwt_ds.engine.student import peak_memory_bytes
-from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.pretrain import train
 from dwt_ds.run.assemble import assemble

@@ -98,7 +98,8 @@ def pretrain(
     if ranks is not None and hostfile is not None:
         raise ValueError("ranks and hostfile: give one of them; a hostfile has the ranks of each host")
     from dwt_ds.config.recipe import load_recipe
-    from dwt_ds.launch.supervise import STOPPED, run_printed
+    from dwt_ds.launch.commands import run_printed
+    from dwt_ds.launch.supervise import STOPPED
     from dwt_ds.study.records import named_runs
 
     words = _words(overrides)

@@ -46,10 +46,10 @@ def main(args: argparse.Namespace) -> int:
     quieten_libraries()
     from dwt_ds.config.overrides import override_of
     from dwt_ds.data.manifest import read_data_manifest
-    from dwt_ds.plan.corpus import resolve_plan
     from dwt_ds.plan.hardware import find_device
     from dwt_ds.plan.plan import Plan
     from dwt_ds.plan.report import report, whole_settings
+    from dwt_ds.plan.settings import resolve_plan
     from dwt_ds.plan.shapes import build_shapes
 
     per_node = args.gpus_per_node if args.gpus_per_node is not None else (2 if args.gpu == "cpu" else 8)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dwt_ds.config.objective import SoftPositions
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.rows import below, hashes, key_of, uniform
+from dwt_ds.data.row_hashes import below, hashes, key_of, uniform
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 _MASK_STREAM = 3

@@ -1,4 +1,4 @@
-"""Commands that are watched to their end: a launcher with its run, and programs whose output goes to a log.
+"""A launcher, watched with its run to the end.
 
 DeepSpeed's launchers lose signals, and end with 0 although ranks were killed, or with 1 although all of them ended
 well. Here SIGTERM and SIGINT become a request in the run's folder, which works with every launcher and any number of
@@ -13,11 +13,9 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,7 +29,6 @@ from dwt_ds.run.stop import STOP_FILE
 STOPPED = os.EX_TEMPFAIL
 _POLL_SECONDS = 0.5
 _LEFT_OVER_SECONDS = 600.0
-_LINES_KEPT = 100
 # How long the ranks of the other hosts may still take to end by themselves, or to be seen in the run's folder.
 _HOST_SECONDS = 20.0
 
@@ -155,70 +152,3 @@ def _lives_in(group: int, process: psutil.Process) -> bool:
         return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
     except (OSError, psutil.Error):
         return False
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set while the block runs; for the main thread."""
-    stop = threading.Event()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    former = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, former):
-            signal.signal(number, handler)
-
-
-def run_logged(command: Sequence[str], log: Path, stop: threading.Event) -> int:
-    """Run `command` with its output appended to `log`; its exit code.
-
-    Once `stop` is set, the command gets a SIGTERM, and its end is waited for.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            list(command),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # so that a Ctrl-C in the terminal comes here alone
-        )
-        while not stop.is_set():
-            with suppress(subprocess.TimeoutExpired):
-                return process.wait(_POLL_SECONDS)
-        process.terminate()
-        return process.wait()
-
-
-def run_printed(command: Sequence[str]) -> tuple[int, list[str]]:
-    """Run `command` and print its lines here as they come, also in a notebook; its exit code and its last lines.
-
-    A KeyboardInterrupt becomes a SIGTERM for the command, whose end is waited for, and is then raised again.
-    """
-    lines: deque[str] = deque(maxlen=_LINES_KEPT)
-    with subprocess.Popen(
-        list(command),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        interrupted = False
-        while True:
-            try:
-                line = process.stdout.readline()
-            except KeyboardInterrupt:
-                interrupted = True
-                process.terminate()
-                continue
-            if not line:
-                break
-            print(line, end="", flush=True)
-            lines.append(line.rstrip("\n"))
-    if interrupted:
-        raise KeyboardInterrupt
-    return process.returncode, list(lines)

@@ -113,19 +113,17 @@ def _stages_1_and_2(stage: int, zero: ZeroSettings, partition: Partition, accumu
 
 def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> list[Traffic]:
     """Weights gathered for the forward pass, and again for the backward pass if released; gradients scattered."""
-    cut = [numel for numel in partition.numels if numel > zero.persistence_threshold]
+    gathered, weights = zero.sharded_weights(partition)
     kept_for_backward = zero.keeps_gathered(partition)
-    gathered = zero.element_bytes * sum(-(-numel // partition.ranks) * partition.ranks for numel in cut)
-    persistent = zero.element_bytes * (partition.elements - sum(cut))
+    persistent = zero.element_bytes * zero.persistent_elements(partition)
     scattered = zero.element_bytes * partition.shards * partition.ranks
     buckets = _filled_buckets(partition.numels, zero.reduce_bucket)
-    calls = len(cut) * accumulation
-    forward = Traffic("all_gather", "weights", gathered * accumulation, calls, zero.overlap_comm)
+    forward = Traffic("all_gather", "weights", gathered * accumulation, weights * accumulation, zero.overlap_comm)
     group = min(zero.hpz, partition.ranks) if zero.hpz > 1 else None
     backward = replace(forward, what="weights, for the backward pass", group=group)
     return [
         *([forward] if kept_for_backward else [forward, backward]),
-        Traffic("all_gather", "small weights, after the step", persistent, len(partition.numels) - len(cut)),
+        Traffic("all_gather", "small weights, after the step", persistent, len(partition.numels) - weights),
         Traffic("reduce_scatter", "gradients", scattered * accumulation, buckets * accumulation, zero.overlap_comm),
     ]
 

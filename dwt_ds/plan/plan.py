@@ -13,7 +13,8 @@ from dwt_ds.models.masked_lm.wrapper import known_layers
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.memory import STAGES, RankMemory, checkpoint_bytes, rank_memory
-from dwt_ds.plan.shapes import Shapes, ShardedTeacher, buffer_bytes
+from dwt_ds.plan.shapes import Shapes
+from dwt_ds.plan.sharded_teacher import ShardedTeacher, buffer_bytes
 from dwt_ds.plan.simulation import MicroBatchCost, Simulator
 from dwt_ds.plan.speed import (
     FURTHER_LOSS_LAUNCHES,

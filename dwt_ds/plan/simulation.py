@@ -20,7 +20,8 @@ from dwt_ds.models.build import DTYPES
 from dwt_ds.models.flops import teacher_width
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.meta_device import RepeatedOperations
-from dwt_ds.plan.shapes import Shapes, head_elements
+from dwt_ds.plan.shapes import Shapes
+from dwt_ds.plan.sharded_teacher import head_elements
 from dwt_ds.plan.stand_ins import Loss, chunk_rows, imitate_device
 from dwt_ds.run.resolve import Resolved
 

@@ -97,6 +97,13 @@ class ZeroSettings:
         """Elements of the small parameters, which stage 3 keeps whole on every rank."""
         return sum(numel for numel in partition.numels if numel <= self.persistence_threshold)
 
+    def sharded_weights(self, partition: Partition) -> tuple[int, int]:
+        """(bytes, number) of the larger parameters, of which stage 3 gives each rank a shard; shards are equally large,
+        so the last is padded."""
+        numels = [numel for numel in partition.numels if numel > self.persistence_threshold]
+        padded = sum(-(-numel // partition.ranks) * partition.ranks for numel in numels)
+        return self.element_bytes * padded, len(numels)
+
     def keeps_gathered(self, partition: Partition) -> bool:
         """Whether stage 3 keeps what it gathered for the forward pass until the backward pass.
 

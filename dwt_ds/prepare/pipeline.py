@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from dwt_ds.data.manifest import Manifest, Shard
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
-from dwt_ds.prepare import accounts
+from dwt_ds.prepare import manifest_counts
 from dwt_ds.prepare.case_and_accents import described
 from dwt_ds.prepare.corpus import Corpus, Survey, progress_bar, survey
 from dwt_ds.prepare.counts import ChunkCounts
@@ -179,7 +179,7 @@ def _joined(
     part_paths = [part_path(work, index) for index in range(len(parts))]
     _check_rows(counts, corpus.survey.documents, part_paths)
     if not options.allow_unknown:
-        accounts.check_unknown(counts, options.sources)
+        manifest_counts.check_unknown(counts, options.sources)
     written = _write_shards(options, counts, part_paths, tokenizer, work)
     return _manifest(options, identity, corpus, counts, tokenizer, written, work)
 
@@ -262,12 +262,12 @@ def _manifest(
             for source, of_source, unknown in zip(
                 options.sources,
                 found.per_source,
-                accounts.unknown_shares(counts, len(options.sources)),
+                manifest_counts.unknown_shares(counts, len(options.sources)),
                 strict=True,
             )
         ],
-        dropped=accounts.dropped(counts, found),
-        dropped_characters=accounts.dropped_characters(counts, corpus.duplicate_characters),
+        dropped=manifest_counts.dropped(counts, found),
+        dropped_characters=manifest_counts.dropped_characters(counts, corpus.duplicate_characters),
         characters_seen=counts.characters_seen,
         characters_kept=counts.characters_kept,
         unknown_share=counts.unknown_tokens / max(1, counts.text_tokens),

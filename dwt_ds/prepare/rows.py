@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dwt_ds.base.files import atomic_file, file_sha256
-from dwt_ds.data.rows import below, hashes, key_of
+from dwt_ds.data.row_hashes import below, hashes, key_of
 from dwt_ds.prepare.counts import CHARACTERS_KEPT, ChunkCounts
 from dwt_ds.prepare.packing import Rows, RowSettings, rows_of_sentences
 from dwt_ds.prepare.sentences import cut_span, sentence_spans

@@ -9,11 +9,11 @@ from typing import Any
 
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
+from dwt_ds.study.final_tables import study_tables
 from dwt_ds.study.page import Page, Shown
+from dwt_ds.study.page_curves import compared_curves, first_step
 from dwt_ds.study.pairs import add_differences, lone_series
 from dwt_ds.study.records import RunRecord, by_series, settings_unlike
-from dwt_ds.study.results import study_tables
-from dwt_ds.study.sections import compared_curves, first_step
 from dwt_ds.study.tables import Compared
 
 

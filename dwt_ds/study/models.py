@@ -11,7 +11,7 @@ from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.build import parameter_count, student_model_config
 from dwt_ds.models.flops import meta_model
 from dwt_ds.models.load import load_model_config
-from dwt_ds.plan.corpus import corpus_of
+from dwt_ds.plan.settings import corpus_of
 from dwt_ds.plan.shapes import corpus_sizes
 from dwt_ds.run.resolve import Corpus
 from dwt_ds.study.records import RunRecord

@@ -11,14 +11,14 @@ from dwt_ds.base.words import nearest, shorten
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.plan.report import changes
 from dwt_ds.study.figures import Styles
+from dwt_ds.study.final_tables import study_tables
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid_section import grid_section, runs_of_grid
 from dwt_ds.study.overview import OVERVIEW_NOTE, against_note, overview
 from dwt_ds.study.page import Page, is_a_page, markdown_table
+from dwt_ds.study.page_curves import compared_curves, curves_of_one
 from dwt_ds.study.pairs import find_series, series_by_settings
 from dwt_ds.study.records import RunRecord, by_series, differing_settings, named_runs
-from dwt_ds.study.results import study_tables
-from dwt_ds.study.sections import compared_curves, curves_of_one
 from dwt_ds.study.tables import Compared, Table
 
 HTML = "index.html"

@@ -19,7 +19,7 @@ from dwt_ds.base.words import own_command, path_argument
 from dwt_ds.config.validate import must_be, own_message
 from dwt_ds.glue.options import FineTuning, GlueOptions
 from dwt_ds.glue.tasks import SEVEN
-from dwt_ds.launch.supervise import run_logged
+from dwt_ds.launch.commands import run_logged
 from dwt_ds.run.folder import RunFolder
 
 HUB = "hub"

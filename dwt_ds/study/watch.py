@@ -19,8 +19,8 @@ from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.progress import clock, evaluation_words, step_words
 from dwt_ds.run.stop import STOP_FILE
 from dwt_ds.run.stuck import read_reports, who_waits_for_whom
-from dwt_ds.study.blocks import block_curve
 from dwt_ds.study.records import START_LEFT_OUT
+from dwt_ds.study.terminal_chart import block_curve
 
 _GIB = 2**30
 # With less free space the disk counts as nearly full, however small a checkpoint is.

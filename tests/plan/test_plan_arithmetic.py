@@ -14,10 +14,10 @@ from dwt_ds.data.masks import draw_masks
 from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.models.flops import forward_flops, recomputed_flops
 from dwt_ds.plan.communication import Traffic, bytes_per_second, own_sums, step_traffic
-from dwt_ds.plan.corpus import paper_corpus, resolve_plan
 from dwt_ds.plan.hardware import LATENCY_SECONDS, LAUNCH_SECONDS, LEAST_STEP_SECONDS, find_device
 from dwt_ds.plan.memory import ACTIVATIONS, GRADIENTS, LOSS, MASTER, OPTIMIZER, TEACHER, TEMPORARIES, WEIGHTS
 from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.settings import paper_corpus, resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.plan.speed import REPLAY_LAUNCHES, traffic_seconds
 from dwt_ds.plan.zero import Partition, zero_settings

@@ -14,7 +14,7 @@ from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import recipe_names
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student, parameter_count
-from dwt_ds.plan.corpus import resolve_plan
+from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
-from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.memory import BUCKETS, GRADIENTS, MASTER, OPTIMIZER, TEACHER, WEIGHTS
 from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.train_tokenizer import train_tokenizer

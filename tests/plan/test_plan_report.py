@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dwt_ds.cli.main import main
-from dwt_ds.plan.corpus import resolve_plan
+from dwt_ds.plan.settings import resolve_plan
 
 OFFLOAD = "offload: transfers and the optimizer on the CPU are not counted"
 

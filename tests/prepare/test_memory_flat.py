@@ -12,14 +12,14 @@ import pytest
 PREPARE_AND_PRINT_PEAK = """
 import resource, sys
 from pathlib import Path
-from dwt_ds.prepare import corpus
+from dwt_ds.prepare import corpus, duplicates
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
 
 if __name__ == "__main__":
     corpus.CHUNK_CHARS = 200_000
-    corpus._LINES_IN_MEMORY = 4096
+    duplicates._LINES_IN_MEMORY = 4096
     text, out, vocab, workers = sys.argv[1:]
     prepare(PrepareOptions([LocalFile(Path(text))], Path(out), tokenizer=vocab, every=4, workers=int(workers)))
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):

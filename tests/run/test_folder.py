@@ -16,7 +16,7 @@ import yaml
 
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.plan.corpus import corpus_of
+from dwt_ds.plan.settings import corpus_of
 from dwt_ds.run.folder import RunFolder
 
 IDENTITY: dict[str, Any] = {"data": "a" * 64, "tokenizer": "b" * 64, "student": {"layers": 2, "hidden_size": 32}}

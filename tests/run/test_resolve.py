@@ -11,7 +11,7 @@ import pytest
 
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.plan.corpus import resolve_plan
+from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve
 
 

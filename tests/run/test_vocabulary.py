@@ -14,11 +14,11 @@ from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.teacher_rows import TeacherTokens
 from dwt_ds.models.flops import forward_flops, teacher_width, work_of_a_row
-from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.memory import TEACHER
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.report import report
+from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.train_tokenizer import train_tokenizer

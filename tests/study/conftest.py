@@ -15,7 +15,7 @@ from PIL import Image
 
 from dwt_ds.cli.main import main
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
-from dwt_ds.plan.corpus import resolve_plan
+from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.study import figures
 from dwt_ds.study import run as study_run
 from dwt_ds.study.estimate import Cost

@@ -14,13 +14,13 @@ from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import load_recipe, parse_run_config
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.models.build import student_model_config
+from dwt_ds.study.final_tables import final_tables
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
 from dwt_ds.study.grid_section import runs_of_grid
 from dwt_ds.study.overview import overview
 from dwt_ds.study.records import RunRecord, named_runs
 from dwt_ds.study.report import write_report
-from dwt_ds.study.results import final_tables
 from dwt_ds.study.scores import glue_scores
 from dwt_ds.study.tables import Compared
 

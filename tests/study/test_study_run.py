@@ -15,11 +15,12 @@ import pytest
 import yaml
 
 from dwt_ds.cli.main import main
-from dwt_ds.launch.supervise import STOPPED, run_logged
+from dwt_ds.launch.commands import run_logged
+from dwt_ds.launch.supervise import STOPPED
 from dwt_ds.models.build import student_model_config
-from dwt_ds.plan.corpus import resolve_plan
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
+from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.study import run as study_run
 from dwt_ds.study import scores

@@ -19,7 +19,7 @@ from dwt_ds.base.software import host_name
 from dwt_ds.cli.main import main
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.study import watch
-from dwt_ds.study.blocks import block_curve
+from dwt_ds.study.terminal_chart import block_curve
 from dwt_ds.study.watch import lines_of, observe
 
 HOLD = """

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dwt_ds.prepare import corpus
-from dwt_ds.prepare.corpus import DuplicateFinder, without_duplicates
+from dwt_ds.prepare import duplicates
+from dwt_ds.prepare.duplicates import DuplicateFinder, without_duplicates
 
 
 @pytest.mark.parametrize("in_memory", [1, 100, 1 << 18])
 def test_exactly_the_repeats_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int) -> None:
-    monkeypatch.setattr(corpus, "_LINES_IN_MEMORY", in_memory)
+    monkeypatch.setattr(duplicates, "_LINES_IN_MEMORY", in_memory)
     draw = random.Random(0)
     documents = [[f"line {draw.randint(0, 500)}" for _ in range(draw.randint(1, 9))] for _ in range(150)]
     finder = DuplicateFinder(tmp_path / "hashes")

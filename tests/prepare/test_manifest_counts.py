@@ -13,7 +13,7 @@ from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.show import manifest_table, warnings_of
-from dwt_ds.plan.corpus import corpus_of
+from dwt_ds.plan.settings import corpus_of
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,6 +11,7 @@ from harness.runs import write_run
 from dwt_ds.cli.main import main
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.study.costs import Spent, teacher_training
+from dwt_ds.study.final_tables import final_tables
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import Grid, StudyRun
 from dwt_ds.study.overview import overview
@@ -24,7 +25,6 @@ from dwt_ds.study.pairs import (
     series_by_settings,
 )
 from dwt_ds.study.records import RunRecord, named_runs
-from dwt_ds.study.results import final_tables
 from dwt_ds.study.tables import Compared
 
 
