@@ -324,9 +324,7 @@ def test_wrong_options(
 def test_what_is_not_installed_is_named(
     glue: Glue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dwt_ds.cli import glue as module
-
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "sklearn" else object())
+    monkeypatch.setattr("dwt_ds.glue.options.find_spec", lambda name: None if name == "sklearn" else object())
     assert glue() == 2
     assert capsys.readouterr().err == "error: dwt-ds glue needs scikit-learn; pip install 'dwt-ds[study]'\n"
 
