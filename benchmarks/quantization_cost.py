@@ -38,11 +38,11 @@ from dwt_ds.data.batches import validation_batches
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.launch.local import on_this_machine
 from dwt_ds.models.build import build_student
+from dwt_ds.models.dropout import use_cpu_dropout
 from dwt_ds.models.load import load_masked_lm
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.quantization import prepare
 from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
-from dwt_ds.models.swaps import use_cpu_dropout
 from dwt_ds.run.folder import RunFolder
 
 SEQ_LEN, VOCABULARY, ROWS, HELD_OUT_ROWS = 128, 8000, 16, 512

@@ -30,7 +30,7 @@ def train(session: Session) -> None:
     for step in session.steps():
         micro_batches, numbers = session.begin_step(step)
         for batch, teacher_view in session.with_teacher(micro_batches):
-            loss = session.student(batch, teacher_view, numbers.scale)
+            loss = session.student(batch, teacher_view, numbers.scalars)
             session.student.backward(session.record(loss))
             session.student.step()
         session.end_step(numbers)

@@ -6,7 +6,8 @@ import difflib
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from os import PathLike
 
@@ -31,6 +32,17 @@ def one_line(error: BaseException, *, with_type: bool = False) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     name, message = type(error).__name__, " ".join(lines[:2]).rstrip(" .;:")
     return f"{name}: {shorten(message, 300)}" if with_type and message else shorten(message, 300) or name
+
+
+@contextmanager
+def prefix_errors(field: str) -> Iterator[None]:
+    """Within the block, an error's message gets the name of the recipe's field in front, unless it has it already."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if field in str(error):
+            raise
+        raise type(error)(f"{field}: {error}") from error
 
 
 def shorten(text: str, length: int = 60) -> str:

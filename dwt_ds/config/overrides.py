@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from dwt_ds.base.written import parse_yaml
+from dwt_ds.base.yaml_and_json import parse_yaml
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.config.validate import options_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dwt_ds.base.files import find_file
 from dwt_ds.base.trees import flatten, merge
-from dwt_ds.base.written import read_yaml
+from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.config.overrides import read_value
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.config.validate import validated

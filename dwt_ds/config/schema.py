@@ -29,7 +29,8 @@ from dwt_ds.config.validate import STRICT
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Of random numbers; generators take 64 bits with a sign."""
-
+AttentionChoice = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+LayerNormChoice = Literal["auto", "apex", "torch"]
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -111,7 +112,7 @@ class StudentConfig:
     """Longest sequence, in tokens, that the position embeddings allow."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout probability of hidden states, attention weights and embeddings."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    attention: AttentionChoice = "auto"
     """Attention implementation; auto: eager on a CPU, sdpa on a GPU."""
     init: str = "random"
     """Initial weights: random, or grown from the teacher's by a depth map (remap, the paper's; stack, bert2bert,
@@ -237,7 +238,7 @@ class TrainConfig:
 class FusedConfig:
     """Fused modules of NVIDIA's apex. Its optimizers are chosen in the DeepSpeed JSON."""
 
-    layer_norm: Literal["auto", "apex", "torch"] = "auto"
+    layer_norm: LayerNormChoice = "auto"
     """Layer norm of the student; auto: apex's if a probe finds that it runs and gives the same results."""
 
 

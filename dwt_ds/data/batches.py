@@ -57,7 +57,7 @@ class Batch(NamedTuple):
         return int(self.positions.numel() if self.teacher is None else self.teacher.aligned.numel())
 
     @property
-    def followed_rows(self) -> int:
+    def hidden_rows(self) -> int:
         """Hidden states that the hidden loss compares: tokens, or the words that both vocabularies' rows have."""
         return self.token_count if self.teacher is None else self.teacher.words.total
 

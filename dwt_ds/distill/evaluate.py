@@ -15,7 +15,7 @@ from torch import Tensor
 from dwt_ds.config.objective import DistillConfig
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
-from dwt_ds.distill.objective import Losses, LossScale, SharedEntries, TeacherView
+from dwt_ds.distill.objective import Losses, LossScalars, SharedEntries, TeacherView
 
 
 class HeldOut(NamedTuple):
@@ -40,7 +40,7 @@ class TeacherHeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out_loss(
-    objective: Callable[[Batch, TeacherView | None, LossScale], Losses],
+    objective: Callable[[Batch, TeacherView | None, LossScalars], Losses],
     teacher: Callable[[Batch], TeacherView] | None,
     batches: Iterable[Batch],
     temperature: float,
@@ -56,11 +56,11 @@ def held_out_loss(
     """
     one = torch.ones((), device=device)
     tau = torch.tensor(temperature, device=device)
-    scale = LossScale(one, tau, hard_rows=one, soft_rows=one, followed_rows=one)
+    scalars = LossScalars(one, tau, hard_rows=one, soft_rows=one, hidden_rows=one)
     sums = torch.zeros(5, dtype=torch.float64, device=device)
     is_shared = False
     for batch in batches:
-        loss = objective(batch, teacher(batch) if teacher else None, scale)
+        loss = objective(batch, teacher(batch) if teacher else None, scalars)
         labels = soft_rows = (batch.labels >= 0).sum()
         shared_hard = torch.zeros_like(loss.hard)
         if loss.shared_hard is not None and batch.teacher is not None:

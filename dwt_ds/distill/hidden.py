@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.teacher_rows import CommonWords
-from dwt_ds.models.masked_lm.checks import encoder_layers
+from dwt_ds.models.masked_lm.families import encoder_layers
 
 
 class HiddenLoss(nn.Module):

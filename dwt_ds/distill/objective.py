@@ -56,7 +56,7 @@ class TeacherView(NamedTuple):
     """(B x S_t, H_teacher): its hidden states at all tokens of its rows; None without a hidden loss."""
 
 
-class LossScale(NamedTuple):
+class LossScalars(NamedTuple):
     """What may change from step to step, as 0-d fp32 tensors, so that a new value recompiles nothing."""
 
     soft_weight: Tensor
@@ -65,7 +65,7 @@ class LossScale(NamedTuple):
     """Divides the summed cross-entropy: labelled tokens over all ranks and accumulation steps."""
     soft_rows: Tensor
     """Divides the summed KL divergence: positions over all ranks and accumulation steps."""
-    followed_rows: Tensor
+    hidden_rows: Tensor
     """Divides the summed hidden loss: tokens, or words, over all ranks and accumulation steps."""
 
 
@@ -111,26 +111,26 @@ class DistillObjective(nn.Module):
         self.memory = config.memory
         self.vocab_size = vocab_size
 
-    def forward(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> Losses:
-        """Loss of one micro-batch, summed over its rows and divided by `scale`'s counts.
+    def forward(self, batch: Batch, teacher: TeacherView | None, scalars: LossScalars) -> Losses:
+        """Loss of one micro-batch, summed over its rows and divided by `scalars`'s counts.
 
         With shared entries, the hard loss is still over the whole vocabulary. The soft loss is over these entries
         alone, both distributions renormalized to them. The hidden loss is for training only.
         """
         if self.hidden_loss is None or not self.training:
-            return self._of_logits(batch, teacher, scale)
+            return self._of_logits(batch, teacher, scalars)
         if teacher is None or teacher.everywhere is None:  # the teacher was released
-            losses = self._of_logits(batch, teacher, scale)
+            losses = self._of_logits(batch, teacher, scalars)
             return losses._replace(loss=losses.loss + self.hidden_loss.ended())
         self.hidden_loss.listen()
-        losses = self._of_logits(batch, teacher, scale)
+        losses = self._of_logits(batch, teacher, scalars)
         words = None if batch.teacher is None else batch.teacher.words
-        distance = self.hidden_loss(teacher.everywhere, batch.attention_mask, words) / scale.followed_rows
+        distance = self.hidden_loss(teacher.everywhere, batch.attention_mask, words) / scalars.hidden_rows
         return losses._replace(
-            loss=losses.loss + self.hidden_weight * scale.soft_weight * distance, hidden=distance.detach()
+            loss=losses.loss + self.hidden_weight * scalars.soft_weight * distance, hidden=distance.detach()
         )
 
-    def _of_logits(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> Losses:
+    def _of_logits(self, batch: Batch, teacher: TeacherView | None, scalars: LossScalars) -> Losses:
         """Hard and soft loss."""
         hidden = self.student(batch.input_ids, batch.attention_mask, batch.positions)
         weight, bias = self.student.decoder_weight, self.student.decoder_bias
@@ -138,15 +138,15 @@ class DistillObjective(nn.Module):
             # In two calls, so that the soft loss of the labelled tokens is known: one more sum of the head's gradient.
             sizes = [len(batch.labels), len(hidden) - len(batch.labels)]
             (ours, further), (theirs, of_further) = hidden.split(sizes), teacher.hidden.split(sizes)
-            loss = self._loss(ours, weight, bias, teacher._replace(hidden=theirs), batch.labels, scale)
-            rest = self._loss(further, weight, bias, teacher._replace(hidden=of_further), None, scale)
-            labelled_soft = loss.soft * (scale.soft_rows / scale.hard_rows)
+            loss = self._loss(ours, weight, bias, teacher._replace(hidden=theirs), batch.labels, scalars)
+            rest = self._loss(further, weight, bias, teacher._replace(hidden=of_further), None, scalars)
+            labelled_soft = loss.soft * (scalars.soft_rows / scalars.hard_rows)
             return Losses(loss.loss + rest.loss, loss.hard, loss.soft + rest.soft, labelled_soft=labelled_soft)
         if teacher is None or teacher.shared is None:
-            return Losses(*self._loss(hidden, weight, bias, teacher, batch.labels, scale))
+            return Losses(*self._loss(hidden, weight, bias, teacher, batch.labels, scalars))
         assert batch.teacher is not None  # it made the view
         aligned, ids = batch.teacher.aligned, teacher.shared.student_ids
-        whole = self._loss(hidden, weight, bias, None, batch.labels, scale)
+        whole = self._loss(hidden, weight, bias, None, batch.labels, scalars)
         shared = linear_distill_loss(
             hidden.index_select(0, aligned),
             weight.index_select(0, ids),
@@ -155,11 +155,11 @@ class DistillObjective(nn.Module):
             teacher.weight,
             teacher.bias,
             teacher.shared.index_of_student[batch.labels[aligned]],
-            temperature=scale.temperature,
+            temperature=scalars.temperature,
             hard_weight=0.0,
-            soft_weight=scale.soft_weight,
+            soft_weight=scalars.soft_weight,
             temperature_squared=self.temperature_squared,
-            normalizer=scale.soft_rows,
+            normalizer=scalars.soft_rows,
             backend=self.backend,
             memory=self.memory,
         )
@@ -172,7 +172,7 @@ class DistillObjective(nn.Module):
         bias: Tensor | None,
         teacher: TeacherView | None,
         labels: Tensor | None,
-        scale: LossScale,
+        scalars: LossScalars,
     ) -> DistillLoss:
         """Over the whole vocabulary, at N positions with `labels` (N,); None: with the soft loss alone."""
         return linear_distill_loss(
@@ -183,14 +183,14 @@ class DistillObjective(nn.Module):
             None if teacher is None else teacher.weight,
             None if teacher is None else teacher.bias,
             hidden.new_full(hidden.shape[:1], _NO_LABEL, dtype=torch.int64) if labels is None else labels,
-            temperature=scale.temperature,
+            temperature=scalars.temperature,
             hard_weight=self.hard_weight,
-            soft_weight=scale.soft_weight,
+            soft_weight=scalars.soft_weight,
             ignore_index=_NO_LABEL,
             soft_positions="labelled" if labels is not None else "all",
             temperature_squared=self.temperature_squared,
             vocab_size=self.vocab_size,
-            normalizer=(scale.hard_rows, scale.soft_rows),
+            normalizer=(scalars.hard_rows, scalars.soft_rows),
             backend=self.backend,
             memory=self.memory,
         )

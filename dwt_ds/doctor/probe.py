@@ -159,7 +159,7 @@ def check_apex() -> dict[str, Any]:
     import torch
 
     from dwt_ds.engine.optimizers import unusable_reason
-    from dwt_ds.models.swaps import why_not_apex
+    from dwt_ds.models.layer_norm import why_not_apex
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reasons = {"FusedLayerNorm": why_not_apex(device)}

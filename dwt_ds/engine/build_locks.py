@@ -26,7 +26,7 @@ _TORCHS_TRY_ACQUIRE = FileBaton.try_acquire
 _HELD = b"held by a record lock\n"
 
 
-def raise_on_abandoned_locks() -> None:
+def replace_torchs_build_locks() -> None:
     """From now on torch passes over the lock of a process that was killed while it loaded an operator. Its wait for the
     lock of a killed build is a ValueError that names the file, and the process that builds says so: torch is silent for
     minutes."""

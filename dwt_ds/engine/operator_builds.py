@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deepspeed.ops.op_builder.builder import OpBuilder
 
-from dwt_ds.engine.build_locks import raise_on_abandoned_locks
+from dwt_ds.engine.build_locks import replace_torchs_build_locks
 
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 _DEEPSPEEDS_JIT_LOAD = OpBuilder.jit_load
@@ -25,7 +25,7 @@ def prepare_operator_builds() -> None:
     programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != programs:
         os.environ["PATH"] = os.pathsep.join([programs, path])
-    raise_on_abandoned_locks()
+    replace_torchs_build_locks()
     OpBuilder.jit_load = _jit_load
 
 

@@ -20,7 +20,7 @@ from dwt_ds.base.words import one_line
 from dwt_ds.engine.ds_json.combinations import zero_stage
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.operator_builds import prepare_operator_builds
-from dwt_ds.models.swaps import BUILD_APEX
+from dwt_ds.models.layer_norm import BUILD_APEX
 
 # The settings that the JSON may write for each. Not apex's own clipping, since DeepSpeed has clipped already.
 _ADAM = frozenset({"lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_mode"})

@@ -22,7 +22,8 @@ from dwt_ds.engine.ranks import gather_from_ranks
 from dwt_ds.models.build import DTYPES, parameter_count
 from dwt_ds.models.load import load_masked_lm
 from dwt_ds.models.masked_lm.checks import check_against_own_logits
-from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, known_layers
+from dwt_ds.models.masked_lm.families import known_layers
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 # Injected kernels round differently. A larger difference than this share of the largest logit is an error of theirs.
 _INJECTION_TOLERANCE = 0.05

@@ -19,7 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from dwt_ds.data.batches import Batch
-from dwt_ds.distill.objective import Losses, LossScale, TeacherView
+from dwt_ds.distill.objective import Losses, LossScalars, TeacherView
 from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES, CudaRecorder, Recording
 from dwt_ds.engine.gradients import FlatGradients
 from dwt_ds.engine.ranks import rank
@@ -47,7 +47,7 @@ class GraphedTraining:
     ) -> None:
         self._objective, self._gradients, self._recorder = objective, gradients, recorder
         self._loss_scale = loss_scale
-        self._forward: Callable[[Batch, TeacherView | None, LossScale], Losses] = objective.forward
+        self._forward: Callable[[Batch, TeacherView | None, LossScalars], Losses] = objective.forward
         self._passes: dict[Any, _Pass | None] = {}
         self._head: int | None = None
         self._last: Any = None
@@ -56,15 +56,15 @@ class GraphedTraining:
         self._anchor = torch.zeros((), device=gradients.views[0].device, requires_grad=True)
         objective.forward = self  # type: ignore[assignment]
 
-    def __call__(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> Losses:
+    def __call__(self, batch: Batch, teacher: TeacherView | None, scalars: LossScalars) -> Losses:
         """As `DistillObjective.forward`; the losses are the caller's own.
 
         Raises:
             NotRecordedError: the pass cannot be recorded.
         """
         if not (self._objective.training and torch.is_grad_enabled()) or batch.teacher is not None:
-            return self._forward(batch, teacher, scale)
-        tensors = _tensors(batch, teacher, scale)
+            return self._forward(batch, teacher, scalars)
+        tensors = _tensors(batch, teacher, scalars)
         # The head's address, not its shape alone: a graph reads it there.
         head = None if teacher is None else teacher.weight.data_ptr()
         if head != self._head:
@@ -74,10 +74,10 @@ class GraphedTraining:
         self._in_a_row = self._in_a_row + 1 if key == self._last else 1
         self._last = key
         if key not in self._passes and self._in_a_row > EAGER_CALLS and self._recorded < MOST_SHAPES:
-            self._record(key, batch, teacher, scale)
+            self._record(key, batch, teacher, scalars)
         recorded = self._passes.get(key)
         if recorded is None:
-            return self._forward(batch, teacher, scale)
+            return self._forward(batch, teacher, scalars)
         recorded.copy(tensors)
         return Losses(*_Replay.apply(self._anchor, recorded))
 
@@ -86,16 +86,16 @@ class GraphedTraining:
         """How many shapes are replayed."""
         return sum(each is not None for each in self._passes.values())
 
-    def _record(self, key: Any, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> None:
+    def _record(self, key: Any, batch: Batch, teacher: TeacherView | None, scalars: LossScalars) -> None:
         """Keep the pass of this shape, or None if its first replay gives another gradient than the pass itself.
 
         Each rank decides for itself: ranks exchange nothing within a pass, and may have batches of different shapes.
         """
         state = get_accelerator().get_rng_state()
-        made = _Pass(batch, teacher, scale)
+        made = _Pass(batch, teacher, scalars)
         made.upstream.fill_(self._loss_scale())
         # On the buffers themselves: what it compiles for their addresses would otherwise be compiled in the recording.
-        exact = self._gradient_of(self._forward(made.batch, made.teacher, made.scale).loss, made.upstream)
+        exact = self._gradient_of(self._forward(made.batch, made.teacher, made.scalars).loss, made.upstream)
         norm = float(_norm([own for own in exact if own is not None]))
         off = self._distance_of_a_replay(made, exact, state) / norm if 0 < norm < math.inf else math.nan
         get_accelerator().set_rng_state(state)
@@ -112,7 +112,7 @@ class GraphedTraining:
 
     def _distance_of_a_replay(self, made: _Pass, exact: tuple[Tensor | None, ...], state: Tensor) -> float:
         """Record the pass and replay it, with the random numbers of `state`: how far its gradient is from `exact`."""
-        made.forward = self._recorder.record(lambda: self._forward(made.batch, made.teacher, made.scale))
+        made.forward = self._recorder.record(lambda: self._forward(made.batch, made.teacher, made.scalars))
         made.backward = self._recorder.record(lambda: self._add_gradient(made))
         get_accelerator().set_rng_state(state)
         # The buffers are zero here: each micro-batch's gradients are reduced, and each step sets them to zero.
@@ -143,7 +143,7 @@ class _Pass:
     forward: Recording[Losses]
     backward: Recording[Tensor]
 
-    def __init__(self, batch: Batch, teacher: TeacherView | None, scale: LossScale) -> None:
+    def __init__(self, batch: Batch, teacher: TeacherView | None, scalars: LossScalars) -> None:
         def own(tensor: Tensor) -> Tensor:
             return tensor.detach().clone()
 
@@ -154,10 +154,10 @@ class _Pass:
             labels=own(batch.labels),
         )
         self.teacher = None if teacher is None else teacher._replace(hidden=own(teacher.hidden))
-        self.scale = LossScale(*(own(each) for each in scale))
-        self.upstream = torch.ones_like(self.scale.soft_weight)
+        self.scalars = LossScalars(*(own(each) for each in scalars))
+        self.upstream = torch.ones_like(self.scalars.soft_weight)
         """0-d, the gradient of the loss that the backward pass starts from."""
-        self._buffers = _tensors(self.batch, self.teacher, self.scale)
+        self._buffers = _tensors(self.batch, self.teacher, self.scalars)
 
     def copy(self, tensors: list[Tensor | None]) -> None:
         """A micro-batch into the buffers."""
@@ -192,7 +192,7 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)).norm()
 
 
-def _tensors(batch: Batch, teacher: TeacherView | None, scale: LossScale) -> list[Tensor | None]:
+def _tensors(batch: Batch, teacher: TeacherView | None, scalars: LossScalars) -> list[Tensor | None]:
     """What differs from one micro-batch to the next."""
     hidden = None if teacher is None else teacher.hidden
-    return [batch.input_ids, batch.attention_mask, batch.positions, batch.labels, hidden, *scale]
+    return [batch.input_ids, batch.attention_mask, batch.positions, batch.labels, hidden, *scalars]

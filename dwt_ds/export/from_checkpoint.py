@@ -13,7 +13,7 @@ from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
 from dwt_ds.export.model_card import held_out_losses_at, model_card
 from dwt_ds.export.writer import write_export
 from dwt_ds.models.build import build_student, data_sizes
-from dwt_ds.models.vocabulary import load_tokenizer
+from dwt_ds.models.tokenizers import load_tokenizer
 
 # Names of the student's parameters inside the trained objective.
 _PREFIX = "student.model."

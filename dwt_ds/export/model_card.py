@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import whole_lines
-from dwt_ds.base.written import yaml_text
-from dwt_ds.distill.held_out import eval_losses
+from dwt_ds.base.yaml_and_json import yaml_text
+from dwt_ds.distill.metrics_keys import eval_losses
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 
 _QUANTIZED = """

@@ -15,7 +15,7 @@ from dwt_ds.base.files import file_facts, replace_folder, through_links, unfinis
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantized_export import write_quantized
-from dwt_ds.models.vocabulary import fit_to_model
+from dwt_ds.models.tokenizers import fit_to_model
 
 
 class NotFiniteError(ValueError):

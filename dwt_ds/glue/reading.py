@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import datasets
 
 from dwt_ds.base.words import nearest, one_line
-from dwt_ds.base.written import parse_json
+from dwt_ds.base.yaml_and_json import parse_json
 from dwt_ds.glue.tasks import OfficialSplit, Task, find_task
 
 REPOSITORY = "nyu-mll/glue"

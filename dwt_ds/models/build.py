@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -12,9 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from typing_extensions import NotRequired, Unpack
 
 from dwt_ds.base.words import nearest, one_line
-from dwt_ds.config.schema import StudentConfig
+from dwt_ds.config.schema import AttentionChoice, StudentConfig
 
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By their names in recipes and in DeepSpeed's JSON."""
 
@@ -61,14 +60,17 @@ _SET_BY = {
 
 
 class DataSizes(TypedDict):
-    """What the data folder and its tokenizer decide of a student; see `student_model_config`."""
+    """What the data folder and its tokenizer decide of a student."""
 
     vocab_size: int
+    """Tokens of the tokenizer."""
     seq_len: int
+    """Tokens per row."""
     pad_token_id: int
     cls_token_id: NotRequired[int | None]
     sep_token_id: NotRequired[int | None]
     mask_token_id: NotRequired[int | None]
+    """ESM's token dropout needs it."""
 
 
 def data_sizes(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, seq_len: int) -> DataSizes:
@@ -83,24 +85,8 @@ def data_sizes(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, seq_len: 
     )
 
 
-def student_model_config(
-    student: StudentConfig,
-    *,
-    vocab_size: int,
-    seq_len: int,
-    pad_token_id: int,
-    cls_token_id: int | None = None,
-    sep_token_id: int | None = None,
-    mask_token_id: int | None = None,
-) -> PretrainedConfig:
+def student_model_config(student: StudentConfig, **data: Unpack[DataSizes]) -> PretrainedConfig:
     """The Hugging Face configuration of the student; nothing is allocated.
-
-    Args:
-        student: the recipe's student section.
-        vocab_size: tokens of the data folder's tokenizer.
-        seq_len: tokens per row of the data folder.
-        pad_token_id, cls_token_id, sep_token_id: the tokenizer's.
-        mask_token_id: the tokenizer's; ESM's token dropout needs it.
 
     Raises:
         ValueError: one line (field, value, fix): an unknown family, heads that do not divide the width or are too odd
@@ -113,19 +99,20 @@ def student_model_config(
             f"student.family={student.family!r}: transformers has no masked-LM class for this model type{fix}"
         )
     defaults = AutoConfig.for_model(student.family)
-    _check_sizes(student, seq_len, defaults)
+    _check_sizes(student, data["seq_len"], defaults)
+    beginning, end, pad = data.get("cls_token_id"), data.get("sep_token_id"), data["pad_token_id"]
     decided = {
-        "vocab_size": vocab_size,
-        "pad_token_id": pad_token_id,
-        "bos_token_id": cls_token_id,
-        "eos_token_id": sep_token_id,
-        "cls_token_id": cls_token_id,
-        "sep_token_id": sep_token_id,
-        "mask_token_id": mask_token_id,
+        "vocab_size": data["vocab_size"],
+        "pad_token_id": pad,
+        "bos_token_id": beginning,
+        "eos_token_id": end,
+        "cls_token_id": beginning,
+        "sep_token_id": end,
+        "mask_token_id": data.get("mask_token_id"),
         "num_hidden_layers": student.layers,
         "hidden_size": student.hidden_size,
         "num_attention_heads": student.num_heads,
-        "max_position_embeddings": student.max_positions + _position_offset(defaults, pad_token_id),
+        "max_position_embeddings": student.max_positions + _position_offset(defaults, pad),
         **dict.fromkeys(_INTERMEDIATE_FIELDS, student.intermediate_size or 4 * student.hidden_size),
         **dict.fromkeys(_DROPOUT_FIELDS, student.dropout),
     }
@@ -156,7 +143,7 @@ def build_student(student: StudentConfig, **data: Unpack[DataSizes]) -> PreTrain
     return model.train()
 
 
-def attention_implementation(choice: Attention, model_class: Any = None) -> str:
+def attention_implementation(choice: AttentionChoice, model_class: Any = None) -> str:
     """The implementation that `student.attention` stands for on this machine; eager beat sdpa on the CPUs measured.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from dwt_ds.models.masked_lm.checks import encoder_layers
+from dwt_ds.models.masked_lm.families import encoder_layers
 
 # Student and teacher share the code of a layer. torch compiles it for training, for evaluation and for the teacher,
 # each with padding and without, for the first size and then for any size: 12 programs. After 8, its default limit, it

@@ -25,7 +25,7 @@ from dwt_ds.config.quantization import Quantization, parse_quantization
 from dwt_ds.config.validate import validated
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantization import QuantizedWeight, convert, drop_weight_quantizers, prepare, quantized_layers
-from dwt_ds.models.vocabulary import fit_to_model, load_tokenizer
+from dwt_ds.models.tokenizers import fit_to_model, load_tokenizer
 
 WEIGHTS_FILE = "quantized.safetensors"
 SETTINGS_FILE = "quantization.json"

@@ -9,7 +9,7 @@ from functools import cached_property
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.models.flops import Work, recomputed_flops
 from dwt_ds.models.growth.plan import GrowthPlan, check_growth
-from dwt_ds.models.masked_lm.wrapper import known_layers
+from dwt_ds.models.masked_lm.families import known_layers
 from dwt_ds.plan.communication import Traffic, own_sums, step_traffic
 from dwt_ds.plan.hardware import Device
 from dwt_ds.plan.memory import STAGES, RankMemory, checkpoint_bytes, rank_memory

@@ -9,7 +9,7 @@ from typing import Any
 
 from dwt_ds.base.trees import NOT_SET, Difference, differences
 from dwt_ds.base.words import table
-from dwt_ds.base.written import yaml_text
+from dwt_ds.base.yaml_and_json import yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.launch.local import printed_commands
 from dwt_ds.plan.communication import bytes_per_second

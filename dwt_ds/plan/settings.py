@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dwt_ds.base.words import prefix_errors
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.manifest import read_data_manifest
-from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve
+from dwt_ds.run.resolve import Corpus, Resolved, resolve
 
 # Lee et al. (2023): one of every four sentences of Wikipedia and BookCorpus. Tokens a sentence as `dwt-ds prepare
 # --every 4` packs them, [CLS] and [SEP] included: 30.8 on 4 MB of Wikipedia, 24.2 on 4 MB of books, mixed like the

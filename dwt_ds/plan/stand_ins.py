@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from dwt_ds.models.swaps import use_cpu_dropout
+from dwt_ds.models.dropout import use_cpu_dropout
 
 FUSED_ATTENTION = "dwt_plan_fused"
 

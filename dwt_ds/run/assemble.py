@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dwt_ds.base.software import host_name
+from dwt_ds.base.words import prefix_errors
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.config.schema import TrainConfig
 from dwt_ds.data.batches import StepBatches
@@ -26,11 +27,10 @@ from dwt_ds.engine.student import (
     quieten_deepspeed,
     start_student,
 )
-from dwt_ds.models.swaps import check_layer_norm, layer_norm_used
+from dwt_ds.models.layer_norm import check_layer_norm, layer_norm_used
 from dwt_ds.run.evaluation import Evaluation, check_eval_sets, open_eval_sets
 from dwt_ds.run.exports import Exporter
 from dwt_ds.run.folder import TOKENIZER, RunFolder
-from dwt_ds.run.introduction import report_growth, report_models, report_overlap, say
 from dwt_ds.run.log import RunLog
 from dwt_ds.run.mfu import Utilization
 from dwt_ds.run.models import (
@@ -42,20 +42,21 @@ from dwt_ds.run.models import (
     may_replay_student,
     recorder_of_student,
 )
-from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve, run_facts
+from dwt_ds.run.other_vocabulary import OtherVocabulary
+from dwt_ds.run.resolve import Corpus, Resolved, resolve, run_facts
 from dwt_ds.run.resume import (
     TeacherOrigin,
     check_can_resume,
+    hidden_loss_columns,
     measured_before,
     resume,
     same_rule_of_release,
-    size_to_follow,
     teacher_origin,
 )
 from dwt_ds.run.session import Session
+from dwt_ds.run.start_report import report_growth, report_models, report_overlap, say
 from dwt_ds.run.stop import StopRequest
 from dwt_ds.run.stuck import StuckWatch
-from dwt_ds.run.vocabulary import OtherVocabulary
 
 
 def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | None, stop: StopRequest) -> Session | None:
@@ -105,7 +106,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         teaches = taught_by if alone else teacher_origin(resolved, other)
         facts = replace(facts, teacher=teaches.weights, teacher_tokenizer=teaches.tokenizer)
         teacher = None if released is not None else load_teacher(resolved, tokenizer, other)
-        followed = size_to_follow(checkpoint, resolved, teacher)
+        followed = hidden_loss_columns(checkpoint, resolved, teacher)
         objective = build_objective(resolved, tokenizer, other, grown=not alone, teacher_hidden_size=followed)
         overlap = None
         if other is not None and teacher is not None and ranks.rank() == 0:

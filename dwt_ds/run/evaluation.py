@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from dwt_ds.base.words import prefix_errors
 from dwt_ds.config.schema import DataConfig, RunConfig, TrainConfig
 from dwt_ds.data.batches import Batch, validation_batches
 from dwt_ds.data.prepared import PreparedData
@@ -16,13 +17,13 @@ from dwt_ds.distill.evaluate import (
     shared_held_out_loss,
     teacher_held_out_loss,
 )
-from dwt_ds.distill.held_out import eval_key
+from dwt_ds.distill.metrics_keys import eval_key
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.student import StudentEngine
 from dwt_ds.engine.teacher import TeacherEngine
-from dwt_ds.run.resolve import Resolved, prefix_errors
-from dwt_ds.run.vocabulary import OtherVocabulary
+from dwt_ds.run.other_vocabulary import OtherVocabulary
+from dwt_ds.run.resolve import Resolved
 
 
 def open_eval_sets(train: TrainConfig) -> dict[str, PreparedData]:
@@ -38,7 +39,9 @@ def check_eval_sets(resolved: Resolved, sets: Mapping[str, PreparedData], facts:
     """Refuse a set without a token to predict, or whose rows cannot be masked as the recipe says (ValueError)."""
     for name, data in sets.items():
         with prefix_errors(f"train.eval_sets.{name}"):
-            if not any(len(batch.labels) for batch in _batches(resolved.config, data, facts, _masks(resolved.config))):
+            if not any(
+                len(batch.labels) for batch in _held_out_batches(resolved.config, data, facts, _masks(resolved.config))
+            ):
                 raise ValueError(f"{data.folder}: its held-out rows have no token to predict; prepare more text")
 
 
@@ -113,7 +116,7 @@ class Evaluation:
         `for_teacher`: with what a teacher with another vocabulary reads.
         """
         tokens = self._other.tokens if self._other is not None and for_teacher else None
-        mine = _batches(self._config, data, self._data.facts, masks, ranks.rank(), ranks.world_size(), tokens)
+        mine = _held_out_batches(self._config, data, self._data.facts, masks, ranks.rank(), ranks.world_size(), tokens)
         return (batch.to(ranks.device()) for batch in mine)
 
 
@@ -122,7 +125,7 @@ def _masks(config: RunConfig) -> DataConfig:
     return replace(config.data, mask_probability=config.train.eval_mask_probability or config.data.mask_probability)
 
 
-def _batches(
+def _held_out_batches(
     config: RunConfig,
     data: PreparedData,
     facts: TokenizerFacts,

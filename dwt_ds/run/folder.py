@@ -14,8 +14,8 @@ from typing import Any
 from dwt_ds.base.files import atomic_file, check_replaceable, make_folder, read_json, whole_lines
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.words import shorten
-from dwt_ds.base.written import is_dump, yaml_text
-from dwt_ds.distill.held_out import eval_losses
+from dwt_ds.base.yaml_and_json import is_dump, yaml_text
+from dwt_ds.distill.metrics_keys import eval_losses
 from dwt_ds.run.stop import STOP_FILE
 
 _IDENTITY = "run.json"

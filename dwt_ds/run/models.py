@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dwt_ds.base.words import prefix_errors
 from dwt_ds.distill.hidden import hidden_loss_of
 from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
@@ -22,16 +23,19 @@ from dwt_ds.models.build import (
     student_model_config,
 )
 from dwt_ds.models.compiled import compile_layers
+from dwt_ds.models.dropout import use_cpu_dropout
 from dwt_ds.models.growth.grow import grow
 from dwt_ds.models.growth.plan import check_growth
+from dwt_ds.models.layer_norm import fuse_layer_norms
 from dwt_ds.models.load import load_masked_lm, load_model_config
 from dwt_ds.models.masked_lm.checks import check_against_own_logits, freeze_unused_parameters
-from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, known_layers
+from dwt_ds.models.masked_lm.families import known_layers
+from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.quantization import check_quantization, prepare
-from dwt_ds.models.swaps import fuse_layer_norms, use_cpu_dropout, use_one_token_type
-from dwt_ds.models.vocabulary import check_same_vocabulary
-from dwt_ds.run.resolve import Resolved, prefix_errors
-from dwt_ds.run.vocabulary import OtherVocabulary
+from dwt_ds.models.token_types import use_one_token_type
+from dwt_ds.models.tokenizers import check_same_vocabulary
+from dwt_ds.run.other_vocabulary import OtherVocabulary
+from dwt_ds.run.resolve import Resolved
 
 
 def check_student(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> None:

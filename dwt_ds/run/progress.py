@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dwt_ds.distill.held_out import eval_losses
+from dwt_ds.distill.metrics_keys import eval_losses
 
 
 class Progress:

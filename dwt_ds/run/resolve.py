@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -245,14 +244,3 @@ def _total_steps(config: RunConfig, corpus: Corpus, rows_per_step: int) -> int:
     if train.epochs is None:
         raise ValueError("train.max_steps: not set, nor is train.epochs; set one of them")
     return math.ceil(train.epochs * corpus.rows / rows_per_step)
-
-
-@contextmanager
-def prefix_errors(field: str) -> Iterator[None]:
-    """Within the block, an error's message gets the name of the recipe's field in front, unless it has it already."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if field in str(error):
-            raise
-        raise type(error)(f"{field}: {error}") from error

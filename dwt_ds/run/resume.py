@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from dwt_ds.base.trees import differences, flatten
+from dwt_ds.base.words import prefix_errors
 from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState
@@ -15,9 +16,9 @@ from dwt_ds.engine.student import StudentEngine
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.load import weights_origin
 from dwt_ds.run.folder import RunFolder
-from dwt_ds.run.introduction import say
-from dwt_ds.run.resolve import Resolved, prefix_errors
-from dwt_ds.run.vocabulary import OtherVocabulary
+from dwt_ds.run.other_vocabulary import OtherVocabulary
+from dwt_ds.run.resolve import Resolved
+from dwt_ds.run.start_report import say
 
 
 class TeacherOrigin(NamedTuple):
@@ -97,7 +98,7 @@ def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
         )
 
 
-def size_to_follow(checkpoint: NewestCheckpoint, resolved: Resolved, teacher: TeacherEngine | None) -> int | None:
+def hidden_loss_columns(checkpoint: NewestCheckpoint, resolved: Resolved, teacher: TeacherEngine | None) -> int | None:
     """Columns of the teacher's hidden states that a hidden loss follows; None without one (ValueError).
 
     Its projection is among what the optimizer trains, so a resume keeps it, also after the teacher's release.

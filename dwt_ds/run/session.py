@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dwt_ds.data.batches import Batch, StepBatches, step_loader
 from dwt_ds.data.overlap import Overlap
-from dwt_ds.distill.objective import Losses, LossScale, TeacherView
+from dwt_ds.distill.objective import Losses, LossScalars, TeacherView
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
@@ -118,7 +118,7 @@ class Session:
         labelled = sum(len(batch.labels) for batch in micro_batches)
         positions = sum(batch.soft_rows for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
-        followed = sum(batch.followed_rows for batch in micro_batches)
+        followed = sum(batch.hidden_rows for batch in micro_batches)
         soft_weight = self._soft_weight.scheduled(step)
         temperature = value_at(self.config.distill.temperature, step, self.total_steps)
         # One copy, for which the host does not wait. fp64 holds every count exactly.
@@ -128,12 +128,12 @@ class Session:
         shared = local.to(self.device, non_blocking=True)
         counts = ranks.reduce_sum(shared[: len(sums)])
         self._meter.begin_step(counts[3])
-        hard_rows, soft_rows, followed_rows = counts[:3].clamp(min=1).float() / self._divisor
+        hard_rows, soft_rows, hidden_rows = counts[:3].clamp(min=1).float() / self._divisor
         weight, tau = shared[len(sums) :].float()
         adaptive = self._soft_weight.adaptive()
         return micro_batches, StepNumbers(
             step,
-            LossScale(weight if adaptive is None else adaptive, tau, hard_rows, soft_rows, followed_rows),
+            LossScalars(weight if adaptive is None else adaptive, tau, hard_rows, soft_rows, hidden_rows),
             soft_weight=soft_weight if adaptive is None else adaptive,
             temperature=temperature,
             learning_rate=float(self.student.get_lr()[0]),

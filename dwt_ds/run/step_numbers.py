@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dwt_ds.distill.objective import LossScale
+from dwt_ds.distill.objective import LossScalars
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class StepNumbers:
 
     step: int
     """Counted from 0."""
-    scale: LossScale
+    scalars: LossScalars
     """Weight, temperature and global counts as the loss takes them."""
     soft_weight: float | Tensor
     """The same weight for the metrics: a number, or 0-d on the device if it is adaptive."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from dwt_ds.distill.held_out import EVAL_LOSS
+from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.study.canvas import LEGEND_POINTS, add_rulers, canvas, legend_below, number_x, save, unit_of
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from dwt_ds.base.files import make_folder, read_json, write_json
 from dwt_ds.base.trees import flatten, merge
-from dwt_ds.base.written import is_dump, read_yaml, yaml_text
+from dwt_ds.base.yaml_and_json import is_dump, read_yaml, yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.resolve import Resolved

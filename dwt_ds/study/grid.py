@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from dwt_ds.base.files import find_file
 from dwt_ds.base.trees import merge
 from dwt_ds.base.words import nearest
-from dwt_ds.base.written import read_yaml
+from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.config.validate import must_be
 
 GRIDS_FOLDER = Path(__file__).parent / "grids"

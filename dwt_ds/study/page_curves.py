@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dwt_ds.distill.held_out import eval_key
+from dwt_ds.distill.metrics_keys import eval_key
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.page import RULERS, Page, Shown

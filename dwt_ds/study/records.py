@@ -12,9 +12,9 @@ import numpy as np
 
 from dwt_ds.base.files import read_json
 from dwt_ds.base.trees import flatten
-from dwt_ds.base.written import read_yaml
+from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.data.overlap import Overlap
-from dwt_ds.distill.held_out import eval_losses
+from dwt_ds.distill.metrics_keys import eval_losses
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import NO_TEACHER
 from dwt_ds.study.scores import scored_tasks, scores_by_step

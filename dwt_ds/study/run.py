@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from dwt_ds.base.locks import FolderLock
+from dwt_ds.base.words import prefix_errors
 from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.glue.options import check_packages
 from dwt_ds.launch.commands import run_logged, stop_on_signals
@@ -26,7 +27,7 @@ from dwt_ds.launch.local import pretrain_command, visible_ranks
 from dwt_ds.launch.supervise import STOPPED
 from dwt_ds.plan.hardware import Device, find_device
 from dwt_ds.plan.settings import resolve_plan
-from dwt_ds.run.resolve import Resolved, prefix_errors
+from dwt_ds.run.resolve import Resolved
 from dwt_ds.study.estimate import Cost, cost_table, estimate
 from dwt_ds.study.folder import StudyFolder, check_same
 from dwt_ds.study.grid import Grid, StudyRun, load_grid

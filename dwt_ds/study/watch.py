@@ -12,8 +12,8 @@ from typing import Any
 
 from dwt_ds.base.files import read_json
 from dwt_ds.base.locks import current_writer
-from dwt_ds.base.written import read_yaml
-from dwt_ds.distill.held_out import EVAL_LOSS, eval_losses
+from dwt_ds.base.yaml_and_json import read_yaml
+from dwt_ds.distill.metrics_keys import EVAL_LOSS, eval_losses
 from dwt_ds.engine.checkpoint.manifest import complete_checkpoints
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.progress import clock, evaluation_words, step_words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dwt_ds.base.words import nearest, one_line, shorten, table
+from dwt_ds.base.words import nearest, one_line, prefix_errors, shorten, table
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,11 @@ def test_the_last_alignment_holds_for_the_columns_that_follow() -> None:
 
 def test_a_table_without_rows_has_no_lines() -> None:
     assert table([]) == []
+
+
+@pytest.mark.parametrize("error", [ValueError("x is bad"), FileNotFoundError("x is bad")])
+def test_an_error_gets_its_field_once(error: Exception) -> None:
+    with pytest.raises(type(error), match="^teacher.path: x is bad$"), prefix_errors("teacher.path"):
+        raise error
+    with pytest.raises(type(error), match="^teacher.path='a': b$"), prefix_errors("teacher.path"):
+        raise type(error)("teacher.path='a': b")

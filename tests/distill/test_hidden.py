@@ -17,7 +17,7 @@ from dwt_ds.data.batches import Batch, StepBatches
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.teacher_rows import CommonWords
 from dwt_ds.distill.hidden import hidden_loss_of
-from dwt_ds.distill.objective import DistillObjective, LossScale, TeacherView
+from dwt_ds.distill.objective import DistillObjective, LossScalars, TeacherView
 from dwt_ds.models.build import build_student
 from dwt_ds.models.compiled import compile_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
@@ -58,9 +58,9 @@ def batches_of(data: PreparedData) -> list[Batch]:
     return StepBatches(data.train, data.facts, DataConfig(), seed=3, **many)[6]
 
 
-def scale_of(batches: list[Batch]) -> LossScale:
+def scale_of(batches: list[Batch]) -> LossScalars:
     labels, tokens = sum(len(each.labels) for each in batches), sum(each.token_count for each in batches)
-    return LossScale(*map(torch.tensor, (SOFT_WEIGHT, 1.0, float(labels), float(labels), float(tokens))))
+    return LossScalars(*map(torch.tensor, (SOFT_WEIGHT, 1.0, float(labels), float(labels), float(tokens))))
 
 
 def expected_distance(
@@ -89,16 +89,16 @@ def test_accumulated_micro_batches_give_the_plain_formula(
     data: PreparedData = request.getfixturevalue(rows)
     objective, teacher, batches = objective_of(data, family, layer=layer), model(data, "bert", 8, 2), batches_of(data)
     assert any(each.attention_mask is not None for each in batches) == (rows == "by_sentence")
-    plain, scale = copy.deepcopy(objective), scale_of(batches)
+    plain, scalars = copy.deepcopy(objective), scale_of(batches)
     plain.hidden_loss = None
     exact, exact_teacher = copy.deepcopy(objective).double(), copy.deepcopy(teacher).double()
     distance = expected_distance(exact, exact_teacher, batches, layer or 1)
     (HIDDEN_WEIGHT * SOFT_WEIGHT * distance).backward()
     total, found = torch.zeros(()), torch.zeros(())
     for each in batches:
-        without = plain(each, view_of(teacher, each), scale)
+        without = plain(each, view_of(teacher, each), scalars)
         without.loss.backward()
-        losses = objective(each, view_of(teacher, each), scale)
+        losses = objective(each, view_of(teacher, each), scalars)
         losses.loss.backward()
         assert losses.hidden is not None
         assert without.hidden is None

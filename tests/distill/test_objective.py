@@ -14,7 +14,7 @@ from dwt_ds.config.objective import DistillConfig
 from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.distill.objective import DistillObjective, LossScale, TeacherView
+from dwt_ds.distill.objective import DistillObjective, LossScalars, TeacherView
 from dwt_ds.models.build import build_student
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
@@ -104,7 +104,7 @@ def test_accumulated_micro_batches_give_the_plain_formula(
 
     objective = DistillObjective(student, config, data.manifest.vocab_size)
     positions = sum(len(batch.positions) for batch in batches)
-    scale = LossScale(*map(torch.tensor, (SOFT_WEIGHT, TEMPERATURE, float(sum(labelled)), float(positions), 1.0)))
+    scalars = LossScalars(*map(torch.tensor, (SOFT_WEIGHT, TEMPERATURE, float(sum(labelled)), float(positions), 1.0)))
     total, labelled_soft = torch.zeros(()), torch.zeros(())
     for batch in batches:
         view = None
@@ -112,7 +112,7 @@ def test_accumulated_micro_batches_give_the_plain_formula(
             with torch.no_grad():
                 hidden = teacher(batch.input_ids, batch.attention_mask, batch.positions)
             view = TeacherView(hidden, teacher.decoder_weight.detach(), teacher.decoder_bias.detach())  # type: ignore[union-attr]
-        loss = objective(batch, view, scale)
+        loss = objective(batch, view, scalars)
         loss.loss.backward()
         total += loss.loss.detach()
         if loss.labelled_soft is not None:
@@ -145,6 +145,6 @@ def test_columns_beyond_the_vocabulary_have_no_probability(packed: PreparedData)
             bias = torch.cat([teacher.decoder_bias, 9 * torch.ones(extra)])  # type: ignore[list-item]
             objective = DistillObjective(student, DistillConfig(), packed.manifest.vocab_size)
             losses.append(
-                objective(batch, TeacherView(hidden, padded, bias), LossScale(one, one, one, one, one)).soft.item()
+                objective(batch, TeacherView(hidden, padded, bias), LossScalars(one, one, one, one, one)).soft.item()
             )
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -21,7 +21,7 @@ from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.data.teacher_rows import CommonWords, TeacherRows
 from dwt_ds.distill.evaluate import held_out_loss, shared_held_out_loss
-from dwt_ds.distill.objective import DistillObjective, LossScale, SharedEntries, TeacherView
+from dwt_ds.distill.objective import DistillObjective, LossScalars, SharedEntries, TeacherView
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 OURS, THEIRS, ROWS, WIDTH, THEIR_WIDTH, PADDING = 37, 41, 3, 12, 15, 3
@@ -150,10 +150,10 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(
     config = DistillConfig(hard_weight=HARD_WEIGHT, temperature_squared=squared, backend=backend, memory=memory)
     objective = DistillObjective(student, config, OURS)
     aligned = sum(len(each.teacher.aligned) for each in batches if each.teacher is not None)
-    scale = LossScale(*map(torch.tensor, (SOFT_WEIGHT, TEMPERATURE, 14.0 * len(batches), float(aligned), 1.0)))
+    scalars = LossScalars(*map(torch.tensor, (SOFT_WEIGHT, TEMPERATURE, 14.0 * len(batches), float(aligned), 1.0)))
     sums = dict.fromkeys(("loss", "hard", "soft", "shared_hard"), 0.0)
     for each in batches:
-        losses = objective(each, shared_head(teacher, each), scale)
+        losses = objective(each, shared_head(teacher, each), scalars)
         losses.loss.backward()
         sums = {name: total + getattr(losses, name).item() for name, total in sums.items()}
     assert sums == pytest.approx({name: expected[name].item() for name in sums}, rel=1e-5)
@@ -166,7 +166,7 @@ def test_no_gradient_of_the_soft_loss_reaches_entries_that_are_not_shared() -> N
     student, teacher, one = model(OURS, 8, tied=False), model(THEIRS, 6), torch.ones(())
     objective = DistillObjective(student, DistillConfig(hard_weight=0.0), OURS)
     each = batch(1)
-    objective(each, shared_head(teacher, each), LossScale(one, one, one, one, one)).loss.backward()
+    objective(each, shared_head(teacher, each), LossScalars(one, one, one, one, one)).loss.backward()
     moved = student.decoder_weight.grad.abs().sum(1) > 0  # type: ignore[union-attr]
     assert moved.nonzero().flatten().tolist() == SHARED.student_ids.tolist()
 
@@ -175,8 +175,8 @@ def test_without_the_teacher_only_the_hard_loss_is_left() -> None:
     """After its release the loader still makes its rows."""
     student, one = model(OURS, 8), torch.ones(())
     each = batch(1)
-    objective, scale = DistillObjective(student, DistillConfig(), OURS), LossScale(one, one, one, one, one)
-    losses, alone = objective(each, None, scale), objective(each._replace(teacher=None), None, scale)
+    objective, scalars = DistillObjective(student, DistillConfig(), OURS), LossScalars(one, one, one, one, one)
+    losses, alone = objective(each, None, scalars), objective(each._replace(teacher=None), None, scalars)
     assert losses.loss.item() == alone.loss.item()
     assert losses.shared_hard is None
 

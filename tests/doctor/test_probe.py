@@ -10,7 +10,7 @@ import pytest
 
 from dwt_ds.doctor.probe import check_apex
 from dwt_ds.engine.optimizers import unusable_reason
-from dwt_ds.models.swaps import why_not_apex
+from dwt_ds.models.layer_norm import why_not_apex
 
 WITHOUT_EXTENSIONS = """
 class FusedLayerNorm:

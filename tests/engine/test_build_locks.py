@@ -13,7 +13,7 @@ from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
 from dwt_ds.engine import build_locks
-from dwt_ds.engine.build_locks import extensions_folder, find_abandoned_locks, raise_on_abandoned_locks
+from dwt_ds.engine.build_locks import extensions_folder, find_abandoned_locks, replace_torchs_build_locks
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(FileBaton, name, getattr(FileBaton, name))  # put back afterwards
     monkeypatch.setattr(build_locks, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(build_locks, "_MESSAGE_SECONDS", 0.05)
-    raise_on_abandoned_locks()
+    replace_torchs_build_locks()
     (tmp_path / "cpu_adam").mkdir()
     path = tmp_path / "cpu_adam" / "lock"
     assert FileBaton(str(path)).try_acquire()
@@ -88,8 +88,8 @@ def test_a_build_says_what_it_does(lock: Path, capsys: pytest.CaptureFixture[str
 HOLD = """
 import pathlib, sys, time
 from torch.utils.file_baton import FileBaton
-from dwt_ds.engine.build_locks import raise_on_abandoned_locks
-raise_on_abandoned_locks()
+from dwt_ds.engine.build_locks import replace_torchs_build_locks
+replace_torchs_build_locks()
 baton = FileBaton(sys.argv[1])
 assert baton.try_acquire()
 held = pathlib.Path(sys.argv[2])
@@ -101,8 +101,8 @@ baton.release()
 WAIT = """
 import os, sys
 from torch.utils.file_baton import FileBaton
-from dwt_ds.engine.build_locks import raise_on_abandoned_locks
-raise_on_abandoned_locks()
+from dwt_ds.engine.build_locks import replace_torchs_build_locks
+replace_torchs_build_locks()
 FileBaton(sys.argv[1]).wait()
 print("held" if os.path.exists(sys.argv[2]) else "through")
 """

@@ -15,7 +15,7 @@ from engine.replaying_pretrain import Repeater, Repetition
 from torch import nn
 
 from dwt_ds.data.batches import Batch
-from dwt_ds.distill.objective import Losses, LossScale
+from dwt_ds.distill.objective import Losses, LossScalars
 from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES
 from dwt_ds.engine.training_graphs import GraphedTraining
 
@@ -60,8 +60,8 @@ class Objective(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.arange(1.0, 21.0))
 
-    def forward(self, batch: Batch, teacher: None, scale: LossScale) -> Losses:
-        loss = self.weight[batch.labels].square().sum() * scale.soft_weight
+    def forward(self, batch: Batch, teacher: None, scalars: LossScalars) -> Losses:
+        loss = self.weight[batch.labels].square().sum() * scalars.soft_weight
         return Losses(loss, loss.detach(), loss.detach())
 
 
@@ -88,8 +88,8 @@ class Passes:
         chosen, one = torch.arange(labels), torch.ones(())
         batch = Batch(chosen[None], None, chosen, chosen, labels, torch.zeros(1))
         self.gradient.zero_()
-        scale = LossScale(torch.tensor(soft_weight), one, one, one, one)
-        self.objective(batch, None, scale).loss.backward()
+        scalars = LossScalars(torch.tensor(soft_weight), one, one, one, one)
+        self.objective(batch, None, scalars).loss.backward()
         expected = torch.zeros(20)
         expected[:labels] = 2 * soft_weight * self.objective.weight.detach()[:labels]
         assert torch.equal(self.gradient, expected)

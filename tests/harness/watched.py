@@ -80,7 +80,7 @@ def watch_run() -> None:
     def begin_step(self: Session, step: int) -> Any:
         now["training"] = True
         micro_batches, numbers = plain_begin(self, step)
-        soft_weights.append(float(numbers.scale.soft_weight))
+        soft_weights.append(float(numbers.scalars.soft_weight))
         return micro_batches, numbers
 
     def end_step(self: Session, numbers: StepNumbers) -> None:

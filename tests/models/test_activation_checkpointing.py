@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student
+from dwt_ds.models.dropout import use_cpu_dropout
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
-from dwt_ds.models.swaps import use_cpu_dropout
 
 INPUT_IDS = torch.randint(5, 90, (3, 12), generator=torch.Generator().manual_seed(1))
 POSITIONS = torch.tensor([1, 7, 13, 30])

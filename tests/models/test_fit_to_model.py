@@ -13,7 +13,7 @@ from dwt_ds.config.schema import StudentConfig
 from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.data.tokenizer import tokenizer_sha256
 from dwt_ds.models.build import build_student, longest_row
-from dwt_ds.models.vocabulary import fit_to_model
+from dwt_ds.models.tokenizers import fit_to_model
 
 # Masked language models of transformers that a student of the plain sizes can be, each with fields that it needs.
 FIELDS = {"roberta": {"type_vocab_size": 1}, "squeezebert": {"embedding_size": 32}, "luke": {"entity_vocab_size": 9}}

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.models.bert.modeling_bert import BertLayer
 
+from dwt_ds.models.dropout import use_cpu_dropout
 from dwt_ds.models.masked_lm.checks import check_against_own_logits
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, encode_at, encoder_mask, finished_mask
-from dwt_ds.models.swaps import use_cpu_dropout
 
 SHORTENED = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert"]
 V, B, S = 71, 4, 10

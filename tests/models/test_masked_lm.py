@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMa
 
 from dwt_ds.models.masked_lm import wrapper
 from dwt_ds.models.masked_lm.checks import check_against_own_logits, freeze_unused_parameters
+from dwt_ds.models.masked_lm.families import known_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, finished_mask
 
 KNOWN = ["bert", "roberta", "distilbert", "modernbert"]
@@ -141,7 +142,7 @@ def test_full_rows_need_no_mask(family: str, monkeypatch: pytest.MonkeyPatch) ->
     without = gathered(input_ids, None, positions)
     # Transformers makes a mask of None while a CUDA graph is recorded. Called by layer, it is not
     # asked.
-    assert seen == ([None, None] if wrapper.known_layers(model) is None else [])
+    assert seen == ([None, None] if known_layers(model) is None else [])
     torch.testing.assert_close(with_mask, without, rtol=0, atol=0)
 
 

@@ -12,7 +12,7 @@ import pytest
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.plan.settings import resolve_plan
-from dwt_ds.run.resolve import Corpus, Resolved, prefix_errors, resolve
+from dwt_ds.run.resolve import Corpus, Resolved, resolve
 
 
 @pytest.fixture
@@ -168,11 +168,3 @@ def test_a_plan_checks_the_held_out_sets_that_are_there(
         plan(sentence_data)
     with pytest.raises(FileNotFoundError, match=f"^train.eval_sets.books: data folder {tmp_path} is empty"):
         plan(tmp_path)
-
-
-@pytest.mark.parametrize("error", [ValueError("x is bad"), FileNotFoundError("x is bad")])
-def test_an_error_gets_its_field_once(error: Exception) -> None:
-    with pytest.raises(type(error), match="^teacher.path: x is bad$"), prefix_errors("teacher.path"):
-        raise error
-    with pytest.raises(type(error), match="^teacher.path='a': b$"), prefix_errors("teacher.path"):
-        raise type(error)("teacher.path='a': b")

@@ -14,7 +14,7 @@ from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.schema import RunConfig, TeacherConfig, TrainConfig
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.teacher_rows import CommonWords, TeacherRows
-from dwt_ds.distill.objective import Losses, LossScale
+from dwt_ds.distill.objective import Losses, LossScalars
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunState
 from dwt_ds.run.session import Session, StepNumbers
@@ -69,7 +69,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def numbers_of(step: int) -> StepNumbers:
     one = torch.ones(())
-    return StepNumbers(step, LossScale(one, one, one, one, one), 1.0, 1.0, 1e-3, torch.tensor(0))
+    return StepNumbers(step, LossScalars(one, one, one, one, one), 1.0, 1.0, 1e-3, torch.tensor(0))
 
 
 def test_a_checkpoint_is_saved_before_the_evaluation_of_its_step(done: list[str]) -> None:
@@ -123,7 +123,7 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     assert [each.positions.tolist() for each in found] == [[0, 1, 2], [0, 1]]
     assert sums == [[3, 5, 10, 10, 0]]
     # DeepSpeed divides by two accumulation steps once more.
-    assert LossScale(*(float(each) for each in numbers.scale)) == (3.0, 1.5, 10 / 2, 20 / 2, 30 / 2)  # type: ignore[arg-type]
+    assert LossScalars(*(float(each) for each in numbers.scalars)) == (3.0, 1.5, 10 / 2, 20 / 2, 30 / 2)  # type: ignore[arg-type]
     assert (numbers.step, numbers.soft_weight, numbers.temperature) == (2, 3.0, 1.5)
     assert numbers.learning_rate == 0.125
     assert numbers.ranks_to_stop == 1
@@ -147,8 +147,8 @@ def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(mon
     session = bare_session(config, 4, batches=Steps([micro_batches] * 4), teacher=SimpleNamespace())
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values + torch.tensor([6, 3, 1, 0, 0]))
     _, numbers = session.begin_step(0)
-    assert (float(numbers.scale.hard_rows), float(numbers.scale.soft_rows)) == (10 / 2, 5 / 2)
-    assert float(numbers.scale.followed_rows) == (2 + 2 + 1) / 2, "words"
+    assert (float(numbers.scalars.hard_rows), float(numbers.scalars.soft_rows)) == (10 / 2, 5 / 2)
+    assert float(numbers.scalars.hidden_rows) == (2 + 2 + 1) / 2, "words"
     assert numbers.aligned_share == 0.5
     one = torch.tensor(1.0)
     for shared_hard in (one, 3 * one):
@@ -171,8 +171,8 @@ def test_a_step_without_aligned_tokens_is_not_a_loss_of_0(
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
     monkeypatch.setattr(session, "_note_skip", lambda done: None)
     session._meter.add(Losses(one, one, one, 3 * one if seen else 0 * one))
-    scale = LossScale(one, one, hard_rows=one, soft_rows=one, followed_rows=one)
-    session.end_step(StepNumbers(1, scale, 1.0, 1.0, 0.1, 0 * one, aligned_share=torch.tensor(aligned)))
+    scalars = LossScalars(one, one, hard_rows=one, soft_rows=one, hidden_rows=one)
+    session.end_step(StepNumbers(1, scalars, 1.0, 1.0, 0.1, 0 * one, aligned_share=torch.tensor(aligned)))
     assert [float(hard) for hard in observed if hard.isfinite()] == pytest.approx([x / session._divisor for x in seen])
 
 

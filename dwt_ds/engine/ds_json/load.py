@@ -9,7 +9,7 @@ from typing import Any
 
 import dwt_ds
 from dwt_ds.base.files import find_file
-from dwt_ds.base.written import parse_json
+from dwt_ds.base.yaml_and_json import parse_json
 from dwt_ds.engine.ds_json.combinations import precision, zero_stage
 from dwt_ds.engine.ds_json.keys import check_ds_keys, read_all_numbers
 from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_settings_of_another_type

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from dwt_ds.base.written import as_number
+from dwt_ds.base.yaml_and_json import as_number
 
 
 class Kind(Enum):

@@ -1,11 +1,10 @@
-"""What is looked at once, before training: whether a head can be split off as `wrapper` does it, what the forward pass
-does not read, where the encoder's layers are."""
+"""What is looked at once, before training: whether a head can be split off as `wrapper` does it, and which parameters
+the forward pass does not read."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, cannot_split
 
@@ -86,15 +85,3 @@ def freeze_unused_parameters(gathered: GatheredMaskedLM) -> list[str]:
 def _without_gradient(result: Tensor, parameters: dict[str, nn.Parameter]) -> list[str]:
     gradients = torch.autograd.grad(result, list(parameters.values()), allow_unused=True)
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
-
-
-def encoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The encoder's layers in any family: the first list of as many as the configuration says, all of one class.
-
-    Empty where there is none, as in ALBERT, whose layers are one and the same.
-    """
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    for layers in lists:
-        if len(layers) == model.config.num_hidden_layers and len({type(layer) for layer in layers}) == 1:
-            return list(layers)
-    return []

@@ -21,17 +21,14 @@ expanded to the finished 4-D mask, which the encoders use unchecked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.activations import gelu
 from transformers.masking_utils import create_bidirectional_mask
 
-HeadTransform = Callable[[Any, Tensor], Tensor]
-"""(model, rows of the encoder's output (N, H)) -> what the decoder multiplies (N, H_dec)."""
+from dwt_ds.models.masked_lm.families import decoder_bias_of, decoder_of, family_of, known_layers, rows_at
 
 
 class GatheredMaskedLM(nn.Module):
@@ -45,7 +42,7 @@ class GatheredMaskedLM(nn.Module):
         super().__init__()
         decoder_of(model)
         self.model = model
-        self._transform = known_transform(model)
+        self._transform = family_of(model).head
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -124,96 +121,6 @@ class GatheredMaskedLM(nn.Module):
         return seen[0].flatten(0, -2), encoded[-1]
 
 
-class _LastLayer(NamedTuple):
-    """How to run the last layer of an encoder at some positions."""
-
-    stack: str
-    """The encoder's module whose `layer` is the list of layers."""
-    layer_class: str
-    run: Callable[[Any, Tensor, Any, Tensor], Tensor]
-    """(layer, hidden (B, S, H), finished mask or None, positions (N,)) -> the layer's output there (N, H)."""
-
-
-def _bert_head(model: Any, rows: Tensor) -> Tensor:
-    return model.cls.predictions.transform(rows)
-
-
-def _roberta_head(model: Any, rows: Tensor) -> Tensor:
-    head = model.lm_head
-    return head.layer_norm(gelu(head.dense(rows)))
-
-
-def _distilbert_head(model: Any, rows: Tensor) -> Tensor:
-    return model.vocab_layer_norm(model.activation(model.vocab_transform(rows)))
-
-
-def _modernbert_head(model: Any, rows: Tensor) -> Tensor:
-    return model.head(rows)
-
-
-def _bert_layer(layer: Any, hidden: Tensor, mask: Any, positions: Tensor) -> Tensor:
-    context = layer.attention.self(hidden, mask)[0]
-    attended = layer.attention.output(_rows(context, positions), _rows(hidden, positions))
-    return layer.output(layer.intermediate(attended), attended)
-
-
-def _distilbert_layer(layer: Any, hidden: Tensor, mask: Any, positions: Tensor) -> Tensor:
-    context = layer.attention(hidden, mask)[0]  # the attention's module includes its output projection
-    attended = layer.sa_layer_norm(_rows(context, positions) + _rows(hidden, positions))
-    # Not `ffn` itself: it may split its input into chunks, for which it expects (B, S, H).
-    return layer.output_layer_norm(layer.ffn.ff_chunk(attended) + attended)
-
-
-_FAMILIES: dict[str, tuple[HeadTransform, _LastLayer | None]] = {
-    "BertForMaskedLM": (_bert_head, _LastLayer("encoder", "BertLayer", _bert_layer)),
-    "RobertaForMaskedLM": (_roberta_head, _LastLayer("encoder", "RobertaLayer", _bert_layer)),
-    "XLMRobertaForMaskedLM": (_roberta_head, _LastLayer("encoder", "XLMRobertaLayer", _bert_layer)),
-    "CamembertForMaskedLM": (_roberta_head, _LastLayer("encoder", "CamembertLayer", _bert_layer)),
-    "DistilBertForMaskedLM": (_distilbert_head, _LastLayer("transformer", "TransformerBlock", _distilbert_layer)),
-    "ModernBertForMaskedLM": (_modernbert_head, None),
-}
-"""By class of the model: the head's transform and, if it is known, the last layer."""
-
-
-def known_transform(model: PreTrainedModel) -> HeadTransform | None:
-    """The head's transform; None for an unknown family, whose own forward pass has to be traced."""
-    transform, _ = _FAMILIES.get(type(model).__name__, (None, None))
-    return transform
-
-
-def known_layers(model: PreTrainedModel) -> nn.ModuleList | None:
-    """The encoder's layers if its last one can run at some positions only (`encode_at`); else None."""
-    _, last = _FAMILIES.get(type(model).__name__, (None, None))
-    if last is None or getattr(model.base_model.config, "is_decoder", False):
-        return None
-    layers: nn.ModuleList = getattr(model.base_model, last.stack).layer
-    return layers if type(layers[-1]).__name__ == last.layer_class else None
-
-
-def decoder_of(model: PreTrainedModel) -> nn.Linear:
-    """The linear layer that turns the head's output into logits.
-
-    Raises:
-        ValueError: the model has no such layer; only a linear decoder can be split off.
-    """
-    decoder = model.get_output_embeddings()
-    if not isinstance(getattr(decoder, "weight", None), Tensor) or decoder.weight.ndim != 2:
-        raise ValueError(
-            f"{type(model).__name__} has no linear output layer over the vocabulary; choose another family"
-        )
-    return decoder
-
-
-def decoder_bias_of(model: PreTrainedModel) -> Tensor | None:
-    """(V,), what is added to the decoder's product: its own bias or, as in ESM, one that its parent module holds."""
-    decoder = decoder_of(model)
-    if decoder.bias is not None:
-        return decoder.bias
-    parent = next(each for each in model.modules() if any(child is decoder for child in each.children()))
-    bias = getattr(parent, "bias", None)
-    return bias if isinstance(bias, Tensor) else None
-
-
 def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, positions: Tensor) -> Tensor:
     """The encoder's output at some positions.
 
@@ -230,10 +137,9 @@ def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, po
         (N, H) in the model's dtype.
     """
     base: Any = model.base_model
-    _, last = _FAMILIES.get(type(model).__name__, (None, None))
-    layers = known_layers(model)
+    last, layers = family_of(model).last_layer, known_layers(model)
     if last is None or layers is None:
-        return _rows(base(input_ids=input_ids, attention_mask=attention_mask)[0], positions)
+        return rows_at(base(input_ids=input_ids, attention_mask=attention_mask)[0], positions)
     hidden = base.embeddings(input_ids)
     mask = None
     if attention_mask is not None:  # of None transformers makes a mask while a CUDA graph is recorded, and only then
@@ -241,10 +147,6 @@ def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, po
     for layer in layers[:-1]:
         hidden = layer(hidden, mask)
     return last.run(layers[-1], hidden, mask, positions)
-
-
-def _rows(tokens: Tensor, positions: Tensor) -> Tensor:
-    return tokens.flatten(0, 1).index_select(0, positions)
 
 
 def encoder_mask(model: PreTrainedModel, attention_mask: Tensor | None) -> Any:

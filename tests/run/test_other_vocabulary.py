@@ -23,7 +23,7 @@ from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.train_tokenizer import train_tokenizer
 from dwt_ds.run.models import check_initial_weights
-from dwt_ds.run.vocabulary import OtherVocabulary, overlap_lines
+from dwt_ds.run.other_vocabulary import OtherVocabulary, overlap_lines
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from dwt_ds.engine import ranks
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.build import parameter_count
 from dwt_ds.run.evaluation import Evaluation
+from dwt_ds.run.other_vocabulary import OtherVocabulary, overlap_lines
 from dwt_ds.run.progress import print_line
 from dwt_ds.run.resolve import Resolved
-from dwt_ds.run.vocabulary import OtherVocabulary, overlap_lines
 
 
 def report_models(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dwt_ds.base.words import prefix_errors
 from dwt_ds.config.schema import TeacherConfig
 from dwt_ds.data.overlap import FEW_ALIGNED, Overlap
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
@@ -16,9 +17,8 @@ from dwt_ds.data.teacher_rows import TeacherTokens
 from dwt_ds.data.tokenizer import tokenizer_sha256
 from dwt_ds.models.build import longest_row
 from dwt_ds.models.load import load_model_config
-from dwt_ds.models.vocabulary import check_decoder_rows, load_tokenizer, vocabulary_size
+from dwt_ds.models.tokenizers import check_decoder_rows, load_tokenizer, vocabulary_size
 from dwt_ds.prepare.case_and_accents import of_tokenizer
-from dwt_ds.run.resolve import prefix_errors
 
 _ROLES = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 

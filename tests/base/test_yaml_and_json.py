@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dwt_ds.base.written import as_number, parse_json, parse_yaml, yaml_text
+from dwt_ds.base.yaml_and_json import as_number, parse_json, parse_yaml, yaml_text
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student
+from dwt_ds.models.layer_norm import check_layer_norm, fuse_layer_norms, why_not_apex
 from dwt_ds.models.masked_lm.checks import check_against_own_logits
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
-from dwt_ds.models.swaps import check_layer_norm, fuse_layer_norms, why_not_apex
 
 CPU = torch.device("cpu")
 
@@ -189,6 +189,6 @@ def test_the_probe_tries_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().forward(hidden)
 
     install_apex(monkeypatch, WrongForNoRows)
-    monkeypatch.setattr("dwt_ds.models.swaps._taking_no_rows", lambda fused: fused)
+    monkeypatch.setattr("dwt_ds.models.layer_norm._taking_no_rows", lambda fused: fused)
     assert why_not_apex(CPU) == ""
     assert WrongForNoRows.seen == [4, 0]

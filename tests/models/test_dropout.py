@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
-from dwt_ds.models.swaps import CpuDropout, keep_mask, use_cpu_dropout
+from dwt_ds.models.dropout import CpuDropout, keep_mask, use_cpu_dropout
 
 SIZES = {"vocab_size": 50, "intermediate_size": 32}
 
