@@ -29,7 +29,7 @@ def train(session: Session) -> None:
     """The loop: a step is `gradient_accumulation_steps` micro-batches on every rank."""
     for step in session.steps():
         micro_batches, numbers = session.begin_step(step)
-        for batch, teacher_view in session.with_teacher(micro_batches):
+        for batch, teacher_view in session.micro_batches.with_teacher(micro_batches):
             loss = session.student(batch, teacher_view, numbers.scalars)
             session.student.backward(session.record(loss))
             session.student.step()

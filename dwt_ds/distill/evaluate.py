@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from dwt_kernels import linear_distill_loss
@@ -15,7 +15,7 @@ from torch import Tensor
 from dwt_ds.config.objective import DistillConfig
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
-from dwt_ds.distill.objective import Losses, LossScalars, SharedEntries, TeacherView
+from dwt_ds.distill.objective import Losses, LossScalars, SharedEntries, TeacherView, head_rows
 
 
 class HeldOut(NamedTuple):
@@ -29,7 +29,7 @@ class HeldOut(NamedTuple):
 
 
 class TeacherHeldOut(NamedTuple):
-    """How good a teacher is on the validation rows; NaN where these have no token to predict."""
+    """How good a teacher is on the validation rows."""
 
     hard_loss: float
     """Masked-token cross-entropy, nats; with another vocabulary that on the shared entries, at the aligned tokens."""
@@ -61,7 +61,7 @@ def held_out_loss(
     is_shared = False
     for batch in batches:
         loss = objective(batch, teacher(batch) if teacher else None, scalars)
-        labels = soft_rows = (batch.labels >= 0).sum()
+        labels = soft_rows = _count(len(batch.labels), device)
         shared_hard = torch.zeros_like(loss.hard)
         if loss.shared_hard is not None and batch.teacher is not None:
             is_shared, shared_hard = True, loss.shared_hard
@@ -82,8 +82,8 @@ def teacher_held_out_loss(
     config: DistillConfig,
     reduce_sum: Callable[[Tensor], Tensor],
     device: torch.device,
-) -> float:
-    """Masked-token cross-entropy, nats, of a teacher with the student's vocabulary; NaN without a labelled token.
+) -> TeacherHeldOut | None:
+    """Of a teacher with the student's vocabulary; None without a labelled token.
 
     Args:
         teacher: gives its hidden states and head.
@@ -93,18 +93,11 @@ def teacher_held_out_loss(
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         view = teacher(batch)
-        loss = linear_distill_loss(
-            *(view.hidden, view.weight, view.bias),
-            *(None, None, None),
-            batch.labels,
-            vocab_size=vocab_size,
-            reduction="sum",
-            backend=config.backend,
-            memory=config.memory,
-        )
-        sums += torch.stack([loss.hard.double(), (batch.labels >= 0).sum().double()])
+        head = view.weight, view.bias
+        loss = _cross_entropy(view.hidden, *head, batch.labels, vocab_size, config, reduction="sum")
+        sums += torch.stack([loss, _count(len(batch.labels), device).double()])
     hard, count = reduce_sum(sums).tolist()
-    return hard / count if count else float("nan")
+    return TeacherHeldOut(hard / count) if count else None
 
 
 @torch.no_grad()
@@ -116,8 +109,8 @@ def shared_held_out_loss(
     config: DistillConfig,
     reduce_sum: Callable[[Tensor], Tensor],
     device: torch.device,
-) -> TeacherHeldOut:
-    """Of a teacher with a vocabulary of its own.
+) -> TeacherHeldOut | None:
+    """Of a teacher with a vocabulary of its own; None without an aligned token.
 
     Args:
         teacher: gives its hidden states at the aligned positions and its whole head.
@@ -132,25 +125,36 @@ def shared_held_out_loss(
         view = teacher(batch)
         assert batch.teacher is not None
         labels = entries.index_of_student[batch.labels[batch.teacher.aligned]]
-        weight, bias = view.weight, view.bias
-        some = weight.index_select(0, ids), None if bias is None else bias.index_select(0, ids)
-        among_some, among_all = (
-            linear_distill_loss(
-                *(view.hidden, *head),
-                *(None, None, None),
-                target,
-                vocab_size=columns,
-                reduction="none",
-                backend=config.backend,
-                memory=config.memory,
-            ).hard.double()
-            for head, target, columns in ((some, labels, len(ids)), ((weight, bias), ids[labels], vocab_size))
-        )
+        whole = view.weight, view.bias
+        among_some = _cross_entropy(view.hidden, *head_rows(*whole, ids), labels, len(ids), config, reduction="none")
+        among_all = _cross_entropy(view.hidden, *whole, ids[labels], vocab_size, config, reduction="none")
         # Both are -log p(label), and differ by the log of what the shared entries have of the probability.
         mass = (among_some - among_all).exp()
         sums += torch.stack([among_some.sum(), mass.sum(), _count(len(labels), device).double()])
     loss, mass_of_all, rows = reduce_sum(sums).tolist()
-    return TeacherHeldOut(loss / rows, mass_of_all / rows) if rows else TeacherHeldOut(float("nan"), float("nan"))
+    return TeacherHeldOut(loss / rows, mass_of_all / rows) if rows else None
+
+
+def _cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    vocab_size: int,
+    config: DistillConfig,
+    *,
+    reduction: Literal["sum", "none"],
+) -> Tensor:
+    """fp64: (N,), or 0-d for their sum, of labels (N,)."""
+    return linear_distill_loss(
+        *(hidden, weight, bias),
+        *(None, None, None),
+        labels,
+        vocab_size=vocab_size,
+        reduction=reduction,
+        backend=config.backend,
+        memory=config.memory,
+    ).hard.double()
 
 
 def _count(number: int, device: torch.device) -> Tensor:

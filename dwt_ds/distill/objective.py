@@ -56,6 +56,11 @@ class TeacherView(NamedTuple):
     """(B x S_t, H_teacher): its hidden states at all tokens of its rows; None without a hidden loss."""
 
 
+def head_rows(weight: Tensor, bias: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The rows `ids` (E,) of a head: (E, H) of its weight (V, H), (E,) of its bias (V,)."""
+    return weight.index_select(0, ids), None if bias is None else bias.index_select(0, ids)
+
+
 class LossScalars(NamedTuple):
     """What may change from step to step, as 0-d fp32 tensors, so that a new value recompiles nothing."""
 
@@ -103,13 +108,7 @@ class DistillObjective(nn.Module):
         super().__init__()
         self.student = student
         self.hidden_loss = hidden_loss
-        self.hidden_weight = config.hidden_weight
-        self.hard_weight = config.hard_weight
-        self.sees_further_tokens = config.soft_positions != "labelled"
-        self.temperature_squared = config.temperature_squared
-        self.backend = config.backend
-        self.memory = config.memory
-        self.vocab_size = vocab_size
+        self._config, self._vocab_size = config, vocab_size
 
     def forward(self, batch: Batch, teacher: TeacherView | None, scalars: LossScalars) -> Losses:
         """Loss of one micro-batch, summed over its rows and divided by `scalars`'s counts.
@@ -127,14 +126,14 @@ class DistillObjective(nn.Module):
         words = None if batch.teacher is None else batch.teacher.words
         distance = self.hidden_loss(teacher.everywhere, batch.attention_mask, words) / scalars.hidden_rows
         return losses._replace(
-            loss=losses.loss + self.hidden_weight * scalars.soft_weight * distance, hidden=distance.detach()
+            loss=losses.loss + self._config.hidden_weight * scalars.soft_weight * distance, hidden=distance.detach()
         )
 
     def _of_logits(self, batch: Batch, teacher: TeacherView | None, scalars: LossScalars) -> Losses:
         """Hard and soft loss."""
         hidden = self.student(batch.input_ids, batch.attention_mask, batch.positions)
         weight, bias = self.student.decoder_weight, self.student.decoder_bias
-        if teacher is not None and self.sees_further_tokens:
+        if teacher is not None and self._config.soft_positions != "labelled":
             # In two calls, so that the soft loss of the labelled tokens is known: one more sum of the head's gradient.
             sizes = [len(batch.labels), len(hidden) - len(batch.labels)]
             (ours, further), (theirs, of_further) = hidden.split(sizes), teacher.hidden.split(sizes)
@@ -149,8 +148,7 @@ class DistillObjective(nn.Module):
         whole = self._loss(hidden, weight, bias, None, batch.labels, scalars)
         shared = linear_distill_loss(
             hidden.index_select(0, aligned),
-            weight.index_select(0, ids),
-            None if bias is None else bias.index_select(0, ids),
+            *head_rows(weight, bias, ids),
             teacher.hidden,
             teacher.weight,
             teacher.bias,
@@ -158,10 +156,10 @@ class DistillObjective(nn.Module):
             temperature=scalars.temperature,
             hard_weight=0.0,
             soft_weight=scalars.soft_weight,
-            temperature_squared=self.temperature_squared,
+            temperature_squared=self._config.temperature_squared,
             normalizer=scalars.soft_rows,
-            backend=self.backend,
-            memory=self.memory,
+            backend=self._config.backend,
+            memory=self._config.memory,
         )
         return Losses(whole.loss + shared.loss, whole.hard, shared.soft, shared.hard)
 
@@ -184,13 +182,13 @@ class DistillObjective(nn.Module):
             None if teacher is None else teacher.bias,
             hidden.new_full(hidden.shape[:1], _NO_LABEL, dtype=torch.int64) if labels is None else labels,
             temperature=scalars.temperature,
-            hard_weight=self.hard_weight,
+            hard_weight=self._config.hard_weight,
             soft_weight=scalars.soft_weight,
             ignore_index=_NO_LABEL,
             soft_positions="labelled" if labels is not None else "all",
-            temperature_squared=self.temperature_squared,
-            vocab_size=self.vocab_size,
+            temperature_squared=self._config.temperature_squared,
+            vocab_size=self._vocab_size,
             normalizer=(scalars.hard_rows, scalars.soft_rows),
-            backend=self.backend,
-            memory=self.memory,
+            backend=self._config.backend,
+            memory=self._config.memory,
         )

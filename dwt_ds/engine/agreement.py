@@ -5,10 +5,8 @@ A host with another version or other data would not fail: it would add wrong gra
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dwt_ds.base.software import host_name, software
 from dwt_ds.base.words import table
@@ -32,16 +30,15 @@ def require_same_software() -> None:
     _require_same(software(), "the hosts run different software; install the same on each of them")
 
 
-def require_same_data(fingerprints: Mapping[str, str], tokenizer_sha256: str, settings: Mapping[str, Any]) -> None:
+def require_same_data(fingerprints: Mapping[str, str], tokenizer_sha256: str, settings_sha256: str) -> None:
     """Compare data folders, tokenizer and resolved settings of all ranks; raises as `require_same_software` does.
 
     Args:
         fingerprints: of the rows of each data folder, by what the folder is for.
         tokenizer_sha256: of all of them.
-        settings: the recipe and the DeepSpeed JSON.
+        settings_sha256: of the recipe and the DeepSpeed JSON.
     """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    facts = {**fingerprints, "tokenizer": tokenizer_sha256, "settings": digest}
+    facts = {**fingerprints, "tokenizer": tokenizer_sha256, "settings": settings_sha256}
     facts = {name: fact[:12] for name, fact in facts.items()}
     _require_same(facts, "the hosts read different data or settings; put the same files at the same path on each")
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from dwt_ds.base.words import one_line
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
-from dwt_ds.distill.objective import SharedEntries, TeacherView
+from dwt_ds.distill.objective import SharedEntries, TeacherView, head_rows
 from dwt_ds.engine.cuda_graphs import CudaRecorder, GraphedForward
 from dwt_ds.engine.ranks import gather_from_ranks
 from dwt_ds.models.build import DTYPES, parameter_count
@@ -111,22 +111,19 @@ class TeacherEngine:
         """Rows of the decoder: the vocabulary, and padding if there is any."""
         return int(self.head[0].shape[0])
 
-    def start(self) -> nn.Module:
-        """The engine; all ranks make the first call together."""
-        if self._engine is None:
-            self._engine = self._shard(self.gathered) if self._sharded else self._choose_engine()
-            can_record = not self._sharded and not self.injected and known_layers(self.model) is not None
-            if self._recorder is not None and can_record:
-                self._graphs = GraphedForward(self._engine, self._recorder)
-        return self._engine
+    def start(self) -> None:
+        """Make the engine, once; all ranks together."""
+        self._engine = self._shard(self.gathered) if self._sharded else self._choose_engine()
+        can_record = not self._sharded and not self.injected and known_layers(self.model) is not None
+        if self._recorder is not None and can_record:
+            self._graphs = GraphedForward(self._engine, self._recorder)
 
     @torch.no_grad()
     def keep_shared(self, shared: SharedVocabulary) -> None:
         """Keep of the head, from here on, only what the student's vocabulary has too; the teacher's is another."""
-        weight, bias = self.head
-        ids = torch.from_numpy(shared.teacher_ids).to(weight.device)
-        self.head = weight.index_select(0, ids), None if bias is None else bias.index_select(0, ids)
-        self._shared = SharedEntries.of(shared, weight.device)
+        device = self.head[0].device
+        self.head = head_rows(*self.head, torch.from_numpy(shared.teacher_ids).to(device))
+        self._shared = SharedEntries.of(shared, device)
 
     def release(self) -> None:
         """Free weights, buffers and workspace; the teacher cannot be called after that."""
@@ -153,12 +150,14 @@ class TeacherEngine:
     def __call__(self, batch: Batch) -> TeacherView:
         """Hidden states at the rows' positions, and the head that turns them into logits."""
         rows = batch if batch.teacher is None else batch.teacher
-        engine = self.start()
+        if self._engine is None:
+            self.start()
+        assert self._engine is not None
         inputs = rows.input_ids, rows.attention_mask, rows.positions
         if self._everywhere:
-            hidden, everywhere = engine(*inputs, everywhere=True)
+            hidden, everywhere = self._engine(*inputs, everywhere=True)
             return TeacherView(hidden, *self.head, self._shared, everywhere)
-        return TeacherView((self._graphs or engine)(*inputs), *self.head, self._shared)
+        return TeacherView((self._graphs or self._engine)(*inputs), *self.head, self._shared)
 
     def _load(self, device: torch.device) -> GatheredMaskedLM:
         model = load_masked_lm(self._path, dtype=self._dtype, trust_remote_code=self._trust_remote_code)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.base.software import host_name
 from dwt_ds.base.words import prefix_errors
@@ -17,7 +19,7 @@ from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import require_same_choices, require_same_data, require_same_software
-from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunState, newest_checkpoint
+from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState, newest_checkpoint
 from dwt_ds.engine.cuda_graphs import use_a_stream_that_can_be_recorded
 from dwt_ds.engine.optimizers import check_optimizer, optimizer_used
 from dwt_ds.engine.student import (
@@ -27,6 +29,7 @@ from dwt_ds.engine.student import (
     quieten_deepspeed,
     start_student,
 )
+from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.layer_norm import check_layer_norm, layer_norm_used
 from dwt_ds.run.evaluation import Evaluation, check_eval_sets, open_eval_sets
 from dwt_ds.run.exports import Exporter
@@ -59,6 +62,34 @@ from dwt_ds.run.stop import StopRequest
 from dwt_ds.run.stuck import StuckWatch
 
 
+class _Inputs(NamedTuple):
+    """What is read before anything is built or written; the same on all ranks."""
+
+    resolved: Resolved
+    data: PreparedData
+    eval_sets: dict[str, PreparedData]
+    tokenizer: PreTrainedTokenizerBase
+    """The data folder's."""
+    facts: RunFacts
+    """All but the teacher."""
+
+
+class _Teaching(NamedTuple):
+    """What a start has of the teacher."""
+
+    teacher: TeacherEngine | None
+    """Not started yet; None if the student trains alone from here on."""
+    other: OtherVocabulary | None
+    """Its vocabulary where that may differ from the data's, also if it only gives the student its first weights."""
+    overlap: Overlap | None
+    """With that vocabulary, on rank 0."""
+    origin: TeacherOrigin
+    released: int | None
+    """The step at which it was released."""
+    hidden_size: int | None
+    """Columns of its hidden states for the hidden loss; None without one."""
+
+
 def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | None, stop: StopRequest) -> Session | None:
     """Everything up to the first step; None, after saying so, if the run in the folder is already finished.
 
@@ -70,79 +101,58 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     with stop.while_ranks_meet(_folder_or_none(recipe), rank=ranks.rank()):
         ranks.start_ranks(_collective_timeout(recipe))
     require_same_software()
-    resolved, data, eval_sets = _open(recipe, deepspeed_config)
-    with ranks.raise_on_all_ranks():
-        tokenizer = data.tokenizer()
-        check_eval_sets(resolved, eval_sets, data.facts)
-        check_student(resolved, tokenizer)
-        used = _check_device(resolved)
-        facts = run_facts(resolved, data.manifest)
-        occupy_nvme(resolved.ds)
-        folder = RunFolder(resolved.config.output_dir)
-        folder.check_identity(facts.identity)
-        finished_steps = _occupy(folder, resolved.total_steps) if ranks.rank() == 0 else 0
-    require_same_choices(used)
-    finished_steps = ranks.gather_from_ranks(finished_steps)[0]  # another host may see the file later than rank 0
-    if finished_steps >= resolved.total_steps:
-        say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
+    inputs = _open(recipe, deepspeed_config)
+    folder = _take_folder(inputs)
+    if folder is None:
         return None
-
+    resolved, data, eval_sets, tokenizer, facts = inputs
     stuck = _watch(folder, resolved.config.train)
     found = newest_checkpoint(folder.checkpoints) if ranks.rank() == 0 else None
     checkpoint: NewestCheckpoint = ranks.broadcast_from_rank_0(found)
+    is_new = checkpoint.path is None
     if may_replay_student(resolved):
         use_a_stream_that_can_be_recorded()
     with ranks.raise_on_all_ranks():
         check_can_resume(checkpoint, resolved)
-        before, taught_by = checkpoint.state, TeacherOrigin.of(checkpoint)
-        released = TeacherRelease(resolved.config, resolved.total_steps).at_start(
-            before.step, before.teacher_released, same_rule=same_rule_of_release(checkpoint, facts)
-        )
-        # A run that resumes without its teacher needs nothing of it, not even its folder.
-        alone = released is not None and checkpoint.path is not None
-        if not alone:
-            check_initial_weights(resolved, tokenizer)
-        other = None if alone else OtherVocabulary.load(resolved.config.teacher, tokenizer)
-        teaches = taught_by if alone else teacher_origin(resolved, other)
-        facts = replace(facts, teacher=teaches.weights, teacher_tokenizer=teaches.tokenizer)
-        teacher = None if released is not None else load_teacher(resolved, tokenizer, other)
-        followed = hidden_loss_columns(checkpoint, resolved, teacher)
-        objective = build_objective(resolved, tokenizer, other, grown=not alone, teacher_hidden_size=followed)
-        overlap = None
-        if other is not None and teacher is not None and ranks.rank() == 0:
-            overlap = Overlap.measure(other.tokens, data, resolved.config.data)
+        teacher, other, overlap, origin, released, hidden_size = _load_teacher(inputs, checkpoint)
+        objective = build_objective(resolved, tokenizer, other, grown=is_new, teacher_hidden_size=hidden_size)
     if teacher is not None:
         teacher.start()
+    facts = replace(facts, teacher=origin.weights, teacher_tokenizer=origin.tokenizer)
     with ranks.raise_on_all_ranks():
         if ranks.rank() == 0:
             folder.begin(facts.identity, resolved.to_recipe(), resolved.ds_values)
             tokenizer.save_pretrained(folder.path / TOKENIZER)
-    if other is not None and resolved.config.student.init != "random" and checkpoint.path is None:
+    if other is not None and resolved.config.student.init != "random" and is_new:
         report_growth(resolved, other)
     if teacher is None:
         other = None  # it gave weights at most
     evaluation = Evaluation(resolved, data, eval_sets, other)
-    same_teacher = ranks.broadcast_from_rank_0(teaches == taught_by)  # rank 0 alone knows the weights' origin
-    measured = measured_before(before) if same_teacher else None
-    worth = report_models(resolved, objective, teacher, evaluation, measured=measured, released=released)
-    if other is not None and teacher is not None:
+    # Rank 0 alone knows the weights' origin.
+    same_teacher = ranks.broadcast_from_rank_0(origin == TeacherOrigin.of(checkpoint))
+    measured = measured_before(checkpoint.state) if same_teacher else None
+    if teacher is not None and measured is None:
+        measured = evaluation.teacher_loss(teacher)
+    report_models(resolved, objective, teacher, measured=measured, released=released)
+    if teacher is not None and other is not None:
         teacher.keep_shared(other.shared)
-    if other is not None and overlap is not None:
-        report_overlap(other, overlap)
-    utilization = None
-    if ranks.rank() == 0:
-        theirs = None if teacher is None else teacher.gathered
-        utilization = Utilization.of(resolved, objective.student, theirs, overlap)
+        if overlap is not None:
+            report_overlap(other, overlap)
+    theirs = None if teacher is None else teacher.gathered
+    utilization = Utilization.of(resolved, objective.student, theirs, overlap) if ranks.rank() == 0 else None
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())
     recorder = recorder_of_student(resolved, objective.student)
     student = start_student(objective, resolved.ds_values, recorder, compiles=compiles(resolved))
     state = resume(student, checkpoint, folder, resolved, facts)
-    loss, mass = (None, None) if worth is None else worth
     state = replace(
-        state, teacher_loss=loss, teacher_mass=mass, teacher_released=released, teacher_hidden_size=followed
+        state,
+        teacher_loss=None if measured is None else measured.hard_loss,
+        teacher_mass=None if measured is None else measured.shared_mass,
+        teacher_released=released,
+        teacher_hidden_size=hidden_size,
+        # Of another teacher: its loss, and averages of the distance to it.
+        adaptive=state.adaptive if same_teacher else {},
     )
-    if not same_teacher:
-        state = replace(state, adaptive={})  # the other teacher's loss, and averages of the distance to it
     return Session(
         resolved=resolved,
         student=student,
@@ -160,10 +170,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     )
 
 
-def _open(
-    recipe: Recipe | Exception, deepspeed_config: str | None
-) -> tuple[Resolved, PreparedData, dict[str, PreparedData]]:
-    """The settings, the data folder and those of `train.eval_sets`; the same on all ranks."""
+def _open(recipe: Recipe | Exception, deepspeed_config: str | None) -> _Inputs:
+    """Settings and data folders, checked against each other and compared between the ranks."""
     with ranks.raise_on_all_ranks():
         if isinstance(recipe, Exception):
             raise recipe
@@ -173,11 +181,51 @@ def _open(
         eval_sets = open_eval_sets(recipe.config.train)
         corpora = {name: Corpus.of(each.manifest, str(each.folder)) for name, each in eval_sets.items()}
         resolved = resolve(recipe, deepspeed_config, ranks.world_size(), corpus, corpora)
-    settings = {**resolved.config.to_dict(), "deepspeed": resolved.ds_values}
+        facts = run_facts(resolved, data.manifest)
+        tokenizer = data.tokenizer()
     further = {f"train.eval_sets.{name}": each.manifest.fingerprint for name, each in eval_sets.items()}
-    fingerprints = {"data": data.manifest.fingerprint, **further}
-    require_same_data(fingerprints, data.manifest.tokenizer_sha256, settings)
-    return resolved, data, eval_sets
+    require_same_data({"data": facts.data, **further}, facts.tokenizer, facts.settings_sha256)
+    return _Inputs(resolved, data, eval_sets, tokenizer, facts)
+
+
+def _take_folder(inputs: _Inputs) -> RunFolder | None:
+    """The run's folder, if this machine can do what is asked; None, after saying so, if the run in it is finished."""
+    resolved = inputs.resolved
+    with ranks.raise_on_all_ranks():
+        check_eval_sets(resolved, inputs.eval_sets, inputs.data.facts)
+        check_student(resolved, inputs.tokenizer)
+        used = _check_device(resolved)
+        occupy_nvme(resolved.ds)
+        folder = RunFolder(resolved.config.output_dir)
+        folder.check_identity(inputs.facts.identity)
+        finished_steps = _occupy(folder, resolved.total_steps) if ranks.rank() == 0 else 0
+    require_same_choices(used)
+    finished_steps = ranks.broadcast_from_rank_0(finished_steps)
+    if finished_steps >= resolved.total_steps:
+        say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
+        return None
+    return folder
+
+
+def _load_teacher(inputs: _Inputs, checkpoint: NewestCheckpoint) -> _Teaching:
+    """The teacher, or what is left of it in a run that has released it (ValueError, OSError of one line)."""
+    resolved, tokenizer, before = inputs.resolved, inputs.tokenizer, checkpoint.state
+    is_new = checkpoint.path is None
+    released = TeacherRelease(resolved.config, resolved.total_steps).at_start(
+        before.step, before.teacher_released, same_rule=same_rule_of_release(checkpoint, inputs.facts)
+    )
+    if is_new:
+        check_initial_weights(resolved, tokenizer)
+    # A run that resumes without its teacher needs nothing of it, not even its folder.
+    alone = released is not None and not is_new
+    other = None if alone else OtherVocabulary.load(resolved.config.teacher, tokenizer)
+    origin = TeacherOrigin.of(checkpoint) if alone else teacher_origin(resolved, other)
+    teacher = None if released is not None else load_teacher(resolved, tokenizer, other)
+    hidden_size = hidden_loss_columns(checkpoint, resolved, teacher)
+    overlap = None
+    if other is not None and teacher is not None and ranks.rank() == 0:
+        overlap = Overlap.measure(other.tokens, inputs.data, resolved.config.data)
+    return _Teaching(teacher, other, overlap, origin, released, hidden_size)
 
 
 def _check_device(resolved: Resolved) -> dict[str, str]:

@@ -70,13 +70,13 @@ class Evaluation:
         every = self._config.train.eval_every
         return done > 0 and (done == self._total_steps or (every > 0 and done % every == 0))
 
-    def teacher_loss(self, teacher: TeacherEngine) -> TeacherHeldOut:
-        """The teacher's own, before `keep_shared`; NaN without held-out rows."""
+    def teacher_loss(self, teacher: TeacherEngine) -> TeacherHeldOut | None:
+        """The teacher's own, before `keep_shared`; None where the held-out rows have no token to predict."""
         where = self._config.distill, ranks.reduce_sum, ranks.device()
         # With the masks of training, since the adaptive weight compares it with the student's training loss.
         batches = self._batches(self._data, self._config.data, for_teacher=True)
         if self._other is None:
-            return TeacherHeldOut(teacher_held_out_loss(teacher, batches, self._vocab_size, *where))
+            return teacher_held_out_loss(teacher, batches, self._vocab_size, *where)
         return shared_held_out_loss(teacher, batches, self._other.shared, self._other.size, *where)
 
     def student_losses(

@@ -36,28 +36,16 @@ class TeacherOrigin(NamedTuple):
 
 
 def teacher_origin(resolved: Resolved, other: OtherVocabulary | None) -> TeacherOrigin:
-    """That of the teacher which the recipe names."""
-    return TeacherOrigin(_weights_origin(resolved), None if other is None else other.tokenizer_sha256)
+    """That of the teacher which the recipe names. Rank 0 alone reads the weights, and alone writes what it finds."""
+    config, weights = resolved.config.teacher, None
+    if ranks.rank() == 0:
+        with prefix_errors("teacher.path"):
+            weights = weights_origin(config.path, trust_remote_code=config.trust_remote_code)
+    return TeacherOrigin(weights, None if other is None else other.tokenizer_sha256)
 
 
-def _weights_origin(resolved: Resolved) -> str | None:
-    """Rank 0 alone reads the weights, and alone writes what it finds."""
-    config = resolved.config.teacher
-    if ranks.rank() != 0:
-        return None
-    with prefix_errors("teacher.path"):
-        return weights_origin(config.path, trust_remote_code=config.trust_remote_code)
-
-
-# What an adaptive weight's release follows from, besides the losses.
-_RULE_OF_RELEASE = (
-    "distill.soft_weight",
-    "teacher.path",
-    "teacher.vocabulary",
-    "teacher.release",
-    "teacher.release_after_steps",
-    "teacher.release_below_share",
-)
+# What the names of all settings begin with that an adaptive weight's release follows from, besides the losses.
+_RULE_OF_RELEASE = ("distill.soft_weight", "teacher.path", "teacher.vocabulary", "teacher.release")
 
 
 def same_rule_of_release(checkpoint: NewestCheckpoint, facts: RunFacts) -> bool:
@@ -65,11 +53,7 @@ def same_rule_of_release(checkpoint: NewestCheckpoint, facts: RunFacts) -> bool:
     settings."""
     before = flatten(checkpoint.manifest.get("settings", {}))
     now = flatten(facts.settings)
-    return all(
-        before[name] == now.get(name)
-        for name in before
-        if name in _RULE_OF_RELEASE or name.startswith("distill.soft_weight.")
-    )
+    return all(before[name] == now.get(name) for name in before if name.startswith(_RULE_OF_RELEASE))
 
 
 def measured_before(before: RunState) -> TeacherHeldOut | None:
@@ -99,14 +83,17 @@ def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
 
 
 def hidden_loss_columns(checkpoint: NewestCheckpoint, resolved: Resolved, teacher: TeacherEngine | None) -> int | None:
-    """Columns of the teacher's hidden states that a hidden loss follows; None without one (ValueError).
+    """Columns of the teacher's hidden states for the hidden loss; None without a hidden loss.
 
     Its projection is among what the optimizer trains, so a resume keeps it, also after the teacher's release.
+    ValueError if that has changed since the run began.
     """
     wanted, began_with = resolved.config.distill.hidden_weight > 0, checkpoint.state.teacher_hidden_size
     now = int(teacher.model.config.hidden_size) if teacher is not None and wanted else None
-    if checkpoint.path is None or now == began_with or (teacher is None and wanted):
-        return now if checkpoint.path is None else began_with
+    if checkpoint.path is None:
+        return now
+    if now == began_with or (teacher is None and wanted):
+        return began_with
     if now is None or began_with is None:
         had = "a hidden loss, which ends with its teacher" if now is None else "none"
         raise ValueError(

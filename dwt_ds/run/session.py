@@ -1,4 +1,4 @@
-"""A run in progress: the micro-batches and numbers of each step, and what is done around a step."""
+"""A run in progress: the numbers of each step, and what is done around a step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dwt_ds.data.batches import Batch, StepBatches, step_loader
+from dwt_ds.data.batches import Batch, StepBatches
 from dwt_ds.data.overlap import Overlap
-from dwt_ds.distill.objective import Losses, LossScalars, TeacherView
+from dwt_ds.distill.objective import Losses, LossScalars
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
@@ -27,6 +27,7 @@ from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.guard import Guard, TooManySkipsError
 from dwt_ds.run.log import RunLog
 from dwt_ds.run.meter import Further, Meter
+from dwt_ds.run.micro_batches import MicroBatches
 from dwt_ds.run.progress import evaluation_words
 from dwt_ds.run.resolve import Resolved
 from dwt_ds.run.soft_weight import SoftWeight
@@ -67,15 +68,10 @@ class Session:
         self.config, self.total_steps, self.first_step = resolved.config, resolved.total_steps, state.step
         self.student, self.teacher, self.device = student, teacher, ranks.device()
         self.log, self._quantization = log, resolved.quantization
-        self._batches = batches if teacher is not None else batches.without_teacher()
+        self._batches = batches
         self._evaluation, self._exporter, self._overlap = evaluation, exporter, overlap
         self._folder, self._facts, self._state, self._stuck = folder, facts, state, stuck
         self._divisor = gradient_divisor(student)
-        self._loader = self._load(state.step)
-        self._following: list[Batch] | None = None
-        """The next step's micro-batches, where they were taken ahead of time."""
-        self._first_of_following: tuple[Batch, TeacherView | None] | None = None
-        before_waiting_for_norm(student, self._look_ahead)
         self._shared_vocabulary = teacher is not None and self.config.teacher.vocabulary == "shared"
         further: list[Further] = ["shared_hard"] if self._shared_vocabulary else []
         if teacher is not None and self.config.distill.soft_positions != "labelled":
@@ -83,6 +79,9 @@ class Session:
         if teacher is not None and self.config.distill.hidden_weight:
             further.append("hidden")
         self._meter = Meter(state.tokens, state.elapsed_seconds, self._divisor, further)
+        steps = state.step, self.total_steps
+        self.micro_batches = MicroBatches(batches, teacher, *steps, self.config.data, self._meter)
+        before_waiting_for_norm(student, self.micro_batches.prefetch)
         self._guard = Guard(self.config.train, state.guard)
         self._soft_weight = SoftWeight(resolved, state, student.lr_scheduler)
         self._done = self._saved = state.step
@@ -112,17 +111,15 @@ class Session:
         numbers of labels, and divided by the number by which DeepSpeed divides the loss again.
         """
         self._switch_quantization(step)
-        micro_batches = self._next_micro_batches() if self._following is None else self._following
-        self._following = None
-        assert micro_batches is not None  # the loader has all steps
+        micro_batches = self.micro_batches.next_step()
         labelled = sum(len(batch.labels) for batch in micro_batches)
         positions = sum(batch.soft_rows for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
-        followed = sum(batch.hidden_rows for batch in micro_batches)
+        hidden = sum(batch.hidden_rows for batch in micro_batches)
         soft_weight = self._soft_weight.scheduled(step)
         temperature = value_at(self.config.distill.temperature, step, self.total_steps)
         # One copy, for which the host does not wait. fp64 holds every count exactly.
-        sums = [labelled, positions, followed, tokens, self._stop.is_asked()]
+        sums = [labelled, positions, hidden, tokens, self._stop.is_asked()]
         on_gpu = self.device.type == "cuda"
         local = torch.tensor([*sums, soft_weight, temperature], dtype=torch.float64, pin_memory=on_gpu)
         shared = local.to(self.device, non_blocking=True)
@@ -140,12 +137,6 @@ class Session:
             ranks_to_stop=counts[4],
             aligned_share=counts[1] / counts[0].clamp(min=1) if self._shared_vocabulary else None,
         )
-
-    def with_teacher(self, micro_batches: list[Batch]) -> Iterator[tuple[Batch, TeacherView | None]]:
-        """Each micro-batch of a step on the device, with the teacher's view of it; None without a teacher."""
-        for batch in micro_batches:
-            ahead, self._first_of_following = self._first_of_following, None
-            yield ahead or self._taught(batch)
 
     def record(self, loss: Losses) -> Tensor:
         """Add a micro-batch's losses to the step's. Returns the 0-d loss to back-propagate, NaN if the step is bad."""
@@ -202,32 +193,6 @@ class Session:
         self.log.progress.close()
         self.log.progress.say(f"done: {self.total_steps} steps, {tokens:,} tokens; exported to {self._folder.export}")
 
-    def _look_ahead(self) -> None:
-        """Start the teacher's pass of the next step's first micro-batch, which needs nothing of this step.
-
-        Before the host waits for this step's gradient norm. So the device has work while the host starts the update.
-        """
-        self._following = self._next_micro_batches()
-        if self._following:
-            self._first_of_following = self._taught(self._following[0])
-
-    def _next_micro_batches(self) -> list[Batch] | None:
-        """None after the last step."""
-        asked = time.perf_counter()
-        micro_batches = next(self._loader, None)
-        self._meter.add_wait(time.perf_counter() - asked)
-        return micro_batches
-
-    def _taught(self, batch: Batch) -> tuple[Batch, TeacherView | None]:
-        batch = batch.to(self.device)
-        return batch, self.teacher(batch) if self.teacher else None
-
-    def _load(self, first: int) -> Iterator[list[Batch]]:
-        """The micro-batches of each step from `first` on."""
-        on_gpu = self.device.type == "cuda"
-        workers = int(on_gpu) if self.config.data.workers == "auto" else self.config.data.workers
-        return iter(step_loader(self._batches, range(first, self.total_steps), workers, pin_memory=on_gpu))
-
     def _switch_quantization(self, step: int) -> None:
         """Fake quantization is on from its first step, also after a resume beyond it."""
         if self._quantization is not None:
@@ -237,11 +202,8 @@ class Session:
         """Free the teacher; the student trains on alone."""
         assert self.teacher is not None
         self.log.teacher_released(done, self.teacher.parameters, self._meter)
-        self._following = self._first_of_following = None  # made for the teacher; they hold its head
-        self.teacher.release()
+        self.micro_batches.release_teacher(done)
         self.teacher, self._soft_weight.released = None, done
-        self._batches = self._batches.without_teacher()
-        self._loader = self._load(done)
 
     def _export(self, folder: Path, done: int) -> None:
         tokens, released = self._meter.tokens, self._soft_weight.released

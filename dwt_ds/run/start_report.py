@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.build import parameter_count
-from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.other_vocabulary import OtherVocabulary, overlap_lines
 from dwt_ds.run.progress import print_line
 from dwt_ds.run.resolve import Resolved
@@ -20,22 +17,17 @@ def report_models(
     resolved: Resolved,
     objective: DistillObjective,
     teacher: TeacherEngine | None,
-    evaluation: Evaluation,
     *,
     measured: TeacherHeldOut | None,
     released: int | None,
-) -> TeacherHeldOut | None:
+) -> None:
     """Print both models' sizes and the teacher's held-out loss: weak means smaller, or worse at equal size.
 
     Args:
         resolved, objective: the settings; the student with its loss.
         teacher: None if the student trains alone from here on.
-        evaluation: measures the teacher if no earlier start of the run did.
-        measured: what an earlier start measured.
+        measured: the teacher's loss; None without held-out rows.
         released: the step at which the teacher was released.
-
-    Returns:
-        What was measured; None where it is not known: without a teacher, or without held-out rows.
     """
     ours = parameter_count(objective.student)
     config = resolved.config
@@ -50,20 +42,17 @@ def report_models(
     if released is not None:
         say(f"teacher: {config.teacher.path}, released at step {released}, not loaded")
     if teacher is None:
-        return measured
+        return
     theirs = teacher.parameters
-    worth = evaluation.teacher_loss(teacher) if measured is None else measured
-    is_known = not math.isnan(worth.hard_loss)
-    judged = f"held-out MLM loss {worth.hard_loss:.4f}" if is_known else "no held-out rows to measure it by"
-    if is_known and worth.shared_mass is not None:
-        judged += f" on the shared entries, which get {worth.shared_mass:.0%} of its probability"
+    judged = "no held-out rows to measure it by" if measured is None else f"held-out MLM loss {measured.hard_loss:.4f}"
+    if measured is not None and measured.shared_mass is not None:
+        judged += f" on the shared entries, which get {measured.shared_mass:.0%} of its probability"
     say(
         f"teacher: {config.teacher.path}, {theirs:,} parameters ({theirs / ours:.2f} of the student's), {judged}; "
         f"{teacher.injection}"
     )
     if theirs > ours:
         say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
-    return worth if is_known else None
 
 
 def report_overlap(other: OtherVocabulary, overlap: Overlap) -> None:

@@ -53,7 +53,7 @@ assert torch.nn.functional.linear is linear, "the student's linear layers would 
 parameters = list(teacher.gathered.parameters())
 held = [*parameters, *teacher.gathered.buffers(), *(p.ds_tensor for p in parameters if sharded)]
 assert sum(each.numel() for each in held) >= teacher.parameters
-engine = weakref.ref(teacher.start())
+engine = weakref.ref(teacher._engine)
 del view
 teacher.release()
 assert not any(each.numel() for each in held)

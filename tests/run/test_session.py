@@ -264,7 +264,7 @@ def test_the_next_pass_of_the_teacher_begins_before_the_host_waits_for_the_norm(
             return int(batch.labels)
 
         def release(self) -> None:
-            assert session._first_of_following is None, "its head stays in memory"
+            assert session.micro_batches._first_taught is None, "its head stays in memory"
 
     def batch(label: int) -> Batch:
         one = torch.tensor([label])
@@ -274,12 +274,15 @@ def test_the_next_pass_of_the_teacher_begins_before_the_host_waits_for_the_norm(
     session = bare_session(RunConfig(), 4, batches=steps, teacher=Teacher())
     for step in range(3):
         micro_batches, _ = session.begin_step(step)
-        seen = [(int(each.labels), view) for each, view in session.with_teacher(micro_batches)]
+        seen = [(int(each.labels), view) for each, view in session.micro_batches.with_teacher(micro_batches)]
         assert seen == [(10 * step, 10 * step), (10 * step + 1, 10 * step + 1)]
         session.student.optimizer.before_waiting_for_norm()
         assert passes == [0, 1, 10, 11, 20, 21, 30][: 2 * step + 3]
     session._release_teacher(3)
     micro_batches, _ = session.begin_step(3)
-    assert [(int(each.labels), view) for each, view in session.with_teacher(micro_batches)] == [(30, None), (31, None)]
+    assert [(int(each.labels), view) for each, view in session.micro_batches.with_teacher(micro_batches)] == [
+        (30, None),
+        (31, None),
+    ]
     session.student.optimizer.before_waiting_for_norm()
     assert len(passes) == 7
