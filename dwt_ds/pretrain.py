@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from dwt_ds import CallableModule
 from dwt_ds.base.locks import OccupiedError, release_locks
 from dwt_ds.base.quiet import quieten_libraries
-from dwt_ds.run.stop import StopRequest
+from dwt_ds.run.stop import StopRequest, exit_alone
 
 if TYPE_CHECKING:
     from dwt_ds.run.session import Session
@@ -38,7 +37,11 @@ def train(session: Session) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, assemble, train. Exit code 0 when the run is complete, 2 for a user's mistake, 3 for too many skips."""
+    """Parse, assemble, train.
+
+    Exit code 0: complete, or stopped on request and saved; 1: not exported, or an unexpected error; 2: a user's
+    mistake; 3: too many skipped steps.
+    """
     parser = argparse.ArgumentParser(prog="dwt_ds.pretrain", description=__doc__)
     parser.add_argument("recipe", help="path of a recipe, or the name of a packaged one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the recipe's")
@@ -57,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         code = _assemble_and_train(options, stop)
     except Exception:
         traceback.print_exc()
-        _exit_alone(1)
+        exit_alone(1)
     release_locks()
     stop_ranks()
     return code
@@ -79,13 +82,13 @@ def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
         return 2
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        _exit_alone(2)
+        exit_alone(2)
     try:
         if session is not None:
             train(session)
     except OccupiedError as error:
         print(f"error: {error}", file=sys.stderr)
-        _exit_alone(2)
+        exit_alone(2)
     except TooManySkipsError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 3
@@ -95,13 +98,6 @@ def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
             print(f"error: NOT EXPORTED: {error}; {fix}", file=sys.stderr, flush=True)
         return 1
     return 0
-
-
-def _exit_alone(code: int) -> NoReturn:
-    """End this process without leaving the group: NCCL would wait for the other ranks. The launcher ends those."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

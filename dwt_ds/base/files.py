@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dwt_ds.base.words import nearest
+from dwt_ds.base.yaml_and_json import json_text
 
 MANIFEST = "manifest.json"
 
@@ -198,7 +199,7 @@ def find_file(name: str, packaged: Mapping[str, Path], what: str) -> Path:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object to a JSON file atomically."""
     with atomic_file(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+        file.write(json_text(content).encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

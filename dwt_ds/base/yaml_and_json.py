@@ -38,12 +38,17 @@ def yaml_text(values: Mapping[str, Any]) -> str:
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
 
 
+def json_text(values: Any) -> str:
+    """JSON as this program writes it."""
+    return json.dumps(values, indent=2) + "\n"
+
+
 def is_dump(content: bytes, *, is_json: bool = False) -> bool:
     """Whether a file's content is YAML, or JSON, in the very form in which this program writes it, or once did."""
     try:
         text = content.decode()
         if is_json:
-            return text == json.dumps(parse_json(text), indent=2) + "\n"
+            return text == json_text(parse_json(text))
         return text in (yaml_text(parse_yaml(text)), yaml.safe_dump(yaml.safe_load(text), sort_keys=False))
     except (ValueError, TypeError, yaml.YAMLError):
         return False

@@ -10,7 +10,7 @@ import yaml
 
 from dwt_ds.base.yaml_and_json import parse_yaml
 from dwt_ds.config.schema import RunConfig
-from dwt_ds.config.validate import options_of
+from dwt_ds.config.validate import dataclass_in, options_of
 
 
 def override_of(key: str, text: str) -> str:
@@ -52,11 +52,11 @@ def _hint(parts: list[str]) -> Any:
     """The declared type of a field; Any for what is not declared, such as a key of the DeepSpeed JSON."""
     hint: Any = RunConfig
     for part in parts:
-        options = options_of(hint)
-        owner = next((option for option in options if is_dataclass(option)), None)
+        owner = dataclass_in(hint)
         if owner is not None:
             hint = typing.get_type_hints(owner).get(part, Any)
         else:
+            options = options_of(hint)
             values = [typing.get_args(option)[1:] for option in options if typing.get_origin(option) is dict]
             hint = values[0][0] if values and values[0] else Any
     return hint

@@ -90,7 +90,7 @@ def _reject_unknown_keys(values: Any, owner: type, name: str, root: type) -> Non
             raise ValueError(f"{place}: unknown key{_nearest(str(key), names, root)}")
         if isinstance(value, bool) and {int, float} & {hints[key], *typing.get_args(hints[key])}:
             raise ValueError(f"{place}={value}: must be a number")  # pydantic takes true for 1
-        inner = _dataclass_in(hints[key])
+        inner = dataclass_in(hints[key])
         if inner is not None:
             _reject_unknown_keys(value, inner, place, root)
 
@@ -111,13 +111,14 @@ def _places(owner: type, name: str = "") -> list[str]:
     """Dotted names of all fields of nested dataclasses."""
     hints, found = typing.get_type_hints(owner), []
     for each in fields(owner):
-        inner = _dataclass_in(hints[each.name])
+        inner = dataclass_in(hints[each.name])
         place = _dotted(name, each.name)
         found += [place] if inner is None else [place, *_places(inner, place)]
     return found
 
 
-def _dataclass_in(hint: Any) -> type | None:
+def dataclass_in(hint: Any) -> type | None:
+    """The dataclass of settings that a field takes, by its declared type; None if it takes none."""
     return next((option for option in options_of(hint) if isinstance(option, type) and is_dataclass(option)), None)
 
 
@@ -153,7 +154,7 @@ def _place(error: ErrorDetails, owner: type | None, name: str) -> str:
         hints = typing.get_type_hints(owner) if owner is not None else {}
         if part in hints:
             name, hint = _dotted(name, part), hints[str(part)]
-            owner, key_follows = _dataclass_in(hint), _is_mapping(hint)
+            owner, key_follows = dataclass_in(hint), _is_mapping(hint)
         elif key_follows:
             name, key_follows = _dotted(name, part), False
     return name

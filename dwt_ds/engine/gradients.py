@@ -1,16 +1,16 @@
 """The student's gradients under ZeRO, from the backward pass to the optimizer, with fewer operations than DeepSpeed's.
 
-In one flat buffer, under ZeRO-2, where a rank has room for them all. DeepSpeed 0.19.8 has a hook on each parameter: it
-copies the gradient into a bucket and, once that is full, reduces it over the ranks and copies this rank's share out. On
-a GPU that keeps the host busy for longer than the model's own backward pass. If the bucket holds all gradients,
-DeepSpeed reduces once, after the backward pass. Then the same is done here without the copies: each `grad` is a view of
-one buffer, laid out as DeepSpeed lays out the weights, so that this rank's share is a slice of it. The numbers stay the
-same: one reduction a micro-batch, the same division, the same sums in the same dtypes.
+Under ZeRO-2 all gradients are in one flat buffer, if DeepSpeed's reduction bucket could hold them all. DeepSpeed 0.19.8
+has a hook on each parameter: it copies the gradient into a bucket and, once that is full, reduces it over the ranks and
+copies this rank's share out. On a GPU that keeps the host busy for longer than the model's own backward pass. If the
+bucket holds all gradients, DeepSpeed reduces once, after the backward pass. Then the same is done here without the
+copies: each `grad` is a view of one buffer, laid out as DeepSpeed lays out the weights, so that this rank's share is a
+slice of it. The numbers stay the same: one reduction a micro-batch, the same division, the same sums in the same
+dtypes.
 
-One norm a step, which also tells whether the step must be skipped. DeepSpeed checks every gradient for infinities and
-NaNs, about a dozen operations a tensor, and then takes the norm of every gradient, some more. On a GPU each is a
-launch. The norm alone is enough: it is finite exactly if every gradient is. (The squares of finite gradients do not
-overflow fp64.)
+One norm a step finds bad steps. DeepSpeed 0.19.8 checks every gradient for infinities and NaNs, and then takes the norm
+of each. On a GPU every operation of these is a launch. The norm of all is enough: it is finite exactly if every
+gradient is. (The squares of finite gradients do not overflow fp64.)
 """
 
 from __future__ import annotations
@@ -102,8 +102,7 @@ def cast_and_clip_at_once(optimizer: Any) -> None:
 
     def scaled_share(group: int) -> Tensor:
         [share] = optimizer.averaged_gradients[group]
-        factor = _clip_factor(optimizer, optimizer.scaled_norm)
-        scaled: Tensor = compiled(share, torch.full((), factor, device=share.device))
+        scaled: Tensor = compiled(share, torch.full((), optimizer.gradient_factor, device=share.device))
         return scaled
 
     optimizer._get_preflattened_grad_partition = scaled_share
@@ -118,11 +117,9 @@ def can_be_flat(optimizer: Any) -> bool:
     """
     if not isinstance(optimizer, DeepSpeedZeroOptimizer) or not optimizer.partition_gradients:
         return False
-    if optimizer.cpu_offload or optimizer.zenflow or optimizer.has_moe_layers or optimizer.sequence_parallel_size > 1:
+    if optimizer.cpu_offload or _is_muon(optimizer):
         return False
     if optimizer.reduce_scatter and not optimizer.use_multi_rank_bucket_allreduce:
-        return False
-    if "muon" in type(optimizer.optimizer).__name__.lower():
         return False
     dtypes = {optimizer.gradient_accumulation_dtype, optimizer.communication_data_type}
     dtypes |= {weights.dtype for weights in optimizer.bit16_groups_flat}
@@ -138,12 +135,25 @@ def take_one_norm_a_step(optimizer: Any) -> None:
     Args:
         optimizer: of DeepSpeed's engine; others than ZeRO's are left alone.
     """
-    if "muon" in type(getattr(optimizer, "optimizer", None)).__name__.lower():
+    if _is_muon(optimizer):
         return
-    if isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload and optimizer.compute_grad_norm:
+    if isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload:
         _under_zero_1_or_2(optimizer)
     elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3) and not optimizer.offload_optimizer:
         _under_zero_3(optimizer)
+
+
+def _is_muon(optimizer: Any) -> bool:
+    return "muon" in type(getattr(optimizer, "optimizer", None)).__name__.lower()
+
+
+def _leave_overflow_to_the_norm(optimizer: Any) -> None:
+    """DeepSpeed's `step` sets `overflow` if the norm is not finite."""
+
+    def check_overflow(partition_gradients: bool = True) -> None:
+        optimizer.overflow = False
+
+    optimizer.check_overflow = check_overflow
 
 
 def _under_zero_1_or_2(optimizer: Any) -> None:
@@ -153,9 +163,7 @@ def _under_zero_1_or_2(optimizer: Any) -> None:
     other work first (`before_waiting_for_norm`).
     """
     optimizer.before_waiting_for_norm = lambda: None
-
-    def check_overflow(partition_gradients: bool = True) -> None:
-        optimizer.overflow = False  # `step` sets it if the norm is not finite
+    _leave_overflow_to_the_norm(optimizer)
 
     def scaled_global_norm(norm_type: int = 2) -> float:
         gradients = [
@@ -168,15 +176,14 @@ def _under_zero_1_or_2(optimizer: Any) -> None:
         comm.all_reduce(squares, group=optimizer.dp_process_group)
         copy = HostCopy(squares)
         optimizer.before_waiting_for_norm()
-        optimizer.scaled_norm = math.sqrt(copy.number())
-        return float(optimizer.scaled_norm)
+        norm = math.sqrt(copy.number())
+        optimizer.gradient_factor = _clip_factor(optimizer, norm)
+        return norm
 
     def unscale_and_clip(gradients: Iterable[Tensor], norm: float) -> None:
-        factor = _clip_factor(optimizer, norm)
-        if factor != 1.0:
-            torch._foreach_mul_(list(gradients), factor)
+        if optimizer.gradient_factor != 1.0:
+            torch._foreach_mul_(list(gradients), optimizer.gradient_factor)
 
-    optimizer.check_overflow = check_overflow
     optimizer.scaled_global_norm = scaled_global_norm
     optimizer.unscale_and_clip_grads = unscale_and_clip
 
@@ -193,8 +200,7 @@ def _clip_factor(optimizer: Any, norm: float) -> float:
 
 
 def _under_zero_3(optimizer: Any) -> None:
-    def check_overflow(partition_gradients: bool = True) -> None:
-        optimizer.overflow = False
+    _leave_overflow_to_the_norm(optimizer)
 
     def norm_of_all_groups() -> list[Tensor]:
         groups = range(len(optimizer.fp16_groups))
@@ -203,7 +209,6 @@ def _under_zero_3(optimizer: Any) -> None:
         comm.all_reduce(squares, group=optimizer._get_param_partition_group(optimizer.fp16_groups[0][0]))
         return [squares.sqrt()]
 
-    optimizer.check_overflow = check_overflow
     optimizer._get_norm_groups = norm_of_all_groups
 
 

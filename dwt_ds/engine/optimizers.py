@@ -63,10 +63,10 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
         if foreign:
             raise ValueError(f"{said}: {chosen}, which is used for it here, has no setting {foreign[0]}; remove it")
     elif name.lower() == "lion" and not _offloaded(ds_values):
-        if unusable_reason("deepspeed.FusedLion", device):
+        if reason := unusable_reason("deepspeed.FusedLion", device):
             raise ValueError(
-                f"{said} is not usable here ({unusable_reason('deepspeed.FusedLion', device)}); on a CPU, set "
-                "zero_optimization.offload_optimizer.device to cpu, or use AdamW"
+                f"{said} is not usable here ({reason}); on a CPU, set zero_optimization.offload_optimizer.device to "
+                "cpu, or use AdamW"
             )
     elif name.lower() in _ADAMS and _is_torchs_fused_adam(ds_values, device):
         if section.get("params", {}).get("bias_correction") is False:
@@ -75,17 +75,14 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
                 "setting; remove it"
             )
     elif name.lower() == "muon" and device.type == "cuda" and not _offloaded(ds_values):
-        reason = unusable_reason("deepspeed.FusedAdam", device)
-        if reason:
+        if reason := unusable_reason("deepspeed.FusedAdam", device):
             raise ValueError(
                 f"{said}: DeepSpeed's FusedAdam is not usable here ({reason}); install nvcc (the CUDA toolkit of "
                 f"torch's version, {torch.version.cuda}), or use AdamW"
             )
-    elif name in CLIENT_OPTIMIZERS:
-        reason = unusable_reason(name, device)
-        if reason:
-            fix = _INSTALL_LAMB if name.startswith("pytorch") else BUILD_APEX
-            raise ValueError(f"{said} is not usable here ({reason}); {fix}")
+    elif name in CLIENT_OPTIMIZERS and (reason := unusable_reason(name, device)):
+        fix = _INSTALL_LAMB if name.startswith("pytorch") else BUILD_APEX
+        raise ValueError(f"{said} is not usable here ({reason}); {fix}")
 
 
 def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> None:

@@ -115,7 +115,7 @@ def start_student(
     if can_be_flat(engine.optimizer):
         gradients = FlatGradients(engine.optimizer)
         in_16_bits = engine.fp16_enabled() or engine.bfloat16_enabled()
-        if compiles and in_16_bits and engine.optimizer.compute_grad_norm:
+        if compiles and in_16_bits:
             cast_and_clip_at_once(engine.optimizer)
         if recorder is not None:
             GraphedTraining(objective, gradients, recorder, lambda: float(engine.optimizer.loss_scale))

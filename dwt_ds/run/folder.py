@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.base.files import atomic_file, check_replaceable, make_folder, read_json, whole_lines
+from dwt_ds.base.files import atomic_file, check_replaceable, make_folder, read_json, whole_lines, write_json
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.words import shorten
-from dwt_ds.base.yaml_and_json import is_dump, yaml_text
+from dwt_ds.base.yaml_and_json import is_dump, json_text, yaml_text
 from dwt_ds.distill.metrics_keys import eval_losses
 from dwt_ds.run.stop import STOP_FILE
 
@@ -36,7 +36,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
         self.metrics = self.path / _METRICS
-        self._waiting: dict[Path, list[str]] = {}
+        self._waiting: dict[Path, str] = {}
         self._lock: FolderLock | None = None
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
@@ -107,10 +107,10 @@ class RunFolder:
         for folder in (self.path, self.checkpoints):
             make_folder(folder, mode=0o700)
         (self.path / _COMPLETE).unlink(missing_ok=True)  # of a shorter run that is extended now
-        texts = {_RECIPE: yaml_text(config), _DS_JSON: _json(ds_values)}
+        texts = {_RECIPE: yaml_text(config), _DS_JSON: json_text(ds_values)}
         # The former file's hash as well: a kill between these writes leaves that file.
         written = {name: self._hashes(name, text) for name, text in texts.items()}
-        self._write(_IDENTITY, _json({**identity, _WRITTEN: written}))
+        write_json(self.path / _IDENTITY, {**identity, _WRITTEN: written})
         for name, text in texts.items():
             self._write(name, text)
 
@@ -124,14 +124,12 @@ class RunFolder:
         complete = self._read(_COMPLETE)
         return 0 if complete is None else int(complete["steps"])
 
-    def finished_since(self, seconds: float) -> bool:
-        """Whether the run was marked as complete at or after a time (seconds since the epoch)."""
-        marker = self.path / _COMPLETE
-        return marker.is_file() and marker.stat().st_mtime >= seconds
-
     def is_complete(self, exit_code: int, began: float) -> bool:
-        """Whether the run is complete once its launcher, started at `began`, has exited: the code alone cannot tell."""
-        return self.finished_since(began) or (exit_code == 0 and self.finished_steps() > 0)
+        """Whether the run is complete once its launcher, started at `began` (seconds since the epoch), has exited: the
+        code alone cannot tell."""
+        marker = self.path / _COMPLETE
+        was_finished_since = marker.is_file() and marker.stat().st_mtime >= began
+        return was_finished_since or (exit_code == 0 and self.finished_steps() > 0)
 
     def finish(self, steps: int) -> None:
         """Mark the run as complete."""
@@ -152,7 +150,7 @@ class RunFolder:
 
     def _append(self, path: Path, line: str) -> None:
         """Append a line; what does not fit on a full disk is kept and written with the next line."""
-        text = "".join(self._waiting.pop(path, [])) + line
+        text = self._waiting.pop(path, "") + line
         size = path.stat().st_size if path.is_file() else 0
         try:
             with open(path, "a", encoding="utf-8") as handle:
@@ -160,7 +158,7 @@ class RunFolder:
         except OSError:
             with suppress(OSError):
                 os.truncate(path, size)
-            self._waiting[path] = [text]
+            self._waiting[path] = text
 
     def clear_stop_request(self) -> None:
         """Remove a request to stop: it was fulfilled, or an earlier start left it behind."""
@@ -200,10 +198,6 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         with atomic_file(self.path / name) as file:
             file.write(text.encode())
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2) + "\n"
 
 
 def _sha256(content: bytes) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -94,15 +95,20 @@ class StopRequest:
             if met.wait(_POLL_SECONDS):
                 return
         if not met.wait(_MEETING_SECONDS + (0.0 if rank else _RANK_0_SECONDS)):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+            exit_alone(0)
 
     def _watch(self, launchers: list[psutil.Process]) -> None:
         while not self.reason:
             time.sleep(_POLL_SECONDS)
             if not all(_lives(launcher) for launcher in launchers):
                 self.ask("death of the launcher")
+
+
+def exit_alone(code: int) -> NoReturn:
+    """End this process without leaving the group: NCCL would wait for the other ranks. The launcher ends those."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _launchers_above() -> list[psutil.Process]:

@@ -211,6 +211,7 @@ def test_the_check_that_skips_bad_steps_stays_on(
 ) -> None:
     message = error_of(resolve, {section: {key: False, **others}})
     assert message == f"my.json: {section}.{key}=false: bad steps would reach the optimizer; remove it"
+    assert error_of(resolve, {section: {key: 0, **others}}) == f"my.json: {section}.{key}=0: must be true or false"
     resolve({section: {key: True, **others}})
 
 

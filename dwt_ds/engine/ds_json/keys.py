@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +16,7 @@ from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 from pydantic import BaseModel, ValidationError
 
 from dwt_ds.base.words import nearest
-from dwt_ds.config.validate import must_be
+from dwt_ds.config.validate import must_be, options_of
 from dwt_ds.engine.ds_json.numbers import Kind, check_kind, kind_of, read_number, read_numbers
 from dwt_ds.engine.ds_json.optimizer_and_schedule import (
     check_optimizer_section,
@@ -207,6 +205,9 @@ def _check_section(section: Any, kind: Section, place: str, origin: Origin) -> N
             raise ValueError(f"{origin.name(inner)}={value!r}: must be true or false")
         if key in _KINDS.get(place, {}):
             check_kind(value, _KINDS[place][key], origin.name(inner))
+        # pydantic would take 0 and "off" for false, which checks for false would miss.
+        if not isinstance(kind, frozenset) and bool in options_of(getattr(_field(kind, key), "annotation", None)):
+            check_kind(value, Kind.SWITCH, origin.name(inner))
         section_inside = _section_inside(kind, key, inner)
         if key == "params":
             _check_braces(value, inner, origin)
@@ -227,8 +228,7 @@ def _section_inside(kind: Section, key: str, place: str) -> Section | None:
         return _SECTIONS.get(place)
     field = _field(kind, key)
     hint = None if field is None else field.annotation
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return next((each for each in options if inspect.isclass(each) and issubclass(each, BaseModel)), None)
+    return next((each for each in options_of(hint) if inspect.isclass(each) and issubclass(each, BaseModel)), None)
 
 
 def _field(model: type[BaseModel], key: str) -> Any:

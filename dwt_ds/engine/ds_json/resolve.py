@@ -218,7 +218,8 @@ def _check_rates(values: Mapping[str, Any], origin: Origin) -> None:
 
 def _peaks(values: Mapping[str, Any]) -> list[float]:
     """The highest rates that the schedule sets, one or one a parameter group; empty if it leaves that to others."""
-    peak = get_place(values, f"scheduler.params.{_PEAK.get(str(values['scheduler'].get('type')), '')}")
+    scheduler = values["scheduler"]
+    peak = scheduler.get("params", {}).get(_PEAK.get(str(scheduler.get("type"))))
     if peak in (None, "auto"):
         return []
     return list(peak) if isinstance(peak, (list, tuple)) else [peak]

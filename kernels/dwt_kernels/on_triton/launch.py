@@ -88,7 +88,7 @@ def row_stride(upstream: Tensor | None) -> int:
     return 0 if upstream is None or upstream.dim() == 0 else upstream.stride(0)
 
 
-def alignment(matrix: Tensor | None) -> int:
+def alignment(matrix: Tensor) -> int:
     """The largest power of two up to 16 that divides the offset of every row, in elements."""
-    stride = 16 if matrix is None else matrix.stride(0)
+    stride = matrix.stride(0)
     return 16 if stride == 0 else min(16, stride & -stride)
