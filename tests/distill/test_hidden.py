@@ -58,7 +58,7 @@ def batches_of(data: PreparedData) -> list[Batch]:
     return StepBatches(data.train, data.facts, DataConfig(), seed=3, **many)[6]
 
 
-def scale_of(batches: list[Batch]) -> LossScalars:
+def scalars_of(batches: list[Batch]) -> LossScalars:
     labels, tokens = sum(len(each.labels) for each in batches), sum(each.token_count for each in batches)
     return LossScalars(*map(torch.tensor, (SOFT_WEIGHT, 1.0, float(labels), float(labels), float(tokens))))
 
@@ -89,7 +89,7 @@ def test_accumulated_micro_batches_give_the_plain_formula(
     data: PreparedData = request.getfixturevalue(rows)
     objective, teacher, batches = objective_of(data, family, layer=layer), model(data, "bert", 8, 2), batches_of(data)
     assert any(each.attention_mask is not None for each in batches) == (rows == "by_sentence")
-    plain, scalars = copy.deepcopy(objective), scale_of(batches)
+    plain, scalars = copy.deepcopy(objective), scalars_of(batches)
     plain.hidden_loss = None
     exact, exact_teacher = copy.deepcopy(objective).double(), copy.deepcopy(teacher).double()
     distance = expected_distance(exact, exact_teacher, batches, layer or 1)
@@ -128,7 +128,7 @@ def test_activation_checkpointing_and_compiled_layers_change_nothing(
         if how == "compiled":
             assert compile_layers(objective.student.model) == 3
         for each in batches:
-            objective(each, view_of(teacher, each), scale_of(batches)).loss.backward()
+            objective(each, view_of(teacher, each), scalars_of(batches)).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in objective.named_parameters()})
         assert objective.hidden_loss is not None
         assert objective.hidden_loss._heard is None, "nothing is kept for longer than it is needed"
@@ -139,10 +139,10 @@ def test_activation_checkpointing_and_compiled_layers_change_nothing(
 def test_evaluation_and_a_student_without_its_teacher_have_no_hidden_loss(packed: PreparedData) -> None:
     objective, teacher = objective_of(packed), model(packed, "bert", 8, 2)
     [batch, *_] = batches = batches_of(packed)
-    assert objective(batch, None, scale_of(batches)).hidden is None
-    assert objective(batch, view_of(teacher, batch), scale_of(batches)).hidden is not None
+    assert objective(batch, None, scalars_of(batches)).hidden is None
+    assert objective(batch, view_of(teacher, batch), scalars_of(batches)).hidden is not None
     objective.eval()
-    assert objective(batch, view_of(teacher, batch), scale_of(batches)).hidden is None
+    assert objective(batch, view_of(teacher, batch), scalars_of(batches)).hidden is None
     assert objective.hidden_loss is not None
     assert objective.hidden_loss._heard is None
 
