@@ -6,7 +6,7 @@ import gzip
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from dwt_ds.base.locks import release_locks
+from dwt_ds.data.batches import Batch
 from dwt_ds.engine.student import peak_memory_bytes
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
@@ -89,11 +90,10 @@ class TimedSession:
             self.figures |= device_work(events, PROFILED_STEPS, seconds / count)
         steps.close()
 
-    def begin_step(self, step: int) -> Any:
+    def begin_step(self, step: int, micro_batches: Sequence[Batch]) -> Any:
         """As the session's; counts the tokens."""
-        micro_batches, numbers = self._session.begin_step(step)
         self._tokens += sum(batch.token_count for batch in micro_batches)
-        return micro_batches, numbers
+        return self._session.begin_step(step, micro_batches)
 
     def finish(self) -> None:
         """Nothing is exported; the watch over the run's progress ends."""

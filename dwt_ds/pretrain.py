@@ -27,7 +27,8 @@ sys.modules[__name__].__class__ = CallableModule
 def train(session: Session) -> None:
     """The loop: a step is `gradient_accumulation_steps` micro-batches on every rank."""
     for step in session.steps():
-        micro_batches, numbers = session.begin_step(step)
+        micro_batches = session.micro_batches.next_step()
+        numbers = session.begin_step(step, micro_batches)
         for batch, teacher_view in session.micro_batches.with_teacher(micro_batches):
             loss = session.student(batch, teacher_view, numbers.scalars)
             session.student.backward(session.record(loss))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,14 +104,13 @@ class Session:
         finally:
             gc.enable()
 
-    def begin_step(self, step: int) -> tuple[list[Batch], StepNumbers]:
-        """This rank's micro-batches of an optimizer step, and the numbers that all ranks share.
+    def begin_step(self, step: int, micro_batches: Sequence[Batch]) -> StepNumbers:
+        """The numbers of an optimizer step that all ranks share; `micro_batches` are this rank's.
 
         The loss is a mean over the global batch. So its counts are summed over the ranks, which may have different
         numbers of labels, and divided by the number by which DeepSpeed divides the loss again.
         """
         self._switch_quantization(step)
-        micro_batches = self.micro_batches.next_step()
         labelled = sum(len(batch.labels) for batch in micro_batches)
         positions = sum(batch.soft_rows for batch in micro_batches)
         tokens = sum(batch.token_count for batch in micro_batches)
@@ -128,7 +127,7 @@ class Session:
         hard_rows, soft_rows, hidden_rows = counts[:3].clamp(min=1).float() / self._divisor
         weight, tau = shared[len(sums) :].float()
         adaptive = self._soft_weight.adaptive()
-        return micro_batches, StepNumbers(
+        return StepNumbers(
             step,
             LossScalars(weight if adaptive is None else adaptive, tau, hard_rows, soft_rows, hidden_rows),
             soft_weight=soft_weight if adaptive is None else adaptive,

@@ -40,8 +40,8 @@ class StandInSession:
     def steps(self) -> Iterator[int]:
         yield from range(1, 100)
 
-    def begin_step(self, step: int) -> tuple[list[SimpleNamespace], None]:
-        return [SimpleNamespace(token_count=100)], None
+    def begin_step(self, step: int, micro_batches: list[SimpleNamespace]) -> None:
+        pass
 
 
 @pytest.mark.slow  # for the engine's imports
@@ -50,7 +50,7 @@ def test_a_step_that_compiles_is_not_timed(load: Any, tmp_path: Path) -> None:
     module = load("step_speed")
     timed = module.TimedSession(StandInSession(), steps=6, seconds=60.0, trace=tmp_path / "trace.json.gz")
     for step in timed.steps():
-        timed.begin_step(step)
+        timed.begin_step(step, [SimpleNamespace(token_count=100)])
         if step == module.WARM_UP_STEPS + 4:
             module.counters["stats"]["unique_graphs"] += 1  # as torch.compile counts
             began = time.perf_counter()

@@ -99,10 +99,10 @@ def signal_itself(number: str, place: str, who: str) -> None:
     if place == "training":
         plain_begin = Session.begin_step
 
-        def begin_step(self: Session, step: int) -> Any:
+        def begin_step(self: Session, step: int, *arguments: Any) -> Any:
             if step == self.first_step + 5:
                 send()
-            return plain_begin(self, step)
+            return plain_begin(self, step, *arguments)
 
         Session.begin_step = begin_step
     if place == "validation":
@@ -125,9 +125,9 @@ def change_loss(who: str, steps: list[str], factor: float) -> None:
     now = {"step": -1}
     plain_begin, plain_forward = Session.begin_step, DistillObjective.forward
 
-    def begin_step(self: Session, step: int) -> Any:
+    def begin_step(self: Session, step: int, *arguments: Any) -> Any:
         now["step"] = step + 1
-        return plain_begin(self, step)
+        return plain_begin(self, step, *arguments)
 
     def forward(self: DistillObjective, *arguments: Any) -> Any:
         loss = plain_forward(self, *arguments)
@@ -146,10 +146,10 @@ def hang(who: str, step: str) -> None:
 
     plain = Session.begin_step
 
-    def begin_step(self: Session, next_step: int) -> Any:
+    def begin_step(self: Session, next_step: int, *arguments: Any) -> Any:
         if next_step + 1 == int(step) and hit(who):
             time.sleep(16)
-        return plain(self, next_step)
+        return plain(self, next_step, *arguments)
 
     Session.begin_step = begin_step
 

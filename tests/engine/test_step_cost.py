@@ -39,9 +39,9 @@ class Count(TorchDispatchMode):
 begin, end = Session.begin_step, Session.end_step
 
 
-def begin_step(self, step):
+def begin_step(self, *arguments):
     counts.clear()
-    return begin(self, step)
+    return begin(self, *arguments)
 
 
 def end_step(self, numbers):

@@ -77,11 +77,11 @@ def watch_run() -> None:
     plain_begin, plain_end, plain_finish = Session.begin_step, Session.end_step, Session.finish
     count_collectives(counts, now)
 
-    def begin_step(self: Session, step: int) -> Any:
+    def begin_step(self: Session, *arguments: Any) -> StepNumbers:
         now["training"] = True
-        micro_batches, numbers = plain_begin(self, step)
+        numbers = plain_begin(self, *arguments)
         soft_weights.append(float(numbers.scalars.soft_weight))
-        return micro_batches, numbers
+        return numbers
 
     def end_step(self: Session, numbers: StepNumbers) -> None:
         now["training"] = False

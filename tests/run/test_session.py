@@ -119,7 +119,8 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
         return values + torch.tensor([7, 15, 20, 20, 1])
 
     monkeypatch.setattr(ranks, "reduce_sum", reduce_sum)
-    found, numbers = session.begin_step(2)
+    found = session.micro_batches.next_step()
+    numbers = session.begin_step(2, found)
     assert [each.positions.tolist() for each in found] == [[0, 1, 2], [0, 1]]
     assert sums == [[3, 5, 10, 10, 0]]
     # DeepSpeed divides by two accumulation steps once more.
@@ -129,7 +130,8 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     assert numbers.ranks_to_stop == 1
     assert session._meter.tokens == 30
     session._release_teacher(3)  # the student goes on with the labelled tokens
-    found, numbers = session.begin_step(3)
+    found = session.micro_batches.next_step()
+    session.begin_step(3, found)
     assert [each.positions.tolist() for each in found] == [[0, 1], [0]]
     assert sums[1] == [3, 3, 10, 10, 0]
 
@@ -146,7 +148,7 @@ def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(mon
     ]
     session = bare_session(config, 4, batches=Steps([micro_batches] * 4), teacher=SimpleNamespace())
     monkeypatch.setattr(ranks, "reduce_sum", lambda values: values + torch.tensor([6, 3, 1, 0, 0]))
-    _, numbers = session.begin_step(0)
+    numbers = session.begin_step(0, session.micro_batches.next_step())
     assert (float(numbers.scalars.hard_rows), float(numbers.scalars.soft_rows)) == (10 / 2, 5 / 2)
     assert float(numbers.scalars.hidden_rows) == (2 + 2 + 1) / 2, "words"
     assert numbers.aligned_share == 0.5
@@ -273,13 +275,13 @@ def test_the_next_pass_of_the_teacher_begins_before_the_host_waits_for_the_norm(
     steps = Steps([[batch(10 * step), batch(10 * step + 1)] for step in range(4)])
     session = bare_session(RunConfig(), 4, batches=steps, teacher=Teacher())
     for step in range(3):
-        micro_batches, _ = session.begin_step(step)
+        micro_batches = session.micro_batches.next_step()
         seen = [(int(each.labels), view) for each, view in session.micro_batches.with_teacher(micro_batches)]
         assert seen == [(10 * step, 10 * step), (10 * step + 1, 10 * step + 1)]
         session.student.optimizer.before_waiting_for_norm()
         assert passes == [0, 1, 10, 11, 20, 21, 30][: 2 * step + 3]
     session._release_teacher(3)
-    micro_batches, _ = session.begin_step(3)
+    micro_batches = session.micro_batches.next_step()
     assert [(int(each.labels), view) for each, view in session.micro_batches.with_teacher(micro_batches)] == [
         (30, None),
         (31, None),
