@@ -46,6 +46,7 @@ _SOFT_LOSS_SETTINGS = (
     "distill.soft_weight",
     "distill.soft_positions",
     "distill.temperature",
+    "distill.gate_width",
     "distill.hidden_weight",
     "distill.hidden_layer",
 )

@@ -63,6 +63,38 @@ def test_upstream_gradient_of_loss_scale_keeps_small_fp16_gradients(backend, mak
     assert_exact(distill_loss, *inputs, backend=backend, upstream=65536.0, normalizer=20000)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("soft_positions", ["labelled", "all"])
+def test_gates(backend, make_inputs, assert_exact, temperature, reduction, soft_positions):
+    """Where the teacher knows a label, where the student does, and where both are equally good."""
+    student, teacher, labels = make_inputs(401)
+    for model, first in ((teacher, 0), (student, 3)):
+        rows = torch.arange(first, len(labels), 9, device=labels.device)
+        model[rows, labels[rows]] = 8.0
+    keywords = {"temperature": temperature, "reduction": reduction, "soft_positions": soft_positions}
+    assert_exact(distill_loss, student, teacher, labels, backend=backend, gate_width=0.7, soft_weight=4.0, **keywords)
+
+
+def test_gate_width_as_a_tensor(backend, make_inputs, assert_exact):
+    inputs = make_inputs(70)
+    width = torch.tensor(2.0, device=inputs[0].device)
+    assert_exact(distill_loss, *inputs, backend=backend, temperature=2.0, temperature_squared=True, gate_width=width)
+
+
+def test_a_teacher_without_the_label_is_not_listened_to(backend, make_inputs):
+    """Its logit of -inf: the gate is 0, and so is the row's soft gradient."""
+    student, teacher, labels = make_inputs(70)
+    labels[:] = 5
+    teacher[:, 5] = float("-inf")
+    student.requires_grad_()
+    gated = distill_loss(student, teacher, labels, backend=backend, hard_weight=0.0, gate_width=1.0)
+    gated.loss.backward()
+    assert gated.loss == 0
+    assert gated.soft > 0
+    assert (student.grad == 0).all()
+
+
 def test_hard_only(backend, make_inputs, assert_exact):
     student, _, labels = make_inputs(300)
     assert_exact(distill_loss, student, None, labels, backend=backend, hard_weight=0.5)

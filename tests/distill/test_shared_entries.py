@@ -95,10 +95,15 @@ def logits_at(gathered: GatheredMaskedLM, rows: Batch | TeacherRows, columns: in
 
 
 def plain(
-    student: GatheredMaskedLM, teacher: GatheredMaskedLM, batches: list[Batch], *, squared: bool = False
+    student: GatheredMaskedLM,
+    teacher: GatheredMaskedLM,
+    batches: list[Batch],
+    *,
+    squared: bool = False,
+    gate_width: float | None = None,
 ) -> dict[str, Tensor]:
     """Means over all micro-batches, by their definitions: every logit of both models, then the shared columns."""
-    hard, soft, shared_hard, theirs_hard, mass = [], [], [], [], []
+    hard, soft, shared_hard, theirs_hard, mass, gates = [], [], [], [], [], []
     for each in batches:
         assert each.teacher is not None
         logits = logits_at(student, each, OURS)
@@ -112,10 +117,12 @@ def plain(
         shared_hard.append(cross_entropy(ours, targets, reduction="none"))
         theirs_hard.append(cross_entropy(theirs, targets, reduction="none"))
         mass.append(their_logits.softmax(-1)[:, SHARED.teacher_ids].sum(-1))
+        gates.append(((shared_hard[-1] - theirs_hard[-1]) / (gate_width or 1.0)).sigmoid().detach())
     names = ("hard", "soft", "shared_hard", "theirs_hard", "mass")
     means = {name: torch.cat(rows).mean() for name, rows in zip(names, (hard, soft, shared_hard, theirs_hard, mass))}
     means["soft"] = means["soft"] * (TEMPERATURE**2 if squared else 1)
-    means["loss"] = HARD_WEIGHT * means["hard"] + SOFT_WEIGHT * means["soft"]
+    weighed = torch.cat(soft) * (torch.cat(gates) if gate_width else 1.0)
+    means["loss"] = HARD_WEIGHT * means["hard"] + SOFT_WEIGHT * weighed.mean() * (TEMPERATURE**2 if squared else 1)
     return means
 
 
@@ -136,18 +143,19 @@ def shared_head(teacher: GatheredMaskedLM, each: Batch) -> TeacherView:
 
 @pytest.mark.parametrize(("backend", "memory"), KERNELS)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("squared", [False, True], ids=["", "squared"])
+@pytest.mark.parametrize(("squared", "gate_width"), [(False, None), (True, None), (False, 0.5)])
 def test_loss_and_gradients_are_those_of_the_plain_formula(
-    squared: bool, tied: bool, backend: Any, memory: Any
+    squared: bool, gate_width: float | None, tied: bool, backend: Any, memory: Any
 ) -> None:
     """Over three micro-batches, one of which has no aligned token."""
     batches = [batch(1), batch(2, aligned_of=0), batch(3, aligned_of=5)]
     student, teacher = model(OURS + PADDING, 8, tied=tied), model(THEIRS + PADDING, 6)
     exact = copy.deepcopy(student).double()
-    expected = plain(exact, copy.deepcopy(teacher).double(), batches, squared=squared)
+    expected = plain(exact, copy.deepcopy(teacher).double(), batches, squared=squared, gate_width=gate_width)
     expected["loss"].backward()
 
-    config = DistillConfig(hard_weight=HARD_WEIGHT, temperature_squared=squared, backend=backend, memory=memory)
+    settings = {"temperature_squared": squared, "gate_width": gate_width}
+    config = DistillConfig(hard_weight=HARD_WEIGHT, backend=backend, memory=memory, **settings)
     objective = DistillObjective(student, config, OURS)
     aligned = sum(len(each.teacher.aligned) for each in batches if each.teacher is not None)
     scalars = LossScalars(*map(torch.tensor, (SOFT_WEIGHT, TEMPERATURE, 14.0 * len(batches), float(aligned), 1.0)))
