@@ -46,9 +46,12 @@ def block_statistics(
     teacher_unit_sum = teacher_label_logit = zero
     if gated:
         teacher_label_logit = teacher_centred.gather(1, labels.unsqueeze(1)).squeeze(1)
-        teacher_unit_sum = torch.mul(teacher_centred, LOG2_E, out=exponential).exp2_().sum(1)
+        if not exponent.unit_temperature:
+            teacher_unit_sum = torch.mul(teacher_centred, LOG2_E, out=exponential).exp2_().sum(1)
     weights = power(teacher_centred, exponent, exponential)
     teacher_sum = weights.sum(1)
+    if exponent.unit_temperature:
+        teacher_unit_sum = teacher_sum
     # A teacher logit of -inf has weight 0; its share 0 x inf is a NaN that nansum leaves out. A NaN that comes in is
     # still seen: it is in the other sums too.
     kl_sum = weights.mul_(teacher_centred.sub_(student_centred).mul_(KL_SCALE)).nansum(1)
