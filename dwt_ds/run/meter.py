@@ -30,6 +30,7 @@ class Meter:
         self._divisor = divisor
         self._names = ("loss", "hard", "soft", *further)
         self._loss_parts = torch.zeros(len(self._names), device=device)
+        self._step_means: Tensor | None = None
         self._tokens = torch.zeros((), dtype=torch.float64, device=device)
         self._tokens_before = tokens
         self._tokens_at_log = tokens
@@ -41,12 +42,14 @@ class Meter:
         """Start a step of `tokens` real tokens, 0-d fp64, all ranks together."""
         self._tokens += tokens
         self._loss_parts.zero_()
+        self._step_means = None
 
     def add(self, loss: Losses) -> None:
         """Add one of this rank's micro-batches."""
         # Those that come with the teacher are the last, and are missing after its release.
         parts = [part.detach() for part in (getattr(loss, name) for name in self._names) if part is not None]
         self._loss_parts[: len(parts)] += torch.stack(parts)
+        self._step_means = None
 
     def add_wait(self, seconds: float) -> None:
         """Time spent waiting for data."""
@@ -77,7 +80,10 @@ class Meter:
         return dict(zip(self._names, self._means().unbind(), strict=True))
 
     def _means(self) -> Tensor:
-        return ranks.reduce_sum(self._loss_parts.clone()) / self._divisor
+        """Summed over the ranks once a step, whoever asks first: an adaptive weight, or the step's row."""
+        if self._step_means is None:
+            self._step_means = ranks.reduce_sum(self._loss_parts.clone()) / self._divisor
+        return self._step_means
 
     def row(self, *, with_teacher: bool = True) -> dict[str, Any]:
         """`losses` of the step, the `further` ones only `with_teacher`, and rates since the last row."""

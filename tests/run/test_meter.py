@@ -26,7 +26,13 @@ def loss(total: float, hard: float, soft: float) -> Losses:
 def test_the_losses_of_a_step_are_summed_over_micro_batches_and_ranks(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values + torch.tensor([10.0, 20.0, 30.0]))
+    sums = []
+
+    def reduce_sum(values: torch.Tensor) -> torch.Tensor:
+        sums.append(values)
+        return values + torch.tensor([10.0, 20.0, 30.0])
+
+    monkeypatch.setattr(ranks, "reduce_sum", reduce_sum)
     counted = Meter(0, 0.0, 4)
     for first in (1.0, 7.0):  # the second step starts from nothing
         counted.begin_step(torch.tensor(5))
@@ -35,6 +41,8 @@ def test_the_losses_of_a_step_are_summed_over_micro_batches_and_ranks(
         for _ in range(2):
             losses = {name: float(value) for name, value in counted.losses().items()}
             assert losses == {"loss": (first + 4 + 10) / 4, "hard": 27 / 4, "soft": 39 / 4}
+        assert counted.row()["hard_loss"] == 27 / 4
+    assert len(sums) == 2, "one sum over the ranks a step, whoever asks"
 
 
 def test_a_row_has_rates_since_the_last_one_without_pauses(clock: list[float]) -> None:
