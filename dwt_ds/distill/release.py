@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dwt_ds.config.objective import FOLLOW_THE_RUN, Schedule
 from dwt_ds.config.schema import RunConfig
 
 LOOK_EVERY_STEPS = 10
-"""An adaptive weight is read at multiples of this many optimizer steps, since reading it waits for the device."""
+"""An adaptive weight can release the teacher at multiples of this many optimizer steps."""
 
 
 class TeacherRelease:
@@ -43,16 +41,21 @@ class TeacherRelease:
             return None
         return step if released is None else released
 
-    def is_due(self, done: int, idle_steps: Callable[[], float]) -> bool:
+    def looks(self, done: int) -> bool:
+        """Whether the adaptive weight after `done` optimizer steps decides about the next one, by which its way to the
+        host is over."""
+        return self.follows_losses and (done + 1) % LOOK_EVERY_STEPS == 0 and done >= self._idle_steps
+
+    def is_due(self, done: int, idle_steps: float | None) -> bool:
         """Whether to release the teacher after `done` optimizer steps; never after the last one, where the run ends.
 
-        `idle_steps` returns for how many steps the adaptive weight has been low, the same number on all ranks. All
-        ranks call it at the same steps.
+        `idle_steps`: for how many steps the adaptive weight had been low one step ago, if `looks` was true there; the
+        same number on all ranks.
         """
         if done >= self._total_steps:
             return False
         if self.follows_losses:
-            return done % LOOK_EVERY_STEPS == 0 and done >= self._idle_steps and idle_steps() >= self._idle_steps
+            return idle_steps is not None and idle_steps >= self._idle_steps
         return self.step is not None and done >= self.step
 
 

@@ -128,12 +128,14 @@ def can_be_flat(optimizer: Any) -> bool:
 
 
 def take_one_norm_a_step(optimizer: Any) -> None:
-    """Replace DeepSpeed's overflow check and its norms by one norm over all gradients, under ZeRO-1 to ZeRO-3.
+    """Replace DeepSpeed's overflow check and, under ZeRO-1 to ZeRO-3, its norms by one norm over all gradients.
+
+    Without ZeRO its own norm finds bad steps.
 
     DeepSpeed's own code stays where gradients are offloaded, and for Muon, whose norm is that of another update.
 
     Args:
-        optimizer: of DeepSpeed's engine; others than ZeRO's are left alone.
+        optimizer: of DeepSpeed's engine; without ZeRO in fp32 it checks nothing and is left alone.
     """
     if _is_muon(optimizer):
         return
@@ -141,6 +143,8 @@ def take_one_norm_a_step(optimizer: Any) -> None:
         _under_zero_1_or_2(optimizer)
     elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3) and not optimizer.offload_optimizer:
         _under_zero_3(optimizer)
+    elif hasattr(optimizer, "overflow_checker"):
+        optimizer.overflow_checker.has_overflow = lambda parameters, has_moe_params=None: False
 
 
 def _is_muon(optimizer: Any) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import os
+import socket
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,6 +32,8 @@ _MEETING_SECONDS = 600.0
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _DEEPSPEEDS_BARRIER = TorchBackend.barrier
+# The launcher's, where start_ranks had to replace it by the number of a visible device.
+_local_rank: int | None = None
 
 
 class AllRanksError(RuntimeError):
@@ -48,8 +51,10 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     wait for one another for 10 minutes at least, since one host may import or compile for longer than another.
 
     Raises:
-        ValueError: there are several ranks, and no address to meet at.
+        ValueError: there are several ranks, and no address to meet at; or the GPUs asked for are not there.
+        AllRanksError: some ranks have GPUs and others none.
     """
+    global _local_rank
     prepare_operator_builds()
     fill_rank_environment(os.environ)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -61,19 +66,24 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     # The last collectives are recorded: NCCL's group writes them to a file when one times out, stuck.py before that.
     for name, value in (("TORCH_FR_BUFFER_SIZE", "2000"), ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")):
         os.environ.setdefault(name, value)
+    _local_rank = local_rank()
     if on_cuda:
         _number_of_visible_device(os.environ, get_accelerator().device_count())
-    get_accelerator().set_device(local_rank())
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     # Groups that ZeRO makes later would get torch's default of 10 or 30 minutes.
     limit = timedelta(seconds=timeout_seconds)
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
+    meeting_limit = max(limit, timedelta(seconds=_MEETING_SECONDS))
+    # Kept until the group is there, which meets at the same store.
+    store = _require_one_backend(get_accelerator().communication_backend_name(), meeting_limit)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every operator
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
             auto_mpi_discovery=False,
-            timeout=max(limit, timedelta(seconds=_MEETING_SECONDS)),
+            timeout=meeting_limit,
             verbose=False,
         )
+    del store
     distributed_c10d._set_pg_timeout(limit)
     if on_cuda:
         TorchBackend.barrier = _barrier_on_own_device
@@ -95,7 +105,7 @@ def rank() -> int:
 
 def local_rank() -> int:
     """This process's rank within its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK", "0")) if _local_rank is None else _local_rank
 
 
 def world_size() -> int:
@@ -106,6 +116,11 @@ def world_size() -> int:
 def device() -> torch.device:
     """The device this rank computes on."""
     return torch.device(get_accelerator().current_device_name())
+
+
+def device_name() -> str:
+    """What this rank computes on, in words."""
+    return torch.cuda.get_device_name(device()) if device().type == "cuda" else "the CPU"
 
 
 class HostCopy:
@@ -214,10 +229,46 @@ def _number_of_visible_device(environment: MutableMapping[str, str], devices: in
 
     With `srun --gpus-per-task=1` each task sees its own GPU only, as number 0, whatever its local rank.
     """
+    if devices == 0:
+        raise ValueError(
+            f"DS_ACCELERATOR=cuda: torch sees no GPU on {socket.gethostname()}; see whether nvidia-smi lists one there "
+            "and what CUDA_VISIBLE_DEVICES is, or set DS_ACCELERATOR=cpu"
+        )
     number = str(int(environment["LOCAL_RANK"]) % devices)
     for name in ("LOCAL_RANK", _OPENMPI[2]):  # DeepSpeed asserts that both are equal
         if name in environment:
             environment[name] = number
+
+
+def _require_one_backend(backend: str, limit: timedelta) -> Any:
+    """The store at which the ranks of a run meet; None for one rank.
+
+    A host whose GPUs torch does not see would make a group of gloo, the others one of NCCL, and all would wait for one
+    another until the time limit.
+
+    Raises:
+        AllRanksError: not all ranks have the same `backend`.
+    """
+    if os.environ["WORLD_SIZE"] == "1":
+        return None
+    store, number, size = next(dist.rendezvous("env://", timeout=limit))
+
+    def gather(what: str, own: str) -> list[str]:
+        names = [f"dwt_ds/{what}/{each}" for each in range(size)]
+        store.set(names[number], own)
+        return [value.decode() for value in store.multi_get(names)]
+
+    found = [value.split(" ") for value in gather("backend", f"{backend} {socket.gethostname()}")]
+    hosts = dict(reversed(found))
+    if len(hosts) > 1:
+        each = ", ".join(f"{backend} on {host}" for backend, host in sorted(hosts.items()))
+        message = (
+            f"ranks on different devices: {each}; gloo means that torch sees no GPU there: see what nvidia-smi lists "
+            "and what CUDA_VISIBLE_DEVICES is, leave the host out, or set DS_ACCELERATOR=cpu on all hosts"
+        )
+        gather("left", "")  # the store is in rank 0's process
+        raise AllRanksError(message) if number == 0 else OtherRankError(message)
+    return store
 
 
 def _barrier_on_own_device(backend: Any, device_ids: list[int] | None = None, **others: Any) -> Any:

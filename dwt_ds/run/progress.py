@@ -63,6 +63,8 @@ def step_words(row: Mapping[str, Any], total_steps: int, hard_weight: float, hid
         soft += f" + {row['soft_weight'] * hidden_weight:.3g} x hidden {row['hidden_loss']:.4f}"
     # Runs of earlier versions have neither of them.
     utilization = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
+    if "mfu_student" in row and row["mfu_student"] != row["mfu"]:
+        utilization += f" ({row['mfu_student']:.0%} student)"
     waiting = f"  data wait {row['data_wait_share']:.0%}" if "data_wait_share" in row else ""
     return (
         f"step {row['step']}/{total_steps}  loss {row['loss']:.4f} = {hard} {row['hard_loss']:.4f}{soft}"

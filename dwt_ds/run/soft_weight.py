@@ -28,6 +28,7 @@ class SoftWeight:
         self._release = TeacherRelease(resolved.config, resolved.total_steps)
         self._adaptive = _adaptive_weight(resolved, state)
         self.released = state.teacher_released
+        self._idle_steps = self._look(state.step)
 
     def scheduled(self, step: int) -> float:
         """The weight of optimizer step `step` by its schedule; of an adaptive one the start."""
@@ -55,13 +56,16 @@ class SoftWeight:
         self._adaptive.observe(hard, soft, 1.0 if self._distill.temperature_squared else numbers.temperature)
 
     def release_is_due(self, done: int) -> bool:
-        """Whether to release the teacher after `done` optimizer steps; all ranks get the same answer."""
-        return self.released is None and self._release.is_due(done, self._idle_steps)
+        """Whether to release the teacher after `done` optimizer steps; all ranks get the same answer. A collective."""
+        looked, self._idle_steps = self._idle_steps, self._look(done)
+        return self.released is None and self._release.is_due(done, None if looked is None else looked.number())
 
-    def _idle_steps(self) -> float:
-        """Steps for which the adaptive weight has been low, one number for all ranks; waits for the device."""
-        assert self._adaptive is not None  # the rule asks for no other schedule
-        return float(ranks.reduce_sum(self._adaptive.idle_steps.clone())) / ranks.world_size()
+    def _look(self, done: int) -> ranks.HostCopy | None:
+        """For how many steps the adaptive weight has been low after `done` steps, one number for all ranks; None where
+        that decides nothing."""
+        if self._adaptive is None or self.released is not None or not self._release.looks(done):
+            return None
+        return ranks.HostCopy(ranks.reduce_sum(self._adaptive.idle_steps.clone()) / ranks.world_size())
 
     def state_dict(self) -> dict[str, float]:
         """Of an adaptive weight, for the checkpoint's manifest; empty for others."""

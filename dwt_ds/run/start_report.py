@@ -32,7 +32,8 @@ def report_models(
     ours = parameter_count(objective.student)
     config = resolved.config
     say(
-        f"{resolved.world_size} ranks, ZeRO-{resolved.ds.zero_stage}, {resolved.ds.precision}; "
+        f"{resolved.world_size} ranks on {ranks.device_name()}, "
+        f"ZeRO-{resolved.ds.zero_stage}, {resolved.ds.precision}; "
         f"{resolved.total_steps} steps of {resolved.rows_per_step} rows; "
         f"{resolved.corpus.rows:,} rows in {config.data.dir}"
     )

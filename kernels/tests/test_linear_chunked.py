@@ -182,4 +182,12 @@ def test_free_memory_is_asked_for_once_in_training_and_once_in_evaluation(monkey
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
     found = [linear_chunked.chunk_bytes(device, training) for training in (True, True, False, True, False)]
-    assert found == [1 << 29, 1 << 29, 1 << 30, 1 << 29, 1 << 30]
+    assert found == [1 << 29, 1 << 29, 3 << 28, 1 << 29, 3 << 28]
+
+
+def test_ligers_shape_needs_no_more_memory_than_ligers_loss():
+    """By the formula of kernels/README.md; Liger's was measured on an H200."""
+    rows, columns, width = 8192, 128256, 2048
+    chunk_rows = linear_chunked.automatic_chunk_rows(rows, 4 * columns, linear_chunked.GPU_CHUNK_BYTES, False)
+    logits, d_weight, d_hidden = 4 * chunk_rows * columns, 4 * columns * width, 2 * rows * width
+    assert logits + d_weight + d_hidden <= 1782 << 20

@@ -73,6 +73,53 @@ def test_the_local_rank_is_the_number_of_a_visible_device(local_rank: str, devic
     assert openmpi == {"LOCAL_RANK": expected, "OMPI_COMM_WORLD_LOCAL_RANK": expected}
 
 
+def test_gpus_that_were_asked_for_and_are_not_there_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^DS_ACCELERATOR=cuda: torch sees no GPU on .*; see whether nvidia-smi"):
+        ranks._number_of_visible_device({"LOCAL_RANK": "0"}, 0)
+
+
+# Rank 1 is on a host whose driver is down.
+APART = """
+import os, sys
+from deepspeed.accelerator import get_accelerator
+from dwt_ds.engine.ranks import AllRanksError, OtherRankError, start_ranks
+if os.environ["RANK"] == "0":
+    get_accelerator().communication_backend_name = lambda: "nccl"
+try:
+    start_ranks()
+except AllRanksError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_ranks_with_and_without_a_gpu_end_at_once(run_ranks: Run) -> None:
+    """They would wait for one another, in a group of NCCL and one of gloo, until the time limit."""
+    first, second = run_ranks([["-c", APART]] * 2, seconds=60)
+    assert first.out.startswith("AllRanksError ranks on different devices: "), first.err
+    assert ", nccl on " in first.out
+    assert "; gloo means that torch sees no GPU there: see what nvidia-smi lists" in first.out
+    assert second.out.startswith("OtherRankError "), second.err
+
+
+# Slurm's fourth task on a host, which sees its own GPU only.
+FOURTH = """
+from deepspeed.accelerator import get_accelerator
+from dwt_ds.engine import ranks
+given = []
+accelerator = get_accelerator()
+accelerator.device_name = lambda number=None: "cuda"
+accelerator.device_count = lambda: 1
+accelerator.set_device = given.append
+ranks.start_ranks()
+print(given, ranks.local_rank())
+"""
+
+
+def test_a_rank_keeps_its_place_on_its_machine_where_it_sees_one_gpu(run_ranks: Run) -> None:
+    [ended] = run_ranks([["-c", FOURTH]], own=[{"LOCAL_RANK": "3"}])
+    assert ended.out == "[0] 3\n", ended.err
+
+
 # Ranks that meet late, and then one that keeps the others waiting for longer than a collective may take.
 MEET = """
 import os, sys, time

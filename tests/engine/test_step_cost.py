@@ -86,8 +86,8 @@ def test_an_unlogged_step_has_few_operations_and_two_waits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "reads"), [("bf16", 110), ("fp32", 2)])
-def test_without_zero_deepspeed_reads_whether_each_gradient_is_finite_in_16_bits(
+@pytest.mark.parametrize(("precision", "reads"), [("bf16", 3), ("fp32", 2)])
+def test_without_zero_deepspeed_reads_one_number_more_in_16_bits(
     precision: str, reads: int, python: Python, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     overrides = [f"output_dir={tmp_path}", *SETTINGS, "student.layers=6", "deepspeed_config=zero0"]

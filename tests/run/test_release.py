@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,10 @@ from harness.runs import back_to
 from safetensors.torch import load_file, save_file
 
 from dwt_ds.cli.main import main
+from dwt_ds.config.objective import DistillConfig, Schedule
+from dwt_ds.config.schema import RunConfig, TeacherConfig
+from dwt_ds.engine.checkpoint.manifest import RunState
+from dwt_ds.run.soft_weight import SoftWeight
 
 Train = Callable[..., tuple[int, str]]
 LOSSES = ("loss", "hard_loss", "soft_weight", "grad_norm", "eval_hard_loss")
@@ -158,3 +163,15 @@ def test_a_sharded_teacher_leaves_a_student_under_zero_3(train: Train, tiny_reci
     back_to(4, run, resumed)
     assert "released at step 4, not loaded" in start(train, tiny_recipe, resumed, [*settings, "teacher.sharded=true"])
     assert losses_of(resumed) == found
+
+
+def test_a_run_that_resumes_a_step_before_its_teacher_leaves_decides_as_it_would_have() -> None:
+    """At step 19 it looks at the weight, at step 20 it acts: the look is not in the checkpoint, what it sees is."""
+    distill = DistillConfig(soft_weight=Schedule("adaptive", 4.0, signal="gap"))
+    config = RunConfig(teacher=TeacherConfig(path="a", release_after_steps=12), distill=distill)
+    resolved = SimpleNamespace(config=config, total_steps=100)
+    low = {"hard": 1.0, "soft": 1.0, "count": 19.0, "teacher_loss": 9.0}
+    for step, idle, due in ((19, 12.0, True), (19, 11.0, False), (18, 30.0, False), (20, 30.0, False)):
+        state = RunState(step=step, teacher_loss=9.0, adaptive={**low, "idle_steps": idle})
+        weight = SoftWeight(resolved, state, None)  # type: ignore[arg-type]
+        assert weight.release_is_due(step + 1) == due, (step, idle)
