@@ -56,9 +56,11 @@ def step_words(row: Mapping[str, Any], total_steps: int, hard_weight: float, hid
     hard = "hard" if hard_weight == 1 else f"{hard_weight:.3g} x hard"
     # It is 0 where no teacher takes part.
     soft = f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}" if row["soft_loss"] else ""
-    if gated and soft and row["soft_weight"]:
+    weighed = row["soft_weight"] * row["soft_loss"]
+    # In fp32 the difference of the losses tells nothing about a soft loss much smaller than they are.
+    if gated and weighed > 1e-4 * row["loss"]:
         rest = hard_weight * row["hard_loss"] + row["soft_weight"] * hidden_weight * row.get("hidden_loss", 0.0)
-        soft += f" x gate {(row['loss'] - rest) / (row['soft_weight'] * row['soft_loss']):.2f}"
+        soft += f" x gate {(row['loss'] - rest) / weighed:.2f}"
     if row.get("hidden_loss"):
         soft += f" + {row['soft_weight'] * hidden_weight:.3g} x hidden {row['hidden_loss']:.4f}"
     # Runs of earlier versions have neither of them.

@@ -259,7 +259,7 @@ def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     trees = [flatten(run.config) for run in runs]
     rows = []
     for name in dict.fromkeys(name for tree in trees for name in tree):
-        values = [str(tree.get(name, "")) for tree in trees]
+        values = [str(tree.get(name)) for tree in trees]
         if len(set(values)) > 1 and name not in _NOT_COMPARED:
             rows.append((name, *values))
     return rows

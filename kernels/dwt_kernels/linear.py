@@ -266,7 +266,7 @@ linear_distill.register_autograd(_backward, setup_context=_save_for_backward)
 class LinearDistill(torch.autograd.Function):
     """``linear_distill`` with the same gradient, for eager mode.
 
-    What ``register_autograd`` adds copies the operator's schema in every call, once for each of its 21 inputs: a third
+    What ``register_autograd`` adds copies the operator's schema in every call, once for each of its 22 inputs: a third
     of a millisecond of the host. torch.compile needs it, and does it once.
     """
 

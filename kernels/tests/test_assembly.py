@@ -21,10 +21,12 @@ MOST_SPILLED_BYTES = 32
 # gradient), or 16 elements of one (scale). In fp32 these are twice as many.
 WIDE = {
     "statistics": {"load 128": 8},
+    "statistics, gates": {"load 128": 8},
     "statistics, fp32": {"load 128": 16},
     "gradient": {"load 128": 4, "store 128": 4},
     "gradient, fp32": {"load 128": 8, "store 128": 8},
     "in place": {"load 128": 24},
+    "in place, gates": {"load 128": 24},
     "in place, fp32": {"load 128": 48},
     "scale": {"load 128": 2, "store 128": 2},
 }

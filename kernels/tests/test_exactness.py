@@ -67,7 +67,7 @@ def test_upstream_gradient_of_loss_scale_keeps_small_fp16_gradients(backend, mak
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("soft_positions", ["labelled", "all"])
 def test_gates(backend, make_inputs, assert_exact, temperature, reduction, soft_positions):
-    """Where the teacher knows a label, where the student does, and where both are equally good."""
+    """Where the teacher knows a label, where the student does, and where neither does."""
     student, teacher, labels = make_inputs(401)
     for model, first in ((teacher, 0), (student, 3)):
         rows = torch.arange(first, len(labels), 9, device=labels.device)
@@ -244,11 +244,14 @@ def test_backward_twice(backend, make_inputs):
     temperature=st.floats(0.5, 8.0),
     scale=st.floats(0.0, 30.0),
     soft_positions=st.sampled_from(["labelled", "all"]),
+    gate_width=st.sampled_from([None, 0.1, 3.0]),
     ignored=st.sets(st.integers(0, 2)),
     seed=st.integers(0, 1000),
 )
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_any_shape(backend, device, reduction, rows, columns, temperature, scale, soft_positions, ignored, seed):
+def test_any_shape(
+    backend, device, reduction, rows, columns, temperature, scale, soft_positions, gate_width, ignored, seed
+):
     """What holds whatever comes: the reference's losses and gradient, KL >= 0, a row's gradient that sums to zero."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (torch.randn(rows, columns, generator=generator) * scale for _ in range(2))
@@ -256,6 +259,7 @@ def test_any_shape(backend, device, reduction, rows, columns, temperature, scale
     for row in ignored:
         labels[row:][:1] = -100
     keywords = {"temperature": temperature, "soft_positions": soft_positions, "reduction": reduction}
+    keywords["gate_width"] = gate_width
     exact_student = student.double().requires_grad_()
     exact = reference_distill_loss(exact_student, teacher, labels, **keywords)
     exact[0].sum().backward()

@@ -148,9 +148,15 @@ def statistics_kernel(
         hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
         soft_scale = row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32)
         if GATED:
-            gate_width = tl.load(scalars + GATE_WIDTH).to(tl.float32)
-            gate = gate_of(student_sum, label_logit - student_max, teacher_unit_sum, teacher_label_logit, gate_width)
-            soft_scale *= tl.where(labelled, gate, 1.0)
+            # In fp64, as in the loss: in fp32 a small width would be 0.
+            gate = gate_of(
+                student_sum.to(tl.float64),
+                (label_logit - student_max).to(tl.float64),
+                teacher_unit_sum.to(tl.float64),
+                teacher_label_logit.to(tl.float64),
+                tl.load(scalars + GATE_WIDTH),
+            )
+            soft_scale *= tl.where(labelled, gate.to(tl.float32), 1.0)
         hard, student_soft, teacher_soft = tl.div_rn(hard_scale, student_sum), 0.0, 0.0
         if teacher is not None:
             student_soft = tl.div_rn(soft_scale, student_tau_sum)

@@ -66,7 +66,7 @@ def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
     if labels.device.type != "cpu":
         torch._assert_async(
             valid,
-            "a label is outside 0 .. vocab_size - 1, or temperature, normalizer or gate is not positive and finite",
+            "a label is outside 0 .. vocab_size - 1, or temperature, normalizer, gate_width not positive and finite",
         )
     return scalars
 
