@@ -78,8 +78,8 @@ class DistillConfig:
     """Tokens of the soft loss: the labelled ones; all real ones; or a number in between, such as 0.3: the labelled ones
     and this share of the others, the same number of them in every full row."""
     gate_width: PositiveFloat | None = None
-    """Multiplies the soft loss of each labelled token by its gate, sigmoid((the student's cross-entropy on the label -
-    the teacher's) / gate_width), in nats: near 0 where the student is better informed. null: no gate."""
+    """Multiplies the soft loss of each labelled token by its gate, min(1, 2 sigmoid((the student's cross-entropy on the
+    label - the teacher's) / gate_width)), in nats: below 1 where the student knows the label better. null: no gate."""
     hidden_weight: NonNegativeFloat = 0.0
     """Weight of the hidden loss, times soft_weight: 1 - cosine between the teacher's last hidden state and a projection
     of the student's after `hidden_layer`, mean over all real tokens. 0: none."""

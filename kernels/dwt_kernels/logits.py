@@ -45,9 +45,9 @@ def distill_loss(
         labels: (N,) int64; rows with ``ignore_index`` have no hard loss.
         temperature: tau > 0, a number or a 0-d tensor; it divides both models' logits in the soft loss.
         hard_weight, soft_weight: numbers or 0-d tensors.
-        gate_width: in nats. The soft loss of a labelled row is multiplied by its gate, sigmoid((the student's hard loss
-            on it - the teacher's) / gate_width): by 1 where the teacher is better informed, by 0 where the student is.
-            No gradient passes through the gate. None: no gate.
+        gate_width: in nats. The soft loss of a labelled row is multiplied by its gate, min(1, 2 sigmoid((the student's
+            hard loss on it - the teacher's) / gate_width)): by 1 where the teacher knows the label at least as well, by
+            ever less where the student knows it better. No gradient passes through the gate. None: no gate.
         soft_positions: "labelled": the soft loss counts where the hard one does; "all": on every row.
         temperature_squared: multiply the soft loss by tau^2 (Hinton et al. 2015, section 2).
         vocab_size: columns from here on are padding: no probability, zero gradient. The two widths may then differ.

@@ -72,7 +72,7 @@ def reference_gate(
     student_hard: Tensor, teacher_hard: Tensor, labels: Tensor, gate_width: float, ignore_index: int = -100
 ) -> Tensor:
     """What the soft loss of a row is multiplied by, (N,), from both models' cross-entropies (N,); no gradient."""
-    gate = ((student_hard - teacher_hard) / gate_width).sigmoid()
+    gate = (2 * ((student_hard - teacher_hard) / gate_width).sigmoid()).clamp(max=1.0)
     return gate.where(labels != ignore_index, 1.0).detach()
 
 

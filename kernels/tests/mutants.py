@@ -278,6 +278,15 @@ MUTANTS = [
         0.7,
     ),
     Mutant(
+        "gate above 1",
+        "triton",
+        "on_triton/steps.py",
+        "return tl.where(gate > 1.0, 1.0, gate)",
+        "return gate",
+        None,
+        0.7,
+    ),
+    Mutant(
         "gradient without gates",
         "triton",
         "on_triton/scalar_kernels.py",

@@ -36,5 +36,5 @@ def test_every_fault_is_caught():
     faulty = {name: result for name, result in results.items() if name not in sound}
     assert len(sound) == 9
     assert set(sound.values()) == {"exact"}, sound
-    assert len(faulty) == 42
+    assert len(faulty) == 43
     assert set(faulty.values()) == {"caught"}, faulty

@@ -72,7 +72,8 @@ def gates_of(student: GatheredMaskedLM, teacher: GatheredMaskedLM, batch: Batch,
         cross_entropy(all_logits(each, batch)[labelled], batch.labels, reduction="none").detach()
         for each in (student, teacher)
     )
-    return torch.cat([torch.sigmoid((ours - theirs) / width), ours.new_ones(len(batch.positions) - len(labelled))])
+    gates = (2 * torch.sigmoid((ours - theirs) / width)).clamp(max=1)
+    return torch.cat([gates, ours.new_ones(len(batch.positions) - len(labelled))])
 
 
 @pytest.mark.parametrize(

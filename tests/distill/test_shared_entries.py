@@ -117,7 +117,8 @@ def plain(
         shared_hard.append(cross_entropy(ours, targets, reduction="none"))
         theirs_hard.append(cross_entropy(theirs, targets, reduction="none"))
         mass.append(their_logits.softmax(-1)[:, SHARED.teacher_ids].sum(-1))
-        gates.append(((shared_hard[-1] - theirs_hard[-1]) / (gate_width or 1.0)).sigmoid().detach())
+        gate = 2 * ((shared_hard[-1] - theirs_hard[-1]) / (gate_width or 1.0)).sigmoid()
+        gates.append(gate.clamp(max=1).detach())
     names = ("hard", "soft", "shared_hard", "theirs_hard", "mass")
     means = {name: torch.cat(rows).mean() for name, rows in zip(names, (hard, soft, shared_hard, theirs_hard, mass))}
     means["soft"] = means["soft"] * (TEMPERATURE**2 if squared else 1)

@@ -44,7 +44,8 @@ def gates(row: Statistics, named: Scalars, labelled: Tensor) -> Tensor:
     """(N,) fp64: what the soft loss of a row is multiplied by; 1 without a label."""
     student_hard = row.student_sum.log() - row.label_logit
     teacher_hard = row.teacher_unit_sum.log() - row.teacher_label_logit
-    return ((student_hard - teacher_hard) / named.gate_width).sigmoid().where(labelled, 1.0)
+    gate = 2 * ((student_hard - teacher_hard) / named.gate_width).sigmoid()
+    return gate.clamp(max=1.0).where(labelled, 1.0)
 
 
 def row_losses(statistics: Tensor, scalars: Tensor, labels: Labels, has_teacher: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -234,7 +234,8 @@ def gate_of(student_sum, label_logit, teacher_unit_sum, teacher_label_logit, gat
     student_hard = tl.log(student_sum) - label_logit
     teacher_hard = tl.log(teacher_unit_sum) - teacher_label_logit
     # exp of a large argument is infinite, and the gate then 0.
-    return 1.0 / (1.0 + tl.exp((teacher_hard - student_hard) / gate_width))
+    gate = 2.0 / (1.0 + tl.exp((teacher_hard - student_hard) / gate_width))
+    return tl.where(gate > 1.0, 1.0, gate)  # NaN stays NaN
 
 
 @triton.jit
