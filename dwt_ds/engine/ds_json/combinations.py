@@ -13,7 +13,8 @@ from deepspeed.runtime.config import DeepSpeedConfig, DtypeEnum
 from deepspeed.utils.logging import log_levels
 from pydantic import ValidationError
 
-from dwt_ds.engine.ds_json.origin import Origin, get_place
+from dwt_ds.base.trees import get_place
+from dwt_ds.engine.ds_json.origin import Origin
 
 _DTYPES = {"fp32": DtypeEnum.fp32, "bf16": DtypeEnum.bf16, "fp16": DtypeEnum.fp16}
 _MASTERS = ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads")
