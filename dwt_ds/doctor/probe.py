@@ -20,7 +20,7 @@ import psutil
 
 from dwt_ds.base.gpus import computes_on_cpu, gpu_count
 from dwt_ds.base.software import host_name, software
-from dwt_ds.doctor.commands import end_commands_on_signals, last_line, run
+from dwt_ds.doctor.commands import end_commands_on_signals, error_line, run
 from dwt_ds.doctor.kernel_check import check_kernels
 from dwt_ds.engine.build_locks import extensions_folder, find_abandoned_locks
 
@@ -139,7 +139,7 @@ def _build_operators() -> list[dict[str, str]]:
     if code == 124:
         return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s"}]
     if code != 0:
-        return [{"name": "all", "problem": last_line(err) or "no message"}]
+        return [{"name": "all", "problem": error_line(err) or "no message"}]
     answers: list[dict[str, str]] = json.loads(out.splitlines()[-1])
     return answers
 
