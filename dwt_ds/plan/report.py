@@ -59,7 +59,7 @@ def changes(config: RunConfig) -> list[Difference]:
 
 
 def _settings(plan: Plan) -> Lines:
-    rows = [(name, _short(now), f"default {_short(default)}") for name, default, now in changes(plan.settings.config)]
+    rows = [(name, _written(now), f"default {_written(old)}") for name, old, now in changes(plan.settings.config)]
     return table(rows)
 
 
@@ -238,7 +238,7 @@ def _gib(size: float) -> str:
     return f"{gib:,.1f}" if gib >= 100 else f"{gib:.2f}" if gib >= 0.1 else f"{gib:.3f}"
 
 
-def _short(value: Any) -> str:
+def _written(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "null" if value is None else str(value)
