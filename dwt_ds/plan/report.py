@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from dwt_ds.base.trees import NOT_SET, Difference, differences
-from dwt_ds.base.words import table
+from dwt_ds.base.words import GIB, table
 from dwt_ds.base.yaml_and_json import yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.launch.local import printed_commands
 from dwt_ds.plan.communication import bytes_per_second
-from dwt_ds.plan.hardware import GIB, LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
+from dwt_ds.plan.hardware import LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
 from dwt_ds.plan.memory import PARTS, STAGES, RankMemory, export_bytes
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.speed import StepTime, traffic_seconds
