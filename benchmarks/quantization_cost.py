@@ -32,6 +32,7 @@ from rows import append_row, processor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from dwt_ds.base.gpus import gpu_count
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import validation_batches
@@ -197,7 +198,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokenizer", help=f"vocab.txt or Hugging Face name; without one, {VOCABULARY:,} entries")
     parser.add_argument("--steps", type=int, default=300, help="steps of the runs whose losses are compared")
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each")
-    parser.add_argument("--ranks", type=int, default=max(1, torch.cuda.device_count()), help="default: all GPUs, or 1")
+    parser.add_argument("--ranks", type=int, default=gpu_count() or 1, help="default: all GPUs, or 1")
     return parser.parse_args()
 
 

@@ -39,9 +39,10 @@ from prepared_rows import prepare_rows
 from rows import append_row, processor
 from transformers import BertConfig, BertForMaskedLM
 
+from dwt_ds.base.gpus import gpu_count
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.launch.local import on_this_machine, visible_ranks
+from dwt_ds.launch.local import on_this_machine
 from dwt_ds.run.folder import RunFolder
 
 SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS, VOCABULARY = 128, 768, 6, 4, 30_522
@@ -86,7 +87,7 @@ def _time_micro_batches(options: argparse.Namespace, folder: Path) -> bool:
 
 def _compare_with_the_loop(options: argparse.Namespace, folder: Path) -> None:
     on_gpu = torch.cuda.is_available()
-    ranks = options.ranks or visible_ranks(without_gpu=1)
+    ranks = options.ranks or gpu_count() or 1
     packed = sentences = options.data
     if not options.data:
         packed, sentences = folder / "packed", folder / "sentences"

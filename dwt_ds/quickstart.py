@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from dwt_ds.base.files import MANIFEST
+from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.base.words import own_command, table
 from dwt_ds.study.records import RunRecord
@@ -58,7 +59,7 @@ def _precision() -> list[str]:
     """fp32 where a CPU has no instructions for the recipes' bf16: torch emulates them, at a fraction of the speed."""
     capabilities = torch.cpu.get_capabilities()
     in_hardware = any(value for name, value in capabilities.items() if name.endswith("bf16"))
-    return [] if torch.cuda.is_available() or in_hardware else ["deepspeed_config=zero2_fp32"]
+    return [] if gpu_count() or in_hardware else ["deepspeed_config=zero2_fp32"]
 
 
 def _run(*arguments: str) -> None:

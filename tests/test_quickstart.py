@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from harness.gpus import have_gpus
 
 from dwt_ds import quickstart
 from dwt_ds.cli.main import main
@@ -76,8 +77,10 @@ def test_fp32_where_bf16_is_emulated(
 ) -> None:
     found = dict.fromkeys(("avx2", "avx512_bf16", "amx_bf16"), False) | dict.fromkeys(bf16_instructions, True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found | {"cpu_name": "a CPU"})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    have_gpus(monkeypatch, int(has_gpu))
     assert quickstart._precision() == words
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert bool(quickstart._precision()) == (not bf16_instructions)
 
 
 def test_the_first_failure_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

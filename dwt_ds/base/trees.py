@@ -1,4 +1,4 @@
-"""Nested settings: flat with dotted names, one merged over another, and the differences of two."""
+"""Nested settings: values by their dotted names, one tree merged over another, and the differences of two."""
 
 from __future__ import annotations
 
@@ -39,6 +39,23 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[str(key)] = value
     return flat
+
+
+def get_place(tree: Any, place: str, missing: Any = None) -> Any:
+    """The value at a dotted name, such as `optimizer.params.lr`; `missing` where there is none."""
+    for part in place.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return missing
+        tree = tree[part]
+    return tree
+
+
+def set_place(tree: dict[str, Any], place: str, value: Any) -> None:
+    """Set the value at a dotted name, and create the sections around it."""
+    *parents, last = place.split(".")
+    for part in parents:
+        tree = tree.setdefault(part, {})
+    tree[last] = value
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from os import PathLike
 
 # `python -m dwt_ds` is the command dwt-ds.
 OUR_MODULE = "dwt_ds"
+GIB = 2**30
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

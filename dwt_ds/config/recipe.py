@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import find_file
-from dwt_ds.base.trees import flatten, merge
+from dwt_ds.base.trees import flatten, get_place, merge, set_place
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.config.overrides import read_value
 from dwt_ds.config.schema import RunConfig
@@ -84,16 +84,14 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
         value = read_value(key, text)
     except ValueError:
         raise ValueError(f"override {override!r}: the value is not valid YAML; quote it") from None
-    *parents, last = key.split(".")
-    section = settings
-    for depth, parent in enumerate(parents):
-        if section.get(parent) is None:
-            section[parent] = {}
-        child = section[parent]
-        if not isinstance(child, dict):
-            name = ".".join(parents[: depth + 1])
+    parts = key.split(".")
+    for depth in range(1, len(parts)):
+        name = ".".join(parts[:depth])
+        child = get_place(settings, name)
+        if child is None:
+            set_place(settings, name, {})
+        elif not isinstance(child, dict):
             if name not in ("distill.soft_weight", "distill.temperature"):
                 raise ValueError(f"override {override!r}: {name} is {child!r}, not a section")
-            child = section[parent] = {"start": child}
-        section = child
-    section[last] = value
+            set_place(settings, name, {"start": child})
+    set_place(settings, key, value)

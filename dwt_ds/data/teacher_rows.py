@@ -20,6 +20,7 @@ from dwt_ds.data.row_texts import RowReader, RowTexts
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.data.text_tokenizer import Form, all_is_text, by_character, bytes_of_fallback, load_form
 from dwt_ds.data.token_texts import TokenTexts
+from dwt_ds.data.tokenizer import vocabulary_size
 
 
 class CommonWords(NamedTuple):
@@ -121,7 +122,7 @@ class TeacherTokens:
         byte = None
         if form["model"].get("byte_fallback"):
             vocabulary = teacher.get_vocab()
-            byte = np.full(max(vocabulary.values()) + 1, -1, dtype=np.int64)
+            byte = np.full(vocabulary_size(teacher), -1, dtype=np.int64)
             byte[list(vocabulary.values())] = bytes_of_fallback(list(vocabulary))
         before, after = _frame(teacher)
         unknown = teacher.mask_token_id if teacher.unk_token_id is None else teacher.unk_token_id

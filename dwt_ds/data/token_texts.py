@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.data.text_tokenizer import Form, bytes_of_fallback, parts
+from dwt_ds.data.tokenizer import vocabulary_size
 
 # Pre-tokenizers that drop spaces.
 _WITHOUT_SPACES = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit")
@@ -43,7 +44,7 @@ class TokenTexts:
             )
         form: Form = json.loads(tokenizer.backend_tokenizer.to_str())
         vocabulary = tokenizer.get_vocab()
-        entries = [""] * (max(vocabulary.values()) + 1)
+        entries = [""] * vocabulary_size(tokenizer)
         is_ordinary = np.zeros(len(entries), dtype=bool)
         for entry, index in vocabulary.items():
             entries[index] = entry

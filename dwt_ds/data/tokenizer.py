@@ -41,7 +41,7 @@ class TokenizerFacts:
                     "masked language modelling needs pad, cls, sep and mask tokens; choose another tokenizer"
                 )
         vocabulary = tokenizer.get_vocab()
-        vocab_size = max(vocabulary.values()) + 1
+        vocab_size = vocabulary_size(tokenizer)
         is_special = np.zeros(vocab_size, dtype=bool)
         is_special[list(tokenizer.all_special_ids)] = True
         in_vocabulary = np.zeros(vocab_size, dtype=bool)
@@ -68,6 +68,11 @@ def _continues_word(
     prefix = model.continuing_subword_prefix
     continues[[index for token, index in vocabulary.items() if token.startswith(prefix)]] = True
     return continues & ~is_special
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The highest token id plus one. A model's embedding may have more rows, as padding that no token uses."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

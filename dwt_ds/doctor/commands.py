@@ -55,9 +55,10 @@ def run(
     return process.returncode, out, err
 
 
-def last_line(text: str) -> str:
-    """The last line of an output that is not empty; "" if there is none."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+def error_line(output: str) -> str:
+    """The last line that names an error, else the last one that is not empty; "" if there is none."""
+    lines = [line.strip() for line in reversed(output.splitlines()) if line.strip()]
+    return next((line for line in lines if "Error" in line or "error:" in line), lines[0] if lines else "")
 
 
 def end_commands_on_signals() -> None:

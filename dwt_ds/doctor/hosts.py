@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from dwt_ds.doctor.commands import last_line, run
+from dwt_ds.doctor.commands import error_line, run
 from dwt_ds.doctor.probe import ANSWER, Question
 from dwt_ds.engine import COLLECTIVE_ANSWER
 from dwt_ds.launch.local import Launch
@@ -41,7 +41,7 @@ def reach(host: str) -> Reach:
     try:
         theirs = float(out.split()[-1])
     except (IndexError, ValueError):
-        return Reach(last_line(err) or f"ssh ended with {code} and no answer", 0.0, 0.0)
+        return Reach(error_line(err) or f"ssh ended with {code} and no answer", 0.0, 0.0)
     return Reach("", theirs - (asked + answered) / 2, (answered - asked) / 2)
 
 
@@ -60,7 +60,7 @@ def ask(host: str | None, question: Question, variables: Mapping[str, str]) -> d
         if line.startswith(ANSWER):
             answers: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
             return answers
-    return {"problem": last_line(err) or f"ended with exit code {code} and no answer"}
+    return {"problem": error_line(err) or f"ended with exit code {code} and no answer"}
 
 
 def time_collective(launch: Launch) -> dict[str, Any]:
@@ -72,9 +72,4 @@ def time_collective(launch: Launch) -> dict[str, Any]:
         if found and code == 0:
             measured: dict[str, Any] = json.loads(answer)
             return measured
-    return {"problem": _error_line(f"{out}\n{err}") or f"ended with exit code {code} and no answer"}
-
-
-def _error_line(output: str) -> str:
-    lines = [line.strip() for line in reversed(output.splitlines())]
-    return next((line for line in lines if "Error" in line or "error:" in line), last_line(output))
+    return {"problem": error_line(f"{out}\n{err}") or f"ended with exit code {code} and no answer"}

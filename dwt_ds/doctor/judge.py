@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dwt_ds.base.words import table
+from dwt_ds.base.words import GIB, table
 from dwt_ds.doctor.hosts import Reach
 
 _GREEN, _RED, _PLAIN = "\033[32m", "\033[31m", "\033[0m"
@@ -188,8 +188,8 @@ def _shared(host: str, shared: Mapping[str, Any]) -> CheckResult:
 def _disks(host: str, free_bytes: Mapping[str, int]) -> list[CheckResult]:
     results = []
     for folder, free in free_bytes.items():
-        found = f"{free / 2**30:.0f} GiB free in {folder}"
-        fix = "" if free >= FREE_GIB * 2**30 else f"make room: {FREE_GIB} GiB at least"
+        found = f"{free / GIB:.0f} GiB free in {folder}"
+        fix = "" if free >= FREE_GIB * GIB else f"make room: {FREE_GIB} GiB at least"
         results.append(CheckResult("disk", host, found, fix))
     return results
 

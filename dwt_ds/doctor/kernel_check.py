@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.words import one_line
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def check_kernels() -> list[dict[str, Any]]:
 
     # NVIDIA's containers let fp32 products be rounded to TF32, which would be taken for the kernels' error.
     torch.set_float32_matmul_precision("highest")
-    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else ["cpu"]
+    devices = [f"cuda:{i}" for i in range(gpu_count())] or ["cpu"]
     return [check_device(device, _backend(device)) for device in devices]
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import psutil
 
+from dwt_ds.base.gpus import computes_on_cpu, gpu_count
 from dwt_ds.base.software import host_name, software
-from dwt_ds.doctor.commands import end_commands_on_signals, last_line, run
+from dwt_ds.doctor.commands import end_commands_on_signals, error_line, run
 from dwt_ds.doctor.kernel_check import check_kernels
 from dwt_ds.engine.build_locks import extensions_folder, find_abandoned_locks
 
@@ -49,7 +50,7 @@ def probe(question: Question) -> dict[str, Any]:
         "host": host_name(),
         "software": software(),
         "gpus": _gpus(),
-        "torch_gpus": _torch_gpus(),
+        "torch_gpus": gpu_count(),
         "interfaces": _interfaces(),
         "adapters": _adapters(),
         "variables": {k: v for k, v in os.environ.items() if k.startswith(("NCCL_", "GLOO_"))},
@@ -85,16 +86,12 @@ def _check_shared_folder(folder: Path, mark: str) -> dict[str, Any]:
 
 
 def _gpus() -> list[dict[str, str]]:
-    """Name, driver and memory of every GPU, from the driver."""
+    """Name, driver and memory of every GPU that a run may use, from the driver."""
+    if computes_on_cpu():
+        return []
     fields = ["name", "driver_version", "memory.total"]
     code, out, _ = run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], 60.0)
     return [dict(zip(fields, line.split(", "))) for line in out.splitlines() if line.strip()] if code == 0 else []
-
-
-def _torch_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _interfaces() -> dict[str, dict[str, Any]]:
@@ -142,7 +139,7 @@ def _build_operators() -> list[dict[str, str]]:
     if code == 124:
         return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s"}]
     if code != 0:
-        return [{"name": "all", "problem": last_line(err) or "no message"}]
+        return [{"name": "all", "problem": error_line(err) or "no message"}]
     answers: list[dict[str, str]] = json.loads(out.splitlines()[-1])
     return answers
 
@@ -161,7 +158,7 @@ def check_apex() -> dict[str, Any]:
     from dwt_ds.engine.optimizers import unusable_reason
     from dwt_ds.models.layer_norm import why_not_apex
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if gpu_count() else "cpu")
     reasons = {"FusedLayerNorm": why_not_apex(device)}
     reasons |= {name: unusable_reason(f"apex.{name}", device) for name in ("FusedAdam", "FusedLAMB")}
     return {"installed": True, "problem": "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)}

@@ -11,6 +11,7 @@ import sys
 
 from deepspeed.accelerator import get_accelerator
 
+from dwt_ds.base.words import one_line
 from dwt_ds.engine.operator_builds import prepare_operator_builds
 
 # Names of the folders that DeepSpeed compiles its extensions in.
@@ -30,15 +31,11 @@ def build_operators() -> list[dict[str, str]]:
             get_accelerator().create_op_builder(builder_name).load(verbose=False)
             problem = ""
         except Exception as error:  # compilers and builders raise all kinds
-            problem = f"{type(error).__name__}: {_first_error_line(str(error))}"
+            # The compiler's own error comes after pages of commands.
+            compilers = next((line.strip() for line in str(error).splitlines() if "error:" in line), "")
+            problem = f"{type(error).__name__}: {compilers}" if compilers else one_line(error, with_type=True)
         answers.append({"name": name, "problem": problem})
     return answers
-
-
-def _first_error_line(message: str) -> str:
-    """The compiler's own error, not the pages of commands before it."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return next((line for line in lines if "error:" in line), lines[0] if lines else "no message")
 
 
 def main() -> int:

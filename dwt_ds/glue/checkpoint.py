@@ -11,11 +11,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from dwt_ds.base.files import add_to_digest
 from dwt_ds.base.words import one_line
+from dwt_ds.data.tokenizer import vocabulary_size
 from dwt_ds.glue.options import PAPER_MAX_LENGTH
 from dwt_ds.glue.tasks import Task
 from dwt_ds.models.build import longest_row
 from dwt_ds.models.load import load_model_config
-from dwt_ds.models.tokenizers import fit_to_model, load_tokenizer, vocabulary_size
+from dwt_ds.models.tokenizers import fit_to_model, load_tokenizer
 
 # Embeddings are padded to round sizes. With more unused rows than this, the tokenizer is another model's.
 _MOST_UNUSED_ROWS = 1024

@@ -12,14 +12,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from typing import Any
 
+from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.processes import exit_with_parent
 
 
 def visible_gpus() -> list[str]:
     """Values for CUDA_VISIBLE_DEVICES, one for each GPU; empty without any."""
-    import torch
-
-    count = torch.cuda.device_count()
+    count = gpu_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(number) for number in range(count)] if named is None else named.split(",")[:count]
 

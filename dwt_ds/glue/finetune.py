@@ -20,6 +20,7 @@ from transformers import (
     set_seed,
 )
 
+from dwt_ds.base.gpus import gpu_count
 from dwt_ds.config.quantization import PRESETS
 from dwt_ds.glue.checkpoint import Checkpoint
 from dwt_ds.glue.options import FineTuning
@@ -93,7 +94,7 @@ def _training_arguments(folder: str, steps: int, seed: int, settings: FineTuning
         learning_rate=settings.learning_rate,
         bf16=settings.precision == "bf16",
         seed=seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=gpu_count() == 0,  # the Trainer does not know of DS_ACCELERATOR
         save_strategy="no",
         logging_strategy="no",
         report_to="none",

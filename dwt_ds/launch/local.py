@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.ports import reserve_port
 from dwt_ds.base.words import own_command, path_argument
 from dwt_ds.launch.hostfile import Host
@@ -65,18 +66,13 @@ def _quoted_for_pdsh(word: str) -> str:
     return "".join(f"\\{character}" if character in "\\$`" else character for character in word)
 
 
-def visible_ranks(without_gpu: int) -> int:
-    """Ranks of a run on this machine: one per visible GPU, or `without_gpu`."""
-    return _visible_gpus(os.environ) or without_gpu
-
-
 def on_this_machine(environment: Mapping[str, str]) -> Launch:
     """RANKS ranks of `environment`, by default one per visible GPU, or two on the CPU; they meet at MASTER_PORT, or at
     a free port.
 
     Raises ValueError of one line for values that cannot be used.
     """
-    gpus = _visible_gpus(environment)
+    gpus = gpu_count(environment)
     ranks = whole_number(environment, "RANKS") or gpus or 2
     port = whole_number(environment, "MASTER_PORT", at_most=65535) or reserve_port()
     started = launcher_environment(environment)
@@ -103,15 +99,6 @@ def on_this_machine(environment: Mapping[str, str]) -> Launch:
     # DeepSpeed would use /job/hostfile where there is one.
     options = ["--hostfile", os.devnull, *where, "--master_port", str(port)]
     return Launch([Host("localhost", ranks)], "127.0.0.1", "none", options, started)
-
-
-def _visible_gpus(environment: Mapping[str, str]) -> int:
-    """GPUs for ranks, as torch counts those of this process."""
-    if environment.get("DS_ACCELERATOR") == "cpu":
-        return 0
-    import torch  # here: a start on other hosts or on the CPU does not wait for it
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def whole_number(environment: Mapping[str, str], name: str, at_most: int | None = None) -> int | None:

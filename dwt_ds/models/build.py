@@ -171,17 +171,12 @@ def longest_row(config: PretrainedConfig) -> int | None:
     return positions - _position_offset(config, pad_token_id or 0)
 
 
-def check_row_length(config: PretrainedConfig, seq_len: int, name: str) -> None:
-    """Refuse rows of `seq_len` tokens for a trained model that has fewer positions; `name` is what errors call it.
-
-    Raises:
-        ValueError: one line with both lengths.
-    """
-    longest = longest_row(config)
+def check_row_length(field: str, seq_len: int, longest: int | None, fix: str) -> None:
+    """Refuse rows of `seq_len` tokens for a model with positions for `longest` (ValueError)."""
     if longest is not None and seq_len > longest:
         raise ValueError(
-            f"{name}: the model has positions for {longest} tokens, and the data folder's rows have {seq_len}; "
-            "prepare shorter rows or use another model"
+            f"{field}: the rows have {seq_len} tokens, the model has positions for {longest}; prepare shorter rows, or "
+            f"{fix}"
         )
 
 
@@ -205,11 +200,8 @@ def _check_sizes(student: StudentConfig, seq_len: int, defaults: PretrainedConfi
             f"student.num_heads={student.num_heads} does not divide student.hidden_size={student.hidden_size}; "
             "choose a number of heads that does"
         )
-    if seq_len > student.max_positions:
-        raise ValueError(
-            f"student.max_positions={student.max_positions} is shorter than the data folder's rows of {seq_len} tokens;"
-            f" set student.max_positions to {seq_len} or more, or prepare shorter rows"
-        )
+    longest = student.max_positions
+    check_row_length(f"student.max_positions={longest}", seq_len, longest, f"set it to {seq_len} or more")
     positions = student.config.get("position_embedding_type", getattr(defaults, "position_embedding_type", None))
     rotary = positions == "rotary" or getattr(defaults, "rope_parameters", None) or student.family == "roformer"
     width = student.hidden_size // student.num_heads

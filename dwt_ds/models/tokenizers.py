@@ -13,14 +13,10 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from dwt_ds.base.words import one_line
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
+from dwt_ds.data.tokenizer import vocabulary_size
 from dwt_ds.models.build import longest_row, masked_lm_class
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-
-
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The highest token id plus one. A model's embedding may have more rows, as padding that no token uses."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from dwt_ds.base.words import GIB
 from dwt_ds.run.mfu import PEAK_TFLOPS
 
-GIB = 1 << 30
 TFLOPS = 1e12
 
 # Share of a link's rate that collectives reach. Assumed: about what NCCL's own tests report for such machines.

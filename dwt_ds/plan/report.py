@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from dwt_ds.base.trees import NOT_SET, Difference, differences
-from dwt_ds.base.words import table
+from dwt_ds.base.words import GIB, table
 from dwt_ds.base.yaml_and_json import yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.launch.local import printed_commands
 from dwt_ds.plan.communication import bytes_per_second
-from dwt_ds.plan.hardware import GIB, LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
+from dwt_ds.plan.hardware import LATENCY_SECONDS, LINK_SHARE, RESERVED_SHARE
 from dwt_ds.plan.memory import PARTS, STAGES, RankMemory, export_bytes
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.speed import StepTime, traffic_seconds
@@ -59,7 +59,7 @@ def changes(config: RunConfig) -> list[Difference]:
 
 
 def _settings(plan: Plan) -> Lines:
-    rows = [(name, _short(now), f"default {_short(default)}") for name, default, now in changes(plan.settings.config)]
+    rows = [(name, _written(now), f"default {_written(old)}") for name, old, now in changes(plan.settings.config)]
     return table(rows)
 
 
@@ -238,7 +238,7 @@ def _gib(size: float) -> str:
     return f"{gib:,.1f}" if gib >= 100 else f"{gib:.2f}" if gib >= 0.1 else f"{gib:.3f}"
 
 
-def _short(value: Any) -> str:
+def _written(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "null" if value is None else str(value)

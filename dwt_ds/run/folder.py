@@ -50,8 +50,8 @@ class RunFolder:
         for key, value in identity.items():
             if there.get(key) != value:
                 raise ValueError(
-                    f"output_dir={str(self.path)!r}: holds another run ({key} there {_short(there.get(key))}, "
-                    f"here {_short(value)}); choose another output_dir or delete it"
+                    f"output_dir={str(self.path)!r}: holds another run ({key} there {_shortened_json(there.get(key))}, "
+                    f"here {_shortened_json(value)}); choose another output_dir or delete it"
                 )
 
     def lock(self) -> None:
@@ -204,5 +204,5 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _short(value: Any) -> str:
+def _shortened_json(value: Any) -> str:
     return shorten(value if isinstance(value, str) else json.dumps(value))

@@ -20,6 +20,7 @@ from dwt_ds.models.build import (
     build_student,
     check_row_length,
     data_sizes,
+    longest_row,
     student_model_config,
 )
 from dwt_ds.models.compiled import compile_layers
@@ -83,7 +84,8 @@ def load_teacher(
         )
     if other is None:
         check_same_vocabulary(config.path, tokenizer, teacher_rows=teacher.vocabulary_rows)
-        check_row_length(teacher.model.config, seq_len, f"teacher.path={config.path!r}")
+        longest = longest_row(teacher.model.config)
+        check_row_length(f"teacher.path={config.path!r}", seq_len, longest, "use another model")
     else:
         other.check_decoder(teacher.vocabulary_rows)
     if compiles(resolved) and not config.sharded and not config.kernel_inject:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dwt_ds.base.words import GIB
 from dwt_ds.distill.metrics_keys import eval_losses
 
 
@@ -37,7 +38,7 @@ class Progress:
     def line(self, row: Mapping[str, Any], *, peak_memory_bytes: int, seconds_left: float) -> None:
         """The line of a logged step, from its metrics row."""
         self.say(
-            f"{step_words(row, self._total_steps, *self._objective)}  mem {peak_memory_bytes / 2**30:.1f} GiB"
+            f"{step_words(row, self._total_steps, *self._objective)}  mem {peak_memory_bytes / GIB:.1f} GiB"
             f"  ETA {clock(seconds_left)}"
         )
 

@@ -25,6 +25,7 @@ from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json
 from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule, resolved_recipe
 from dwt_ds.engine.learning_rate import WITHOUT_HIGHEST_RATE
 from dwt_ds.engine.optimizers import check_optimizer_and_stage
+from dwt_ds.models.build import check_row_length
 
 
 @dataclass(frozen=True)
@@ -230,11 +231,8 @@ def _check_eval_set(name: str, other: Corpus, config: RunConfig, corpus: Corpus)
         )
     if other.validation_rows == 0:
         raise ValueError(f"{field}: has no held-out rows; prepare it with --validation above 0")
-    if other.seq_len > config.student.max_positions:
-        raise ValueError(
-            f"{field}: its rows of {other.seq_len} tokens are longer than student.max_positions="
-            f"{config.student.max_positions}; set that to {other.seq_len} or more, or prepare shorter rows"
-        )
+    fix = f"set student.max_positions to {other.seq_len} or more"
+    check_row_length(field, other.seq_len, config.student.max_positions, fix)
 
 
 def _total_steps(config: RunConfig, corpus: Corpus, rows_per_step: int) -> int:

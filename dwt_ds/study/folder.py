@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import make_folder, read_json, write_json
-from dwt_ds.base.trees import flatten, merge
+from dwt_ds.base.trees import flatten, get_place, merge
 from dwt_ds.base.yaml_and_json import is_dump, read_yaml, yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.run.folder import RunFolder
@@ -142,7 +142,7 @@ def _to_compare(
     here, fingerprint = merge(RunConfig().to_dict(), settings.to_recipe()), settings.corpus.fingerprint
     passed_over = [*_MAY_CHANGE, _EVAL_SETS]
     # Sets may be added and removed, but a name must always mean the same text.
-    theirs, ours = (_at(tree, _EVAL_SETS) or {} for tree in (stored, here))
+    theirs, ours = (get_place(tree, _EVAL_SETS) or {} for tree in (stored, here))
     for name in theirs:
         if name in ours:
             yield f"{_EVAL_SETS}.{name}", theirs[name], ours[name]
@@ -165,11 +165,10 @@ def _what_is_learned(ds_values: Mapping[str, Any]) -> dict[str, Any]:
     return flatten({section: ds_values[section] for section in _COMPARED_SECTIONS if section in ds_values})
 
 
-def _at(values: Any, key: str) -> Any:
-    for name in key.split("."):
-        values = values.get(name) if isinstance(values, Mapping) else None
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    value = get_place(values, key)
     # Only RUN/export is compared: the study may have moved, or be given by another path.
-    return "/".join(Path(values).parts[-2:]) if key == "teacher.path" and values else values
+    return "/".join(Path(value).parts[-2:]) if key == "teacher.path" and value else value
 
 
 def _json(path: Path) -> dict[str, Any]:

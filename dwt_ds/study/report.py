@@ -92,13 +92,13 @@ def _runs_report(runs: Sequence[RunRecord], against: RunRecord | None, out: Path
         curves_of_one(page, runs[0], out / "figures")
         page.heading("Settings that are not the defaults")
         changed = changes(parse_run_config(runs[0].config))
-        rows_of_settings = [(name, _short(now), _short(old)) for name, old, now in changed]
+        rows_of_settings = [(name, _cell_text(now), _cell_text(old)) for name, old, now in changed]
         page.table(("setting", "here", "default"), rows_of_settings, kind="words")
     else:
         styles = Styles(list(dict.fromkeys(run.series for run in runs)))
         compared_curves(page, runs, styles, out / "figures", "runs", folded=False)
         page.heading("Settings that differ")
-        differing = [(name, *map(_short, values)) for name, *values in differing_settings(runs)]
+        differing = [(name, *map(_cell_text, values)) for name, *values in differing_settings(runs)]
         page.table(("setting", *names), differing, kind="words")
     page.write(out / HTML)
     texts = [markdown_table(head, rows), *(table.markdown() for table in seeds)]
@@ -146,5 +146,5 @@ def _find_series(against: str, runs: Sequence[RunRecord]) -> list[RunRecord]:
     return series
 
 
-def _short(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     return shorten(str(value), 80)

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-import torch
-
+from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.words import prefix_errors
 from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.glue.options import check_packages
 from dwt_ds.launch.commands import run_logged, stop_on_signals
-from dwt_ds.launch.local import pretrain_command, visible_ranks
+from dwt_ds.launch.local import pretrain_command
 from dwt_ds.launch.supervise import STOPPED
 from dwt_ds.plan.hardware import Device, find_device
 from dwt_ds.plan.settings import resolve_plan
@@ -94,8 +93,8 @@ class Study:
             _check_glue(options.grid, grid.glue)
         folder = StudyFolder(options.out or default_folder(grid))
         folder.check_contents(grid)
-        ranks = options.ranks or visible_ranks(grid.ranks)
-        on_gpu = grid.scale in ("gpu", "paper") or torch.cuda.is_available()
+        ranks = options.ranks or gpu_count() or grid.ranks
+        on_gpu = grid.scale in ("gpu", "paper") or gpu_count() > 0
         device = find_device(options.gpu or ("a100-80" if on_gpu else "cpu"), ranks)
         settings = {}
         with tempfile.TemporaryDirectory() as drafts:

@@ -12,6 +12,7 @@ from typing import Any
 
 from dwt_ds.base.files import read_json
 from dwt_ds.base.locks import current_writer
+from dwt_ds.base.words import GIB
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.distill.metrics_keys import EVAL_LOSS, eval_losses
 from dwt_ds.engine.checkpoint.manifest import complete_checkpoints
@@ -22,9 +23,8 @@ from dwt_ds.run.stuck import read_reports, who_waits_for_whom
 from dwt_ds.study.records import START_LEFT_OUT
 from dwt_ds.study.terminal_chart import block_curve
 
-_GIB = 2**30
 # With less free space the disk counts as nearly full, however small a checkpoint is.
-_NEARLY_FULL_BYTES = _GIB
+_NEARLY_FULL_BYTES = GIB
 # A pause between two lines is long if it is over a minute and over this many times the longest so far.
 _LONG, _LONG_SECONDS = 3, 60.0
 _ROWS_FOR_ETA = 10
@@ -213,8 +213,8 @@ def _full_disk(folder: RunFolder) -> list[str]:
     size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file()) if newest else 0
     if free >= max(_NEARLY_FULL_BYTES, 2 * size):
         return []
-    takes = f"; a checkpoint takes {size / _GIB:.1f} GiB" if size else ""
-    return [f"the disk is nearly full: {free / _GIB:.1f} GiB free{takes}"]
+    takes = f"; a checkpoint takes {size / GIB:.1f} GiB" if size else ""
+    return [f"the disk is nearly full: {free / GIB:.1f} GiB free{takes}"]
 
 
 def _total_steps(folder: RunFolder, config: dict[str, Any], ds_values: dict[str, Any]) -> int | None:

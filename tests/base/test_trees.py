@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dwt_ds.base.trees import NOT_SET, Difference, differences, flatten, merge
+from dwt_ds.base.trees import NOT_SET, Difference, differences, flatten, get_place, merge, set_place
 
 
 def test_flatten_names_every_leaf() -> None:
@@ -22,6 +22,16 @@ def test_flatten_names_every_leaf() -> None:
 
 def test_flatten_keeps_empty_mappings_and_lists() -> None:
     assert flatten({"config": {}, "sources": [], 1: None}) == {"config": {}, "sources": [], "1": None}
+
+
+def test_a_value_is_put_where_it_is_found() -> None:
+    tree: dict[str, Any] = {"a": 1, "b": {"null": None}}
+    set_place(tree, "b.c.d", 2)
+    set_place(tree, "a", 3)
+    assert tree == {"a": 3, "b": {"null": None, "c": {"d": 2}}}
+    assert (get_place(tree, "b.c.d"), get_place(tree, "b.c"), get_place(tree, "a")) == (2, {"d": 2}, 3)
+    assert [get_place(tree, place, NOT_SET) for place in ("b.null", "b.e", "a.e")] == [None, NOT_SET, NOT_SET]
+    assert get_place(tree, "b.e") is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from dwt_ds.base.trees import flatten
+from dwt_ds.base.trees import flatten, set_place
 from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.config.schema import (
@@ -41,9 +41,9 @@ LEAVES = sorted(
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:
-    for part in reversed(dotted.split(".")):
-        value = {part: value}
-    return value
+    settings: dict[str, Any] = {}
+    set_place(settings, dotted, value)
+    return settings
 
 
 def parse_error(dotted: str, value: Any) -> str:

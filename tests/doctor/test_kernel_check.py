@@ -12,6 +12,7 @@ import dwt_kernels
 import pytest
 import torch
 from dwt_kernels import DistillLoss
+from harness.gpus import have_gpus
 
 from dwt_ds.doctor import kernel_check
 from dwt_ds.doctor.kernel_check import check_device
@@ -88,10 +89,16 @@ def test_whatever_a_compiler_raises_is_reported_for_each_form(monkeypatch: pytes
 
 def test_a_gpu_without_triton_is_checked_with_what_a_run_would_use(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    have_gpus(monkeypatch, 1)
     monkeypatch.setattr(kernel_check, "check_device", lambda *both: asked.append(both))
     for spec in (object(), None):
         monkeypatch.setattr(kernel_check, "find_spec", lambda name, spec=spec: spec)
         kernel_check.check_kernels()
     assert asked == [("cuda:0", "triton"), ("cuda:0", "torch")]
+
+
+def test_a_gpu_that_a_run_would_not_use_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    have_gpus(monkeypatch, 2)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(kernel_check, "check_device", lambda *both: both)
+    assert kernel_check.check_kernels() == [("cpu", "torch")]

@@ -1,4 +1,5 @@
-"""Packages called apex that are another package, lack their extensions, or work: real folders, no CUDA."""
+"""Which GPUs are asked about. Packages called apex that are another package, lack their extensions, or work: real
+folders, no CUDA."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from harness.gpus import have_gpus
 
+from dwt_ds.doctor import probe
 from dwt_ds.doctor.probe import check_apex
 from dwt_ds.engine.optimizers import unusable_reason
 from dwt_ds.models.layer_norm import why_not_apex
@@ -59,6 +63,23 @@ def test_missing_extensions_are_reported_one_by_one(install: Callable[[str], Non
     reason = "RuntimeError: built without CUDA extensions"
     problem = f"FusedLayerNorm: {reason}; FusedAdam: {reason}; FusedLAMB: {reason}"
     assert check_apex() == {"installed": True, "problem": problem}
+
+
+def test_gpus_that_a_run_would_not_use_are_not_asked_about(
+    install: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(WORKING)
+    asked: list[torch.device] = []
+    monkeypatch.setattr("dwt_ds.models.layer_norm.why_not_apex", lambda device: asked.append(device) or "")
+    monkeypatch.setattr("dwt_ds.engine.optimizers.unusable_reason", lambda _, device: asked.append(device) or "")
+    monkeypatch.setattr(probe, "run", lambda *_: (0, "NVIDIA H100, 570.1, 81559 MiB\n" * 2, ""))
+    have_gpus(monkeypatch, 2)
+    assert [each["name"] for each in probe._gpus()] == ["NVIDIA H100"] * 2
+    check_apex()
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert probe._gpus() == []
+    check_apex()
+    assert [device.type for device in asked] == ["cuda"] * 3 + ["cpu"] * 3
 
 
 def test_the_other_package_of_that_name_is_reported(install: Callable[[str], None], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
+from dwt_ds.base.trees import set_place
 from dwt_ds.engine.ds_json import keys as ds_keys
 from dwt_ds.engine.ds_json.keys import TOP_LEVEL_KEYS, check_ds_keys
 
@@ -76,12 +77,9 @@ def test_no_key_is_known_that_deepspeed_never_reads() -> None:
 
 def asked_inside(place: str) -> set[str]:
     """What DeepSpeed's configuration looks up in the section at a dotted place."""
-    *above, last = place.split(".")
     config: dict[str, Any] = {"train_batch_size": 1}
-    around = config
-    for part in above:
-        around = around.setdefault(part, {})
-    around[last] = asked = Asked({})
+    asked = Asked({})
+    set_place(config, place, asked)
     DeepSpeedConfig(config)
     return asked.keys_asked
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from dwt_ds.base.trees import get_place, set_place
 from dwt_ds.engine.ds_json.load import load_ds_json
-from dwt_ds.engine.ds_json.origin import get_place, set_place
 
 TYPES = {"optimizer.type": "AdamW", "scheduler.type": "WarmupDecayLR"}
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import operator
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from harness.gpus import have_gpus
 
 from dwt_ds.glue import devices
 from dwt_ds.glue.devices import share_cores, spread, visible_gpus
+from dwt_ds.glue.finetune import _training_arguments
+from dwt_ds.glue.options import FineTuning
 
 
 @pytest.mark.slow  # two processes load torch and Transformers
@@ -32,13 +36,23 @@ def test_nothing_to_do() -> None:
 
 
 def test_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    have_gpus(monkeypatch, 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
     assert visible_gpus() == ["5", "GPU-7"]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert visible_gpus() == []
+    have_gpus(monkeypatch, 0)
+    assert visible_gpus() == []
+
+
+def test_fine_tuning_leaves_gpus_alone_that_a_run_would_not_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have_gpus(monkeypatch, 2)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert _training_arguments(str(tmp_path), 3, 0, FineTuning()).use_cpu
 
 
 def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dwt_ds.base.trees import merge, set_place
+
 PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"bf16": {"enabled": True}},
@@ -232,13 +234,10 @@ def cases() -> dict[str, dict[str, Any]]:
         for value in values:
             for stage in stages:
                 for precision in precisions:
-                    settings = laid(PRECISIONS[precision], beside.get("top", {}))
+                    settings = merge(PRECISIONS[precision], beside.get("top", {}))
                     if stage:
-                        settings = laid(settings, {"zero_optimization": {"stage": stage, **beside.get("zero", {})}})
-                    written = value
-                    for part in reversed(key.split(".")):
-                        written = {part: written}
-                    settings = laid(settings, written)
+                        settings = merge(settings, {"zero_optimization": {"stage": stage, **beside.get("zero", {})}})
+                    set_place(settings, key, value)
                     if stage or not key.startswith("zero_opt"):
                         found[f"{key}={value} ZeRO-{stage} {precision} {beside or ''}".strip()] = settings
     return found
@@ -247,12 +246,3 @@ def cases() -> dict[str, dict[str, Any]]:
 def on_nvme(settings: dict[str, Any]) -> bool:
     """Whether it keeps parameters on an NVMe drive, which needs libaio."""
     return settings.get("zero_optimization", {}).get("offload_param", {}).get("device") == "nvme"
-
-
-def laid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, section by section; neither is changed."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = laid(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
-    return merged

@@ -9,18 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from harness.gpus import have_gpus
 
 from dwt_ds.launch.hostfile import Host
-from dwt_ds.launch.local import Launch, on_this_machine, pretrain_command, printed_commands, visible_ranks
-
-
-def have(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
-    """A machine on which torch counts so many GPUs."""
-    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpus > 0)
+from dwt_ds.launch.local import Launch, on_this_machine, pretrain_command, printed_commands
 
 
 @pytest.mark.parametrize(
@@ -40,7 +32,7 @@ def have(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
 def test_ranks_and_their_gpus(
     gpus: int, environment: dict[str, str], ranks: int, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    have(monkeypatch, gpus)
+    have_gpus(monkeypatch, gpus)
     launch = on_this_machine({**environment, "MASTER_PORT": "29511"})
     assert launch.options == ["--hostfile", os.devnull, *where.split(), "--master_port", "29511"]
     assert launch.hosts == [Host("localhost", ranks)]
@@ -50,12 +42,12 @@ def test_ranks_and_their_gpus(
 def test_deepspeed_gets_devices_once_and_learns_of_a_machine_without_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    have(monkeypatch, 2)
+    have_gpus(monkeypatch, 2)
     environment = on_this_machine({"CUDA_VISIBLE_DEVICES": "2,3", "OMP_NUM_THREADS": "4"}).environment
     assert "CUDA_VISIBLE_DEVICES" not in environment
     assert "DS_ACCELERATOR" not in environment
     assert environment["OMP_NUM_THREADS"] == "4"
-    have(monkeypatch, 0)
+    have_gpus(monkeypatch, 0)
     assert on_this_machine({}).environment["DS_ACCELERATOR"] == "cpu"
 
 
@@ -98,17 +90,10 @@ def test_two_runs_meet_at_two_ports() -> None:
 def test_a_value_that_cannot_be_used_is_refused_in_one_line(
     gpus: int, environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    have(monkeypatch, gpus)
+    have_gpus(monkeypatch, gpus)
     with pytest.raises(ValueError, match="^[^\n]+$") as refused:
         on_this_machine(environment)
     assert str(refused.value) == message
-
-
-def test_studies_count_ranks_as_runs_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    have(monkeypatch, 4)
-    assert visible_ranks(without_gpu=3) == 4
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert visible_ranks(without_gpu=3) == 3
 
 
 def test_the_command_starts_deepspeeds_launcher_with_this_python() -> None:

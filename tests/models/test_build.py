@@ -67,7 +67,7 @@ def test_extra_fields_reach_the_configuration() -> None:
         ({"family": "robertta"}, "student.family='robertta': .*did you mean 'roberta'"),
         ({"family": "gpt2"}, "student.family='gpt2': transformers has no masked-LM class"),
         ({"num_heads": 3}, "student.num_heads=3 does not divide student.hidden_size=16; choose"),
-        ({"max_positions": 19}, "student.max_positions=19 is shorter .* 20 tokens; set student.max_positions to 20"),
+        ({"max_positions": 19}, "student.max_positions=19: .* rows have 20 tokens, .* for 19; .* or set it to 20"),
         ({"family": "roberta", "max_positions": 19}, "student.max_positions=19"),
         (
             {"config": {"hiden_act": "relu"}},
@@ -122,9 +122,9 @@ def test_roberta_gets_the_rows_its_offset_needs() -> None:
 def test_rows_longer_than_a_models_positions_are_refused() -> None:
     for family in ("bert", "roberta"):
         config = student_model_config(tiny_student(family=family), **DATA)
-        check_row_length(config, 20, "teacher.path")
-        with pytest.raises(ValueError, match="^teacher.path: the model has positions for 20 tokens, .* rows have 21;"):
-            check_row_length(config, 21, "teacher.path")
+        check_row_length("teacher.path", 20, longest_row(config), "use another model")
+        with pytest.raises(ValueError, match="^teacher.path: the rows have 21 tokens, .* positions for 20; "):
+            check_row_length("teacher.path", 21, longest_row(config), "use another model")
 
 
 def test_tied_parameters_count_once() -> None:

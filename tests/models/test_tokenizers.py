@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizerFast
 
-from dwt_ds.models.tokenizers import check_same_vocabulary, load_tokenizer, vocabulary_size
+from dwt_ds.data.tokenizer import vocabulary_size
+from dwt_ds.models.tokenizers import check_same_vocabulary, load_tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s"]
 

@@ -138,8 +138,8 @@ def test_what_another_json_allows_is_not_refused(resolved: Callable[..., Resolve
         ({"validation_rows": 0}, "has no held-out rows; prepare it with --validation above 0"),
         (
             {"seq_len": 33},
-            "its rows of 33 tokens are longer than student.max_positions=32; set that to 33 or more, or prepare "
-            "shorter rows",
+            "the rows have 33 tokens, the model has positions for 32; prepare shorter rows, or set "
+            "student.max_positions to 33 or more",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness.gpus import have_gpus
 
 from dwt_ds.cli.main import main
 from dwt_ds.launch.commands import run_logged
@@ -228,6 +229,18 @@ def test_finished_runs_need_no_data(exit_codes: dict[int, int], tiny_data: Path,
     assert main([*arguments, "student.max_positions=128"]) == 0
     data.rename(tmp_path / "gone")
     assert main([*arguments, "student.max_positions=128"]) == 0
+
+
+def test_ranks_and_hours_are_for_the_gpus_that_runs_would_use(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = StudyOptions(grid="remapping", out=tmp_path / "study", overrides=(f"data.dir={tiny_data}",))
+    have_gpus(monkeypatch, 4)
+    study = Study.open(options)
+    assert (study.ranks, study.device.name) == (4, "a100-80")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    study = Study.open(options)
+    assert (study.ranks, study.device.name) == (2, "cpu")
 
 
 def test_a_runs_hours_are_those_of_its_plan(tiny_data: Path, tmp_path: Path) -> None:

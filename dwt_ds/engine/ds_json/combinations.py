@@ -13,7 +13,9 @@ from deepspeed.runtime.config import DeepSpeedConfig, DtypeEnum
 from deepspeed.utils.logging import log_levels
 from pydantic import ValidationError
 
-from dwt_ds.engine.ds_json.origin import Origin, get_place
+from dwt_ds.base.trees import get_place
+from dwt_ds.base.words import one_line
+from dwt_ds.engine.ds_json.origin import Origin
 
 _DTYPES = {"fp32": DtypeEnum.fp32, "bf16": DtypeEnum.bf16, "fp16": DtypeEnum.fp16}
 _MASTERS = ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads")
@@ -100,7 +102,7 @@ def check_combinations(values: Mapping[str, Any], origin: Origin) -> None:
     try:
         DeepSpeedConfig(copy.deepcopy(alone))
     except Exception as error:  # assertions, ValueErrors and exceptions of its own
-        message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).partition("\n")[0]
+        message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else one_line(error)
         raise ValueError(f"{origin.source}: DeepSpeed refuses these settings: {message}") from None
 
 

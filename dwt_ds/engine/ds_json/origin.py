@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dwt_ds.base.trees import NOT_SET, get_place
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -21,12 +23,7 @@ class Origin:
 
     def overridden(self, place: str) -> bool:
         """Whether the overrides have a value there."""
-        values: Any = self.overrides
-        for part in place.split("."):
-            if not isinstance(values, Mapping) or part not in values:
-                return False
-            values = values[part]
-        return True
+        return get_place(self.overrides, place, NOT_SET) is not NOT_SET
 
     def name(self, place: str) -> str:
         """`my.json: optimizer.params.lr`, or `deepspeed.optimizer.params.lr`, to begin a message."""
@@ -39,23 +36,6 @@ class Origin:
     def leave_to_recipe(self, place: str) -> str:
         """How to let the recipe decide there."""
         return f"remove deepspeed.{place}" if self.overridden(place) else 'set the one in the JSON to "auto"'
-
-
-def get_place(values: Mapping[str, Any], place: str) -> Any:
-    """The value there, or None."""
-    for part in place.split("."):
-        if not isinstance(values, Mapping):
-            return None
-        values = values.get(part)  # type: ignore[assignment]
-    return values
-
-
-def set_place(values: dict[str, Any], place: str, value: Any) -> None:
-    """Set the value there, and create the sections around it."""
-    *parents, last = place.split(".")
-    for part in parents:
-        values = values.setdefault(part, {})
-    values[last] = value
 
 
 def first_auto(values: Any, place: str = "") -> str:

@@ -12,13 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dwt_ds.base.trees import get_place, set_place
 from dwt_ds.config.recipe import Recipe
 from dwt_ds.config.schema import RunConfig, TrainConfig
 from dwt_ds.config.validate import must_be
 from dwt_ds.engine.ds_json.combinations import check_combinations
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
 from dwt_ds.engine.ds_json.optimizer_and_schedule import optimizer_kinds, schedule_kinds, schedule_needs
-from dwt_ds.engine.ds_json.origin import Origin, first_auto, get_place, set_place
+from dwt_ds.engine.ds_json.origin import Origin, first_auto
 from dwt_ds.engine.warmup_stable_decay import DECAY_RATIO, WARMUP_STABLE_DECAY_LR, decay_steps_of
 
 # Field of RunConfig.train, its place in the JSON, whether the JSON gets it even where neither of them sets it.
