@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dwt_ds.base.files import read_json
+from dwt_ds.base.run_files import IDENTITY, RECIPE
 from dwt_ds.base.trees import flatten
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.data.overlap import Overlap
@@ -83,12 +84,12 @@ class RunRecord:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Settings as resolved."""
-        return read_yaml(self.path / "config.yaml", "settings")
+        return read_yaml(self.path / RECIPE, "settings")
 
     @cached_property
     def data_fingerprint(self) -> str | None:
         """Fingerprint of the run's data folder; None if the run did not record it."""
-        identity = self.path / "run.json"
+        identity = self.path / IDENTITY
         return read_json(identity).get("data") if identity.is_file() else None
 
     @cached_property
