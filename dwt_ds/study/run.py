@@ -21,6 +21,7 @@ import torch
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.words import prefix_errors
 from dwt_ds.data.manifest import read_data_manifest
+from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.glue.options import check_packages
 from dwt_ds.launch.commands import run_logged, stop_on_signals
 from dwt_ds.launch.local import pretrain_command, visible_ranks
@@ -221,7 +222,7 @@ class Study:
 
     def _held_out(self, run: StudyRun) -> str:
         rows = RunRecord(run.name, self.folder.path / run.name).held_out
-        return f", held-out MLM loss {rows[-1]['eval_hard_loss']:.4f} at step {rows[-1]['step']}" if rows else ""
+        return f", held-out MLM loss {rows[-1][EVAL_LOSS]:.4f} at step {rows[-1]['step']}" if rows else ""
 
 
 def default_folder(grid: Grid) -> Path:
