@@ -175,8 +175,8 @@ def _problems(
     if recent:
         window, last = config["train"]["skip_window"], recent[-1]["step"]
         problems.append(
-            f"{len(recent):,} of the last {window:,} steps were skipped, step {last:,} last: loss or gradient not "
-            "finite, or a loss spike; skipped.jsonl has their rows"
+            f"{len(recent):,} of the last {window:,} steps were skipped, the latest at step {last:,}: loss or gradient "
+            "was not finite, or the loss spiked; skipped.jsonl has their rows"
         )
     return problems + _full_disk(folder)
 
