@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from dwt_ds.base.files import MANIFEST
+from dwt_ds.base.processes import own_command
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.base.run_files import EXPORT
-from dwt_ds.base.words import own_command, table
+from dwt_ds.base.words import table
 from dwt_ds.study.records import RunRecord
 
 DATA = Path("data/quickstart")

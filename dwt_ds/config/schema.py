@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from dwt_ds.base.words import check_path
+from dwt_ds.base.words import check_fits_a_line
 from dwt_ds.config.objective import DistillConfig
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.validate import STRICT
@@ -42,8 +42,10 @@ def _expand_path(text: str) -> str:
         if name not in os.environ:
             raise ValueError(f"={text!r}: {name} is not set; export it, or write the path out")
         path = path.replace(f"${{{name}}}", os.environ[name])
+    if not path:
+        raise ValueError("='': is empty; name a file or folder")
     try:
-        return check_path(path)
+        return check_fits_a_line(path)
     except ValueError as error:
         raise ValueError(f"={error}") from None
 
