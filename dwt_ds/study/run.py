@@ -31,7 +31,7 @@ from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.run.resolve import Resolved
 from dwt_ds.study.estimate import Cost, cost_table, estimate
 from dwt_ds.study.folder import StudyFolder, check_same
-from dwt_ds.study.grid import Grid, StudyRun, load_grid
+from dwt_ds.study.grid import Grid, Scale, StudyRun, load_grid
 from dwt_ds.study.progress import StudyProgress
 from dwt_ds.study.records import RunRecord
 from dwt_ds.study.scores import HUB, check_glue, exports_without_results, score_exports
@@ -47,7 +47,7 @@ class StudyOptions:
     """Options of `dwt-ds study`."""
 
     grid: str
-    scale: str = "smoke"
+    scale: Scale = "smoke"
     out: Path | None = None
     """None: `default_folder`."""
     seeds: tuple[int, ...] = ()
