@@ -6,7 +6,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from dwt_ds.base.words import own_command
+from dwt_ds.base.processes import own_command
 
 
 def prepare_rows(options: argparse.Namespace, out: Path, vocabulary: int, seq_len: int, *further: str) -> None:

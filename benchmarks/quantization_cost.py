@@ -42,7 +42,7 @@ from dwt_ds.models.build import build_student
 from dwt_ds.models.dropout import use_cpu_dropout
 from dwt_ds.models.load import load_masked_lm
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
-from dwt_ds.models.quantization import prepare
+from dwt_ds.models.quantization import add_fake_quantizers
 from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
 from dwt_ds.run.folder import RunFolder
 
@@ -133,7 +133,7 @@ def step_seconds(vocab_size: int, rounds: int) -> dict[str, list[float]]:
         student.to(device, torch.bfloat16)
         quantization = parse_quantization(name)
         if quantization is not None:
-            prepare(student, quantization)
+            add_fake_quantizers(student, quantization)
         gathered, optimizer = GatheredMaskedLM(student), torch.optim.AdamW(student.parameters())
         tokens = torch.randint(5, vocab_size, (ROWS, SEQ_LEN), device=device)
         positions = torch.randperm(ROWS * SEQ_LEN, device=device)[:labelled]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dwt_ds.base.words import own_command
+from dwt_ds.base.processes import own_command
 
 SENTENCE_WORDS = 20
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dwt_ds.base.processes import own_command, path_argument
 from dwt_ds.base.quiet import quieten_libraries
-from dwt_ds.base.words import nearest, own_command, path_argument
+from dwt_ds.base.words import nearest
 
 if TYPE_CHECKING:
     from dwt_ds.data.manifest import Manifest

@@ -16,8 +16,10 @@ import torch
 
 from dwt_ds.base.files import MANIFEST
 from dwt_ds.base.gpus import gpu_count
+from dwt_ds.base.processes import own_command
 from dwt_ds.base.quiet import quieten_libraries
-from dwt_ds.base.words import own_command, table
+from dwt_ds.base.run_files import EXPORT
+from dwt_ds.base.words import table
 from dwt_ds.study.records import RunRecord
 
 DATA = Path("data/quickstart")
@@ -47,7 +49,7 @@ def main() -> int:
     # Imported here: it needs matplotlib, of which the data and the runs have no need.
     from dwt_ds.study.report import write_report
 
-    _fill_mask(RUNS / "distilled" / "export")
+    _fill_mask(RUNS / "distilled" / EXPORT)
     page = write_report([run.path for run in runs], RUNS / "report", against="alone")
     print(f"\ndone in {time.perf_counter() - began:.0f} s")
     print(f"student: {RUNS}/distilled/export   its settings: {RUNS}/distilled/config.yaml")

@@ -1,10 +1,25 @@
-"""Processes started by this one."""
+"""Processes started by this one, and the words that start them."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
+from os import PathLike
+
+# `python -m dwt_ds` is the command dwt-ds.
+OUR_MODULE = "dwt_ds"
+
+
+def own_command(*arguments: str) -> list[str]:
+    """The words that start `dwt-ds ARGUMENTS` as a process of its own, with this Python."""
+    return [sys.executable, "-m", OUR_MODULE, *arguments]
+
+
+def path_argument(path: str | PathLike[str]) -> str:
+    """A path as a word of a command line, where one that begins with a dash would be an option."""
+    return os.path.join(os.curdir, path) if str(path).startswith("-") else str(path)
 
 
 def exit_with_parent() -> None:

@@ -1,18 +1,13 @@
-"""Words for people and for command lines: the nearest name to a mistyped one, errors on one line, tables, commands."""
+"""Words for people: the nearest name to a mistyped one, errors on one line, tables."""
 
 from __future__ import annotations
 
 import difflib
-import os
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from os import PathLike
 
-# `python -m dwt_ds` is the command dwt-ds.
-OUR_MODULE = "dwt_ds"
 GIB = 2**30
 
 
@@ -64,25 +59,8 @@ def table(rows: Iterable[Sequence[str]], align: str = "<") -> list[str]:
     return ["  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, aligns, widths)).rstrip() for row in rows]
 
 
-def check_path(text: str) -> str:
-    """Returns `text`, the name of a file or folder; ValueError, which begins with it, if nothing can be called so."""
-    if not text:
-        raise ValueError(f"{text!r}: is empty; name a file or folder")
-    return check_fits_a_line(text)
-
-
 def check_fits_a_line(text: str) -> str:
     """Returns `text`; ValueError, which begins with it, for line breaks, control characters and what is not UTF-8."""
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
         raise ValueError(f"{text!r}: has a line break, a control character or a byte that is not UTF-8; rename it")
     return text
-
-
-def path_argument(path: str | PathLike[str]) -> str:
-    """A path as a word of a command line, where one that begins with a dash would be an option."""
-    return os.path.join(os.curdir, path) if str(path).startswith("-") else str(path)
-
-
-def own_command(*arguments: str) -> list[str]:
-    """The words that start `dwt-ds ARGUMENTS` as a process of its own, with this Python."""
-    return [sys.executable, "-m", OUR_MODULE, *arguments]

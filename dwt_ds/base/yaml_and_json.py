@@ -24,7 +24,7 @@ _BASES = {"0x": 16, "0o": 8, "0b": 2}
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; ValueError of one line for a key written twice, a value within itself, bad YAML."""
+    """The value of a YAML text; ValueError of one line for a duplicate key, a value within itself, bad YAML."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
@@ -55,7 +55,7 @@ def is_dump(content: bytes, *, is_json: bool = False) -> bool:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text; ValueError of one line for a key written twice, NaN and infinities, bad JSON."""
+    """The value of a JSON text; ValueError of one line for a duplicate key, NaN and infinities, bad JSON."""
     try:
         return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except RecursionError:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from dwt_ds.base.words import check_path
+from dwt_ds.base.words import check_fits_a_line
 from dwt_ds.config.objective import DistillConfig
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.validate import STRICT
@@ -35,20 +35,22 @@ LayerNormChoice = Literal["auto", "apex", "torch"]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _check_path(text: str) -> str:
+def _expand_path(text: str) -> str:
     """`text` with each ${NAME} replaced by the environment's; any other $ stands for itself."""
     path = text
     for name in re.findall(r"\$\{(\w+)\}", text):
         if name not in os.environ:
             raise ValueError(f"={text!r}: {name} is not set; export it, or write the path out")
         path = path.replace(f"${{{name}}}", os.environ[name])
+    if not path:
+        raise ValueError("='': is empty; name a file or folder")
     try:
-        return check_path(path)
+        return check_fits_a_line(path)
     except ValueError as error:
         raise ValueError(f"={error}") from None
 
 
-PathText = Annotated[str, AfterValidator(_check_path)]
+PathText = Annotated[str, AfterValidator(_expand_path)]
 """A file, a folder, or a name on the Hugging Face hub, as the user wrote it; ${NAME} is an environment variable."""
 
 

@@ -118,13 +118,15 @@ def _places(owner: type, name: str = "") -> list[str]:
 
 
 def dataclass_in(hint: Any) -> type | None:
-    """The dataclass of settings that a field takes, by its declared type; None if it takes none."""
-    return next((option for option in options_of(hint) if isinstance(option, type) and is_dataclass(option)), None)
+    """The dataclass of settings that a field takes, or a list of it, by its declared type; None if it takes none."""
+    options = (*options_of(hint), *typing.get_args(hint))
+    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
 
 
-def _is_mapping(hint: Any) -> bool:
-    """Whether a field takes a mapping of the user's own keys, and nothing else but null."""
-    return {typing.get_origin(option) for option in options_of(hint) if option is not types.NoneType} == {dict}
+def _values_of_mapping(hint: Any) -> Any:
+    """The type of the values, where a field takes a mapping of the user's own keys, and nothing else but null."""
+    options = [option for option in options_of(hint) if option is not types.NoneType]
+    return typing.get_args(options[0])[1] if [typing.get_origin(option) for option in options] == [dict] else None
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
@@ -141,22 +143,24 @@ def _one_line(error: ValidationError, owner: type, name: str) -> str:
         # Raised by our own classes, whose message begins with the field's name, or by a field's own check.
         message = own_message(first)
         return f"{place}{message}" if message.startswith("=") else _dotted(place, message)
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
+        return f"{place}: missing"
     # A value that fits no branch of a union has an error for each branch.
     needs = [must_be(each) for each in errors if each["input"] is first["input"]]
     return f"{place}={first['input']!r}: must be {' or '.join(dict.fromkeys(needs))}"
 
 
-def _place(error: ErrorDetails, owner: type | None, name: str) -> str:
+def _place(error: ErrorDetails, owner: type, name: str) -> str:
     """Dotted name of the field or of a mapping's key, without what pydantic adds: positions in a list, branches of a
     union, validators."""
-    key_follows = False
+    hint: Any = owner
     for part in error["loc"]:
-        hints = typing.get_type_hints(owner) if owner is not None else {}
+        inner = dataclass_in(hint)
+        hints = {} if inner is None else typing.get_type_hints(inner)
         if part in hints:
             name, hint = _dotted(name, part), hints[str(part)]
-            owner, key_follows = dataclass_in(hint), _is_mapping(hint)
-        elif key_follows:
-            name, key_follows = _dotted(name, part), False
+        elif part != "[key]" and (values := _values_of_mapping(hint)) is not None:
+            name, hint = _dotted(name, part), values
     return name
 
 

@@ -14,18 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from dwt_ds.config.objective import SoftPositions
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.masks import (
-    attention_mask,
-    continues_word,
-    draw_further,
-    draw_masks,
-    int32_arrays,
-    int64,
-    lengths_of,
-    on_device,
-)
+from dwt_ds.data.masks import continues_word, draw_further, draw_masks
 from dwt_ds.data.rows import RowStream, RowTable
 from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
+from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, lengths_of, on_device
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 # Masks of the validation rows never change, whatever the seed of the run.

@@ -7,10 +7,11 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from dwt_ds.base.files import MANIFEST
+from dwt_ds.config.validate import validated
 
 # The manifest as a table for people.
 MANIFEST_TABLE_NAME = "manifest.txt"
@@ -96,11 +97,7 @@ class Manifest:
             raise ValueError("not a manifest of dwt-ds prepare")
         if values["format_version"] != FORMAT_VERSION:
             raise ValueError(f"data format {values['format_version']}, this version reads format {FORMAT_VERSION}")
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return validated(cls, values)
 
 
 def read_data_manifest(folder: Path) -> Manifest:

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dwt_ds.data.masks import attention_mask, int32_arrays, int64, is_real, lengths_of, on_device
 from dwt_ds.data.pieces import Pieces, common_words, cut_rows, replaced
 from dwt_ds.data.row_texts import RowReader, RowTexts
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
+from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, is_real, lengths_of, on_device
 from dwt_ds.data.text_tokenizer import Form, all_is_text, by_character, bytes_of_fallback, load_form
 from dwt_ds.data.token_texts import TokenTexts
 from dwt_ds.data.tokenizer import vocabulary_size

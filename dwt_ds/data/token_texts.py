@@ -39,8 +39,8 @@ class TokenTexts:
         """
         if not tokenizer.is_fast:
             raise ValueError(
-                f"teacher.vocabulary=shared: {whose} tokenizer is not a fast one, and no other gives the "
-                "offsets of its tokens; save it as a tokenizer.json, or choose another model"
+                f"teacher.vocabulary=shared: {whose} tokenizer is not a fast tokenizer, and only "
+                "those give the offsets of tokens; save it as a tokenizer.json, or choose another model"
             )
         form: Form = json.loads(tokenizer.backend_tokenizer.to_str())
         vocabulary = tokenizer.get_vocab()

@@ -80,13 +80,13 @@ def hidden_loss_of(student: PreTrainedModel, teacher_size: int, config: RunConfi
     """The hidden loss of a recipe: on `distill.hidden_layer`, or a third of the way up.
 
     Raises:
-        ValueError: the student's layers cannot be told apart.
+        ValueError: the student has no separate encoder layers.
     """
     layers = encoder_layers(student)
     if not layers:
         raise ValueError(
             f"distill.hidden_weight: student.family={config.student.family!r} has no "
-            "list of layers of its own for each; set it to 0, or choose another family"
+            "separate encoder layers, and the hidden loss needs one of them; set it to 0, or choose another family"
         )
     layer = config.distill.hidden_layer or max(1, round(len(layers) / 3))
     return HiddenLoss(layers[layer - 1], student.config.hidden_size, teacher_size)

@@ -49,9 +49,7 @@ def require_same_choices(choices: dict[str, str]) -> None:
     Args:
         choices: what is chosen -> the choice.
     """
-    problem = (
-        "the hosts would not compute with the same code; install the same on each of them, or choose in the settings"
-    )
+    problem = "the hosts would run different code; install the same on each of them, or name one in the settings"
     _require_same(choices, problem)
 
 

@@ -107,7 +107,7 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
     params = ds_values.get("optimizer", {}).get("params", {})
     if name.lower() in (_ADAMS | {"muon"}) and params.get("amsgrad") and not params.get("torch_adam"):
         place = origin.name("optimizer.params.amsgrad")
-        raise ValueError(f"{place}=true: DeepSpeed's Adam does not have it; set optimizer.params.torch_adam to true")
+        raise ValueError(f"{place}=true: DeepSpeed's Adam does not provide it; set optimizer.params.torch_adam to true")
     if stage > 0 and name.lower() not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
         raise ValueError(
             f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dwt_ds.base.files import MANIFEST, problems, read_manifest, through_links
 from dwt_ds.base.locks import LOCK_NAME, FolderLock
+from dwt_ds.base.run_files import CHECKPOINTS, EXPORT, METRICS, TOKENIZER
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState, newest_checkpoint
@@ -32,7 +33,7 @@ def export_checkpoint(path: Path, out: Path) -> int:
     checkpoint = _find(path)
     run = checkpoint.parent.parent
     beside = through_links(out)
-    if beside == through_links(run / "export"):
+    if beside == through_links(run / EXPORT):
         raise ValueError(f"--out {out}: the run itself writes there; name another folder")
     with FolderLock(beside.parent, f"--out {out}", name=f".{beside.name}{LOCK_NAME}"):
         if beside.exists():
@@ -45,7 +46,7 @@ def _export(checkpoint: Path, run: Path, out: Path) -> int:
     if "state" not in manifest:
         raise ValueError(f"{checkpoint}: is not a checkpoint; name a run, or a folder in its checkpoints/")
     facts, state = RunFacts.from_manifest(manifest), RunState(**manifest["state"])
-    tokenizer = load_tokenizer(run / "tokenizer")
+    tokenizer = load_tokenizer(run / TOKENIZER)
     student = StudentConfig(**facts.settings["student"])
     model = build_student(student, **data_sizes(tokenizer, vocab_size=facts.vocab_size, seq_len=facts.seq_len))
     weights = checkpoint_fp32_weights(checkpoint)
@@ -56,7 +57,7 @@ def _export(checkpoint: Path, run: Path, out: Path) -> int:
         steps=state.step,
         tokens=state.tokens,
         starts=state.starts,
-        held_out=held_out_losses_at(state.step, run / "metrics.jsonl"),
+        held_out=held_out_losses_at(state.step, run / METRICS),
         teacher_released=state.teacher_released,
     )
     quantization = parse_quantization(student.quantization)
@@ -71,7 +72,7 @@ def _find(path: Path) -> Path:
         if found:
             raise ValueError(f"{path}: damaged: {found[0]}")
         return path
-    newest = newest_checkpoint(path / "checkpoints")
+    newest = newest_checkpoint(path / CHECKPOINTS)
     if newest.path is None:
         raise ValueError(f"{path}: no good checkpoint there{'; ' + newest.damaged[0] if newest.damaged else ''}")
     return newest.path

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dwt_ds.base.files import MANIFEST, former_folder, problems, read_json, unfinished_folder
+from dwt_ds.base.run_files import CHECKPOINTS, EXPORT, RECIPE
 from dwt_ds.data.manifest import MANIFEST_TABLE_NAME, UNFINISHED_NAME
 from dwt_ds.data.prepared import TRAIN, VALIDATION, data_problems
 
@@ -31,7 +32,7 @@ def verify(path: Path) -> list[Finding]:
     """
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder; {_NAME_ONE}")
-    if any((path / name).exists() for name in ("config.yaml", "checkpoints", "export")):
+    if any((path / name).exists() for name in (RECIPE, CHECKPOINTS, EXPORT)):
         return _verify_run(path)
     kind = _kind({file.name for file in path.iterdir()}) or _kind(_listed(path))
     if kind is None:
@@ -41,7 +42,7 @@ def verify(path: Path) -> list[Finding]:
 
 def _verify_run(run: Path) -> list[Finding]:
     found = []
-    for folder in _folders(run / "checkpoints"):
+    for folder in _folders(run / CHECKPOINTS):
         if folder.name.endswith(".tmp"):
             found.append(Finding(folder, "unfinished", ["half-written; the next save removes it"]))
         elif folder.name.endswith(".universal"):
@@ -49,7 +50,7 @@ def _verify_run(run: Path) -> list[Finding]:
             found.append(Finding(folder, "unfinished", [left]))
         else:
             found.append(_verify_one(folder, "checkpoint"))
-    export = run / "export"
+    export = run / EXPORT
     steps = [folder for folder in _folders(export) if folder.name.lstrip(".").startswith("step_")]
     for folder in [former_folder(export), unfinished_folder(export), export, *steps]:
         if folder.suffix in (".tmp", ".former"):

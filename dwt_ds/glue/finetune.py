@@ -27,7 +27,7 @@ from dwt_ds.glue.options import FineTuning
 from dwt_ds.glue.reading import FIRST, LABEL, SECOND, TaskData
 from dwt_ds.glue.scores import metrics_of_logits, task_score
 from dwt_ds.glue.tasks import Task
-from dwt_ds.models.quantization import convert, prepare
+from dwt_ds.models.quantization import add_fake_quantizers, round_weights
 
 _PROGRESS_EVERY_SECONDS = 60.0
 # One sample for all seeds, so that the spread over seeds comes from the fine-tuning alone.
@@ -67,8 +67,8 @@ def fine_tune(checkpoint: Checkpoint, task: Task, data: TaskData, seed: int, set
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         if settings.quantize is not None:
-            prepare(model, PRESETS[settings.quantize])
-            convert(model)
+            add_fake_quantizers(model, PRESETS[settings.quantize])
+            round_weights(model)
         metrics = []
         for split in data.validation:
             output = trainer.predict(_tokenized(split.rows, checkpoint.tokenizer, settings.max_length))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.ports import reserve_port
-from dwt_ds.base.words import own_command, path_argument
+from dwt_ds.base.processes import own_command, path_argument
 from dwt_ds.launch.hostfile import Host
 
 _RUN_MODULE = str(Path(__file__).with_name("run_module.py"))

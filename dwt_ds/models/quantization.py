@@ -1,9 +1,9 @@
 """Quantization-aware training with torchao's fake quantizers, and the final rounding of the weights.
 
-`prepare` swaps modules before the training engine is built. Parameters stay the same objects, so ties and optimizers
-are not affected. Scales are computed from the values at every forward pass, so there is no state to save, and a resumed
-run only calls `enable` for its step. `convert` rounds the weights with the quantizers that trained them: torchao's own
-conversion from these quantizers gives float layers back unrounded.
+`add_fake_quantizers` swaps modules before the training engine is built. Parameters stay the same objects, so ties and
+optimizers are not affected. Scales are computed from the values at every forward pass, so there is no state to save,
+and a resumed run only calls `switch_fake_quantizers` for its step. `round_weights` uses the quantizers that trained the
+weights: torchao's own conversion from these quantizers gives float layers back unrounded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class QuantizedWeight:
         return (grouped * self.scales[:, :, None]).view(rows, columns).to(dtype)
 
 
-def prepare(model: PreTrainedModel, quantization: Quantization) -> list[str]:
+def add_fake_quantizers(model: PreTrainedModel, quantization: Quantization) -> list[str]:
     """Put fake quantizers, switched on, into the chosen layers, in place.
 
     Args:
@@ -76,7 +76,7 @@ def check_quantization(config: PretrainedConfig, quantization: Quantization) -> 
     """Refuse settings that do not fit a masked language model of this configuration; no weights are allocated.
 
     Raises:
-        ValueError: as `prepare`.
+        ValueError: as `add_fake_quantizers`.
     """
     _torchao_qat()
     with torch.device("meta"):
@@ -121,7 +121,7 @@ def quantized_layers(model: PreTrainedModel, quantization: Quantization) -> list
     return chosen
 
 
-def enable(model: nn.Module, enabled: bool) -> None:
+def switch_fake_quantizers(model: nn.Module, enabled: bool) -> None:
     """Switch all fake quantizers on or off; call it with `step >= start_step`, also after a resume."""
     for module in model.modules():
         for name in ("weight_fake_quantizer", "activation_fake_quantizer"):
@@ -131,7 +131,7 @@ def enable(model: nn.Module, enabled: bool) -> None:
 
 
 @torch.no_grad()
-def convert(model: PreTrainedModel) -> dict[str, QuantizedWeight]:
+def round_weights(model: PreTrainedModel) -> dict[str, QuantizedWeight]:
     """Round the weights of a prepared model in place; its activations are still rounded at each forward pass.
 
     A channel of a rounded layer, or each group of it, holds at most 2**weight_bits values. The model keeps Hugging
@@ -141,7 +141,7 @@ def convert(model: PreTrainedModel) -> dict[str, QuantizedWeight]:
         Codes and scales by parameter name, for `dwt_ds.models.quantized_export`. They cannot be computed again from the
         rounded weights, because rounding is not idempotent.
     """
-    enable(model, True)
+    switch_fake_quantizers(model, True)
     rounded: dict[str, QuantizedWeight] = {}
     done: set[int] = set()
     for name, module in model.named_modules():

@@ -24,7 +24,13 @@ from dwt_ds.base.files import read_json, replace_folder, unfinished_folder, writ
 from dwt_ds.config.quantization import Quantization, parse_quantization
 from dwt_ds.config.validate import validated
 from dwt_ds.models.build import attention_implementation, longest_row
-from dwt_ds.models.quantization import QuantizedWeight, convert, drop_weight_quantizers, prepare, quantized_layers
+from dwt_ds.models.quantization import (
+    QuantizedWeight,
+    add_fake_quantizers,
+    drop_weight_quantizers,
+    quantized_layers,
+    round_weights,
+)
 from dwt_ds.models.tokenizers import fit_to_model, load_tokenizer
 
 WEIGHTS_FILE = "quantized.safetensors"
@@ -40,8 +46,8 @@ def save_quantized(
     """Write config.json, quantization.json and quantized.safetensors.
 
     Args:
-        model: as `convert` left it.
-        weights: what `convert` returned.
+        model: as `round_weights` left it.
+        weights: what `round_weights` returned.
         quantization: what the model was prepared with.
         folder: created if it does not exist.
     """
@@ -80,8 +86,8 @@ def write_quantized(
         RuntimeError: the folder, read back, gives another model.
     """
     rounded = copy.deepcopy(model).eval()
-    prepare(rounded, quantization)
-    weights = convert(rounded)
+    add_fake_quantizers(rounded, quantization)
+    weights = round_weights(rounded)
     where = Path(folder)
     temporary = unfinished_folder(where)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -153,7 +159,7 @@ def load_quantized(folder: str | os.PathLike[str]) -> PreTrainedModel:
     model_class = _model_class(config, where)
     attention = attention_implementation("auto", model_class)
     model: PreTrainedModel = model_class._from_config(config, attn_implementation=attention).to(dtype).eval()
-    prepare(model, quantization)
+    add_fake_quantizers(model, quantization)
     drop_weight_quantizers(model)
     missing = []
     with torch.no_grad():

@@ -17,7 +17,7 @@ from dwt_ds.models.flops import meta_model, silence_padding_warning
 from dwt_ds.models.load import load_model_config
 from dwt_ds.models.masked_lm.checks import freeze_unused_parameters
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
-from dwt_ds.models.quantization import prepare
+from dwt_ds.models.quantization import add_fake_quantizers
 from dwt_ds.plan.vocabulary import find_overlap
 from dwt_ds.run.resolve import Corpus, Resolved
 
@@ -92,7 +92,7 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
 def _quantize(gathered: GatheredMaskedLM, quantization: Quantization) -> None:
     """Insert the fake quantizers. On the meta device torchao makes new parameters, so tied ones are tied again here."""
     before = dict(gathered.named_parameters(remove_duplicate=False))
-    prepare(gathered.model, quantization)
+    add_fake_quantizers(gathered.model, quantization)
     for name, _ in list(gathered.named_parameters(remove_duplicate=False)):
         module, _, last = name.rpartition(".")
         setattr(gathered.get_submodule(module), last, before[name])

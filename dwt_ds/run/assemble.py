@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dwt_ds.base.run_files import TOKENIZER
 from dwt_ds.base.software import host_name
 from dwt_ds.base.words import prefix_errors
 from dwt_ds.config.recipe import Recipe, load_recipe
@@ -33,7 +34,7 @@ from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.layer_norm import check_layer_norm, layer_norm_used
 from dwt_ds.run.evaluation import Evaluation, check_eval_sets, open_eval_sets
 from dwt_ds.run.exports import Exporter
-from dwt_ds.run.folder import TOKENIZER, RunFolder
+from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.log import RunLog
 from dwt_ds.run.mfu import Utilization
 from dwt_ds.run.models import (

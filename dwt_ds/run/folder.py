@@ -13,18 +13,12 @@ from typing import Any
 
 from dwt_ds.base.files import atomic_file, check_replaceable, make_folder, read_json, whole_lines, write_json
 from dwt_ds.base.locks import FolderLock
+from dwt_ds.base.run_files import CHECKPOINTS, COMPLETE, DS_JSON, EXPORT, IDENTITY, METRICS, RECIPE, SKIPPED, TOKENIZER
 from dwt_ds.base.words import shorten
 from dwt_ds.base.yaml_and_json import is_dump, json_text, yaml_text
 from dwt_ds.distill.metrics_keys import eval_losses
 from dwt_ds.run.stop import STOP_FILE
 
-_IDENTITY = "run.json"
-_COMPLETE = "complete.json"
-_METRICS = "metrics.jsonl"
-_SKIPPED = "skipped.jsonl"
-_RECIPE = "config.yaml"
-_DS_JSON = "ds_config.json"
-TOKENIZER = "tokenizer"
 _WRITTEN = "written"
 
 
@@ -33,9 +27,9 @@ class RunFolder:
 
     def __init__(self, output_dir: str) -> None:
         self.path = Path(output_dir).expanduser()
-        self.checkpoints = self.path / "checkpoints"
-        self.export = self.path / "export"
-        self.metrics = self.path / _METRICS
+        self.checkpoints = self.path / CHECKPOINTS
+        self.export = self.path / EXPORT
+        self.metrics = self.path / METRICS
         self._waiting: dict[Path, str] = {}
         self._lock: FolderLock | None = None
 
@@ -44,7 +38,7 @@ class RunFolder:
         file = next((p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir()), None)
         if file is not None:
             raise ValueError(f"output_dir={str(self.path)!r}: {file} is a file; name a folder")
-        there = self._read(_IDENTITY)
+        there = self._read(IDENTITY)
         if there is None:
             return
         for key, value in identity.items():
@@ -74,12 +68,12 @@ class RunFolder:
         check_replaceable(self.export)
         if self.checkpoints.exists() and not self.checkpoints.is_dir():
             raise ValueError(f"output_dir={str(self.path)!r}: {self.checkpoints} is a file; rename it")
-        for name in (_RECIPE, _DS_JSON):
+        for name in (RECIPE, DS_JSON):
             if (self.path / name).exists() and not self._is_ours(name):
                 raise self._not_ours(name, "or it was changed since")
         if self._was_run():
             return
-        for name in (_METRICS, _SKIPPED, _COMPLETE, self.export.name, TOKENIZER):
+        for name in (METRICS, SKIPPED, COMPLETE, EXPORT, TOKENIZER):
             path = self.path / name
             if path.is_dir() and any(path.iterdir()) or path.is_file():
                 raise self._not_ours(name, "and there is no run.json")
@@ -92,25 +86,25 @@ class RunFolder:
 
     def _was_run(self) -> bool:
         """Whether a run has been here; perhaps only its checkpoints were copied here."""
-        return (self.path / _IDENTITY).is_file() or any(self.checkpoints.glob("step_*"))
+        return (self.path / IDENTITY).is_file() or any(self.checkpoints.glob("step_*"))
 
     def _is_ours(self, name: str) -> bool:
         content = (self.path / name).read_bytes()
-        written = (self._read(_IDENTITY) or {}).get(_WRITTEN)
+        written = (self._read(IDENTITY) or {}).get(_WRITTEN)
         if isinstance(written, dict):
             return _sha256(content) in written.get(name, [])
         # Earlier versions kept no record. Their files are in the form that only a program writes.
-        return self._was_run() and is_dump(content, is_json=name == _DS_JSON)
+        return self._was_run() and is_dump(content, is_json=name == DS_JSON)
 
     def begin(self, identity: Mapping[str, Any], config: Mapping[str, Any], ds_values: Mapping[str, Any]) -> None:
         """Create the folder, private to its owner, and write the settings as resolved."""
         for folder in (self.path, self.checkpoints):
             make_folder(folder, mode=0o700)
-        (self.path / _COMPLETE).unlink(missing_ok=True)  # of a shorter run that is extended now
-        texts = {_RECIPE: yaml_text(config), _DS_JSON: json_text(ds_values)}
+        (self.path / COMPLETE).unlink(missing_ok=True)  # of a shorter run that is extended now
+        texts = {RECIPE: yaml_text(config), DS_JSON: json_text(ds_values)}
         # The former file's hash as well: a kill between these writes leaves that file.
         written = {name: self._hashes(name, text) for name, text in texts.items()}
-        write_json(self.path / _IDENTITY, {**identity, _WRITTEN: written})
+        write_json(self.path / IDENTITY, {**identity, _WRITTEN: written})
         for name, text in texts.items():
             self._write(name, text)
 
@@ -121,19 +115,19 @@ class RunFolder:
 
     def finished_steps(self) -> int:
         """Steps of the finished run in this folder; 0 if it is not finished."""
-        complete = self._read(_COMPLETE)
+        complete = self._read(COMPLETE)
         return 0 if complete is None else int(complete["steps"])
 
     def is_complete(self, exit_code: int, began: float) -> bool:
         """Whether the run is complete once its launcher, started at `began` (seconds since the epoch), has exited: the
         code alone cannot tell."""
-        marker = self.path / _COMPLETE
+        marker = self.path / COMPLETE
         was_finished_since = marker.is_file() and marker.stat().st_mtime >= began
         return was_finished_since or (exit_code == 0 and self.finished_steps() > 0)
 
     def finish(self, steps: int) -> None:
         """Mark the run as complete."""
-        self._write(_COMPLETE, json.dumps({"steps": steps}) + "\n")
+        self._write(COMPLETE, json.dumps({"steps": steps}) + "\n")
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one object to metrics.jsonl; NaN and infinity, which JSON does not know, become null.
@@ -146,7 +140,7 @@ class RunFolder:
 
     def add_skip(self, row: Mapping[str, Any]) -> None:
         """Append to skipped.jsonl which rows of the data a skipped step had."""
-        self._append(self.path / _SKIPPED, json.dumps(row) + "\n")
+        self._append(self.path / SKIPPED, json.dumps(row) + "\n")
 
     def _append(self, path: Path, line: str) -> None:
         """Append a line; what does not fit on a full disk is kept and written with the next line."""
@@ -170,7 +164,7 @@ class RunFolder:
 
     def skipped_rows(self) -> list[dict[str, Any]]:
         """Objects of skipped.jsonl, the earliest first."""
-        return [json.loads(line) for line in whole_lines(self.path / _SKIPPED)]
+        return [json.loads(line) for line in whole_lines(self.path / SKIPPED)]
 
     def has_held_out_loss(self, step: int) -> bool:
         """Whether the held-out losses after `step` are in metrics.jsonl."""
@@ -178,9 +172,9 @@ class RunFolder:
 
     def cut_metrics_back(self, step: int) -> None:
         """Drop the rows after `step`, also of skipped.jsonl, so that each step is there once after a resume."""
-        for name in (_METRICS, _SKIPPED):
+        for name in (METRICS, SKIPPED):
             kept = [line for line in whole_lines(self.path / name) if json.loads(line)["step"] <= step]
-            if name == _METRICS or (self.path / name).is_file():
+            if name == METRICS or (self.path / name).is_file():
                 self._write(name, "".join(kept))
 
     def _read(self, name: str) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ from dwt_ds.models.load import load_masked_lm, load_model_config
 from dwt_ds.models.masked_lm.checks import check_against_own_logits, freeze_unused_parameters
 from dwt_ds.models.masked_lm.families import known_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
-from dwt_ds.models.quantization import check_quantization, prepare
+from dwt_ds.models.quantization import add_fake_quantizers, check_quantization
 from dwt_ds.models.token_types import use_one_token_type
 from dwt_ds.models.tokenizers import check_same_vocabulary
 from dwt_ds.run.other_vocabulary import OtherVocabulary
@@ -131,7 +131,7 @@ def build_objective(
         freeze_unused_parameters(gathered)
     if resolved.quantization is not None:
         # After the check above: rounding can turn a tiny difference into a large one.
-        prepare(model, resolved.quantization)
+        add_fake_quantizers(model, resolved.quantization)
     if compiles(resolved):
         compile_layers(model)
     hidden_loss = None if teacher_hidden_size is None else hidden_loss_of(model, teacher_hidden_size, config)

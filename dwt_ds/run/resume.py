@@ -121,7 +121,7 @@ def resume(
         if manifest["world_size"] != ranks.world_size():
             say(f"written by {manifest['world_size']} ranks: optimizer state re-sharded, dropout draws new numbers")
         if student.lr_scheduler.two_steps_late:
-            say("learning rate: this run began under a version whose schedules were two steps late, and keeps to that")
+            say("learning rate: this run began with an earlier version's schedule, two steps late, and keeps it")
         for name, before, now in differences(manifest["settings"], facts.settings):
             say(f"changed since that checkpoint: {name}: {before} -> {now}")
     with ranks.raise_on_all_ranks():

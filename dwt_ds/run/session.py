@@ -20,7 +20,7 @@ from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.engine.checkpoint.save_and_load import Retention, save_checkpoint
 from dwt_ds.engine.student import StudentEngine, before_waiting_for_norm, gradient_divisor, step_was_skipped
 from dwt_ds.engine.teacher import TeacherEngine
-from dwt_ds.models.quantization import enable
+from dwt_ds.models.quantization import switch_fake_quantizers
 from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.exports import Exporter, NotExportedError
 from dwt_ds.run.folder import RunFolder
@@ -195,7 +195,7 @@ class Session:
     def _switch_quantization(self, step: int) -> None:
         """Fake quantization is on from its first step, also after a resume beyond it."""
         if self._quantization is not None:
-            enable(self.student, step >= self._quantization.start_step)
+            switch_fake_quantizers(self.student, step >= self._quantization.start_step)
 
     def _release_teacher(self, done: int) -> None:
         """Free the teacher; the student trains on alone."""

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import psutil
 
-from dwt_ds.base.words import OUR_MODULE
+from dwt_ds.base.processes import OUR_MODULE
 
 STOP_FILE = "stop"
 # Names of programs and modules; of dwt-ds only `launch`.

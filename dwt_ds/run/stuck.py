@@ -23,6 +23,8 @@ from typing import Any
 import torch.distributed as dist
 from torch._C import _distributed_c10d
 
+from dwt_ds.base.run_files import STUCK
+
 _COLLECTIVES = ("distributed_c10d.py", "comm/torch.py", "comm/comm.py")
 _WRITING_SECONDS = 2.0
 """How long rank 0 waits for the others to write."""
@@ -41,7 +43,7 @@ class StuckWatch:
     def __init__(
         self, folder: Path, *, rank: int, world_size: int, host: str, seconds: float, say: Callable[[str], None]
     ) -> None:
-        self._folder, self._rank, self._world_size, self._host = folder / "stuck", rank, world_size, host
+        self._folder, self._rank, self._world_size, self._host = folder / STUCK, rank, world_size, host
         self._seconds, self._say = seconds, say
         self._step, self._beat = 0, time.monotonic()
         self._main = threading.get_ident()

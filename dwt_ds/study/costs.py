@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dwt_ds.base.run_files import EXPORT, RECIPE
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.flops import Work, meta_model, work_of_a_row
 from dwt_ds.plan.vocabulary import measure_overlap
@@ -65,13 +66,13 @@ def teacher_training(run: RunRecord) -> Spent | None:
     """
     if not run.has_teacher:
         return None
-    known = None if run.teacher_run is None else run.path.parent / run.teacher_run / "export"
+    known = None if run.teacher_run is None else run.path.parent / run.teacher_run / EXPORT
     export = known or Path(run.config["teacher"]["path"]).expanduser()
     step = None
     if export.name.startswith("step_"):
         step, export = int(export.name.removeprefix("step_")), export.parent
     trainer = RunRecord(export.parent.name, export.parent)
-    if export.name != "export" or not (trainer.path / "config.yaml").is_file() or not trainer.training:
+    if export.name != EXPORT or not (trainer.path / RECIPE).is_file() or not trainer.training:
         return None
     tokens = trainer.training[-1]["tokens"] if step is None else trainer.along("step", step, "tokens")
     own = spent_until(trainer, tokens)

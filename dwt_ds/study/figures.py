@@ -21,7 +21,7 @@ _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#C46A9B", "#C78800", "#
 _DASHES = ("--", "-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 Y_NAMES = {
-    "eval_hard_loss": "held-out cross-entropy",
+    EVAL_LOSS: "held-out cross-entropy",
     "hard_loss": "training cross-entropy (hard)",
     "soft_loss": "KL from the teacher (soft)",
     "soft_weight": "weight of the soft loss",

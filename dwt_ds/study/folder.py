@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import make_folder, read_json, write_json
+from dwt_ds.base.run_files import DS_JSON, IDENTITY, RECIPE
 from dwt_ds.base.trees import flatten, get_place, merge
 from dwt_ds.base.yaml_and_json import is_dump, read_yaml, yaml_text
 from dwt_ds.config.schema import RunConfig
@@ -121,12 +122,12 @@ def check_same(folder: Path, settings: Resolved) -> None:
         folder: of the run; it may be empty or missing.
         settings: of the run that the study would make there.
     """
-    config = folder / "config.yaml"
+    config = folder / RECIPE
     if not config.is_file():
         return
     # An older version may lack a setting; it behaved as today's default does.
     stored = merge(RunConfig().to_dict(), read_yaml(config, "settings"))
-    ds_values, identity = (_json(folder / name) for name in ("ds_config.json", "run.json"))
+    ds_values, identity = (_json(folder / name) for name in (DS_JSON, IDENTITY))
     for what, theirs, ours in _to_compare(stored, ds_values, identity, settings):
         if theirs != ours:
             raise ValueError(

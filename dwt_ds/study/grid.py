@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StrictInt
 
 from dwt_ds.base.files import find_file
 from dwt_ds.base.trees import merge
-from dwt_ds.base.words import nearest
+from dwt_ds.base.words import nearest, prefix_errors
 from dwt_ds.base.yaml_and_json import read_yaml
-from dwt_ds.config.validate import must_be
+from dwt_ds.config.validate import validated
 
 GRIDS_FOLDER = Path(__file__).parent / "grids"
 Scale = Literal["smoke", "small", "gpu", "paper"]
@@ -33,20 +33,24 @@ SCALES = get_args(Scale)
 NO_TEACHER = "none"
 ALONE = "alone"
 _COMMON = "common"
-# Type of the value under each key of a grid's file; a `glue` section is checked together with the command's options.
-_GRID_KEYS: dict[str, Any] = {
-    "title": str,
-    "question": str,
-    "figure": int,
-    "seeds": list[int],
-    "teacher_for_each_seed": bool,
-    "settings": dict[str, Any],
-    "settings_at": dict[Scale, dict[str, Any]],
-    "teachers": dict[str, dict[str, Any]],
-    "axes": dict[str, dict[str, dict[str, Any]]],
-    "glue": Any,
-    "runs": list[Any],
-}
+
+
+@dataclass(frozen=True)
+class _GridFile:
+    """What a grid's file may have."""
+
+    title: str = ""
+    question: str = ""
+    figure: int | None = None
+    seeds: list[StrictInt] = field(default_factory=list)
+    teacher_for_each_seed: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    settings_at: dict[Scale, dict[str, Any]] = field(default_factory=dict)
+    teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    axes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    glue: Any = None
+    """Checked together with the command's options."""
+    runs: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Grid:
     title: str
     question: str
     """What its runs should answer; may be empty."""
-    scale: str
+    scale: Scale
     figure: int | None
     """Number of the paper's figure that it reproduces."""
     has_own_settings: bool
@@ -95,7 +99,7 @@ def grid_questions() -> dict[str, str]:
     return {name: str(read_yaml(GRIDS_FOLDER / f"{name}.yaml", "grid")["question"]) for name in grid_names()}
 
 
-def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: str | None = None) -> Grid:
+def load_grid(grid: str, scale: Scale, seeds: Iterable[int] | None = None, glue: str | None = None) -> Grid:
     """Read a grid given as a file or as the name of a packaged one.
 
     Args:
@@ -107,23 +111,23 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
         ValueError: an unknown key, axis or label; one line.
     """
     path = find_file(grid, {name: GRIDS_FOLDER / f"{name}.yaml" for name in grid_names()}, "grid")
-    content, common = _read_checked(path), read_yaml(GRIDS_FOLDER / f"{_COMMON}.yaml", "grid")
+    with prefix_errors(f"grid {path}"):
+        content = validated(_GridFile, read_yaml(path, "grid"))
+    common = read_yaml(GRIDS_FOLDER / f"{_COMMON}.yaml", "grid")
     if scale not in common["scales"]:
         raise ValueError(f"--scale={scale!r}: use {', '.join(SCALES)}")
     size = common["scales"][scale]
     labels = Labels(
         where=f"grid {path}",
-        teachers={**common["teachers"], **size["teachers"], **content.get("teachers", {})},
-        axes=merge(common["axes"], content.get("axes", {})),
+        teachers={**common["teachers"], **size["teachers"], **content.teachers},
+        axes=merge(common["axes"], content.axes),
     )
-    own = merge(content.get("settings", {}), content.get("settings_at", {}).get(scale, {}))
+    own = merge(content.settings, content.settings_at.get(scale, {}))
     base = merge(size["settings"], own)
-    chosen = list(seeds or content.get("seeds") or size["seeds"])
-    own_teachers = bool(content.get("teacher_for_each_seed"))
+    chosen = list(seeds or content.seeds or size["seeds"])
     # Seed of the students -> seed of their teacher.
-    teacher_seeds = {seed: seed if own_teachers else chosen[0] for seed in chosen}
-    blocks = content.get("runs") or []
-    students = [run for block in blocks for run in _runs_of_block(block, labels, base, teacher_seeds)]
+    teacher_seeds = {seed: seed if content.teacher_for_each_seed else chosen[0] for seed in chosen}
+    students = [run for block in content.runs for run in _runs_of_block(block, labels, base, teacher_seeds)]
     if not students:
         raise ValueError(f"grid {path}: runs is empty; list at least {{teacher: none}}")
     teachers = [
@@ -134,30 +138,15 @@ def load_grid(grid: str, scale: str, seeds: Iterable[int] | None = None, glue: s
     unique = {run.name: run for run in [*teachers, *students]}
     return Grid(
         name=path.stem,
-        title=content.get("title", path.stem),
-        question=content.get("question", ""),
+        title=content.title or path.stem,
+        question=content.question,
         scale=scale,
-        figure=content.get("figure"),
-        has_own_settings=bool(own) or own_teachers,
+        figure=content.figure,
+        has_own_settings=bool(own) or content.teacher_for_each_seed,
         ranks=size["ranks"],
-        glue=_fine_tuning(f"grid {path}", size["glue"], content.get("glue"), glue),
+        glue=_fine_tuning(f"grid {path}", size["glue"], content.glue, glue),
         runs=list(unique.values()),
     )
-
-
-def _read_checked(path: Path) -> dict[str, Any]:
-    """The content of a grid's file; ValueError for an unknown key or a value of another type."""
-    content = read_yaml(path, "grid")
-    for key, value in content.items():
-        if key not in _GRID_KEYS:
-            raise ValueError(f"grid {path}: {key}: unknown key{nearest(str(key), _GRID_KEYS)}")
-        try:
-            TypeAdapter(_GRID_KEYS[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, (key, *first["loc"])))
-            raise ValueError(f"grid {path}: {place}={first['input']!r}: must be {must_be(first)}") from None
-    return content
 
 
 def _fine_tuning(where: str, of_scale: dict[str, Any], of_grid: Any, asked: str | None) -> dict[str, Any] | None:

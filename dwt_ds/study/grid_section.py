@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.study import figures
 from dwt_ds.study.figures import Styles
 from dwt_ds.study.final_tables import study_tables
@@ -140,7 +141,7 @@ def _figures_3_and_4(
     if not students:
         return
     path_or_none = figures.curves(
-        students, "step", "eval_hard_loss", styles, folder / f"figure_{number}.png", first_step=first_step(students)
+        students, "step", EVAL_LOSS, styles, folder / f"figure_{number}.png", first_step=first_step(students)
     )
     text = f"In place of the paper's figure {number}, which shows fine-tuned scores: held-out MLM loss along the way."
     page.figures([Shown(path_or_none, text)])

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from dwt_ds.base.files import MANIFEST
+from dwt_ds.base.run_files import EXPORT
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.models.build import parameter_count, student_model_config
 from dwt_ds.models.flops import meta_model
@@ -25,8 +26,8 @@ def data_of(run: RunRecord) -> Corpus | None:
 
 def student_config(run: RunRecord) -> PretrainedConfig | None:
     """From the export or, before there is one, from recipe and data folder; None if neither is there."""
-    if (run.path / "export" / "config.json").is_file():
-        return load_model_config(run.path / "export")
+    if (run.path / EXPORT / "config.json").is_file():
+        return load_model_config(run.path / EXPORT)
     corpus = data_of(run)
     if corpus is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.run.progress import clock
 from dwt_ds.study.costs import Spent, saved_share, whole_training
 from dwt_ds.study.models import size_in_words, student_config, teacher_config
@@ -94,7 +95,7 @@ def _evaluated(runs: Sequence[RunRecord]) -> list[str]:
 
 
 _LOSS_NAMES = {
-    "eval_hard_loss": "held-out loss",
+    EVAL_LOSS: "held-out loss",
     "eval_soft_loss": "held-out KL from the teacher",
     "eval_shared_hard_loss": "held-out loss on the shared entries",
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from dwt_ds.base.trees import flatten
+from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 
 CANNOT_BE_TOLD = "cannot be told"
@@ -66,10 +67,10 @@ def add_differences(runs: Sequence[RunRecord], reference: str) -> None:
     theirs = groups.pop(reference, [])
     for group in groups.values():
         for run, other in pairs_by_seed(group, theirs):
-            losses = {row["step"]: row["eval_hard_loss"] for row in other.held_out}
+            losses = {row["step"]: row[EVAL_LOSS] for row in other.held_out}
             for row in run.held_out:
                 if row["step"] in losses:
-                    row["difference"] = row["eval_hard_loss"] - losses[row["step"]]
+                    row["difference"] = row[EVAL_LOSS] - losses[row["step"]]
 
 
 def series_by_settings(runs: Sequence[RunRecord]) -> list[RunRecord]:

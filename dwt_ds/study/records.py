@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from dwt_ds.base.files import read_json
+from dwt_ds.base.run_files import IDENTITY, RECIPE
 from dwt_ds.base.trees import flatten
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.data.overlap import Overlap
-from dwt_ds.distill.metrics_keys import eval_losses
+from dwt_ds.distill.metrics_keys import EVAL_LOSS, eval_losses
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import NO_TEACHER
 from dwt_ds.study.scores import scored_tasks, scores_by_step
@@ -83,12 +84,12 @@ class RunRecord:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Settings as resolved."""
-        return read_yaml(self.path / "config.yaml", "settings")
+        return read_yaml(self.path / RECIPE, "settings")
 
     @cached_property
     def data_fingerprint(self) -> str | None:
         """Fingerprint of the run's data folder; None if the run did not record it."""
-        identity = self.path / "run.json"
+        identity = self.path / IDENTITY
         return read_json(identity).get("data") if identity.is_file() else None
 
     @cached_property
@@ -117,7 +118,7 @@ class RunRecord:
     @cached_property
     def held_out(self) -> list[dict[str, Any]]:
         """The `evaluation_rows` that have a loss on the data folder's held-out rows."""
-        return [row for row in self.evaluation_rows if row.get("eval_hard_loss") is not None]
+        return [row for row in self.evaluation_rows if row.get(EVAL_LOSS) is not None]
 
     @property
     def eval_sets(self) -> list[str]:
@@ -201,7 +202,7 @@ class RunRecord:
     @property
     def final_loss(self) -> float:
         """The last held-out MLM loss, nats per masked token."""
-        return float(self.held_out[-1]["eval_hard_loss"])
+        return float(self.held_out[-1][EVAL_LOSS])
 
     @cached_property
     def scores(self) -> dict[int, list[float]]:

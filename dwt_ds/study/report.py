@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.locks import FolderLock
+from dwt_ds.base.run_files import METRICS
 from dwt_ds.base.words import nearest, shorten
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.plan.report import changes
@@ -53,7 +54,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, against: str | 
 
 def _runs(paths: Sequence[Path]) -> list[RunRecord]:
     """The runs in `paths`; [] if there is one path and it is not a run."""
-    missing = [path for path in paths if not (path / "metrics.jsonl").is_file()]
+    missing = [path for path in paths if not (path / METRICS).is_file()]
     if missing and len(paths) > 1:
         raise ValueError(f"{missing[0]}: holds no run (metrics.jsonl); give folders of runs, or a study alone")
     return [] if missing else named_runs(paths)

@@ -20,6 +20,7 @@ from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.words import prefix_errors
 from dwt_ds.data.manifest import read_data_manifest
+from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.glue.options import check_packages
 from dwt_ds.launch.commands import run_logged, stop_on_signals
 from dwt_ds.launch.local import pretrain_command
@@ -29,7 +30,7 @@ from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.run.resolve import Resolved
 from dwt_ds.study.estimate import Cost, cost_table, estimate
 from dwt_ds.study.folder import StudyFolder, check_same
-from dwt_ds.study.grid import Grid, StudyRun, load_grid
+from dwt_ds.study.grid import Grid, Scale, StudyRun, load_grid
 from dwt_ds.study.progress import StudyProgress
 from dwt_ds.study.records import RunRecord
 from dwt_ds.study.scores import HUB, check_glue, exports_without_results, score_exports
@@ -45,7 +46,7 @@ class StudyOptions:
     """Options of `dwt-ds study`."""
 
     grid: str
-    scale: str = "smoke"
+    scale: Scale = "smoke"
     out: Path | None = None
     """None: `default_folder`."""
     seeds: tuple[int, ...] = ()
@@ -220,7 +221,7 @@ class Study:
 
     def _held_out(self, run: StudyRun) -> str:
         rows = RunRecord(run.name, self.folder.path / run.name).held_out
-        return f", held-out MLM loss {rows[-1]['eval_hard_loss']:.4f} at step {rows[-1]['step']}" if rows else ""
+        return f", held-out MLM loss {rows[-1][EVAL_LOSS]:.4f} at step {rows[-1]['step']}" if rows else ""
 
 
 def default_folder(grid: Grid) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.study.costs import UNITS, Spent, saved_share, spent_until, teacher_training, whole_training
 from dwt_ds.study.records import RunRecord
 from dwt_ds.study.tables import NOT_KNOWN, TIME_NOTE, Compared, Table, mean_cell, percent
@@ -33,7 +34,7 @@ def saving(run: RunRecord, other: RunRecord) -> Saving | None:
     Between two evaluations the loss is interpolated linearly.
     """
     tokens = first_reached(
-        [row["tokens"] for row in run.held_out], [row["eval_hard_loss"] for row in run.held_out], other.final_loss
+        [row["tokens"] for row in run.held_out], [row[EVAL_LOSS] for row in run.held_out], other.final_loss
     )
     if tokens is None:
         return None

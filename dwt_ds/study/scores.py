@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dwt_ds.base.words import own_command, path_argument
+from dwt_ds.base.processes import own_command, path_argument
 from dwt_ds.config.validate import must_be, own_message
 from dwt_ds.glue.options import FineTuning, GlueOptions
 from dwt_ds.glue.tasks import SEVEN

@@ -12,6 +12,7 @@ from typing import Any
 
 from dwt_ds.base.files import read_json
 from dwt_ds.base.locks import current_writer
+from dwt_ds.base.run_files import DS_JSON, RECIPE, STUCK
 from dwt_ds.base.words import GIB
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.distill.metrics_keys import EVAL_LOSS, eval_losses
@@ -55,9 +56,9 @@ def observe(path: Path) -> Observation:
         ValueError, OSError: it is not the folder of a run, or cannot be read.
     """
     folder = RunFolder(str(path))
-    if not (folder.path / "config.yaml").is_file():
+    if not (folder.path / RECIPE).is_file():
         raise ValueError(f"{path}: holds no run (config.yaml); give the output_dir of one that has started")
-    config, ds_values = read_yaml(folder.path / "config.yaml", "settings"), read_json(folder.path / "ds_config.json")
+    config, ds_values = read_yaml(folder.path / RECIPE, "settings"), read_json(folder.path / DS_JSON)
     rows, total = folder.metrics_rows(), _total_steps(folder, config, ds_values)
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if eval_losses(row)]
@@ -174,8 +175,8 @@ def _problems(
     if recent:
         window, last = config["train"]["skip_window"], recent[-1]["step"]
         problems.append(
-            f"{len(recent):,} of the last {window:,} steps were skipped, step {last:,} last: loss or gradient not "
-            "finite, or a loss spike; skipped.jsonl has their rows"
+            f"{len(recent):,} of the last {window:,} steps were skipped, the latest at step {last:,}: loss or gradient "
+            "was not finite, or the loss spiked; skipped.jsonl has their rows"
         )
     return problems + _full_disk(folder)
 
@@ -185,7 +186,7 @@ def _stuck(folder: RunFolder, ds_values: dict[str, Any]) -> list[str]:
     ranks = ds_values["train_batch_size"] // (
         ds_values["train_micro_batch_size_per_gpu"] * ds_values["gradient_accumulation_steps"]
     )
-    found = read_reports(folder.path / "stuck", ranks, _last_written(folder))
+    found = read_reports(folder.path / STUCK, ranks, _last_written(folder))
     return [f"stuck: {line}" for line in who_waits_for_whom(found, ranks)] if found else []
 
 
@@ -203,7 +204,7 @@ def _silence(folder: RunFolder, config: dict[str, Any], steps: Sequence[dict[str
 
 def _last_written(folder: RunFolder) -> float:
     """When the last line was added to the metrics or, before the first, when the run began; seconds since the epoch."""
-    began = (folder.path / "config.yaml").stat().st_mtime
+    began = (folder.path / RECIPE).stat().st_mtime
     return max(began, folder.metrics.stat().st_mtime) if folder.metrics.is_file() else began
 
 

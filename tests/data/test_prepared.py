@@ -65,7 +65,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
         ("{", "manifest.json: .*; run"),
         ("{}", "not a manifest"),
         ('{"format_version": 99}', "data format 99, this version reads format 1; run .* into a new folder"),
-        ('{"format_version": 1, "rows": 2}', "documents: "),
+        ('{"format_version": 1, "rows": 2}', "documents: missing; run"),
     ],
 )
 def test_manifests_that_cannot_be_read(copied: Path, content: str, message: str) -> None:

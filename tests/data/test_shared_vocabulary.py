@@ -119,8 +119,8 @@ def test_tokenizers_that_cannot_be_used() -> None:
     keeps_no_spaces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=keeps_no_spaces)
     for arguments, message in (
-        ((WORDS, SlowTokenizer()), "the teacher's tokenizer is not a fast one"),
-        ((SlowTokenizer(), WORDS), "the data folder's tokenizer is not a fast one"),
+        ((WORDS, SlowTokenizer()), "the teacher's tokenizer is not a fast tokenizer"),
+        ((SlowTokenizer(), WORDS), "the data folder's tokenizer is not a fast tokenizer"),
         ((tokenizer, WORDS), r"tokens of the data folder's tokenizer \(BPE\) do not give their text back"),
     ):
         with pytest.raises(ValueError, match=message) as error:

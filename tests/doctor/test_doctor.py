@@ -15,7 +15,7 @@ import pytest
 from harness.ranks import SERVER_ENVIRONMENT, Ended, Python
 
 from dwt_ds.base.ports import reserve_port
-from dwt_ds.base.words import OUR_MODULE, own_command
+from dwt_ds.base.processes import OUR_MODULE, own_command
 
 # Operators may have to be compiled.
 pytestmark = pytest.mark.timeout(900)

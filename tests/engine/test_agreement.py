@@ -71,7 +71,7 @@ def test_a_rank_with_another_optimizer_stops_all_before_training(
     run = ["-c", DRIVER, str(tiny_recipe), f"output_dir={tmp_path / 'run'}"]
     said = run_ranks([run] * 2, own=[{}, {"OTHER_ADAM": "yes"}])
     assert [rank.code for rank in said] == [2, 2], said
-    assert said[0].err.startswith("error: the hosts would not compute with the same code; install the same on each")
+    assert said[0].err.startswith("error: the hosts would run different code; install the same on each")
     table = [line.split("  ") for line in said[0].err.splitlines()[2:]]
     host = socket.gethostname().partition(".")[0]
     cells = [[cell.strip() for cell in line if cell.strip()] for line in table]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.ranks import TESTS
 from safetensors.torch import load_file
 
 Launch = Callable[..., tuple[int, str]]
@@ -87,12 +88,12 @@ def test_injected_kernels_are_tried_and_the_run_says_what_was_found(
 def test_fp16_skips_steps_that_are_not_finite_and_lowers_its_scale(
     launch: Launch, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    """The guard makes the gradient of such a loss NaN, whatever the scale (faulty_pretrain.py)."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    """The guard makes the gradient of such a loss NaN, whatever the scale (harness/faulty_pretrain.py)."""
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     settings = [f"output_dir={tmp_path}", "deepspeed_config=zero2_fp16", "train.max_steps=6"]
     settings += [SMALL_SCALE, COMPILE_OFF]
     fault = {"FAULT": "inf 0 3 4", "PYTHONPATH": path}
-    arguments = {"module": "faulty_pretrain", "environment": {**ON_GPU, **fault}, "timeout_seconds": 300}
+    arguments = {"module": "harness.faulty_pretrain", "environment": {**ON_GPU, **fault}, "timeout_seconds": 300}
     code, text = launch(1, [str(tiny_recipe), *settings], **arguments)
     assert code == 0, text
     rows = logged(tmp_path)

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from dwt_ds import __version__
+from dwt_ds.base.processes import own_command
 from dwt_ds.base.software import host_name, package_folder
-from dwt_ds.base.words import own_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

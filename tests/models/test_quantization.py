@@ -38,12 +38,12 @@ def logits(of: PreTrainedModel) -> torch.Tensor:
 
 
 def test_without_torchao_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dwt_ds.models.quantization import prepare
+    from dwt_ds.models.quantization import add_fake_quantizers
 
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match="needs torchao, which is not installed; pip install torchao"):
-        prepare(model(), Quantization())
+        add_fake_quantizers(model(), Quantization())
 
 
 class TestWithTorchao:
@@ -53,11 +53,11 @@ class TestWithTorchao:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_only_the_encoder_is_touched_and_parameters_stay_the_same_objects(self, family: str) -> None:
-        from dwt_ds.models.quantization import prepare
+        from dwt_ds.models.quantization import add_fake_quantizers
 
         student = model(family)
         before = dict(student.named_parameters(remove_duplicate=False))
-        names = prepare(student, Quantization())
+        names = add_fake_quantizers(student, Quantization())
         after = dict(student.named_parameters(remove_duplicate=False))
         assert list(after) == list(before)
         assert all(after[name] is before[name] for name in before)
@@ -68,24 +68,24 @@ class TestWithTorchao:
         check_against_own_logits(GatheredMaskedLM(student))
 
     def test_nothing_is_rounded_until_enabled(self) -> None:
-        from dwt_ds.models.quantization import enable, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, switch_fake_quantizers
 
         plain, student = model(), model()
-        prepare(student, Quantization(weight_bits=4))
+        add_fake_quantizers(student, Quantization(weight_bits=4))
         assert (logits(student) - logits(plain)).abs().max() > 1e-4
-        enable(student, False)
+        switch_fake_quantizers(student, False)
         assert torch.equal(logits(student), logits(plain))
 
     @pytest.mark.parametrize("bits", [2, 4, 8])
     @pytest.mark.parametrize("family", FAMILIES)
     def test_converted_channels_hold_at_most_two_to_the_bits_values(self, family: str, bits: int) -> None:
-        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
 
         student = model(family, intermediate_size=512).eval()  # more inputs than there are 8-bit values
-        names = prepare(student, Quantization(weight_bits=bits))
+        names = add_fake_quantizers(student, Quantization(weight_bits=bits))
         trained_with = logits(student)
         original = {name: student.get_parameter(f"{name}.weight").clone() for name in names}
-        weights = convert(student)
+        weights = round_weights(student)
         assert set(weights) == {f"{name}.weight" for name in names}
         for name in names:
             rounded = student.get_parameter(f"{name}.weight")
@@ -98,11 +98,11 @@ class TestWithTorchao:
         assert torch.equal(logits(student), trained_with)
 
     def test_groups_have_scales_of_their_own(self) -> None:
-        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
 
         student = model()
-        names = prepare(student, Quantization(weight_bits=3, group_size=16))
-        weights = convert(student)
+        names = add_fake_quantizers(student, Quantization(weight_bits=3, group_size=16))
+        weights = round_weights(student)
         for name in names:
             rounded = student.get_parameter(f"{name}.weight")
             assert weights[f"{name}.weight"].scales.shape == (rounded.shape[0], rounded.shape[1] // 16)
@@ -110,23 +110,23 @@ class TestWithTorchao:
                 assert max(len(row.unique()) for row in group) <= 8
 
     def test_groups_that_do_not_divide_are_refused_before_anything_changes(self) -> None:
-        from dwt_ds.models.quantization import prepare
+        from dwt_ds.models.quantization import add_fake_quantizers
 
         student = model()
         with pytest.raises(ValueError, match="group_size=24 does not divide the 32 inputs of bert.encoder.layer.0"):
-            prepare(student, Quantization(group_size=24))
+            add_fake_quantizers(student, Quantization(group_size=24))
         assert not any(hasattr(module, "weight_fake_quantizer") for module in student.modules())
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_all_zero_channels_and_tokens_never_give_nan(self, dtype: torch.dtype) -> None:
-        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
 
         small = model()
         student = model(hidden_size=64, num_heads=8, intermediate_size=128)
         grow(small, student, "fna", seed=0)  # zeros around the teacher's corner
         student = student.to(dtype)
         assert not student.bert.encoder.layer[0].output.dense.weight[32:].any()
-        prepare(student, Quantization(weight_bits=4, group_size=32))
+        add_fake_quantizers(student, Quantization(weight_bits=4, group_size=32))
         layer = student.bert.encoder.layer[0].intermediate.dense
         zeros = torch.zeros(1, 2, 64, dtype=dtype, requires_grad=True)
         out = layer(zeros)
@@ -137,12 +137,12 @@ class TestWithTorchao:
         loss.backward()
         assert torch.isfinite(loss)
         assert all(torch.isfinite(each.grad).all() for each in student.parameters() if each.grad is not None)
-        convert(student)
+        round_weights(student)
         assert torch.isfinite(logits(student)).all()
         assert not student.bert.encoder.layer[0].output.dense.weight[32:].any()
 
     def test_training_rounds_from_the_start_step_on_and_resumes_exactly(self) -> None:
-        from dwt_ds.models.quantization import enable, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, switch_fake_quantizers
 
         def step(student: PreTrainedModel, optimizer: torch.optim.Optimizer) -> float:
             loss = functional.cross_entropy(student(input_ids=batch()).logits.flatten(0, 1), batch().flatten())
@@ -154,13 +154,13 @@ class TestWithTorchao:
         def start(prepared: bool) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
             student = model()
             if prepared:
-                prepare(student, quantization)
+                add_fake_quantizers(student, quantization)
             return student, torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
 
         def run(student: PreTrainedModel, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
             losses = []
             for number in steps:
-                enable(student, number >= quantization.start_step)
+                switch_fake_quantizers(student, number >= quantization.start_step)
                 losses.append(step(student, optimizer))
             return losses
 
@@ -180,11 +180,11 @@ class TestWithTorchao:
 
     @pytest.mark.parametrize("family", ["bert", "modernbert", "electra"])
     def test_embeddings_and_head_when_asked_for(self, family: str) -> None:
-        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
 
         student = model(family).eval()
         decoder = student.get_output_embeddings().weight
-        names = prepare(student, Quantization(4, 8, ("embeddings", "head")))
+        names = add_fake_quantizers(student, Quantization(4, 8, ("embeddings", "head")))
         assert not any(".layer" in name for name in names)
         gathered = GatheredMaskedLM(student)
         seen = gathered.decoder_weight
@@ -194,7 +194,7 @@ class TestWithTorchao:
         seen.sum().backward()
         assert decoder.grad is not None
         trained_with = logits(student)
-        convert(student)
+        round_weights(student)
         assert student.get_output_embeddings().weight is student.get_input_embeddings().weight is decoder
         assert max(len(row.unique()) for row in decoder) <= 16
         assert torch.equal(logits(student), trained_with)
@@ -211,13 +211,13 @@ class TestWithTorchao:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_an_exported_model_reloads_the_same(self, family: str, tmp_path: Path) -> None:
-        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
         from dwt_ds.models.quantized_export import load_quantized, save_quantized
 
         student = model(family).eval()
         quantization = Quantization(weight_bits=4, start_step=3)
-        names = prepare(student, quantization)
-        weights = convert(student)
+        names = add_fake_quantizers(student, quantization)
+        weights = round_weights(student)
         save_quantized(student, weights, quantization, tmp_path / "int8")
         student.save_pretrained(tmp_path / "plain")
         reloaded = load_quantized(tmp_path / "int8")
@@ -232,28 +232,28 @@ class TestWithTorchao:
         assert sizes[0] < sizes[1]
 
     def test_a_fine_tuned_classifier_is_quantized_the_same_way(self, tmp_path: Path) -> None:
-        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
         from dwt_ds.models.quantized_export import load_quantized, save_quantized
 
         torch.manual_seed(0)
         config = BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
         classifier = BertForSequenceClassification(config).eval()
-        names = prepare(classifier, Quantization())
+        names = add_fake_quantizers(classifier, Quantization())
         assert all(name.startswith("bert.encoder") for name in names)
-        save_quantized(classifier, convert(classifier), Quantization(), tmp_path)
+        save_quantized(classifier, round_weights(classifier), Quantization(), tmp_path)
         reloaded = load_quantized(tmp_path)
         assert isinstance(reloaded, BertForSequenceClassification)
         assert torch.equal(logits(reloaded), logits(classifier))
 
     def test_broken_exports_are_refused_in_one_line(self, tmp_path: Path) -> None:
-        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
         from dwt_ds.models.quantized_export import load_quantized, save_quantized
 
         with pytest.raises(FileNotFoundError, match="has no quantization.json"):
             load_quantized(tmp_path)
         student = model()
-        prepare(student, Quantization())
-        save_quantized(student, convert(student), Quantization(), tmp_path)
+        add_fake_quantizers(student, Quantization())
+        save_quantized(student, round_weights(student), Quantization(), tmp_path)
         weights = tmp_path / "quantized.safetensors"
         weights.write_bytes(weights.read_bytes()[:200])
         with pytest.raises(ValueError, match="is damaged"):
@@ -273,7 +273,7 @@ class TestWithTorchao:
             check_quantization(config, Quantization(group_size=24))
 
     def test_a_trained_checkpoint_is_quantized_with_its_tokenizer(self, tmp_path: Path, tiny_data: Path) -> None:
-        from dwt_ds.models.quantization import convert, prepare
+        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
         from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
 
         torch.manual_seed(0)
@@ -288,8 +288,8 @@ class TestWithTorchao:
         assert len(names) == 6
         assert not (tmp_path / "int8" / "old").exists()
         assert not (tmp_path / "int8.tmp").exists()
-        prepare(classifier, Quantization(weight_bits=4))
-        convert(classifier)
+        add_fake_quantizers(classifier, Quantization(weight_bits=4))
+        round_weights(classifier)
         assert torch.equal(logits(load_quantized(tmp_path / "int8")), logits(classifier))
         assert len(AutoTokenizer.from_pretrained(tmp_path / "int8")) == 298
 

@@ -52,7 +52,7 @@ SETTINGS = {
 
 
 def losses(watch: Watch, recipe: Path, output: Path, overrides: list[str]) -> tuple[list[float], dict[str, Any]]:
-    """Also rank 0's notes (tests/engine/watched_pretrain.py)."""
+    """Also rank 0's notes (harness/watched.py)."""
     code, text, notes = watch([str(recipe), f"output_dir={output}", *COMMON, *overrides])
     assert code == 0, text
     rows = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness.ranks import Start
 
-from dwt_ds.base.words import own_command
+from dwt_ds.base.processes import own_command
 from dwt_ds.run.stop import STOP_FILE
 
 RANK = "from dwt_ds.run.stop import _launchers_above; print(len(_launchers_above()))"

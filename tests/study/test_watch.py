@@ -190,7 +190,7 @@ def test_silence_is_measured_against_the_runs_own_pace(run: Path) -> None:
 def test_steps_that_were_skipped_lately(run: Path) -> None:
     add(run / "skipped.jsonl", {"step": 3, "first_row": 32, "rows": 16}, {"step": 19, "first_row": 288, "rows": 16})
     (problem,) = observe(run).problems
-    assert problem.startswith("2 of the last 100 steps were skipped, step 19 last: ")
+    assert problem.startswith("2 of the last 100 steps were skipped, the latest at step 19: ")
     add(run / "metrics.jsonl", logged(200, 5.0))
     seen = observe(run)
     assert seen.problems == []

@@ -17,10 +17,9 @@ import psutil
 import pytest
 import yaml
 from harness.launcher import Launch
-from harness.ranks import OUTLIVED, Train
+from harness.ranks import OUTLIVED, TESTS, Train
 from safetensors.torch import load_file
 
-HERE = Path(__file__).parent
 # Dropout on, accumulation, an epoch's end inside the run.
 SETTINGS = [
     "train.checkpoint_every=4",
@@ -38,10 +37,10 @@ Faulty = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def faulty(train: Train) -> Faulty:
-    """`faulty(ranks, arguments, fault)` is `train` with a fault (faulty_pretrain.py)."""
+    """`faulty(ranks, arguments, fault)` is `train` with a fault (harness/faulty_pretrain.py)."""
 
     def start_faulty(ranks: int, arguments: list[str], fault: str) -> tuple[int, str]:
-        return train(ranks, arguments, program=[str(HERE / "faulty_pretrain.py")], environment={"FAULT": fault})
+        return train(ranks, arguments, program=["-m", "harness.faulty_pretrain"], environment={"FAULT": fault})
 
     return start_faulty
 
@@ -74,14 +73,14 @@ def test_killed_at_every_stage_of_a_save(
     code, output = train(2, [str(tiny_recipe), f"output_dir={straight}", *settings])
     assert code == 0, output
 
-    saved, path = None, os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    saved, path = None, os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     for number, (stage, who) in enumerate(kills):
         step = 4 * (number + 1)
         began, arguments = time.monotonic(), [str(tiny_recipe), f"output_dir={run}", *settings]
         fault = f"kill {stage} {who} {step}"
         if number == 0:
             environment = {"FAULT": fault, "PYTHONPATH": path}
-            code, output = launch(2, arguments, module="faulty_pretrain", environment=environment)
+            code, output = launch(2, arguments, module="harness.faulty_pretrain", environment=environment)
         else:
             code, output = faulty(2, arguments, fault)
         assert code != 0, f"{stage} {who}: all is said to be well\n{output}"
@@ -132,7 +131,7 @@ def test_stopped_by_signals_wherever_they_come(train: Train, faulty: Faulty, tin
 def start_script(recipe: Path, output: Path, *settings: str) -> subprocess.Popen[str]:
     """launchers/run_local.sh on two ranks, in a session of its own."""
     programs = Path(sys.executable).parent
-    script = HERE.parents[1] / "launchers" / "run_local.sh"
+    script = TESTS.parent / "launchers" / "run_local.sh"
     environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "RANKS": "2", "DS_ACCELERATOR": "cpu"}
     return subprocess.Popen(
         [str(script), str(recipe), f"output_dir={output}", *settings],
