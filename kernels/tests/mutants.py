@@ -308,7 +308,7 @@ MUTANTS = [
         "gradient in place without gates",
         "triton",
         "on_triton/row_kernels.py",
-        "soft_scale *= tl.where(labelled, gate, 1.0)",
+        "soft_scale *= tl.where(labelled, gate.to(tl.float32), 1.0)",
         "pass",
         "chunked",
         0.7,

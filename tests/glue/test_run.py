@@ -128,13 +128,13 @@ def test_a_quantized_model_is_trained_the_same_and_scored_rounded(
     pytest.importorskip("torchao")
     seen: list[int] = []
 
-    def convert(model: Any) -> None:
-        real_convert(model)
+    def round_weights(model: Any) -> None:
+        real_round_weights(model)
         layer = model.base_model.encoder.layer[0].output.dense.weight
         seen.append(max(len(channel.unique()) for channel in layer))
 
-    real_convert = finetune.convert
-    monkeypatch.setattr(finetune, "convert", convert)
+    real_round_weights = finetune.round_weights
+    monkeypatch.setattr(finetune, "round_weights", round_weights)
     assert glue("--tasks", "SST-2", "--seeds", 1, "--max-steps", 2, "--quantize", "w4a8") == 0
     assert seen == [16]  # of 64 inputs
     assert results_of(out)["settings"]["quantize"] == "w4a8"
