@@ -65,8 +65,8 @@ Scheduled = Annotated[Schedule, BeforeValidator(_number_is_a_constant)]
 
 @dataclass(config=STRICT)
 class DistillConfig:
-    """The objective: hard_weight x cross-entropy + soft_weight x (gate x KL(teacher || student) + hidden_weight x
-    distance of hidden states)."""
+    """The objective: hard_weight x cross-entropy + soft_weight x (KL(teacher || student) + hidden_weight x distance of
+    hidden states)."""
 
     hard_weight: NonNegativeFloat = 1.0
     """Weight of the masked-token cross-entropy."""
@@ -77,9 +77,6 @@ class DistillConfig:
     soft_positions: SoftPositions = "labelled"
     """Tokens of the soft loss: the labelled ones; all real ones; or a number in between, such as 0.3: the labelled ones
     and this share of the others, the same number of them in every full row."""
-    gate_width: PositiveFloat | None = None
-    """Multiplies the soft loss of each labelled token by its gate, min(1, 2 sigmoid((the student's cross-entropy on the
-    label - the teacher's) / gate_width)), in nats: below 1 where the student knows the label better. null: no gate."""
     hidden_weight: NonNegativeFloat = 0.0
     """Weight of the hidden loss, times soft_weight: 1 - cosine between the teacher's last hidden state and a projection
     of the student's after `hidden_layer`, mean over all real tokens. 0: none."""

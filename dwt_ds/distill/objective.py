@@ -80,7 +80,7 @@ class Losses(NamedTuple):
     loss: Tensor
     hard: Tensor
     soft: Tensor
-    """Of all soft rows, without gates."""
+    """Of all soft rows."""
     shared_hard: Tensor | None = None
     """Cross-entropy on the shared entries at the aligned positions, which compares with such a teacher's own; None for
     a teacher with the student's vocabulary, whose loss compares with `hard`."""
@@ -156,7 +156,6 @@ class DistillObjective(nn.Module):
             temperature=scalars.temperature,
             hard_weight=0.0,
             soft_weight=scalars.soft_weight,
-            gate_width=self._config.gate_width,
             temperature_squared=self._config.temperature_squared,
             normalizer=scalars.soft_rows,
             backend=self._config.backend,
@@ -185,7 +184,6 @@ class DistillObjective(nn.Module):
             temperature=scalars.temperature,
             hard_weight=self._config.hard_weight,
             soft_weight=scalars.soft_weight,
-            gate_width=None if labels is None else self._config.gate_width,
             ignore_index=_NO_LABEL,
             soft_positions="labelled" if labels is not None else "all",
             temperature_squared=self._config.temperature_squared,

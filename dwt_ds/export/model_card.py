@@ -97,15 +97,12 @@ def _objective(settings: Mapping[str, Any]) -> str:
     if isinstance(positions, float):
         positions = f"labelled positions and {positions:.3g} of the other"
     squared = " x temperature^2" if distill["temperature_squared"] else ""
-    gate = ""
-    if distill.get("gate_width") is not None:
-        gate = f"; of each label times min(1, 2 sigmoid((student's loss - teacher's) / {distill['gate_width']:g}))"
     hidden = ""
     if distill.get("hidden_weight"):
         hidden = f" + {distill['hidden_weight']:g} w x hidden loss"
     return (
         f"{distill['hard_weight']:g} x cross-entropy + w x KL(teacher, student){squared}, the latter on "
-        f"{positions} positions{entries}{hidden}{gate}; w: {_schedule(distill['soft_weight'])}; "
+        f"{positions} positions{entries}{hidden}; w: {_schedule(distill['soft_weight'])}; "
         f"temperature: {_schedule(distill['temperature'])}"
     )
 

@@ -40,7 +40,6 @@ class RunLog:
             resolved.total_steps,
             hard_weight=resolved.config.distill.hard_weight,
             hidden_weight=resolved.config.distill.hidden_weight,
-            gated=resolved.config.distill.gate_width is not None,
             shown=ranks.rank() == 0,
         )
         # The time that is left is estimated by the pace since this step.

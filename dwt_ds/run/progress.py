@@ -22,11 +22,10 @@ class Progress:
         *,
         hard_weight: float = 1.0,
         hidden_weight: float = 0.0,
-        gated: bool = False,
         shown: bool,
     ) -> None:
         self._total_steps = total_steps
-        self._objective = hard_weight, hidden_weight, gated
+        self._weights = hard_weight, hidden_weight
         self._shown = shown
         silent = not (shown and sys.stdout.isatty())
         self._bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=silent, file=sys.stdout)
@@ -38,7 +37,7 @@ class Progress:
     def line(self, row: Mapping[str, Any], *, peak_memory_bytes: int, seconds_left: float) -> None:
         """The line of a logged step, from its metrics row."""
         self.say(
-            f"{step_words(row, self._total_steps, *self._objective)}  mem {peak_memory_bytes / GIB:.1f} GiB"
+            f"{step_words(row, self._total_steps, *self._weights)}  mem {peak_memory_bytes / GIB:.1f} GiB"
             f"  ETA {clock(seconds_left)}"
         )
 
@@ -52,16 +51,11 @@ class Progress:
         self._bar.close()
 
 
-def step_words(row: Mapping[str, Any], total_steps: int, hard_weight: float, hidden_weight: float, gated: bool) -> str:
+def step_words(row: Mapping[str, Any], total_steps: int, hard_weight: float, hidden_weight: float) -> str:
     """A logged step in words, from its metrics row."""
     hard = "hard" if hard_weight == 1 else f"{hard_weight:.3g} x hard"
     # It is 0 where no teacher takes part.
     soft = f" + {row['soft_weight']:.3g} x soft {row['soft_loss']:.4f}" if row["soft_loss"] else ""
-    weighed = row["soft_weight"] * row["soft_loss"]
-    # In fp32 the difference of the losses tells nothing about a soft loss much smaller than they are.
-    if gated and weighed > 1e-4 * row["loss"]:
-        rest = hard_weight * row["hard_loss"] + row["soft_weight"] * hidden_weight * row.get("hidden_loss", 0.0)
-        soft += f" x gate {(row['loss'] - rest) / weighed:.2f}"
     if row.get("hidden_loss"):
         soft += f" + {row['soft_weight'] * hidden_weight:.3g} x hidden {row['hidden_loss']:.4f}"
     # Runs of earlier versions have neither of them.

@@ -47,7 +47,6 @@ _SOFT_LOSS_SETTINGS = (
     "distill.soft_weight",
     "distill.soft_positions",
     "distill.temperature",
-    "distill.gate_width",
     "distill.hidden_weight",
     "distill.hidden_layer",
 )

@@ -139,9 +139,8 @@ def _last_step(steps: Sequence[dict[str, Any]], config: dict[str, Any], total: i
     # What was not finite is null in the file.
     row = {name: float("nan") if value is None else value for name, value in steps[-1].items()}
     distill = config["distill"]
-    hidden_weight = distill.get("hidden_weight", 0.0)  # runs of earlier versions have neither
-    gated = distill.get("gate_width") is not None
-    return [step_words(row, total or steps[-1]["step"], distill["hard_weight"], hidden_weight, gated)]
+    hidden_weight = distill.get("hidden_weight", 0.0)  # runs of earlier versions have none
+    return [step_words(row, total or steps[-1]["step"], distill["hard_weight"], hidden_weight)]
 
 
 def _last_evaluation(evaluations: Sequence[dict[str, Any]], own: Sequence[tuple[int, float]]) -> list[str]:

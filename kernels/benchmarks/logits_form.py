@@ -4,12 +4,9 @@
 
 bf16 logits, temperature 2, every row labelled, against the same loss in eager torch on fp32 upcasts, under
 torch.compile, and from Liger's kernels (KL divergence and cross-entropy) where liger-kernel is installed. The share is
-that of a kernel moving the 10 bytes an element that two passes need. Only where --providers names them: "dwt_kernels,
-gates", "dwt_kernels, gates, temperature 1" and, on a CPU, "dwt_kernels, temperature 1".
-
-Results: results/logits_form_DEVICE.csv and .png. On a CPU the shapes are smaller; the device column says so. Where a
-provider fails, its error stands in the error column. The same command again passes over the shapes that it has measured
-without an error.
+that of a kernel moving the 10 bytes an element that two passes need. Results: results/logits_form_DEVICE.csv and .png.
+On a CPU the shapes are smaller; the device column says so. Where a provider fails, its error stands in the error
+column. The same command again passes over the shapes that it has measured without an error.
 """
 
 from __future__ import annotations
@@ -65,14 +62,6 @@ def our_loss_at_1(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return distill_loss(student, teacher, labels).loss
 
 
-def our_gated_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    return distill_loss(student, teacher, labels, temperature=TEMPERATURE, gate_width=1.0).loss
-
-
-def our_gated_loss_at_1(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    return distill_loss(student, teacher, labels, gate_width=1.0).loss
-
-
 def liger_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     from liger_kernel.transformers import LigerCrossEntropyLoss, LigerKLDIVLoss
 
@@ -93,10 +82,6 @@ def main() -> None:
         losses["dwt_kernels, temperature 1"] = our_loss_at_1
         if liger_installed():
             losses["liger"] = liger_loss
-    if options.providers:
-        losses["dwt_kernels, temperature 1"] = our_loss_at_1
-        losses["dwt_kernels, gates"] = our_gated_loss
-        losses["dwt_kernels, gates, temperature 1"] = our_gated_loss_at_1
     losses = chosen(losses, options.providers)
     sweeps = {"given": options.shapes} if options.shapes else GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS
     results = Results("logits_form", options.out, options.rounds)

@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dwt_kernels.layout import Labels
-
 Scalar = float | int | Tensor
 Normalizer = Scalar | tuple[Scalar, Scalar] | None
 
@@ -34,22 +32,16 @@ class Objective(NamedTuple):
     soft_weight: Tensor
     hard_normalizer: Tensor | None
     soft_normalizer: Tensor | None
-    gate_width: Tensor | None
     ignore_index: int
     soft_all: bool
     temperature_squared: bool
     reduction: str
     backend: str
 
-    def labels(self, values: Tensor, has_teacher: bool) -> Labels:
-        return Labels(
-            values, self.ignore_index, self.soft_all and has_teacher, self.gate_width is not None and has_teacher
-        )
-
 
 OBJECTIVE_SCHEMA = (
     "Tensor temperature, Tensor hard_weight, Tensor soft_weight, Tensor? hard_normalizer, Tensor? soft_normalizer, "
-    "Tensor? gate_width, int ignore_index, bool soft_all, bool temperature_squared, str reduction, str backend"
+    "int ignore_index, bool soft_all, bool temperature_squared, str reduction, str backend"
 )
 
 
@@ -59,7 +51,6 @@ def resolve_objective(
     temperature: Scalar,
     hard_weight: Scalar,
     soft_weight: Scalar,
-    gate_width: Scalar | None,
     ignore_index: int,
     soft_positions: str,
     temperature_squared: bool,
@@ -74,8 +65,6 @@ def resolve_objective(
         raise ValueError(f"ignore_index must be an int, got {ignore_index!r}")
     if isinstance(temperature, Real) and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    if isinstance(gate_width, Real) and not 0 < gate_width < float("inf"):
-        raise ValueError(f"gate_width must be positive and finite, got {gate_width}; None switches it off")
     normalizers = normalizer if isinstance(normalizer, (tuple, list)) else (normalizer, normalizer)
     if len(normalizers) != 2:
         raise ValueError(f"normalizer must be one value or a pair (hard, soft), got {len(normalizers)} values")
@@ -89,7 +78,6 @@ def resolve_objective(
         soft_weight=scalar_tensor("soft_weight", soft_weight, device),
         hard_normalizer=None if hard_normalizer is None else scalar_tensor("normalizer", hard_normalizer, device),
         soft_normalizer=None if soft_normalizer is None else scalar_tensor("normalizer", soft_normalizer, device),
-        gate_width=None if gate_width is None else scalar_tensor("gate_width", gate_width, device),
         ignore_index=ignore_index,
         soft_all=soft_positions == "all",
         temperature_squared=bool(temperature_squared),
@@ -215,9 +203,6 @@ def check_values(labels: Tensor, vocab_size: int, objective: Objective) -> None:
         for value in (objective.hard_normalizer, objective.soft_normalizer)
         if value is not None
     ]
-    if objective.gate_width is not None:
-        width = objective.gate_width
-        checks.append(((width > 0) & (width < float("inf")), "gate_width must be positive and finite"))
     for condition, message in checks:
         if condition.device.type != "cpu":
             torch._assert_async(condition, message)

@@ -36,8 +36,6 @@ class Labels(NamedTuple):
     ignore_index: int
     soft_all: bool
     """The soft loss counts on every row; False without a teacher."""
-    gated: bool
-    """The soft loss of a labelled row has a weight of its own, its gate; False without a teacher."""
 
     @property
     def labelled(self) -> Tensor:
@@ -56,18 +54,16 @@ class Labels(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What a pass over a row keeps of it. In this order the fields are the columns of the statistics (N, 9) fp32.
+    """What a pass over a row keeps of it. In this order the fields are the columns of the statistics (N, 7) fp32.
 
     With m the maximum of a row's logits z, a = z_s - m_s, b = z_t - m_t and f = log2(e) / tau:
 
     student_max = m_s, student_sum = sum 2^(a log2(e)), student_tau_sum = sum 2^(a f);
     teacher_max = m_t, teacher_sum = sum 2^(b f), kl_sum = sum 2^(b f) (b - a) x KL_SCALE;
-    label_logit = a[label];
-    teacher_unit_sum = sum 2^(b log2(e)), teacher_label_logit = b[label]: not set where rows are not gated.
+    label_logit = a[label].
 
-    So hard = ln student_sum - label_logit,
-    soft = ln 2 (kl_sum f / teacher_sum / KL_SCALE + log2(student_tau_sum / teacher_sum)), and the teacher's own hard
-    loss is ln teacher_unit_sum - teacher_label_logit.
+    So hard = ln student_sum - label_logit, and
+    soft = ln 2 (kl_sum f / teacher_sum / KL_SCALE + log2(student_tau_sum / teacher_sum)).
 
     Maximum and sum stay apart because adding them would lose the sum for large logits. A probability as a quotient is
     more exact than as the exponential of a difference.
@@ -80,8 +76,6 @@ class Statistics(NamedTuple):
     teacher_sum: Tensor
     kl_sum: Tensor
     label_logit: Tensor
-    teacher_unit_sum: Tensor
-    teacher_label_logit: Tensor
 
 
 STATISTICS = len(Statistics._fields)
@@ -91,7 +85,7 @@ class RowTerms(NamedTuple):
     """What the gradient of a row needs besides its logits, upstream gradient included; in this order (N, 6) fp32.
 
     With the names of ``Statistics`` and the scales of ``Scalars``: hard = upstream hard_gradient / student_sum,
-    student_soft = upstream gate soft_gradient / student_tau_sum, teacher_soft = the same / teacher_sum,
+    student_soft = upstream soft_gradient / student_tau_sum, teacher_soft = upstream soft_gradient / teacher_sum,
     label = upstream hard_gradient, what is subtracted in the label's column. hard and label are 0 without a label.
     """
 
@@ -107,13 +101,13 @@ TERMS = len(RowTerms._fields)
 
 
 class Scalars(NamedTuple):
-    """What is the same for every row: 0-d fp64 tensors. In this order they are the scalars (9,) fp64.
+    """What is the same for every row: 0-d fp64 tensors. In this order they are the scalars (8,) fp64.
 
     mean: from summed rows to the reported hard and soft loss; loss: the same times the weights; gradient: from a row's
     p - onehot and p_s^tau - p_t^tau to the gradient. factor + residual = f = log2(e) / tau, factor being f in fp32,
     rounded down: f in fp32 alone would shift the KL of every row the same way, by up to 1e-7 of it. The residual is
     never 0, so that its product with a centred logit of -inf is -inf and no NaN; where it would not matter, as at
-    tau = 1, it is NO_RESIDUAL. gate_width, in nats, is 1 where rows are not gated.
+    tau = 1, it is NO_RESIDUAL.
     """
 
     hard_mean: Tensor
@@ -124,7 +118,6 @@ class Scalars(NamedTuple):
     soft_gradient: Tensor
     factor: Tensor
     residual: Tensor
-    gate_width: Tensor
 
 
 SCALARS = len(Scalars._fields)

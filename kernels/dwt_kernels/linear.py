@@ -40,7 +40,6 @@ def linear_distill_loss(
     temperature: Scalar = 1.0,
     hard_weight: Scalar = 1.0,
     soft_weight: Scalar = 1.0,
-    gate_width: Scalar | None = None,
     ignore_index: int = -100,
     soft_positions: str = "labelled",
     temperature_squared: bool = False,
@@ -88,7 +87,6 @@ def linear_distill_loss(
         temperature=temperature,
         hard_weight=hard_weight,
         soft_weight=soft_weight,
-        gate_width=gate_width,
         ignore_index=ignore_index,
         soft_positions=soft_positions,
         temperature_squared=temperature_squared,
@@ -167,8 +165,8 @@ def linear_distill(*inputs: Any) -> tuple[Tensor, ...]:
     needed = gradients_made_forward(call)
     one = torch.ones((), dtype=torch.float32, device=call.labels.values.device)
     statistics, *gradients = statistics_and_gradients(call._replace(needed=needed), one, relative)
-    losses = backend.row_losses(statistics, scalars, call.labels, call.teacher is not None)
-    return *backend.reduce_rows(*losses, scalars, call.objective.reduction), unit, *gradients
+    hard, soft = backend.row_losses(statistics, scalars, call.labels, call.teacher is not None)
+    return *backend.reduce_rows(hard, soft, scalars, call.objective.reduction), unit, *gradients
 
 
 @linear_distill.register_fake
@@ -266,7 +264,7 @@ linear_distill.register_autograd(_backward, setup_context=_save_for_backward)
 class LinearDistill(torch.autograd.Function):
     """``linear_distill`` with the same gradient, for eager mode.
 
-    What ``register_autograd`` adds copies the operator's schema in every call, once for each of its 22 inputs: a third
+    What ``register_autograd`` adds copies the operator's schema in every call, once for each of its 21 inputs: a third
     of a millisecond of the host. torch.compile needs it, and does it once.
     """
 

@@ -37,12 +37,12 @@ def parse(inputs: Sequence[Any]) -> LinearCall:
     teacher = None if inputs[3] is None else Head(*inputs[3:6])
     values, vocab_size, chunk_rows, memory, needed = inputs[6:11]
     objective = Objective(*inputs[11:])
-    labels = objective.labels(values, teacher is not None)
+    labels = Labels(values, objective.ignore_index, objective.soft_all and teacher is not None)
     return LinearCall(Head(*inputs[:3]), teacher, labels, vocab_size, chunk_rows, memory, needed, objective)
 
 
 def statistics_and_gradients(call: LinearCall, upstream: Tensor, scalars: Tensor) -> tuple[Tensor, ...]:
-    """Statistics (N, 9) and the three gradients, over all rows and columns.
+    """Statistics (N, 7) and the three gradients, over all rows and columns.
 
     On a CPU the rows that do not count are left out before the products. On a GPU that would take a host
     synchronisation; the caller who knows the labels leaves them out.

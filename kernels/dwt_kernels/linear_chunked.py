@@ -87,7 +87,7 @@ def chunked_statistics_and_gradients(
     chunk_rows: int,
     backend: str,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The rows' statistics (N, 9), and the gradients of student hidden, weight and bias (None where not ``needed``).
+    """The rows' statistics (N, 7), and the gradients of student hidden, weight and bias (None where not ``needed``).
 
     The gradients are those of the sum of upstream x row losses as ``scalars`` scale them; ``upstream`` is 0-d or (N,).
     """

@@ -1,6 +1,6 @@
 """Launches the kernels that never store a logit; same arguments and results as ``linear_chunked``.
 
-Extra memory: fp32 sums of the gradients, 36 bytes a row and share of the columns. The price: both products run twice,
+Extra memory: fp32 sums of the gradients, 28 bytes a row and share of the columns. The price: both products run twice,
 2 N V (4 H_s + 2 H_t) operations against 2 N V (3 H_s + H_t), and the sums are atomic, so that their last bits depend on
 the order in which programs arrive.
 """
@@ -60,7 +60,7 @@ def logit_free_statistics_and_gradients(
     scalars: Tensor,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Statistics (N, 9), and the fp32 gradients of student hidden, weight and bias (None where not ``needed``)."""
+    """Statistics (N, 7), and the fp32 gradients of student hidden, weight and bias (None where not ``needed``)."""
     if torch.are_deterministic_algorithms_enabled():
         raise RuntimeError('memory="logit_free" adds atomically and is not deterministic; use memory="chunked"')
     heads = [None if tensor is None else tensor.contiguous() for tensor in (*student, *(teacher or (None, None, None)))]
@@ -88,7 +88,6 @@ def logit_free_statistics_and_gradients(
         "BLOCK_COLUMNS": tile.columns,
         "BLOCK_WIDTH": tile.width,
         "SOFT_ALL": labels.soft_all,
-        "GATED": labels.gated,
         "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
@@ -119,7 +118,6 @@ def logit_free_statistics_and_gradients(
         SPLITS_BLOCK=max(LEAST_SPLITS_BLOCK, next_power_of_2(splits)),
         HAS_TEACHER=teacher is not None,
         SOFT_ALL=labels.soft_all,
-        GATED=labels.gated,
     )
     if any(needed):
         launch(

@@ -28,7 +28,6 @@ def distill_loss(
     temperature: Scalar = 1.0,
     hard_weight: Scalar = 1.0,
     soft_weight: Scalar = 1.0,
-    gate_width: Scalar | None = None,
     ignore_index: int = -100,
     soft_positions: str = "labelled",
     temperature_squared: bool = False,
@@ -45,9 +44,6 @@ def distill_loss(
         labels: (N,) int64; rows with ``ignore_index`` have no hard loss.
         temperature: tau > 0, a number or a 0-d tensor; it divides both models' logits in the soft loss.
         hard_weight, soft_weight: numbers or 0-d tensors.
-        gate_width: in nats. The soft loss of a labelled row is multiplied by its gate, min(1, 2 sigmoid((the student's
-            hard loss on it - the teacher's) / gate_width)): by 1 where the teacher knows the label at least as well, by
-            ever less where the student knows it better. No gradient passes through the gate. None: no gate.
         soft_positions: "labelled": the soft loss counts where the hard one does; "all": on every row.
         temperature_squared: multiply the soft loss by tau^2 (Hinton et al. 2015, section 2).
         vocab_size: columns from here on are padding: no probability, zero gradient. The two widths may then differ.
@@ -57,7 +53,7 @@ def distill_loss(
         backend: "auto" is Triton on a GPU and torch elsewhere.
 
     Returns:
-        DistillLoss(loss, hard, soft); hard and soft are unweighted, soft without gates.
+        DistillLoss(loss, hard, soft); hard and soft are unweighted.
 
     Raises:
         ValueError: an argument's shape, dtype, device or value is wrong. What only values on a GPU could tell
@@ -78,7 +74,6 @@ def distill_loss(
         temperature=temperature,
         hard_weight=hard_weight,
         soft_weight=soft_weight,
-        gate_width=gate_width,
         ignore_index=ignore_index,
         soft_positions=soft_positions,
         temperature_squared=temperature_squared,
@@ -102,15 +97,15 @@ def distill_loss(
 def _distill(
     student: Tensor, teacher: Tensor | None, labels: Tensor, vocab_size: int, *keywords: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, hard, soft, statistics (N, 9), scalars (9,) fp64)."""
+    """(loss, hard, soft, statistics (N, 7), scalars (8,) fp64)."""
     objective = Objective(*keywords)
     backend = backend_module(objective.backend)
     scalars = backend.prepare(labels, vocab_size, objective)
     logits = Logits(student[:, :vocab_size], None if teacher is None else teacher[:, :vocab_size])
-    rows = objective.labels(labels, teacher is not None)
+    rows = Labels(labels, objective.ignore_index, objective.soft_all and teacher is not None)
     statistics = backend.row_statistics(logits, rows, scalars)
-    losses = backend.row_losses(statistics, scalars, rows, teacher is not None)
-    return *backend.reduce_rows(*losses, scalars, objective.reduction), statistics, scalars
+    hard, soft = backend.row_losses(statistics, scalars, rows, teacher is not None)
+    return *backend.reduce_rows(hard, soft, scalars, objective.reduction), statistics, scalars
 
 
 @_distill.register_fake
@@ -129,7 +124,7 @@ def _distill_fake(
     "dwt_kernels::distill_backward",
     mutates_args=(),
     schema="(Tensor upstream, Tensor statistics, Tensor scalars, Tensor student, Tensor? teacher, Tensor labels, "
-    "int vocab_size, int ignore_index, bool soft_all, bool gated, str backend) -> Tensor",
+    "int vocab_size, int ignore_index, bool soft_all, str backend) -> Tensor",
 )
 def _distill_backward(
     upstream: Tensor,
@@ -141,14 +136,13 @@ def _distill_backward(
     vocab_size: int,
     ignore_index: int,
     soft_all: bool,
-    gated: bool,
     backend: str,
 ) -> Tensor:
     """d loss / d student (N, V) in the student's dtype; contiguous."""
     gradient = torch.empty(student.shape, dtype=student.dtype, device=student.device)
     gradient[:, vocab_size:] = 0
     logits = Logits(student[:, :vocab_size], None if teacher is None else teacher[:, :vocab_size])
-    rows = Labels(labels, ignore_index, soft_all, gated)
+    rows = Labels(labels, ignore_index, soft_all and teacher is not None)
     backend_module(backend).row_gradients(upstream, scalars, logits, rows, statistics, gradient[:, :vocab_size])
     return gradient
 
@@ -165,8 +159,8 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.mark_non_differentiable(hard, soft, statistics, scalars)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(student, teacher, labels, statistics, scalars)
-    ctx.vocab_size, ctx.backend = vocab_size, objective.backend
-    _, *ctx.of_rows = objective.labels(labels, teacher is not None)
+    ctx.vocab_size, ctx.ignore_index, ctx.soft_all = vocab_size, objective.ignore_index, objective.soft_all
+    ctx.backend = objective.backend
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -181,7 +175,8 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
             teacher,
             labels,
             ctx.vocab_size,
-            *ctx.of_rows,
+            ctx.ignore_index,
+            ctx.soft_all,
             ctx.backend,
         )
     return gradient, *(None,) * (3 + len(Objective._fields))

@@ -36,7 +36,6 @@ def reference_distill_loss(
     temperature: float = 1.0,
     hard_weight: float = 1.0,
     soft_weight: float = 1.0,
-    gate_width: float | None = None,
     ignore_index: int = -100,
     soft_positions: str = "labelled",
     temperature_squared: bool = False,
@@ -50,14 +49,9 @@ def reference_distill_loss(
     hard, soft = reference_rows(student_logits, teacher_logits, labels, temperature, ignore_index)
     if temperature_squared:
         soft = soft * temperature**2
-    gated_soft = soft
-    if gate_width is not None and teacher_logits is not None:
-        teacher_hard, _ = reference_rows(teacher_logits, None, labels, 1.0, ignore_index)
-        gated_soft = soft * reference_gate(hard, teacher_hard, labels, gate_width, ignore_index)
     return reference_reduction(
         hard,
         soft,
-        gated_soft,
         labels,
         hard_weight=hard_weight,
         soft_weight=soft_weight,
@@ -68,18 +62,9 @@ def reference_distill_loss(
     )
 
 
-def reference_gate(
-    student_hard: Tensor, teacher_hard: Tensor, labels: Tensor, gate_width: float, ignore_index: int = -100
-) -> Tensor:
-    """What the soft loss of a row is multiplied by, (N,), from both models' cross-entropies (N,); no gradient."""
-    gate = (2 * ((student_hard - teacher_hard) / gate_width).sigmoid()).clamp(max=1.0)
-    return gate.where(labels != ignore_index, 1.0).detach()
-
-
 def reference_reduction(
     hard: Tensor,
     soft: Tensor,
-    gated_soft: Tensor,
     labels: Tensor,
     *,
     hard_weight: float,
@@ -92,13 +77,12 @@ def reference_reduction(
     """(loss, hard, soft) from the rows' losses (N,), fp64."""
     labelled = labels != ignore_index
     counted = torch.ones_like(labelled) if soft_positions == "all" else labelled
-    hard = hard.where(labelled, 0.0)
-    soft, gated_soft = soft.where(counted, 0.0), gated_soft.where(counted, 0.0)
+    hard, soft = hard.where(labelled, 0.0), soft.where(counted, 0.0)
     if reduction != "none":
-        hard, soft, gated_soft = hard.sum(), soft.sum(), gated_soft.sum()
+        hard, soft = hard.sum(), soft.sum()
     if reduction == "mean":
         divisors = max(float(labelled.sum()), 1.0), max(float(counted.sum()), 1.0)
         if normalizer is not None:
             divisors = normalizer if isinstance(normalizer, tuple) else (normalizer, normalizer)
-        hard, soft, gated_soft = hard / divisors[0], soft / divisors[1], gated_soft / divisors[1]
-    return hard_weight * hard + soft_weight * gated_soft, hard, soft
+        hard, soft = hard / divisors[0], soft / divisors[1]
+    return hard_weight * hard + soft_weight * soft, hard, soft

@@ -52,13 +52,11 @@ TENSOR_DTYPES = {
     "soft_weight": "*fp64",
     "hard_normalizer": "*fp64",
     "soft_normalizer": "*fp64",
-    "gate_width": "*fp64",
     "valid": "*i32",
     **dict.fromkeys(
-        ("statistics", "upstream", "partials", "hard", "soft", "gated_soft", "loss", "factor", "terms"),
+        ("statistics", "upstream", "partials", "hard", "soft", "loss", "hard_rows", "soft_rows", "factor", "terms"),
         "*fp32",
     ),
-    **dict.fromkeys(("hard_rows", "soft_rows", "gated_rows"), "*fp32"),
     **dict.fromkeys(("d_hidden", "d_weight", "d_bias"), "*fp32"),
 }
 # In the dtype of the case.
@@ -82,8 +80,7 @@ def cases(backend: str) -> list[Case]:
     lanes = 512 if backend == "hip" else 256
     whole = 30522 // (16 * lanes) * 16 * lanes
     row = {"V": 30522, "FIRST": 8, "WHOLE": whole, "LANES": lanes, "ALIGNMENT": 2, "SOFT_ALL": False}
-    row |= {"TAIL_STEPS": 4, "TAIL_WIDTH": 2, "GATED": False}
-    gated = {"GATED": True}
+    row |= {"TAIL_STEPS": 4, "TAIL_WIDTH": 2}
     tile_8 = {**row, "STEPS": 2, "WIDTH": 8}
     tile_4 = {**row, "FIRST": 4, "STEPS": 4, "WIDTH": 4}
     tile_2 = {**row, "FIRST": 0, "STEPS": 8, "WIDTH": 2}
@@ -98,28 +95,26 @@ def cases(backend: str) -> list[Case]:
     row_options, gradient_options = {"num_warps": 8}, {"num_warps": 4}
 
     tile = {"V": 30522, "STUDENT_WIDTH": 1024, "TEACHER_WIDTH": 768, "BLOCK_ROWS": 64, "BLOCK_COLUMNS": 128}
-    tile |= {"BLOCK_WIDTH": 64, "SOFT_ALL": False, "GATED": False, "PRECISION": "ieee"}
+    tile |= {"BLOCK_WIDTH": 64, "SOFT_ALL": False, "PRECISION": "ieee"}
     fp32_tile = {**tile, "BLOCK_COLUMNS": 64, "BLOCK_WIDTH": 32}
     group = {"GROUP_ROWS": 16}
     no_teacher = {"teacher_hidden": None, "teacher_weight": None, "teacher_bias": None, "TEACHER_WIDTH": 0}
     tile_options = {"num_warps": 8, "num_stages": 2 if backend == "hip" else 3}
 
     prepare = {"BLOCK": 4096, "MEAN": True, "SOFT_ALL": False, "TEMPERATURE_SQUARED": True}
-    local_counts = {"hard_normalizer": None, "soft_normalizer": None, "gate_width": None}
-    losses = {"BLOCK": 128, "HAS_TEACHER": True, "SOFT_ALL": False, "GATED": False}
-    merge = {"SPLITS_BLOCK": 128, "HAS_TEACHER": True, "SOFT_ALL": False, "GATED": False}
+    local_counts = {"hard_normalizer": None, "soft_normalizer": None}
+    losses = {"BLOCK": 128, "HAS_TEACHER": True, "SOFT_ALL": False}
+    merge = {"SPLITS_BLOCK": 128, "HAS_TEACHER": True, "SOFT_ALL": False}
     scalar_options = {"num_warps": 4}
     return [
         Case("statistics", statistics_kernel, {**tile_8, **forward}, row_options),
         Case("statistics, aligned rows", statistics_kernel, {**aligned_8, **forward}, row_options),
         Case("statistics, any rows", statistics_kernel, {**tile_2, **forward}, row_options),
         Case("statistics, hard only", statistics_kernel, {**tile_8, **forward, **hard_only}, row_options),
-        Case("statistics, gates", statistics_kernel, {**tile_8, **forward, **gated}, row_options),
         Case("statistics, fp32", statistics_kernel, {**tile_4, **forward}, row_options, "fp32"),
         Case("statistics, V < BLOCK", statistics_kernel, {**short_tile, **forward}, {"num_warps": 1}, "fp16"),
         Case("in place", statistics_kernel, {**aligned_8, **in_place}, row_options),
         Case("in place, hard only", statistics_kernel, {**aligned_8, **in_place, **hard_only}, row_options),
-        Case("in place, gates", statistics_kernel, {**aligned_8, **in_place, **gated}, row_options),
         Case("in place, fp32", statistics_kernel, {**aligned_4, **in_place}, row_options, "fp32"),
         Case("in place, V < BLOCK", statistics_kernel, {**short_tile, **in_place}, {"num_warps": 1}, "fp16"),
         Case("gradient", gradient_kernel, gradient_row, gradient_options),
@@ -134,23 +129,18 @@ def cases(backend: str) -> list[Case]:
             "fp16",
         ),
         Case("tile statistics", tile_statistics_kernel, tile, tile_options),
-        Case("tile statistics, gates", tile_statistics_kernel, {**tile, **gated}, tile_options),
         Case("tile statistics, hard only", tile_statistics_kernel, {**tile, **no_teacher}, tile_options),
         Case("merge", merge_kernel, merge, scalar_options),
-        Case("merge, gates", merge_kernel, {**merge, **gated}, scalar_options),
         Case("merge, hard only", merge_kernel, {**merge, "HAS_TEACHER": False}, scalar_options),
         Case("tile gradient", tile_gradient_kernel, {**tile, **group}, tile_options),
-        Case("tile gradient, gates", tile_gradient_kernel, {**tile, **group, **gated}, tile_options),
         Case("tile gradient, hard only", tile_gradient_kernel, {**tile, **group, **no_teacher}, tile_options, "fp16"),
         Case("tile gradient, fp32", tile_gradient_kernel, {**fp32_tile, **group}, tile_options, "fp32"),
         Case("tile gradient, fp32 teacher", tile_gradient_kernel, {**fp32_tile, **group}, tile_options, "bf16", "fp32"),
         Case("prepare", prepare_kernel, prepare, row_options),
         Case("prepare, local counts", prepare_kernel, {**prepare, **local_counts}, row_options),
         Case("losses", losses_kernel, losses, scalar_options),
-        Case("losses, gates", losses_kernel, {**losses, **gated}, scalar_options),
         Case("losses, hard only", losses_kernel, {**losses, "HAS_TEACHER": False}, scalar_options),
         Case("terms", terms_kernel, losses, scalar_options),
-        Case("terms, gates", terms_kernel, {**losses, **gated}, scalar_options),
         Case("terms, hard only", terms_kernel, {**losses, "HAS_TEACHER": False}, scalar_options),
         Case("reduce", reduce_kernel, {"BLOCK": 4096}, row_options),
         Case("scale", scale_kernel, {"BLOCK": 4096}, row_options, "bf16"),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from dwt_kernels import DistillLoss
 from dwt_kernels.arguments import Objective, resolve_objective
-from dwt_kernels.reference import reference_distill_loss, reference_gate, reference_reduction
+from dwt_kernels.reference import reference_distill_loss, reference_reduction
 from torch import Tensor
 
 HAS_GPU = torch.cuda.is_available()
@@ -72,7 +72,6 @@ def make_objective() -> Callable[..., Objective]:
             "temperature": 1.0,
             "hard_weight": 1.0,
             "soft_weight": 1.0,
-            "gate_width": None,
             "ignore_index": -100,
             "soft_positions": "labelled",
             "temperature_squared": False,
@@ -126,12 +125,7 @@ def assert_as_exact_as_torch(
         assert_within_torch_error(name, ours, theirs, exact)
 
     parts = {name: plain[name] for name in REDUCTION_KEYWORDS if name in plain}
-    parts = {**REDUCTION_KEYWORDS, **parts}
-    loss, hard, soft = (row.double() for row in rows)
-    gated_soft = soft
-    if plain.get("gate_width") is not None:  # the rows' losses, with their gates, were compared above
-        gated_soft = (loss - parts["hard_weight"] * hard) / parts["soft_weight"]
-    reduced = reference_reduction(hard, soft, gated_soft, labels, **parts)
+    reduced = reference_reduction(rows.hard.double(), rows.soft.double(), labels, **{**REDUCTION_KEYWORDS, **parts})
     for ours, exact in zip(results, reduced):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours.double(), exact, rtol=2.0**-23, atol=2.0**-23)
@@ -155,19 +149,15 @@ def torch_distill_loss(
     vocab_size = keywords.get("vocab_size")
     student = student_logits[:, :vocab_size].float()
     hard = F.cross_entropy(student, labels, ignore_index=ignore_index, reduction="none")
-    soft = gate = torch.zeros_like(hard)
+    soft = torch.zeros_like(hard)
     if teacher_logits is not None:
         teacher = teacher_logits[:, :vocab_size].float()
         teacher_probability = F.softmax(teacher / temperature, 1)
         soft = F.kl_div(F.log_softmax(student / temperature, 1), teacher_probability, reduction="none").sum(1)
-        gate = torch.ones_like(hard)
-        if keywords.get("gate_width") is not None:
-            teacher_hard = F.cross_entropy(teacher, labels, ignore_index=ignore_index, reduction="none")
-            gate = reference_gate(hard, teacher_hard, labels, keywords["gate_width"], ignore_index)
     if keywords.get("temperature_squared"):
         soft = soft * temperature**2
     parts = {name: keywords[name] for name in REDUCTION_KEYWORDS if name in keywords}
-    return reference_reduction(hard, soft, soft * gate, labels, **{**REDUCTION_KEYWORDS, **parts})
+    return reference_reduction(hard, soft, labels, **{**REDUCTION_KEYWORDS, **parts})
 
 
 def _with_gradient(

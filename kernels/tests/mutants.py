@@ -21,10 +21,7 @@ HERE = Path(__file__).parent
 
 
 class Mutant(NamedTuple):
-    """``old`` in ``file`` becomes ``new``.
-
-    ``memory``: the linear form in that mode is checked; None: logits. ``gate_width``: with gates of this width.
-    """
+    """``old`` in ``file`` becomes ``new``. ``memory``: the linear form in that mode is checked; None: logits."""
 
     name: str
     backend: str
@@ -32,7 +29,6 @@ class Mutant(NamedTuple):
     old: str
     new: str
     memory: str | None = None
-    gate_width: float | None = None
 
 
 MUTANTS = [
@@ -41,10 +37,6 @@ MUTANTS = [
     Mutant("no fault", "triton", "on_triton/steps.py", "", "", "chunked"),
     Mutant("no fault", "triton", "on_triton/steps.py", "", "", "logit_free"),
     Mutant("no fault", "torch", "on_torch/formulas.py", "", "", "chunked"),
-    Mutant("no fault", "triton", "on_triton/steps.py", "", "", None, 0.7),
-    Mutant("no fault", "triton", "on_triton/steps.py", "", "", "chunked", 0.7),
-    Mutant("no fault", "triton", "on_triton/steps.py", "", "", "logit_free", 0.7),
-    Mutant("no fault", "torch", "on_torch/formulas.py", "", "", "chunked", 0.7),
     Mutant(
         "sum not rescaled",
         "triton",
@@ -251,96 +243,6 @@ MUTANTS = [
         "logit_free",
     ),
     Mutant(
-        "teacher's sum for the gate not rescaled",
-        "triton",
-        "on_triton/steps.py",
-        "teacher_unit_sum * tl.exp2(teacher_shift * LOG2_E) + lane_sums(unit_weights)",
-        "teacher_unit_sum + lane_sums(unit_weights)",
-        None,
-        0.7,
-    ),
-    Mutant(
-        "gate at tau",
-        "triton",
-        "on_triton/steps.py",
-        "weights if UNIT_TEMPERATURE else tl.exp2(teacher * LOG2_E)",
-        "weights",
-        None,
-        0.7,
-    ),
-    Mutant(
-        "gate of width 1",
-        "triton",
-        "on_triton/steps.py",
-        "(teacher_hard - student_hard) / gate_width",
-        "teacher_hard - student_hard",
-        None,
-        0.7,
-    ),
-    Mutant(
-        "gate above 1",
-        "triton",
-        "on_triton/steps.py",
-        "return tl.where(gate > 1.0, 1.0, gate)",
-        "return gate",
-        None,
-        0.7,
-    ),
-    Mutant(
-        "gradient without gates",
-        "triton",
-        "on_triton/scalar_kernels.py",
-        "soft_scale *= row_gates(row, scalars, labelled)",
-        "pass",
-        None,
-        0.7,
-    ),
-    Mutant(
-        "loss without gates",
-        "triton",
-        "on_triton/scalar_kernels.py",
-        "soft_loss * gate",
-        "soft_loss",
-        "chunked",
-        0.7,
-    ),
-    Mutant(
-        "gradient in place without gates",
-        "triton",
-        "on_triton/row_kernels.py",
-        "soft_scale *= tl.where(labelled, gate.to(tl.float32), 1.0)",
-        "pass",
-        "chunked",
-        0.7,
-    ),
-    Mutant(
-        "teacher's label without its bias",
-        "triton",
-        "on_triton/row_kernels.py",
-        "teacher_label_logit += tl.load(teacher_bias + label).to(tl.float32)",
-        "pass",
-        "chunked",
-        0.7,
-    ),
-    Mutant(
-        "tiles' sums for the gate not rescaled",
-        "triton",
-        "on_triton/steps.py",
-        "tl.sum(teacher_unit_sum * tl.exp2(teacher_shift * LOG2_E), 0)",
-        "tl.sum(teacher_unit_sum, 0)",
-        "logit_free",
-        0.7,
-    ),
-    Mutant(
-        "a tile's sum for the gate not rescaled",
-        "triton",
-        "on_triton/tile_statistics.py",
-        "teacher_unit_sum = teacher_unit_sum * tl.exp2(teacher_shift * LOG2_E)",
-        "pass",
-        "logit_free",
-        0.7,
-    ),
-    Mutant(
         "a tile's sum not rescaled",
         "triton",
         "on_triton/tile_statistics.py",
@@ -356,33 +258,6 @@ MUTANTS = [
         "rescaled(kl_sum, rescale) + tl.sum(shares, 1)",
         "logit_free",
     ),
-    Mutant(
-        "tiles' gradient without gates",
-        "triton",
-        "on_triton/tile_gradient.py",
-        "soft_scale *= row_gates(row_statistics, scalars, labelled).to(tl.float32)",
-        "pass",
-        "logit_free",
-        0.7,
-    ),
-    Mutant(
-        "gradient without gates",
-        "torch",
-        "on_torch/formulas.py",
-        "soft = soft * gates(row, named, labelled)",
-        "pass",
-        None,
-        0.7,
-    ),
-    Mutant(
-        "gate at tau",
-        "torch",
-        "on_torch/formulas.py",
-        "torch.mul(teacher_centred, LOG2_E, out=exponential).exp2_().sum(1)",
-        "power(teacher_centred, exponent, exponential).sum(1)",
-        None,
-        0.7,
-    ),
 ]
 
 
@@ -397,7 +272,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def check_logits_form(backend: str, gate_width: float | None) -> None:
+def check_logits_form(backend: str) -> None:
     from dwt_kernels import distill_loss
 
     generator = torch.Generator().manual_seed(0)
@@ -406,11 +281,11 @@ def check_logits_form(backend: str, gate_width: float | None) -> None:
     slope = torch.linspace(-6, 6, 5001)
     student, teacher = (torch.randn(6, 5001, generator=generator) + slope for _ in range(2))
     labels = torch.tensor([3, -100, 5000, 4096, -100, 2500])
-    keywords = {"backend": backend, "temperature": 2.0, "upstream": -3.7, "gate_width": gate_width}
+    keywords = {"backend": backend, "temperature": 2.0, "upstream": -3.7}
     load("conftest").assert_as_exact_as_torch(distill_loss, student, teacher, labels, **keywords)
 
 
-def check_linear_form(backend: str, memory: str, gate_width: float | None) -> None:
+def check_linear_form(backend: str, memory: str) -> None:
     """Losses and the three gradients, in two chunks or three shares of the columns, of one and two tiles."""
     from dwt_kernels import linear_distill_loss
 
@@ -424,7 +299,7 @@ def check_linear_form(backend: str, memory: str, gate_width: float | None) -> No
     inputs = linear.Heads(*heads, torch.tensor([3, -100, 600, 128, 40, 250]))
     mode = {"backend": backend, "memory": memory, "chunk_rows": 3}
     for reduction in ("mean", "none"):
-        keywords = {"temperature": 2.0, "reduction": reduction, "gate_width": gate_width}
+        keywords = {"temperature": 2.0, "reduction": reduction}
         found = linear.with_gradients(linear_distill_loss, inputs, -3.7, None, **keywords, **mode)
         exact = linear.with_gradients(linear.reference, inputs, -3.7, torch.float64, **keywords)
         for ours, theirs in zip(found, exact):
@@ -438,9 +313,9 @@ def check(folder: Path, mutant: Mutant) -> str:
     sys.path.insert(0, str(folder))
     try:
         if mutant.memory is None:
-            check_logits_form(mutant.backend, mutant.gate_width)
+            check_logits_form(mutant.backend)
         else:
-            check_linear_form(mutant.backend, mutant.memory, mutant.gate_width)
+            check_linear_form(mutant.backend, mutant.memory)
         return "exact"
     except AssertionError:
         return "caught"
@@ -464,8 +339,7 @@ def main() -> None:
                 file.write_text(text.replace("torch.ops.dwt_kernels", f"torch.ops.mutant{number}"))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                gates = "" if mutant.gate_width is None else ", gates"
-                checked = f"{mutant.backend}, {mutant.memory or 'logits'}{gates}"
+                checked = f"{mutant.backend}, {mutant.memory or 'logits'}"
                 print(f"{mutant.name} ({checked}): {check(Path(folder), mutant)}", flush=True)
 
 

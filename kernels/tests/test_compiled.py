@@ -91,7 +91,7 @@ def test_changing_number_of_rows(backend, device, linear):
     """One graph each way for any number of rows. Also run in the interpreter, for the back end "triton"."""
 
     def loss_of(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        keywords = {"temperature": 2.0, "backend": backend, "gate_width": 0.5}
+        keywords = {"temperature": 2.0, "backend": backend}
         if linear:
             eye = torch.eye(40, device=student.device)
             return linear_distill_loss(student, eye, None, teacher, eye, None, labels, **keywords).loss
@@ -118,13 +118,11 @@ def test_inductor_compiles_it(device):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0])
 
 
-@pytest.mark.parametrize("gate_width", [None, 0.5])
 @pytest.mark.parametrize("operator", ["distill", "linear_distill"])
-def test_operators_pass_opcheck(device, operator, gate_width):
+def test_operators_pass_opcheck(device, operator):
     student, teacher, labels = inputs(device)
     scalars = [torch.ones((), device=device) for _ in range(3)]
-    width = None if gate_width is None else torch.full((), gate_width, device=device)
-    objective = (*scalars, None, None, width, -100, False, False, "mean", "torch")
+    objective = (*scalars, None, None, -100, False, False, "mean", "torch")
     if operator == "distill":
         arguments = (student, teacher, labels, 40, *objective)
     else:
@@ -168,7 +166,7 @@ def test_in_a_cuda_graph(memory):
 
     def step() -> Tensor:
         student.grad.zero_()
-        loss = loss_of_heads(memory, student, teacher, labels, temperature=2.0, gate_width=0.5)
+        loss = loss_of_heads(memory, student, teacher, labels, temperature=2.0)
         loss.backward()
         return loss
 

@@ -35,7 +35,7 @@ def test_rows_of_a_gradient_far_apart(backend, make_inputs, make_objective, in_p
     rows = backend_module(backend)
     objective = make_objective(temperature=2.0, backend=backend)
     scalars, upstream = rows.prepare(labels, 401, objective), torch.ones((), device=labels.device)
-    far, which = _far_apart(student), Labels(labels, -100, False, False)
+    far, which = _far_apart(student), Labels(labels, -100, False)
     if in_place:
         rows.row_statistics_and_gradients(upstream, scalars, Logits(far, teacher), which)
     else:

@@ -212,8 +212,6 @@ def test_against_reference(mode, make_heads, assert_exact_linear, dtype, reducti
     {"soft_positions": "all", "temperature": 1.7, "temperature_squared": True},
     {"normalizer": (3.0, 5.0), "hard_weight": 0.7, "soft_weight": 1.3},
     {"vocab_size": DEFAULT_COLUMNS - 7, "temperature": 2.5},
-    {"gate_width": 0.5, "temperature": 1.7, "soft_weight": 4.0},
-    {"gate_width": 0.5, "soft_positions": "all", "reduction": "none"},
     {"hard_weight": 0.0},
     {"soft_weight": 0.0},
 ], ids=str)  # fmt: skip

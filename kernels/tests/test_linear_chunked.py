@@ -8,6 +8,7 @@ import pytest
 import torch
 from dwt_kernels import linear_chunked, linear_distill_loss
 from dwt_kernels.arguments import Objective, backend_module
+from dwt_kernels.layout import Labels
 from dwt_kernels.linear_chunked import (
     Head,
     add_product,
@@ -27,7 +28,7 @@ def chunked_gradients(student: Head, teacher: Head | None, labels: Tensor, objec
     """d hidden, d weight and d bias in chunks of three rows, none left out."""
     scalars = backend_module(objective.backend).prepare(labels, student.weight.shape[0], objective)
     upstream = torch.ones((), device=labels.device)
-    inputs = (student, teacher, objective.labels(labels, True), upstream, scalars)
+    inputs = (student, teacher, Labels(labels, objective.ignore_index, False), upstream, scalars)
     _, *gradients = chunked_statistics_and_gradients(*inputs, [True] * 3, 3, objective.backend)
     return gradients
 

@@ -111,7 +111,7 @@ def test_fused_gradient_in_place(compiler, make_inputs, make_objective, monkeypa
 
     if compiler != "works":
         monkeypatch.setattr(fusion, "fused_gradient", lambda: fails_at_the_second_block)
-    which = Labels(labels, -100, False, False)
+    which = Labels(labels, -100, False)
     rows.row_statistics_and_gradients(torch.tensor(-3.7), scalars, Logits(student, teacher), which)
     assert always_fused == [True, compiler == "works"]
     torch.testing.assert_close(student, expected)

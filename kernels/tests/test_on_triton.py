@@ -91,7 +91,7 @@ def test_few_kernels_for_any_number_of_rows(monkeypatch):
     monkeypatch.setattr(logit_free, "processors", lambda device: 132)
     weight, one = torch.zeros(30522, 1), torch.ones(())
     for rows in range(1, 5000, 13):
-        labels = Labels(torch.zeros(rows, dtype=torch.int64), -100, False, False)
+        labels = Labels(torch.zeros(rows, dtype=torch.int64), -100, False)
         heads = [Head(torch.zeros(rows, 1), weight, None) for _ in range(2)]
         logit_free.logit_free_statistics_and_gradients(*heads, labels, one, one, [True, True, False])
     assert len(compiled) <= 2 + 3

@@ -52,9 +52,6 @@ def plain_loss(
     if teacher is None:
         return loss
     soft = torch.cat([divergences(student, teacher, batch, batch.positions) for batch in batches])
-    if config.gate_width is not None:
-        gates = torch.cat([gates_of(student, teacher, batch, config.gate_width) for batch in batches])
-        soft = soft * gates
     return loss + SOFT_WEIGHT * soft.mean() * (TEMPERATURE**2 if config.temperature_squared else 1.0)
 
 
@@ -65,23 +62,10 @@ def divergences(student: GatheredMaskedLM, teacher: GatheredMaskedLM, batch: Bat
     return (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1)
 
 
-def gates_of(student: GatheredMaskedLM, teacher: GatheredMaskedLM, batch: Batch, width: float) -> Tensor:
-    """(N,) fp64, without a gradient: by which of the two knows a label better; 1 where there is no label."""
-    labelled = batch.positions[: len(batch.labels)]
-    ours, theirs = (
-        cross_entropy(all_logits(each, batch)[labelled], batch.labels, reduction="none").detach()
-        for each in (student, teacher)
-    )
-    gates = (2 * torch.sigmoid((ours - theirs) / width)).clamp(max=1)
-    return torch.cat([gates, ours.new_ones(len(batch.positions) - len(labelled))])
-
-
 @pytest.mark.parametrize(
     "settings",
     [
         {},
-        {"gate_width": 0.5},
-        {"gate_width": 2.0, "soft_positions": 0.3, "temperature_squared": True},
         {"soft_positions": "all"},
         {"soft_positions": 0.3},
         {"temperature_squared": True},
@@ -133,10 +117,9 @@ def test_accumulated_micro_batches_give_the_plain_formula(
         total += loss.loss.detach()
         if loss.labelled_soft is not None:
             labelled_soft += loss.labelled_soft
-        if config.gate_width is None:
-            assert loss.loss.item() == pytest.approx(
-                HARD_WEIGHT * loss.hard.item() + SOFT_WEIGHT * loss.soft.item(), rel=1e-5
-            )
+        assert loss.loss.item() == pytest.approx(
+            HARD_WEIGHT * loss.hard.item() + SOFT_WEIGHT * loss.soft.item(), rel=1e-5
+        )
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     if config.soft_positions != "labelled":
         assert exact_teacher is not None

@@ -199,7 +199,7 @@ def test_damage_between_writing_and_reading_back_is_found_and_the_old_export_sta
 # The card.
 
 
-def card_of(path: str | None, positions: SoftPositions = "labelled", gate_width: float | None = None) -> str:
+def card_of(path: str | None, positions: SoftPositions = "labelled") -> str:
     facts = RunFacts(
         data="abc",
         tokenizer="def",
@@ -209,9 +209,7 @@ def card_of(path: str | None, positions: SoftPositions = "labelled", gate_width:
         teacher="sha256 0123",
         versions={"torch": "2.13.0"},
         settings=RunConfig(
-            teacher=TeacherConfig(path=path),
-            distill=DistillConfig(soft_positions=positions, gate_width=gate_width),
-            seed=17,
+            teacher=TeacherConfig(path=path), distill=DistillConfig(soft_positions=positions), seed=17
         ).to_dict(),
         settings_sha256="4567",
     )
@@ -231,8 +229,6 @@ def test_the_card_tells_what_was_trained_on_what() -> None:
     assert "| held-out MLM loss | 2.5 |\n| held-out MLM loss, books | 3.1235 |\n" in text
     assert "the latter on labelled positions;" in text
     assert "the latter on labelled positions and 0.3 of the other positions;" in card_of("runs/teacher/export", 0.3)
-    gated = card_of("runs/teacher/export", gate_width=0.5)
-    assert "positions; of each label times min(1, 2 sigmoid((student's loss - teacher's) / 0.5)); w: " in gated
 
 
 def test_the_cards_settings_are_the_runs() -> None:

@@ -63,19 +63,6 @@ def test_another_hard_weight_is_reported(capsys: pytest.CaptureFixture[str]) -> 
     assert "loss 6.5000 = 0.5 x hard 5.2500 + 2.5 x soft 0.5000" in capsys.readouterr().out
 
 
-def test_with_gates_the_loss_is_still_the_sum_of_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(0, 100, hidden_weight=0.4, gated=True, shown=True)
-    progress.line(ROW | {"hidden_loss": 0.25}, peak_memory_bytes=1, seconds_left=1)
-    # Where the soft loss is next to nothing, or the loss is not finite, nothing tells the gate.
-    for loss, weight in ((5.25, 0.0), (5.2500004, 1e-6), (float("inf"), 1.0), (float("nan"), 1.0)):
-        progress.line(ROW | {"loss": loss, "soft_weight": weight}, peak_memory_bytes=1, seconds_left=1)
-    progress.close()
-    first, *others = capsys.readouterr().out.splitlines()
-    assert "loss 6.5000 = hard 5.2500 + 2.5 x soft 0.5000 x gate 0.80 + 1 x hidden 0.2500  lr" in first
-    assert len(others) == 4
-    assert not any("gate" in line for line in others)
-
-
 def test_an_evaluation_in_words() -> None:
     row: dict[str, Any] = {"step": 4, "eval_hard_loss": 2.0, "eval_soft_loss": 0.0}
     assert evaluation_words(row) == "held-out: hard 2.0000"

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dwt_kernels.layout import KL_SCALE, LOG2_E, NO_RESIDUAL, Labels, Logits, Scalars, Statistics
-from dwt_kernels.on_torch.scalars import gates
+from dwt_kernels.layout import KL_SCALE, LOG2_E, NO_RESIDUAL, Logits, Scalars, Statistics
 
 
 class Exponent(NamedTuple):
@@ -25,10 +24,8 @@ class Exponent(NamedTuple):
     """A promise that tau is 1, which saves one exponential in three."""
 
 
-def block_statistics(
-    buffers: Sequence[Tensor], logits: Logits, labels: Tensor, exponent: Exponent, gated: bool
-) -> Tensor:
-    """``Statistics`` (n, 9), 0 for the teacher's where there is none. ``labels`` (n,) must be columns.
+def block_statistics(buffers: Sequence[Tensor], logits: Logits, labels: Tensor, exponent: Exponent) -> Tensor:
+    """``Statistics`` (n, 7), 0 for the teacher's where there is none. ``labels`` (n,) must be columns.
 
     ``buffers`` are three of (n, V) fp32 to work in.
     """
@@ -38,26 +35,18 @@ def block_statistics(
     student_sum = torch.mul(student_centred, LOG2_E, out=exponential).exp2_().sum(1)
     zero = torch.zeros_like(student_sum)
     if logits.teacher is None:
-        return torch.stack(Statistics(student_max, student_sum, zero, zero, zero, zero, label_logit, zero, zero), 1)
+        return torch.stack(Statistics(student_max, student_sum, zero, zero, zero, zero, label_logit), 1)
     student_tau_sum = student_sum
     if not exponent.unit_temperature:
         student_tau_sum = power(student_centred, exponent, exponential).sum(1)
     teacher_max = centre(logits.teacher, logits.teacher_bias, teacher_centred)
-    teacher_unit_sum = teacher_label_logit = zero
-    if gated:
-        teacher_label_logit = teacher_centred.gather(1, labels.unsqueeze(1)).squeeze(1)
-        if not exponent.unit_temperature:
-            teacher_unit_sum = torch.mul(teacher_centred, LOG2_E, out=exponential).exp2_().sum(1)
     weights = power(teacher_centred, exponent, exponential)
     teacher_sum = weights.sum(1)
-    if exponent.unit_temperature:
-        teacher_unit_sum = teacher_sum
     # A teacher logit of -inf has weight 0; its share 0 x inf is a NaN that nansum leaves out. A NaN that comes in is
     # still seen: it is in the other sums too.
     kl_sum = weights.mul_(teacher_centred.sub_(student_centred).mul_(KL_SCALE)).nansum(1)
-    of_student = student_max, student_sum, student_tau_sum
-    of_label = label_logit, teacher_unit_sum, teacher_label_logit
-    return torch.stack(Statistics(*of_student, teacher_max, teacher_sum, kl_sum, *of_label), 1)
+    row = Statistics(student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum, label_logit)
+    return torch.stack(row, 1)
 
 
 class RowFactors(NamedTuple):
@@ -72,14 +61,12 @@ class RowFactors(NamedTuple):
     label: Tensor
 
 
-def row_factors(upstream: Tensor, labels: Labels, statistics: Tensor, scalars: Tensor) -> Tensor:
-    """``RowFactors`` as (N, 4); ``upstream`` is 0-d or (N,)."""
+def row_factors(upstream: Tensor, labelled: Tensor, statistics: Tensor, scalars: Tensor) -> Tensor:
+    """``RowFactors`` as (N, 4); ``upstream`` and ``labelled`` are (N,)."""
     named = Scalars(*scalars.unbind())
-    row, labelled = Statistics(*statistics.double().unbind(1)), labels.labelled
     hard = (upstream * named.hard_gradient).where(labelled, 0.0)
     soft = upstream * named.soft_gradient
-    if labels.gated:
-        soft = soft * gates(row, named, labelled)
+    row = Statistics(*statistics.double().unbind(1))
     factors = RowFactors(hard / row.student_sum, soft / row.student_tau_sum, -soft / row.teacher_sum, -hard)
     return torch.stack(factors, 1).float()
 

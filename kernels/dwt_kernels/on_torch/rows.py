@@ -25,21 +25,19 @@ BLOCK_ELEMENTS = 1 << 18
 
 
 def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
-    """The ``Scalars`` as (9,) fp64; bad values raise on a CPU and are asserted on a GPU."""
+    """The ``Scalars`` as (8,) fp64; bad values raise on a CPU and are asserted on a GPU."""
     arguments.check_values(labels, vocab_size, objective)
     return compute_scalars(labels, objective)
 
 
 def row_statistics(logits: Logits, labels: Labels, scalars: Tensor) -> Tensor:
-    """``Statistics`` (N, 9) fp32; anything finite on rows that do not count."""
+    """``Statistics`` (N, 7) fp32; anything finite on rows that do not count."""
     # Ones, so that the logarithm of a sum that is not used is finite.
     statistics = logits.student.new_ones(logits.student.shape[0], STATISTICS, dtype=torch.float32)
     label_columns = labels.values.where(labels.labelled, 0)
     exponent, logits = exponent_of(scalars), with_fp32_biases(logits)
     for index, buffers in row_blocks(logits.student, labels.counted()):
-        statistics[index] = block_statistics(
-            buffers, of_rows(logits, index), label_columns[index], exponent, labels.gated
-        )
+        statistics[index] = block_statistics(buffers, of_rows(logits, index), label_columns[index], exponent)
     return statistics
 
 
@@ -53,7 +51,7 @@ def row_gradients(
     labelled, counted = labels.labelled, labels.counted()
     exponent, logits = exponent_of(scalars), with_fp32_biases(logits)
     label_columns = labels.values.where(labelled, 0)
-    factors = row_factors(upstream, labels, statistics, scalars)
+    factors = row_factors(upstream.expand(labelled.shape), labelled, statistics, scalars)
     # The fused code takes every row, which repays where most count. What it makes of the others is overwritten.
     most_count = counted is None or 2 * counted.shape[0] >= labelled.shape[0]
     if most_count and fusion.pays(logits.student):
@@ -70,7 +68,7 @@ def row_gradients(
 
 
 def row_statistics_and_gradients(upstream: Tensor, scalars: Tensor, logits: Logits, labels: Labels) -> Tensor:
-    """``Statistics`` (N, 9) fp32; the gradient is written over the student's logits."""
+    """``Statistics`` (N, 7) fp32; the gradient is written over the student's logits."""
     statistics = row_statistics(logits, labels, scalars)
     row_gradients(upstream, scalars, logits, labels, statistics, logits.student)
     return statistics

@@ -13,7 +13,7 @@ from dwt_kernels.layout import KL_SCALE, LEAST_RESIDUAL, LN_2, LOG2_E, NO_RESIDU
 
 
 def compute_scalars(labels: Tensor, objective: Objective) -> Tensor:
-    """(9,) fp64, see ``Scalars``."""
+    """(8,) fp64, see ``Scalars``."""
     hard = soft = torch.ones((), dtype=torch.float64, device=labels.device)
     temperature = objective.temperature.double()
     if objective.reduction == "mean":
@@ -29,8 +29,7 @@ def compute_scalars(labels: Tensor, objective: Objective) -> Tensor:
     below = torch.nextafter(nearest, torch.zeros_like(nearest))
     factor = torch.where(nearest.double() <= exponent, nearest, below).double()
     residual = torch.where(exponent - factor < exponent * LEAST_RESIDUAL, NO_RESIDUAL, exponent - factor)
-    width = torch.ones_like(exponent) if objective.gate_width is None else objective.gate_width.double()
-    scalars = Scalars(hard, soft, hard_loss, soft_loss, hard_loss, soft_loss / temperature, factor, residual, width)
+    scalars = Scalars(hard, soft, hard_loss, soft_loss, hard_loss, soft_loss / temperature, factor, residual)
     return torch.stack(list(scalars))
 
 
@@ -40,16 +39,8 @@ def mean_scale(count: Tensor, normalizer: Tensor | None) -> Tensor:
     return torch.where(count == 0, 0.0, 1.0 / divisor.double())
 
 
-def gates(row: Statistics, named: Scalars, labelled: Tensor) -> Tensor:
-    """(N,) fp64: what the soft loss of a row is multiplied by; 1 without a label."""
-    student_hard = row.student_sum.log() - row.label_logit
-    teacher_hard = row.teacher_unit_sum.log() - row.teacher_label_logit
-    gate = 2 * ((student_hard - teacher_hard) / named.gate_width).sigmoid()
-    return gate.clamp(max=1.0).where(labelled, 1.0)
-
-
-def row_losses(statistics: Tensor, scalars: Tensor, labels: Labels, has_teacher: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """hard, soft and gated soft, (N,) fp32, from the statistics (N, 9), 0 on rows that do not count.
+def row_losses(statistics: Tensor, scalars: Tensor, labels: Labels, has_teacher: bool) -> tuple[Tensor, Tensor]:
+    """hard (N,) and soft (N,) fp32 from the statistics (N, 7), 0 on rows that do not count.
 
     In fp64: the soft loss is the sum of two terms that are often larger than it.
     """
@@ -57,23 +48,20 @@ def row_losses(statistics: Tensor, scalars: Tensor, labels: Labels, has_teacher:
     labelled = labels.labelled
     hard = (row.student_sum.log() - row.label_logit).where(labelled, 0.0).float()
     if not has_teacher:
-        return hard, torch.zeros_like(hard), torch.zeros_like(hard)
+        return hard, torch.zeros_like(hard)
     named = Scalars(*scalars.unbind())
     exponent = (named.factor + named.residual) / KL_SCALE
     soft = (row.kl_sum / row.teacher_sum * exponent + (row.student_tau_sum / row.teacher_sum).log2()) * LN_2
     # KL >= 0: what rounding leaves below zero is an error of the sums and nothing else. NaN stays NaN.
-    soft = soft.clamp(min=0)
-    soft = (soft if labels.soft_all else soft.where(labelled, 0.0)).float()
-    return hard, soft, (soft * gates(row, named, labelled)).float() if labels.gated else soft
+    soft = soft.clamp(min=0).float()
+    return hard, soft if labels.soft_all else soft.where(labelled, 0.0)
 
 
-def reduce_rows(
-    hard: Tensor, soft: Tensor, gated_soft: Tensor, scalars: Tensor, reduction: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def reduce_rows(hard: Tensor, soft: Tensor, scalars: Tensor, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, hard, soft) fp32, each 0-d, or (N,) with "none"; the last two unweighted."""
-    hard, soft, gated_soft = hard.double(), soft.double(), gated_soft.double()
+    hard, soft = hard.double(), soft.double()
     if reduction != "none":
-        hard, soft, gated_soft = hard.sum(), soft.sum(), gated_soft.sum()
+        hard, soft = hard.sum(), soft.sum()
     named = Scalars(*scalars.unbind())
-    loss = hard * named.hard_loss + gated_soft * named.soft_loss
+    loss = hard * named.hard_loss + soft * named.soft_loss
     return loss.float(), (hard * named.hard_mean).float(), (soft * named.soft_mean).float()

@@ -31,8 +31,6 @@ TEACHER_MAX = position("teacher_max", Statistics._fields)
 TEACHER_SUM = position("teacher_sum", Statistics._fields)
 KL_SUM = position("kl_sum", Statistics._fields)
 LABEL_LOGIT = position("label_logit", Statistics._fields)
-TEACHER_UNIT_SUM = position("teacher_unit_sum", Statistics._fields)
-TEACHER_LABEL_LOGIT = position("teacher_label_logit", Statistics._fields)
 STATISTICS = tl.constexpr(layout.STATISTICS)
 
 # Positions in a row's terms, and how many there are.
@@ -53,4 +51,3 @@ HARD_GRADIENT = position("hard_gradient", Scalars._fields)
 SOFT_GRADIENT = position("soft_gradient", Scalars._fields)
 FACTOR = position("factor", Scalars._fields)
 RESIDUAL = position("residual", Scalars._fields)
-GATE_WIDTH = position("gate_width", Scalars._fields)

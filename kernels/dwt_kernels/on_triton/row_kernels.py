@@ -8,7 +8,6 @@ import triton.language as tl
 
 from dwt_kernels.on_triton.constants import (
     FACTOR,
-    GATE_WIDTH,
     HARD_GRADIENT,
     HARD_TERM,
     KL_SUM,
@@ -24,16 +23,13 @@ from dwt_kernels.on_triton.constants import (
     STUDENT_SOFT_TERM,
     STUDENT_SUM,
     STUDENT_TAU_SUM,
-    TEACHER_LABEL_LOGIT,
     TEACHER_MAX,
     TEACHER_MAX_TERM,
     TEACHER_SOFT_TERM,
     TEACHER_SUM,
-    TEACHER_UNIT_SUM,
     TERMS,
 )
 from dwt_kernels.on_triton.steps import (
-    gate_of,
     head_of,
     merged,
     rest_places,
@@ -74,7 +70,6 @@ def statistics_kernel(
     TAIL_WIDTH: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     SOFT_ALL: tl.constexpr,
-    GATED: tl.constexpr,
     IN_PLACE_GRADIENT: tl.constexpr,
 ):
     """Program = row: its statistics and, IN_PLACE_GRADIENT, the gradient over the student's row.
@@ -83,8 +78,8 @@ def statistics_kernel(
         student, teacher: (N, V) logits, any strides; teacher may be None.
         student_bias, teacher_bias: (V,) contiguous or None, added to the logits.
         labels: (N,) int64.
-        statistics: (N, 9) fp32, written, see ``layout.Statistics``; not on rows that do not count.
-        scalars: (9,) fp64, see ``layout.Scalars``.
+        statistics: (N, 7) fp32, written, see ``layout.Statistics``; not on rows that do not count.
+        scalars: (8,) fp64, see ``layout.Scalars``.
         upstream: (N,) fp32 (stride 0: one for all): what multiplies a row's loss.
         FIRST .. ALIGNMENT: see ``launch.Tile``.
     """
@@ -120,14 +115,14 @@ def statistics_kernel(
     # At tau = 1 the student's two sums are one, which saves an exponential in three.
     if (factor == LOG2_E) & (residual == NO_RESIDUAL):
         state = scan_row(
-            row, head, factor, residual, V, FIRST, WHOLE, STEPS, LANES, WIDTH, TAIL_STEPS, TAIL_WIDTH, True, GATED
+            row, head, factor, residual, V, FIRST, WHOLE, STEPS, LANES, WIDTH, TAIL_STEPS, TAIL_WIDTH, True
         )
     else:
         state = scan_row(
-            row, head, factor, residual, V, FIRST, WHOLE, STEPS, LANES, WIDTH, TAIL_STEPS, TAIL_WIDTH, False, GATED
+            row, head, factor, residual, V, FIRST, WHOLE, STEPS, LANES, WIDTH, TAIL_STEPS, TAIL_WIDTH, False
         )
-    state = merged(state, factor, residual, teacher is not None, GATED)
-    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum, teacher_unit_sum = state
+    state = merged(state, factor, residual, teacher is not None)
+    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
     row_statistics = statistics + row_index * STATISTICS
     tl.store(row_statistics + STUDENT_MAX, student_max)
     tl.store(row_statistics + STUDENT_SUM, student_sum)
@@ -136,27 +131,10 @@ def statistics_kernel(
     tl.store(row_statistics + TEACHER_SUM, teacher_sum)
     tl.store(row_statistics + KL_SUM, kl_sum)
     tl.store(row_statistics + LABEL_LOGIT, label_logit - student_max)
-    if GATED:
-        teacher_label_logit = tl.load(row[3] + label * row[5]).to(tl.float32)
-        if teacher_bias is not None:
-            teacher_label_logit += tl.load(teacher_bias + label).to(tl.float32)
-        teacher_label_logit -= teacher_max
-        tl.store(row_statistics + TEACHER_UNIT_SUM, teacher_unit_sum)
-        tl.store(row_statistics + TEACHER_LABEL_LOGIT, teacher_label_logit)
     if IN_PLACE_GRADIENT:
         row_upstream = tl.load(upstream + row_index * upstream_stride)
         hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
         soft_scale = row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32)
-        if GATED:
-            # In fp64, as in the loss: in fp32 a small width would be 0.
-            gate = gate_of(
-                student_sum.to(tl.float64),
-                (label_logit - student_max).to(tl.float64),
-                teacher_unit_sum.to(tl.float64),
-                teacher_label_logit.to(tl.float64),
-                tl.load(scalars + GATE_WIDTH),
-            )
-            soft_scale *= tl.where(labelled, gate.to(tl.float32), 1.0)
         hard, student_soft, teacher_soft = tl.div_rn(hard_scale, student_sum), 0.0, 0.0
         if teacher is not None:
             student_soft = tl.div_rn(soft_scale, student_tau_sum)

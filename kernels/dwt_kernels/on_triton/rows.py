@@ -36,7 +36,7 @@ SCALE_WARPS = 8
 
 
 def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
-    """The ``Scalars`` as (9,) fp64; bad values raise on a CPU and are asserted on a GPU."""
+    """The ``Scalars`` as (8,) fp64; bad values raise on a CPU and are asserted on a GPU."""
     if labels.device.type == "cpu":
         arguments.check_values(labels, vocab_size, objective)
     scalars = torch.empty(SCALARS, dtype=torch.float64, device=labels.device)
@@ -50,7 +50,6 @@ def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
         objective.soft_weight,
         objective.hard_normalizer,
         objective.soft_normalizer,
-        objective.gate_width,
         scalars,
         valid,
         labels.shape[0],
@@ -65,14 +64,13 @@ def prepare(labels: Tensor, vocab_size: int, objective: Objective) -> Tensor:
     )
     if labels.device.type != "cpu":
         torch._assert_async(
-            valid,
-            "a label is outside 0 .. vocab_size - 1, or temperature, normalizer, gate_width not positive and finite",
+            valid, "a label is outside 0 .. vocab_size - 1, or temperature or normalizer is not positive and finite"
         )
     return scalars
 
 
 def row_statistics(logits: Logits, labels: Labels, scalars: Tensor, upstream: Tensor | None = None) -> Tensor:
-    """``Statistics`` (N, 9) fp32; not set on rows that do not count. With ``upstream``, see the next function."""
+    """``Statistics`` (N, 7) fp32; not set on rows that do not count. With ``upstream``, see the next function."""
     student, teacher, student_bias, teacher_bias = logits
     rows, columns = student.shape
     statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=student.device)
@@ -105,7 +103,6 @@ def row_statistics(logits: Logits, labels: Labels, scalars: Tensor, upstream: Te
         TAIL_WIDTH=tile.tail_width,
         ALIGNMENT=tile.alignment,
         SOFT_ALL=labels.soft_all,
-        GATED=labels.gated,
         IN_PLACE_GRADIENT=upstream is not None,
         num_warps=tile.num_warps,
         enable_fp_fusion=True,
@@ -114,15 +111,14 @@ def row_statistics(logits: Logits, labels: Labels, scalars: Tensor, upstream: Te
 
 
 def row_statistics_and_gradients(upstream: Tensor, scalars: Tensor, logits: Logits, labels: Labels) -> Tensor:
-    """``Statistics`` (N, 9) fp32; the gradient is written over the student's logits."""
+    """``Statistics`` (N, 7) fp32; the gradient is written over the student's logits."""
     return row_statistics(logits, labels, scalars, upstream)
 
 
-def row_losses(statistics: Tensor, scalars: Tensor, labels: Labels, has_teacher: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """hard, soft and gated soft, (N,) fp32, as ``on_torch.row_losses``."""
+def row_losses(statistics: Tensor, scalars: Tensor, labels: Labels, has_teacher: bool) -> tuple[Tensor, Tensor]:
+    """hard (N,) and soft (N,) fp32 as ``on_torch.row_losses``."""
     rows, device = labels.values.shape[0], labels.values.device
     hard, soft = (torch.empty(rows, dtype=torch.float32, device=device) for _ in range(2))
-    gated_soft = torch.empty_like(soft) if labels.gated else soft
     if rows > 0:
         launch(
             losses_kernel,
@@ -132,28 +128,23 @@ def row_losses(statistics: Tensor, scalars: Tensor, labels: Labels, has_teacher:
             labels.values,
             hard,
             soft,
-            gated_soft,
             rows,
             labels.values.stride(0),
             labels.ignore_index,
             BLOCK=LOSSES_BLOCK,
             HAS_TEACHER=has_teacher,
             SOFT_ALL=labels.soft_all,
-            GATED=labels.gated,
         )
-    return hard, soft, gated_soft
+    return hard, soft
 
 
-def reduce_rows(
-    hard: Tensor, soft: Tensor, gated_soft: Tensor, scalars: Tensor, reduction: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def reduce_rows(hard: Tensor, soft: Tensor, scalars: Tensor, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, hard, soft) as ``on_torch.reduce_rows``."""
     if reduction == "none":
-        return torch_reduce_rows(hard, soft, gated_soft, scalars, reduction)
+        return torch_reduce_rows(hard, soft, scalars, reduction)
     results = [torch.empty((), dtype=torch.float32, device=hard.device) for _ in range(3)]
     rows = hard.shape[0]
-    inputs = hard, soft, gated_soft, scalars
-    launch(reduce_kernel, (1,), *inputs, *results, rows, BLOCK=SCALAR_BLOCK, num_warps=SCALAR_WARPS)
+    launch(reduce_kernel, (1,), hard, soft, scalars, *results, rows, BLOCK=SCALAR_BLOCK, num_warps=SCALAR_WARPS)
     loss, hard_mean, soft_mean = results
     return loss, hard_mean, soft_mean
 
@@ -182,7 +173,6 @@ def row_gradients(
         BLOCK=LOSSES_BLOCK,
         HAS_TEACHER=teacher is not None,
         SOFT_ALL=labels.soft_all,
-        GATED=labels.gated,
     )
     block = min(GRADIENT_BLOCK, triton.next_power_of_2(columns))
     width = min(block, common_width(out, student, teacher))

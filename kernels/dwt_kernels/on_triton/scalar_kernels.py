@@ -12,7 +12,6 @@ import triton.language as tl
 
 from dwt_kernels.on_triton.constants import (
     FACTOR,
-    GATE_WIDTH,
     HARD_GRADIENT,
     HARD_LOSS,
     HARD_MEAN,
@@ -35,15 +34,12 @@ from dwt_kernels.on_triton.constants import (
     STUDENT_SOFT_TERM,
     STUDENT_SUM,
     STUDENT_TAU_SUM,
-    TEACHER_LABEL_LOGIT,
     TEACHER_MAX,
     TEACHER_MAX_TERM,
     TEACHER_SOFT_TERM,
     TEACHER_SUM,
-    TEACHER_UNIT_SUM,
     TERMS,
 )
-from dwt_kernels.on_triton.steps import gate_of
 
 # These change from call to call. Triton would otherwise recompile when they become 1 or divisible by 16.
 ROW_COUNTS = ("rows", "elements")
@@ -65,7 +61,6 @@ def prepare_kernel(
     soft_weight,
     hard_normalizer,
     soft_normalizer,
-    gate_width,
     scalars,
     valid,
     rows,
@@ -77,9 +72,9 @@ def prepare_kernel(
     SOFT_ALL: tl.constexpr,
     TEMPERATURE_SQUARED: tl.constexpr,
 ):
-    """One program: the scalars (9,) fp64, see ``layout.Scalars``.
+    """One program: the scalars (8,) fp64, see ``layout.Scalars``.
 
-    ``valid`` (int32) is 1 if every label, the temperature, the normalizers and the gate's width are in range, else 0.
+    ``valid`` (int32) is 1 if every label, the temperature and the normalizers are in range, else 0.
     """
     # Summed over the block once, after the loop: a reduction in it would be a barrier in every step.
     labelled_counts = tl.zeros((BLOCK,), tl.int32)
@@ -115,10 +110,6 @@ def prepare_kernel(
         # An empty mean is 0 and not NaN.
         hard_mean = tl.where(labelled_rows == 0, 0.0, 1.0 / hard_divisor)
         soft_mean = tl.where(counted_rows == 0, 0.0, 1.0 / soft_divisor)
-    width = tl.full((), 1.0, tl.float64)
-    if gate_width is not None:
-        width = tl.load(gate_width).to(tl.float64)
-        in_range = in_range & (width > 0) & (width < infinity)
     if TEMPERATURE_SQUARED:
         soft_mean = soft_mean * tau * tau
     hard_loss = hard_mean * tl.load(hard_weight).to(tl.float64)
@@ -135,19 +126,7 @@ def prepare_kernel(
     tl.store(scalars + SOFT_GRADIENT, soft_loss / tau)
     tl.store(scalars + FACTOR, factor)
     tl.store(scalars + RESIDUAL, residual)
-    tl.store(scalars + GATE_WIDTH, width)
     tl.store(valid, in_range.to(tl.int32))
-
-
-@triton.jit
-def row_gates(row, scalars, labelled):
-    """fp64 gates from the rows' statistics; 1 without a label."""
-    student_sum = tl.load(row + STUDENT_SUM, mask=labelled, other=1.0).to(tl.float64)
-    label_logit = tl.load(row + LABEL_LOGIT, mask=labelled, other=0.0).to(tl.float64)
-    teacher_unit_sum = tl.load(row + TEACHER_UNIT_SUM, mask=labelled, other=1.0).to(tl.float64)
-    teacher_label_logit = tl.load(row + TEACHER_LABEL_LOGIT, mask=labelled, other=0.0).to(tl.float64)
-    gate = gate_of(student_sum, label_logit, teacher_unit_sum, teacher_label_logit, tl.load(scalars + GATE_WIDTH))
-    return tl.where(labelled, gate, 1.0)
 
 
 @triton.jit(do_not_specialize=ROW_COUNTS)
@@ -157,18 +136,14 @@ def losses_kernel(
     labels,
     hard,
     soft,
-    gated_soft,
     rows,
     label_stride,
     ignore_index,
     BLOCK: tl.constexpr,
     HAS_TEACHER: tl.constexpr,
     SOFT_ALL: tl.constexpr,
-    GATED: tl.constexpr,
 ):
     """Program = BLOCK rows: hard = ln S_1 - a[y] and soft = ln 2 (K f / W + log2(S / W)), 0 on rows that do not count.
-
-    ``gated_soft`` is soft times the row's gate; not set where rows are not gated.
 
     In fp64: the soft loss is the sum of two terms that are often larger than it.
     """
@@ -190,9 +165,6 @@ def losses_kernel(
         # KL >= 0: what rounding leaves below zero is an error of the sums and nothing else. NaN stays NaN.
         soft_loss = tl.where(counted & ~(kl < 0), kl * tl.full((), LN_2, tl.float64), 0.0)
     tl.store(soft + index, soft_loss.to(tl.float32), mask=in_range)
-    if GATED:
-        gate = row_gates(row, scalars, labelled)
-        tl.store(gated_soft + index, (soft_loss * gate).to(tl.float32), mask=in_range)
 
 
 @triton.jit(do_not_specialize=ROW_COUNTS)
@@ -209,7 +181,6 @@ def terms_kernel(
     BLOCK: tl.constexpr,
     HAS_TEACHER: tl.constexpr,
     SOFT_ALL: tl.constexpr,
-    GATED: tl.constexpr,
 ):
     """Program = BLOCK rows: ``layout.RowTerms`` (N, 6); anything finite on rows that do not count.
 
@@ -229,8 +200,6 @@ def terms_kernel(
     tl.store(out + LABEL_TERM, hard_scale.to(tl.float32), mask=in_range)
     if HAS_TEACHER:
         soft_scale = row_upstream * tl.load(scalars + SOFT_GRADIENT)
-        if GATED:
-            soft_scale *= row_gates(row, scalars, labelled)
         student_tau_sum = tl.load(row + STUDENT_TAU_SUM, mask=counted, other=1.0).to(tl.float64)
         teacher_sum = tl.load(row + TEACHER_SUM, mask=counted, other=1.0).to(tl.float64)
         tl.store(out + TEACHER_MAX_TERM, tl.load(row + TEACHER_MAX, mask=counted, other=0.0), mask=in_range)
@@ -255,21 +224,19 @@ def scale_kernel(out, tensor, factor, elements, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=ROW_COUNTS)
-def reduce_kernel(hard_rows, soft_rows, gated_rows, scalars, loss, hard, soft, rows, BLOCK: tl.constexpr):
+def reduce_kernel(hard_rows, soft_rows, scalars, loss, hard, soft, rows, BLOCK: tl.constexpr):
     """One program: loss, hard and soft (0-d fp32) from rows (N,) fp32, summed in a fixed order."""
     hard_sums = tl.zeros((BLOCK,), tl.float64)
     soft_sums = tl.zeros((BLOCK,), tl.float64)
-    gated_sums = tl.zeros((BLOCK,), tl.float64)
     start = 0
     while start < rows:
         index = start + tl.arange(0, BLOCK)
         hard_sums += tl.load(hard_rows + index, mask=index < rows, other=0.0)
         soft_sums += tl.load(soft_rows + index, mask=index < rows, other=0.0)
-        gated_sums += tl.load(gated_rows + index, mask=index < rows, other=0.0)
         start += BLOCK
     hard_sum = tl.sum(hard_sums, 0)
     soft_sum = tl.sum(soft_sums, 0)
-    total = hard_sum * tl.load(scalars + HARD_LOSS) + tl.sum(gated_sums, 0) * tl.load(scalars + SOFT_LOSS)
+    total = hard_sum * tl.load(scalars + HARD_LOSS) + soft_sum * tl.load(scalars + SOFT_LOSS)
     tl.store(loss, total.to(tl.float32))
     tl.store(hard, (hard_sum * tl.load(scalars + HARD_MEAN)).to(tl.float32))
     tl.store(soft, (soft_sum * tl.load(scalars + SOFT_MEAN)).to(tl.float32))

@@ -11,7 +11,7 @@ a = z_s - m_s and b = z_t - m_t:
 
     S_1 <- S_1 2^((m_s_old - m_s) log2(e)) + sum 2^(a log2(e))
     S   <- S   2^((m_s_old - m_s) f)       + sum 2^(a f)
-    W   <- W   2^((m_t_old - m_t) f)       + sum 2^(b f)      (and W_1 by log2(e), where rows are gated)
+    W   <- W   2^((m_t_old - m_t) f)       + sum 2^(b f)
     K   <- (K + W_old shift) 2^((m_t_old - m_t) f) + sum 2^(b f) (b - a)
 
 where ``shift`` is the change of b - a, for the columns seen so far, that the new maxima bring. The losses follow from
@@ -134,10 +134,9 @@ def add_block(
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
     UNIT_TEMPERATURE: tl.constexpr,
-    GATED: tl.constexpr,
 ):
-    """fp32 logits (STEPS, LANES x WIDTH) into ``state``, which is (m_s, S_1, S, m_t, W, K, W_1), each (LANES,)."""
-    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum, teacher_unit_sum = state
+    """fp32 logits (STEPS, LANES x WIDTH) into ``state``, which is (m_s, S_1, S, m_t, W, K), each (LANES,)."""
+    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
     student = tl.reshape(student, (STEPS, LANES, WIDTH))
     new_student_max = tl.maximum(student_max, tl.max(tl.max(student, 2), 0))
     student_reference = finite_or_zero(new_student_max)
@@ -147,7 +146,7 @@ def add_block(
     student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + lane_sums(exponentials)
     # Not an early return: Triton would still compile what follows it, with a teacher that is None.
     if teacher is None:
-        return new_student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum, teacher_unit_sum
+        return new_student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum
     else:
         teacher = tl.reshape(teacher, (STEPS, LANES, WIDTH))
         new_teacher_max = tl.maximum(teacher_max, tl.max(tl.max(teacher, 2), 0))
@@ -164,16 +163,13 @@ def add_block(
         shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
         kl_sum = rescaled(kl_sum + teacher_sum * (shift * KL_SCALE), rescale) + lane_sums(shares)
         teacher_sum = teacher_sum * rescale + lane_sums(weights)
-        if GATED:
-            unit_weights = weights if UNIT_TEMPERATURE else tl.exp2(teacher * LOG2_E)
-            teacher_unit_sum = teacher_unit_sum * tl.exp2(teacher_shift * LOG2_E) + lane_sums(unit_weights)
-        return new_student_max, student_sum, student_tau_sum, new_teacher_max, teacher_sum, kl_sum, teacher_unit_sum
+        return new_student_max, student_sum, student_tau_sum, new_teacher_max, teacher_sum, kl_sum
 
 
 @triton.jit
-def merged(state, factor, residual, HAS_TEACHER: tl.constexpr, GATED: tl.constexpr):
+def merged(state, factor, residual, HAS_TEACHER: tl.constexpr):
     """One state, of scalars, out of states (n,) of shares of a row's columns."""
-    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum, teacher_unit_sum = state
+    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
     row_student_max = tl.max(student_max, 0)
     student_shift = student_max - finite_or_zero(row_student_max)
     row_student_sum = tl.sum(student_sum * tl.exp2(student_shift * LOG2_E), 0)
@@ -186,11 +182,9 @@ def merged(state, factor, residual, HAS_TEACHER: tl.constexpr, GATED: tl.constex
         shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
         row_kl_sum = tl.sum(rescaled(kl_sum + teacher_sum * (shift * KL_SCALE), rescale), 0)
         row_teacher_sum = tl.sum(teacher_sum * rescale, 0)
-        row_unit_sum = tl.sum(teacher_unit_sum * tl.exp2(teacher_shift * LOG2_E), 0) if GATED else 0.0
-        student = row_student_max, row_student_sum, row_student_tau_sum
-        return student + (row_teacher_max, row_teacher_sum, row_kl_sum, row_unit_sum)
+        return row_student_max, row_student_sum, row_student_tau_sum, row_teacher_max, row_teacher_sum, row_kl_sum
     else:
-        return row_student_max, row_student_sum, 0.0, 0.0, 0.0, 0.0, 0.0
+        return row_student_max, row_student_sum, 0.0, 0.0, 0.0, 0.0
 
 
 @triton.jit
@@ -208,34 +202,23 @@ def scan_row(
     TAIL_STEPS: tl.constexpr,
     TAIL_WIDTH: tl.constexpr,
     UNIT_TEMPERATURE: tl.constexpr,
-    GATED: tl.constexpr,
 ):
     """The recurrence over a row. What whole blocks leave is apart, so that they need no mask."""
     zeros = tl.zeros((LANES,), tl.float32)
-    state = zeros + MINUS_INF, zeros, zeros, zeros + MINUS_INF, zeros, zeros, zeros
+    state = zeros + MINUS_INF, zeros, zeros, zeros + MINUS_INF, zeros, zeros
     for start in range(FIRST, FIRST + WHOLE, STEPS * LANES * WIDTH):
         places = lane_places(start, STEPS, LANES, WIDTH)
         student = load_student(row, places, None)
         teacher = None if row[3] is None else load_teacher(row, places, None)
-        state = add_block(state, student, teacher, factor, residual, STEPS, LANES, WIDTH, UNIT_TEMPERATURE, GATED)
+        state = add_block(state, student, teacher, factor, residual, STEPS, LANES, WIDTH, UNIT_TEMPERATURE)
     if WHOLE < V:
         rest, mask = rest_places(head, V, FIRST, WHOLE, TAIL_STEPS, LANES, TAIL_WIDTH)
         student_rest = load_student(row, rest, mask)
         teacher_rest = None if row[3] is None else load_teacher(row, rest, mask)
         state = add_block(
-            state, student_rest, teacher_rest, factor, residual, TAIL_STEPS, LANES, TAIL_WIDTH, UNIT_TEMPERATURE, GATED
+            state, student_rest, teacher_rest, factor, residual, TAIL_STEPS, LANES, TAIL_WIDTH, UNIT_TEMPERATURE
         )
     return state
-
-
-@triton.jit
-def gate_of(student_sum, label_logit, teacher_unit_sum, teacher_label_logit, gate_width):
-    """What the soft loss of a labelled row is multiplied by, in the dtype of its sums."""
-    student_hard = tl.log(student_sum) - label_logit
-    teacher_hard = tl.log(teacher_unit_sum) - teacher_label_logit
-    # exp of a large argument is infinite, and the gate then 0.
-    gate = 2.0 / (1.0 + tl.exp((teacher_hard - student_hard) / gate_width))
-    return tl.where(gate > 1.0, 1.0, gate)  # NaN stays NaN
 
 
 @triton.jit

@@ -22,7 +22,6 @@ from dwt_kernels.on_triton.constants import (
     TEACHER_MAX,
     TEACHER_SUM,
 )
-from dwt_kernels.on_triton.scalar_kernels import row_gates
 from dwt_kernels.on_triton.steps import power
 from dwt_kernels.on_triton.tile_statistics import ROW_COUNTS, logits_tile, multiply
 
@@ -53,7 +52,6 @@ def tile_gradient_kernel(
     BLOCK_WIDTH: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     SOFT_ALL: tl.constexpr,
-    GATED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Program = tile: its logits again, their gradient dz; dz @ weight, dz.T @ hidden, column sums added atomically.
@@ -92,8 +90,6 @@ def tile_gradient_kernel(
     gradient = tl.div_rn(hard_scale, student_sum)[:, None] * tl.exp2(student * LOG2_E)
     if teacher_hidden is not None:
         soft_scale = tl.where(counted, row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32), 0.0)
-        if GATED:
-            soft_scale *= row_gates(row_statistics, scalars, labelled).to(tl.float32)
         student_tau_sum = tl.load(row_statistics + STUDENT_TAU_SUM, mask=counted, other=1.0)
         teacher_max = tl.load(row_statistics + TEACHER_MAX, mask=counted, other=0.0)
         teacher_sum = tl.load(row_statistics + TEACHER_SUM, mask=counted, other=1.0)

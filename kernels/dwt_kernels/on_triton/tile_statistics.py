@@ -23,10 +23,8 @@ from dwt_kernels.on_triton.constants import (
     STUDENT_MAX,
     STUDENT_SUM,
     STUDENT_TAU_SUM,
-    TEACHER_LABEL_LOGIT,
     TEACHER_MAX,
     TEACHER_SUM,
-    TEACHER_UNIT_SUM,
 )
 from dwt_kernels.on_triton.steps import finite_or_zero, merged, power, rescaled
 
@@ -97,12 +95,11 @@ def tile_statistics_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     SOFT_ALL: tl.constexpr,
-    GATED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program = (block of rows, share of the columns): the rows' state over those, (N, splits, 9) fp32.
+    """Program = (block of rows, share of the columns): the rows' state over those, (N, splits, 7) fp32.
 
-    Such a state has the fields of ``layout.Statistics``, but its label's logits are not centred.
+    Such a state has the fields of ``layout.Statistics``, but its label's logit is not centred.
     """
     row_index = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     label = tl.load(labels + row_index, mask=row_index < rows, other=ignore_index)
@@ -120,8 +117,6 @@ def tile_statistics_kernel(
     teacher_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
     kl_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
     label_logit = tl.zeros((BLOCK_ROWS,), tl.float32)
-    teacher_unit_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
-    teacher_label_logit = tl.zeros((BLOCK_ROWS,), tl.float32)
     start = tl.program_id(1) * columns_per_split
     stop = tl.minimum(start + columns_per_split, V)
     while start < stop:
@@ -140,9 +135,6 @@ def tile_statistics_kernel(
             student_tau_sum += tl.sum(power(student, factor, residual, False), 1)
             head = teacher_hidden, teacher_weight, teacher_bias
             teacher = logits_tile(head, rows, TEACHER_WIDTH, row_index, column_index, V, BLOCK_WIDTH, PRECISION)
-            if GATED:
-                at_label = column_index[None, :] == label[:, None]
-                teacher_label_logit += tl.sum(tl.where(at_label, teacher, 0.0), 1)
             new_teacher_max = tl.maximum(teacher_max, tl.max(teacher, 1))
             teacher_reference = finite_or_zero(new_teacher_max)
             teacher -= teacher_reference[:, None]
@@ -153,9 +145,6 @@ def tile_statistics_kernel(
             rescale = power(teacher_shift, factor, residual, False)
             kl_sum = rescaled(kl_sum + teacher_sum * (shift * KL_SCALE), rescale) + tl.sum(shares, 1)
             teacher_sum = teacher_sum * rescale + tl.sum(weights, 1)
-            if GATED:
-                teacher_unit_sum = teacher_unit_sum * tl.exp2(teacher_shift * LOG2_E)
-                teacher_unit_sum += tl.sum(tl.exp2(teacher * LOG2_E), 1)
             teacher_max = new_teacher_max
         start += BLOCK_COLUMNS
     state = partials + (row_index.to(tl.int64) * splits + tl.program_id(1)) * STATISTICS
@@ -167,9 +156,6 @@ def tile_statistics_kernel(
     tl.store(state + TEACHER_SUM, teacher_sum, mask=in_range)
     tl.store(state + KL_SUM, kl_sum, mask=in_range)
     tl.store(state + LABEL_LOGIT, label_logit, mask=in_range)
-    if GATED:
-        tl.store(state + TEACHER_UNIT_SUM, teacher_unit_sum, mask=in_range)
-        tl.store(state + TEACHER_LABEL_LOGIT, teacher_label_logit, mask=in_range)
 
 
 @triton.jit(do_not_specialize=ROW_COUNTS)
@@ -183,9 +169,8 @@ def merge_kernel(
     SPLITS_BLOCK: tl.constexpr,
     HAS_TEACHER: tl.constexpr,
     SOFT_ALL: tl.constexpr,
-    GATED: tl.constexpr,
 ):
-    """Program = row: its statistics (N, 9) from the states of its ``splits`` <= SPLITS_BLOCK shares of columns."""
+    """Program = row: its statistics (N, 7) from the states of its ``splits`` <= SPLITS_BLOCK shares of columns."""
     row = tl.program_id(0).to(tl.int64)
     if not SOFT_ALL and tl.load(labels + row) == ignore_index:
         return
@@ -197,16 +182,14 @@ def merge_kernel(
     zeros = tl.zeros((SPLITS_BLOCK,), tl.float32)
     student_max = tl.load(state + STUDENT_MAX, mask=present, other=MINUS_INF)
     student_sum = tl.load(state + STUDENT_SUM, mask=present, other=0.0)
-    student_tau_sum, teacher_max, teacher_sum, kl_sum, teacher_unit_sum = zeros, zeros, zeros, zeros, zeros
+    student_tau_sum, teacher_max, teacher_sum, kl_sum = zeros, zeros, zeros, zeros
     if HAS_TEACHER:
         student_tau_sum = tl.load(state + STUDENT_TAU_SUM, mask=present, other=0.0)
         teacher_max = tl.load(state + TEACHER_MAX, mask=present, other=MINUS_INF)
         teacher_sum = tl.load(state + TEACHER_SUM, mask=present, other=0.0)
         kl_sum = tl.load(state + KL_SUM, mask=present, other=0.0)
-    if GATED:
-        teacher_unit_sum = tl.load(state + TEACHER_UNIT_SUM, mask=present, other=0.0)
-    shares = student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum, teacher_unit_sum
-    row_state = merged(shares, factor, residual, HAS_TEACHER, GATED)
+    shares = student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum
+    row_state = merged(shares, factor, residual, HAS_TEACHER)
     label_logit = tl.sum(tl.load(state + LABEL_LOGIT, mask=present, other=0.0), 0)
     row_statistics = statistics + row * STATISTICS
     tl.store(row_statistics + STUDENT_MAX, row_state[0])
@@ -217,7 +200,3 @@ def merge_kernel(
         tl.store(row_statistics + TEACHER_MAX, row_state[3])
         tl.store(row_statistics + TEACHER_SUM, row_state[4])
         tl.store(row_statistics + KL_SUM, row_state[5])
-    if GATED:
-        teacher_label_logit = tl.sum(tl.load(state + TEACHER_LABEL_LOGIT, mask=present, other=0.0), 0)
-        tl.store(row_statistics + TEACHER_UNIT_SUM, row_state[6])
-        tl.store(row_statistics + TEACHER_LABEL_LOGIT, teacher_label_logit - row_state[3])
