@@ -12,7 +12,14 @@ from hypothesis import HealthCheck, settings
 
 from dwt_ds.engine.build_locks import find_abandoned_locks
 
-pytest_plugins = ["harness.ranks", "harness.launcher", "harness.watched", "harness.tiny", "harness.corpus"]
+pytest_plugins = [
+    "harness.ranks",
+    "harness.launcher",
+    "harness.watched",
+    "harness.tiny",
+    "harness.corpus",
+    "harness.plans",
+]
 
 # There is a worker of tests for each core, and threads of both would wait for one another.
 torch.set_num_threads(1)

@@ -128,11 +128,10 @@ def can_be_flat(optimizer: Any) -> bool:
 
 
 def take_one_norm_a_step(optimizer: Any) -> None:
-    """Replace DeepSpeed's overflow check and, under ZeRO-1 to ZeRO-3, its norms by one norm over all gradients.
+    """Drop DeepSpeed's check of every gradient: one norm over all of them finds bad steps.
 
-    Without ZeRO its own norm finds bad steps.
-
-    DeepSpeed's own code stays where gradients are offloaded, and for Muon, whose norm is that of another update.
+    Under ZeRO-1 to ZeRO-3 it is ours, one operation for all gradients; without ZeRO it is DeepSpeed's own. Nothing is
+    changed where gradients are offloaded, and for Muon, whose norm is that of another update.
 
     Args:
         optimizer: of DeepSpeed's engine; without ZeRO in fp32 it checks nothing and is left alone.

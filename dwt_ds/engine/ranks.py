@@ -32,7 +32,7 @@ _MEETING_SECONDS = 600.0
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _DEEPSPEEDS_BARRIER = TorchBackend.barrier
-# The launcher's, where start_ranks had to replace it by the number of a visible device.
+# As the launcher set it; start_ranks may make LOCAL_RANK the number of a visible device.
 _local_rank: int | None = None
 
 

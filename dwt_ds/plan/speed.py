@@ -41,7 +41,7 @@ _STAGES = {
     2: _Launches(20, further=2.0, once=1.0),
     3: _Launches(46, micro_batch=1.4),
 }
-# There no optimizer of DeepSpeed's has masters of its own.
+# DeepSpeed wraps no optimizer there.
 _STAGE_0_IN_FP32 = _Launches(11)
 # Stage 2 with the gradients in one buffer.
 _ONE_BUFFER = _Launches(14)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
+from harness.plans import plan
 
 from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import recipe_names
@@ -17,16 +18,7 @@ from dwt_ds.models.build import build_student, parameter_count
 from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 
-
-@pytest.fixture(autouse=True)
-def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command prints."""
-    assert main(["plan", *arguments]) == 0
-    return capsys.readouterr().out
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -86,13 +86,14 @@ def test_an_unlogged_step_has_few_operations_and_two_waits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "reads"), [("bf16", 3), ("fp32", 2)])
+@pytest.mark.parametrize(("precision", "operations", "reads"), [("bf16", 1165, 3), ("fp32", 431, 2)])
 def test_without_zero_deepspeed_reads_one_number_more_in_16_bits(
-    precision: str, reads: int, python: Python, tiny_recipe: Path, tmp_path: Path
+    precision: str, operations: int, reads: int, python: Python, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     overrides = [f"output_dir={tmp_path}", *SETTINGS, "student.layers=6", "deepspeed_config=zero0"]
     overrides += [f"deepspeed.bf16.enabled={str(precision == 'bf16').lower()}"]
-    assert [step["reads"] for step in counted_steps(python, tiny_recipe, overrides)] == [reads, reads]
+    expected = {"operations": operations, "reads": reads}
+    assert counted_steps(python, tiny_recipe, overrides) == [expected, expected]
 
 
 @pytest.mark.slow

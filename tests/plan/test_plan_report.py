@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from harness.plans import plan
 
-from dwt_ds.cli.main import main
 from dwt_ds.plan.settings import resolve_plan
 
 OFFLOAD = "offload: transfers and the optimizer on the CPU are not counted"
 
 
-@pytest.fixture(autouse=True)
-def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(["plan", *arguments]) == 0
-    return capsys.readouterr().out
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def test_all_settings_as_resolved(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,16 @@ def test_another_hard_weight_is_reported(capsys: pytest.CaptureFixture[str]) -> 
     assert "loss 6.5000 = 0.5 x hard 5.2500 + 2.5 x soft 0.5000" in capsys.readouterr().out
 
 
+def test_the_mfu_of_a_step_with_a_teacher_has_the_students_part_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(0, 100, shown=True)
+    progress.line(ROW | {"mfu": 0.48, "mfu_student": 0.39}, peak_memory_bytes=1, seconds_left=1)
+    progress.line(ROW | {"mfu": 0.4, "mfu_student": 0.4}, peak_memory_bytes=1, seconds_left=1)
+    progress.close()
+    first, alone = capsys.readouterr().out.splitlines()
+    assert "  MFU 48% (39% student)  data wait" in first
+    assert "  MFU 40%  data wait" in alone
+
+
 def test_an_evaluation_in_words() -> None:
     row: dict[str, Any] = {"step": 4, "eval_hard_loss": 2.0, "eval_soft_loss": 0.0}
     assert evaluation_words(row) == "held-out: hard 2.0000"
