@@ -252,13 +252,9 @@ def _require_one_backend(backend: str, limit: timedelta) -> Any:
     if os.environ["WORLD_SIZE"] == "1":
         return None
     store, number, size = next(dist.rendezvous("env://", timeout=limit))
-
-    def gather(what: str, own: str) -> list[str]:
-        names = [f"dwt_ds/{what}/{each}" for each in range(size)]
-        store.set(names[number], own)
-        return [value.decode() for value in store.multi_get(names)]
-
-    found = [value.split(" ") for value in gather("backend", f"{backend} {socket.gethostname()}")]
+    own, left = ([f"dwt_ds/{what}/{each}" for each in range(size)] for what in ("backend", "left"))
+    store.set(own[number], f"{backend} {socket.gethostname()}")
+    found = [value.decode().split(" ") for value in store.multi_get(own)]
     hosts = dict(reversed(found))
     if len(hosts) > 1:
         each = ", ".join(f"{backend} on {host}" for backend, host in sorted(hosts.items()))
@@ -266,8 +262,11 @@ def _require_one_backend(backend: str, limit: timedelta) -> Any:
             f"ranks on different devices: {each}; gloo means that torch sees no GPU there: see what nvidia-smi lists "
             "and what CUDA_VISIBLE_DEVICES is, leave the host out, or set DS_ACCELERATOR=cpu on all hosts"
         )
-        gather("left", "")  # the store is in rank 0's process
-        raise AllRanksError(message) if number == 0 else OtherRankError(message)
+        store.set(left[number], "")
+        if number > 0:
+            raise OtherRankError(message)
+        store.multi_get(left)  # the store is in this process: it stays until no other rank reads from it
+        raise AllRanksError(message)
     return store
 
 
