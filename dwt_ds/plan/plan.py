@@ -26,7 +26,7 @@ from dwt_ds.plan.speed import (
 )
 from dwt_ds.plan.zero import Partition, ZeroSettings, zero_settings
 from dwt_ds.run.mfu import row_work
-from dwt_ds.run.models import can_be_recorded
+from dwt_ds.run.models import allows_graphs, can_be_recorded
 from dwt_ds.run.resolve import Resolved
 
 
@@ -68,7 +68,7 @@ class Plan:
     def _recurs(self) -> bool:
         """Whether all micro-batches have one shape, and CUDA graphs may be used."""
         config, corpus = self.settings.config, self.settings.corpus
-        allowed = config.train.cuda_graphs != "off" and not self.device.is_cpu and self.stage < 3
+        allowed = allows_graphs(self.settings) and not self.device.is_cpu
         same_labels = config.data.label_draw == "fixed" and not config.data.whole_word
         return allowed and same_labels and round(corpus.tokens_per_row) == corpus.seq_len
 

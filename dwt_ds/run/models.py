@@ -140,12 +140,16 @@ def build_objective(
 
 
 def uses_graphs(resolved: Resolved) -> bool:
-    """Whether passes of recurring shapes are recorded as CUDA graphs.
+    """Whether passes of recurring shapes are recorded as CUDA graphs."""
+    return ranks.device().type == "cuda" and allows_graphs(resolved)
+
+
+def allows_graphs(resolved: Resolved) -> bool:
+    """Whether the settings let passes be CUDA graphs, on a GPU.
 
     Not under ZeRO-3: DeepSpeed gathers weights on the default stream, which a graph's stream would have to wait for.
     """
-    on_gpu = ranks.device().type == "cuda"
-    return on_gpu and resolved.config.train.cuda_graphs != "off" and resolved.ds.zero_stage < 3
+    return resolved.config.train.cuda_graphs != "off" and resolved.ds.zero_stage < 3
 
 
 def can_be_recorded(resolved: Resolved) -> bool:
