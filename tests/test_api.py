@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from harness.ranks import Python
 
+import dwt_ds.cli.main
 from dwt_ds import api, prepare, pretrain, report
 from dwt_ds.config.schema import RunConfig
+from dwt_ds.data.prepared import PreparedData
 
 # In a process that has loaded dwt_ds for others, and forgets it.
 IN_EVERY_ORDER = """
@@ -44,6 +47,18 @@ def test_prepare_is_the_command(tmp_path: Path, tiny_data: Path, tiny_text: Path
     with pytest.raises(TypeError, match="has no option 'seqlen'; did you mean 'seq_len'"):
         prepare(tmp_path / "other", text=tiny_text, seqlen=4)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_tilde_is_the_home_folder(
+    tmp_path: Path, tiny_text: Path, tiny_vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(tiny_text, tmp_path / "text.txt")
+    shutil.copy(tiny_vocabulary, tmp_path / "vocab.txt")
+    manifest = prepare("~/data", text="~/*.txt", tokenizer="~/vocab.txt", seq_len=32, workers=1)
+    assert manifest.rows == len(PreparedData.open(tmp_path / "data").train)
+    from_command_line = dwt_ds.cli.main.main(["verify", "--", "~/data"])
+    assert from_command_line == 0
 
 
 def test_overrides_may_be_words_or_a_mapping() -> None:

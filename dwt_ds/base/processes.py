@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from os import PathLike
+from pathlib import Path
 
 # `python -m dwt_ds` is the command dwt-ds.
 OUR_MODULE = "dwt_ds"
@@ -20,6 +21,11 @@ def own_command(*arguments: str) -> list[str]:
 def path_argument(path: str | PathLike[str]) -> str:
     """A path as a word of a command line, where one that begins with a dash would be an option."""
     return os.path.join(os.curdir, path) if str(path).startswith("-") else str(path)
+
+
+def home_path(word: str) -> Path:
+    """A path from a command line; `~` is the home folder, also in --out=~/DIR, which shells leave as it is."""
+    return Path(word).expanduser()
 
 
 def exit_with_parent() -> None:

@@ -12,17 +12,19 @@ import argparse
 import sys
 from pathlib import Path
 
+from dwt_ds.base.processes import home_path
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hostfile",
-        type=Path,
+        type=home_path,
         metavar="FILE",
         help="as for dwt-ds launch (default: this machine alone)",
     )
     parser.add_argument(
         "--shared",
-        type=Path,
+        type=home_path,
         default=Path(),
         metavar="DIR",
         help="folder that all hosts share, where runs will be written (default: the current one)",

@@ -7,14 +7,16 @@ The result is read back and compared with the checkpoint.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from dwt_ds.base.processes import home_path
 from dwt_ds.base.quiet import quieten_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="folder of a run (its newest good checkpoint), or of one checkpoint")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
+    parser.add_argument(
+        "run", type=home_path, help="folder of a run (its newest good checkpoint), or of one checkpoint"
+    )
+    parser.add_argument("--out", type=home_path, required=True, metavar="DIR", help="folder to write; must not exist")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
+from dwt_ds.base.processes import home_path
 from dwt_ds.glue.options import FineTuning, GlueOptions, check_packages
 from dwt_ds.glue.tasks import SEVEN, TASKS
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--glue-dir",
-        type=Path,
+        type=home_path,
         metavar="DIR",
         help="folders of GLUE's own TSVs (CoLA/train.tsv, ...), with other names in files.json; default: nyu-mll/glue "
         "on the hub",
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"default: the seven, %(default)s; on request {on_request}",
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results.json")
+    parser.add_argument("--out", type=home_path, required=True, metavar="DIR", help="for results.json")
 
     training = parser.add_argument_group("fine-tuning")
     training.add_argument(

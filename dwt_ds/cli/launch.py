@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
+
+from dwt_ds.base.processes import home_path
 
 VARIABLES = """environment variables:
   RANKS=N                   --ranks
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = VARIABLES
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--hostfile", type=Path, metavar="FILE", help='hosts, one on each line: "HOST slots=N"')
+    where.add_argument("--hostfile", type=home_path, metavar="FILE", help='hosts, one on each line: "HOST slots=N"')
     where.add_argument("--ranks", metavar="N", help="ranks on this machine (default: one per GPU; 2 on a CPU)")
     parser.add_argument("recipe", help="path of a recipe, or the name of a packaged one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the recipe's")

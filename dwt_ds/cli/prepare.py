@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dwt_ds.base.processes import home_path
 
 if TYPE_CHECKING:
     from dwt_ds.prepare.options import PrepareOptions
@@ -122,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rows.add_argument("--seed", type=int, default=0, help="decides what is sampled and held out (default: %(default)s)")
 
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the data folder")
+    parser.add_argument("--out", type=home_path, required=True, metavar="DIR", help="the data folder")
     parser.add_argument(
         "--workers", type=int, default=_cores(), metavar="N", help="processes (default: all cores, here %(default)s)"
     )

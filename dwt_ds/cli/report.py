@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 from importlib.util import find_spec
-from pathlib import Path
+
+from dwt_ds.base.processes import home_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", type=Path, nargs="+", metavar="RUN|STUDY", help="folders of runs, or of one study")
+    parser.add_argument(
+        "paths", type=home_path, nargs="+", metavar="RUN|STUDY", help="folders of runs, or of one study"
+    )
     parser.add_argument(
         "--against",
         metavar="NAME",
@@ -22,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "good as this one is at its end; of a study a series (default: the lone student)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="default: RUN/report, STUDY/report, or a folder report beside the runs"
+        "--out",
+        type=home_path,
+        metavar="DIR",
+        help="default: RUN/report, STUDY/report, or a folder report beside the runs",
     )
 
 

@@ -8,8 +8,8 @@ does not stop the others. Afterwards `dwt-ds report OUT` draws the results.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from dwt_ds.base.processes import home_path
 from dwt_ds.base.words import table
 from dwt_ds.study.grid import SCALES, grid_questions
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=home_path,
         metavar="DIR",
         help="default: runs/study/SCALE, or runs/study/SCALE_GRID for a grid with settings of its own",
     )

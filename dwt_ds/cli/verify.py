@@ -6,13 +6,13 @@ Prints for each folder whether it is good, and for each damaged file what is wro
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from dwt_ds.base.processes import home_path
 from dwt_ds.export.verify import verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="folder of a run, a checkpoint, an export or a data set")
+    parser.add_argument("path", type=home_path, help="folder of a run, a checkpoint, an export or a data set")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -12,7 +12,8 @@ import argparse
 import shutil
 import sys
 import time
-from pathlib import Path
+
+from dwt_ds.base.processes import home_path
 
 # Columns beyond which a curve is not easier to read.
 _WIDEST = 120
@@ -21,7 +22,7 @@ _CLEAR = "\x1b[H\x1b[J"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, its output_dir")
+    parser.add_argument("run", type=home_path, metavar="RUN", help="the folder of a run, its output_dir")
     parser.add_argument("--once", action="store_true", help="print once and end")
     parser.add_argument(
         "--every", type=float, default=5.0, metavar="SECONDS", help="between two updates (default: %(default)g)"

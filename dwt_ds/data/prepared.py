@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.base.files import changed_files
-from dwt_ds.base.words import one_line
 from dwt_ds.data.manifest import PACKED, Manifest, read_data_manifest
 from dwt_ds.data.rows import RowTable
-from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
+from dwt_ds.data.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_sha256
 
 TRAIN, VALIDATION = "train", "validation"
 TOKENIZER_FOLDER = "tokenizer"
@@ -56,11 +55,10 @@ class PreparedData:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that made the rows; ValueError if it cannot be loaded."""
-        where = self.folder / TOKENIZER_FOLDER
         try:
-            return AutoTokenizer.from_pretrained(where)
-        except Exception as error:  # the tokenizers library raises plain Exceptions
-            raise ValueError(f"{where} cannot be loaded ({one_line(error, with_type=True)})") from error
+            return load_tokenizer(self.folder / TOKENIZER_FOLDER)
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
 
     @cached_property
     def facts(self) -> TokenizerFacts:

@@ -1,17 +1,41 @@
-"""Facts of a data folder's tokenizer that training needs, and a fingerprint of its behaviour."""
+"""Loading a tokenizer, the facts of it that training needs, and a fingerprint of its behaviour."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tokenizers.models import WordPiece
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dwt_ds.base.words import one_line
+
+# Files with a vocabulary. From a folder without one, transformers makes a tokenizer of special tokens alone.
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
 # Exercises case, accents, punctuation, digits, subwords and unknown characters; part of the fingerprint.
 _PROBE = "The café's 1,234 re-tokenised WORDS (naïve; “quoted”) \u4e2d\u6587 e.g. unbelievableness\t\u2603 end."
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder in Hugging Face format, or of a model's name on the hub; `~` is the home folder.
+
+    Raises:
+        FileNotFoundError: there is no tokenizer, or it cannot be read.
+    """
+    where = os.path.expanduser(path)
+    if Path(where).is_dir() and not any(any(Path(where).glob(name)) for name in _VOCABULARY_FILES):
+        raise FileNotFoundError(f"tokenizer path {str(path)!r} holds no tokenizer; copy its tokenizer files there")
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        raise FileNotFoundError(
+            f"tokenizer path {str(path)!r} cannot be read: {one_line(error, with_type=True)}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.data.tokenizer import tokenizer_sha256, vocabulary_size
+from dwt_ds.data.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_size
 from dwt_ds.doctor.judge import CheckResult
-from dwt_ds.models.tokenizers import check_same_vocabulary, load_tokenizer
+from dwt_ds.models.tokenizers import check_same_vocabulary
 from dwt_ds.run.other_vocabulary import OtherVocabulary
 
 _FIX = "docs/another_vocabulary.md"

@@ -9,12 +9,12 @@ from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.base.run_files import CHECKPOINTS, EXPORT, METRICS, TOKENIZER
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.schema import StudentConfig
+from dwt_ds.data.tokenizer import load_tokenizer
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState, newest_checkpoint
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
 from dwt_ds.export.model_card import held_out_losses_at, model_card
 from dwt_ds.export.writer import write_export
 from dwt_ds.models.build import build_student, data_sizes
-from dwt_ds.models.tokenizers import load_tokenizer
 
 # Names of the student's parameters inside the trained objective.
 _PREFIX = "student.model."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from dwt_ds.base.files import add_to_digest
 from dwt_ds.base.words import one_line
-from dwt_ds.data.tokenizer import vocabulary_size
+from dwt_ds.data.tokenizer import load_tokenizer, vocabulary_size
 from dwt_ds.glue.options import PAPER_MAX_LENGTH
 from dwt_ds.glue.tasks import Task
 from dwt_ds.models.build import longest_row
 from dwt_ds.models.load import load_model_config
-from dwt_ds.models.tokenizers import fit_to_model, load_tokenizer
+from dwt_ds.models.tokenizers import fit_to_model
 
 # Embeddings are padded to round sizes. With more unused rows than this, the tokenizer is another model's.
 _MOST_UNUSED_ROWS = 1024
@@ -42,6 +43,7 @@ class Checkpoint:
             ValueError: not a masked language model, a tokenizer and an embedding of different vocabularies, or no
                 token for padding.
         """
+        path = os.path.expanduser(path)
         config = load_model_config(path)
         tokenizer = fit_to_model(load_tokenizer(path), config)
         size, rows = vocabulary_size(tokenizer), config.vocab_size

@@ -23,6 +23,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from dwt_ds.base.files import read_json, replace_folder, unfinished_folder, write_json
 from dwt_ds.config.quantization import Quantization, parse_quantization
 from dwt_ds.config.validate import validated
+from dwt_ds.data.tokenizer import load_tokenizer
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantization import (
     QuantizedWeight,
@@ -31,7 +32,7 @@ from dwt_ds.models.quantization import (
     quantized_layers,
     round_weights,
 )
-from dwt_ds.models.tokenizers import fit_to_model, load_tokenizer
+from dwt_ds.models.tokenizers import fit_to_model
 
 WEIGHTS_FILE = "quantized.safetensors"
 SETTINGS_FILE = "quantization.json"

@@ -7,31 +7,12 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from pathlib import Path
 
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from dwt_ds.base.words import one_line
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
-from dwt_ds.data.tokenizer import vocabulary_size
+from dwt_ds.data.tokenizer import load_tokenizer, vocabulary_size
 from dwt_ds.models.build import longest_row, masked_lm_class
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-
-
-def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder in Hugging Face format, or of a model's name on the hub; `~` is the home folder.
-
-    Raises:
-        FileNotFoundError: there is no tokenizer, or it cannot be read.
-    """
-    where = os.path.expanduser(path)
-    if Path(where).is_dir() and not any((Path(where) / name).is_file() for name in _TOKENIZER_FILES):
-        raise FileNotFoundError(f"tokenizer path {str(path)!r} holds no tokenizer; copy its tokenizer files there")
-    try:
-        return AutoTokenizer.from_pretrained(where)
-    except Exception as error:  # the tokenizers library raises plain Exceptions
-        raise FileNotFoundError(f"tokenizer path {str(path)!r} cannot be read: {one_line(error)}") from error
 
 
 def fit_to_model(

@@ -10,9 +10,9 @@ from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, PreparedData
 from dwt_ds.data.teacher_rows import TeacherTokens
+from dwt_ds.data.tokenizer import load_tokenizer
 from dwt_ds.models.build import longest_row
 from dwt_ds.models.load import load_model_config
-from dwt_ds.models.tokenizers import load_tokenizer
 
 
 def find_overlap(

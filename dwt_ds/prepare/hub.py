@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +39,7 @@ class HubDataset:
         name, config, split, *rest = *text.split(":"), "", ""
         if not name or len(rest) > 2 or any(rest):
             raise ValueError(f"--dataset {text}: write NAME, NAME:CONFIG or NAME:CONFIG:SPLIT")
-        return cls(name, config or None, split or "train", streaming, form)
+        return cls(os.path.expanduser(name), config or None, split or "train", streaming, form)
 
     @property
     def name(self) -> str:
@@ -62,8 +63,8 @@ class HubDataset:
                 "would read other folders; rename it"
             )
         try:
-            if Path(self.dataset, "state.json").is_file():
-                loaded = datasets.load_from_disk(self.dataset)
+            if any(Path(self.dataset, name).is_file() for name in ("state.json", "dataset_dict.json")):
+                loaded = self._split_of(datasets.load_from_disk(self.dataset))
             else:
                 loaded = datasets.load_dataset(self.dataset, self.config, split=self.split, streaming=self.streaming)
         except Exception as error:  # the library raises errors of many kinds, its network layers' included
@@ -72,6 +73,13 @@ class HubDataset:
             ) from None
         self.form.check_column(f"dataset {self.name}", list(loaded.column_names or [self.form.column]))
         return loaded.select_columns([self.form.column])
+
+    def _split_of(self, saved: datasets.Dataset | datasets.DatasetDict) -> datasets.Dataset:
+        """The split of what `save_to_disk` wrote; one that was saved alone is also found under the default name."""
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved, str(saved.split): saved}
+        if self.split not in splits:
+            raise ValueError(f"it has no split {self.split} (but {', '.join(splits)})")
+        return splits[self.split]
 
     def documents(self, counts: SourceCounts) -> Iterator[str]:
         texts = column_texts(self._columns(counts), self.form, f"dataset {self.name}", counts)

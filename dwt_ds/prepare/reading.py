@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import lzma
+import os
 import re
 import shlex
 import zlib
@@ -135,7 +136,7 @@ def find_files(patterns: list[str], form: TextForm) -> list[LocalFile]:
     name that `check_fits_a_line` refuses, since manifests and messages cannot hold it.
     """
     files: list[LocalFile] = []
-    for pattern in patterns:
+    for pattern in map(os.path.expanduser, patterns):
         path = Path(pattern)
         if path.is_dir():
             raise ValueError(f"--text {pattern} is a folder: name its files, for instance '{pattern}/**' for all")

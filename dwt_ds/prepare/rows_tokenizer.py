@@ -6,7 +6,9 @@ tokenizers, and RoBERTa's with `add_prefix_space`, would put a space before it, 
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
+import json
+
+from tokenizers import Tokenizer, pre_tokenizers
 
 from dwt_ds.data.text_tokenizer import Form, all_is_text, load_form, parts
 
@@ -44,6 +46,30 @@ class RowsTokenizer:
 
     def _is_known(self, text: str) -> bool:
         return self.unknown_id not in self.going_on.encode(text).ids
+
+
+def why_text_is_lost(tokenizer: Tokenizer) -> str:
+    """Why the tokenizer cannot stand for every text; empty if it can, be it by an unknown token.
+
+    A model without an unknown token drops what its vocabulary lacks (BPE), or fails there (the others).
+    """
+    form: Form = json.loads(tokenizer.to_str())
+    model = form["model"]
+    if _unknown_id(model) is not None:
+        return ""
+    entries = {entry[0] for entry in model["vocab"]} if isinstance(model["vocab"], list) else set(model["vocab"])
+    steps = [*parts(form["normalizer"], "normalizers"), *parts(form["pre_tokenizer"], "pretokenizers")]
+    if any(step["type"] == "ByteLevel" for step in steps):
+        # Stand for the bytes C0, C1 and F5 to FF, which UTF-8 never has.
+        never = {chr(code) for code in (0xC0, 0xC1, *range(0xF5, 0x100))}
+        lacking = len(set(pre_tokenizers.ByteLevel.alphabet()) - never - entries)
+        fix = "train it with initial_alphabet=ByteLevel.alphabet(), or with an unk_token"
+    elif model["type"] == "BPE" and model.get("byte_fallback"):
+        lacking = len({f"<0x{byte:02X}>" for byte in range(256)} - entries)
+        fix = "add them, or an unk_token"
+    else:
+        return "its model has no unknown token, so text that its vocabulary lacks would be lost"
+    return f"its model has no unknown token, and its vocabulary lacks {lacking} bytes; {fix}" if lacking else ""
 
 
 def _unknown_id(model: Form) -> int | None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from dwt_ds.base.words import one_line
 from dwt_ds.data.prepared import TOKENIZER_FOLDER
+from dwt_ds.data.tokenizer import load_tokenizer
 from dwt_ds.prepare import case_and_accents
 from dwt_ds.prepare.case_and_accents import Treatment, Wishes
+from dwt_ds.prepare.rows_tokenizer import why_text_is_lost
 
 BERT_SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -54,31 +55,36 @@ def find_tokenizer(name: str, wishes: Wishes = Wishes()) -> PreTrainedTokenizerB
     Raises:
         FileNotFoundError, ValueError: with the fix; also for a complete tokenizer that does not do what `wishes` say.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix == ".txt":
         return _from_vocab_file(path, wishes)
     if not path.exists() and name.count("/") > 1:
         raise FileNotFoundError(f"--tokenizer {name}: no such file or folder; correct the path")
     of_data = path / TOKENIZER_FOLDER
     try:
-        tokenizer = AutoTokenizer.from_pretrained(of_data if of_data.is_dir() else name)
-    except Exception as error:  # the tokenizers library raises plain Exceptions
+        tokenizer = load_tokenizer(of_data if of_data.is_dir() else name)
+    except FileNotFoundError as error:
         raise ValueError(
-            f"--tokenizer {name}: not a vocab.txt, not a folder with a tokenizer, and not loadable from the "
-            f"Hugging Face hub ({one_line(error)}); choose another tokenizer"
+            f"--tokenizer {name}: not a vocab.txt, a folder with a tokenizer, or a name on the hub; {error}"
         ) from None
     if not tokenizer.is_fast:
         raise ValueError(
             f"--tokenizer {name}: only fast tokenizers (with a tokenizer.json) are supported; choose another tokenizer"
         )
     case_and_accents.check_wishes(name, case_and_accents.of_tokenizer(tokenizer), wishes)
+    reason = why_text_is_lost(tokenizer.backend_tokenizer)
+    if reason:
+        raise ValueError(f"--tokenizer {name}: {reason}; choose another tokenizer")
     return tokenizer
 
 
 def _from_vocab_file(path: Path, wishes: Wishes) -> PreTrainedTokenizerFast:
     if not path.is_file():
         raise FileNotFoundError(f"--tokenizer {path}: no such file; correct the path")
-    entries = path.read_text(encoding="utf-8").split("\n")
+    try:
+        entries = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--tokenizer {path}: is not UTF-8 ({error}); save it as UTF-8") from None
     while entries and not entries[-1]:
         entries.pop()
     vocabulary = {entry.rstrip("\r"): index for index, entry in enumerate(entries)}

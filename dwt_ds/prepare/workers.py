@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 from typing import TypeVar
 
 from dwt_ds.base.processes import exit_with_parent
@@ -26,8 +28,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         yield from map(function, items)
         return
     # Not fork: this process may have threads (tokenizers, Arrow), whose locks a forked child would inherit.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=_Workers(), initializer=_start_worker) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -45,6 +46,25 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
             for process in list(pool._processes.values()):
                 process.kill()
             raise
+
+
+class _Worker(SpawnProcess):
+    """A spawned process that does not import the main script, of which it needs nothing.
+
+    A script that calls `dwt_ds.prepare` would otherwise run again in each worker.
+    """
+
+    def start(self) -> None:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _Workers(SpawnContext):
+    Process = _Worker
 
 
 def _start_worker() -> None:

@@ -14,10 +14,10 @@ from dwt_ds.config.schema import TeacherConfig
 from dwt_ds.data.overlap import FEW_ALIGNED, Overlap
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.data.teacher_rows import TeacherTokens
-from dwt_ds.data.tokenizer import tokenizer_sha256, vocabulary_size
+from dwt_ds.data.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_size
 from dwt_ds.models.build import longest_row
 from dwt_ds.models.load import load_model_config
-from dwt_ds.models.tokenizers import check_decoder_rows, load_tokenizer
+from dwt_ds.models.tokenizers import check_decoder_rows
 from dwt_ds.prepare.case_and_accents import of_tokenizer
 
 _ROLES = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")

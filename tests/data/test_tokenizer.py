@@ -1,14 +1,16 @@
-"""What training knows of a tokenizer: facts of each kind, and a fingerprint of what it does."""
+"""Loading a tokenizer; what training knows of it: facts of each kind, and a fingerprint of what it does."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from harness.languages import trained, with_roles
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, DebertaV2Config, PreTrainedConfig, PreTrainedTokenizerFast, RobertaConfig
 
-from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
+from dwt_ds.data.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_sha256, vocabulary_size
 from dwt_ds.prepare.case_and_accents import Treatment
 from dwt_ds.prepare.tokenizer import wordpiece_tokenizer
 
@@ -45,3 +47,31 @@ def test_tokenizer_without_a_mask_token() -> None:
     )
     with pytest.raises(ValueError, match="has no cls_token: masked language modelling needs"):
         TokenizerFacts.of(tokenizer)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"model": {"type": "of a later version"}}'])
+def test_a_tokenizer_that_cannot_be_read_is_an_error(content: str, tmp_path: Path) -> None:
+    wordpiece("the", "cat").save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(FileNotFoundError, match="^tokenizer path '.*' cannot be read: "):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wordpiece("the", "cat").save_pretrained(tmp_path / "teacher")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert vocabulary_size(load_tokenizer("~/teacher")) == 7
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="^tokenizer path '~/empty' holds no tokenizer; "):
+        load_tokenizer("~/empty")
+
+
+@pytest.mark.parametrize("config", [BertConfig, RobertaConfig, DebertaV2Config])
+def test_a_model_without_a_vocabulary_is_not_a_tokenizer_of_special_tokens(
+    config: type[PreTrainedConfig], tmp_path: Path
+) -> None:
+    config().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)

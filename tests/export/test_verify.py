@@ -139,7 +139,7 @@ def test_damage_beside_the_rows_of_a_data_set_is_found(tiny_data: Path, tmp_path
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
     first, second = verify(folder)[0].problems
     assert first == f"{file} does not fit the rows in the Arrow files"
-    assert second.startswith(f"{folder / 'tokenizer'} cannot be loaded (")
+    assert second.startswith(f"tokenizer path '{folder / 'tokenizer'}' cannot be read: ")
     for torn in (whole[: len(whole) // 2], b"", b"x"):
         file.write_bytes(torn)
         assert len(verify(folder)[0].problems) == 1

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizerFast
 
-from dwt_ds.data.tokenizer import vocabulary_size
-from dwt_ds.models.tokenizers import check_same_vocabulary, load_tokenizer
+from dwt_ds.models.tokenizers import check_same_vocabulary
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s"]
 
@@ -22,7 +21,6 @@ def tokenizer(folder: Path, words: list[str]) -> BertTokenizerFast:
 def test_the_same_words_pass_even_with_a_padded_decoder(tmp_path: Path) -> None:
     tokenizer(tmp_path / "teacher", WORDS)
     check_same_vocabulary(tmp_path / "teacher", tokenizer(tmp_path / "student", WORDS), teacher_rows=16)
-    assert vocabulary_size(load_tokenizer(tmp_path / "teacher")) == 9
 
 
 def test_the_same_size_with_other_words_is_an_error(tmp_path: Path) -> None:
@@ -62,20 +60,3 @@ def test_a_decoder_with_too_few_rows_is_an_error(tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
         check_same_vocabulary(tmp_path, tokenizer(tmp_path / "student", WORDS), teacher_rows=9)
-
-
-@pytest.mark.parametrize("content", ["", "{}", '{"model": {"type": "of a later version"}}'])
-def test_a_tokenizer_that_cannot_be_read_is_an_error(content: str, tmp_path: Path) -> None:
-    tokenizer(tmp_path, WORDS)
-    (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(FileNotFoundError, match="^tokenizer path '.*' cannot be read: "):
-        load_tokenizer(tmp_path)
-
-
-def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer(tmp_path / "teacher", WORDS)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert vocabulary_size(load_tokenizer("~/teacher")) == 9
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="^tokenizer path '~/empty' holds no tokenizer; "):
-        load_tokenizer("~/empty")

@@ -176,6 +176,25 @@ def test_datasets(saved: Callable[[str], str], kind: str, streaming: bool) -> No
     assert json.loads(json.dumps(source.identity())) == source.identity()
 
 
+def test_splits_of_saved_datasets(tmp_path: Path) -> None:
+    splits = {name: datasets.Dataset.from_dict({"text": [name]}, split=name) for name in ("seen", "held_out")}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "both"))
+    splits["seen"].save_to_disk(str(tmp_path / "one"))
+
+    def read(name: str) -> list[str]:
+        return list(HubDataset.parse(f"{tmp_path}/{name}", False, TextForm()).documents(SourceCounts()))
+
+    assert [read("both::seen"), read("both::held_out"), read("one"), read("one::seen")] == [
+        ["seen"],
+        ["held_out"],
+        ["seen"],
+        ["seen"],
+    ]
+    for name, splits_there in (("both", "seen, held_out"), ("one::held_out", "train, seen")):
+        with pytest.raises(ValueError, match=rf"cannot be loaded: it has no split \w+ \(but {splits_there}\)"):
+            read(name)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import BertConfig, PreTrainedTokenizerFast
 
 from dwt_ds.data.tokenizer import tokenizer_sha256
 from dwt_ds.prepare.case_and_accents import Wishes, described
@@ -107,5 +109,51 @@ def test_a_data_folder_means_the_tokenizer_that_made_it(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"--tokenizer {tmp_path}: not a vocab.txt"):
-        find_tokenizer(str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"--tokenizer {tmp_path}: not a vocab.txt.* holds no tokenizer"):
+            find_tokenizer(str(tmp_path))
+        BertConfig().save_pretrained(tmp_path)  # transformers would make a tokenizer of five entries of it
+
+
+def save_as_tokenizer(tokenizer: Tokenizer, folder: Path, *, unknown: bool) -> str:
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask", *["unk"] * unknown)}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(folder)
+    return str(folder)
+
+
+def byte_level_bpe(alphabet: list[str], unknown: str | None = None) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *([unknown] if unknown else [])]
+    trainer = trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["the old lamp is on"], trainer)
+    return tokenizer
+
+
+def test_a_tokenizer_that_would_lose_text_is_refused(tmp_path: Path) -> None:
+    """Without an unknown token BPE leaves out what it lacks, without a word, and Unigram fails at it."""
+    every = pre_tokenizers.ByteLevel.alphabet()
+    whole = save_as_tokenizer(byte_level_bpe(every), tmp_path / "whole", unknown=False)
+    assert find_tokenizer(whole).tokenize("12 é\n") == ["Ġ", "1", "2", "Ġ", "Ã", "©", "Ċ"]
+    known = save_as_tokenizer(byte_level_bpe([], "[UNK]"), tmp_path / "known", unknown=True)
+    assert "[UNK]" in find_tokenizer(known).tokenize("12 é")
+    unigram = Tokenizer(models.Unigram([("[PAD]", 0.0), ("[CLS]", 0.0), ("[SEP]", 0.0), ("[MASK]", 0.0), ("a", -1.0)]))
+    for name, tokenizer, message in [
+        ("some bytes", byte_level_bpe([]), r"lacks 2\d\d bytes; train it with initial_alphabet"),
+        ("a byte", byte_level_bpe([each for each in every if each != "Ċ"]), "lacks 1 bytes; "),
+        ("characters", Tokenizer(models.BPE(byte_level_bpe([]).get_vocab(), [])), "would be lost"),
+        ("Unigram", unigram, "would be lost"),
+    ]:
+        with pytest.raises(ValueError, match=f"^--tokenizer .*: its model has no unknown token.*{message}"):
+            find_tokenizer(save_as_tokenizer(tokenizer, tmp_path / name, unknown=False))
+
+
+def test_vocab_files_of_other_systems(tmp_path: Path) -> None:
+    path = tmp_path / "v.txt"
+    write_vocab(path, ["grün"])
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8-sig")
+    assert find_tokenizer(str(path)).tokenize("grün") == ["grün"]
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=f"^--tokenizer {path}: is not UTF-8 "):
+        find_tokenizer(str(path))

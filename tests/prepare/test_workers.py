@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,3 +38,12 @@ def test_an_error_in_a_worker_reaches_the_caller(workers: int) -> None:
 def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ChildProcessError, match="a worker process was killed .*fewer than 2 workers"):
         list(ordered_map(os._exit, [9], 2))
+
+
+def test_a_script_is_not_run_again_by_its_workers(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dwt_ds.prepare.workers import ordered_map\nprint('once', list(ordered_map(abs, [-1, -2], 2)))\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("once [1, 2]\n", "")
