@@ -1,17 +1,24 @@
-"""Check that all ranks run the same software on the same data, before any of them trains.
+"""Check that all ranks run the same software on the same data, and write to one folder, before any of them trains.
 
 A host with another version or other data would not fail: it would add wrong gradients to the average of all ranks.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from dwt_ds.base.software import host_name, software
 from dwt_ds.base.words import table
 from dwt_ds.engine import ranks
 from dwt_ds.engine.ranks import AllRanksError, OtherRankError
+
+# How long a file server may take to show one host what another has written.
+_VISIBLE_SECONDS = 15.0
 
 
 class RankFacts(NamedTuple):
@@ -41,6 +48,50 @@ def require_same_data(fingerprints: Mapping[str, str], tokenizer_sha256: str, se
     facts = {**fingerprints, "tokenizer": tokenizer_sha256, "settings": settings_sha256}
     facts = {name: fact[:12] for name, fact in facts.items()}
     _require_same(facts, "the hosts read different data or settings; put the same files at the same path on each")
+
+
+def require_same_teacher(weights: str | None, tokenizer_sha256: str | None) -> None:
+    """Compare the teachers of all ranks; raises as `require_same_software` does.
+
+    Args:
+        weights: a text that tells two versions of them apart; None without a teacher.
+        tokenizer_sha256: of the teacher's own; None for the data folder's.
+    """
+    facts = {"teacher": (weights or "none")[:20], "teacher's tokenizer": (tokenizer_sha256 or "none")[:12]}
+    _require_same(facts, "teacher.path: the hosts read different teachers; put the same files at the same path on each")
+
+
+def require_shared_folder(folder: Path) -> None:
+    """Have every rank find a file that rank 0 writes to the run's folder.
+
+    Otherwise a host would write its shards of a checkpoint to a folder of its own, without an error, and no checkpoint
+    could be loaded. Raises AllRanksError of one line on the first rank that does not find it, OtherRankError on others.
+    """
+    mark = folder / ranks.broadcast_from_rank_0(f".ranks-{secrets.token_hex(8)}")
+    with ranks.raise_on_all_ranks():
+        if ranks.rank() == 0:
+            mark.touch()
+    try:
+        with ranks.raise_on_all_ranks():
+            if not _appears(mark):
+                raise ValueError(
+                    f"output_dir: rank {ranks.rank()} on {host_name()} does not see in {folder.resolve()} what rank 0 "
+                    "writes there; name a folder that all hosts share"
+                )
+    finally:
+        if ranks.rank() == 0:
+            mark.unlink(missing_ok=True)
+
+
+def _appears(path: Path) -> bool:
+    waited_until = time.monotonic() + _VISIBLE_SECONDS
+    while not path.exists():
+        if time.monotonic() > waited_until:
+            return False
+        time.sleep(0.2)
+        if path.parent.is_dir():
+            os.listdir(path.parent)  # asks the file server again; a lookup of the name alone may not
+    return True
 
 
 def require_same_choices(choices: dict[str, str]) -> None:

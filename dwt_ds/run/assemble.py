@@ -19,7 +19,13 @@ from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
-from dwt_ds.engine.agreement import require_same_choices, require_same_data, require_same_software
+from dwt_ds.engine.agreement import (
+    require_same_choices,
+    require_same_data,
+    require_same_software,
+    require_same_teacher,
+    require_shared_folder,
+)
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState, newest_checkpoint
 from dwt_ds.engine.cuda_graphs import use_a_stream_that_can_be_recorded
 from dwt_ds.engine.optimizers import check_optimizer, optimizer_used
@@ -117,6 +123,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         check_can_resume(checkpoint, resolved)
         teacher, other, overlap, origin, released, hidden_size = _load_teacher(inputs, checkpoint)
         objective = build_objective(resolved, tokenizer, other, grown=is_new, teacher_hidden_size=hidden_size)
+    require_same_teacher(origin.weights, origin.tokenizer)
     if teacher is not None:
         teacher.start()
     facts = replace(facts, teacher=origin.weights, teacher_tokenizer=origin.tokenizer)
@@ -129,8 +136,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     if teacher is None:
         other = None  # it gave weights at most
     evaluation = Evaluation(resolved, data, eval_sets, other)
-    # Rank 0 alone knows the weights' origin.
-    same_teacher = ranks.broadcast_from_rank_0(origin == TeacherOrigin.of(checkpoint))
+    same_teacher = origin == TeacherOrigin.of(checkpoint)
     measured = measured_before(checkpoint.state) if same_teacher else None
     if teacher is not None and measured is None:
         measured = evaluation.teacher_loss(teacher)
@@ -205,6 +211,7 @@ def _take_folder(inputs: _Inputs) -> RunFolder | None:
     if finished_steps >= resolved.total_steps:
         say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
         return None
+    require_shared_folder(folder.path)
     return folder
 
 

@@ -28,25 +28,27 @@ class Guard:
     Args:
         config: `spike_sigma`, `spike_window`, `skip_window` and `max_skipped_share` are used.
         state: from `state_dict`, or empty.
+        divisor: what DeepSpeed divides a micro-batch's loss by (`gradient_divisor`). A resume may have another.
     """
 
-    def __init__(self, config: TrainConfig, state: Mapping[str, Any]) -> None:
-        self._config, device = config, ranks.device()
+    def __init__(self, config: TrainConfig, state: Mapping[str, Any], divisor: int) -> None:
+        self._config, self._divisor, device = config, divisor, ranks.device()
         self._recent: deque[bool] = deque(state.get("recent_skips", []), maxlen=config.skip_window)
-        losses = state.get("losses", [])[-config.spike_window :]
-        self._losses = torch.tensor(losses, dtype=torch.float32, device=device)
+        # Versions before 0.4 stored the sums of a step's losses, not yet divided.
+        losses = state.get("step_losses") or [loss / divisor for loss in state.get("losses", [])]
+        self._losses = torch.tensor(losses[-config.spike_window :], dtype=torch.float32, device=device)
         self._step_loss = torch.zeros((), device=device)  # of this rank, growing with each micro-batch
         self._global_loss = torch.zeros((), device=device)  # of all ranks, once the step is complete
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint's manifest."""
-        return {"recent_skips": list(self._recent), "losses": self._losses.tolist()}
+        return {"recent_skips": list(self._recent), "step_losses": self._losses.tolist()}
 
     def poison(self, loss: Tensor, *, last: bool) -> Tensor:
         """A micro-batch's `loss`, multiplied by NaN if it is bad.
 
         Args:
-            loss: 0-d, with its graph. Summed over ranks and micro-batches it is the step's loss times a constant.
+            loss: 0-d, with its graph. Summed over ranks and micro-batches it is the step's loss times the divisor.
             last: whether it is the step's last micro-batch on this rank; a jump of the step's loss is seen there.
         """
         finite = torch.isfinite(loss.detach())
@@ -79,7 +81,7 @@ class Guard:
 
     def _is_spike(self, sigma: float) -> Tensor:
         """0-d bool: whether the step's loss is above the mean of the window by `sigma` standard deviations."""
-        self._global_loss = ranks.reduce_sum(self._step_loss.clone())
+        self._global_loss = ranks.reduce_sum(self._step_loss.clone()) / self._divisor
         if len(self._losses) < self._config.spike_window:
             return torch.zeros((), dtype=torch.bool, device=self._global_loss.device)
         return self._global_loss > self._losses.mean() + sigma * self._losses.std()

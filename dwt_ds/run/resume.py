@@ -25,7 +25,7 @@ class TeacherOrigin(NamedTuple):
     """Which teacher it is."""
 
     weights: str | None
-    """Where they come from; None without a teacher, and on all ranks but the first."""
+    """Where they come from; None without a teacher."""
     tokenizer: str | None
     """Its sha256, where `teacher.vocabulary` is shared; None for the data folder's."""
 
@@ -36,11 +36,10 @@ class TeacherOrigin(NamedTuple):
 
 
 def teacher_origin(resolved: Resolved, other: OtherVocabulary | None) -> TeacherOrigin:
-    """That of the teacher which the recipe names. Rank 0 alone reads the weights, and alone writes what it finds."""
-    config, weights = resolved.config.teacher, None
-    if ranks.rank() == 0:
-        with prefix_errors("teacher.path"):
-            weights = weights_origin(config.path, trust_remote_code=config.trust_remote_code)
+    """That of the teacher which the recipe names."""
+    config = resolved.config.teacher
+    with prefix_errors("teacher.path"):
+        weights = weights_origin(config.path, trust_remote_code=config.trust_remote_code)
     return TeacherOrigin(weights, None if other is None else other.tokenizer_sha256)
 
 

@@ -82,7 +82,7 @@ class Session:
         steps = state.step, self.total_steps
         self.micro_batches = MicroBatches(batches, teacher, *steps, self.config.data, self._meter)
         before_waiting_for_norm(student, self.micro_batches.prefetch)
-        self._guard = Guard(self.config.train, state.guard)
+        self._guard = Guard(self.config.train, state.guard, self._divisor)
         self._soft_weight = SoftWeight(resolved, state, student.lr_scheduler)
         self._done = self._saved = state.step
         stuck.beat(state.step)

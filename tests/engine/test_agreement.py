@@ -10,21 +10,25 @@ from pathlib import Path
 
 import pytest
 from harness.ranks import Run
+from safetensors.torch import load_file, save_file
 
 from dwt_ds.base.software import package_folder, software, source_hash
 from dwt_ds.engine.agreement import RankFacts, disagreements
 
-# A rank may get another package, another torch's version, or another Adam, as with nvcc on one host only.
+# A rank may get another package, another torch's version, another Adam, as with nvcc on one host only, or be in another
+# folder, as on a host that shares none.
 DRIVER = """
 import os, sys
 from pathlib import Path
 import torch
 from dwt_ds.base import software
+os.chdir(os.environ.get("AT", "."))
 torch.__version__ = os.environ.get("OTHER_TORCH", torch.__version__)
 folder_of, other = software.package_folder, os.environ.get("OTHER_PACKAGE")
 software.package_folder = lambda name: Path(other, name) if other and name == "dwt_ds" else folder_of(name)
-from dwt_ds.engine import optimizers
+from dwt_ds.engine import agreement, optimizers
 from dwt_ds.pretrain import main
+agreement._VISIBLE_SECONDS = 1.0
 if "OTHER_ADAM" in os.environ:
     optimizers._is_torchs_fused_adam = lambda *_: False
 sys.exit(main(sys.argv[1:]))
@@ -106,6 +110,42 @@ def test_a_rank_with_other_data_stops_all_before_training(
     assert "tokenizer" not in said[0].err
     assert said[1].err == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_does_not_share_the_folder_stops_all_before_training(
+    run_ranks: Run, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Each would write its shards to a folder of its own."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    run = ["-c", DRIVER, str(tiny_recipe), "output_dir=run"]
+    said = run_ranks([run] * 3, own=[{"AT": str(tmp_path / at)} for at in ("here", "here", "there")])
+    assert [rank.code for rank in said] == [2, 2, 2], said
+    assert [rank.err for rank in said[:2]] == ["", ""]
+    assert re.fullmatch(
+        rf"error: output_dir: rank 2 on \S+ does not see in {tmp_path}/there/run what rank 0 writes there; .*\n",
+        said[2].err,
+    )
+    assert not (tmp_path / "there" / "run").exists()
+    assert not list((tmp_path / "here" / "run").glob("*.yaml")) + list((tmp_path / "here" / "run").glob(".ranks-*"))
+
+
+def test_a_rank_with_another_teacher_stops_all_before_training(
+    run_ranks: Run, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    for at in ("here", "there"):
+        shutil.copytree(tiny_teacher, tmp_path / at / "teacher")
+    weights = load_file(tmp_path / "there" / "teacher" / "model.safetensors")
+    other = {name: -3 * weight for name, weight in weights.items()}
+    save_file(other, tmp_path / "there" / "teacher" / "model.safetensors", {"format": "pt"})
+    run = ["-c", DRIVER, str(tiny_recipe), "teacher.path=teacher", f"output_dir={tmp_path / 'run'}"]
+    said = run_ranks([run] * 2, own=[{"AT": str(tmp_path / at)} for at in ("here", "there")])
+    assert [rank.code for rank in said] == [2, 2], said
+    first, _, ours, theirs = said[0].err.splitlines()
+    assert first.startswith("error: teacher.path: the hosts read different teachers; put the same files at the same")
+    assert (ours.split()[:2], theirs.split()[0]) == (["teacher", "sha256"], "sha256")
+    assert "tokenizer" not in said[0].err
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_ranks_that_agree_have_no_table() -> None:

@@ -19,8 +19,8 @@ INF = float("inf")
 LOSSES = [5.0, 5.1, 4.9, 5.0, 9.0, 5.05, INF, 4.95, 5.0, 5.1, 9.0, INF, INF]
 
 
-def guard_of(state: dict[str, Any], **settings: Any) -> Guard:
-    return Guard(TrainConfig(**{**SETTINGS, **settings}), state)
+def guard_of(state: dict[str, Any], divisor: int = 1, **settings: Any) -> Guard:
+    return Guard(TrainConfig(**{**SETTINGS, **settings}), state, divisor)
 
 
 def skips(guard: Guard, losses: list[float]) -> list[bool]:
@@ -56,7 +56,15 @@ def test_a_resume_with_smaller_windows_keeps_the_newest() -> None:
     first = guard_of({})
     skips(first, LOSSES[:7])
     second = guard_of(first.state_dict(), spike_window=2, skip_window=3)
-    assert second.state_dict() == {"recent_skips": [True, False, True], "losses": pytest.approx([5.0, 5.05])}
+    assert second.state_dict() == {"recent_skips": [True, False, True], "step_losses": pytest.approx([5.0, 5.05])}
+
+
+def test_a_resume_may_have_another_number_of_ranks_or_micro_batches() -> None:
+    """DeepSpeed divides by their number, so the losses that the guard sees grow with it."""
+    first = guard_of({}, divisor=2)
+    assert not any(skips(first, [2 * loss for loss in LOSSES[:4]]))
+    for state in (first.state_dict(), {"recent_skips": [], "losses": [8 * loss for loss in LOSSES[:4]]}):
+        assert skips(guard_of(state, divisor=8), [8 * 5.0, 8 * 9.0, 8 * 5.05]) == [False, True, False]
 
 
 def test_a_run_that_ended_by_skips_resumes_at_a_good_step() -> None:
@@ -90,7 +98,7 @@ def test_overflows_of_fp16_at_the_lowest_scale_are_left_to_the_guard(monkeypatch
     student = SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler()))
     skip_at_the_smallest_scale(student.optimizer)
     skip_at_the_smallest_scale(object())
-    watched = Guard(TrainConfig(), {})
+    watched = Guard(TrainConfig(), {}, 1)
     for _ in range(30):
         student.optimizer.loss_scaler.update_scale(True)
         watched.end_step(True)
