@@ -88,7 +88,7 @@ DEVICES = {
 }
 
 # bf16 rate of a core in a matrix product, and the share of it that training reached: two cores of an AMD EPYC,
-# 22 November 2026, the last CPU row of benchmarks/results/training_speed.csv, which was made by
+# 22 November 2026, the CPU row with that share in benchmarks/results/training_speed.csv, which was made by
 # `python benchmarks/training_speed.py --text wiki.txt --tokenizer vocab.txt --loop-steps 4 --steps 12`.
 CPU_CORE_TFLOPS = 0.378
 CPU_MFU = 0.726
