@@ -6,6 +6,7 @@ the logits nor the weights, which under ZeRO-3 may have left the memory by then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from dwt_kernels.linear_call import (
 from dwt_kernels.logits import DistillLoss
 
 MEMORY = ("auto", "chunked", "logit_free")
+
+SECOND_DERIVATIVE = b"linear_distill_loss has no second derivative; for one, make the logits and use torch's own losses"
 
 
 def linear_distill_loss(
@@ -255,7 +258,18 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
         scaled_gradient(gradient, factor, dtype, ctx.backend) if need else None
         for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needed)
     ]
-    return *results, *(None,) * (INPUT_COUNT - len(results))
+    once = differentiable_once(results) if torch.is_grad_enabled() else results
+    return *once, *(None,) * (INPUT_COUNT - len(results))
+
+
+def differentiable_once(results: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The same for ``create_graph=True``, with an error when a graph is built on them and differentiated.
+
+    As torch's ``once_differentiable``, which gives the error only where the upstream gradient requires one. The
+    gradients were made in the forward pass, so that to autograd they are constants.
+    """
+    fail: Any = torch._C._functions.DelayedError(SECOND_DERIVATIVE, len(results))
+    return fail(*(None if result is None else result.detach().requires_grad_() for result in results))
 
 
 linear_distill.register_autograd(_backward, setup_context=_save_for_backward)

@@ -357,6 +357,22 @@ def test_backward_twice_and_scaled(mode, make_heads):
     torch.testing.assert_close(second, 2 * first)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_second_differentiation_is_an_error(mode, make_heads, dtype, reduction):
+    """Not a gradient without its second-order part. ``create_graph`` alone, which some training loops set, is none."""
+    heads = make_heads(dtype=dtype)
+    wanted = [tensor.requires_grad_() for tensor in heads.student]
+    loss = linear_distill_loss(*wanted, *heads.teacher, heads.labels, reduction=reduction, **mode).loss.sum()
+    expected = torch.autograd.grad(loss, wanted, retain_graph=True)
+    gradients = torch.autograd.grad(loss, wanted, create_graph=True)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if mode["memory"] == "logit_free" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close([gradient.detach() for gradient in gradients], list(expected), **tolerance)
+    for gradient in gradients:
+        with pytest.raises(RuntimeError, match="linear_distill_loss has no second derivative"):
+            (loss + 10 * gradient.pow(2).sum()).backward(retain_graph=True)
+
+
 def test_autocast(mode, make_heads, device):
     """Under autocast the products are in its dtype, the gradients in the parameters', the losses fp32."""
     heads = make_heads()
