@@ -4,19 +4,22 @@ Extra memory at the peak, in bytes, with b those of an element of the hidden sta
 
     forward     2 b chunk_rows V    logits; the gradient is written over the student's (fp32 block buffers on a CPU)
               + b chunk_rows H_s    the chunk's hidden states without ignored rows
-              + 4 V H_s             dW while it is summed, in fp32; b V H_s with one chunk, except for fp16 on a GPU
-              + b V H_s             on a CPU in 16 bits with several chunks: one chunk's share of dW
+              + 4 V H_s             dW while it is summed, in fp32; 2 V H_s with one chunk in bf16
+              + 2 V H_s             on a CPU in bf16 with several chunks: one chunk's share of dW
+              + 4 chunk_rows H_s    on a CPU in fp16: the chunk's hidden states in fp32
+              + 4 chunk_rows 1,024  likewise, 1,024 columns of its gradient
               + b N H_s             d hidden
 
 When the chunks are done and their logits freed, dW is brought to the dtype and shape it waits in, and for that moment
-exists in both: another 2 V H_s for bf16 of several chunks or with padded columns, another 4 V H_s for fp32 with padded
-columns, else nothing. The backward pass holds what waits, the gradients it returns, and with plain torch an fp32 block
-of ``on_torch.blocks``.
+exists in both: another 2 V H_s for bf16 of several chunks or with padded columns, another 4 V H_s for fp32 and fp16
+with padded columns, else nothing. The backward pass holds what waits, the gradients it returns, and with plain torch an
+fp32 block of ``on_torch.blocks``.
 
 A product of 16-bit inputs is summed in fp32 inside the matrix multiplication. With one chunk it leaves it in the dtype
 that it waits in: the single rounding that the gradient needs anyway. With more, on a GPU it leaves it in fp32 and is
-added to an fp32 total in the multiplication's epilogue; on a CPU torch can only return it in 16 bits, so that each
-chunk's share is rounded once and added in fp32.
+added to an fp32 total in the multiplication's epilogue; on a CPU torch can only return it in 16 bits, so that in bf16
+each chunk's share is rounded once and added in fp32. In fp16 such a share may be beyond the range, as it is not divided
+by the number of rows yet: it is made of fp32 operands, block by block, which on a CPU is also faster.
 
 On a GPU a 16-bit product over a vocabulary that is no multiple of 8, such as BERT's 30,522, is made in two parts, see
 ``column_parts``. d hidden is then the sum of both: that of the few columns is rounded by itself, the total once more.
@@ -32,7 +35,7 @@ from torch import Tensor
 
 from dwt_kernels.arguments import backend_module
 from dwt_kernels.layout import STATISTICS, Labels, Logits
-from dwt_kernels.on_torch.blocks import add_in_blocks
+from dwt_kernels.on_torch.blocks import add_column_sums_in_blocks, add_in_blocks, add_product_in_blocks
 
 # Both logit buffers of a chunk together. Large, because every chunk reads and writes the fp32 dW (8 V H bytes). At
 # 4.8 TB/s and 700 TFLOP/s that takes 12% of the time of the products of 1,366 rows, which for V = 128,256 in 16 bits
@@ -171,10 +174,14 @@ def saved_dtype(parameter: Tensor) -> torch.dtype:
 def add_product(total: Tensor | None, left: Tensor, right: Tensor, last: bool) -> Tensor:
     """total + left (V, n) @ right (n, H); fp32, or the dtype it waits in when this is the first and ``last`` one.
 
-    That is 16 bits for bf16, rounded once inside the product, and on a CPU for fp16 too.
+    That is 16 bits for bf16, rounded once inside the product.
     """
     if left.dtype == torch.float32:
         return torch.mm(left, right) if total is None else total.addmm_(left, right)
+    if left.device.type == "cpu" and left.dtype == torch.float16:
+        if total is None:
+            total = left.new_zeros(left.shape[0], right.shape[1], dtype=torch.float32)
+        return add_product_in_blocks(total, left, right)
     if left.device.type == "cpu":
         product = torch.mm(left, right)
         if total is None:
@@ -201,7 +208,9 @@ def write_sum(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
 
 def add_column_sums(total: Tensor | None, gradient: Tensor, last: bool) -> Tensor:
     """total + the sum over the rows of ``gradient`` (n, V); fp64, but as it is where it is the first and ``last``."""
-    if gradient.device.type == "cpu" and gradient.dtype != torch.float32:
+    if gradient.device.type == "cpu" and gradient.dtype == torch.float16:
+        sums = add_column_sums_in_blocks(gradient.new_zeros(gradient.shape[1], dtype=torch.float32), gradient)
+    elif gradient.device.type == "cpu" and gradient.dtype == torch.bfloat16:
         # A product with ones: torch's own sum over rows takes ten times as long in 16 bits on a CPU.
         sums = torch.mm(gradient.new_ones(1, gradient.shape[0]), gradient).squeeze(0)
     else:

@@ -99,6 +99,24 @@ def test_dw_of_one_chunk_is_in_the_dtype_it_waits_in(dtype, chunks, expected):
     assert total.dtype == expected
 
 
+@pytest.mark.parametrize("chunk_rows", [None, 2000])
+def test_fp16_sums_over_more_rows_than_it_has_range_for(monkeypatch, device, chunk_rows):
+    """4,096 rows of nearly 1 x 50 before they are divided by their number; a chunk of 1,366 is too many already."""
+    monkeypatch.setattr(blocks, "CPU_BLOCK_ELEMENTS", 1 << 9)
+    monkeypatch.setattr(blocks, "PRODUCT_ROWS", 30)
+    rows, columns, width = 4096, 100, 8
+    hidden = torch.full((rows, width), 50.0, device=device)
+    weight = torch.randn(columns, width, generator=torch.Generator().manual_seed(0)).mul_(0.01).to(device)
+    labels = torch.zeros(rows, dtype=torch.int64, device=device)
+    gradients = {}
+    for dtype in (torch.float16, torch.float32):
+        head = [each.to(dtype).requires_grad_() for each in (weight, torch.zeros(columns, device=device))]
+        keywords = {"backend": "torch", "memory": "chunked", "chunk_rows": chunk_rows}
+        loss = linear_distill_loss(hidden.to(dtype), *head, None, None, None, labels, **keywords).loss
+        gradients[dtype] = [each.float() for each in torch.autograd.grad(loss, head)]
+    torch.testing.assert_close(gradients[torch.float16], gradients[torch.float32], rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("device_type", "dtype", "columns", "expected"),
     [

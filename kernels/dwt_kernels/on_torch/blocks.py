@@ -11,6 +11,9 @@ from torch import Tensor
 CPU_BLOCK_ELEMENTS = 1 << 17
 GPU_BLOCK_ELEMENTS = 1 << 24
 
+# Rows of a product on a CPU whose operand is converted: enough for the product's rate.
+PRODUCT_ROWS = 1 << 10
+
 
 def scaled(tensor: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """tensor x factor (0-d fp32), multiplied in fp32 and rounded once; always new memory."""
@@ -29,6 +32,20 @@ def scaled(tensor: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 def add_in_blocks(total: Tensor, addend: Tensor) -> Tensor:
     for out, block in zip(blocks(total), blocks(addend)):
         out += block.float()
+    return total
+
+
+def add_product_in_blocks(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """total + left @ right of 16-bit operands, multiplied and summed in fp32."""
+    right = right.float()
+    for out, block in zip(total.split(PRODUCT_ROWS), left.split(PRODUCT_ROWS)):
+        out.addmm_(block.float(), right)
+    return total
+
+
+def add_column_sums_in_blocks(total: Tensor, matrix: Tensor) -> Tensor:
+    for block in blocks(matrix):
+        total += block.float().sum(0)
     return total
 
 
