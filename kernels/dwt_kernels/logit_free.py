@@ -88,7 +88,7 @@ def logit_free_statistics_and_gradients(
         "BLOCK_COLUMNS": tile.columns,
         "BLOCK_WIDTH": tile.width,
         "SOFT_ALL": labels.soft_all,
-        "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
         "enable_fp_fusion": True,

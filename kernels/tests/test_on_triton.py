@@ -78,6 +78,37 @@ def test_on_a_gpu_that_is_not_the_current_one():
         torch.testing.assert_close(ours.to("cuda:0"), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture
+def precision(monkeypatch):
+    """Torch's precision of fp32 products, which a test may change."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield torch.backends.cuda.matmul
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_precision_of_products_without_logits_is_torchs(monkeypatch, precision, dtype):
+    """However it is set. After the new setting torch refuses to be asked the old way, whatever the heads' dtype."""
+    from dwt_kernels import logit_free
+
+    used: dict[str, Any] = {}
+    monkeypatch.setattr(logit_free, "launch", lambda *_, **constants: used.update(constants))
+    head = Head(torch.zeros(3, 1, dtype=dtype), torch.zeros(9, 1, dtype=dtype), None)
+    labels, one = Labels(torch.arange(3), -100, False), torch.ones(())
+
+    def precision_used() -> str:
+        logit_free.logit_free_statistics_and_gradients(head, None, labels, one, one, [False] * 3)
+        return used["PRECISION"]
+
+    assert precision_used() == "ieee"
+    precision.fp32_precision = "tf32"
+    assert precision_used() == "tf32"
+    precision.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("high")
+    assert precision_used() == "tf32"
+
+
 def test_few_kernels_for_any_number_of_rows(monkeypatch):
     """Without logits in memory the columns' shares depend on the rows; what is compiled must not."""
     from dwt_kernels import logit_free
