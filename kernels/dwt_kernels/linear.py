@@ -24,7 +24,7 @@ from dwt_kernels.linear_call import (
     parse,
     statistics_and_gradients,
 )
-from dwt_kernels.logits import DistillLoss
+from dwt_kernels.logits import DistillLoss, save, saved
 
 MEMORY = ("auto", "chunked", "logit_free")
 
@@ -237,8 +237,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.backend = call.objective.backend
     ctx.per_row = call.objective.reduction == "none"
     if ctx.per_row:
-        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs))
-        ctx.constants = [None if isinstance(value, Tensor) else value for value in inputs]
+        save(ctx, inputs)
     else:
         ctx.save_for_backward(unit, *gradients)
 
@@ -247,10 +246,8 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
     if upstream is None:
         return (None,) * INPUT_COUNT
     if ctx.per_row:
-        saved = zip(ctx.saved_tensors, ctx.constants)
-        inputs = [constant if tensor is None else tensor for tensor, constant in saved]
         factor = upstream.new_ones(())
-        gradients = linear_distill_rows_backward(upstream, *inputs)
+        gradients = linear_distill_rows_backward(upstream, *saved(ctx))
     else:
         unit, *gradients = ctx.saved_tensors
         factor = (upstream * unit).float() if unit.numel() > 0 else upstream

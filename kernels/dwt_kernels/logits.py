@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,8 @@ def distill_loss(
 
     Args:
         student_logits: (N, V), fp32, bf16 or fp16, any strides; never changed.
-        teacher_logits: (N, V), same device; -inf is legal. None: the hard loss only.
+        teacher_logits: (N, V), same device; -inf is legal. None: the hard loss only. It may be made under
+            torch.inference_mode, except where the loss is compiled: torch's compiler cannot save such tensors.
         labels: (N,) int64; rows with ``ignore_index`` have no hard loss.
         temperature: tau > 0, a number or a 0-d tensor; it divides both models' logits in the soft loss.
         hard_weight, soft_weight: numbers or 0-d tensors.
@@ -152,19 +154,33 @@ def _distill_backward_fake(upstream: Tensor, statistics: Tensor, scalars: Tensor
     return torch.empty(student.shape, dtype=student.dtype, device=student.device)
 
 
+def save(ctx: Any, values: Sequence[Any]) -> None:
+    """Keep values for the backward pass, tensors as autograd does, who notices if they are changed until then.
+
+    It refuses those of torch.inference_mode, such as a teacher's; they are kept as numbers are.
+    """
+    tensors = [value if isinstance(value, Tensor) and not value.is_inference() else None for value in values]
+    ctx.save_for_backward(*tensors)
+    ctx.others = [value if tensor is None else None for value, tensor in zip(values, tensors)]
+
+
+def saved(ctx: Any) -> list[Any]:
+    return [other if tensor is None else tensor for tensor, other in zip(ctx.saved_tensors, ctx.others)]
+
+
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     student, teacher, labels, vocab_size, *keywords = inputs
     _, hard, soft, statistics, scalars = output
     objective = Objective(*keywords)
     ctx.mark_non_differentiable(hard, soft, statistics, scalars)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(student, teacher, labels, statistics, scalars)
+    save(ctx, (student, teacher, labels, statistics, scalars))
     ctx.vocab_size, ctx.ignore_index, ctx.soft_all = vocab_size, objective.ignore_index, objective.soft_all
     ctx.backend = objective.backend
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    student, teacher, labels, statistics, scalars = ctx.saved_tensors
+    student, teacher, labels, statistics, scalars = saved(ctx)
     gradient = None
     if upstream is not None:
         gradient = torch.ops.dwt_kernels.distill_backward(

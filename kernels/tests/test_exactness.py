@@ -198,6 +198,30 @@ def test_only_the_loss_carries_a_gradient(backend, make_inputs):
         assert not distill_loss(student, teacher, labels, backend=backend).loss.requires_grad
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_teacher_of_inference_mode(backend, make_inputs, reduction):
+    """And all else that needs no gradient."""
+    student, teacher, labels = make_inputs(70)
+    student.requires_grad_()
+    with torch.inference_mode():
+        inferred = [teacher.clone(), labels.clone()]
+        temperature = torch.tensor(2.0, device=teacher.device)
+    keywords = {"backend": backend, "reduction": reduction}
+    loss = distill_loss(student, *inferred, temperature=temperature, **keywords).loss
+    expected = distill_loss(student, teacher, labels, temperature=2.0, **keywords).loss
+    assert torch.equal(loss, expected)
+    gradients = [torch.autograd.grad(each.sum(), student)[0] for each in (loss, expected)]
+    assert torch.equal(*gradients)
+
+
+def test_inputs_changed_before_the_backward_pass_are_an_error(backend, make_inputs):
+    student, teacher, labels = make_inputs(70)
+    loss = distill_loss(student.requires_grad_(), teacher, labels, backend=backend).loss
+    teacher.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_backward_twice(backend, make_inputs):
     student, teacher, labels = make_inputs(70)
     loss = distill_loss(student.requires_grad_(), teacher, labels, backend=backend).loss

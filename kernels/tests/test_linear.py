@@ -358,6 +358,18 @@ def test_backward_twice_and_scaled(mode, make_heads):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_teacher_of_inference_mode(mode, make_heads, reduction):
+    """And all else that needs no gradient."""
+    heads = make_heads()
+    with torch.inference_mode():
+        inferred = Heads(heads.student, [each.clone() for each in heads.teacher], heads.labels.clone())
+    results, gradients = with_gradients(linear_distill_loss, inferred, 1.0, None, reduction=reduction, **mode)
+    expected, expected_gradients = with_gradients(linear_distill_loss, heads, 1.0, None, reduction=reduction, **mode)
+    torch.testing.assert_close(results, expected)
+    torch.testing.assert_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_second_differentiation_is_an_error(mode, make_heads, dtype, reduction):
     """Not a gradient without its second-order part. ``create_graph`` alone, which some training loops set, is none."""
