@@ -7,9 +7,10 @@ bf16 hidden states and heads, temperature 2, every row labelled. Against eager t
 upcasts), torch.compile, and Liger's chunked distillation loss (its generalized Jensen-Shannon divergence at beta 0 is
 the same KL divergence) where liger-kernel is installed. The hard part alone also against torch's
 F.linear_cross_entropy, which torch 2.13 has. The share is that of 2 N V (3 H_s + H_t) operations at the rate of a
-product of the student's shape. Results: results/linear_form_DEVICE.csv and .png. On a CPU the shapes are smaller; the
-device column says so. memory="logit_free" needs a GPU. Where a provider fails, its error stands in the error column.
-The same command again passes over the shapes that it has measured without an error.
+product of the student's shape, its columns rounded up to a multiple of 8: aligned, as the form makes them.
+Results: results/linear_form_DEVICE.csv and .png. On a CPU the shapes are smaller; the device column says so.
+memory="logit_free" needs a GPU. Where a provider fails, its error stands in the error column. The same command again
+passes over the shapes that it has measured without an error.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from dwt_kernels import linear_distill_loss
+from dwt_kernels.linear_chunked import COLUMN_ALIGNMENT
 from logits_form import MOST_EAGER_ROWS, TEMPERATURE, eager_loss
 from measure import (
     DEVICE,
@@ -139,8 +141,9 @@ def main() -> None:
             heads[1].requires_grad_()
             labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
             providers = [Provider(name, step_of(loss, (*heads, labels))) for name, loss in ways.items()]
-            timings = time_all([*providers, gemm_provider(rows, student_width, vocabulary)], options.rounds)
-            rate = 2 * rows * student_width * vocabulary / (timings.pop("gemm").p50_ms / 1e3)
+            columns = -(-vocabulary // COLUMN_ALIGNMENT) * COLUMN_ALIGNMENT
+            timings = time_all([*providers, gemm_provider(rows, student_width, columns)], options.rounds)
+            rate = 2 * rows * student_width * columns / (timings.pop("gemm").p50_ms / 1e3)
             lines = []
             for name, timing in timings.items():
                 teacher_products = 0 if "hard only" in name else teacher_width

@@ -154,6 +154,23 @@ def test_shapes_providers_and_folder_are_those_asked_for(
     assert {size: line[size] for size in sizes} == sizes
 
 
+def test_the_matrix_rate_is_that_of_an_aligned_product(benchmark, monkeypatch, tmp_path):
+    """As the linear form makes them: 50 columns would be multiplied by slower kernels, whose rate is no measure."""
+    monkeypatch.setattr(sys, "argv", ["linear_form", "--shapes", "3x50x8x4", "--providers", "eager"])
+    linear_form, timed = benchmark("linear_form"), []
+
+    def time_all(providers, rounds):
+        timed.append(providers[-1].step().shape)
+        return {provider.name: benchmark("measure").Timing(*[1.0] * 5, "") for provider in providers}
+
+    monkeypatch.setattr(linear_form, "time_all", time_all)
+    linear_form.main()
+    assert timed == [(3, 56)]
+    with (tmp_path / f"linear_form_{linear_form.DEVICE}.csv").open() as lines:
+        (line,) = csv.DictReader(lines)
+    assert float(line["share_of_gemm_rate"]) == 50 * (3 * 8 + 4) / (8 * 56)
+
+
 @pytest.mark.parametrize("shape", ["3", "3x0", "3xfifty", "3x50x8"])
 def test_a_shape_that_is_none_is_refused(benchmark, monkeypatch, capsys, shape):
     monkeypatch.setattr(sys, "argv", ["logits_form", "--shapes", shape])
