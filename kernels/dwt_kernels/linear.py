@@ -1,7 +1,8 @@
 """``linear_distill_loss``: hidden states and head weights in, loss out; torch.compile sees one operator each way.
 
 The gradients are made in the forward pass and wait for the upstream gradient, so that the backward pass needs neither
-the logits nor the weights, which under ZeRO-3 may have left the memory by then.
+the logits nor the weights, which under ZeRO-3 may have left the memory by then. In 16 bits they are rounded as they
+wait and again when multiplied by it: once more than torch's are, unless it is a power of 2.
 """
 
 from __future__ import annotations

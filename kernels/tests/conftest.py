@@ -178,7 +178,7 @@ def _with_gradient(
 
 
 def assert_within_torch_error(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
-    """The norm of ``ours``' error is at most ERROR_RATIO that of ``theirs``."""
+    """The norm of ``ours``' error is at most ERROR_RATIO that of ``theirs``, or the largest of one rounding."""
     assert torch.isfinite(ours).all(), f"{name} is not finite"
     error = (ours.double() - exact).norm()
     # One rounding of the exact result is not an error.

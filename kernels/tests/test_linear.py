@@ -208,6 +208,19 @@ def test_against_reference(mode, make_heads, assert_exact_linear, dtype, reducti
     assert_exact_linear(make_heads(dtype=dtype), mode, temperature=2.0, reduction=reduction)
 
 
+@pytest.mark.parametrize("upstream", [0.7, 3.7])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_an_upstream_gradient_that_is_no_power_of_2(mode, make_heads, assert_exact_linear, dtype, upstream):
+    """Within the same bound, whose lower end is half a unit in the last place, u, of every element.
+
+    There are four roundings: of the gradient of logits, on a CPU in bf16 of a chunk's share of dW, of the sum, and of
+    its product with the upstream gradient, which torch's has not. Each moves an element by at most u, evenly spread, so
+    that its norm is u / sqrt(3) of the gradient's where every element is a power of 2, and less elsewhere. They are
+    independent: sqrt(4 / 3) u at most.
+    """
+    assert_exact_linear(make_heads(dtype=dtype), mode, upstream=upstream, temperature=2.0)
+
+
 @pytest.mark.parametrize("keywords", [
     {"soft_positions": "all", "temperature": 1.7, "temperature_squared": True},
     {"normalizer": (3.0, 5.0), "hard_weight": 0.7, "soft_weight": 1.3},
