@@ -78,6 +78,15 @@ def test_on_a_gpu_that_is_not_the_current_one():
         torch.testing.assert_close(ours.to("cuda:0"), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_rows_are_loaded_by_the_element_where_a_matrix_begins_within_16_bytes():
+    """Triton then loads no wider, and with more neighbours in a thread it would move them between threads."""
+    from dwt_kernels.on_triton.launch import row_tile
+
+    student, teacher = (torch.empty(5, 30522, dtype=torch.bfloat16) for _ in range(2))
+    assert row_tile(student, teacher).width == row_tile(student[4:], None).width == 8
+    assert row_tile(student[1:], teacher).width == row_tile(student, teacher[1:]).width == 1
+
+
 @pytest.fixture
 def precision(monkeypatch):
     """Torch's precision of fp32 products, which a test may change."""
