@@ -84,7 +84,10 @@ def statistics_kernel(
         FIRST .. ALIGNMENT: see ``launch.Tile``.
     """
     row_index = tl.program_id(0).to(tl.int64)
+    # Before the branch on the label, so that one wait covers them.
     label = tl.load(labels + row_index * label_stride)
+    factor = tl.load(scalars + FACTOR).to(tl.float32)
+    residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     labelled = label != ignore_index
     head = head_of(row_index, student_row_stride, ALIGNMENT, WIDTH)
     student_pointer = row_pointer(student, row_index, student_row_stride, head, WIDTH)
@@ -110,8 +113,6 @@ def statistics_kernel(
     else:
         teacher_pointer = row_pointer(teacher, row_index, teacher_row_stride, head, WIDTH)
         row = student_pointer, student_bias, student_column_stride, teacher_pointer, teacher_bias, teacher_column_stride
-    factor = tl.load(scalars + FACTOR).to(tl.float32)
-    residual = tl.load(scalars + RESIDUAL).to(tl.float32)
     # At tau = 1 the student's two sums are one, which saves an exponential in three.
     if (factor == LOG2_E) & (residual == NO_RESIDUAL):
         state = scan_row(
