@@ -38,9 +38,10 @@ from dwt_kernels.layout import STATISTICS, Labels, Logits
 from dwt_kernels.on_torch.blocks import add_column_sums_in_blocks, add_in_blocks, add_product_in_blocks
 
 # Both logit buffers of a chunk together. Large, because every chunk reads and writes the fp32 dW (8 V H bytes). At
-# 4.8 TB/s and 700 TFLOP/s that takes 12% of the time of the products of 1,366 rows, which for V = 128,256 in 16 bits
-# are 0.70 GB. No larger, because then Liger's loss at 8,192 rows of that vocabulary would need less memory. On a CPU
-# (0.8 TFLOP/s) it takes 4% at 1,000 rows, which for V = 30,522 are 122 MB.
+# 4.8 TB/s and 700 TFLOP/s that takes 8% of the time of the products of Liger's shape (hidden states of 2,048 and 4,096)
+# in chunks of 1,408 rows, which for V = 128,256 in 16 bits are 0.72 GB; a chunk more in 8,192 rows is 1.4%. No larger,
+# because then Liger's loss at 8,192 rows of that vocabulary would need less memory. On a CPU (0.8 TFLOP/s) it takes 4%
+# at 1,000 rows, which for V = 30,522 are 122 MB.
 GPU_CHUNK_BYTES = 3 << 28
 CPU_CHUNK_BYTES = 1 << 29
 
@@ -52,6 +53,9 @@ FREE_MEMORY_SHARE = 0.25
 
 # Below this many rows the chunks' products no longer fill a GPU, and recomputing tiles is the better use of it.
 SMALLEST_CHUNK_ROWS = 256
+
+# Rows of a tile of a GPU's products: a last one that is not full takes as long.
+TILE_ROWS = 128
 
 # Leading dimension of a chunk's logits, in elements: 128 bytes in 16 bits, what a GPU's aligned GEMM tiles need.
 ROW_ALIGNMENT = 64
@@ -223,7 +227,7 @@ def add_column_sums(total: Tensor | None, gradient: Tensor, last: bool) -> Tenso
 def resolve_chunk_rows(
     memory: str, chunk_rows: int | None, backend: str, student: Head, teacher: Head | None, with_gradients: bool
 ) -> int | None:
-    """Rows in a chunk, all chunks nearly equal; None for logit-free.
+    """Rows in a chunk, see ``even_chunk_rows``; None for logit-free.
 
     Depends on the shapes alone, except on a GPU with less than 4 GiB free when it was first asked.
     """
@@ -252,9 +256,11 @@ def automatic_chunk_rows(rows: int, row_bytes: int, most_bytes: int, may_be_logi
 
 
 def even_chunk_rows(rows: int, most_rows: int) -> int:
-    """Rows in a chunk of at most ``most_rows``, all chunks nearly equal."""
+    """Rows in a chunk of at most ``most_rows``, all chunks nearly equal; several are of whole tiles where these fit."""
     chunks = max(1, -(-rows // most_rows))
-    return max(1, -(-rows // chunks))
+    even = max(1, -(-rows // chunks))
+    whole = -(-even // TILE_ROWS) * TILE_ROWS
+    return whole if chunks > 1 and whole <= most_rows else even
 
 
 def chunk_bytes(device: torch.device, with_gradients: bool) -> int:

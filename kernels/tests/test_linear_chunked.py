@@ -101,7 +101,7 @@ def test_dw_of_one_chunk_is_in_the_dtype_it_waits_in(dtype, chunks, expected):
 
 @pytest.mark.parametrize("chunk_rows", [None, 2000])
 def test_fp16_sums_over_more_rows_than_it_has_range_for(monkeypatch, device, chunk_rows):
-    """4,096 rows of nearly 1 x 50 before they are divided by their number; a chunk of 1,366 is too many already."""
+    """4,096 rows of nearly 1 x 50 before they are divided by their number; a chunk of 1,408 is too many already."""
     monkeypatch.setattr(blocks, "CPU_BLOCK_ELEMENTS", 1 << 9)
     monkeypatch.setattr(blocks, "PRODUCT_ROWS", 30)
     rows, columns, width = 4096, 100, 8
@@ -202,6 +202,20 @@ def test_free_memory_is_asked_for_once_in_training_and_once_in_evaluation(monkey
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
     found = [linear_chunked.chunk_bytes(device, training) for training in (True, True, False, True, False)]
     assert found == [1 << 29, 1 << 29, 3 << 28, 1 << 29, 3 << 28]
+
+
+@pytest.mark.parametrize(
+    ("rows", "most_rows", "expected"),
+    [
+        (8192, 1569, 1408),  # 6 chunks of 1,366 would be of as many tiles
+        (8192, 1400, 1366),  # 1,408 are too many
+        (1000, 1000, 1000),  # one chunk
+        (1001, 1000, 512),
+        (0, 5, 1),
+    ],
+)
+def test_chunks_are_of_whole_tiles_where_these_fit(rows, most_rows, expected):
+    assert linear_chunked.even_chunk_rows(rows, most_rows) == expected
 
 
 def test_ligers_shape_needs_no_more_memory_than_ligers_loss():
