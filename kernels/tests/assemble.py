@@ -92,7 +92,7 @@ def cases(backend: str) -> list[Case]:
     in_place = {"IN_PLACE_GRADIENT": True}
     hard_only = {"teacher": None, "teacher_bias": None}
     gradient_row = {"V": 30522, "BLOCK": 2048, "WIDTH": 8, "OUT_ALIGNMENT": 2, "SOFT_ALL": False}
-    row_options, gradient_options = {"num_warps": 8}, {"num_warps": 4}
+    row_options, gradient_options = {"num_warps": 8}, {"num_warps": 4 if backend == "hip" else 8}
 
     tile = {"V": 30522, "STUDENT_WIDTH": 1024, "TEACHER_WIDTH": 768, "BLOCK_ROWS": 64, "BLOCK_COLUMNS": 128}
     tile |= {"BLOCK_WIDTH": 64, "SOFT_ALL": False, "PRECISION": "ieee"}
@@ -125,7 +125,7 @@ def cases(backend: str) -> list[Case]:
             "gradient, V < BLOCK",
             gradient_kernel,
             {**gradient_row, "V": 401, "BLOCK": 512, "OUT_ALIGNMENT": 1},
-            {"num_warps": 1},
+            {"num_warps": gradient_options["num_warps"] // 4},
             "fp16",
         ),
         Case("tile statistics", tile_statistics_kernel, tile, tile_options),

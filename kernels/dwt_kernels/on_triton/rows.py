@@ -10,7 +10,16 @@ from dwt_kernels import arguments
 from dwt_kernels.arguments import Objective
 from dwt_kernels.layout import SCALARS, STATISTICS, TERMS, Labels, Logits
 from dwt_kernels.on_torch.scalars import reduce_rows as torch_reduce_rows
-from dwt_kernels.on_triton.launch import alignment, common_width, contiguous, launch, row_stride, row_tile, strides
+from dwt_kernels.on_triton.launch import (
+    THREADS_PER_WARP,
+    alignment,
+    common_width,
+    contiguous,
+    launch,
+    row_stride,
+    row_tile,
+    strides,
+)
 from dwt_kernels.on_triton.row_kernels import gradient_kernel, statistics_kernel
 from dwt_kernels.on_triton.scalar_kernels import (
     losses_kernel,
@@ -20,10 +29,12 @@ from dwt_kernels.on_triton.scalar_kernels import (
     terms_kernel,
 )
 
-# A program of the gradient does one block and ends: five or six of four warps fit a multiprocessor; some load while
-# others compute; of twice this size it would be two.
+# A program of the gradient does one block and ends; some load while others compute. Eight columns a thread: with 16 the
+# assembler waits for one pair of loads before it starts the next, and takes 55 registers: nine programs of four warps
+# fit a multiprocessor, which load 36 KiB at a time. With eight it takes 32: eight programs of eight warps, all threads
+# that there are, which load 64 KiB. So sm_90a's assembly says; it was not timed.
 GRADIENT_BLOCK = 2048
-GRADIENT_WARPS = 4
+GRADIENT_WARPS = 256 // THREADS_PER_WARP
 
 # Labels or row losses a step of the kernels that are one program; rows a program of those that read the statistics.
 SCALAR_BLOCK = 4096
