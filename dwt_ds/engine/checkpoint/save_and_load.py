@@ -27,8 +27,8 @@ from deepspeed.checkpoint import ds_to_universal
 
 from dwt_ds.base.files import MANIFEST, atomic_file, file_facts, plain_name, read_manifest, sync_folder, write_manifest
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState, complete_checkpoints
+from dwt_ds.engine.checkpoint.optimizer_settings import keep_optimizer_settings
 from dwt_ds.engine.checkpoint.weights import master_names
-from dwt_ds.engine.loss_scale import skip_at_the_smallest_scale
 from dwt_ds.engine.optimizers import replay_adam_steps
 from dwt_ds.engine.ranks import barrier, gather_from_ranks, local_rank, raise_on_all_ranks, rank, world_size
 from dwt_ds.engine.student import StudentEngine
@@ -252,12 +252,12 @@ def load_checkpoint(engine: StudentEngine, checkpoint: NewestCheckpoint, seed: i
 def _load(engine: StudentEngine, path: Path) -> None:
     with plain_name(path) as name:  # DeepSpeed looks for files by a pattern
         folder, tag = os.path.split(name)
-        loaded, _ = engine.load_checkpoint(folder, tag=tag)
+        with keep_optimizer_settings(engine):
+            loaded, _ = engine.load_checkpoint(folder, tag=tag)
     if loaded is None:
         raise ValueError(f"{path}: DeepSpeed found nothing to load; delete the folder to resume from the one before")
-    engine.lr_scheduler.set_rate()  # the optimizer's state has that of the run's former length
+    engine.lr_scheduler.set_rate()
     replay_adam_steps(engine.basic_optimizer)
-    skip_at_the_smallest_scale(engine.optimizer)  # the checkpoint has a loss scaler of its own
 
 
 def _convert(path: Path, universal: Path) -> None:
