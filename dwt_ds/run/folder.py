@@ -33,6 +33,10 @@ class RunFolder:
         self._waiting: dict[Path, str] = {}
         self._lock: FolderLock | None = None
 
+    def export_of(self, step: int) -> Path:
+        """The export along the way, after `step` optimizer steps."""
+        return self.export / f"step_{step:08d}"
+
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a folder that holds a run on other data, another tokenizer or another model shape (ValueError)."""
         file = next((p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir()), None)

@@ -91,7 +91,7 @@ class Session:
 
     def steps(self) -> Iterator[int]:
         """Optimizer steps to take, counted from 0, until the last one or until the ranks agree to stop."""
-        self._evaluate_if_missing()
+        self._make_what_is_missing()
         # Python would collect garbage at a different step on each rank, and each time all others would wait.
         gc.disable()
         try:
@@ -164,11 +164,8 @@ class Session:
             self._save(done)
         if self._evaluation.is_due(done):
             self._evaluate(done)
-        if not last and train.export_every and done % train.export_every == 0:
-            try:
-                self._export(self._folder.export / f"step_{done:08d}", done)
-            except NotExportedError as error:
-                self.log.say(done, f"NOT EXPORTED: {error}")
+        if self._export_is_due(done):
+            self._export_on_the_way(done)
         self._meter.add_pause(time.perf_counter() - began)
         self._stuck.beat(done)
 
@@ -208,13 +205,27 @@ class Session:
         tokens, released = self._meter.tokens, self._soft_weight.released
         self._exporter.export(folder, steps=done, tokens=tokens, teacher_released=released)
 
-    def _evaluate_if_missing(self) -> None:
-        """The evaluation of the step that a resume begins at, if the last start did not complete it."""
-        done = self.first_step
-        if self._evaluation.is_due(done) and not ranks.broadcast_from_rank_0(self._folder.has_held_out_loss(done)):
-            began = time.perf_counter()
+    def _export_is_due(self, done: int) -> bool:
+        every = self.config.train.export_every
+        return 0 < done < self.total_steps and every > 0 and done % every == 0
+
+    def _export_on_the_way(self, done: int) -> None:
+        try:
+            self._export(self._folder.export_of(done), done)
+        except NotExportedError as error:
+            self.log.say(done, f"NOT EXPORTED: {error}")
+
+    def _make_what_is_missing(self) -> None:
+        """The evaluation and the export of the step that a resume begins at, if the last start did not come to them."""
+        done, folder, began = self.first_step, self._folder, time.perf_counter()
+        evaluates = self._evaluation.is_due(done) and not ranks.broadcast_from_rank_0(folder.has_held_out_loss(done))
+        exports = self._export_is_due(done) and not ranks.broadcast_from_rank_0(folder.export_of(done).is_dir())
+        if evaluates:
             self._switch_quantization(done - 1)
             self._evaluate(done)
+        if exports:
+            self._export_on_the_way(done)
+        if evaluates or exports:
             self._meter.add_pause(time.perf_counter() - began)
 
     def _evaluate(self, done: int) -> None:

@@ -1,6 +1,7 @@
 """dwt_ds.pretrain with a fault in it, for the tests of what a run survives; run as a module by the launcher.
 
 FAULT="kill STAGE WHO STEP"     SIGKILL at a stage of the save of step STEP: before, shards, manifest, pointer
+FAULT="evaluation WHO STEP"     SIGKILL where the evaluation after step STEP begins
 FAULT="signal NUMBER PLACE WHO" a signal to itself: training (at step 5), validation (its second batch), start
 FAULT="inf WHO STEP..."         the loss of these steps is infinite
 FAULT="spike WHO STEP..."       the loss of these steps is 100 times what it is
@@ -78,6 +79,19 @@ def kill_in_save(stage: str, who: str, step: str) -> None:
 
     plain_save = session.save_checkpoint
     session.save_checkpoint = save
+
+
+def kill_in_evaluation(who: str, step: str) -> None:
+    from dwt_ds.run.session import Session
+
+    plain = Session._evaluate
+
+    def evaluate(self: Session, done: int) -> None:
+        if done == int(step) and hit(who):
+            die()
+        plain(self, done)
+
+    Session._evaluate = evaluate
 
 
 def signal_itself(number: str, place: str, who: str) -> None:
@@ -173,6 +187,8 @@ if __name__ == "__main__":
     kind, *values = os.environ.get("FAULT", "none").split()
     if kind == "kill":
         kill_in_save(*values)
+    elif kind == "evaluation":
+        kill_in_evaluation(*values)
     elif kind == "signal":
         signal_itself(*values)
     elif kind in ("inf", "spike"):

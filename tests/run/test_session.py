@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,8 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
         optimizer=SimpleNamespace(),
     )
     nothing = SimpleNamespace(beat=lambda step: None, advance=lambda: None, is_asked=lambda folder: False)
-    evaluation = SimpleNamespace(is_due=lambda done: config.train.eval_every and done % config.train.eval_every == 0)
+    every = config.train.eval_every
+    evaluation = SimpleNamespace(is_due=lambda done: done > 0 and every > 0 and done % every == 0)
     given = {
         "batches": Steps([[]] * total_steps),
         "evaluation": evaluation,
@@ -62,7 +64,7 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a session does after a step."""
     done: list[str] = []
-    for name in ("_note_skip", "_save", "_evaluate"):
+    for name in ("_note_skip", "_save", "_evaluate", "_export_on_the_way"):
         monkeypatch.setattr(Session, name, lambda self, step, *_, name=name: done.append(f"{name} {step}"))
     return done
 
@@ -87,13 +89,16 @@ def test_a_checkpoint_is_saved_before_the_evaluation_of_its_step(done: list[str]
     assert done == ["_note_skip 5", "log 5", "_save 5"]
 
 
-@pytest.mark.parametrize(("first", "expected"), [(4, ["_evaluate 4"]), (3, [])])
+@pytest.mark.parametrize(("first", "expected"), [(4, ["_evaluate 4", "_export_on_the_way 4"]), (3, []), (0, [])])
 @pytest.mark.parametrize("there", [False, True])
-def test_a_resume_evaluates_what_the_last_start_did_not(
-    first: int, expected: list[str], there: bool, done: list[str]
+def test_a_resume_makes_what_the_last_start_did_not(
+    first: int, expected: list[str], there: bool, done: list[str], tmp_path: Path
 ) -> None:
-    folder = SimpleNamespace(path=None, has_held_out_loss=lambda step: there)
-    session = bare_session(RunConfig(train=TrainConfig(eval_every=2)), 5, first_step=first, folder=folder)
+    folder = SimpleNamespace(path=None, has_held_out_loss=lambda step: there, export_of=lambda step: tmp_path / "x")
+    if there:
+        (tmp_path / "x").mkdir()
+    train = TrainConfig(eval_every=2, export_every=2)
+    session = bare_session(RunConfig(train=train), 5, first_step=first, folder=folder)
     assert next(session.steps()) == first
     assert done == ([] if there else expected)
     assert (session._meter._paused_seconds > 0) == bool(done), "rates leave it out"

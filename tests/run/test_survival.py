@@ -20,6 +20,8 @@ from harness.launcher import Launch
 from harness.ranks import OUTLIVED, TESTS, Train
 from safetensors.torch import load_file
 
+from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
+
 # Dropout on, accumulation, an epoch's end inside the run.
 SETTINGS = [
     "train.checkpoint_every=4",
@@ -97,6 +99,24 @@ def test_killed_at_every_stage_of_a_save(
     assert code == 0, output
     assert_same_run(run, straight)
     assert not list((run / "checkpoints").glob("*.tmp")), "half-written folders are left"
+
+
+def test_a_kill_in_an_evaluation_loses_neither_that_nor_the_export(
+    train: Train, faulty: Faulty, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=8", "train.checkpoint_every=4"]
+    settings += ["train.eval_every=4", "train.export_every=2"]
+    code, output = faulty(2, settings, "evaluation all 4")
+    assert code == -signal.SIGKILL, output
+    code, output = train(2, settings)
+    assert code == 0, output
+    assert "at step 4" in output
+    exports = sorted((tmp_path / "export").glob("step_*"))
+    assert [path.name for path in exports] == ["step_00000002", "step_00000004", "step_00000006"]
+    assert "held-out" in (exports[1] / "README.md").read_text()
+    saved = checkpoint_fp32_weights(tmp_path / "checkpoints" / "step_00000004")
+    exported = load_file(exports[1] / "model.safetensors")
+    assert all(weights.equal(saved[f"student.model.{name}"]) for name, weights in exported.items())
 
 
 @pytest.mark.slow
