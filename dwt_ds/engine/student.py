@@ -111,6 +111,7 @@ def start_student(
         remember_masters(engine.optimizer)
     if engine.fp16_enabled():
         correct_loss_scaling(engine)
+        engine.fp16_auto_cast = lambda: False  # what the objective takes has its dtypes, and is more than tensors
     take_one_norm_a_step(engine.optimizer)
     if can_be_flat(engine.optimizer):
         gradients = FlatGradients(engine.optimizer)

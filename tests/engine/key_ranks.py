@@ -11,7 +11,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from harness.key_cases import on_nvme
@@ -30,6 +30,13 @@ FACTS = RunFacts("data", "tokenizer", 4, 2, student={}, teacher=None, versions={
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+class Rows(NamedTuple):
+    """A micro-batch, as little of a tensor as those of a run."""
+
+    x: Tensor
+    number: int
+
+
 class Model(nn.Module):
     """Tied, frozen and unused parameters, and a buffer; the loss is a sum over the rows."""
 
@@ -43,7 +50,8 @@ class Model(nn.Module):
         self.tied.weight = self.first.weight
         self.register_buffer("factor", torch.tensor(0.5))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, rows: Rows) -> Tensor:
+        x = rows.x
         hidden = self.norm(self.first(x) + self.frozen(x))
         return (self.second(self.tied(hidden)).float() * self.factor.float() - x[:, :4].float()).square().sum()
 
@@ -104,7 +112,7 @@ class Plain:
             master.grad = None
         for x in micro_batches:
             copied.zero_grad()
-            (copied(x) / rows).backward()
+            (copied(Rows(x, len(x))) / rows).backward()
             for master, lower in zip(self.masters.parameters(), copied.parameters()):
                 if lower.grad is not None:
                     master.grad = lower.grad.float() + (0.0 if master.grad is None else master.grad)
@@ -132,7 +140,7 @@ def run(case: dict[str, Any], folder: Path) -> None:
         rows = sum(len(x) for x in micro_batches)
         first = ranks.rank() * MICRO_BATCHES
         for x in micro_batches[first : first + MICRO_BATCHES]:
-            engine.backward(engine(x) * (factor if ranks.rank() == world - 1 else 1.0) * divisor / rows)
+            engine.backward(engine(Rows(x, len(x))) * (factor if ranks.rank() == world - 1 else 1.0) * divisor / rows)
             engine.step()
 
     for number in range(STEPS):

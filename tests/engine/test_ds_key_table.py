@@ -24,6 +24,13 @@ CASES = cases()
 TRIED = "equal to plain AdamW"
 # As `bf16`, by DeepSpeed's other name.
 _SAME = "bfloat16"
+IN_FP16 = """
+import sys
+from deepspeed.accelerator import get_accelerator
+from dwt_ds.pretrain import main
+type(get_accelerator()).is_fp16_supported = lambda self: True  # slow on most CPUs, and enough for these
+sys.exit(main())
+"""
 
 
 def rows() -> dict[str, str]:
@@ -84,6 +91,18 @@ def test_the_keys_that_the_table_calls_equal_have_been_tried() -> None:
 def test_what_is_tried_is_accepted(name: str) -> None:
     check_ds_keys(CASES[name], "my.json")
     check_combinations(CASES[name] | {"train_micro_batch_size_per_gpu": 1}, Origin("my.json"))
+
+
+def test_a_run_under_auto_cast_is_that_without(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+    """DeepSpeed would cast the micro-batch, which is more than a tensor; what the student takes has its dtypes."""
+    losses = []
+    for value in ("true", "false"):
+        settings = [str(tiny_recipe), f"output_dir={tmp_path / value}", f"deepspeed.fp16.auto_cast={value}"]
+        code, output = train(1, [*settings, "deepspeed_config=zero2_fp16"], program=["-c", IN_FP16])
+        assert code == 0, output
+        rows = [json.loads(line) for line in (tmp_path / value / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
