@@ -156,12 +156,14 @@ def can_be_recorded(resolved: Resolved) -> bool:
     """Whether the student's training passes can be CUDA graphs, as far as the settings tell.
 
     Recomputing activations saves and restores the state of the random generator, and autocast keeps copies of weights.
-    Flash attention reads lengths on the host where rows are padded. Quantizers and a hidden loss have not been tried.
+    Flash attention reads lengths on the host where rows are padded, and DeepSpeed's profiler waits for the device in
+    each layer. Quantizers and a hidden loss have not been tried.
     """
-    config, autocast = resolved.config, resolved.ds_values.get("torch_autocast", {}).get("enabled")
+    config, values = resolved.config, resolved.ds_values
+    on = any(values.get(section, {}).get("enabled") for section in ("torch_autocast", "flops_profiler"))
     untried = resolved.quantization is not None or config.distill.hidden_weight
     flash = config.student.attention == "flash_attention_2"
-    return not (config.train.activation_checkpointing or autocast or flash or untried)
+    return not (config.train.activation_checkpointing or on or flash or untried)
 
 
 def may_replay_student(resolved: Resolved) -> bool:
