@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dwt_ds.base.trees import differences, flatten
 from dwt_ds.base.words import prefix_errors
@@ -12,6 +13,7 @@ from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState
 from dwt_ds.engine.checkpoint.save_and_load import load_checkpoint
+from dwt_ds.engine.ds_json.combinations import precision, zero_stage
 from dwt_ds.engine.student import StudentEngine
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.load import weights_origin
@@ -60,11 +62,28 @@ def measured_before(before: RunState) -> TeacherHeldOut | None:
     return None if before.teacher_loss is None else TeacherHeldOut(before.teacher_loss, before.teacher_mass)
 
 
+def _form(ds_values: Mapping[str, Any]) -> str:
+    return f"ZeRO-{zero_stage(ds_values)}, {precision(ds_values)} and {ds_values['optimizer']['type']}"
+
+
+def _layout(ds_values: Mapping[str, Any]) -> tuple[int, str, str]:
+    """What DeepSpeed's files depend on. Those of ZeRO-1 are those of ZeRO-2, and Adam's state is AdamW's."""
+    stage, optimizer = zero_stage(ds_values), str(ds_values["optimizer"]["type"]).lower()
+    return 2 if stage == 1 else stage, precision(ds_values), "adamw" if optimizer == "adam" else optimizer
+
+
 def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
-    """Refuse a checkpoint of another number of ranks, which this ZeRO stage does not allow, or one beyond the run's
-    last step (ValueError)."""
+    """Refuse a checkpoint of another ZeRO stage, precision or optimizer, of another number of ranks, which this ZeRO
+    stage does not allow, or one beyond the run's last step (ValueError)."""
     if checkpoint.path is None:
         return
+    before = checkpoint.manifest["settings"]["deepspeed"]
+    if _layout(before) != _layout(resolved.ds_values):
+        raise ValueError(
+            f"deepspeed_config={resolved.config.deepspeed_config!r}: {_form(resolved.ds_values)}, and "
+            f"{checkpoint.path.name} was written with {_form(before)}; resume with the DeepSpeed settings that it was "
+            "written with, or choose another output_dir"
+        )
     wrote, now, stage = checkpoint.manifest["world_size"], resolved.world_size, resolved.ds.zero_stage
     if wrote != now and stage not in (1, 2):
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from harness.runs import back_to
 
+from dwt_ds.base.locks import LOCK_NAME
 from dwt_ds.config.schema import RunConfig, TrainConfig
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint
 from dwt_ds.run.resume import check_can_resume
@@ -21,14 +22,32 @@ from dwt_ds.run import models
 models.grow = models.load_masked_lm = None
 sys.exit(main())
 """
-AT_80 = NewestCheckpoint(Path("step_00000080"), [], {"world_size": 2, "state": {"step": 80}})
 
 
-def check(checkpoint: NewestCheckpoint = AT_80, *, ranks: int = 2, stage: int = 2, **length: Any) -> None:
-    train = TrainConfig(**length)
+def values(stage: int = 2, optimizer: str = "AdamW", **precision: Any) -> dict[str, Any]:
+    """A DeepSpeed JSON."""
+    return {"zero_optimization": {"stage": stage}, "optimizer": {"type": optimizer}, **precision}
+
+
+def at_80(written: dict[str, Any]) -> NewestCheckpoint:
+    """A checkpoint that two ranks wrote."""
+    manifest = {"world_size": 2, "state": {"step": 80}, "settings": {"deepspeed": written}}
+    return NewestCheckpoint(Path("step_00000080"), [], manifest)
+
+
+def check(
+    checkpoint: NewestCheckpoint | None = None,
+    *,
+    ranks: int = 2,
+    ds_values: dict[str, Any] | None = None,
+    **length: Any,
+) -> None:
+    """Of two ranks under ZeRO-2 before and now, unless it says otherwise."""
+    train, ds_values = TrainConfig(**length), ds_values or values()
     settings = {"config": RunConfig(train=train), "total_steps": train.max_steps or 60}
-    resolved = SimpleNamespace(**settings, world_size=ranks, ds=SimpleNamespace(zero_stage=stage))
-    check_can_resume(checkpoint, resolved)  # type: ignore[arg-type]
+    ds = SimpleNamespace(zero_stage=ds_values["zero_optimization"]["stage"])
+    resolved = SimpleNamespace(**settings, world_size=ranks, ds=ds, ds_values=ds_values)
+    check_can_resume(checkpoint or at_80(ds_values), resolved)  # type: ignore[arg-type]
 
 
 def test_a_run_shorter_than_its_checkpoint_is_refused() -> None:
@@ -46,12 +65,76 @@ def test_a_run_shorter_than_its_checkpoint_is_refused() -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_zero_1_and_2_alone_resume_on_another_number_of_ranks(stage: int) -> None:
-    check(max_steps=80, stage=stage)
+    check(max_steps=80, ds_values=values(stage))
     if stage in (1, 2):
-        check(max_steps=80, stage=stage, ranks=4)
+        check(max_steps=80, ds_values=values(stage), ranks=4)
         return
     with pytest.raises(ValueError, match="^step_00000080 was written by 2 ranks, this run has 4: .* start it with 2$"):
-        check(max_steps=80, stage=stage, ranks=4)
+        check(max_steps=80, ds_values=values(stage), ranks=4)
+
+
+BF16: dict[str, Any] = {"bf16": {"enabled": True}}
+FP16: dict[str, Any] = {"fp16": {"enabled": True}}
+
+
+@pytest.mark.parametrize(
+    ("written", "now"),
+    [
+        (values(1), values(2)),
+        (values(2), values(1)),
+        (values(3), values(3, "Adam")),
+        (values(2, "adamw", **BF16), values(2, "AdamW", bfloat16={"enabled": True})),
+    ],
+)
+def test_checkpoints_that_deepspeed_reads_alike_are_continued(written: dict[str, Any], now: dict[str, Any]) -> None:
+    check(at_80(written), ds_values=now, max_steps=80)
+
+
+@pytest.mark.parametrize(
+    ("written", "now", "said"),
+    [
+        (values(2), values(3), "ZeRO-3, fp32 and AdamW, and step_00000080 was written with ZeRO-2, fp32 and AdamW"),
+        (values(2), values(0), "ZeRO-0, fp32 and AdamW, and step_00000080 was written with ZeRO-2, fp32 and AdamW"),
+        (values(), values(**BF16), "ZeRO-2, bf16 and AdamW, and step_00000080 was written with ZeRO-2, fp32 and AdamW"),
+        (values(**FP16), values(), "ZeRO-2, fp32 and AdamW, and step_00000080 was written with ZeRO-2, fp16 and AdamW"),
+        (values(2, "Muon"), values(), "fp32 and AdamW, and step_00000080 was written with ZeRO-2, fp32 and Muon"),
+    ],
+)
+def test_another_stage_precision_or_optimizer_is_refused(
+    written: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^deepspeed_config='.*': .*{said}; resume with the DeepSpeed settings that"):
+        check(at_80(written), ds_values=now, max_steps=80)
+
+
+def test_a_refused_resume_leaves_the_folder_as_it_was(
+    train: Callable[..., tuple[int, str]], tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """On all ranks alike; then it goes on under ZeRO-1, whose files are those of ZeRO-2."""
+    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "deepspeed.zero_optimization.overlap_comm=false"]
+    code, output = train(2, settings)
+    assert code == 0, output
+    longer = [*settings, "train.max_steps=6", "train.checkpoint_every=2"]
+    before = contents(tmp_path)
+    for change in (
+        "deepspeed.zero_optimization.stage=3",
+        "deepspeed.bf16.enabled=true",
+        "deepspeed.optimizer.type=Muon",
+    ):
+        code, output = train(2, [*longer, change])
+        assert code == 2, output
+        assert "Traceback" not in output
+        assert output.count("error: ") == 1
+        assert "was written with ZeRO-2, fp32 and AdamW; resume with" in output
+        assert contents(tmp_path) == before
+    code, output = train(2, [*longer, "deepspeed.zero_optimization.stage=1"])
+    assert code == 0, output
+    assert "at step 4" in output
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files but the lock."""
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != LOCK_NAME}
 
 
 def test_a_student_is_grown_once(train: Callable[..., tuple[int, str]], tiny_recipe: Path, tmp_path: Path) -> None:
