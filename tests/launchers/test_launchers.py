@@ -71,7 +71,7 @@ def run(tmp_path: Path, environment: dict[str, str]) -> Run:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=120,
         )
 
     return run_script
@@ -211,6 +211,13 @@ def test_a_job_on_cpus_has_the_ranks_it_is_given_and_a_failed_one_is_not_queued_
     assert "requeue" not in (tmp_path / "scontrol").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("code", [137, 247, 255])
+def test_a_job_ends_with_its_runs_code_also_where_a_signal_would_give_it(code: int, run: Run, tmp_path: Path) -> None:
+    end_with(code, tmp_path)
+    assert run("slurm.sbatch", "quickstart").returncode == code
+    assert "requeue" not in (tmp_path / "scontrol").read_text(encoding="utf-8")
+
+
 def test_a_job_that_is_asked_to_stop_saves_and_goes_back_into_the_queue(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -222,6 +229,8 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_back_into_the_queue(
     give_up = time.monotonic() + 120
     while not (tmp_path / "record").exists() and time.monotonic() < give_up:
         time.sleep(0.05)
+    job.terminate()
+    time.sleep(0.2)
     job.terminate()
     assert job.wait(timeout=120) == 75
     assert (tmp_path / "scontrol").read_text(encoding="utf-8").splitlines()[-1] == "requeue 41234"
