@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import dwt_kernels
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import dwt_ds
 
@@ -19,6 +23,27 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_both_distributions_have_one_version() -> None:
     """setup.py requires exactly its own version of dwt-kernels."""
     assert dwt_ds.__version__ == dwt_kernels.__version__
+
+
+def supported_pythons() -> list[str]:
+    """The oldest of setup.py, and those of CI."""
+    oldest = re.findall(r'python_requires=">=([\d.]+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    ci = re.search(r"python: \[(.*)\]", (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert ci
+    return sorted({*oldest, *re.findall(r"[\d.]+", ci[1])})
+
+
+@pytest.mark.parametrize("python", supported_pythons())
+def test_every_python_has_one_pin_of_each_package_and_may_install_it(python: str) -> None:
+    lines = [*(ROOT / "constraints.txt").open(), *(ROOT / "constraints-cpu.txt").open()]
+    pins = [Requirement(line.strip()) for line in lines if not line.startswith("#")]
+    held = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
+    assert sorted(pin.name for pin in held) == sorted({pin.name for pin in pins})
+    for pin in held:
+        installed = distribution(pin.name)
+        # What another version needs is not known here.
+        if installed.version in pin.specifier:
+            assert python in SpecifierSet(installed.metadata["Requires-Python"] or ""), pin
 
 
 @pytest.fixture(scope="module")
