@@ -32,21 +32,20 @@ lint: venv
 venv: $(VENV)/.installed
 
 # A torch from a CPU index carries a "+cpu" version; where pip finds none, the plain one is taken, which brings
-# gigabytes of CUDA packages along.
+# gigabytes of CUDA packages along, and its own Triton.
 $(VENV)/.installed: setup.py kernels/setup.py constraints.txt constraints-cpu.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "setuptools>=70" wheel ninja
-ifeq ($(HAS_GPU),)
-ifneq ($(TORCH_INDEX),)
+ifneq ($(HAS_GPU),)
+	$(BIN)/python -m pip install "torch==$(TORCH)"
+else ifneq ($(TORCH_INDEX),)
 	$(BIN)/python -m pip install -q --index-url $(TORCH_INDEX) "torch==$(TORCH)+cpu"
 else
 	$(BIN)/python -m pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(BIN)/python -m pip install "torch==$(TORCH)"
 endif
-	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -c constraints-cpu.txt -e ./kernels -e ".[dev]"
-else
-	$(BIN)/python -m pip install "torch==$(TORCH)"
-	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ./kernels -e ".[dev]"
-endif
+	cpu=; [[ $$($(BIN)/python -c 'from importlib import metadata; print(metadata.version("torch"))') != *+cpu ]] \
+	    || cpu="-c constraints-cpu.txt"; \
+	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt $$cpu -e ./kernels -e ".[dev]"
 	touch $@
 
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -44,6 +45,39 @@ def test_every_python_has_one_pin_of_each_package_and_may_install_it(python: str
         # What another version needs is not known here.
         if installed.version in pin.specifier:
             assert python in SpecifierSet(installed.metadata["Requires-Python"] or ""), pin
+
+
+# Stands for the environment's Python: records what pip installs, and has the torch that it found.
+PYTHON = """#!/bin/bash
+cd "$(dirname "$0")"
+case "$*" in
+  *"metadata.version"*) cat torch ;;
+  *"pip install"*torch==*+cpu) [[ $CPU_BUILDS == yes ]] && echo 2.13.0+cpu >torch ;;
+  *"pip install"*torch==*) echo 2.13.0 >torch ;;
+  *"pip install"*) echo "$*" >>installed ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("cpu_builds", "gpu", "options"),
+    [
+        ("yes", "", "-c constraints.txt -c constraints-cpu.txt"),
+        # This torch brings another Triton.
+        ("no", "", "-c constraints.txt"),
+        ("yes", "GPU 0", "-c constraints.txt"),
+    ],
+)
+def test_make_pins_triton_only_beside_a_cpu_build_of_torch(
+    cpu_builds: str, gpu: str, options: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(PYTHON, encoding="utf-8")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    command = ["make", "venv", f"VENV={tmp_path}", f"HAS_GPU={gpu}"]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "CPU_BUILDS": cpu_builds}, check=True)
+    last = (tmp_path / "bin" / "installed").read_text(encoding="utf-8").splitlines()[-1]
+    assert last == f"-m pip install -q --no-build-isolation {options} -e ./kernels -e .[dev]"
 
 
 @pytest.fixture(scope="module")
