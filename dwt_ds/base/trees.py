@@ -41,6 +41,11 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def is_within(place: str, section: str) -> bool:
+    """Whether a dotted name is `section`, or a name below it."""
+    return f"{place}.".startswith(f"{section}.")
+
+
 def get_place(tree: Any, place: str, missing: Any = None) -> Any:
     """The value at a dotted name, such as `optimizer.params.lr`; `missing` where there is none."""
     for part in place.split("."):

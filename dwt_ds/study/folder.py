@@ -22,7 +22,7 @@ from dwt_ds.base.yaml_and_json import is_dump, read_yaml, yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.resolve import Resolved
-from dwt_ds.study.grid import Grid, StudyRun
+from dwt_ds.study.grid import EVAL_SETS, Grid, StudyRun
 
 # Settings that do not affect what is learned, so they may change between two starts of a run.
 _MAY_CHANGE = (
@@ -41,7 +41,6 @@ _MAY_CHANGE = (
     "train.report_stuck_after_seconds",
     "train.expected_world_size",
 )
-_EVAL_SETS = "train.eval_sets"
 # Without a teacher there is no soft loss, and these are not compared.
 _SOFT_LOSS_SETTINGS = (
     "distill.soft_weight",
@@ -96,7 +95,7 @@ class StudyFolder:
         """Record the grid and how its runs ended."""
         content = asdict(grid)
         for run in content["runs"]:
-            del run["settings"]  # in its recipe
+            del run["settings"], run["set_by"]  # in its recipe
             run["status"] = status.get(run["name"], "waiting")
         make_folder(self.path)
         write_json(self.path / f"{grid.name}.json", content)
@@ -140,12 +139,12 @@ def _to_compare(
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, value in the folder, value in the study) of everything that must be equal, where both are known."""
     here, fingerprint = merge(RunConfig().to_dict(), settings.to_recipe()), settings.corpus.fingerprint
-    passed_over = [*_MAY_CHANGE, _EVAL_SETS]
+    passed_over = [*_MAY_CHANGE, EVAL_SETS]
     # Sets may be added and removed, but a name must always mean the same text.
-    theirs, ours = (get_place(tree, _EVAL_SETS) or {} for tree in (stored, here))
+    theirs, ours = (get_place(tree, EVAL_SETS) or {} for tree in (stored, here))
     for name in theirs:
         if name in ours:
-            yield f"{_EVAL_SETS}.{name}", theirs[name], ours[name]
+            yield f"{EVAL_SETS}.{name}", theirs[name], ours[name]
     if fingerprint and "data" in identity:
         passed_over.append("data.dir")  # compared by content, not by name
         yield "data.dir's fingerprint", identity["data"], fingerprint

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 from pydantic import StrictInt
 
 from dwt_ds.base.files import find_file
-from dwt_ds.base.trees import merge
+from dwt_ds.base.trees import flatten, is_within, merge
 from dwt_ds.base.words import nearest, prefix_errors
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.config.validate import validated
@@ -33,6 +33,7 @@ SCALES = get_args(Scale)
 NO_TEACHER = "none"
 ALONE = "alone"
 _COMMON = "common"
+EVAL_SETS = "train.eval_sets"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ class StudyRun:
     """Axis -> label, default labels included; for a run that trains a teacher, only `makes`."""
     teacher_run: str | None = None
     """Name of the run whose export is this one's teacher."""
+    set_by: dict[str, str] = field(default_factory=dict)
+    """Dotted setting -> the label in the run's name that sets it."""
+
+    def of_its_own(self, overrides: Iterable[str]) -> list[str]:
+        """The overrides that are for this run: `train.eval_sets` only if its data, and so its vocabulary, are the
+        students'."""
+        return [each for each in overrides if "data.dir" not in self.set_by or not is_within(key_of(each), EVAL_SETS)]
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,11 @@ class Grid:
     """Options for fine-tuning each run's exports, empty for the defaults; None: no fine-tuning."""
     runs: list[StudyRun]
     """Teachers first."""
+
+
+def key_of(override: str) -> str:
+    """The dotted setting of `key=value`."""
+    return override.partition("=")[0]
 
 
 def grid_names() -> list[str]:
@@ -171,7 +184,8 @@ class Labels:
     def teacher_run(self, label: str, base: dict[str, Any], seed: int) -> StudyRun:
         """The run that trains the teacher `label`."""
         settings = merge(base, self.teachers[label])
-        return StudyRun(f"{label}-s{seed}", settings, seed, {"makes": label})
+        set_by = dict.fromkeys(flatten(self.teachers[label]), label)
+        return StudyRun(f"{label}-s{seed}", settings, seed, {"makes": label}, set_by=set_by)
 
     def default(self, axis: str) -> str:
         """The label of an axis that a block does not mention."""
@@ -211,11 +225,13 @@ def _runs_of_block(
 
 def _student(chosen: dict[str, str], seed: int, labels: Labels, base: dict[str, Any], teacher_seed: int) -> StudyRun:
     teacher = chosen["teacher"]
-    settings = base
+    settings, special, set_by = base, [], dict[str, str]()
     for axis, label in chosen.items():
         if axis != "teacher":
             settings = merge(settings, labels.axes[axis][label])
-    special = [label for axis, label in chosen.items() if axis != "teacher" and labels.is_special(axis, label)]
+            if labels.is_special(axis, label):
+                special.append(label)
+                set_by |= dict.fromkeys(flatten(labels.axes[axis][label]), label)
     alone = teacher == NO_TEACHER
     name = "-".join([ALONE if alone else f"with_{teacher}", *special, f"s{seed}"])
-    return StudyRun(name, settings, seed, chosen, None if alone else f"{teacher}-s{teacher_seed}")
+    return StudyRun(name, settings, seed, chosen, None if alone else f"{teacher}-s{teacher_seed}", set_by)

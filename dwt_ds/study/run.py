@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.locks import FolderLock
+from dwt_ds.base.trees import is_within
 from dwt_ds.base.words import prefix_errors
 from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.distill.metrics_keys import EVAL_LOSS
@@ -30,7 +31,7 @@ from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.run.resolve import Resolved
 from dwt_ds.study.estimate import Cost, cost_table, estimate
 from dwt_ds.study.folder import StudyFolder, check_same
-from dwt_ds.study.grid import Grid, Scale, StudyRun, load_grid
+from dwt_ds.study.grid import Grid, Scale, StudyRun, key_of, load_grid
 from dwt_ds.study.progress import StudyProgress
 from dwt_ds.study.records import RunRecord
 from dwt_ds.study.scores import HUB, check_glue, exports_without_results, score_exports
@@ -83,13 +84,9 @@ class Study:
 
         Raises ValueError or OSError, in one line, for the first mistake.
         """
-        for override in options.overrides:
-            key = override.partition("=")[0]
-            if key in _NOT_OVERRIDDEN:
-                raise ValueError(
-                    f"override {override!r}: the study sets {key} itself; use options such as --out, --seeds"
-                )
         grid = load_grid(options.grid, options.scale, options.seeds, options.glue)
+        for override in options.overrides:
+            _check_override(grid, override)
         if grid.glue is not None:
             _check_glue(options.grid, grid.glue)
         folder = StudyFolder(options.out or default_folder(grid))
@@ -101,7 +98,7 @@ class Study:
         with tempfile.TemporaryDirectory() as drafts:
             for run in grid.runs:
                 recipe = folder.write_recipe(run, Path(drafts) / f"{run.name}.yaml")
-                settings[run.name] = resolve_plan(str(recipe), list(options.overrides), None, ranks)
+                settings[run.name] = resolve_plan(str(recipe), run.of_its_own(options.overrides), None, ranks)
         for run in grid.runs:
             check_same(folder.path / run.name, settings[run.name])
         return cls(grid, folder, ranks, options.at_once, options.overrides, settings, device)
@@ -201,7 +198,7 @@ class Study:
         log = self.folder.log(run.name)
         if not self.folder.is_finished(run.name):
             recipe = self.folder.write_recipe(run, self.folder.recipe(run.name))
-            command = pretrain_command(recipe, self.overrides, self.ranks)
+            command = pretrain_command(recipe, run.of_its_own(self.overrides), self.ranks)
             report(f"{place} {run.name}\n    $ {shlex.join(command)}")
             began = time.monotonic()
             code = run_logged(command, log, stop)
@@ -260,6 +257,23 @@ def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], N
         report(f"{name}: {how}")
     report(f"to see the results: dwt-ds report {study.folder.path}")
     return 1 if unfinished else 0
+
+
+def _check_override(grid: Grid, override: str) -> None:
+    """A report calls runs by their labels, so these must stay true."""
+    key = key_of(override)
+
+    def changes(place: str) -> bool:
+        return is_within(key, place) or is_within(place, key)
+
+    for place in filter(changes, _NOT_OVERRIDDEN):
+        raise ValueError(f"override {override!r}: the study sets {place} itself; use options such as --out, --seeds")
+    runs = [run for run in grid.runs if run.of_its_own([override])]
+    if labels := dict.fromkeys(label for run in runs for place, label in run.set_by.items() if changes(place)):
+        raise ValueError(
+            f"override {override!r}: the grid's labels {', '.join(labels)} set this; leave it out, or write a grid of "
+            "your own"
+        )
 
 
 def _check_glue(grid: str, glue: dict[str, object]) -> None:

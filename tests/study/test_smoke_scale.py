@@ -48,13 +48,18 @@ def without_launcher(run_ranks: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_at_smoke_scale(grid: str, data: Path, folder: Path, ranks: int = 1) -> None:
     """Two steps a run; then all runs are finished, a second start accepts them, and the report can be written."""
-    settings = [f"data.dir={data}", "student.max_positions=32", "train.max_steps=2"]
-    arguments = ["study", grid, "--out", str(folder), "--ranks", str(ranks), *settings]
-    assert main(arguments) == 0
-    for run in load_grid(grid, "smoke").runs:
-        assert (folder / run.name / "export" / "model.safetensors").is_file()
-    assert main([*arguments, "--dry-run"]) == 0
-    assert main(["report", str(folder)]) == 0
+    arguments = ["study", grid, "--out", str(folder), "--ranks", str(ranks), "train.max_steps=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("data").mkdir(exist_ok=True)
+        for name in ("quickstart", "quickstart_own"):
+            if not Path("data", name).exists():
+                Path("data", name).symlink_to(data)
+        assert main(arguments) == 0
+        for run in load_grid(grid, "smoke").runs:
+            assert (folder / run.name / "export" / "model.safetensors").is_file()
+        assert main([*arguments, "--dry-run"]) == 0
+        assert main(["report", str(folder)]) == 0
 
 
 @pytest.mark.usefixtures("without_launcher")
@@ -79,4 +84,4 @@ def test_processes_of_their_own_are_the_runs_of_a_study(ranks: int, tiny_data: P
     """One rank by itself, two with DeepSpeed's launcher."""
     grid = tmp_path / "alone.yaml"
     grid.write_text(yaml.safe_dump(ALONE), encoding="utf-8")
-    run_at_smoke_scale(str(grid), tiny_data, tmp_path / "study", ranks)
+    run_at_smoke_scale(str(grid), tiny_data, tmp_path, ranks)
