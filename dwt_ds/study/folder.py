@@ -92,13 +92,16 @@ class StudyFolder:
         return path
 
     def write_grid(self, grid: Grid, status: Mapping[str, str]) -> None:
-        """Record the grid and how its runs ended."""
-        content = asdict(grid)
+        """Record the grid and how its runs ended, beside the grid's runs of other seeds that were recorded before."""
+        content, path = asdict(grid), self.path / f"{grid.name}.json"
         for run in content["runs"]:
             del run["settings"], run["set_by"]  # in its recipe
             run["status"] = status.get(run["name"], "waiting")
+        names = {run.name for run in grid.runs}
+        earlier = [run for run in read_json(path)["runs"] if run["name"] not in names] if path.is_file() else []
+        content["runs"] = [run for run in earlier if (self.path / run["name"]).is_dir()] + content["runs"]
         make_folder(self.path)
-        write_json(self.path / f"{grid.name}.json", content)
+        write_json(path, content)
 
     def grids(self) -> list[dict[str, Any]]:
         """What `write_grid` recorded, sorted by name; other JSON files in the folder are ignored."""

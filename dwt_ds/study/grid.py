@@ -116,7 +116,7 @@ def load_grid(grid: str, scale: Scale, seeds: Iterable[int] | None = None, glue:
     """Read a grid given as a file or as the name of a packaged one.
 
     Args:
-        seeds: instead of the grid's or the scale's.
+        seeds: of the students, instead of the grid's or the scale's. Their teacher keeps the first of those.
         glue: fine-tune all exports on GLUE from this folder, or from the "hub"; None: only if the grid says so.
 
     Raises:
@@ -137,9 +137,9 @@ def load_grid(grid: str, scale: Scale, seeds: Iterable[int] | None = None, glue:
     )
     own = merge(content.settings, content.settings_at.get(scale, {}))
     base = merge(size["settings"], own)
-    chosen = list(seeds or content.seeds or size["seeds"])
-    # Seed of the students -> seed of their teacher.
-    teacher_seeds = {seed: seed if content.teacher_for_each_seed else chosen[0] for seed in chosen}
+    own_seeds = content.seeds or size["seeds"]
+    # Seed of the students -> seed of their teacher: the same one for seeds that are added later.
+    teacher_seeds = {seed: seed if content.teacher_for_each_seed else own_seeds[0] for seed in seeds or own_seeds}
     students = [run for block in content.runs for run in _runs_of_block(block, labels, base, teacher_seeds)]
     if not students:
         raise ValueError(f"grid {path}: runs is empty; list at least {{teacher: none}}")

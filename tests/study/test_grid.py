@@ -62,7 +62,7 @@ def test_both_sides_have_every_rate_and_teachers_the_scales() -> None:
     ours = dict(zip(("-lr5e-4", "", "-lr2e-3", "-lr4e-3"), (5e-4, 1e-3, 2e-3, 4e-3)))
     students = ("alone", "with_teacher4-adaptive4", "with_teacher1-adaptive4")
     assert rates == {
-        **{"teacher4-s1": 1e-3, "teacher1-s1": 1e-3},
+        **{"teacher4-s42": 1e-3, "teacher1-s42": 1e-3},
         **{f"{student}{label}-s1": rate for student in students for label, rate in ours.items()},
     }
 
@@ -78,6 +78,15 @@ def test_a_grid_may_have_a_teacher_for_each_seed(tmp_path: Path) -> None:
     ]
     # A run of that name has the first seed's teacher in other grids.
     assert default_folder(grid) == Path("runs/study/smoke_mine")
+
+
+def test_seeds_that_are_added_later_have_the_same_teacher(tmp_path: Path) -> None:
+    """Of the scale; or of the grid, if that has seeds."""
+    for seeds, teacher in (([], "teacher4-s42"), ([7, 8], "teacher4-s7")):
+        grid = write(tmp_path, {"runs": [{"teacher": "teacher4"}], "seeds": seeds})
+        for asked in ([42], [43, 44]):
+            names = [run.name for run in load_grid(grid, "small", asked).runs]
+            assert names == [teacher, *(f"with_teacher4-s{seed}" for seed in asked)]
 
 
 def test_growth_and_distillation_are_tried_alone_and_together() -> None:
@@ -121,7 +130,7 @@ def test_a_grid_may_bring_labels_and_axes_of_its_own(tmp_path: Path) -> None:
         "runs": [{"teacher": "thin", "weight": "w9", "rate": ["slow", "fast"]}],
     }
     grid = load_grid(write(tmp_path, content), "smoke", seeds=[5])
-    assert [run.name for run in grid.runs] == ["thin-s5", "with_thin-w9-s5", "with_thin-w9-fast-s5"]
+    assert [run.name for run in grid.runs] == ["thin-s42", "with_thin-w9-s5", "with_thin-w9-fast-s5"]
     assert grid.runs[2].settings["train"]["learning_rate"] == 0.1
     assert all(run.settings["train"]["max_steps"] == 7 for run in grid.runs)
 
@@ -178,4 +187,4 @@ def test_a_teacher_with_its_own_vocabulary_is_not_evaluated_on_the_grids_sets(tm
     for scale in ("smoke", "small", "paper"):
         sets = {run.name: run.settings["train"]["eval_sets"] for run in load_grid(str(grid), scale, [1]).runs}
         books = {"books": "data/books"}
-        assert sets == {"own4-s1": None, "teacher4-s1": books, "with_own4-s1": books, "with_teacher4-s1": books}
+        assert sets == {"own4-s42": None, "teacher4-s42": books, "with_own4-s1": books, "with_teacher4-s1": books}

@@ -105,7 +105,7 @@ def test_a_studys_report_stands_alone(study: Path) -> None:
     rows = dict(re.findall(r"<tr><td>([^<]*)</td><td(?: class=\"long\")?>([^<]*)</td></tr>", html))
     assert rows["alone"] == "student.layers=6, teacher.path=None"
     assert rows["teacher4"] == "student.layers=4"
-    assert rows["with teacher4"] == f"teacher.path={study}/teacher4-s1/export"
+    assert rows["with teacher4"] == f"teacher.path={study}/teacher4-s42/export"
     # What is folded is one click away, and on paper it is open.
     assert html.count("<details><summary>") == 3
     assert "details::details-content { content-visibility: visible" in html
@@ -121,7 +121,7 @@ def test_the_saving_is_given_in_tokens_and_operations(study: Path) -> None:
         student_model_config(student, **sizes).save_pretrained(config.parent / "export")
     assert main(["report", str(study)]) == 0
     table = table_with("tokens saved", study)
-    runs = {name: RunRecord(name, study / name) for name in ("alone-s1", "with_teacher4-s1", "teacher4-s1")}
+    runs = {name: RunRecord(name, study / name) for name in ("alone-s1", "with_teacher4-s1", "teacher4-s42")}
     alone, helped, teacher = (flops_per_token(run) for run in runs.values())
     assert alone is not None
     assert helped is not None

@@ -63,6 +63,27 @@ def test_a_failed_run_does_not_stop_the_others_and_the_next_start_repeats_it(
     assert [starts(study, name) for name in ("alone-s42", "with_teacher4-s42", "with_teacher4-remap-s42")] == [1, 1, 1]
 
 
+def test_seeds_that_are_added_later_join_the_earlier_ones(
+    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where only the teacher was trained before."""
+    study = tmp_path / "study"
+    arguments = ["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]
+    exit_codes[6] = 1
+    assert main([*arguments, "--seeds", "42"]) == 1
+    exit_codes.clear()
+    for seeds in ("43,44", "42"):
+        assert main([*arguments, "--seeds", seeds]) == 0
+    assert [path.name for path in sorted(study.glob("teacher4-*"))] == ["teacher4-s42"]
+    assert starts(study, "teacher4-s42") == 1
+    [grid] = StudyFolder(study).grids()
+    assert {run["teacher_run"] for run in grid["runs"]} == {None, "teacher4-s42"}
+    assert {run["status"] for run in grid["runs"]} == {"finished"}
+    series = ("alone", "with_teacher4", "with_teacher4-remap")
+    names = {run["name"] for run in grid["runs"]}
+    assert names == {"teacher4-s42", *(f"{each}-s{seed}" for each in series for seed in (42, 43, 44))}
+
+
 def test_an_interrupted_run_ends_the_study_and_the_next_start_resumes_it(
     exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
