@@ -133,7 +133,7 @@ def load_grid(grid: str, scale: Scale, seeds: Iterable[int] | None = None, glue:
     labels = Labels(
         where=f"grid {path}",
         teachers={**common["teachers"], **size["teachers"], **content.teachers},
-        axes=merge(common["axes"], content.axes),
+        axes=merge({**common["axes"], **size.get("axes", {})}, content.axes),
     )
     own = merge(content.settings, content.settings_at.get(scale, {}))
     base = merge(size["settings"], own)

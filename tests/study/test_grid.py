@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 import yaml
 
 from dwt_ds.cli.main import main
-from dwt_ds.config.recipe import parse_run_config
+from dwt_ds.config.recipe import load_recipe, parse_run_config
 from dwt_ds.models.growth.plan import parse_method
+from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import SCALES, grid_names, grid_questions, load_grid
 from dwt_ds.study.run import default_folder
 
@@ -32,6 +34,25 @@ def test_every_packaged_grid_makes_sound_recipes_at_every_scale(name: str, scale
         init = parse_run_config(settings).student.init
         assert init == "random" or parse_method(init)
         assert init == "random" or run.teacher_run is not None
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", grid_names())
+def test_no_two_runs_of_a_packaged_grid_are_the_same(name: str, scale: str, tmp_path: Path) -> None:
+    folder, same = StudyFolder(tmp_path), dict[str, str]()
+    for run in load_grid(name, scale).runs:
+        recipe = load_recipe(str(folder.write_recipe(run, folder.recipe(run.name))))
+        settings = repr({**recipe.config.to_dict(), "output_dir": None})
+        assert same.setdefault(settings, run.name) == run.name
+
+
+def test_a_rate_is_the_one_that_its_label_says(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    for name, scale in itertools.product(("fair", "tuned"), ("small", "paper")):
+        for run in load_grid(name, scale).runs:
+            if "rate" in run.labels:
+                recipe = load_recipe(str(folder.write_recipe(run, folder.recipe(run.name))))
+                assert recipe.config.train.learning_rate == float(run.labels["rate"].removeprefix("lr"))
 
 
 def test_the_packaged_grids_are_the_documented_ones(capsys: pytest.CaptureFixture[str]) -> None:
