@@ -9,6 +9,7 @@ import yaml
 
 from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import load_recipe, parse_run_config
+from dwt_ds.config.schema import RunConfig
 from dwt_ds.models.growth.plan import parse_method
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import SCALES, grid_names, grid_questions, load_grid
@@ -76,6 +77,18 @@ def test_settings_at_one_scale_get_a_folder_of_their_own(tmp_path: Path) -> None
     everywhere = write(tmp_path, {"settings": {"train": {"max_steps": 7}}, "runs": [{"teacher": "none"}]})
     assert default_folder(load_grid(everywhere, "smoke")) == Path("runs/study/smoke_mine")
     assert {run.settings["train"]["max_steps"] for run in load_grid("longer", "small").runs} == {10_000}
+
+
+def test_the_documented_grid_says_what_it_means(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    example = re.search(r"## A grid of your own\n\n```yaml\n(.*?)```", docs, re.DOTALL)
+    assert example
+    (tmp_path / "mine.yaml").write_text(example[1], encoding="utf-8")
+    folder, epochs = StudyFolder(tmp_path), RunConfig().train.epochs
+    for scale, length in (("small", (2000, epochs)), ("paper", (None, 5.0))):
+        grid = load_grid(str(tmp_path / "mine.yaml"), scale)
+        recipes = [load_recipe(str(folder.write_recipe(run, folder.recipe(run.name)))) for run in grid.runs]
+        assert {(recipe.config.train.max_steps, recipe.config.train.epochs) for recipe in recipes} == {length}
 
 
 def test_both_sides_have_every_rate_and_teachers_the_scales() -> None:
