@@ -90,7 +90,7 @@ class Grid:
     has_own_settings: bool
     """Whether its runs have other settings at this scale than runs of the same names in other grids."""
     ranks: int
-    """Ranks per run if there is no GPU."""
+    """Ranks per run."""
     glue: dict[str, Any] | None
     """Options for fine-tuning each run's exports, empty for the defaults; None: no fine-tuning."""
     runs: list[StudyRun]

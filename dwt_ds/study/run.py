@@ -53,7 +53,7 @@ class StudyOptions:
     seeds: tuple[int, ...] = ()
     """Empty: the grid's."""
     ranks: int | None = None
-    """Ranks per run; None: one per GPU, or the scale's."""
+    """Ranks per run; None: the scale's."""
     at_once: int = 1
     """Runs at a time."""
     gpu: str | None = None
@@ -91,7 +91,7 @@ class Study:
             _check_glue(options.grid, grid.glue)
         folder = StudyFolder(options.out or default_folder(grid))
         folder.check_contents(grid)
-        ranks = options.ranks or gpu_count() or grid.ranks
+        ranks = options.ranks or grid.ranks
         on_gpu = grid.scale in ("gpu", "paper") or gpu_count() > 0
         device = find_device(options.gpu or ("a100-80" if on_gpu else "cpu"), ranks)
         settings = {}
@@ -110,6 +110,17 @@ class Study:
         Raises ValueError for a model that cannot be built.
         """
         return estimate(self.grid.runs, self.settings, self.device)
+
+    def check_gpus(self) -> None:
+        """Raises ValueError, with the fix, if a run has more ranks than this machine has GPUs."""
+        gpus, settings = gpu_count(), self.settings[self.grid.runs[0].name]
+        if 0 < gpus < self.ranks:
+            fewer = max(ranks for ranks in range(1, gpus + 1) if self.ranks % ranks == 0)
+            accumulation = settings.config.train.gradient_accumulation_steps * self.ranks // fewer
+            raise ValueError(
+                f"{self.ranks} ranks a run: this machine has {gpus} GPUs; --ranks {fewer} "
+                f"train.gradient_accumulation_steps={accumulation} has as many tokens a step"
+            )
 
     def check_data(self) -> None:
         """Check the data folders of the unfinished runs: they exist and have held-out rows.
@@ -234,6 +245,7 @@ def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], N
     """
     study = Study.open(options)
     if not dry_run:
+        study.check_gpus()
         study.check_data()
     plan_table = study.plan_table()
     at_once = f", {study.at_once} at once" if study.at_once > 1 else ""

@@ -253,16 +253,41 @@ def test_finished_runs_need_no_data(exit_codes: dict[int, int], tiny_data: Path,
     assert main([*arguments, "student.max_positions=128"]) == 0
 
 
-def test_ranks_and_hours_are_for_the_gpus_that_runs_would_use(
+def test_hours_are_for_the_gpus_that_runs_would_use_and_tokens_the_same_everywhere(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = StudyOptions(grid="remapping", out=tmp_path / "study", overrides=(f"data.dir={tiny_data}",))
-    have_gpus(monkeypatch, 4)
-    study = Study.open(options)
-    assert (study.ranks, study.device.name) == (4, "a100-80")
+    for gpus, device in ((0, "cpu"), (1, "a100-80"), (4, "a100-80")):
+        have_gpus(monkeypatch, gpus)
+        study = Study.open(options)
+        assert (study.ranks, study.device.name) == (2, device)
+        assert {settings.rows_per_step for settings in study.settings.values()} == {2 * 4}
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    study = Study.open(options)
-    assert (study.ranks, study.device.name) == (2, "cpu")
+    assert Study.open(options).device.name == "cpu"
+
+
+def test_more_ranks_than_gpus_are_refused_with_settings_of_the_same_tokens(
+    exit_codes: dict[int, int],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: Callable[..., str],
+) -> None:
+    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
+    have_gpus(monkeypatch, 1)
+    assert main([*arguments, "--dry-run"]) == 0
+    fix = ["--ranks", "1", "train.gradient_accumulation_steps=2"]
+    assert refusal(*arguments) == (
+        f"error: 2 ranks a run: this machine has 1 GPUs; {' '.join(fix)} has as many tokens a step\n"
+    )
+    have_gpus(monkeypatch, 3)
+    assert "--ranks 3 train.gradient_accumulation_steps=4" in refusal(
+        *arguments, "--ranks", "6", "train.gradient_accumulation_steps=2"
+    )
+    assert main(arguments) == 0
+    have_gpus(monkeypatch, 1)
+    assert main([*arguments, *fix]) == 0
+    assert starts(tmp_path / "study", "alone-s42") == 1
 
 
 @pytest.mark.parametrize(
