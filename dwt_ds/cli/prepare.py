@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--drop-long", action="store_true", help="drop sentences over --max-chars rather than cut them")
     rows.add_argument("--keep-duplicates", action="store_true", help="keep lines that repeat an earlier line")
     rows.add_argument(
-        "--validation", type=float, default=0.01, metavar="SHARE", help="documents held out (default: %(default)s)"
+        "--validation", type=float, default=0.01, metavar="SHARE", help="share held out (default: %(default)s)"
     )
     rows.add_argument("--seed", type=int, default=0, help="decides what is sampled and held out (default: %(default)s)")
 

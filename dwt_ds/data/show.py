@@ -29,6 +29,8 @@ _REASONS = {
 _ASKED_FOR = "not_sampled"
 _MUCH_DROPPED = 0.05
 _MUCH_UNKNOWN = 0.02
+# Times the share that was asked for.
+_MUCH_HELD_OUT = 3
 _SOURCES_NAMED = 3
 _CHARACTERS_NAMED = 12
 
@@ -106,8 +108,15 @@ def warnings_of(manifest: Manifest) -> list[str]:
         named = ", ".join(binary[:_SOURCES_NAMED]) + (" ..." if len(binary) > _SOURCES_NAMED else "")
         many = "1 source was" if len(binary) == 1 else f"{len(binary)} sources were"
         found.append(f"{many} skipped as binary (a zero byte near the start): {named}")
-    if manifest.validation_rows == 0 and manifest.settings["identity"]["validation"]:
+    asked = manifest.settings["identity"]["validation"]
+    held_out = manifest.validation_rows / (manifest.rows + manifest.validation_rows)
+    if manifest.validation_rows == 0 and asked:
         found.append("no text is held out, so training will show no held-out loss")
+    if manifest.validation_rows > 1 and held_out > _MUCH_HELD_OUT * asked:
+        found.append(
+            f"{held_out:.1%} of the rows are held out, not {100 * asked:g}% (--validation): break long lines, since "
+            "at least one is held out, or make the folder of an earlier version again"
+        )
     return found
 
 

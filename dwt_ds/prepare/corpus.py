@@ -23,6 +23,8 @@ _TOKENIZER_STREAM = 6
 # A tokenizer is trained on at most this many characters, whole documents drawn uniformly.
 TOKENIZER_SAMPLE_CHARS = 64_000_000
 _WORD = 1 << 64
+# A document with more than this many times the characters to hold out in all is not held out whole.
+_MUCH_LONGER = 2
 _SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -133,7 +135,7 @@ class Corpus:
     sources: Sequence[Source]
     survey: Survey
     validation: float
-    """Share of the documents that is held out."""
+    """Share of the documents that is held out, or of the text if they are too long for that."""
     seed: int
     validation_documents: int = 0
     """Held out so far, in this pass."""
@@ -171,29 +173,39 @@ class Corpus:
                 line += len(lines)
                 if kept is not lines:
                     self.duplicate_characters += sum(map(len, lines)) - sum(map(len, kept))
-                for part, held_out in self._split_off(number, kept):
+                for part, held_out in self._split_off(number, len(document), kept):
                     yield part, held_out, index
                 number += 1
             if counts != before:
                 raise ValueError(f"{source.name} changed while it was read: remove the output folder and start again")
 
-    def _split_off(self, number: int, lines: list[str]) -> Iterator[tuple[str, bool]]:
-        """(document, whether it is held out). Of a corpus with a single document, the last lines are held out."""
-        if self.survey.documents > 1 or not self.validation:
-            held_out = is_held_out(number, self.survey.documents, self.validation, self.seed)
-            self.validation_documents += held_out
-            yield "\n".join(lines), held_out
-            return
-        tail = min(len(lines) - 1, max(1, round(self.validation * len(lines))))
-        yield "\n".join(lines[: len(lines) - tail]), False
-        if tail:
-            self.validation_documents = 1
-            yield "\n".join(lines[-tail:]), True
+    def is_too_long(self, characters: int) -> bool:
+        """Whether a document of so many characters is far more than what is to be held out of the whole text."""
+        return characters > _MUCH_LONGER * self.validation * self.survey.characters
+
+    def _split_off(self, number: int, characters: int, lines: list[str]) -> Iterator[tuple[str, bool]]:
+        """(document, whether it is held out). If a document to hold out is too long, its last lines are held out.
+
+        Args:
+            characters: of the document with its duplicate lines.
+            lines: of the document, without them.
+        """
+        can_be_split = len(lines) > 1
+        held_out = is_held_out(number, self.survey.documents, self.validation, self.seed)
+        held_out &= can_be_split or self.survey.documents > 1
+        self.validation_documents += held_out
+        if held_out and can_be_split and self.is_too_long(characters):
+            tails = np.cumsum([len(line) for line in lines[:0:-1]])  # characters of the last line, of the last two, ...
+            wanted = self.validation * self.survey.characters * sum(map(len, lines)) / characters
+            tail = int(np.abs(tails - wanted).argmin()) + 1
+            yield "\n".join(lines[:-tail]), False
+            lines = lines[-tail:]
+        yield "\n".join(lines), held_out
 
 
 def is_held_out(number: int, documents: int, share: float, seed: int) -> bool:
-    """Whether document `number` of `documents` (2 or more) is held out: one of each 1 / share consecutive documents, at
-    random, or one of all if there are fewer."""
+    """Whether document `number` of `documents` is held out: one of each 1 / share consecutive documents, at random, or
+    one of all if there are fewer."""
     if not share:
         return False
     period = min(round(1 / share), documents)

@@ -23,7 +23,7 @@ def was_held_out_instead(work: Path) -> bool:
 
 
 def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSettings, work: Path) -> None:
-    """Hold out another document of the chunk with the most rows, or last lines if no other document has text.
+    """Hold out another document of the chunk with the most rows, or last lines of one if the others are too long.
 
     Makes the part of that chunk again, updates its counts in `parts`, and leaves a mark in `work`. If nothing can be
     held out, everything stays as it is.
@@ -32,7 +32,7 @@ def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSett
     again = Corpus(corpus.sources, corpus.survey, corpus.validation, corpus.seed)  # `corpus` counts what it has read
     chunk = next(chunk for _, chunk in again.chunks() if chunk.index == index)
     rows_elsewhere = sum(part.rows for part in parts) - parts[index].rows
-    for changed in _choices(chunk):
+    for changed in _choices(chunk, corpus):
         counts = store_part(changed, settings, work)
         if counts.validation_rows and counts.rows + rows_elsewhere:
             parts[index] = counts
@@ -41,19 +41,27 @@ def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSett
     parts[index] = store_part(chunk, settings, work)
 
 
-def _choices(chunk: Chunk) -> Iterator[Chunk]:
-    """The chunk with another document held out, those of usual length first; then with last lines of the longest."""
+def _choices(chunk: Chunk, corpus: Corpus) -> Iterator[Chunk]:
+    """The chunk with another document held out, those of usual length first; then with last lines of the longest; then
+    with a document that is too long, since none has two lines."""
     lengths = sorted(len(document) for document in chunk.documents if document)
     usual = lengths[len(lengths) // 2]
     order = sorted(range(len(chunk.documents)), key=lambda number: abs(len(chunk.documents[number]) - usual))
-    for number in islice((number for number in order if not chunk.held_out[number]), _DOCUMENTS_TRIED):
-        yield replace(chunk, held_out=[other == number for other in range(len(chunk.documents))])
+    others = list(islice((number for number in order if not chunk.held_out[number]), _DOCUMENTS_TRIED))
+    too_long = [number for number in others if corpus.is_too_long(len(chunk.documents[number]))]
+    yield from (_only(chunk, number) for number in others if number not in too_long)
     longest = max(range(len(chunk.documents)), key=lambda number: len(chunk.documents[number]))
     lines = chunk.documents[longest].split("\n")
     tail = 1
     while tail < len(lines):
         yield _without_tail(chunk, longest, lines[:-tail], lines[-tail:])
         tail *= 2
+    yield from (_only(chunk, number) for number in too_long)
+
+
+def _only(chunk: Chunk, number: int) -> Chunk:
+    """The chunk with this document as the only held-out one."""
+    return replace(chunk, held_out=[other == number for other in range(len(chunk.documents))])
 
 
 def _without_tail(chunk: Chunk, number: int, lines: Sequence[str], tail: Sequence[str]) -> Chunk:

@@ -50,7 +50,7 @@ class PrepareOptions:
     keep_duplicates: bool = False
     """Keep lines that repeat an earlier line."""
     validation: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
-    """Share of the documents that is held out."""
+    """Share of the documents that is held out; of the text, where documents are too long for that."""
     seed: Seed = 0
     allow_unknown: bool = False
     """Accept a tokenizer that does not know a fifth of the text; never changes the result."""

@@ -17,6 +17,8 @@ from harness.corpus import Make, as_text, made_up_documents, split_sentences
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData, data_problems
 from dwt_ds.data.rows import RowTable
+from dwt_ds.data.show import warnings_of
+from dwt_ds.prepare import sources
 from dwt_ds.prepare.corpus import is_held_out
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.pipeline import prepare
@@ -165,6 +167,44 @@ def test_a_single_document_holds_out_its_last_lines(tmp_path: Path, make: Make) 
     data = make(tmp_path / "data", tmp_path / "text.txt", seq_len=32, validation=0.1)
     assert "".join(text_of(data, data.validation)) == squeezed("".join(lines[-5:]))
     assert "".join(text_of(data, data.train)) == squeezed("".join(lines[:-5]))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("parts", [2, 3, 12])
+def test_parts_of_a_long_document_hold_out_the_share_that_is_asked(
+    parts: int, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [s for line in made_up_documents(1, seed=10, lines=200)[0] for s in split_sentences(line)]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    monkeypatch.setattr(sources, "DOCUMENT_CHARS", sum(map(len, lines)) / (parts - 0.5))  # the last part is a short one
+    for seed in range(4):
+        data = make(tmp_path / f"{seed}", tmp_path / "text.txt", seq_len=16, validation=0.01, seed=seed)
+        assert data.manifest.documents == parts
+        assert data.manifest.validation_documents == 1
+        assert 0 < len(data.validation) <= 0.02 * (len(data.train) + len(data.validation))
+        held_out = "".join(text_of(data, data.validation))
+        before, after = squeezed("".join(lines)).split(held_out)
+        assert "".join(text_of(data, data.train)) == before + after
+    spread = make(tmp_path / "spread", tmp_path / "text.txt", seq_len=16, validation=0.01, seed=3, workers=2)
+    assert spread.manifest.fingerprint == data.manifest.fingerprint
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_long_documents_without_lines_are_held_out_whole_with_a_warning(tmp_path: Path, make: Make) -> None:
+    """As the chromosomes of a genome are. Documents that are no longer than usual are held out without a warning."""
+    long = [[" ".join(lines)] for lines in made_up_documents(5, seed=11)]
+    for name, documents in (("few", long), ("many", made_up_documents(50, seed=11))):
+        (tmp_path / f"{name}.txt").write_text(as_text(documents))
+    few = make(tmp_path / "few", tmp_path / "few.txt", seq_len=32, validation=0.01)
+    assert few.manifest.validation_documents == 1
+    share = len(few.validation) / (len(few.train) + len(few.validation))
+    assert warnings_of(few.manifest) == [
+        f"{share:.1%} of the rows are held out, not 1% (--validation): break long lines, since at least one is "
+        "held out, or make the folder of an earlier version again"
+    ]
+    many = make(tmp_path / "many", tmp_path / "many.txt", seq_len=32, validation=0.01)
+    assert len(many.validation) > 1
+    assert warnings_of(many.manifest) == []
 
 
 @pytest.mark.usefixtures("small_chunks")
