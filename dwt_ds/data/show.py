@@ -103,9 +103,18 @@ def warnings_of(manifest: Manifest) -> list[str]:
     if max(unknown) > _MUCH_UNKNOWN:
         where = f"highest in {_worst_sources(manifest)}"
         found.append(unknown_warning(unknown[0], where, manifest.unknown_characters))
+    without_text = [
+        (source["unreadable_records"] / source["records"], source["name"], source.get("column", "text"))
+        for source in manifest.sources
+        if source.get("records")  # not of text, nor in a folder of an earlier version
+    ]
+    skipped = sorted((each for each in without_text if each[0] > _MUCH_DROPPED), reverse=True)
+    if skipped:
+        named = _named([f'{share:.0%} of {name} (no "{column}")' for share, name, column in skipped])
+        found.append(f"records without text were skipped: {named}; name another column with --text-column")
     binary = [str(source["name"]) for source in manifest.sources if source["skipped"] == "binary"]
     if binary:
-        named = ", ".join(binary[:_SOURCES_NAMED]) + (" ..." if len(binary) > _SOURCES_NAMED else "")
+        named = _named(binary)
         many = "1 source was" if len(binary) == 1 else f"{len(binary)} sources were"
         found.append(f"{many} skipped as binary (a zero byte near the start): {named}")
     asked = manifest.settings["identity"]["validation"]
@@ -118,6 +127,11 @@ def warnings_of(manifest: Manifest) -> list[str]:
             "at least one is held out, or make the folder of an earlier version again"
         )
     return found
+
+
+def _named(sources: list[str]) -> str:
+    """The first of them."""
+    return ", ".join(sources[:_SOURCES_NAMED]) + (" ..." if len(sources) > _SOURCES_NAMED else "")
 
 
 def _all_characters(manifest: Manifest) -> int:

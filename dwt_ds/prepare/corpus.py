@@ -58,11 +58,16 @@ class Survey:
 
     @classmethod
     def stored(cls, work: Path) -> Survey | None:
-        """The survey that an earlier attempt stored in the work folder, if any."""
+        """The survey that an earlier attempt stored in the work folder, if any.
+
+        Raises ValueError if it is of a version whose counts and parts do not go with those made now.
+        """
         path = work / "survey.json"
         if not path.is_file():
             return None
         counts_of_each = read_json(path)["per_source"]
+        if any("records" not in counts for counts in counts_of_each):
+            raise ValueError(f"{work} was left by an earlier version: remove the output folder and start again")
         return cls([SourceCounts(**counts) for counts in counts_of_each], np.load(work / "duplicates.npy"))
 
 

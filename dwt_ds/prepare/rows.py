@@ -180,8 +180,6 @@ def store_part(item: Chunk | Path, settings: RowSettings, folder: Path) -> Chunk
     """
     if isinstance(item, Path):
         with np.load(item) as arrays:
-            if "train_starts_word" not in arrays:
-                raise ValueError(f"{item} was made by an earlier version: remove the output folder and start again")
             return _counts(arrays)
     part = rows_of_chunk(item, settings)
     with atomic_file(part_path(folder, item.index)) as file:

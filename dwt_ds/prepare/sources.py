@@ -24,6 +24,8 @@ class SourceCounts:
     """Byte sequences invalid in the source's encoding, each replaced by U+FFFD."""
     long_lines_cut: int = 0
     """Lines of more than LINE_CHARS characters, cut at a space."""
+    records: int = 0
+    """Of a .jsonl, .parquet or dataset, with text or without."""
     unreadable_records: int = 0
     """Records of a .jsonl, .parquet, FASTA or dataset that hold no text."""
     read_as: str = ""
@@ -113,6 +115,7 @@ class TextForm:
         """Documents from the texts of records; a None counts as an unreadable record."""
         tally = DocumentTally(counts)
         for text in texts:
+            counts.records += 1
             if not isinstance(text, str):
                 counts.unreadable_records += 1
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import textwrap
 import time
 from pathlib import Path
@@ -16,7 +17,6 @@ from harness.ranks import Python, Start
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData, data_problems
 from dwt_ds.prepare import pipeline
-from dwt_ds.prepare.rows import store_part
 
 
 class Stop(Exception):
@@ -187,8 +187,22 @@ def test_a_source_that_changes_while_it_is_read(tmp_path: Path, make: Make, monk
         make(tmp_path / "data", path)
 
 
-def test_parts_of_a_version_before_are_refused(tmp_path: Path) -> None:
-    """They do not say where words start, so they cannot be joined with those made now."""
-    np.savez(tmp_path / "part-000000.npz", train_tokens=np.zeros(3, dtype=np.uint16))
-    with pytest.raises(ValueError, match=r"part-000000.npz was made by an earlier version: remove the output folder"):
-        store_part(tmp_path / "part-000000.npz", None, tmp_path)  # type: ignore[arg-type]
+def test_work_left_by_a_version_before_is_refused(
+    tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its counts and parts say less, so they do not go with those made now."""
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        raise Stop
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(pipeline, "store_part", stopping)
+        with pytest.raises(Stop):
+            make(tmp_path / "data", corpus_file)
+    work = tmp_path / "data" / "unfinished"
+    left = json.loads((work / "survey.json").read_text())
+    del left["per_source"][0]["records"]
+    (work / "survey.json").write_text(json.dumps(left))
+    (work / "part-000000.npz").touch()
+    with pytest.raises(ValueError, match="unfinished was left by an earlier version: remove the output folder"):
+        make(tmp_path / "data", corpus_file)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from dwt_ds.cli.main import main
@@ -143,10 +145,34 @@ def test_a_folder_of_before_opens_and_says_nothing_it_does_not_know(tmp_path: Pa
     for name in ("held_out_instead", "case_and_accents"):
         del values[name]
     for source in values["sources"]:
-        del source["unknown_share"]
+        del source["unknown_share"], source["records"]
     before = Manifest.from_json(json.dumps(values))
     assert "unknown tokens" not in manifest_table(before)
     assert warnings_of(before) == []
+
+
+@pytest.mark.parametrize(("suffix", "column"), [(".jsonl", "text"), (".parquet", "body")])
+def test_many_records_without_text_are_told(suffix: str, column: str, tmp_path: Path, run: Run) -> None:
+    """Of two sources, the one with another key for most of its text is named."""
+    texts = [f"A plain paragraph has number {n} in it." for n in range(2000)]
+    lost = [{"content" if n % 20 else column: text} for n, text in enumerate(texts[:1000])]
+    kept = [{column: text if n % 20 else None} for n, text in enumerate(texts[1000:])]
+    for name, records in (("lost", lost), ("kept", kept)):
+        path = tmp_path / f"{name}{suffix}"
+        if suffix == ".parquet":
+            pyarrow.parquet.write_table(pa.Table.from_pylist(records), path)
+        else:
+            path.write_text("\n".join(map(json.dumps, records)))
+    code, out, _ = run("--text", tmp_path / f"*{suffix}", "--text-column", column, "--train-tokenizer", 200)
+    assert code == 0
+    assert [(source["records"], source["unreadable_records"]) for source in manifest(tmp_path).sources] == [
+        (1000, 50),
+        (1000, 950),
+    ]
+    assert out.splitlines()[-1] == (
+        f'warning: records without text were skipped: 95% of {tmp_path}/lost{suffix} (no "{column}"); name another '
+        "column with --text-column"
+    )
 
 
 NO_TEXT = "1.\n2."
