@@ -116,7 +116,9 @@ def places(
     (folders["half"] / "unfinished").mkdir(parents=True)
     shutil.copytree(sentence_data, folders["unheld"])
     (folders["three"] / "checkpoints" / "step_00000001").mkdir(parents=True)
-    write_manifest(folders["three"] / "checkpoints" / "step_00000001", {"files": {}, "world_size": 3})
+    settings = {"deepspeed": {"zero_optimization": {"stage": 0}, "optimizer": {"type": "AdamW"}}}
+    written = {"files": {}, "world_size": 3, "settings": settings}
+    write_manifest(folders["three"] / "checkpoints" / "step_00000001", written)
 
     shutil.copytree(tiny_teacher, folders["swapped"])
     rewrite(folders["swapped"] / "tokenizer.json", swap_two_words)

@@ -14,13 +14,17 @@ import pytest
 # Each yields the process of a worker, after which the workers wait for more.
 PREPARE = "ordered_map(process, range(1000), 2)"
 FINE_TUNING = "(process for _, process in spread(process, [(n,) for n in range(4)], ['', '']))"
-PARENT = """
-    import os, time
-    from dwt_ds.glue.devices import spread
-    from dwt_ds.prepare.workers import ordered_map
+WORK = """
+    import os
 
     def process(_):
         return os.getpid()
+"""
+PARENT = """
+    import time
+    from work import process
+    from dwt_ds.glue.devices import spread
+    from dwt_ds.prepare.workers import ordered_map
 
     if __name__ == "__main__":
         for number in WORK:
@@ -33,6 +37,7 @@ PARENT = """
     "work", [PREPARE, pytest.param(FINE_TUNING, marks=pytest.mark.slow)], ids=["prepare", "fine-tuning"]
 )
 def test_workers_end_with_a_killed_parent(work: str, tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(textwrap.dedent(WORK))
     script = tmp_path / "parent.py"
     script.write_text(textwrap.dedent(PARENT).replace("WORK", work))
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
