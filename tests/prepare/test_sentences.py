@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import regex
 from harness.corpus import split_sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwt_ds.prepare.sentences import cut_span, sentence_spans
+from dwt_ds.prepare.sentences import _OWN_END, _between_own_ends, _goes_on, _has_inner_end, cut_span, sentence_spans
 
 
 def labelled_paragraphs() -> list[list[str]]:
@@ -113,6 +116,56 @@ def test_pieces_follow_one_another_and_hold_everything(line: str, most: int) -> 
     assert "".join("".join(line[start:end].split()) for start, end in spans) == "".join(line.split())
     assert all(line[start:end] == line[start:end].strip() != "" and end - start <= most for start, end in spans)
     assert spans == sorted(spans)
+
+
+TERMINALS = ".!?;\u2026\u203c\u203d\u2047-\u2049\u3002\ufe52\ufe57\uff01\uff0e\uff1f\uff61"
+LETTER = regex.compile(r"\p{Letter}")
+
+
+def plain_own_ends(line: str) -> Iterator[tuple[int, int]]:
+    """What `_between_own_ends` does, with a search of all the text before and after each mark."""
+    start = 0
+    for match in _OWN_END.finditer(line):
+        end = match.end()
+        if not _goes_on(line, match) and LETTER.search(line, start, end) and LETTER.search(line, end):
+            yield start, end
+            start = end
+    yield start, len(line)
+
+
+def test_marks_end_sentences_as_by_the_plain_formulas() -> None:
+    draw = random.Random(0)
+    inner_end = regex.compile(rf"[{TERMINALS}](?!\W*$)")
+    has_inner_end, pieces = 0, 0
+    for _ in range(5000):
+        marks = draw.choices(
+            " .!?;\u2026\u3002\uff0e\uff1f\u300c\u300d\u0964\u061f\u037e\"')_9\u0663\u0301", k=draw.randint(1, 9)
+        )
+        line = "".join(draw.choices([*marks, *"aé字の"], k=draw.randint(0, 30)))
+        assert _has_inner_end(line) == bool(inner_end.search(line)), line
+        assert list(_between_own_ends(line)) == list(plain_own_ends(line)), line
+        has_inner_end += _has_inner_end(line)
+        pieces += len(list(_between_own_ends(line)))
+    assert 1000 < has_inner_end < 4000
+    assert pieces > 8000
+
+
+@pytest.mark.timeout(60)  # each took minutes when it cost the square of its length
+@pytest.mark.parametrize(
+    ("before", "run", "after"),
+    [("Broken page ", "?", ""), ("字", "。 ", ""), ("", "。 ", "字"), ("字", "。」", ""), ("字1", "。1", "")],
+)
+def test_a_long_run_of_marks_is_split_at_once(before: str, run: str, after: str) -> None:
+    line = before + run * 200_000 + after
+    assert sentence_spans(line) == [(0, len(line.strip()))]
+
+
+@pytest.mark.timeout(60)
+def test_a_long_run_of_combining_marks_is_cut_at_once() -> None:
+    line = "e" + "\u0301" * 200_000
+    pieces = cut_span(line, 0, len(line), 2000)
+    assert len(pieces) <= 120
+    assert "".join(line[start:end] for start, end in pieces) == line
 
 
 @pytest.mark.parametrize(
