@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from itertools import zip_longest
-from typing import Any
 
+# Names of the counts that are kept for each source.
+BY_SOURCE = ("text_tokens_by_source", "unknown_by_source")
 # So many of the most frequent characters of unknown words are kept; a warning names the first few.
 CHARACTERS_KEPT = 200
 
@@ -37,9 +37,9 @@ class ChunkCounts:
     text_tokens: int = 0
     """Tokens of text, without special ones; unknown tokens are among them."""
     unknown_tokens: int = 0
-    text_tokens_by_source: list[int] = field(default_factory=list)
-    """By index of the source; sources beyond the end have none."""
-    unknown_by_source: list[int] = field(default_factory=list)
+    text_tokens_by_source: dict[int, int] = field(default_factory=dict)
+    """By index of the source, only of sources with some: a chunk has text of a few of them."""
+    unknown_by_source: dict[int, int] = field(default_factory=dict)
     unknown_characters: dict[str, int] = field(default_factory=dict)
     """The most frequent characters of unknown words, in a sample of the sentences that have such words."""
     tokens: int = 0
@@ -49,12 +49,10 @@ class ChunkCounts:
     def add(self, other: ChunkCounts) -> None:
         for f in fields(self):
             mine, theirs = getattr(self, f.name), getattr(other, f.name)
-            setattr(self, f.name, _sum(mine, theirs))
-
-
-def _sum(mine: Any, theirs: Any) -> Any:
-    if isinstance(mine, dict):
-        return dict((Counter(mine) + Counter(theirs)).most_common(CHARACTERS_KEPT))
-    if isinstance(mine, list):
-        return [sum(pair) for pair in zip_longest(mine, theirs, fillvalue=0)]
-    return mine + theirs
+            if f.name in BY_SOURCE:  # in place, since a total has all sources
+                for source, count in theirs.items():
+                    mine[source] = mine.get(source, 0) + count
+            elif isinstance(mine, dict):
+                setattr(self, f.name, dict((Counter(mine) + Counter(theirs)).most_common(CHARACTERS_KEPT)))
+            else:
+                setattr(self, f.name, mine + theirs)

@@ -42,9 +42,8 @@ def dropped_characters(counts: ChunkCounts, duplicate_characters: int) -> dict[s
 
 def unknown_shares(counts: ChunkCounts, sources: int) -> list[float]:
     """Share of unknown tokens in the text of each source; 0 for a source without text."""
-    missing = [0] * sources
-    unknown, tokens = counts.unknown_by_source + missing, counts.text_tokens_by_source + missing
-    return [unknown[number] / max(1, tokens[number]) for number in range(sources)]
+    unknown, tokens = counts.unknown_by_source, counts.text_tokens_by_source
+    return [unknown.get(number, 0) / tokens.get(number, 1) for number in range(sources)]
 
 
 def check_unknown(counts: ChunkCounts, sources: Sequence[Source]) -> None:

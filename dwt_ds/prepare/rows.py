@@ -17,7 +17,7 @@ import numpy as np
 
 from dwt_ds.base.files import atomic_file, file_sha256
 from dwt_ds.data.row_hashes import below, hashes, key_of
-from dwt_ds.prepare.counts import CHARACTERS_KEPT, ChunkCounts
+from dwt_ds.prepare.counts import BY_SOURCE, CHARACTERS_KEPT, ChunkCounts
 from dwt_ds.prepare.packing import Rows, RowSettings, rows_of_sentences
 from dwt_ds.prepare.sentences import cut_span, sentence_spans
 from dwt_ds.prepare.tokens import SentenceEncoder, SentenceInText, Tokens
@@ -156,12 +156,17 @@ def _count_unknown(
     is_unknown = tokens.ids == (-1 if encoder.unknown_id is None else encoder.unknown_id)
     sentence_of_unknown = np.repeat(np.arange(len(sentences)), tokens.lengths)[is_unknown]
     counts.text_tokens, counts.unknown_tokens = len(tokens.ids), len(sentence_of_unknown)
-    counts.text_tokens_by_source = np.bincount(sources, tokens.lengths).astype(np.int64).tolist()
-    counts.unknown_by_source = np.bincount(sources[sentence_of_unknown]).tolist()
+    counts.text_tokens_by_source = _by_source(np.repeat(sources, tokens.lengths))
+    counts.unknown_by_source = _by_source(sources[sentence_of_unknown])
     with_unknown = np.unique(sentence_of_unknown)
     looked_up = with_unknown[:: max(-(-len(with_unknown) // _SENTENCES_LOOKED_UP), 1)].tolist()
     found = encoder.unknown_characters([sentences[number].text for number in looked_up])
     counts.unknown_characters = dict(found.most_common(CHARACTERS_KEPT))
+
+
+def _by_source(sources: np.ndarray) -> dict[int, int]:
+    """How often each source occurs."""
+    return dict(zip(*(array.tolist() for array in np.unique(sources, return_counts=True)), strict=True))
 
 
 def part_path(folder: Path, index: int) -> Path:
@@ -209,4 +214,7 @@ def _stored_rows(arrays: Mapping[str, np.ndarray], split: str) -> Rows:
 
 
 def _counts(arrays: Mapping[str, np.ndarray]) -> ChunkCounts:
-    return ChunkCounts(**json.loads(arrays["counts"].tobytes()))
+    values = json.loads(arrays["counts"].tobytes())
+    for name in BY_SOURCE:  # JSON made texts of the indices
+        values[name] = {int(source): count for source, count in values[name].items()}
+    return ChunkCounts(**values)

@@ -11,15 +11,17 @@ from harness.corpus import split_sentences
 from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, SPECIAL, WITH_SPECIAL, WITHOUT_SPACES, tokenizer_of, trained
 from tokenizers import Tokenizer, pre_tokenizers
 
+from dwt_ds.prepare.counts import ChunkCounts
+from dwt_ds.prepare.manifest_counts import unknown_shares
 from dwt_ds.prepare.packing import RowSettings
-from dwt_ds.prepare.rows import Chunk, Part, rows_of_chunk
+from dwt_ds.prepare.rows import Chunk, Part, part_path, rows_of_chunk, store_part
 from dwt_ds.prepare.train_tokenizer import train_tokenizer
 
 
-def part_of(documents: list[str], tokenizer: Tokenizer, folder: Path, **options: Any) -> Part:
+def settings_of(tokenizer: Tokenizer, folder: Path, **options: Any) -> RowSettings:
     file = folder / f"{len(list(folder.iterdir()))}.json"  # settings with equal paths share a tokenizer
     tokenizer.save(str(file))
-    settings = {
+    settings: dict[str, Any] = {
         "tokenizer_file": str(file),
         "cls_id": tokenizer.token_to_id("<s>"),
         "sep_id": tokenizer.token_to_id("</s>"),
@@ -32,8 +34,12 @@ def part_of(documents: list[str], tokenizer: Tokenizer, folder: Path, **options:
         "max_chars": 2000,
         "seed": 0,
     }
+    return RowSettings(**(settings | options))
+
+
+def part_of(documents: list[str], tokenizer: Tokenizer, folder: Path, **options: Any) -> Part:
     chunk = Chunk(0, documents, [False] * len(documents), options.pop("sources", [0] * len(documents)))
-    return rows_of_chunk(chunk, RowSettings(**(settings | options)))
+    return rows_of_chunk(chunk, settings_of(tokenizer, folder, **options))
 
 
 def ids_of_rows(part: Part) -> list[list[int]]:
@@ -200,18 +206,42 @@ def test_unknown_tokens_are_counted_by_source_with_their_characters(tmp_path: Pa
     tokenizer = tokenizer_of("WordPiece, cased")
     documents = ["The old lamp ♜ on the ♜ table ♞ .", "We bought another one.", "The lamp ♞."]
     counts = part_of(documents, tokenizer, tmp_path, sources=[0, 1, 1]).counts
-    assert counts.unknown_by_source == [3, 1]
+    assert counts.unknown_by_source == {0: 3, 1: 1}
     assert counts.unknown_tokens == 4
     assert counts.unknown_characters == {"♜": 2, "♞": 2}
     alone = [part_of([document], tokenizer, tmp_path).counts.text_tokens for document in documents]
-    assert counts.text_tokens_by_source == [alone[0], alone[1] + alone[2]]
+    assert counts.text_tokens_by_source == {0: alone[0], 1: alone[1] + alone[2]}
     assert counts.text_tokens == sum(alone)
     total = part_of([documents[1]], tokenizer, tmp_path, sources=[0]).counts
     assert total.unknown_characters == {}
     total.add(counts)
-    assert total.unknown_by_source == [3, 1]
-    assert total.text_tokens_by_source == [alone[0] + alone[1], alone[1] + alone[2]]
+    assert total.unknown_by_source == {0: 3, 1: 1}
+    assert total.text_tokens_by_source == {0: alone[0] + alone[1], 1: alone[1] + alone[2]}
     assert total.unknown_characters == {"♜": 2, "♞": 2}
+
+
+def test_a_chunk_has_counts_of_its_own_sources_only(tmp_path: Path) -> None:
+    """Whatever their indices, also as stored, so that memory does not grow as chunks times sources."""
+    tokenizer = tokenizer_of("WordPiece, cased")
+    far = part_of(["The old lamp ♜ on the table.", "We bought another one."], tokenizer, tmp_path, sources=[7, 50_000])
+    assert far.counts.unknown_by_source == {7: 1}
+    assert list(far.counts.text_tokens_by_source) == [7, 50_000]
+    total = ChunkCounts()
+    total.add(far.counts)
+    total.add(part_of(["The lamp ♞."], tokenizer, tmp_path, sources=[50_000]).counts)
+    shares = unknown_shares(total, 50_001)
+    assert {number: share for number, share in enumerate(shares) if share} == {
+        7: 1 / far.counts.text_tokens_by_source[7],
+        50_000: 1 / total.text_tokens_by_source[50_000],
+    }
+    assert far.counts.unknown_by_source == {7: 1}  # the total has not changed it
+
+
+def test_counts_of_a_stored_part_are_those_of_its_chunk(tmp_path: Path) -> None:
+    settings = settings_of(tokenizer_of("WordPiece, cased"), tmp_path)
+    chunk = Chunk(0, ["The old lamp ♜ on the table."], [False], [50_000])
+    made = store_part(chunk, settings, tmp_path)
+    assert store_part(part_path(tmp_path, 0), settings, tmp_path) == made
 
 
 def test_a_word_of_known_characters_can_be_unknown(tmp_path: Path) -> None:
