@@ -135,7 +135,10 @@ def add_block(
     WIDTH: tl.constexpr,
     UNIT_TEMPERATURE: tl.constexpr,
 ):
-    """fp32 logits (STEPS, LANES x WIDTH) into ``state``, which is (m_s, S_1, S, m_t, W, K), each (LANES,)."""
+    """fp32 logits (STEPS, LANES x WIDTH) into ``state``, which is (m_s, S_1, S, m_t, W, K), each (LANES,).
+
+    Of a tile, whose rows are the lanes, logits (LANES, WIDTH) in one step.
+    """
     student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
     student = tl.reshape(student, (STEPS, LANES, WIDTH))
     new_student_max = tl.maximum(student_max, tl.max(tl.max(student, 2), 0))
@@ -223,7 +226,10 @@ def scan_row(
 
 @triton.jit
 def gradient_of(student, teacher, at_label, terms, factor, residual):
-    """The gradient (fp32) from logits (fp32); ``at_label``: where the label is. ``terms``: ``layout.RowTerms``."""
+    """The gradient (fp32) from logits (fp32) of a row, or of a tile with ``terms`` of shape (rows, 1).
+
+    ``at_label``: where the label is. ``terms``: ``layout.RowTerms``.
+    """
     student_max, teacher_max, hard, student_soft, teacher_soft, label_share = terms
     student -= student_max
     # The soft difference is small or exact, onehot the largest term: this order of additions loses least.

@@ -12,7 +12,6 @@ import triton.language as tl
 from dwt_kernels.on_triton.constants import (
     FACTOR,
     HARD_GRADIENT,
-    LOG2_E,
     RESIDUAL,
     SOFT_GRADIENT,
     STATISTICS,
@@ -22,7 +21,7 @@ from dwt_kernels.on_triton.constants import (
     TEACHER_MAX,
     TEACHER_SUM,
 )
-from dwt_kernels.on_triton.steps import power
+from dwt_kernels.on_triton.steps import gradient_of
 from dwt_kernels.on_triton.tile_statistics import ROW_COUNTS, logits_tile, multiply
 
 
@@ -82,23 +81,23 @@ def tile_gradient_kernel(
     row_upstream = tl.load(upstream + row_index * upstream_stride, mask=in_range, other=0.0)
     hard_scale = tl.where(labelled, row_upstream * tl.load(scalars + HARD_GRADIENT).to(tl.float32), 0.0)
     row_statistics = statistics + row_index.to(tl.int64) * STATISTICS
-    student_max = tl.load(row_statistics + STUDENT_MAX, mask=counted, other=0.0)
+    student_max = tl.load(row_statistics + STUDENT_MAX, mask=counted, other=0.0)[:, None]
     student_sum = tl.load(row_statistics + STUDENT_SUM, mask=counted, other=1.0)
+    hard, hard_scale = tl.div_rn(hard_scale, student_sum)[:, None], hard_scale[:, None]
     head = student_hidden, student_weight, student_bias
     student = logits_tile(head, rows, STUDENT_WIDTH, row_index, column_index, V, BLOCK_WIDTH, PRECISION)
-    student -= student_max[:, None]
-    gradient = tl.div_rn(hard_scale, student_sum)[:, None] * tl.exp2(student * LOG2_E)
+    teacher, terms = None, (student_max, 0.0, hard, 0.0, 0.0, hard_scale)
     if teacher_hidden is not None:
         soft_scale = tl.where(counted, row_upstream * tl.load(scalars + SOFT_GRADIENT).to(tl.float32), 0.0)
-        student_tau_sum = tl.load(row_statistics + STUDENT_TAU_SUM, mask=counted, other=1.0)
-        teacher_max = tl.load(row_statistics + TEACHER_MAX, mask=counted, other=0.0)
-        teacher_sum = tl.load(row_statistics + TEACHER_SUM, mask=counted, other=1.0)
-        gradient += tl.div_rn(soft_scale, student_tau_sum)[:, None] * power(student, factor, residual, False)
+        student_soft = tl.div_rn(soft_scale, tl.load(row_statistics + STUDENT_TAU_SUM, mask=counted, other=1.0))[
+            :, None
+        ]
+        teacher_soft = tl.div_rn(soft_scale, tl.load(row_statistics + TEACHER_SUM, mask=counted, other=1.0))[:, None]
+        teacher_max = tl.load(row_statistics + TEACHER_MAX, mask=counted, other=0.0)[:, None]
+        terms = student_max, teacher_max, hard, student_soft, teacher_soft, hard_scale
         head = teacher_hidden, teacher_weight, teacher_bias
         teacher = logits_tile(head, rows, TEACHER_WIDTH, row_index, column_index, V, BLOCK_WIDTH, PRECISION)
-        teacher -= teacher_max[:, None]
-        gradient -= tl.div_rn(soft_scale, teacher_sum)[:, None] * power(teacher, factor, residual, False)
-    gradient -= tl.where(column_index[None, :] == label[:, None], hard_scale[:, None], 0.0)
+    gradient = gradient_of(student, teacher, column_index[None, :] == label[:, None], terms, factor, residual)
     # Rows that do not count may hold anything, also infinities: their gradient is 0, not 0 x inf, here and below.
     gradient = tl.where(counted[:, None] & (column_index[None, :] < V), gradient, 0.0)
 

@@ -13,10 +13,8 @@ import triton.language as tl
 from dwt_kernels.on_triton.constants import (
     FACTOR,
     INTERPRETED,
-    KL_SCALE,
     KL_SUM,
     LABEL_LOGIT,
-    LOG2_E,
     MINUS_INF,
     RESIDUAL,
     STATISTICS,
@@ -26,7 +24,7 @@ from dwt_kernels.on_triton.constants import (
     TEACHER_MAX,
     TEACHER_SUM,
 )
-from dwt_kernels.on_triton.steps import finite_or_zero, merged, power, rescaled
+from dwt_kernels.on_triton.steps import add_block, merged
 
 # These change with the number of rows. Triton would otherwise compile variants for 1 and for multiples of 16.
 ROW_COUNTS = ("rows", "splits")
@@ -110,13 +108,9 @@ def tile_statistics_kernel(
         return
     factor = tl.load(scalars + FACTOR).to(tl.float32)
     residual = tl.load(scalars + RESIDUAL).to(tl.float32)
-    student_max = tl.full((BLOCK_ROWS,), MINUS_INF, tl.float32)
-    teacher_max = tl.full((BLOCK_ROWS,), MINUS_INF, tl.float32)
-    student_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
-    student_tau_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
-    teacher_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
-    kl_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
-    label_logit = tl.zeros((BLOCK_ROWS,), tl.float32)
+    zeros = tl.zeros((BLOCK_ROWS,), tl.float32)
+    state = zeros + MINUS_INF, zeros, zeros, zeros + MINUS_INF, zeros, zeros
+    label_logit = zeros
     start = tl.program_id(1) * columns_per_split
     stop = tl.minimum(start + columns_per_split, V)
     while start < stop:
@@ -124,38 +118,22 @@ def tile_statistics_kernel(
         head = student_hidden, student_weight, student_bias
         student = logits_tile(head, rows, STUDENT_WIDTH, row_index, column_index, V, BLOCK_WIDTH, PRECISION)
         label_logit += tl.sum(tl.where(column_index[None, :] == label[:, None], student, 0.0), 1)
-        new_student_max = tl.maximum(student_max, tl.max(student, 1))
-        student_reference = finite_or_zero(new_student_max)
-        student -= student_reference[:, None]
-        student_shift = student_max - student_reference
-        student_sum = student_sum * tl.exp2(student_shift * LOG2_E) + tl.sum(tl.exp2(student * LOG2_E), 1)
-        student_max = new_student_max
+        teacher = None
         if teacher_hidden is not None:
-            student_tau_sum *= power(student_shift, factor, residual, False)
-            student_tau_sum += tl.sum(power(student, factor, residual, False), 1)
             head = teacher_hidden, teacher_weight, teacher_bias
             teacher = logits_tile(head, rows, TEACHER_WIDTH, row_index, column_index, V, BLOCK_WIDTH, PRECISION)
-            new_teacher_max = tl.maximum(teacher_max, tl.max(teacher, 1))
-            teacher_reference = finite_or_zero(new_teacher_max)
-            teacher -= teacher_reference[:, None]
-            weights = power(teacher, factor, residual, False)
-            shares = tl.where(weights > 0, weights * ((teacher - student) * KL_SCALE), 0.0)
-            teacher_shift = teacher_max - teacher_reference
-            shift = finite_or_zero(teacher_shift) - finite_or_zero(student_shift)
-            rescale = power(teacher_shift, factor, residual, False)
-            kl_sum = rescaled(kl_sum + teacher_sum * (shift * KL_SCALE), rescale) + tl.sum(shares, 1)
-            teacher_sum = teacher_sum * rescale + tl.sum(weights, 1)
-            teacher_max = new_teacher_max
+        state = add_block(state, student, teacher, factor, residual, 1, BLOCK_ROWS, BLOCK_COLUMNS, False)
         start += BLOCK_COLUMNS
-    state = partials + (row_index.to(tl.int64) * splits + tl.program_id(1)) * STATISTICS
+    student_max, student_sum, student_tau_sum, teacher_max, teacher_sum, kl_sum = state
+    out = partials + (row_index.to(tl.int64) * splits + tl.program_id(1)) * STATISTICS
     in_range = row_index < rows
-    tl.store(state + STUDENT_MAX, student_max, mask=in_range)
-    tl.store(state + STUDENT_SUM, student_sum, mask=in_range)
-    tl.store(state + STUDENT_TAU_SUM, student_tau_sum, mask=in_range)
-    tl.store(state + TEACHER_MAX, teacher_max, mask=in_range)
-    tl.store(state + TEACHER_SUM, teacher_sum, mask=in_range)
-    tl.store(state + KL_SUM, kl_sum, mask=in_range)
-    tl.store(state + LABEL_LOGIT, label_logit, mask=in_range)
+    tl.store(out + STUDENT_MAX, student_max, mask=in_range)
+    tl.store(out + STUDENT_SUM, student_sum, mask=in_range)
+    tl.store(out + STUDENT_TAU_SUM, student_tau_sum, mask=in_range)
+    tl.store(out + TEACHER_MAX, teacher_max, mask=in_range)
+    tl.store(out + TEACHER_SUM, teacher_sum, mask=in_range)
+    tl.store(out + KL_SUM, kl_sum, mask=in_range)
+    tl.store(out + LABEL_LOGIT, label_logit, mask=in_range)
 
 
 @triton.jit(do_not_specialize=ROW_COUNTS)
