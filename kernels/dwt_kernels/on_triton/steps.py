@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""The steps the row kernels are made of: a block of columns into the running sums, a block of the gradient.
+"""The steps the kernels are made of: a block of columns into the running sums, a block of the gradient.
 
 Legend: V vocabulary columns, z logits, m maxima, f = log2(e) / tau. As in ``on_torch.formulas``, everything is fp32 and
 in powers of 2.
@@ -14,18 +14,19 @@ a = z_s - m_s and b = z_t - m_t:
     W   <- W   2^((m_t_old - m_t) f)       + sum 2^(b f)
     K   <- (K + W_old shift) 2^((m_t_old - m_t) f) + sum 2^(b f) (b - a)
 
-where ``shift`` is the change of b - a, for the columns seen so far, that the new maxima bring. The losses follow from
-the sums in ``scalar_kernels.losses_kernel``.
+where ``shift`` is by how much b - a of the columns seen so far changes with the new maxima,
+(m_t_old - m_t) - (m_s_old - m_s). The losses follow from the sums in ``scalar_kernels.losses_kernel``. In the tile
+kernels a lane is a row of the tile.
 
 Gradient: hard_scale (p_s - onehot) + soft_scale (p_s^tau - p_t^tau), from the logits and the row's sums.
 
 ``row`` is the tuple (student pointer, student bias, student column stride, teacher pointer, teacher bias, teacher
 column stride); biases (V,) and the teacher may be None.
 
-A row of 30,522 words begins anywhere, but all matrices' rows at the same distance from a multiple of WIDTH columns, 16
-bytes. So places are counted from that multiple, ``head`` before the row (``head_of``): the row is at the places from
-``head`` on, pointers and biases are those of place 0 (``row_pointer``), and a block that begins at a multiple of WIDTH
-and lies within the row is loaded and stored WIDTH columns at a time.
+A row of 30,522 words begins anywhere, but in all matrices at the same distance from a multiple of WIDTH columns, 16
+bytes, if the matrices begin at one. So places are counted from that multiple, ``head`` before the row (``head_of``):
+the row is at the places from ``head`` on, pointers and biases are those of place 0 (``row_pointer``), and a block that
+begins at a multiple of WIDTH and lies within the row is loaded and stored WIDTH columns at a time.
 """
 
 from __future__ import annotations
