@@ -82,57 +82,38 @@ def teacher_held_out_loss(
     config: DistillConfig,
     reduce_sum: Callable[[Tensor], Tensor],
     device: torch.device,
+    shared: SharedVocabulary | None = None,
 ) -> TeacherHeldOut | None:
-    """Of a teacher with the student's vocabulary; None without a labelled token.
+    """The teacher's own; None without a labelled token, or an aligned one where it has a vocabulary of its own.
 
     Args:
-        teacher: gives its hidden states and head.
-        vocab_size: tokens in the vocabulary; further columns of the head get no probability.
-        config: the loss kernel is the student's.
-    """
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for batch in batches:
-        view = teacher(batch)
-        head = view.weight, view.bias
-        loss = _cross_entropy(view.hidden, *head, batch.labels, vocab_size, config, reduction="sum")
-        sums += torch.stack([loss, _count(len(batch.labels), device).double()])
-    hard, count = reduce_sum(sums).tolist()
-    return TeacherHeldOut(hard / count) if count else None
-
-
-@torch.no_grad()
-def shared_held_out_loss(
-    teacher: Callable[[Batch], TeacherView],
-    batches: Iterable[Batch],
-    shared: SharedVocabulary,
-    vocab_size: int,
-    config: DistillConfig,
-    reduce_sum: Callable[[Tensor], Tensor],
-    device: torch.device,
-) -> TeacherHeldOut | None:
-    """Of a teacher with a vocabulary of its own; None without an aligned token.
-
-    Args:
-        teacher: gives its hidden states at the aligned positions and its whole head.
-        batches: with the teacher's rows.
-        shared: which entries are the student's too.
+        teacher: gives its hidden states, there at the aligned positions, and its whole head.
+        batches: with the teacher's rows, if it has a vocabulary of its own.
         vocab_size: tokens in the teacher's vocabulary; further columns of its head get no probability.
         config: the loss kernel is the student's.
+        shared: which entries of a vocabulary of its own are the student's too.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    entries, ids = SharedEntries.of(shared, device), torch.from_numpy(shared.teacher_ids).to(device)
+    common = None
+    if shared is not None:
+        common = SharedEntries.of(shared, device).index_of_student, torch.from_numpy(shared.teacher_ids).to(device)
     for batch in batches:
         view = teacher(batch)
-        assert batch.teacher is not None
-        labels = entries.index_of_student[batch.labels[batch.teacher.aligned]]
-        whole = view.weight, view.bias
-        among_some = _cross_entropy(view.hidden, *head_rows(*whole, ids), labels, len(ids), config, reduction="none")
-        among_all = _cross_entropy(view.hidden, *whole, ids[labels], vocab_size, config, reduction="none")
-        # Both are -log p(label), and differ by the log of what the shared entries have of the probability.
-        mass = (among_some - among_all).exp()
-        sums += torch.stack([among_some.sum(), mass.sum(), _count(len(labels), device).double()])
-    loss, mass_of_all, rows = reduce_sum(sums).tolist()
-    return TeacherHeldOut(loss / rows, mass_of_all / rows) if rows else None
+        whole, labels = (view.weight, view.bias), batch.labels
+        if common is None:
+            loss = _cross_entropy(view.hidden, *whole, labels, vocab_size, config, reduction="sum")
+            mass = torch.zeros_like(loss)
+        else:
+            assert batch.teacher is not None
+            index_of_student, ids = common
+            labels, some = index_of_student[labels[batch.teacher.aligned]], head_rows(*whole, ids)
+            among_some = _cross_entropy(view.hidden, *some, labels, len(ids), config, reduction="none")
+            among_all = _cross_entropy(view.hidden, *whole, ids[labels], vocab_size, config, reduction="none")
+            # Both are -log p(label), and differ by the log of what the shared entries have of the probability.
+            loss, mass = among_some.sum(), (among_some - among_all).exp().sum()
+        sums += torch.stack([loss, mass, _count(len(labels), device).double()])
+    loss_of_all, mass_of_all, rows = reduce_sum(sums).tolist()
+    return TeacherHeldOut(loss_of_all / rows, None if shared is None else mass_of_all / rows) if rows else None
 
 
 def _cross_entropy(

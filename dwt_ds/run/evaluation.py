@@ -11,12 +11,7 @@ from dwt_ds.data.batches import Batch, validation_batches
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.teacher_rows import TeacherTokens
 from dwt_ds.data.tokenizer import TokenizerFacts
-from dwt_ds.distill.evaluate import (
-    TeacherHeldOut,
-    held_out_loss,
-    shared_held_out_loss,
-    teacher_held_out_loss,
-)
+from dwt_ds.distill.evaluate import TeacherHeldOut, held_out_loss, teacher_held_out_loss
 from dwt_ds.distill.metrics_keys import eval_key
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
@@ -75,9 +70,9 @@ class Evaluation:
         where = self._config.distill, ranks.reduce_sum, ranks.device()
         # With the masks of training, since the adaptive weight compares it with the student's training loss.
         batches = self._batches(self._data, self._config.data, for_teacher=True)
-        if self._other is None:
-            return teacher_held_out_loss(teacher, batches, self._vocab_size, *where)
-        return shared_held_out_loss(teacher, batches, self._other.shared, self._other.size, *where)
+        other = self._other
+        size, shared = (self._vocab_size, None) if other is None else (other.size, other.shared)
+        return teacher_held_out_loss(teacher, batches, size, *where, shared)
 
     def student_losses(
         self,

@@ -36,7 +36,8 @@ def teacher(batch: Batch) -> TeacherView:
 
 def loss_of(batches: list[Batch], config: DistillConfig | None = None, others: tuple[float, float] = (0, 0)) -> Any:
     def reduce_sum(sums: Tensor) -> Tensor:
-        return sums + torch.tensor(others, dtype=sums.dtype)
+        loss, labels = others
+        return sums + torch.tensor([loss, 0.0, labels], dtype=sums.dtype)
 
     found = teacher_held_out_loss(teacher, batches, VOCABULARY, config or DistillConfig(), reduce_sum, CPU)
     return None if found is None else found.hard_loss

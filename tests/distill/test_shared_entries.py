@@ -20,7 +20,7 @@ from dwt_ds.config.objective import DistillConfig
 from dwt_ds.data.batches import Batch
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
 from dwt_ds.data.teacher_rows import CommonWords, TeacherRows
-from dwt_ds.distill.evaluate import held_out_loss, shared_held_out_loss
+from dwt_ds.distill.evaluate import held_out_loss, teacher_held_out_loss
 from dwt_ds.distill.objective import DistillObjective, LossScalars, SharedEntries, TeacherView
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
@@ -203,7 +203,7 @@ def test_held_out_losses_are_means_over_the_aligned_tokens() -> None:
     def loss_of(batches: list[Batch], others: Tensor | None = None) -> Any:
         reduce_sum = (lambda sums: sums) if others is None else (lambda sums: sums + others)
         whole = lambda each: whole_head(teacher, each)  # noqa: E731
-        return shared_held_out_loss(whole, batches, SHARED, THEIRS, DistillConfig(), reduce_sum, CPU)
+        return teacher_held_out_loss(whole, batches, THEIRS, DistillConfig(), reduce_sum, CPU, SHARED)
 
     theirs = loss_of(batches)
     assert list(theirs) == pytest.approx([expected["theirs_hard"].item(), expected["mass"].item()], rel=1e-5)
@@ -232,7 +232,7 @@ def test_an_evaluation_copies_no_number_for_each_batch() -> None:
     def copies(batches: list[Batch]) -> int:
         with CopiesFromTheHost() as copied:
             held_out_loss(objective, lambda _: some, batches, TEMPERATURE, lambda sums: sums, CPU)
-            shared_held_out_loss(lambda _: whole, batches, SHARED, THEIRS, config, lambda sums: sums, CPU)
+            teacher_held_out_loss(lambda _: whole, batches, THEIRS, config, lambda sums: sums, CPU, SHARED)
         return copied.count
 
     assert copies([each] * 3) == copies([each])
