@@ -146,21 +146,10 @@ class DistillObjective(nn.Module):
         assert batch.teacher is not None  # it made the view
         aligned, ids = batch.teacher.aligned, teacher.shared.student_ids
         whole = self._loss(hidden, weight, bias, None, batch.labels, scalars)
-        shared = linear_distill_loss(
-            hidden.index_select(0, aligned),
-            *head_rows(weight, bias, ids),
-            teacher.hidden,
-            teacher.weight,
-            teacher.bias,
-            teacher.shared.index_of_student[batch.labels[aligned]],
-            temperature=scalars.temperature,
-            hard_weight=0.0,
-            soft_weight=scalars.soft_weight,
-            temperature_squared=self._config.temperature_squared,
-            normalizer=scalars.soft_rows,
-            backend=self._config.backend,
-            memory=self._config.memory,
-        )
+        ours, head = hidden.index_select(0, aligned), head_rows(weight, bias, ids)
+        labels = teacher.shared.index_of_student[batch.labels[aligned]]
+        counts = scalars._replace(hard_rows=scalars.soft_rows)
+        shared = self._loss(ours, *head, teacher, labels, counts, hard_weight=0.0, vocab_size=len(ids))
         return Losses(whole.loss + shared.loss, whole.hard, shared.soft, shared.hard)
 
     def _loss(
@@ -171,8 +160,12 @@ class DistillObjective(nn.Module):
         teacher: TeacherView | None,
         labels: Tensor | None,
         scalars: LossScalars,
+        *,
+        hard_weight: float | None = None,
+        vocab_size: int | None = None,
     ) -> DistillLoss:
-        """Over the whole vocabulary, at N positions with `labels` (N,); None: with the soft loss alone."""
+        """At N positions with `labels` (N,); None: with the soft loss alone. Weight and vocabulary are the run's if not
+        given."""
         return linear_distill_loss(
             hidden,
             weight,
@@ -182,12 +175,12 @@ class DistillObjective(nn.Module):
             None if teacher is None else teacher.bias,
             hidden.new_full(hidden.shape[:1], _NO_LABEL, dtype=torch.int64) if labels is None else labels,
             temperature=scalars.temperature,
-            hard_weight=self._config.hard_weight,
+            hard_weight=self._config.hard_weight if hard_weight is None else hard_weight,
             soft_weight=scalars.soft_weight,
             ignore_index=_NO_LABEL,
             soft_positions="labelled" if labels is not None else "all",
             temperature_squared=self._config.temperature_squared,
-            vocab_size=self._vocab_size,
+            vocab_size=vocab_size or self._vocab_size,
             normalizer=(scalars.hard_rows, scalars.soft_rows),
             backend=self._config.backend,
             memory=self._config.memory,
