@@ -150,15 +150,6 @@ def _is_muon(optimizer: Any) -> bool:
     return "muon" in type(getattr(optimizer, "optimizer", None)).__name__.lower()
 
 
-def _leave_overflow_to_the_norm(optimizer: Any) -> None:
-    """DeepSpeed's `step` sets `overflow` if the norm is not finite."""
-
-    def check_overflow(partition_gradients: bool = True) -> None:
-        optimizer.overflow = False
-
-    optimizer.check_overflow = check_overflow
-
-
 def _under_zero_1_or_2(optimizer: Any) -> None:
     """The norm is read once a step, and the gradients are clipped by the number that was read.
 
@@ -166,7 +157,7 @@ def _under_zero_1_or_2(optimizer: Any) -> None:
     other work first (`before_waiting_for_norm`).
     """
     optimizer.before_waiting_for_norm = lambda: None
-    _leave_overflow_to_the_norm(optimizer)
+    optimizer.has_overflow = lambda partition_gradients: False  # DeepSpeed's `step` sets it if the norm is not finite
 
     def scaled_global_norm(norm_type: int = 2) -> float:
         gradients = [
@@ -203,7 +194,7 @@ def _clip_factor(optimizer: Any, norm: float) -> float:
 
 
 def _under_zero_3(optimizer: Any) -> None:
-    _leave_overflow_to_the_norm(optimizer)
+    optimizer.has_overflow = lambda partition_gradients: False  # as above
 
     def norm_of_all_groups() -> list[Tensor]:
         groups = range(len(optimizer.fp16_groups))
