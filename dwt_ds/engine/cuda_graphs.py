@@ -136,7 +136,7 @@ class GraphedForward:
             output = self._forward(*inputs)
             worth_it = self._in_a_row == EAGER_CALLS and len(self._graphs) < MOST_SHAPES
             if worth_it and output.numel():
-                self._graphs[shapes] = _Graph.record(self._forward, inputs, self._recorder)
+                self._graphs[shapes] = _Graph(self._forward, inputs, self._recorder)
             return output
         output = graph.replay(inputs)
         if not graph.is_checked:
@@ -152,16 +152,12 @@ class GraphedForward:
 class _Graph:
     """One shape's buffers and recording."""
 
-    def __init__(self, buffers: list[Tensor | None], recording: Recording[Tensor]) -> None:
-        self._buffers, self._recording = buffers, recording
+    def __init__(
+        self, forward: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], recorder: CudaRecorder
+    ) -> None:
+        buffers = self._buffers = [None if each is None else each.clone() for each in inputs]
+        self._recording = recorder.record(lambda: forward(*buffers))
         self.is_checked = False
-
-    @classmethod
-    def record(
-        cls, forward: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], recorder: CudaRecorder
-    ) -> _Graph:
-        buffers = [None if each is None else each.clone() for each in inputs]
-        return cls(buffers, recorder.record(lambda: forward(*buffers)))
 
     def replay(self, inputs: tuple[Tensor | None, ...]) -> Tensor:
         for buffer, each in zip(self._buffers, inputs):
