@@ -64,7 +64,7 @@ from dwt_ds.run.resume import (
     teacher_origin,
 )
 from dwt_ds.run.session import Session
-from dwt_ds.run.start_report import report_growth, report_models, report_overlap, say
+from dwt_ds.run.start_report import report_growth, report_models, report_overlap, report_unused_settings, say
 from dwt_ds.run.stop import StopRequest
 from dwt_ds.run.stuck import StuckWatch
 
@@ -210,6 +210,9 @@ def _take_folder(inputs: _Inputs) -> RunFolder | None:
     finished_steps = ranks.broadcast_from_rank_0(finished_steps)
     if finished_steps >= resolved.total_steps:
         say(f"{folder.path}: already finished at step {finished_steps}; nothing to do")
+        with ranks.raise_on_all_ranks():
+            if ranks.rank() == 0:
+                report_unused_settings(folder, resolved)
         return None
     require_shared_folder(folder.path)
     return folder

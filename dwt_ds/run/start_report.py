@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dwt_ds.base.run_files import RECIPE
+from dwt_ds.base.trees import differences, merge
+from dwt_ds.base.yaml_and_json import read_yaml
+from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.build import parameter_count
+from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.other_vocabulary import OtherVocabulary, overlap_lines
 from dwt_ds.run.progress import print_line
 from dwt_ds.run.resolve import Resolved
+
+
+def report_unused_settings(folder: RunFolder, resolved: Resolved) -> None:
+    """Print which settings of this start are not those that the finished run in `folder` was trained with."""
+    defaults = RunConfig().to_dict()  # an earlier version may have had fewer settings
+    trained_with = merge(defaults, read_yaml(folder.path / RECIPE, "settings"))
+    unlike = differences(trained_with, merge(defaults, resolved.to_recipe()))
+    others = [f"{name}: {before} -> {now}" for name, before, now in unlike if name != "output_dir"]
+    if others:
+        say(f"it was trained with other settings ({', '.join(others)}); choose another output_dir to train with these")
 
 
 def report_models(

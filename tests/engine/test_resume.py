@@ -103,6 +103,12 @@ def test_a_finished_run_says_so_and_does_nothing(train: Train, tiny_recipe: Path
     code, output = train(1, arguments)
     assert code == 0
     assert "already finished at step 2" in output
+    assert "other settings" not in output
+    code, output = train(1, [*arguments, "train.learning_rate=0.5", "teacher.path=null"])
+    assert code == 0
+    assert "already finished at step 2" in output
+    [line] = [line for line in output.splitlines() if "it was trained with other settings (" in line]
+    assert line.endswith("-> None, train.learning_rate: 0.0005 -> 0.5); choose another output_dir to train with these")
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
