@@ -256,6 +256,21 @@ class Plan:
         """One checkpoint, all ranks' files."""
         return checkpoint_bytes(self.stage, self.zero(self.stage), self.partition, self.frozen_bytes)
 
+    @property
+    def older_checkpoints(self) -> int:
+        """Those that `train.keep_every` keeps, when the last one is written beside the `keep_last` newest."""
+        train, steps = self.settings.config.train, self.settings.total_steps
+        if not train.keep_every or not train.checkpoint_every:
+            return 0
+        older = [*range(train.checkpoint_every, steps, train.checkpoint_every)][: -train.keep_last]
+        return sum(step % train.keep_every == 0 for step in older)
+
+    @property
+    def exports_on_the_way(self) -> int:
+        """Those of `train.export_every`, without the one at the end."""
+        every = self.settings.config.train.export_every
+        return (self.settings.total_steps - 1) // every if every else 0
+
     @cached_property
     def growth(self) -> GrowthPlan | None:
         """The source of each student layer; None for random weights. ValueError if the growth is impossible."""

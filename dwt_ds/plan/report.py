@@ -222,13 +222,18 @@ def _traffic(plan: Plan) -> Lines:
 
 
 def _disk(plan: Plan) -> Lines:
-    train = plan.settings.config.train
+    keep_last, older, on_the_way = plan.settings.config.train.keep_last, plan.older_checkpoints, plan.exports_on_the_way
     one, export = plan.checkpoint_bytes, export_bytes(plan.shapes.student_parameters)
-    most = (train.keep_last + 1) * one + export
-    return [
-        f"checkpoint {_gib(one)} GiB, export {_gib(export)} GiB; {_gib(most)} GiB are enough to keep {train.keep_last} "
+    most = (keep_last + 1 + older) * one + (on_the_way + 1) * export
+    line = (
+        f"checkpoint {_gib(one)} GiB, export {_gib(export)} GiB; {_gib(most)} GiB are enough to keep {keep_last} "
         "checkpoints while the next is written"
-    ]
+    )
+    if older:
+        line += f", {older:,} older ones (train.keep_every)"
+    if on_the_way:
+        line += f", {on_the_way:,} exports on the way (train.export_every)"
+    return [line]
 
 
 def _gib(size: float) -> str:

@@ -36,6 +36,41 @@ def test_every_part_is_shown_at_every_stage(capsys: pytest.CaptureFixture[str]) 
     assert "the parts do not all peak at once" in text
 
 
+@pytest.mark.parametrize(
+    ("steps", "every", "keep_last", "keep_every", "export_every", "kept", "on_the_way"),
+    [
+        (1000, 100, 2, 0, 0, 0, 0),
+        # Of 300 and 600, both older than 800 and 900; the last one is being written.
+        (1000, 100, 2, 300, 400, 2, 2),
+        (1000, 100, 1, 300, 500, 2, 1),
+        (950, 100, 1, 100, 475, 8, 1),
+        (1000, 0, 2, 100, 0, 0, 0),
+    ],
+)
+def test_disk_space_is_that_of_all_that_is_kept(
+    steps: int,
+    every: int,
+    keep_last: int,
+    keep_every: int,
+    export_every: int,
+    kept: int,
+    on_the_way: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"checkpoint_every": every, "keep_last": keep_last, "keep_every": keep_every, "export_every": export_every}
+    overrides = [f"train.{name}={value}" for name, value in {"max_steps": steps, **given}.items()]
+    found = re.search(
+        r"checkpoint ([\d.]+) GiB, export ([\d.]+) GiB; ([\d.]+) GiB are enough to keep (.*)\n",
+        plan(capsys, "paper_weak", *overrides),
+    )
+    assert found
+    one, export, most = map(float, found.groups()[:3])
+    assert most == pytest.approx((keep_last + 1 + kept) * one + (1 + on_the_way) * export, rel=0.01)
+    older = f", {kept} older ones (train.keep_every)" if kept else ""
+    exports = f", {on_the_way} exports on the way (train.export_every)" if on_the_way else ""
+    assert found[4] == f"{keep_last} checkpoints while the next is written{older}{exports}"
+
+
 def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) -> None:
     plain = plan(capsys, "paper_weak")
     assert OFFLOAD not in plain
