@@ -7,7 +7,7 @@
 # --wheels DIR  first installs the wheels there, then dwt_ds itself, into the Python that is on the path
 # --data DIR    packed rows from `dwt-ds prepare`; without them a student beside its teacher is not measured, and speed is
 #               measured on invented text
-# --only NAMES  these stages alone, for less time; comma-separated
+# --only NAMES  these stages alone, for less time; comma-separated. Rows that they read are made
 # --dry-run     prints each stage's seconds and command
 # --tiny        sizes for a CPU: shows that everything runs, and measures nothing
 #
@@ -73,6 +73,9 @@ chosen() { # STAGE
   case ",$only," in ,, | *",$1,"*) return 0 ;; *) return 1 ;; esac
 }
 
+only=${only// /}
+# These two read rows.
+if [ -n "$only" ] && [ -z "$data" ] && { chosen training_speed || chosen training_modes; }; then only=data,$only; fi
 for name in ${only//,/ }; do
   if ! grep -Eq "^ *(train_)?stage $name [0-9]" "benchmarks/$(basename "$0")"; then
     echo "error: --only $name: no such stage; --dry-run lists them" >&2

@@ -4,6 +4,7 @@ appendix B, but with the matrix products counted one by one).
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, replace
 
@@ -22,8 +23,8 @@ PEAK_TFLOPS = {
     "H200": (989.0, 67.0),
     "L40S": (362.0, 91.6),
 }
-"""By a part of the device's name: dense bf16 or fp16, and fp32 without TF32, by NVIDIA's data sheets. The cards called
-NVL have other peaks than the modules of the same name, and are not here."""
+"""By whole words of the device's name: dense bf16 or fp16, and fp32 without TF32, by NVIDIA's data sheets. The cards
+called NVL have other peaks than the modules of the same name, and are not here."""
 
 _MEASURE_SECONDS = 0.1
 
@@ -91,7 +92,7 @@ def peak_flops_per_second(device: torch.device, precision: str) -> float:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, (tflops_16_bit, tflops_fp32) in PEAK_TFLOPS.items():
-            if part in name and "NVL" not in name:
+            if re.search(rf"\b{part}\b", name) and "NVL" not in name:
                 return 1e12 * (tflops_fp32 if precision == "fp32" else tflops_16_bit)
     return matrix_rate(device, DTYPES[precision])
 

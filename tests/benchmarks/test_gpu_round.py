@@ -181,6 +181,19 @@ def test_stages_can_be_chosen(tmp_path: Path) -> None:
     assert chosen.returncode == 0, chosen.stderr
     assert outcomes(out) == {"logits_form": "0", "alone": "0"}
     assert len(calls.read_text().splitlines()) == 2
+    ended = start("--out", tmp_path / "spaces", "--data", tmp_path, "--only", " logits_form, alone", **environment)
+    assert ended.returncode == 0, ended.stderr
+    assert outcomes(tmp_path / "spaces") == {"logits_form": "0", "alone": "0"}
+
+
+def test_a_stage_that_reads_rows_has_some(tmp_path: Path) -> None:
+    environment, _ = recorded(tmp_path)
+    for stage in ("training_speed", "training_modes"):
+        out = tmp_path / stage
+        assert start("--out", out, "--only", f"linear_form,{stage}", **environment).returncode == 0
+        assert outcomes(out) == {"data": "0", stage: "0", "linear_form": "0"}
+    assert start("--out", tmp_path / "without", "--only", "linear_form", **environment).returncode == 0
+    assert outcomes(tmp_path / "without") == {"linear_form": "0"}
 
 
 @pytest.mark.parametrize(

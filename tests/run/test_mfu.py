@@ -56,6 +56,7 @@ def test_operations_of_a_bert_by_hand() -> None:
         ("NVIDIA H100 PCIe", "bf16", 5),  # not in the table
         ("NVIDIA H200 NVL", "bf16", 5),
         ("NVIDIA H100 NVL", "bf16", 5),
+        ("NVIDIA RTX A1000", "bf16", 5),
     ],
 )
 def test_a_gpus_peak_is_the_data_sheets_or_measured(
