@@ -1,4 +1,4 @@
-"""Start a run with DeepSpeed's launcher, on this machine or on the hosts of a hostfile, and see it to its end.
+"""Start a run with DeepSpeed's launcher, on this machine or a hostfile's hosts, and supervise it until it finishes.
 
 SIGTERM and Ctrl-C become a request to the run, which saves a checkpoint and ends. Exit code: 0 if the run is complete,
 75 if it stopped and the same command resumes it, 2 for a mistake, else the launcher's own.

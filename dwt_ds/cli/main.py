@@ -16,7 +16,7 @@ SUBCOMMANDS = {
     "prepare": "turn text into a data folder: sentences, tokens, rows",
     "plan": "estimate memory, hours, traffic and disk of a run, before it is started",
     "doctor": "check that this machine, or every host of a hostfile, is ready to train",
-    "launch": "start a run on this machine or on a hostfile's hosts, and see it to its end",
+    "launch": "start a run on this machine or on a hostfile's hosts, and supervise it until it finishes",
     "watch": "show how a run in progress is doing, and what is wrong with it",
     "verify": "check that the files of a run, a checkpoint, an export or a data set are undamaged",
     "export": "make a Hugging Face folder from a run's checkpoint",

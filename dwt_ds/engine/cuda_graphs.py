@@ -94,7 +94,7 @@ class CudaRecorder:
                 output = forward()
         except RuntimeError as error:
             raise NotRecordedError(
-                f"train.cuda_graphs: a pass cannot be recorded ({one_line(error)}); set it to off"
+                f"train.cuda_graphs: a pass cannot be captured ({one_line(error)}); set it to off"
             ) from error
         torch._C._cuda_clearCublasWorkspaces()
         # From here on the pass's memory is counted by `free_graph_memory_bytes`.

@@ -189,7 +189,7 @@ def _host_time(plan: Plan, time: StepTime) -> Lines:
     launches, launch_seconds = plan.launches(plan.stage), plan.device.launch_seconds
     at_least = ", the measured minimum per step" if time.host > launches * launch_seconds else ""
     line = (
-        f"the host starts {launches:,} operations a step{graph}, at {1e6 * launch_seconds:.3g} us (--launch-us sets "
+        f"the CPU launches {launches:,} operations a step{graph}, at {1e6 * launch_seconds:.3g} us (--launch-us sets "
         f"it): {1e3 * time.host:,.2f} ms{at_least}"
     )
     if time.host <= time.compute:

@@ -57,7 +57,7 @@ class MicroBatches:
             yield ahead or self._taught(batch)
 
     def prefetch(self) -> None:
-        """Start the teacher's pass of the next step's first micro-batch, which needs nothing of this step.
+        """Start the teacher's pass of the next step's first micro-batch, which does not depend on its update.
 
         Before the host waits for this step's gradient norm. So the device has work while the host starts the update.
         """

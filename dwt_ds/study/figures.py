@@ -36,7 +36,7 @@ Y_OF_ONE = ("soft_loss", "soft_weight", "temperature", "learning_rate", "grad_no
 _SETTINGS = ("soft_weight", "temperature", "learning_rate")
 # Up to this many points get a marker each.
 _FEW_POINTS = 40
-# A line of more rows is drawn as this many means of equal stretches: thousands of rows would be a band of noise.
+# A line of more rows is drawn as this many means of equal bins: thousands of rows would be a band of noise.
 _MOST_POINTS = 100
 # If a gradient norm is this many times its median, the axis is logarithmic: the peak would flatten the rest.
 _SPIKE = 10

@@ -1,4 +1,4 @@
-"""The tables of a study: final losses and scores, savings, paces."""
+"""The tables of a study: final losses and scores, savings, step times."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from statistics import fmean
 
-from dwt_ds.study.pace import pace_table
 from dwt_ds.study.pairs import PAIRS_NOTE, difference
 from dwt_ds.study.records import RunRecord, mean_and_deviation
 from dwt_ds.study.savings import savings_table
+from dwt_ds.study.step_time import step_time_table
 from dwt_ds.study.tables import Compared, Table, with_deviation
 
 
 def study_tables(compared: Compared) -> list[Table]:
-    return [*final_tables(compared), savings_table(compared), pace_table(compared)]
+    return [*final_tables(compared), savings_table(compared), step_time_table(compared)]
 
 
 def final_tables(compared: Compared) -> list[Table]:

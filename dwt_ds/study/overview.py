@@ -9,9 +9,9 @@ from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.run.progress import clock
 from dwt_ds.study.costs import Spent, saved_share, whole_training
 from dwt_ds.study.models import size_in_words, student_config, teacher_config
-from dwt_ds.study.pace import PACE_NOTE, at_equal_steps, step_after_release
 from dwt_ds.study.records import RunRecord
 from dwt_ds.study.savings import saving
+from dwt_ds.study.step_time import STEP_TIME_NOTE, at_equal_steps, step_after_release
 from dwt_ds.study.tables import NOT_KNOWN, TIME_NOTE, mean_cell
 
 _MANY_TOKENS = 1e8
@@ -39,7 +39,7 @@ def against_note(against: RunRecord) -> str:
         f"{against.final_loss:.4f} (interpolated between evaluations); in brackets, the share of {name}'s own tokens, "
         "FLOPs and time that this saves. FLOPs include the teacher's forward passes until its release. The rows that "
         "say so also count the teacher's own training, known if teacher.path is in the export of a run. A step "
-        f"after the release, and all steps, are at the runs' paces. {PACE_NOTE} {TIME_NOTE}"
+        f"after the release, and all steps, are at the runs' step times. {STEP_TIME_NOTE} {TIME_NOTE}"
     )
 
 

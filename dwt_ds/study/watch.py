@@ -163,7 +163,7 @@ def _problems(
 ) -> list[str]:
     problems = []
     if writer is None:
-        problems.append("no process writes there, and the run is not complete; the same command resumes it")
+        problems.append("the run is not complete and no process is running it; run the same command to resume")
     elif (folder.path / STOP_FILE).exists():
         problems.append("it was asked to stop: it saves a checkpoint and ends")
     else:

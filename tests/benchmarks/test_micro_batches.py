@@ -55,7 +55,7 @@ class Measurements:
         compiled, graphs, rows = (settings[name] for name in names)
         self.measured.append((compiled, graphs, rows))
         if self.measured[-1] in self.cannot_be_recorded:
-            raise NotRecordedError("train.cuda_graphs: a pass cannot be recorded (why); set it to off")
+            raise NotRecordedError("train.cuda_graphs: a pass cannot be captured (why); set it to off")
         return {"flops_per_second": 5e11, "steps": 9}
 
     def __call__(self, *modes: tuple[str, str], micro_batches: list[int]) -> bool:
@@ -125,7 +125,7 @@ def test_a_pass_that_cannot_be_recorded_is_the_last_of_its_process(measure: Meas
     assert measure.measured == [("layers", "auto", "16"), ("off", "auto", "128"), ("off", "auto", "16"), failing]
     errors = [row["error"] for row in measure.rows()]
     assert [error for error in errors if error] == [
-        "NotRecordedError: train.cuda_graphs: a pass cannot be recorded (why); set it to off"
+        "NotRecordedError: train.cuda_graphs: a pass cannot be captured (why); set it to off"
     ]
     measure.cannot_be_recorded = []
     assert measure(*modes, micro_batches=[128, 16])

@@ -307,10 +307,10 @@ class TestOnADevice:
         pools = [each["pool"] for each in self.asked if isinstance(each, dict)]
         assert [pools.index(pool) for pool in pools] == [0, 0, 0, 3, 3, 3]
 
-    def test_what_cannot_be_recorded_says_which_setting_to_change(self) -> None:
+    def test_what_cannot_be_captured_says_which_setting_to_change(self) -> None:
         def reads() -> Tensor:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
-        message = r"^train.cuda_graphs: .* cannot be recorded \(CUDA error: operation not .*\); set it to off$"
+        message = r"^train.cuda_graphs: .* cannot be captured \(CUDA error: operation not .*\); set it to off$"
         with pytest.raises(NotRecordedError, match=message):
             CudaRecorder().record(reads)

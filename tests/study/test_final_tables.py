@@ -1,4 +1,4 @@
-"""Series compared seed by seed, the pace of runs, and their teachers' training, from folders written without a run."""
+"""Series compared seed by seed, step times, and the training of teachers, from folders written without a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dwt_ds.study.final_tables import final_tables
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import Grid, StudyRun
 from dwt_ds.study.overview import overview
-from dwt_ds.study.pace import at_equal_steps, pace_table, paced_saving, step_after_release
 from dwt_ds.study.pairs import (
     CANNOT_BE_TOLD,
     difference,
@@ -25,6 +24,7 @@ from dwt_ds.study.pairs import (
     series_by_settings,
 )
 from dwt_ds.study.records import RunRecord, named_runs
+from dwt_ds.study.step_time import at_equal_steps, step_after_release, step_time_saving, step_time_table
 from dwt_ds.study.tables import Compared
 
 
@@ -35,7 +35,7 @@ def run_of(
     *,
     teacher: str | None = None,
     taught: int | None = None,
-    paces: tuple[float, float] = (3.0, 2.0),
+    step_seconds: tuple[float, float] = (3.0, 2.0),
     data: str | None = None,
 ) -> RunRecord:
     """A finished run of a study, with a logged row at steps 1, 2, 4, 6, ...; its seed is in its name.
@@ -44,7 +44,7 @@ def run_of(
         losses: held-out, by step.
         teacher: `teacher.path`.
         taught: steps with the teacher; None: all.
-        paces: seconds a step with the teacher and without; step 1 takes 100 more, and so do all evaluations.
+        step_seconds: seconds a step with the teacher and without; step 1 takes 100 more, and so do all evaluations.
         data: fingerprint of its rows.
     """
     config = RunConfig().to_dict()
@@ -53,7 +53,7 @@ def run_of(
     rows, seconds, last = [], 0.0, 0
     for step in sorted({1, *losses, *range(2, max(losses) + 1, 2)}):
         active = teacher is not None and (taught is None or step <= taught)
-        spent = (step - last) * paces[0 if active else 1] + 100 * (step == 1)
+        spent = (step - last) * step_seconds[0 if active else 1] + 100 * (step == 1)
         seconds += spent
         row = {"step": step, "loss": 5.0, "hard_loss": 5.0, "soft_loss": 0.1, "soft_weight": 1.0, "tokens": 10 * step}
         row |= {"elapsed_seconds": seconds, "tokens_per_second": 10 * (step - last) / spent}
@@ -123,7 +123,7 @@ def test_the_lone_student_is_the_best_of_several_with_all_seeds(tmp_path: Path) 
 
 def test_a_runs_pace_with_its_teacher_and_without(tmp_path: Path) -> None:
     alone = run_of(tmp_path, "alone-s1", {10: 6.0, 20: 5.0})
-    helped = run_of(tmp_path, "with_teacher4-s1", {10: 5.5, 20: 4.5}, teacher="t", taught=6, paces=(3.0, 2.2))
+    helped = run_of(tmp_path, "with_teacher4-s1", {10: 5.5, 20: 4.5}, teacher="t", taught=6, step_seconds=(3.0, 2.2))
     # Whatever else the machine did in one interval.
     rows = [json.loads(line) for line in (helped.path / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
@@ -138,9 +138,9 @@ def test_a_runs_pace_with_its_teacher_and_without(tmp_path: Path) -> None:
     assert step_after_release(helped, alone) == pytest.approx(1.1)
     assert at_equal_steps(helped, alone) == pytest.approx((6 * 3.0 + 14 * 2.2) / 40)
     # As good at step 15.
-    assert paced_saving(helped, alone) == pytest.approx(1 - (6 * 3.0 + 9 * 2.2) / 40)
-    assert paced_saving(alone, helped) is None
-    row = pace_table(Compared([alone, helped], "alone")).rows[1]
+    assert step_time_saving(helped, alone) == pytest.approx(1 - (6 * 3.0 + 9 * 2.2) / 40)
+    assert step_time_saving(alone, helped) is None
+    row = step_time_table(Compared([alone, helped], "alone")).rows[1]
     assert row == ("with teacher4", "3", "2.2", "30%", "1.10", "1.22", "6%", "1")
     kept = run_of(tmp_path, "with_teacher4-never-s1", {10: 5.5, 20: 4.5}, teacher="t")
     assert step_after_release(kept, alone) is None

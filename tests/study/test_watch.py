@@ -131,7 +131,7 @@ def test_in_a_terminal_it_follows_the_run_to_its_end(
 def test_a_run_that_nobody_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / ".writer").write_text('{"host": "gone", "process": 1, "parent": 1, "since": "then"}')
     assert main(["watch", str(run), "--once"]) == 1
-    assert "! no process writes there, and the run is not complete; the same command resumes it" in (
+    assert "! the run is not complete and no process is running it; run the same command to resume" in (
         capsys.readouterr().out
     )
     (run / "complete.json").write_text('{"steps": 20}')
@@ -144,7 +144,7 @@ def test_it_fits_a_terminal(run: Path) -> None:
     seen = observe(run)
     whole = lines_of(seen, width=80)
     assert len(whole[1]) > 80, "as it is, where lines are read by a program"
-    assert whole[3].startswith("! no process writes there")
+    assert whole[3].startswith("! the run is not complete and no process is running it")
     lines = lines_of(seen, width=80, height=24)
     assert len(lines) < 24
     assert max(map(len, lines[1:])) <= 80

@@ -8,14 +8,14 @@ from dwt_ds.study.records import RunRecord
 from dwt_ds.study.savings import saving
 from dwt_ds.study.tables import TIME_NOTE, Compared, Table, mean_cell, percent
 
-PACE_NOTE = (
-    "A pace is the median over the logged intervals of training, without evaluations and checkpoints, so other work "
-    "that the machine did for a while does not count."
+STEP_TIME_NOTE = (
+    "A step time is the median over the logged intervals of training, without evaluations and checkpoints, so other "
+    "work that the machine did for a while does not count."
 )
 
 
-def paced_seconds(run: RunRecord, steps: float) -> float | None:
-    """Seconds of the first `steps` optimizer steps at the run's paces; None if a pace is not known."""
+def seconds_of_steps(run: RunRecord, steps: float) -> float | None:
+    """Seconds of the first `steps` optimizer steps by the run's step times; None if one is not known."""
     taught, seconds = min(steps, float(run.steps_with_teacher)), 0.0
     for count, with_teacher in ((taught, True), (steps - taught, False)):
         if count > 0:
@@ -33,33 +33,33 @@ def step_after_release(run: RunRecord, other: RunRecord) -> float | None:
 
 
 def at_equal_steps(run: RunRecord, other: RunRecord) -> float | None:
-    """Time of a run relative to the other's, both at their paces over the shorter one's steps; None if not known."""
+    """Time of a run relative to the other's, both by step times over the shorter one's steps; None if not known."""
     steps = min(each.training[-1]["step"] for each in (run, other))
-    ours, theirs = (paced_seconds(each, steps) for each in (run, other))
+    ours, theirs = (seconds_of_steps(each, steps) for each in (run, other))
     return ours / theirs if ours and theirs else None
 
 
-def paced_saving(run: RunRecord, other: RunRecord) -> float | None:
-    """Share of the other's seconds saved until the run is as good, both at their paces; None if never or not known."""
+def step_time_saving(run: RunRecord, other: RunRecord) -> float | None:
+    """Share of the other's seconds saved until the run is as good, both by step times; None if never or not known."""
     found = saving(run, other)
     if found is None:
         return None
-    ours = paced_seconds(run, run.along("tokens", found.spent.tokens, "step"))
-    theirs = paced_seconds(other, other.held_out[-1]["step"])
+    ours = seconds_of_steps(run, run.along("tokens", found.spent.tokens, "step"))
+    theirs = seconds_of_steps(other, other.held_out[-1]["step"])
     return 1 - ours / theirs if ours and theirs else None
 
 
-def pace_table(compared: Compared) -> Table:
+def step_time_table(compared: Compared) -> Table:
     """Seconds per step of each series, and what follows from them for whole runs."""
 
     def own(group: list[RunRecord]) -> tuple[str, ...]:
-        return (*_pace(group), "", "", "", str(len(group)))
+        return (*_step_times(group), "", "", "", str(len(group)))
 
     def cells(pairs: list[tuple[RunRecord, RunRecord]]) -> tuple[str, ...]:
         after, whole = ([ratio(*pair) for pair in pairs] for ratio in (step_after_release, at_equal_steps))
-        saved = [paced_saving(*pair) for pair in pairs]
+        saved = [step_time_saving(*pair) for pair in pairs]
         return (
-            *_pace([run for run, _ in pairs]),
+            *_step_times([run for run, _ in pairs]),
             mean_cell(after, "{:.2f}"),
             mean_cell(whole, "{:.2f}"),
             "" if None in saved else percent(saved),
@@ -78,14 +78,14 @@ def pace_table(compared: Compared) -> Table:
         "pairs",
     )
     note = (
-        f"{PACE_NOTE} The last three columns follow from the paces: a step after the teacher's release, the whole run "
-        f"at equal steps, and the share of {compared.reference}'s seconds saved until a run is as good. "
+        f"{STEP_TIME_NOTE} The last three columns follow from the step times: a step after the teacher's release, the "
+        f"whole run at equal steps, and the share of {compared.reference}'s seconds saved until a run is as good. "
         f"{TIME_NOTE}"
     )
-    return Table("Pace", head, compared.rows(own, cells), note)
+    return Table("Step time", head, compared.rows(own, cells), note)
 
 
-def _pace(runs: Sequence[RunRecord]) -> tuple[str, str, str]:
+def _step_times(runs: Sequence[RunRecord]) -> tuple[str, str, str]:
     with_teacher, without = (
         mean_cell([run.seconds_a_step(with_teacher=each) for run in runs], "{:.3g}") for each in (True, False)
     )
