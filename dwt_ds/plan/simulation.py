@@ -256,7 +256,7 @@ class Simulator:
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         rows_at_once = self._rows_at_once(hidden.shape[0], weight.shape[0], with_teacher=teacher is not None)
-        loss: Tensor = Loss.apply(hidden, weight, bias, teacher, rows_at_once, self._on_cpu)  # type: ignore[no-untyped-call]
+        loss: Tensor = Loss.apply(hidden, weight, bias, teacher, rows_at_once)  # type: ignore[no-untyped-call]
         return loss
 
     def _rows_at_once(self, rows: int, columns: int, *, with_teacher: bool) -> int | None:

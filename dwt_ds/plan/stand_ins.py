@@ -100,7 +100,6 @@ class Loss(torch.autograd.Function):
         bias: Tensor | None,
         teacher: tuple[Tensor, Tensor] | None,
         rows_at_once: int | None,
-        on_cpu: bool,
     ) -> Tensor:
         """hidden (N, H), weight (V, H), bias (V,); teacher's hidden (N, H_t) and weight; returns a 0-d fp32 tensor."""
         rows = hidden.shape[0]
@@ -112,7 +111,7 @@ class Loss(torch.autograd.Function):
                 each.new_empty(rows_at_once, w.shape[0]) for each, w in ((hidden, weight), *filter(None, [teacher]))
             ]
         saved = [torch.empty_like(hidden)]
-        in_16_bits = one_chunk and (on_cpu or weight.dtype == torch.bfloat16)  # else dW is summed in fp32
+        in_16_bits = one_chunk and weight.dtype == torch.bfloat16  # else dW is summed in fp32
         sums = weight.new_empty(weight.shape, dtype=weight.dtype if in_16_bits else torch.float32)
         for tensor in (weight, bias):
             if tensor is None:
@@ -128,4 +127,4 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [torch.empty_like(each, dtype=dtype) for each, dtype in zip(ctx.saved_tensors, ctx.inputs)]
-        return (*gradients, *[None] * (6 - len(gradients)))
+        return (*gradients, *[None] * (5 - len(gradients)))

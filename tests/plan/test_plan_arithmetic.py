@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.config.schema import DataConfig
@@ -19,7 +20,9 @@ from dwt_ds.plan.memory import ACTIVATIONS, GRADIENTS, LOSS, MASTER, OPTIMIZER, 
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.settings import paper_corpus, resolve_plan
 from dwt_ds.plan.shapes import build_shapes
+from dwt_ds.plan.simulation import LiveBytes
 from dwt_ds.plan.speed import REPLAY_LAUNCHES, traffic_seconds
+from dwt_ds.plan.stand_ins import Loss
 from dwt_ds.plan.zero import Partition, zero_settings
 
 BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
@@ -69,6 +72,15 @@ def test_a_partition_that_spans_two_machines_is_not_local() -> None:
     traffic = second_gathering(2)  # of three ranks a machine: 0 1 | 2, 3 | 4 5
     slow = traffic.seconds(6, bytes_per_second(device, 2))
     assert traffic_seconds(traffic, device, nodes=2, ranks=6) == slow > traffic.seconds(6, bytes_per_second(device, 1))
+
+
+def test_the_loss_sums_the_heads_gradient_of_fp16_in_fp32() -> None:
+    """And keeps it so: no second one in 16 bits."""
+    hidden, weight = (torch.empty(size, 64, dtype=torch.float16, device="meta") for size in (8, 1000))
+    with LiveBytes() as live:
+        loss = Loss.apply(hidden, weight, None, None, 8)
+    assert loss.dtype == torch.float32
+    assert 4 * weight.numel() <= live.peak < 5 * weight.numel()
 
 
 def test_few_rows_take_as_long_as_the_host_needs() -> None:
