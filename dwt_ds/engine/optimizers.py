@@ -99,6 +99,11 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
             f"{said} with zero_optimization.stage={stage}: LAMB scales each layer's step by its norm, and ZeRO "
             "splits the layers over the ranks; set the stage to 0, or use AdamW"
         )
+    if name.lower() == "adagrad" and stage > 0 and not _offloaded(ds_values):
+        raise ValueError(
+            f"{said} with zero_optimization.stage={stage}: DeepSpeed replaces it by one that neither the schedule nor "
+            "a checkpoint reaches; set zero_optimization.offload_optimizer.device to cpu, the stage to 0, or use AdamW"
+        )
     if name.lower() == "muon" and stage == 3 and ds_values["zero_optimization"].get("reduce_scatter", True):
         raise ValueError(
             f"{said} with zero_optimization.stage=3: it needs whole gradients; set zero_optimization.reduce_scatter to "

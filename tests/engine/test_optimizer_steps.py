@@ -61,7 +61,7 @@ ON_A_CPU: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "Adam": ({"type": "Adam", "params": {"lr": 0.01, "adam_w_mode": False}}, {"stage": 2}, "Adam"),
     "AdamW": ({"type": "AdamW", "params": {"lr": 0.01}}, {"stage": 1}, "AdamW"),
     "AdamW offloaded": ({"type": "AdamW", "params": {"lr": 0.01}}, OFFLOAD, "DeepSpeedCPUAdam"),
-    "Adagrad": ({"type": "Adagrad", "params": {"lr": 0.01}}, {"stage": 2}, "Adagrad"),
+    "Adagrad": ({"type": "Adagrad", "params": {"lr": 0.01}}, {"stage": 0}, "Adagrad"),
     "Muon": ({"type": "Muon", "params": {"lr": 0.01}}, {"stage": 2}, "MuonWithAuxAdam"),
     "torch's AdamW": ({"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}, {"stage": 2}, "AdamW"),
     "Lamb": ({"type": "Lamb", "params": {"lr": 0.01}}, {"stage": 0}, "Lamb"),

@@ -147,6 +147,7 @@ def test_one_that_deepspeed_has_not_tried_under_zero_needs_a_word() -> None:
             for name, stage in (("Lamb", 1), ("apex.FusedLAMB", 2), ("pytorch_optimizer.Lamb", 3))
         ),
         ({"optimizer": {"type": "SGD"}, "zero_optimization": {"stage": 2}}, "zero_allow_untested_optimizer to true"),
+        ({"optimizer": {"type": "Adagrad"}, "zero_optimization": {"stage": 1}}, "stage=1: .*offload_optimizer.device"),
         ({"optimizer": {"type": "apex.FusedAdam"}, "zero_optimization": OFFLOAD}, "not work on offloaded state"),
     ],
 )
@@ -154,6 +155,7 @@ def test_what_no_device_can_do_is_reported_without_one(values: dict[str, Any], w
     with pytest.raises(ValueError, match=f"^my.json: optimizer.type=.*{words}"):
         check_optimizer_and_stage(values, MINE)
     check_optimizer_and_stage({"optimizer": {"type": "AdamW"}, "zero_optimization": OFFLOAD}, MINE)
+    check_optimizer_and_stage({"optimizer": {"type": "Adagrad"}, "zero_optimization": OFFLOAD}, MINE)
     check_optimizer_and_stage({"optimizer": {"type": "Lamb"}}, MINE)
 
 
