@@ -320,6 +320,7 @@ def test_what_no_label_sets_may_be_changed(tiny_data: Path, tmp_path: Path) -> N
 def test_eval_sets_are_for_the_runs_on_the_students_data(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no data/quickstart, whose tokenizer would be another
     overrides = (f"train.eval_sets.docs={tiny_data}",)
     study = Study.open(StudyOptions("vocabulary", out=tmp_path / "study", overrides=overrides))
     sets = {name: settings.config.train.eval_sets for name, settings in study.settings.items()}
