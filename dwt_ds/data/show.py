@@ -123,8 +123,8 @@ def warnings_of(manifest: Manifest) -> list[str]:
         found.append("no text is held out, so training will show no held-out loss")
     if manifest.validation_rows > 1 and held_out > _MUCH_HELD_OUT * asked:
         found.append(
-            f"{held_out:.1%} of the rows are held out, not {100 * asked:g}% (--validation): break long lines, since "
-            "at least one is held out, or make the folder of an earlier version again"
+            f"{held_out:.1%} of the rows are held out, not {100 * asked:g}% (--validation): at least one whole line "
+            "is held out, so break up long ones; if an earlier version made this folder, prepare it again"
         )
     return found
 

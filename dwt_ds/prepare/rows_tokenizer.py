@@ -49,7 +49,7 @@ class RowsTokenizer:
 
 
 def why_text_is_lost(tokenizer: Tokenizer) -> str:
-    """Why the tokenizer cannot stand for every text; empty if it can, be it by an unknown token.
+    """Why the tokenizer would lose text, and the fix; empty if it has a token for everything, be it the unknown one.
 
     A model without an unknown token drops what its vocabulary lacks (BPE), or fails there (the others).
     """
@@ -60,15 +60,15 @@ def why_text_is_lost(tokenizer: Tokenizer) -> str:
     entries = {entry[0] for entry in model["vocab"]} if isinstance(model["vocab"], list) else set(model["vocab"])
     steps = [*parts(form["normalizer"], "normalizers"), *parts(form["pre_tokenizer"], "pretokenizers")]
     if any(step["type"] == "ByteLevel" for step in steps):
-        # Stand for the bytes C0, C1 and F5 to FF, which UTF-8 never has.
+        # Characters of the bytes C0, C1 and F5 to FF, which UTF-8 never has.
         never = {chr(code) for code in (0xC0, 0xC1, *range(0xF5, 0x100))}
         lacking = len(set(pre_tokenizers.ByteLevel.alphabet()) - never - entries)
-        fix = "train it with initial_alphabet=ByteLevel.alphabet(), or with an unk_token"
+        fix = "train it with initial_alphabet=ByteLevel.alphabet() or an unk_token"
     elif model["type"] == "BPE" and model.get("byte_fallback"):
         lacking = len({f"<0x{byte:02X}>" for byte in range(256)} - entries)
-        fix = "add them, or an unk_token"
+        fix = "add them or an unk_token"
     else:
-        return "its model has no unknown token, so text that its vocabulary lacks would be lost"
+        return "its model has no unknown token, so text that its vocabulary lacks would be lost; give it an unk_token"
     return f"its model has no unknown token, and its vocabulary lacks {lacking} bytes; {fix}" if lacking else ""
 
 

@@ -64,9 +64,8 @@ def find_tokenizer(name: str, wishes: Wishes = Wishes()) -> PreTrainedTokenizerB
     try:
         tokenizer = load_tokenizer(of_data if of_data.is_dir() else name)
     except FileNotFoundError as error:
-        raise ValueError(
-            f"--tokenizer {name}: not a vocab.txt, a folder with a tokenizer, or a name on the hub; {error}"
-        ) from None
+        fix = "give a vocab.txt, a folder with a tokenizer, or a name on the hub"
+        raise ValueError(f"--tokenizer {name}: {error}; {fix}") from None
     if not tokenizer.is_fast:
         raise ValueError(
             f"--tokenizer {name}: only fast tokenizers (with a tokenizer.json) are supported; choose another tokenizer"
@@ -74,7 +73,7 @@ def find_tokenizer(name: str, wishes: Wishes = Wishes()) -> PreTrainedTokenizerB
     case_and_accents.check_wishes(name, case_and_accents.of_tokenizer(tokenizer), wishes)
     reason = why_text_is_lost(tokenizer.backend_tokenizer)
     if reason:
-        raise ValueError(f"--tokenizer {name}: {reason}; choose another tokenizer")
+        raise ValueError(f"--tokenizer {name}: {reason}, or choose another tokenizer")
     return tokenizer
 
 

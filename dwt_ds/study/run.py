@@ -118,7 +118,7 @@ class Study:
             fewer = max(ranks for ranks in range(1, gpus + 1) if self.ranks % ranks == 0)
             accumulation = settings.config.train.gradient_accumulation_steps * self.ranks // fewer
             raise ValueError(
-                f"{self.ranks} ranks a run: this machine has {gpus} GPUs; --ranks {fewer} "
+                f"{self.ranks} ranks a run need {self.ranks} GPUs, and this machine has {gpus}; --ranks {fewer} "
                 f"train.gradient_accumulation_steps={accumulation} has as many tokens a step"
             )
 

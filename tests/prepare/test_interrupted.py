@@ -6,6 +6,7 @@ import errno
 import json
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,22 @@ from dwt_ds.prepare import pipeline
 
 class Stop(Exception):
     pass
+
+
+@pytest.fixture
+def make_until_the_rows(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], None]:
+    """A preparation that is stopped after its survey."""
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        raise Stop
+
+    def stopped(out: Path, text: Path) -> None:
+        with monkeypatch.context() as until_here:
+            until_here.setattr(pipeline, "store_part", stopping)
+            with pytest.raises(Stop):
+                make(out, text)
+
+    return stopped
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -64,16 +81,15 @@ def test_interrupted_work_resumes_from_its_parts(
 
 
 def test_work_started_with_another_segmenter_is_refused(
-    tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    make: Make,
+    make_until_the_rows: Callable[[Path, Path], None],
+    corpus_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def stopping(*args: Any, **options: Any) -> Any:
-        raise Stop
-
-    with monkeypatch.context() as stopped:
-        stopped.setattr(pipeline, "store_part", stopping)
-        stopped.setattr(pipeline, "segmenters", lambda: {"Chinese": "jieba 1.0"})
-        with pytest.raises(Stop):
-            make(tmp_path / "data", corpus_file)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(pipeline, "segmenters", lambda: {"Chinese": "jieba 1.0"})
+        make_until_the_rows(tmp_path / "data", corpus_file)
     monkeypatch.setattr(pipeline, "segmenters", lambda: {"Chinese": "by character"})
     difference = r"\(words.Chinese is jieba 1.0 there, by character now\)"
     with pytest.raises(ValueError, match=f"unfinished preparation with other settings {difference}"):
@@ -188,17 +204,10 @@ def test_a_source_that_changes_while_it_is_read(tmp_path: Path, make: Make, monk
 
 
 def test_work_left_by_a_version_before_is_refused(
-    tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make: Make, make_until_the_rows: Callable[[Path, Path], None], corpus_file: Path
 ) -> None:
     """Its counts and parts say less, so they do not go with those made now."""
-
-    def stopping(*args: Any, **options: Any) -> Any:
-        raise Stop
-
-    with monkeypatch.context() as stopped:
-        stopped.setattr(pipeline, "store_part", stopping)
-        with pytest.raises(Stop):
-            make(tmp_path / "data", corpus_file)
+    make_until_the_rows(tmp_path / "data", corpus_file)
     work = tmp_path / "data" / "unfinished"
     left = json.loads((work / "survey.json").read_text())
     del left["per_source"][0]["records"]

@@ -199,8 +199,8 @@ def test_long_documents_without_lines_are_held_out_whole_with_a_warning(tmp_path
     assert few.manifest.validation_documents == 1
     share = len(few.validation) / (len(few.train) + len(few.validation))
     assert warnings_of(few.manifest) == [
-        f"{share:.1%} of the rows are held out, not 1% (--validation): break long lines, since at least one is "
-        "held out, or make the folder of an earlier version again"
+        f"{share:.1%} of the rows are held out, not 1% (--validation): at least one whole line is held out, so "
+        "break up long ones; if an earlier version made this folder, prepare it again"
     ]
     many = make(tmp_path / "many", tmp_path / "many.txt", seq_len=32, validation=0.01)
     assert len(many.validation) > 1
