@@ -44,7 +44,7 @@ export rows=${data:-$work/data}
 
 if [ -z "$tiny" ]; then
   stand_in=() model=()
-  speed=(--micro-batches 128 16 256 --steps 200 --seconds 2) loop=(--loop-steps 60) default=layers/auto
+  speed=(--micro-batches 128 16 256 64 --steps 200 --seconds 2) loop=(--loop-steps 60) default=layers/auto
   modes=(--micro-batches 128 16 --steps 200 --seconds 2 --modes off/off off/auto layers/off)
   logits=(8192x30522 4096x128256 8192x128256 512x30522) compiled=(8192x30522 4096x128256)
   linear=(8192x128256x2048x4096 8192x30522x768x768 2432x30522x768x768 304x30522x768x768)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from deepspeed import DeepSpeedEngine as StudentEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
 from dwt_ds.base.locks import LOCK_NAME, FolderLock
@@ -78,6 +79,16 @@ def occupy_nvme(ds: DeepSpeedJson) -> None:
         )
     path = str(offload["nvme_path"])
     FolderLock(Path(path), f"{place}.nvme_path={path!r}", name=f"{LOCK_NAME}_{rank()}", mode=0o700)
+
+
+def gather_at_once(modules: Iterable[nn.Module]) -> None:
+    """Let ZeRO-3 gather all weights of a module before it is called, and not those of each part before the part.
+
+    So its hooks run outside of what is compiled in the module. Before `start_student`; each module must be called as a
+    whole, or its gradients are never reduced.
+    """
+    for module in modules:
+        set_z3_leaf_module(module, True)
 
 
 def start_student(

@@ -13,6 +13,7 @@ from dwt_ds.distill.hidden import hidden_loss_of
 from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.cuda_graphs import CudaRecorder
+from dwt_ds.engine.student import gather_at_once
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.build import (
     DataSizes,
@@ -133,7 +134,7 @@ def build_objective(
         # After the check above: rounding can turn a tiny difference into a large one.
         add_fake_quantizers(model, resolved.quantization)
     if compiles(resolved):
-        compile_layers(model)
+        gather_at_once(compile_layers(model))
     hidden_loss = None if teacher_hidden_size is None else hidden_loss_of(model, teacher_hidden_size, config)
     objective = DistillObjective(gathered, config.distill, resolved.corpus.vocab_size, hidden_loss)
     return objective.to(ranks.device())
@@ -178,7 +179,7 @@ def recorder_of_student(resolved: Resolved, student: GatheredMaskedLM) -> CudaRe
 
 
 def compiles(resolved: Resolved) -> bool:
-    """Whether encoder layers are compiled."""
+    """Whether encoder layers are compiled. Under ZeRO-3 only if the settings say so: it has not run on a GPU there."""
     setting = resolved.config.train.compile
     if setting == "auto":
         return ranks.device().type == "cuda" and resolved.ds.zero_stage < 3

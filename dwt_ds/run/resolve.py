@@ -204,11 +204,6 @@ def _check_student(config: RunConfig, ds: DeepSpeedJson) -> None:
             "student.attention='flash_attention_2': it computes in bf16 and fp16, the DeepSpeed JSON says fp32; "
             "use sdpa, or a JSON such as zero2_bf16"
         )
-    if config.train.compile == "layers" and ds.zero_stage == 3:
-        raise ValueError(
-            "train.compile='layers' under ZeRO-3: it gathers weights by hooks inside the layers, and compiled layers "
-            "have none; set it to off, or zero_optimization.stage to 2"
-        )
 
 
 def _check_highest_rate(config: RunConfig, ds_values: dict[str, Any], ds: DeepSpeedJson) -> None:

@@ -126,7 +126,7 @@ def test_activation_checkpointing_and_compiled_layers_change_nothing(
     for how in ("plain", "checkpointing", "compiled"):
         objective = objective_of(packed, family, layer=2, checkpointing=how == "checkpointing")
         if how == "compiled":
-            assert compile_layers(objective.student.model) == 3
+            assert len(compile_layers(objective.student.model)) == (2 if family == "bert" else 3)
         for each in batches:
             objective(each, view_of(teacher, each), scalars_of(batches)).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in objective.named_parameters()})

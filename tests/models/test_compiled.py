@@ -34,7 +34,7 @@ def test_layers_stay_compiled_for_all_shapes_of_a_run(monkeypatch: pytest.Monkey
     def model(width: int) -> BertForMaskedLM:
         sizes = {"hidden_size": width, "num_attention_heads": 2, "intermediate_size": 16}
         made = BertForMaskedLM(BertConfig(vocab_size=50, num_hidden_layers=LAYERS, **sizes))
-        assert compile_layers(made) == LAYERS
+        assert len(compile_layers(made)) == LAYERS - 1  # not the last one
         return made
 
     def compiled_layers(model: BertForMaskedLM, rows: int, padded: bool, *, training: bool) -> int:
@@ -48,7 +48,7 @@ def test_layers_stay_compiled_for_all_shapes_of_a_run(monkeypatch: pytest.Monkey
     student, teacher = model(8), model(12)
     for rows in (4, 3):
         for padded in (False, True):
-            assert compiled_layers(student, rows, padded, training=True) == LAYERS
-            assert compiled_layers(student, rows, padded, training=False) == LAYERS
-            assert compiled_layers(teacher, rows, padded, training=False) == LAYERS
+            assert compiled_layers(student, rows, padded, training=True) == LAYERS - 1
+            assert compiled_layers(student, rows, padded, training=False) == LAYERS - 1
+            assert compiled_layers(teacher, rows, padded, training=False) == LAYERS - 1
     torch._dynamo.reset()

@@ -23,8 +23,14 @@ CASES = {
     "activation checkpointing": ["train.activation_checkpointing=true"],
     "modernbert": ["student.family=modernbert", "student.config={local_attention: 8}"],
     "growth": ["student.init=stack", "student.hidden_size=16", "student.intermediate_size=32"],
+    "ZeRO-3": ["deepspeed_config=zero3", "deepspeed.bf16.enabled=false", "train.gradient_accumulation_steps=2"],
     "quantization": ["student.quantization={weight_bits: 8, activation_bits: 8, start_step: 2}"],
 }
+# Each rank keeps its shard of each weight, and no gathered weight for longer than it is needed.
+CASES["ZeRO-3"] += [
+    f"deepspeed.zero_optimization.stage3_{name}=0"
+    for name in ("param_persistence_threshold", "max_reuse_distance", "max_live_parameters")
+]
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -35,7 +41,8 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def test_losses_and_exports_are_those_without(case: str, train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     for name in ("off", "layers"):
         settings = [f"output_dir={tmp_path / name}", f"train.compile={name}", *SETTINGS, *CASES[case]]
-        code, output = train(1, [str(tiny_recipe), *settings], seconds=300)
+        ranks = 2 if case == "ZeRO-3" else 1
+        code, output = train(ranks, [str(tiny_recipe), *settings], seconds=300)
         assert code == 0, output
     plain, compiled = rows(tmp_path / "off"), rows(tmp_path / "layers")
     assert len(plain) == len(compiled)

@@ -95,12 +95,6 @@ def test_a_weight_that_follows_the_learning_rate_needs_its_highest(resolved: Cal
             "sdpa, or a JSON such as zero2_bf16",
         ),
         (
-            ["train.compile=layers"],
-            "zero3",
-            "train.compile='layers' under ZeRO-3: it gathers weights by hooks inside the layers, and compiled layers "
-            "have none; set it to off, or zero_optimization.stage to 2",
-        ),
-        (
             ["deepspeed.optimizer.type=Lamb"],
             "zero1",
             "deepspeed.optimizer.type='Lamb' with zero_optimization.stage=1: LAMB scales each layer's step by its "
