@@ -167,8 +167,12 @@ def longest_row(config: PretrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    pad_token_id = getattr(config, "pad_token_id", None)
-    return positions - _position_offset(config, pad_token_id or 0)
+    return positions - first_position(config)
+
+
+def first_position(config: PretrainedConfig) -> int:
+    """The row of the position table that the first token of a text uses."""
+    return _position_offset(config, getattr(config, "pad_token_id", None) or 0)
 
 
 def check_row_length(field: str, seq_len: int, longest: int | None, fix: str) -> None:

@@ -24,13 +24,13 @@ WIDER = {"hidden_size": 48, "num_heads": 12, "intermediate_size": 72}
 METHODS = [*DEPTH_MAPS, *WIDTH_METHODS, "stack+fpi", "interlace+fna", "bert2bert+aki", "stack+net2net"]
 
 
-def model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def model(family: str, seed: int = 0, pad: int = 1, **changes: Any) -> PreTrainedModel:
     """fp64, with no parameter left at the zeros and ones it starts from."""
     own = {"embedding_size": 8} if family in ("electra", "albert") else {}
     own |= {"local_attention": 32} if family == "modernbert" else {}
     settings = {**TEACHER, **changes, "config": own | changes.get("config", {})}
     torch.manual_seed(seed)
-    made = build_student(StudentConfig(family=family, **settings), **DATA).double().eval()
+    made = build_student(StudentConfig(family=family, **settings), **DATA | {"pad_token_id": pad}).double().eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -386,3 +386,14 @@ def test_a_teacher_with_another_vocabulary_gives_the_entries_that_both_have(
             assert torch.equal(found[entries >= 0], wanted[name][entries >= 0]), name
         else:
             assert torch.equal(found, wanted[name]), name
+
+
+@pytest.mark.parametrize("pad", [0, 3])
+def test_positions_after_the_padding_of_another_vocabulary_are_the_teachers(pad: int) -> None:
+    """RoBERTa's first position is the one after the padding's id."""
+    teacher, student = model("roberta"), model("roberta", 1, pad=pad, layers=4)
+    before = student.base_model.embeddings.position_embeddings.weight.clone()
+    grow(teacher, student, "stack", seed=0, entries=torch.arange(V))
+    theirs, ours = (each.base_model.embeddings.position_embeddings.weight for each in (teacher, student))
+    assert torch.equal(ours[pad + 1 :], theirs[2:])
+    assert torch.equal(ours[: max(pad - 1, 0)], before[: max(pad - 1, 0)])

@@ -144,6 +144,18 @@ def test_a_plan_says_where_each_layer_comes_from() -> None:
             "remap",
             "the student has .*Wqkv.bias, and the teacher no",
         ),
+        (
+            {"family": "modernbert", "config": {"attention_bias": True}},
+            {"family": "modernbert"},
+            "stack",
+            "the teacher has .*bias, and the student nothing to copy it to; give student.config",
+        ),
+        (
+            {"family": "electra", "config": {"embedding_size": 32}},
+            {"family": "electra", "config": {"embedding_size": 32}, **WIDER},
+            "fpi",
+            "the teacher has electra.embeddings_project.bias, and the student nothing",
+        ),
     ],
 )
 def test_impossible_growth_is_refused_before_anything_is_allocated(

@@ -88,7 +88,7 @@ class _Maps:
         if name == "vocab" and self.entries is not None:
             return AxisMap.from_source(self.entries, old)
         if name in COUNTS:  # the student may have more or fewer: a padded vocabulary, other positions
-            return leading(old, new)
+            return leading(old, new, self.plan.position_shift if name == "positions" else 0)
         if name == "heads":
             mapping = self.heads[layer or 0].widened(self.plan.teacher.head_size)
         elif name == "ffn":
@@ -166,10 +166,10 @@ class AxisMap:
         return AxisMap(source, self.copies.repeat(blocks), self.added.repeat(blocks))
 
 
-def leading(old: int, new: int) -> AxisMap:
-    """The first min(old, new) channels in place, the rest without source (FNA, Fang et al. 2020, section 3.1)."""
-    places = torch.arange(new)
-    return AxisMap.from_source(torch.where(places < old, places, -1), old)
+def leading(old: int, new: int, shift: int = 0) -> AxisMap:
+    """Channel j copies channel j + `shift`, or none where there is no such (FNA, Fang et al. 2020, section 3.1)."""
+    places = torch.arange(new) + shift
+    return AxisMap.from_source(torch.where((places >= 0) & (places < old), places, -1), old)
 
 
 def round_robin(old: int, new: int) -> AxisMap:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig
 
 from dwt_ds.base.words import nearest
+from dwt_ds.models.build import first_position
 from dwt_ds.models.growth.layout import GROWABLE_FAMILIES, in_layer, layer_of, layout_of
 
 
@@ -103,6 +104,8 @@ class GrowthPlan:
     """The teacher layer that each student layer is copied from."""
     teacher: Sizes
     student: Sizes
+    position_shift: int = 0
+    """From a row of the student's position table to the teacher's: RoBERTa's positions begin after the padding's id."""
 
     def lines(self) -> list[str]:
         """One line per student layer, for people."""
@@ -173,7 +176,8 @@ def check_growth(teacher_config: PretrainedConfig, student_config: PretrainedCon
     sources = layer_sources(method, teacher.layers, student.layers)
     _check_sizes(teacher, student, method, width)
     _check_architectures(teacher_config, student_config, method, sources)
-    return GrowthPlan(depth, width, sources, teacher, student)
+    shift = first_position(teacher_config) - first_position(student_config)
+    return GrowthPlan(depth, width, sources, teacher, student, shift)
 
 
 def _check_sizes(teacher: Sizes, student: Sizes, method: str, width: str | None) -> None:
@@ -239,6 +243,7 @@ def _check_architectures(
             "lose it; set student.config.tie_word_embeddings=false"
         )
     theirs = set(_parameter_names(teacher_config))
+    lost = {name for name in theirs if layer_of(name) in {None, *sources} and not is_absent_by_design(name)}
     for name in _parameter_names(student_config):
         if layout_of(name) is None:
             raise ValueError(f"student.init={method!r} does not know the parameter {name}; use student.init=random")
@@ -249,6 +254,12 @@ def _check_architectures(
                 f"student.init={method!r}: the student has {name}, and the teacher no {source}; give student.config "
                 "the settings of the teacher's config.json"
             )
+        lost.discard(source)
+    if lost:
+        raise ValueError(
+            f"student.init={method!r}: the teacher has {min(lost)}, and the student nothing to copy it to; "
+            "give student.config the settings of the teacher's config.json, or set student.init=random"
+        )
 
 
 def is_absent_by_design(name: str) -> bool:
