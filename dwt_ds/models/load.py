@@ -47,11 +47,19 @@ def load_masked_lm(
             trust_remote_code=trust_remote_code,
             attn_implementation=attention_implementation("auto", masked_lm_class(config)),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except Exception as error:  # safetensors, pickle and each model class raise what they like
         kind, fix = (FileNotFoundError, "; export that model again") if isinstance(error, OSError) else (ValueError, "")
         raise kind(f"model path {where!r}: {one_line(error, with_type=True)}{fix}") from error
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, theirs, ours = mismatched[0]
+        raise ValueError(
+            f"model path {where!r}: {name} is {tuple(theirs)} in its weights and {tuple(ours)} by its config.json; "
+            "give the config.json that belongs to these weights"
+        )
+    absent = sorted(report["missing_keys"])
     if absent:
         raise ValueError(
             f"model path {where!r} lacks {len(absent)} of the weights of {type(model).__name__}, first {absent[0]}; "

@@ -89,6 +89,15 @@ def test_missing_weights_are_refused_not_invented(tmp_path: Path) -> None:
         load_masked_lm(tmp_path)
 
 
+def test_weights_of_another_size_than_the_configuration_says_are_named(tmp_path: Path) -> None:
+    build_student(STUDENT, **DATA).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 5}))
+    name = r"bert\.embeddings\.word_embeddings\.weight"
+    with pytest.raises(ValueError, match=rf"{name} is \(\d+, \d+\) in its weights and \(\d+, \d+\) by its config"):
+        load_masked_lm(tmp_path)
+
+
 def test_other_kinds_of_model_are_refused(tmp_path: Path) -> None:
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     BertForSequenceClassification(BertConfig(vocab_size=11, **small)).save_pretrained(tmp_path / "classifier")
