@@ -14,9 +14,9 @@ from dwt_ds.engine.checkpoint.manifest import RunFacts
 
 _QUANTIZED = """
 
-It was trained quantized: values were rounded in the forward pass, gradients passed through. The weights in this folder
-are the unrounded ones. `quantized/` holds the rounded model as integers with their scales;
-`dwt_ds.models.quantized_export.load_quantized` reads it."""
+It was trained quantized from step {start:,} on: values were rounded in the forward pass, gradients passed through. The
+weights in this folder are the unrounded ones. `quantized/` holds the rounded model as integers with their scales;
+`dwt_ds.models.quantized_export.load_quantized` reads it. From that step on, a held-out loss is the rounded model's."""
 
 
 def model_card(
@@ -39,18 +39,20 @@ def model_card(
         teacher_released: the step from which on the student trained alone; None: the teacher took part to the end.
     """
     settings = facts.settings
-    distilled = settings["teacher"]["path"] is not None
+    path, init, weight = settings["teacher"]["path"], settings["student"]["init"], settings["distill"]["soft_weight"]
+    distilled = path is not None and bool(weight["start"] or weight["end"])
     how = (
-        f"pre-trained with the help of the smaller model `{settings['teacher']['path']}` (distillation from a weak "
-        "teacher, Lee et al., Findings of ACL 2023)"
+        f"pre-trained with the help of the model `{path}` (distillation from a weak teacher, Lee et al., Findings of "
+        "ACL 2023)"
         if distilled
         else "pre-trained on masked tokens alone"
     )
-    quantized = "" if facts.quantization is None else _QUANTIZED
+    quantized = "" if facts.quantization is None else _QUANTIZED.format(start=facts.quantization["start_step"])
     rows = {
+        "initial weights": None if init == "random" else f"grown from those of `{path}` (`student.init={init}`)",
         "objective": _objective(settings) if distilled else "masked-token cross-entropy",
         "teacher's weights": facts.teacher,
-        "teacher": None if teacher_released is None else f"released at step {teacher_released:,}",
+        "teacher": None if teacher_released is None or not distilled else f"released at step {teacher_released:,}",
         "data (fingerprint of its rows)": facts.data,
         "tokenizer (sha256)": facts.tokenizer,
         "teacher's tokenizer (sha256)": facts.teacher_tokenizer,

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dwt_ds.base.files import problems
-from dwt_ds.config.objective import DistillConfig, SoftPositions
+from dwt_ds.config.objective import DistillConfig, Schedule, SoftPositions
+from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.schema import RunConfig, StudentConfig, TeacherConfig
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.export import writer as export
@@ -199,7 +200,14 @@ def test_damage_between_writing_and_reading_back_is_found_and_the_old_export_sta
 # The card.
 
 
-def card_of(path: str | None, positions: SoftPositions = "labelled") -> str:
+def card_of(
+    path: str | None,
+    positions: SoftPositions = "labelled",
+    *,
+    init: str = "random",
+    soft_weight: float = 1.0,
+    quantization: Quantization | None = None,
+) -> str:
     facts = RunFacts(
         data="abc",
         tokenizer="def",
@@ -209,9 +217,13 @@ def card_of(path: str | None, positions: SoftPositions = "labelled") -> str:
         teacher="sha256 0123",
         versions={"torch": "2.13.0"},
         settings=RunConfig(
-            teacher=TeacherConfig(path=path), distill=DistillConfig(soft_positions=positions), seed=17
+            student=StudentConfig(init=init),
+            teacher=TeacherConfig(path=path),
+            distill=DistillConfig(soft_positions=positions, soft_weight=Schedule(start=soft_weight)),
+            seed=17,
         ).to_dict(),
         settings_sha256="4567",
+        quantization=None if quantization is None else quantization.to_dict(),
     )
     starts = [{"step": 0, "ranks": 2, "at": "2026-01-01T00:00:00Z"}, {"step": 700, "ranks": 4, "at": "2026-01-02"}]
     return model_card(facts, steps=1500, tokens=2_048_000, starts=starts, held_out={"": 2.5, "books": 3.12345})
@@ -241,6 +253,24 @@ def test_the_card_of_a_model_trained_alone_speaks_of_no_teacher() -> None:
     assert "without a teacher" in card
     assert "pre-trained on masked tokens alone" in card
     assert "Lee et al." not in card
+
+
+def test_the_card_says_where_the_weights_began() -> None:
+    assert "initial weights" not in card_of("t")
+    assert "| initial weights | grown from those of `t` (`student.init=stack`) |" in card_of("t", init="stack")
+
+
+def test_a_model_that_only_began_from_the_teacher_is_not_called_distilled() -> None:
+    card = card_of("t", init="stack", soft_weight=0.0)
+    assert "pre-trained on masked tokens alone" in card
+    assert "grown from those of `t`" in card
+    assert "Lee et al." not in card
+
+
+def test_the_card_of_a_quantized_model_says_from_which_step() -> None:
+    card = card_of("t", quantization=Quantization(start_step=1000))
+    assert "trained quantized from step 1,000 on" in card
+    assert "From that step on, a held-out loss is the rounded model's." in card
 
 
 def test_the_held_out_loss_on_the_card_is_that_of_its_step(tmp_path: Path) -> None:
