@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from typing import Any, TypedDict
 
 import torch
@@ -117,7 +120,8 @@ def student_model_config(student: StudentConfig, **data: Unpack[DataSizes]) -> P
         **dict.fromkeys(_DROPOUT_FIELDS, student.dropout),
     }
     known = {name for name in vars(defaults) if not name.startswith("_")} | set(type(defaults).attribute_map)
-    _check_extra_fields(student, defaults, known)
+    further = set() if known.issuperset(student.config) else _further_fields(defaults)
+    _check_extra_fields(student, defaults, known | further)
     settings = {name: value for name, value in decided.items() if name in known} | student.config
     try:
         return AutoConfig.for_model(student.family, **settings)
@@ -231,6 +235,13 @@ def _check_extra_fields(student: StudentConfig, defaults: PretrainedConfig, know
         if name.endswith(("_act", "activation")) and isinstance(value, str) and value not in ACT2FN:
             fix = nearest(value, ACT2FN) or "; use gelu, relu or silu, say"
             raise ValueError(f"student.config.{name}={value!r} is not an activation of transformers{fix}")
+
+
+def _further_fields(config: PretrainedConfig) -> set[str]:
+    """Fields that a family's models read where they are set, and its configuration class does not list, such as
+    `share_att_key` and `position_buckets` of DeBERTa-v3."""
+    code = inspect.getsource(sys.modules[masked_lm_class(config).__module__])
+    return set(re.findall(r'getattr\((?:self\.)?config, "(\w+)"', code))
 
 
 def _builds_with_eager_attention(config: PretrainedConfig) -> bool:

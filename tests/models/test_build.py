@@ -61,6 +61,26 @@ def test_extra_fields_reach_the_configuration() -> None:
     assert (config.hidden_act, config.layer_norm_eps) == ("relu", 1e-5)
 
 
+def test_fields_that_only_the_models_code_names_reach_the_model() -> None:
+    """Those that make a DeBERTa-v2 a DeBERTa-v3; its configuration class does not list them all."""
+    fields = {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_buckets": 6,
+    }
+    model = build_student(tiny_student(family="deberta-v2", config=fields), **DATA)
+    names = {name for name, _ in model.named_parameters()}
+    assert not [name for name in names if "pos_key_proj" in name]
+    assert "deberta.encoder.LayerNorm.weight" in names
+    assert model.get_parameter("deberta.encoder.rel_embeddings.weight").shape[0] == 12
+    with pytest.raises(
+        ValueError, match="share_att_keys is not a field of DebertaV2Config; did you mean 'share_att_key'"
+    ):
+        student_model_config(tiny_student(family="deberta-v2", config={"share_att_keys": True}), **DATA)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
