@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from dwt_ds.config.quantization import Quantization
+from dwt_ds.models.token_types import OneTokenType
 
 _INTEGER_TYPES = {bits: getattr(torch, f"int{bits}") for bits in range(2, 9)}
 
@@ -88,7 +89,7 @@ def quantized_layers(model: PreTrainedModel, quantization: Quantization) -> list
     """Names of the linear layers and tables that the settings choose, in the model's order.
 
     Raises:
-        ValueError: no layer is chosen, or `group_size` does not divide a layer's inputs.
+        ValueError: no layer is chosen, `group_size` does not divide a layer's inputs, or a table has its own look-up.
     """
     base = model.base_model
     inside = {f"{model.base_model_prefix}.{name}" for name, _ in base.named_modules()} if base is not model else set()
@@ -106,6 +107,12 @@ def quantized_layers(model: PreTrainedModel, quantization: Quantization) -> list
             part = "encoder" if name in inside else "head"
         if part not in quantization.modules:
             continue
+        if isinstance(module, nn.Embedding) and type(module) not in (nn.Embedding, OneTokenType):
+            # The fake quantizer's look-up would replace its own.
+            raise ValueError(
+                f"student.quantization.modules={list(quantization.modules)}: {name} is a {type(module).__name__}, "
+                "which does more than look rows up; leave embeddings out"
+            )
         inputs = module.weight.shape[1]
         if quantization.group_size is not None and inputs % quantization.group_size:
             raise ValueError(

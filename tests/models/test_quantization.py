@@ -199,6 +199,15 @@ class TestWithTorchao:
         assert max(len(row.unique()) for row in decoder) <= 16
         assert torch.equal(logits(student), trained_with)
 
+    def test_a_table_with_a_look_up_of_its_own_is_refused(self) -> None:
+        from dwt_ds.models.quantization import quantized_layers
+
+        student = model("roformer")
+        message = r"embed_positions is a RoFormerSinusoidalPositionalEmbedding, .*; leave embeddings out$"
+        with pytest.raises(ValueError, match=message):
+            quantized_layers(student, Quantization(modules=("encoder", "embeddings")))
+        assert not any("embed_positions" in name for name in quantized_layers(student, Quantization()))
+
     def test_nothing_to_quantize_is_an_error(self) -> None:
         from dwt_ds.models.quantization import quantized_layers
 
