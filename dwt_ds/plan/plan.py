@@ -153,7 +153,8 @@ class Plan:
         settings, student = self.settings, self.shapes.student
         work = row_work(settings, student, self.shapes.teacher, self.shapes.overlap)
         if settings.config.train.activation_checkpointing:
-            again = recomputed_flops(student, settings.corpus.seq_len, settings.labels_per_row)
+            rows = settings.with_mean_rows
+            again = recomputed_flops(student, rows.corpus.seq_len, rows.labels_per_row)
             work = replace(work, recomputed=again)
         return work
 

@@ -92,7 +92,7 @@ def _models(plan: Plan) -> Lines:
 
 
 def _batch(plan: Plan) -> Lines:
-    settings = plan.settings
+    settings = plan.settings.with_mean_rows
     train, corpus = settings.config.train, settings.corpus
     rows = settings.rows_per_step
     return [
@@ -104,7 +104,7 @@ def _batch(plan: Plan) -> Lines:
 
 
 def _further(plan: Plan) -> str:
-    further = plan.settings.rows_per_step * plan.settings.further_per_row
+    further = plan.settings.rows_per_step * plan.settings.with_mean_rows.further_per_row
     return f" and {further:,} more for the soft loss" if further else ""
 
 

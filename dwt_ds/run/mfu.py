@@ -70,14 +70,15 @@ class Utilization:
 def row_work(
     resolved: Resolved, student: GatheredMaskedLM, teacher: GatheredMaskedLM | None, overlap: Overlap | None
 ) -> Work:
-    """Operations for a full row of a run, whose models are on the meta device."""
+    """Operations for a row of a run in the mean; its models are on the meta device."""
+    rows = resolved.with_mean_rows
     return work_of_a_row(
         student,
         teacher,
-        seq_len=resolved.corpus.seq_len,
-        labels=resolved.labels_per_row,
-        further=resolved.further_per_row,
-        vocab_size=resolved.corpus.vocab_size,
+        seq_len=rows.corpus.seq_len,
+        labels=rows.labels_per_row,
+        further=rows.further_per_row,
+        vocab_size=rows.corpus.vocab_size,
         overlap=overlap,
         hidden_loss=resolved.config.distill.hidden_weight > 0,
     )

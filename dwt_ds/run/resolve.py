@@ -45,6 +45,8 @@ class Corpus:
     """Of the rows, from the data folder's manifest; None: there is no folder, and the figures are assumed."""
     source: str
     """Where the figures come from, for people."""
+    by_length: bool = False
+    """Rows of similar length are computed together, padded to the longest of a micro-batch instead of to `seq_len`."""
     tokenizer_sha256: str | None = None
     """None: there is no folder."""
     text: tuple[str, ...] = ()
@@ -53,7 +55,8 @@ class Corpus:
     @classmethod
     def of(cls, manifest: Manifest, folder: str) -> Corpus:
         """Of a prepared data folder."""
-        form = ", a sentence a row" if manifest.form == ONE_SENTENCE_PER_ROW else ""
+        by_length = manifest.form == ONE_SENTENCE_PER_ROW
+        form = ", a sentence a row" if by_length else ""
         text = [f"warning: {warning}" for warning in warnings_of(manifest)]
         if manifest.unknown_share is not None:
             text.insert(0, f"unknown tokens: {unknown_share_text(manifest)}")
@@ -67,8 +70,15 @@ class Corpus:
             fingerprint=manifest.fingerprint,
             tokenizer_sha256=manifest.tokenizer_sha256,
             source=f"{folder}: {manifest.sentences_kept:,} sentences in {manifest.rows:,} rows{form}",
+            by_length=by_length,
             text=tuple(text),
         )
+
+    @property
+    def with_mean_rows(self) -> Corpus:
+        """The same with rows as long as they are computed in the mean, for sums over many; grouped by length, rows have
+        next to no padding."""
+        return replace(self, seq_len=round(self.tokens_per_row)) if self.by_length else self
 
     def labels_per_row(self, mask_probability: float) -> int:
         """Labelled tokens of a full row, as `dwt_ds.data.masks` draws them."""
@@ -97,6 +107,11 @@ class Resolved:
     world_size: int
     """Ranks."""
     quantization: Quantization | None
+
+    @property
+    def with_mean_rows(self) -> Resolved:
+        """The same with rows as long as they are computed in the mean."""
+        return replace(self, corpus=self.corpus.with_mean_rows)
 
     @property
     def rows_per_step(self) -> int:

@@ -91,6 +91,7 @@ def work_per_token(run: RunRecord) -> Work | None:
     corpus = data_of(run)
     if corpus is None:
         return None
+    corpus = corpus.with_mean_rows
     overlap = run.overlap
     if overlap is None and teacher is not None and config.teacher.vocabulary == "shared":
         try:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.overlap import Overlap
+from dwt_ds.data.prepared import PreparedData
+from dwt_ds.models.build import student_model_config
 from dwt_ds.models.flops import Work, forward_flops, meta_model, work_of_a_row
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+from dwt_ds.plan.settings import resolve_plan
+from dwt_ds.plan.shapes import corpus_sizes
 from dwt_ds.run import mfu
-from dwt_ds.run.mfu import Utilization, matrix_rate, peak_flops_per_second
+from dwt_ds.run.mfu import Utilization, matrix_rate, peak_flops_per_second, row_work
 
 
 def test_the_teachers_forward_pass_counts_in_one_share_and_not_in_the_other() -> None:
@@ -76,3 +82,31 @@ def test_the_matrix_rate_is_that_of_a_product_here() -> None:
         left @ left
         seconds.append(time.perf_counter() - began)
     assert 0.1 < measured * min(seconds) / (2 * 512**3) < 10
+
+
+def test_rows_of_a_sentence_each_count_with_the_padding_that_they_have(tiny_recipe: Path, sentence_data: Path) -> None:
+    """They are computed beside rows of similar length, and few are as long as the longest."""
+    settings = resolve_plan(str(tiny_recipe), [f"data.dir={sentence_data}", "teacher.path=null"], None, 1)
+    vocab_size, train = settings.corpus.vocab_size, settings.config.train
+    model = meta_model(student_model_config(settings.config.student, **corpus_sizes(settings.corpus)))
+    data = PreparedData.open(sentence_data)
+    batches = StepBatches(
+        data.train,
+        data.facts,
+        settings.config.data,
+        seed=1,
+        micro_batch_size=train.micro_batch_size,
+        accumulation=1,
+        rank=0,
+        world_size=1,
+    )
+    a_row = {width: forward_flops(model, width, 0, vocab_size) for width in range(1, 33)}
+    a_label = forward_flops(model, 32, 1, vocab_size) - a_row[32]
+    flops = tokens = 0
+    for step in range(len(data.train) // train.micro_batch_size):
+        [batch] = batches[step]
+        flops += 3 * (train.micro_batch_size * a_row[batch.input_ids.shape[1]] + len(batch.labels) * a_label)
+        tokens += batch.token_count
+    counted = row_work(settings, model, None, None).per_token(settings.corpus.tokens_per_row)
+    assert counted.per_row == pytest.approx(flops / tokens, rel=0.05)
+    assert tokens < 0.9 * 32 * len(data.train), "the test wants short rows"
