@@ -158,6 +158,7 @@ class Session:
             self.log.step(numbers, self._meter, teacher_active=self.teacher is not None)
         if release:
             self._release_teacher(done)
+        self._end_if_too_many_skips(done)
         began = time.perf_counter()
         # First, since what follows could fail; `finish` saves a run that is stopped.
         if last or (not self._stop.agreed and train.checkpoint_every and done % train.checkpoint_every == 0):
@@ -266,15 +267,17 @@ class Session:
         )
 
     def _note_skip(self, done: int) -> None:
-        """Count the step if the optimizer skipped it, and write down which rows it had."""
-        skipped = step_was_skipped(self.student)
-        if skipped and ranks.rank() == 0:
+        """Write down which rows the step had if the optimizer skipped it."""
+        if step_was_skipped(self.student) and ranks.rank() == 0:
             first = self._batches.rows_consumed(done - 1)
             rows = {"first_row": first, "rows": self._batches.rows_consumed(done) - first}
             self._folder.add_skip({"step": done, **rows, "epoch": int(self._batches.epoch(done - 1))})
             self.log.say(done, "SKIPPED: loss or gradient not finite, or a loss spike")
+
+    def _end_if_too_many_skips(self, done: int) -> None:
+        """Once the step's row is written: a resume goes on after this step."""
         try:
-            self._guard.end_step(skipped)
+            self._guard.end_step(step_was_skipped(self.student))
         except TooManySkipsError:
             self._save(done)
             raise

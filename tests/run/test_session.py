@@ -18,6 +18,7 @@ from dwt_ds.data.teacher_rows import CommonWords, TeacherRows
 from dwt_ds.distill.objective import Losses, LossScalars
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunState
+from dwt_ds.run.guard import TooManySkipsError
 from dwt_ds.run.session import Session, StepNumbers
 
 
@@ -87,6 +88,22 @@ def test_a_checkpoint_is_saved_before_the_evaluation_of_its_step(done: list[str]
     done.clear()
     session.end_step(numbers_of(4))
     assert done == ["_note_skip 5", "log 5", "_save 5"]
+
+
+def test_the_step_that_ends_a_run_by_its_skips_is_logged_before_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run resumes after it, and would never log it."""
+    done: list[str] = []
+    monkeypatch.setattr(Session, "_save", lambda self, step: done.append(f"save {step}"))
+    folder = SimpleNamespace(path=None, add_skip=lambda row: done.append(f"skip {row}"))
+    session = bare_session(RunConfig(train=TrainConfig(log_every=2, max_skipped_share=0)), 5, folder=folder)
+    session._batches = SimpleNamespace(rows_consumed=lambda step: 4 * step, epoch=lambda step: 0.0)  # type: ignore[assignment]
+    session.log.say = lambda *_: None  # type: ignore[method-assign]
+    session.log.step = lambda numbers, *_, **__: done.append(f"log {numbers.step + 1}")  # type: ignore[method-assign]
+    session.student.optimizer.overflow = True
+    with pytest.raises(TooManySkipsError):
+        session.end_step(numbers_of(1))
+    rows = {"step": 2, "first_row": 4, "rows": 4, "epoch": 0}
+    assert done == [f"skip {rows}", "log 2", "save 2"]
 
 
 @pytest.mark.parametrize(("first", "expected"), [(4, ["_evaluate 4", "_export_on_the_way 4"]), (3, []), (0, [])])
