@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -74,7 +75,8 @@ def _layout(ds_values: Mapping[str, Any]) -> tuple[int, str, str]:
 
 def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
     """Refuse a checkpoint of another ZeRO stage, precision or optimizer, of another number of ranks, which this ZeRO
-    stage does not allow, or one beyond the run's last step (ValueError)."""
+    stage does not allow, of steps of another number of rows in a run whose length is in epochs, or one beyond the run's
+    last step (ValueError)."""
     if checkpoint.path is None:
         return
     before = checkpoint.manifest["settings"]["deepspeed"]
@@ -90,14 +92,28 @@ def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
             f"{checkpoint.path.name} was written by {wrote} ranks, this run has {now}: ZeRO-{stage} cannot resume "
             f"on a different number of ranks; start it with {wrote}"
         )
-    step = checkpoint.state.step
+    step, train = checkpoint.state.step, resolved.config.train
+    _check_epochs(checkpoint, resolved)
     if step > resolved.total_steps:
-        train = resolved.config.train
         asked = f"train.epochs={train.epochs}" if train.max_steps is None else f"train.max_steps={train.max_steps}"
         raise ValueError(
             f"{asked}: {checkpoint.path} is at step {step} of a longer run, this one would have "
             f"{resolved.total_steps}; set train.max_steps={step} or more, or choose another output_dir"
         )
+
+
+def _check_epochs(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
+    """Refuse a length in epochs that the run's steps do not come to, some of which had another number of rows."""
+    train, now = resolved.config.train, resolved.rows_per_step
+    step, rows = checkpoint.state.step, checkpoint.state.rows
+    if train.max_steps is not None or train.epochs is None or rows == step * now:
+        return
+    left = max(0, math.ceil((train.epochs * resolved.corpus.rows - rows) / now))
+    raise ValueError(
+        f"train.epochs={train.epochs:g}: the {step:,} steps of {checkpoint.path} took {rows:,} rows, and a step has "
+        f"{now:,} now, so that {resolved.total_steps:,} steps are not {train.epochs:g} epochs; keep micro-batch x "
+        f"accumulation x ranks, or set train.max_steps={step + left}, which comes to {train.epochs:g} epochs"
+    )
 
 
 def hidden_loss_columns(checkpoint: NewestCheckpoint, resolved: Resolved, teacher: TeacherEngine | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ def values(stage: int = 2, optimizer: str = "AdamW", **precision: Any) -> dict[s
 
 def at_80(written: dict[str, Any]) -> NewestCheckpoint:
     """A checkpoint that two ranks wrote."""
-    manifest = {"world_size": 2, "state": {"step": 80}, "settings": {"deepspeed": written}}
+    manifest = {"world_size": 2, "state": {"step": 80, "rows": 320}, "settings": {"deepspeed": written}}
     return NewestCheckpoint(Path("step_00000080"), [], manifest)
 
 
@@ -39,12 +40,15 @@ def check(
     checkpoint: NewestCheckpoint | None = None,
     *,
     ranks: int = 2,
+    rows_per_step: int = 4,
     ds_values: dict[str, Any] | None = None,
     **length: Any,
 ) -> None:
-    """Of two ranks under ZeRO-2 before and now, unless it says otherwise."""
+    """Of two ranks under ZeRO-2 and steps of 4 rows before and now, unless it says otherwise; an epoch has 480 rows."""
     train, ds_values = TrainConfig(**length), ds_values or values()
-    settings = {"config": RunConfig(train=train), "total_steps": train.max_steps or 60}
+    steps = train.max_steps or math.ceil((train.epochs or 0) * 480 / rows_per_step)
+    settings = {"config": RunConfig(train=train), "total_steps": steps, "rows_per_step": rows_per_step}
+    settings["corpus"] = SimpleNamespace(rows=480)
     ds = SimpleNamespace(zero_stage=ds_values["zero_optimization"]["stage"])
     resolved = SimpleNamespace(**settings, world_size=ranks, ds=ds, ds_values=ds_values)
     check_can_resume(checkpoint or at_80(ds_values), resolved)  # type: ignore[arg-type]
@@ -61,6 +65,20 @@ def test_a_run_shorter_than_its_checkpoint_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"^train.epochs=0.5: .* this one would have 60; set train.max_steps=80 or"):
         check(epochs=0.5)
+
+
+def test_epochs_are_refused_where_steps_had_another_number_of_rows() -> None:
+    """320 rows are taken: of the 960 of two epochs, 640 are left, which are 80 steps of 8 rows, or 214 of 3."""
+    check(epochs=2)
+    for rows_per_step, steps, length in ((8, 120, 160), (3, 320, 294)):
+        check(rows_per_step=rows_per_step, max_steps=length)
+        with pytest.raises(ValueError, match="^train.epochs=2: ") as caught:
+            check(rows_per_step=rows_per_step, epochs=2)
+        assert str(caught.value) == (
+            f"train.epochs=2: the 80 steps of step_00000080 took 320 rows, and a step has {rows_per_step} now, so that "
+            f"{steps} steps are not 2 epochs; keep micro-batch x accumulation x ranks, or set "
+            f"train.max_steps={length}, which comes to 2 epochs"
+        )
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
