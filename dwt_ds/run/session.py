@@ -165,7 +165,7 @@ class Session:
             self._save(done)
         if self._evaluation.is_due(done):
             self._evaluate(done)
-        if self._export_is_due(done):
+        if self._export_is_due(done) and not self._stop.agreed:  # else the next start exports it
             self._export_on_the_way(done)
         self._meter.add_pause(time.perf_counter() - began)
         self._stuck.beat(done)

@@ -222,14 +222,16 @@ def test_the_weight_compares_soft_and_hard_loss_on_the_same_tokens(
 
 
 def test_the_request_of_another_rank_stops_the_session_a_step_later(done: list[str]) -> None:
-    """The number of a step is read after the next one, so that the host does not wait for the device."""
-    session = bare_session(RunConfig(), 5)
+    """The number of a step is read after the next one, so that the host does not wait for the device. No export keeps
+    the session from saving."""
+    session = bare_session(RunConfig(train=TrainConfig(export_every=1)), 5)
     steps = session.steps()
     assert next(steps) == 0
     session.end_step(replace(numbers_of(0), ranks_to_stop=torch.tensor(1)))
     assert next(steps) == 1
     session.end_step(numbers_of(1))
     assert list(steps) == []
+    assert done == ["_note_skip 1", "_export_on_the_way 1", "_note_skip 2"]
 
 
 def test_held_out_rows_without_a_label_are_reported_not_averaged() -> None:
