@@ -187,15 +187,16 @@ class RunRecord:
         """The intervals between logged steps, the earliest first.
 
         A run logs the step at which it releases its teacher, so each row holds for all steps since the row before.
-        Runs of earlier versions have no `teacher_active` (they kept their teacher), and the first versions logged no
-        rate: then all elapsed seconds count.
+        The first rate after a resume is that of the steps since then, and the first of these takes long. So no interval
+        has more than its elapsed seconds. Runs of earlier versions have no `teacher_active` (they kept their teacher),
+        and the first versions logged no rate: then all elapsed seconds count.
         """
         found, before = [], {"step": 0, "tokens": 0, "elapsed_seconds": 0.0}
         for row in self.training:
             steps, tokens, whole = (row[x] - before[x] for x in ("step", "tokens", "elapsed_seconds"))
             rate = row.get("tokens_per_second")
             with_teacher = bool(row.get("teacher_active", self.has_teacher))
-            found.append(_Interval(steps, tokens, tokens / rate if rate else whole, with_teacher, row))
+            found.append(_Interval(steps, tokens, min(whole, tokens / rate) if rate else whole, with_teacher, row))
             before = row
         return found
 

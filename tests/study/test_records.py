@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ def test_settings_that_differ(tmp_path: Path) -> None:
         )
     rows = differing_settings([RunRecord("a", tmp_path / "a"), RunRecord("b", tmp_path / "b")])
     assert rows == [("distill.soft_weight.start", "1.0", "4.0")]
+
+
+def test_a_slow_first_step_of_a_resume_counts_once(tmp_path: Path) -> None:
+    """Stopped at step 199; step 200 took 61 s with the set-up, and its row's rate is that of this step alone."""
+    rows = [
+        {"step": 100, "tokens": 1000, "elapsed_seconds": 100.0, "tokens_per_second": 10.0, "mfu": 0.3},
+        {"step": 200, "tokens": 2000, "elapsed_seconds": 260.0, "tokens_per_second": 10 / 61, "mfu": 0.3 / 61},
+    ]
+    run = RunRecord("run", tmp_path)
+    write_run(run.path, {}, {"teacher": {"path": None}})
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps({**row, "hard_loss": 5.0}) + "\n" for row in rows))
+    assert run.tokens_per_second == pytest.approx(2000 / 260)
+    assert run.mean_over_time("mfu") == pytest.approx((100 * 0.3 + 160 * 0.3 / 61) / 260)
 
 
 def test_seeds_of_a_series_come_together() -> None:
