@@ -150,7 +150,7 @@ class Session:
         self.log.progress.advance()
         self._note_skip(done)
         self._stop.agree_late(numbers.ranks_to_stop)
-        if self.teacher is not None:
+        if self.teacher is not None and not step_was_skipped(self.student):
             self._soft_weight.observe(self._meter, numbers)
         last = done == self.total_steps
         release = self._soft_weight.release_is_due(done)

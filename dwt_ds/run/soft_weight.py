@@ -43,7 +43,8 @@ class SoftWeight:
         return self._adaptive.value() if self._adaptive is not None and self.released is None else None
 
     def observe(self, meter: Meter, numbers: StepNumbers) -> None:
-        """Take in the losses of a step in which the teacher took part; a collective if the weight follows them."""
+        """Take in the losses of a step that was not skipped and in which the teacher took part; a collective if the
+        weight follows them."""
         if self._adaptive is None:
             return
         losses = meter.losses()

@@ -221,6 +221,18 @@ def test_the_weight_compares_soft_and_hard_loss_on_the_same_tokens(
     assert "labelled_soft_loss" not in session._meter.row(with_teacher=False)
 
 
+@pytest.mark.parametrize("skipped", [False, True])
+def test_the_weight_does_not_follow_a_step_that_was_skipped(skipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a spike is finite, and would move the averages for many steps."""
+    observed: list[torch.Tensor] = []
+    session = bare_session(RunConfig(teacher=TeacherConfig(path="any")), 4, teacher=SimpleNamespace())
+    session._soft_weight._adaptive = SimpleNamespace(observe=lambda hard, *_: observed.append(hard))  # type: ignore[assignment]
+    monkeypatch.setattr(session, "_note_skip", lambda done: None)
+    session.student.optimizer.overflow = skipped
+    session.end_step(numbers_of(1))
+    assert len(observed) == (0 if skipped else 1)
+
+
 def test_the_request_of_another_rank_stops_the_session_a_step_later(done: list[str]) -> None:
     """The number of a step is read after the next one, so that the host does not wait for the device. No export keeps
     the session from saving."""
