@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from dwt_ds.base.trees import flatten
 from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 
@@ -76,12 +76,16 @@ def add_differences(runs: Sequence[RunRecord], reference: str) -> None:
 def series_by_settings(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """The same runs, from outside a study, with one series for all that differ in the seed alone.
 
-    A series is named after the beginning that the names of its runs share.
+    A series is named after the beginning that the names of its runs share. It has a seed once: runs of equal seeds and
+    settings differ in something else, such as the program, and would count as two pairs.
     """
-    groups: dict[str, list[RunRecord]] = {}
+    groups: dict[tuple[str, int], list[RunRecord]] = {}
+    times: Counter[tuple[str, int]] = Counter()
     for run in runs:
-        settings = {name: value for name, value in flatten(run.config).items() if name not in ("seed", "output_dir")}
-        groups.setdefault(repr((settings, run.data_fingerprint)), []).append(run)
+        settings = {name: value for name, value in run.settings.items() if name not in ("seed", "output_dir")}
+        key = repr((settings, run.data_fingerprint))
+        groups.setdefault((key, times[key, run.seed]), []).append(run)
+        times[key, run.seed] += 1
     found: dict[str, str] = {}
     for group in groups.values():
         name = _SEED.sub("", os.path.commonprefix([run.name for run in group])) if len(group) > 1 else group[0].name

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dwt_ds.base.files import read_json
-from dwt_ds.base.run_files import IDENTITY, RECIPE
+from dwt_ds.base.run_files import DS_JSON, IDENTITY, RECIPE
 from dwt_ds.base.trees import flatten
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.data.overlap import Overlap
@@ -85,6 +85,13 @@ class RunRecord:
     def config(self) -> dict[str, Any]:
         """Settings as resolved."""
         return read_yaml(self.path / RECIPE, "settings")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The same by dotted names, and `train_batch_size`: the rows of a step, which the number of ranks decides."""
+        ds_json = self.path / DS_JSON
+        rows = read_json(ds_json).get("train_batch_size") if ds_json.is_file() else None
+        return flatten(self.config) | {"train_batch_size": rows}
 
     @cached_property
     def data_fingerprint(self) -> str | None:
@@ -258,7 +265,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     """(setting, its value in each run) of every setting that is not the same in all runs, in the recipe's order."""
-    trees = [flatten(run.config) for run in runs]
+    trees = [run.settings for run in runs]
     rows = []
     for name in dict.fromkeys(name for tree in trees for name in tree):
         values = [str(tree.get(name)) for tree in trees]
@@ -272,7 +279,7 @@ def settings_unlike(runs: Sequence[RunRecord], reference: str) -> list[tuple[str
 
     The row of the reference has its own values of all settings in which any series differs from it.
     """
-    trees = {name: flatten(group[0].config) for name, group in by_series(runs).items()}
+    trees = {name: group[0].settings for name, group in by_series(runs).items()}
     base = trees[reference]
     names = dict.fromkeys(name for tree in (base, *trees.values()) for name in tree)
     for left_out in (*_NOT_COMPARED, "seed"):

@@ -108,9 +108,9 @@ def _runs_report(runs: Sequence[RunRecord], against: RunRecord | None, out: Path
 
 
 def _seed_tables(runs: Sequence[RunRecord], against: RunRecord) -> list[Table]:
-    """Tables of series (runs that differ in their seed alone), compared seed by seed; [] if all runs are single."""
-    series = series_by_settings([run for run in runs if run.is_evaluated])
-    reference = next(run.series for run in series if run.name == against.name)
+    """Tables of series (complete runs that differ in their seed alone), compared seed by seed; [] if all are single."""
+    series = series_by_settings([run for run in runs if run.finished and run.is_evaluated])
+    reference = next((run.series for run in series if run.name == against.name), "")
     compared = Compared(series, reference)
     return study_tables(compared) if any(len(pairs) > 1 for pairs in compared.pairs.values()) else []
 

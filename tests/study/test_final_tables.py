@@ -23,7 +23,7 @@ from dwt_ds.study.pairs import (
     pairs_by_seed,
     series_by_settings,
 )
-from dwt_ds.study.records import RunRecord, named_runs
+from dwt_ds.study.records import RunRecord, differing_settings, named_runs
 from dwt_ds.study.step_time import at_equal_steps, step_after_release, step_time_saving, step_time_table
 from dwt_ds.study.tables import Compared
 
@@ -256,6 +256,38 @@ def test_runs_that_differ_in_their_seed_alone_are_one_series(tmp_path: Path) -> 
     assert main(["report", *paths[1:3], "--against", "alone-s2"]) == 0
     text = (tmp_path / "report" / "results.md").read_text(encoding="utf-8")
     assert "cannot be told" not in text, "single runs have no pairs"
+
+
+def test_a_series_has_each_seed_once_and_one_batch(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, f"{stem}-s{seed}", {4: 5.0}) for stem in ("alone", "again", "ranks") for seed in (1, 2)]
+    for run, rows in zip(runs, (16, 16, 16, 16, 16, 32)):
+        (run.path / "ds_config.json").write_text(json.dumps({"train_batch_size": rows}))
+    found = series_by_settings(named_runs([run.path for run in runs]))
+    assert [(run.name, run.series) for run in found] == [
+        ("alone-s1", "alone"),
+        ("alone-s2", "alone"),
+        ("again-s1", "again"),
+        ("again-s2", "again"),
+        ("ranks-s1", "ranks-s1"),
+        ("ranks-s2", "ranks-s2"),
+    ]
+    assert ("train_batch_size", "16", "32") in differing_settings([found[0], found[-1]])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_that_are_not_complete_are_no_pairs(tmp_path: Path) -> None:
+    runs = {stem: [run_of(tmp_path, f"{stem}-s{seed}", {4: 5.0 + seed}) for seed in (1, 2)] for stem in ("a", "b")}
+    for run in runs["b"]:
+        config = run.config | {"data": run.config["data"] | {"workers": 0}}
+        (run.path / "config.yaml").write_text(json.dumps(config))
+    paths = [str(run.path) for group in runs.values() for run in group]
+    command, results = ["report", *paths, "--against", "a-s1"], tmp_path / "report" / "results.md"
+    assert main(command) == 0
+    assert "standard error" in results.read_text()
+    for end in (runs["b"][1], runs["a"][0]):
+        (end.path / "complete.json").unlink()
+        assert main(command) == 0
+        assert "standard error" not in results.read_text()
 
 
 def test_a_study_cannot_be_compared_with_what_is_not_in_it(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
