@@ -94,12 +94,10 @@ def curves(
     figure, axes = canvas()
     unit, drawn = unit_of(x, runs), False
     for name, group in by_series(runs).items():
-        lines = [_points(run, x, y, first_step, unit.size) for run in group]
-        lines = [line for line in lines if line]
+        lines = _at_common_steps([_points(run, x, y, first_step, unit.size) for run in group])
         if not lines:
             continue
-        length = min(len(line) for line in lines)
-        lines = [line[:length] if y in _SETTINGS else _means(line[:length]) for line in lines]
+        lines = lines if y in _SETTINGS else [_means(line) for line in lines]
         xs = np.mean([[point[0] for point in line] for line in lines], axis=0)
         ys = np.array([[point[1] for point in line] for line in lines])
         look = {**styles.of(name), "markersize": 4, "markevery": max(1, len(xs) // 8), "linewidth": 1.4}
@@ -125,12 +123,12 @@ def run_curve(run: RunRecord, y: str, path: Path, *, first_step: int = 0) -> Pat
     Where there are many rows, a thick line shows _MOST_POINTS means. Held-out losses are drawn above those of training.
     Arguments and result as of `curves`.
     """
-    points = _points(run, "step", y, first_step)
+    points = list(_points(run, "step", y, first_step).values())
     if not points or (y in _SETTINGS and _is_constant(run, y)):
         return None
     figure, axes = canvas()
     is_held_out = y.startswith(EVAL_LOSS)
-    training = _points(run, "step", "hard_loss", first_step) if is_held_out else points
+    training = list(_points(run, "step", "hard_loss", first_step).values()) if is_held_out else points
     means = training if y in _SETTINGS else _means(training)
     if means is not training:
         axes.plot(*zip(*training), color=_COLOURS[1], alpha=0.3, linewidth=0.6)
@@ -217,13 +215,23 @@ def teacher_quality(points: Mapping[str, Mapping[str, Any]], alone: Sequence[flo
     return save(figure, path)
 
 
-def _points(run: RunRecord, x: str, y: str, first_step: int, unit: float = 1.0) -> list[tuple[float, float]]:
+def _points(run: RunRecord, x: str, y: str, first_step: int, unit: float = 1.0) -> dict[int, tuple[float, float]]:
+    """Step -> (x, y)."""
     rows = run.evaluation_rows if y == "difference" or y.startswith(EVAL_LOSS) else run.training
     if y in ("soft_loss", "soft_weight", "temperature") and not run.has_teacher:
-        return []
-    return [
-        (row[x] / unit, row[y]) for row in rows if x in row and row.get(y) is not None and row["step"] >= first_step
-    ]
+        return {}
+    known = [row for row in rows if x in row and row.get(y) is not None and row["step"] >= first_step]
+    return {row["step"]: (row[x] / unit, row[y]) for row in known}
+
+
+def _at_common_steps(lines: Sequence[dict[int, tuple[float, float]]]) -> list[list[tuple[float, float]]]:
+    """Lines with a point at each step that all of them have: runs of a series may be logged at different intervals.
+
+    Lines without a point are left out.
+    """
+    drawn = [line for line in lines if line]
+    common = sorted(set.intersection(*map(set, drawn))) if drawn else []
+    return [[line[step] for step in common] for line in drawn if common]
 
 
 def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -234,4 +242,4 @@ def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _is_constant(run: RunRecord, y: str) -> bool:
-    return len({value for _, value in _points(run, "step", y, 0)}) <= 1
+    return len({value for _, value in _points(run, "step", y, 0).values()}) <= 1

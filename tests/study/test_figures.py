@@ -91,6 +91,18 @@ def test_runs_are_compared_by_means_with_a_legend_that_is_not_cut(
     assert [len(line.get_xdata()) for line in drawn["hard_loss"].axes[0].get_lines()] == [100, 100]  # type: ignore[arg-type]
 
 
+def test_seeds_are_averaged_at_the_steps_that_all_have(tmp_path: Path, drawn: dict[str, Figure]) -> None:
+    runs = []
+    for seed, every in ((1, 4), (2, 2)):
+        write_run(tmp_path / f"a-s{seed}", {step: 9.0 - step for step in range(every, 9, every)}, {"seed": seed})
+        runs.append(RunRecord(f"a-s{seed}", tmp_path / f"a-s{seed}"))
+    for x, places in (("step", [4, 8]), ("elapsed_seconds", [4.0, 8.0])):
+        assert curves(runs, x, "eval_hard_loss", Styles(["a"]), tmp_path / f"{x}.png") is not None
+        (line,) = drawn[x].axes[0].get_lines()
+        assert line.get_xdata() == pytest.approx(places)
+        assert line.get_ydata() == pytest.approx([5.0, 1.0])
+
+
 def test_tables_fit_a_phone(tmp_path: Path) -> None:
     page = Page("Runs")
     page.table(("", "alone", "with_a_teacher_of_four_layers"), [("state", "complete", "not complete")])
