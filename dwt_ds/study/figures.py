@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.study.canvas import LEGEND_POINTS, add_rulers, canvas, legend_below, number_x, save, unit_of
 from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
+from dwt_ds.study.scores import tasks_in_words
 
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#C46A9B", "#C78800", "#3597D3", "#7F7F7F")
 _DASHES = ("--", "-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
@@ -145,22 +146,25 @@ def run_curve(run: RunRecord, y: str, path: Path, *, first_step: int = 0) -> Pat
     return save(figure, path)
 
 
-def scores_along(runs: Sequence[RunRecord], styles: Styles, tasks: str, path: Path) -> Path:
+def scores_along(runs: Sequence[RunRecord], styles: Styles, tasks: Sequence[str], path: Path) -> Path:
     """Fine-tuned scores of the exports along the pre-training (the paper's figures 3 and 4).
 
     The bars are a standard deviation over the seeds of pre-training and fine-tuning together.
     """
     figure, axes = canvas()
-    series = by_series([run for run in runs if run.scores])
-    for number, (name, group) in enumerate(series.items()):
-        steps = np.array(sorted(set.intersection(*(set(run.scores) for run in group))))
-        points = [mean_and_deviation([score for run in group for score in run.scores[step]]) for step in steps]
+    series: dict[str, list[dict[int, list[float]]]] = {}
+    for name, group in by_series(runs).items():
+        if scored := [scores for run in group if (scores := run.scores(tasks))]:
+            series[name] = scored
+    for number, (name, scored) in enumerate(series.items()):
+        steps = np.array(sorted(set.intersection(*map(set, scored))))
+        points = [mean_and_deviation([score for scores in scored for score in scores[step]]) for step in steps]
         errors = [deviation or 0.0 for _, deviation in points]
         # Shifted, so that the bars do not cover one another.
         aside = (number - (len(series) - 1) / 2) * 0.012 * (steps[-1] - steps[0])
         means = [mean for mean, _ in points]
         axes.errorbar(steps + aside, means, errors, label=name, capsize=3, markersize=4, **styles.of(name))
-    axes.set_ylabel(f"fine-tuned score: {tasks}")
+    axes.set_ylabel(f"fine-tuned score: {tasks_in_words(tasks)}")
     number_x(axes, unit_of("step", runs))
     legend_below(figure, axes)
     return save(figure, path)

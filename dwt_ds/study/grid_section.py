@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from dwt_ds.distill.metrics_keys import EVAL_LOSS
@@ -14,7 +13,8 @@ from dwt_ds.study.final_tables import study_tables
 from dwt_ds.study.page import Page, Shown
 from dwt_ds.study.page_curves import compared_curves, first_step
 from dwt_ds.study.pairs import add_differences, lone_series
-from dwt_ds.study.records import RunRecord, by_series, settings_unlike
+from dwt_ds.study.records import RunRecord, by_series, common_tasks, settings_unlike
+from dwt_ds.study.scores import tasks_in_words
 from dwt_ds.study.tables import Compared
 
 
@@ -102,12 +102,13 @@ def _figure_2(page: Page, runs: Sequence[RunRecord], folder: Path) -> None:
     lone = [run for run in runs if run.is_alone and run.series == best]
     points = {}
     scores: dict[str, dict[str, Any]] = {}
+    tasks = common_tasks(runs)
     for name, group in by_series([run for run in runs if run.teacher_run in by_name]).items():
         teacher = by_name[str(group[0].teacher_run)]
         points[name] = {"teacher": teacher.final_loss, "students": [run.final_loss for run in group]}
-        if teacher.scores and all(run.scores for run in group):
-            last = [fmean(run.final_scores) for run in group]
-            scores[name] = {"teacher": fmean(teacher.final_scores), "students": last}
+        last = [run.final_score(tasks) for run in (teacher, *group)]
+        if None not in last:
+            scores[name] = {"teacher": last[0], "students": last[1:]}
     shown = [
         Shown(
             figures.paper_teacher_quality(folder / "figure_2_paper.png"),
@@ -121,9 +122,9 @@ def _figure_2(page: Page, runs: Sequence[RunRecord], folder: Path) -> None:
                 ours, "The same from our runs, by held-out MLM loss; both axes are reversed, so up and right is better."
             )
         )
-    if scores and lone and all(run.scores for run in lone):
-        alone = [fmean(run.final_scores) for run in lone]
-        text = f"The same by fine-tuned score ({_tasks(lone)})."
+    alone = [score for run in lone if (score := run.final_score(tasks)) is not None]
+    if scores and alone and len(alone) == len(lone):
+        text = f"The same by fine-tuned score ({tasks_in_words(tasks)})."
         shown.append(Shown(figures.teacher_quality(scores, alone, "score", folder / "figure_2_scores.png"), text))
     page.figures(shown)
 
@@ -132,9 +133,9 @@ def _figures_3_and_4(
     page: Page, grid: dict[str, Any], students: Sequence[RunRecord], styles: Styles, folder: Path
 ) -> None:
     number = grid["figure"]
-    scored = [run for run in students if run.scores]
-    if scored:
-        path = figures.scores_along(scored, styles, _tasks(scored), folder / f"figure_{number}.png")
+    tasks = common_tasks(students)
+    if tasks:
+        path = figures.scores_along(students, styles, tasks, folder / f"figure_{number}.png")
         text = f"The paper's figure {number} from our runs: fine-tuned scores along the pre-training; the bars are a "
         page.figures([Shown(path, f"{text}standard deviation over the seeds of pre-training and fine-tuning.")])
         return
@@ -145,11 +146,6 @@ def _figures_3_and_4(
     )
     text = f"In place of the paper's figure {number}, which shows fine-tuned scores: held-out MLM loss along the way."
     page.figures([Shown(path_or_none, text)])
-
-
-def _tasks(runs: Sequence[RunRecord]) -> str:
-    tasks = runs[0].scored_tasks
-    return "mean of 7 tasks" if len(tasks) == 7 else ", ".join(tasks)
 
 
 def _run_row(run: RunRecord) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,10 @@ from dwt_ds.base.trees import flatten
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.distill.metrics_keys import EVAL_LOSS, eval_losses
+from dwt_ds.glue.tasks import SEVEN
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.grid import NO_TEACHER
-from dwt_ds.study.scores import scored_tasks, scores_by_step
+from dwt_ds.study.scores import TaskScores, mean_scores, scores_by_step
 
 # What a curve may be drawn against.
 X_AXES = ("step", "tokens", "elapsed_seconds")
@@ -213,19 +214,18 @@ class RunRecord:
         return float(self.held_out[-1][EVAL_LOSS])
 
     @cached_property
-    def scores(self) -> dict[int, list[float]]:
-        """Optimizer step -> fine-tuned scores in points, one per fine-tuning seed; only steps that have scores."""
+    def _task_scores(self) -> dict[int, TaskScores]:
         return scores_by_step(self._folder)
 
-    @property
-    def final_scores(self) -> list[float]:
-        """Scores of the last export that was fine-tuned."""
-        return self.scores[max(self.scores)]
+    def scores(self, tasks: Collection[str]) -> dict[int, list[float]]:
+        """Optimizer step -> means of `tasks` in points, one per fine-tuning seed; only steps that have some."""
+        found = {step: mean_scores(scores, tasks) for step, scores in self._task_scores.items()}
+        return {step: scores for step, scores in found.items() if scores}
 
-    @cached_property
-    def scored_tasks(self) -> list[str]:
-        """Tasks that `scores` are means of."""
-        return scored_tasks(self._folder)
+    def final_score(self, tasks: Collection[str]) -> float | None:
+        """Mean over `tasks` and fine-tuning seeds of the last export; None if it has none, or is not made yet."""
+        scores = self.scores(tasks).get(self._folder.finished_steps())
+        return float(np.mean(scores)) if scores else None
 
     @cached_property
     def _folder(self) -> RunFolder:
@@ -238,6 +238,15 @@ def by_series(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     for run in runs:
         groups.setdefault(run.series, []).append(run)
     return groups
+
+
+def common_tasks(runs: Sequence[RunRecord]) -> list[str]:
+    """Tasks that all fine-tuned exports of the runs have a score of: a mean of other tasks is another quantity.
+
+    Runs without any score do not count.
+    """
+    results = [scores for run in runs for scores in run._task_scores.values() if scores]
+    return [task for task in SEVEN if results and all(task in scores for scores in results)]
 
 
 def named_runs(paths: Sequence[Path]) -> list[RunRecord]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +22,8 @@ from dwt_ds.glue.tasks import SEVEN
 from dwt_ds.launch.commands import run_logged
 from dwt_ds.run.folder import RunFolder
 
+TaskScores = Mapping[str, Mapping[str, float]]
+"""Task -> fine-tuning seed -> score in points."""
 HUB = "hub"
 # Keys of a grid's `glue` section, which are options of `dwt-ds glue`; `dir` may be HUB, that command's default.
 GLUE_KEYS = ("dir", "tasks", "seeds", *(field.name for field in fields(FineTuning)))
@@ -94,36 +96,28 @@ def glue_command(model: Path, out: Path, glue: Mapping[str, Any]) -> list[str]:
     return own_command("glue", "--model", path_argument(model), "--out", path_argument(out), *options)
 
 
-def scores_by_step(run: RunFolder) -> dict[int, list[float]]:
-    """Optimizer step of an export -> its score for each fine-tuning seed, in points; exports without one left out."""
-    found = {
-        _step(path.parent): glue_scores(json.loads(path.read_text(encoding="utf-8"))) for path in _all_results(run)
-    }
-    return {step: scores for step, scores in found.items() if scores}
+def scores_by_step(run: RunFolder) -> dict[int, TaskScores]:
+    """Optimizer step of an export -> its scores on those of the seven tasks that it was fine-tuned on."""
+    found: dict[int, TaskScores] = {}
+    for path in sorted((run.path / _FOLDER).glob(f"step_*/{_RESULTS}")):
+        tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+        found[_step(path.parent)] = {name: task["score"]["by_seed"] for name, task in tasks.items() if name in SEVEN}
+    return found
 
 
-def scored_tasks(run: RunFolder) -> list[str]:
-    """Tasks that the run's exports were fine-tuned on."""
-    first = next(iter(_all_results(run)), None)
-    return [] if first is None else list(json.loads(first.read_text(encoding="utf-8"))["tasks"])
+def mean_scores(scores: TaskScores, tasks: Collection[str]) -> list[float]:
+    """The mean of `tasks` for each fine-tuning seed that has them all, in points."""
+    seeds = sorted(set.intersection(*(set(scores.get(task, ())) for task in tasks))) if tasks else []
+    return [fmean(scores[task][seed] for task in tasks) for seed in seeds]
 
 
-def glue_scores(results: Mapping[str, Any]) -> list[float]:
-    """One number a seed from a results.json of `dwt-ds glue`: the mean of the seven tasks, or of those it has."""
-    whole = results["mean_of_seven"]["by_seed"]
-    if whole:
-        return list(whole.values())
-    tasks = [task["score"]["by_seed"] for name, task in results["tasks"].items() if name in SEVEN]
-    seeds = sorted(set.intersection(*map(set, tasks))) if tasks else []
-    return [fmean(task[seed] for task in tasks) for seed in seeds]
+def tasks_in_words(tasks: Collection[str]) -> str:
+    """What `mean_scores` are means of."""
+    return "mean of 7 tasks" if len(tasks) == len(SEVEN) else ", ".join(tasks)
 
 
 def _results(run: RunFolder, step: int) -> Path:
     return run.path / _FOLDER / f"step_{step:08d}" / _RESULTS
-
-
-def _all_results(run: RunFolder) -> list[Path]:
-    return sorted((run.path / _FOLDER).glob(f"step_*/{_RESULTS}"))
 
 
 def _step(folder: Path) -> int:

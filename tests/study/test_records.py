@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from harness.runs import write_run
 
-from dwt_ds.study.records import RunRecord, by_series, differing_settings, mean_and_deviation
+from dwt_ds.study.final_tables import final_tables
+from dwt_ds.study.records import RunRecord, by_series, common_tasks, differing_settings, mean_and_deviation
+from dwt_ds.study.tables import Compared
 
 
 def test_settings_that_differ(tmp_path: Path) -> None:
@@ -39,3 +41,29 @@ def test_seeds_of_a_series_come_together() -> None:
     assert {name: len(group) for name, group in groups.items()} == {"with teacher4, 4to1": 2, "alone": 1, "mine": 1}
     assert mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_and_deviation([1.0]) == (1.0, None)
+
+
+def scored_run(folder: Path, step: int, tasks: dict[str, list[float]]) -> RunRecord:
+    """A run of 12 steps whose export of `step` has scores on `tasks`, by fine-tuning seed."""
+    write_run(folder, {12: 5.0}, {"seed": 1})
+    by_task = {name: {"score": {"by_seed": dict(enumerate(points))}} for name, points in tasks.items()}
+    results = folder / "glue" / f"step_{step:08d}" / "results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text(json.dumps({"tasks": by_task}))
+    return RunRecord(f"{folder.name}-s1", folder)
+
+
+def test_fine_tuned_scores_are_compared_on_the_tasks_that_all_have(tmp_path: Path) -> None:
+    points = {"CoLA": [20.0, 24.0, 8.0], "SST-2": [80.0, 82.0], "WNLI": [0.0, 0.0]}
+    alone = scored_run(tmp_path / "alone", 12, points)
+    assert common_tasks([alone]) == ["SST-2", "CoLA"], "not those outside the seven"
+    assert alone.scores(common_tasks([alone])) == {12: [50.0, 53.0]}, "seeds that have all tasks"
+    # CoLA's fine-tuning failed, and its mean would be far ahead of the others'.
+    helped = scored_run(tmp_path / "helped", 12, {"SST-2": [79.0, 80.0]})
+    (table,) = (each for each in final_tables(Compared([alone, helped], "alone")) if each.title == "Fine-tuned score")
+    assert [row[1] for row in table.rows] == ["81.0", "79.5"]
+    assert "(SST-2)" in table.note
+    earlier = scored_run(tmp_path / "earlier", 8, {"SST-2": [90.0]})
+    assert earlier.final_score(["SST-2"]) is None, "an export along the way is not the last one"
+    unlike = scored_run(tmp_path / "unlike", 12, {"MRPC": [90.0]})
+    assert all(each.title != "Fine-tuned score" for each in final_tables(Compared([helped, unlike], "helped")))

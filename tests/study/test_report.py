@@ -21,7 +21,6 @@ from dwt_ds.study.grid_section import runs_of_grid
 from dwt_ds.study.overview import overview
 from dwt_ds.study.records import RunRecord, named_runs
 from dwt_ds.study.report import write_report
-from dwt_ds.study.scores import glue_scores
 from dwt_ds.study.tables import Compared
 
 
@@ -333,11 +332,3 @@ def test_folders_below_home(tmp_path: Path, tiny_data: Path, monkeypatch: pytest
 def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "holds neither a run" in capsys.readouterr().err
-
-
-def test_the_score_of_a_checkpoint_is_the_mean_of_the_tasks_there_are() -> None:
-    points = {"CoLA": {"0": 20.0, "1": 24.0, "2": 8.0}, "SST-2": {"0": 80.0, "1": 82.0}, "WNLI": {"0": 0.0, "1": 0.0}}
-    tasks = {name: {"score": {"by_seed": by_seed}} for name, by_seed in points.items()}
-    assert glue_scores({"mean_of_seven": {"by_seed": {}}, "tasks": tasks}) == [50.0, 53.0]
-    assert glue_scores({"mean_of_seven": {"by_seed": {"0": 77.0}}, "tasks": tasks}) == [77.0]
-    assert glue_scores({"mean_of_seven": {"by_seed": {}}, "tasks": {"WNLI": tasks["WNLI"]}}) == []
