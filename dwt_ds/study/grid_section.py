@@ -83,7 +83,7 @@ def _reference(runs: Sequence[RunRecord], against: Sequence[RunRecord] | None) -
     if lone is None:
         return runs[0].series, "There is no lone student to compare with."
     several = len({run.series for run in runs if run.is_alone}) > 1
-    best = ", of the lone students the one that ends with the lowest loss" if several else ""
+    best = ", of the lone students with the most seeds the one that ends with the lowest mean loss" if several else ""
     return lone, f'The others are compared with "{lone}"{best}.'
 
 

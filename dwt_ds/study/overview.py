@@ -110,8 +110,10 @@ def _loss_name(key: str) -> str:
 def _last(run: RunRecord, key: str) -> str:
     if "soft" in key and not run.has_teacher:
         return ""
-    values = [row[key] for row in run.evaluation_rows if row.get(key) is not None]
-    return f"{values[-1]:.4f}" if values else ""
+    values = [row[key] for row in run.evaluation_rows if key in row]
+    if not values:
+        return ""
+    return "not finite" if values[-1] is None else f"{values[-1]:.4f}"
 
 
 def _student(run: RunRecord) -> str:

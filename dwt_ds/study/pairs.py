@@ -16,11 +16,12 @@ from dwt_ds.study.records import RunRecord, by_series, mean_and_deviation
 CANNOT_BE_TOLD = "cannot be told"
 # The seed at the end of a run's name: alone-s42, alone_seed1, alone3.
 _SEED = re.compile(r"([\W_]+(s|seed)?)?\d*$")
-# The shares are Student's t beyond 2, with 2, 4 and 9 degrees of freedom.
+# The shares are Student's t beyond 2, with 1, 2, 4 and 9 degrees of freedom.
 PAIRS_NOTE = (
     "Differences are between runs with the same seed, which see the same rows and masks in the same order: mean ± one "
     "standard deviation over the pairs, and the standard error of that mean. Better or worse means by more than two "
-    "standard errors. By chance alone, three pairs differ that much in 18 of 100 cases, five in 12 and ten in 8."
+    "standard errors. By chance alone, two pairs differ that much in 30 of 100 cases, three in 18, five in 12 and ten "
+    "in 8."
 )
 
 
@@ -40,7 +41,7 @@ class Difference:
 
     def verdict(self, *, less_is_better: bool = True) -> str:
         """`better` or `worse` by more than two standard errors, else CANNOT_BE_TOLD."""
-        if self.error is None or abs(self.mean) <= 2 * self.error:
+        if self.error is None or not abs(self.mean) > 2 * self.error:  # one that diverged has no mean
             return CANNOT_BE_TOLD
         return "better" if (self.mean < 0) == less_is_better else "worse"
 
@@ -97,9 +98,8 @@ def series_by_settings(runs: Sequence[RunRecord]) -> list[RunRecord]:
 def lone_series(runs: Sequence[RunRecord]) -> str | None:
     """The lone student's series. Of several: among those with the most seeds, the one with the lowest mean loss."""
     groups = by_series([run for run in runs if run.is_alone and run.held_out])
-    return min(
-        groups, key=lambda name: (-len(groups[name]), fmean(run.final_loss for run in groups[name])), default=None
-    )
+    means = {name: fmean(run.final_loss for run in group) for name, group in groups.items()}
+    return min(groups, key=lambda name: (-len(groups[name]), math.isnan(means[name]), means[name]), default=None)
 
 
 def find_series(name: str, runs: Sequence[RunRecord]) -> list[RunRecord]:

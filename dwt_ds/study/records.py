@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -136,9 +137,8 @@ class RunRecord:
 
     @property
     def final_set_losses(self) -> dict[str, float]:
-        """Name of an eval set -> its held-out MLM loss at the last evaluation, nats per masked token."""
-        last = eval_losses(self.evaluation_rows[-1])
-        return {name: loss for name, loss in last.items() if name and loss is not None}
+        """Name of an eval set -> its held-out MLM loss at the last evaluation, as `final_loss`."""
+        return {name: _known(loss) for name, loss in eval_losses(self.evaluation_rows[-1]).items() if name}
 
     @property
     def overlap(self) -> Overlap | None:
@@ -210,8 +210,8 @@ class RunRecord:
 
     @property
     def final_loss(self) -> float:
-        """The last held-out MLM loss, nats per masked token."""
-        return float(self.held_out[-1][EVAL_LOSS])
+        """The last held-out MLM loss, nats per masked token; NaN if that was not finite."""
+        return _known(next(row[EVAL_LOSS] for row in reversed(self.evaluation_rows) if EVAL_LOSS in row))
 
     @cached_property
     def _task_scores(self) -> dict[int, TaskScores]:
@@ -230,6 +230,10 @@ class RunRecord:
     @cached_property
     def _folder(self) -> RunFolder:
         return RunFolder(str(self.path))
+
+
+def _known(loss: float | None) -> float:
+    return math.nan if loss is None else float(loss)
 
 
 def by_series(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:

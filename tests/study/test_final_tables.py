@@ -211,7 +211,7 @@ def study(tmp_path: Path) -> Path:
 def test_a_study_is_compared_with_its_best_lone_student_or_with_the_series_that_is_named(study: Path) -> None:
     assert main(["report", str(study)]) == 0
     html = (study / "report" / "index.html").read_text(encoding="utf-8")
-    assert "compared with &quot;alone, fast&quot;, of the lone students the one that ends with the lowest loss" in html
+    assert "compared with &quot;alone, fast&quot;, of the lone students with the most seeds" in html
     assert "The others are compared with &quot;alone&quot;." in html
     assert html.count("Why?") == 2
     text = (study / "report" / "results.md").read_text(encoding="utf-8")

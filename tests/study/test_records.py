@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from harness.runs import write_run
 
 from dwt_ds.study.final_tables import final_tables
+from dwt_ds.study.overview import overview
+from dwt_ds.study.pairs import CANNOT_BE_TOLD, lone_series
 from dwt_ds.study.records import RunRecord, by_series, common_tasks, differing_settings, mean_and_deviation
 from dwt_ds.study.tables import Compared
 
@@ -67,3 +70,20 @@ def test_fine_tuned_scores_are_compared_on_the_tasks_that_all_have(tmp_path: Pat
     assert earlier.final_score(["SST-2"]) is None, "an export along the way is not the last one"
     unlike = scored_run(tmp_path / "unlike", 12, {"MRPC": [90.0]})
     assert all(each.title != "Fine-tuned score" for each in final_tables(Compared([helped, unlike], "helped")))
+
+
+def test_a_run_that_diverged_at_its_end_has_no_final_loss(tmp_path: Path) -> None:
+    runs = []
+    for name, end in (("alone-fast", None), ("alone", 5.0)):
+        write_run(tmp_path / name, {4: 4.0}, {"seed": 1, "teacher": {"path": None}})
+        row = {"step": 12, "eval_hard_loss": end, "eval_soft_loss": 0.0, "eval_hard_loss.docs": end}
+        metrics = tmp_path / name / "metrics.jsonl"
+        metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]) + json.dumps(row) + "\n")
+        runs.append(RunRecord(f"{name}-s1", tmp_path / name, {"teacher": "none"}))
+    assert math.isnan(runs[0].final_loss)
+    assert lone_series(runs) == "alone"
+    for table in final_tables(Compared(runs, "alone")):
+        cells = {row[0]: row[1:] for row in table.rows}
+        assert cells["alone, fast"][:4] == ("nan", "+nan", "", CANNOT_BE_TOLD), table.title
+    _, rows = overview(runs, None)
+    assert ["held-out loss", "not finite", "5.0000"] in rows
