@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dwt_ds.base.words import one_line
-from dwt_ds.engine.ds_json.combinations import zero_stage
+from dwt_ds.engine.ds_json.combinations import precision, zero_stage
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.operator_builds import prepare_operator_builds
 from dwt_ds.models.layer_norm import BUILD_APEX
@@ -99,11 +99,18 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
             f"{said} with zero_optimization.stage={stage}: LAMB scales each layer's step by its norm, and ZeRO "
             "splits the layers over the ranks; set the stage to 0, or use AdamW"
         )
-    if name.lower() == "adagrad" and stage > 0 and not _offloaded(ds_values):
-        raise ValueError(
-            f"{said} with zero_optimization.stage={stage}: DeepSpeed replaces it by one that neither the schedule nor "
-            "a checkpoint reaches; set zero_optimization.offload_optimizer.device to cpu, the stage to 0, or use AdamW"
-        )
+    if name.lower() == "adagrad" and not _offloaded(ds_values):
+        if stage > 0:
+            raise ValueError(
+                f"{said} with zero_optimization.stage={stage}: DeepSpeed replaces it by one that neither the schedule "
+                "nor a checkpoint reaches; set zero_optimization.offload_optimizer.device to cpu, the stage to 0 and "
+                "the precision to fp32, or use AdamW"
+            )
+        if (dtype := precision(ds_values)) != "fp32":
+            raise ValueError(
+                f"{said} with {dtype}.enabled=true: without ZeRO, DeepSpeed cannot save its state in 16 bits; remove "
+                f"{dtype}, set zero_optimization.stage to 1 and offload_optimizer.device to cpu, or use AdamW"
+            )
     if name.lower() == "muon" and stage == 3 and ds_values["zero_optimization"].get("reduce_scatter", True):
         raise ValueError(
             f"{said} with zero_optimization.stage=3: it needs whole gradients; set zero_optimization.reduce_scatter to "

@@ -148,6 +148,7 @@ def test_one_that_deepspeed_has_not_tried_under_zero_needs_a_word() -> None:
         ),
         ({"optimizer": {"type": "SGD"}, "zero_optimization": {"stage": 2}}, "zero_allow_untested_optimizer to true"),
         ({"optimizer": {"type": "Adagrad"}, "zero_optimization": {"stage": 1}}, "stage=1: .*offload_optimizer.device"),
+        ({"optimizer": {"type": "Adagrad"}, "bf16": {"enabled": True}}, "bf16.enabled=true: .*cannot save its state"),
         ({"optimizer": {"type": "apex.FusedAdam"}, "zero_optimization": OFFLOAD}, "not work on offloaded state"),
     ],
 )
@@ -156,6 +157,7 @@ def test_what_no_device_can_do_is_reported_without_one(values: dict[str, Any], w
         check_optimizer_and_stage(values, MINE)
     check_optimizer_and_stage({"optimizer": {"type": "AdamW"}, "zero_optimization": OFFLOAD}, MINE)
     check_optimizer_and_stage({"optimizer": {"type": "Adagrad"}, "zero_optimization": OFFLOAD}, MINE)
+    check_optimizer_and_stage({"optimizer": {"type": "Adagrad"}}, MINE)
     check_optimizer_and_stage({"optimizer": {"type": "Lamb"}}, MINE)
 
 
