@@ -115,6 +115,8 @@ def rank_memory(
         for moment in (teacher, reduction, step):
             # Gradients take the place of activations that the backward pass has freed.
             moment[ACTIVATIONS] = max(micro.loss_peak, micro.backward_peak, own)
+    for moment in (reduction, step):
+        moment[GRADIENTS] += int(zero.element_bytes * zero.staged_share * partition.share)
     moments = {
         "teacher": teacher,
         "loss": loss,
@@ -131,13 +133,13 @@ def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, 
     if stage == 0:
         # In fp32 without ZeRO the optimizer updates the weights themselves.
         master = 0 if zero.precision == "fp32" else 4 * partition.elements
-        state = 4 * zero.moments * partition.elements
+        state = int(4 * zero.moments * partition.elements)
         return {WEIGHTS: size * partition.elements, MASTER: master, OPTIMIZER: state}, {}
     share = partition.shards if stage == 3 else partition.share
     weights = size * (partition.shards + zero.persistent_elements(partition) if stage == 3 else partition.padded)
     if zero.hpz > 1:  # ZeRO++ (Wang et al. 2023, section 3.2): the second copy
         weights += size * -(-partition.elements // zero.hpz)
-    device: Parts = {WEIGHTS: weights, MASTER: 4 * share, OPTIMIZER: 4 * zero.moments * share}
+    device: Parts = {WEIGHTS: weights, MASTER: 4 * share, OPTIMIZER: int(4 * zero.moments * share)}
     host: Parts = {}
     if zero.optimizer_on_cpu:
         host = {MASTER: device[MASTER], OPTIMIZER: device[OPTIMIZER], GRADIENTS: 4 * share, BUCKETS: size * share}
@@ -237,7 +239,7 @@ def checkpoint_bytes(stage: int, zero: ZeroSettings, partition: Partition, froze
     else:
         elements = (partition.shards if stage == 3 else partition.share) * partition.ranks
     weights = 0 if stage == 3 else partition.elements
-    return zero.element_bytes * weights + (master + 4 * zero.moments) * elements + frozen_bytes
+    return zero.element_bytes * weights + int((master + 4 * zero.moments) * elements) + frozen_bytes
 
 
 def export_bytes(parameters: int) -> int:

@@ -100,7 +100,8 @@ class Plan:
 
     def zero(self, stage: int) -> ZeroSettings:
         """The JSON's numbers at this stage, which may differ from its own."""
-        return zero_settings(self.settings.ds_values, self.settings.ds.precision, stage)
+        ds_values, precision = self.settings.ds_values, self.settings.ds.precision
+        return zero_settings(ds_values, precision, stage, self.shapes.muon_share)
 
     @cached_property
     def frozen_bytes(self) -> int:

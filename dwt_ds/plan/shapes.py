@@ -48,6 +48,17 @@ class Shapes:
         return [parameter.numel() for parameter in self.student.parameters() if parameter.requires_grad]
 
     @property
+    def muon_share(self) -> float:
+        """Of the trainable elements, those that DeepSpeed's Muon trains: matrices, except for some names."""
+        trained = {name: each for name, each in self.student.named_parameters() if each.requires_grad}
+        matrices = [
+            each.numel()
+            for name, each in trained.items()
+            if each.dim() > 1 and not any(part in name.lower() for part in ("embed", "lm_head"))
+        ]
+        return sum(matrices) / sum(self.trainable_numels)
+
+    @property
     def student_parameters(self) -> int:
         """Tied ones counted once."""
         return parameter_count(self.student)

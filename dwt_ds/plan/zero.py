@@ -11,8 +11,14 @@ from typing import Any
 
 from dwt_ds.models.build import DTYPES
 
-# fp32 numbers that an optimizer keeps per element besides the weight itself, where these are not two.
-_MOMENTS = {"lion": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}
+# fp32 numbers that an optimizer keeps per element besides the weight itself, where these are not two; and settings of
+# `params` that add one each.
+_MOMENTS = {"lion": 1, "adagrad": 1, "rmsprop": 1, "sgd": 0}
+_ADD_ONE = {
+    **dict.fromkeys(("adam", "adamw"), ("amsgrad",)),
+    "rmsprop": ("momentum", "centered"),
+    "sgd": ("momentum",),
+}
 
 # Elements of a bucket without ZeRO: DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE.
 STAGE_0_BUCKET = 500_000_000
@@ -84,7 +90,10 @@ class ZeroSettings:
     prefetch_bucket: int
     hpz: int
     """Ranks over which ZeRO++ shards a second copy of the weights, for the backward pass (1: none)."""
-    moments: int
+    moments: float
+    """fp32 numbers of optimizer state per element; a mean with Muon, which keeps fewer of matrices."""
+    staged_share: float
+    """Of all elements, those of which Muon stages the next momentum until the step is taken."""
     one_buffer: bool
     """Whether a rank's gradients may be in one buffer (engine/gradients.py), if a bucket holds them."""
 
@@ -130,10 +139,20 @@ class ZeroSettings:
         return self.element_bytes * gathered
 
 
-def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> ZeroSettings:
-    """The settings of a resolved JSON, as they would be at `stage`."""
+def zero_settings(ds_values: dict[str, Any], precision: str, stage: int, muon_share: float = 0.0) -> ZeroSettings:
+    """The settings of a resolved JSON, as they would be at `stage`.
+
+    Args:
+        muon_share: of all elements, those that Muon would train; Adam trains the rest.
+    """
     section = ds_values.get("zero_optimization", {})
     overlap = section.get("overlap_comm")
+    optimizer = ds_values.get("optimizer", {})
+    in_gradients_dtype = _is_muon(optimizer) and stage in (1, 2) and _device(section, "offload_optimizer") == "none"
+    moments = _moments(optimizer)
+    if _is_muon(optimizer):
+        of_a_matrix = DTYPES[precision].itemsize / 4 if in_gradients_dtype else 1
+        moments = 2 * (1 - muon_share) + of_a_matrix * muon_share
     return ZeroSettings(
         precision=precision,
         reduce_bucket=int(section.get("reduce_bucket_size", 5e8)),
@@ -147,7 +166,8 @@ def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> Zero
         persistence_threshold=int(section.get("stage3_param_persistence_threshold", 1e5)),
         prefetch_bucket=int(section.get("stage3_prefetch_bucket_size", 5e7)),
         hpz=int(section.get("zero_hpz_partition_size", 1)) if stage == 3 else 1,
-        moments=_moments(ds_values.get("optimizer", {})),
+        moments=moments,
+        staged_share=muon_share if in_gradients_dtype else 0.0,
         one_buffer=stage == 2 and _has_one_buffer(ds_values, precision),
     )
 
@@ -155,7 +175,7 @@ def zero_settings(ds_values: dict[str, Any], precision: str, stage: int) -> Zero
 def _has_one_buffer(ds_values: dict[str, Any], precision: str) -> bool:
     sums = (ds_values.get("data_types") or {}).get("grad_accum_dtype"), ds_values.get("communication_data_type")
     others = any(dtype not in (None, precision) for dtype in sums)
-    muon = str(ds_values.get("optimizer", {}).get("type", "")).lower() == "muon"
+    muon = _is_muon(ds_values.get("optimizer", {}))
     section = ds_values.get("zero_optimization", {})
     owners = section.get("reduce_scatter", True) and not section.get("use_multi_rank_bucket_allreduce", True)
     return not (muon or others or owners) and _device(section, "offload_optimizer") == "none"
@@ -165,8 +185,10 @@ def _device(section: dict[str, Any], key: str) -> str:
     return str((section.get(key) or {}).get("device", "none"))
 
 
-def _moments(optimizer: dict[str, Any]) -> int:
+def _is_muon(optimizer: dict[str, Any]) -> bool:
+    return str(optimizer.get("type", "")).lower() == "muon"
+
+
+def _moments(optimizer: dict[str, Any]) -> float:
     name = str(optimizer.get("type", "AdamW")).lower()
-    if name == "sgd":
-        return 1 if optimizer.get("params", {}).get("momentum") else 0
-    return _MOMENTS.get(name, 2)
+    return _MOMENTS.get(name, 2) + sum(bool(optimizer.get("params", {}).get(key)) for key in _ADD_ONE.get(name, ()))

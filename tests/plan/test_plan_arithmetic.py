@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,17 @@ from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.models.flops import forward_flops, recomputed_flops
 from dwt_ds.plan.communication import Traffic, bytes_per_second, own_sums, step_traffic
 from dwt_ds.plan.hardware import LATENCY_SECONDS, LAUNCH_SECONDS, LEAST_STEP_SECONDS, find_device
-from dwt_ds.plan.memory import ACTIVATIONS, GRADIENTS, LOSS, MASTER, OPTIMIZER, TEACHER, TEMPORARIES, WEIGHTS
+from dwt_ds.plan.memory import (
+    ACTIVATIONS,
+    GRADIENTS,
+    LOSS,
+    MASTER,
+    OPTIMIZER,
+    TEACHER,
+    TEMPORARIES,
+    WEIGHTS,
+    checkpoint_bytes,
+)
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.settings import paper_corpus, resolve_plan
 from dwt_ds.plan.shapes import build_shapes
@@ -239,6 +250,26 @@ def test_a_sharded_teacher_is_gathered_for_its_forward_pass() -> None:
 # four matrices of attention, the two of the feed-forward part, and two norms; the head's matrix, norm and bias.
 LAYER = 4 * (768 * 768 + 768) + (768 * 3072 + 3072) + (3072 * 768 + 768) + 2 * 2 * 768
 STUDENT = (30_522 + 512 + 2 + 2) * 768 + 6 * LAYER + (768 * 768 + 768) + 2 * 768 + 30_522
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "stage", "moments"),
+    [
+        ("AdamW", {}, 2, 2),
+        ("AdamW", {"amsgrad": True, "torch_adam": True}, 2, 3),
+        ("RMSprop", {"momentum": 0.9}, 2, 2),
+        ("SGD", {"momentum": 0.0}, 2, 0),
+        # A quarter of the elements are of Muon's matrices: its momentum is in bf16, or in fp32 without ZeRO.
+        ("Muon", {}, 2, 0.75 * 2 + 0.25 / 2),
+        ("Muon", {}, 0, 0.75 * 2 + 0.25),
+    ],
+)
+def test_numbers_that_an_optimizer_keeps(kind: str, params: dict[str, Any], stage: int, moments: float) -> None:
+    values = {"optimizer": {"type": kind, "params": params}}
+    zero = zero_settings(values, "bf16", stage, muon_share=0.25)
+    assert zero.moments == moments
+    assert zero.staged_share == (0.25 if kind == "Muon" and stage == 2 else 0)
+    assert checkpoint_bytes(stage, zero, Partition([800], 1), 0) == 800 * (2 + 4 + 4 * moments)
 
 
 @pytest.mark.parametrize(

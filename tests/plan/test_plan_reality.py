@@ -120,6 +120,15 @@ def test_two_ranks_under_zero_2(measure: Measure, recipe: str, tmp_path: Path) -
         (2, ["deepspeed_config=zero1", "train.gradient_accumulation_steps=2"]),
         (2, ["deepspeed_config=zero0"]),
         (2, ["distill.hidden_weight=0.5"]),
+        (1, ["deepspeed.optimizer.type=Muon", "train.max_grad_norm=0"]),
+        (
+            1,
+            [
+                "deepspeed.optimizer.type=RMSprop",
+                "deepspeed.optimizer.params.momentum=0.9",
+                "deepspeed.zero_allow_untested_optimizer=true",
+            ],
+        ),
         (2, ["deepspeed_config=zero3"]),
         (
             2,
@@ -138,6 +147,8 @@ def test_two_ranks_under_zero_2(measure: Measure, recipe: str, tmp_path: Path) -
         "ZeRO-1",
         "ZeRO-0",
         "hidden loss",
+        "Muon",
+        "RMSprop",
         "ZeRO-3",
         "ZeRO-3, weights released",
     ],
