@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -143,6 +144,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def appears(path: Path, seconds: float) -> bool:
+    """Whether `path`, which another host writes, is visible here within so many seconds."""
+    waited_until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > waited_until:
+            return False
+        time.sleep(0.2)
+        with suppress(OSError):
+            # A listing asks the file server again; a lookup of the name alone may not.
+            os.listdir(next(folder for folder in path.parents if folder.is_dir()))
+    return True
 
 
 def file_sha256(path: Path) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dwt_ds.base.files import appears
 from dwt_ds.base.software import host_name
 from dwt_ds.doctor.hosts import ask, reach, time_collective
 from dwt_ds.doctor.judge import CheckResult, judge_collective, judge_host, judge_reach
@@ -89,20 +89,8 @@ def _ask_all(launch: Launch, shared: Path, *, over_ssh: bool) -> list[dict[str, 
                 continue
             answer["first_host"] = answers[0].get("host", "")
             shared_answer = answer["shared"]
-            if not shared_answer["problem"] and not _appears(folder / question.mark / "answer", question.mark):
+            if not shared_answer["problem"] and not appears(folder / question.mark / "answer", _VISIBLE_SECONDS):
                 shared_answer["problem"] = f"its rename in {shared} is not visible here within {_VISIBLE_SECONDS:.0f} s"
         return answers
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _appears(path: Path, content: str) -> bool:
-    waited_until = time.monotonic() + _VISIBLE_SECONDS
-    while time.monotonic() < waited_until:
-        try:
-            return path.read_text(encoding="utf-8") == content
-        except FileNotFoundError:
-            # A listing asks the file server again; a lookup of the name alone may not.
-            os.listdir(path.parent.parent)
-            time.sleep(0.2)
-    return False

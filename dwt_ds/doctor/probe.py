@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import sys
-import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from dwt_ds.base.files import appears
 from dwt_ds.base.gpus import computes_on_cpu, gpu_count
 from dwt_ds.base.software import host_name, software
 from dwt_ds.doctor.commands import end_commands_on_signals, error_line, run
@@ -67,11 +67,8 @@ def probe(question: Question) -> dict[str, Any]:
 
 def _check_shared_folder(folder: Path, mark: str) -> dict[str, Any]:
     """Wait for the asking host's file, and make a folder that appears by a rename, as checkpoints do."""
-    began = time.monotonic()
-    while not (folder / "asked").is_file():
-        if time.monotonic() - began > _VISIBLE_SECONDS:
-            return {"problem": f"{folder} is not visible within {_VISIBLE_SECONDS:.0f} s"}
-        time.sleep(0.1)
+    if not appears(folder / "asked", _VISIBLE_SECONDS):
+        return {"problem": f"{folder} is not visible within {_VISIBLE_SECONDS:.0f} s"}
     try:
         unfinished = folder / f"{mark}.unfinished"
         unfinished.mkdir()

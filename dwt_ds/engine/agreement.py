@@ -5,13 +5,12 @@ A host with another version or other data would not fail: it would add wrong gra
 
 from __future__ import annotations
 
-import os
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dwt_ds.base.files import appears
 from dwt_ds.base.software import host_name, software
 from dwt_ds.base.words import table
 from dwt_ds.engine import ranks
@@ -73,7 +72,7 @@ def require_shared_folder(folder: Path) -> None:
             mark.touch()
     try:
         with ranks.raise_on_all_ranks():
-            if not _appears(mark):
+            if not appears(mark, _VISIBLE_SECONDS):
                 raise ValueError(
                     f"output_dir: rank {ranks.rank()} on {host_name()} does not see in {folder.resolve()} what rank 0 "
                     "writes there; name a folder that all hosts share"
@@ -81,17 +80,6 @@ def require_shared_folder(folder: Path) -> None:
     finally:
         if ranks.rank() == 0:
             mark.unlink(missing_ok=True)
-
-
-def _appears(path: Path) -> bool:
-    waited_until = time.monotonic() + _VISIBLE_SECONDS
-    while not path.exists():
-        if time.monotonic() > waited_until:
-            return False
-        time.sleep(0.2)
-        if path.parent.is_dir():
-            os.listdir(path.parent)  # asks the file server again; a lookup of the name alone may not
-    return True
 
 
 def require_same_choices(choices: dict[str, str]) -> None:
