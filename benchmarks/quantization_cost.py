@@ -161,7 +161,7 @@ def step_seconds(vocab_size: int, rounds: int) -> dict[str, list[float]]:
 
 def final_loss(run: Path) -> float:
     """Mean training loss of the logged steps in the last fifth of a run."""
-    losses = [row["loss"] for row in RunFolder(str(run)).metrics_rows() if "loss" in row]
+    losses = [row["loss"] for row in RunFolder(run).metrics_rows() if "loss" in row]
     return round(statistics.fmean(losses[-max(1, len(losses) // 5) :]), 4)
 
 

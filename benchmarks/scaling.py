@@ -95,7 +95,7 @@ def _measure(ranks: int, options: argparse.Namespace) -> dict[str, Any]:
             "train.checkpoint_every=0",
         ]
         reports = _run_ranks(ranks, folder, overrides)
-        metrics = RunFolder(str(folder / "run")).metrics_rows()
+        metrics = RunFolder(folder / "run").metrics_rows()
     first, last = (row for row in metrics if "loss" in row)
     seconds = last["elapsed_seconds"] - first["elapsed_seconds"]
     row: dict[str, Any] = {

@@ -174,7 +174,7 @@ def pretrain_tokens_per_second(data: Path, teacher: Path, output: Path, steps: i
     launch = on_this_machine({**os.environ, "RANKS": str(ranks)})
     command = launch.command("dwt_ds.pretrain", ["paper_weak", *(f"{key}={value}" for key, value in settings.items())])
     subprocess.run(command, env=launch.environment, check=True, stdout=subprocess.DEVNULL)
-    rows = RunFolder(str(output)).metrics_rows()
+    rows = RunFolder(output).metrics_rows()
     first = next(row for row in rows if row["step"] == warm_up)
     last = next(row for row in reversed(rows) if "loss" in row)
     shutil.rmtree(output)

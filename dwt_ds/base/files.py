@@ -210,10 +210,15 @@ def find_file(name: str, packaged: Mapping[str, Path], what: str) -> Path:
     return packaged[name]
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object to a JSON file atomically."""
-    with atomic_file(path) as file:
-        file.write(json_text(content).encode())
+    write_text(path, json_text(content))
 
 
 def read_json(path: Path) -> dict[str, Any]:

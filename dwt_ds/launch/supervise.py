@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from dwt_ds.base.files import atomic_file, make_folder
+from dwt_ds.base.files import make_folder, write_text
 from dwt_ds.base.locks import current_writer
 from dwt_ds.launch.local import Launch
 from dwt_ds.run.folder import RunFolder
@@ -113,8 +113,7 @@ def _request_stop(folder: Path, launch: str) -> None:
     if _requested(folder) == launch:
         (folder / STOP_FILE).touch()
         return
-    with atomic_file(folder / STOP_FILE) as file:
-        file.write(launch.encode())
+    write_text(folder / STOP_FILE, launch)
 
 
 def _requested(folder: Path) -> str | None:

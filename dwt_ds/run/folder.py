@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.base.files import atomic_file, check_replaceable, make_folder, read_json, whole_lines, write_json
+from dwt_ds.base.files import check_replaceable, make_folder, read_json, whole_lines, write_json, write_text
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.run_files import CHECKPOINTS, COMPLETE, DS_JSON, EXPORT, IDENTITY, METRICS, RECIPE, SKIPPED, TOKENIZER
 from dwt_ds.base.words import shorten
@@ -25,7 +25,7 @@ _WRITTEN = "written"
 class RunFolder:
     """Paths and files of one run. Every rank may read, rank 0 alone writes."""
 
-    def __init__(self, output_dir: str) -> None:
+    def __init__(self, output_dir: str | Path) -> None:
         self.path = Path(output_dir).expanduser()
         self.checkpoints = self.path / CHECKPOINTS
         self.export = self.path / EXPORT
@@ -110,7 +110,7 @@ class RunFolder:
         written = {name: self._hashes(name, text) for name, text in texts.items()}
         write_json(self.path / IDENTITY, {**identity, _WRITTEN: written})
         for name, text in texts.items():
-            self._write(name, text)
+            write_text(self.path / name, text)
 
     def _hashes(self, name: str, text: str) -> list[str]:
         file = self.path / name
@@ -131,7 +131,7 @@ class RunFolder:
 
     def finish(self, steps: int) -> None:
         """Mark the run as complete."""
-        self._write(COMPLETE, json.dumps({"steps": steps}) + "\n")
+        write_text(self.path / COMPLETE, json.dumps({"steps": steps}) + "\n")
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one object to metrics.jsonl; NaN and infinity, which JSON does not know, become null.
@@ -179,7 +179,7 @@ class RunFolder:
         for name in (METRICS, SKIPPED):
             kept = [line for line in whole_lines(self.path / name) if json.loads(line)["step"] <= step]
             if name == METRICS or (self.path / name).is_file():
-                self._write(name, "".join(kept))
+                write_text(self.path / name, "".join(kept))
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """A JSON object of this folder, None if the file is not there."""
@@ -192,10 +192,6 @@ class RunFolder:
                 f"output_dir={str(self.path)!r}: {name} is damaged; delete that file if this is the same run, "
                 "or choose another output_dir"
             ) from None
-
-    def _write(self, name: str, text: str) -> None:
-        with atomic_file(self.path / name) as file:
-            file.write(text.encode())
 
 
 def _sha256(content: bytes) -> str:

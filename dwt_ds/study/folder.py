@@ -60,7 +60,7 @@ class StudyFolder:
         self.path = path
 
     def run(self, name: str) -> RunFolder:
-        return RunFolder(str(self.path / name))
+        return RunFolder(self.path / name)
 
     def log(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"

@@ -229,7 +229,7 @@ class RunRecord:
 
     @cached_property
     def _folder(self) -> RunFolder:
-        return RunFolder(str(self.path))
+        return RunFolder(self.path)
 
 
 def _known(loss: float | None) -> float:

@@ -55,7 +55,7 @@ def observe(path: Path) -> Observation:
     Raises:
         ValueError, OSError: it is not the folder of a run, or cannot be read.
     """
-    folder = RunFolder(str(path))
+    folder = RunFolder(path)
     if not (folder.path / RECIPE).is_file():
         raise ValueError(f"{path}: holds no run (config.yaml); give the output_dir of one that has started")
     config, ds_values = read_yaml(folder.path / RECIPE, "settings"), read_json(folder.path / DS_JSON)

@@ -41,7 +41,7 @@ def shell(script: str, hosts: int = 1, launcher: str = "none") -> Launch:
 def test_the_exit_code_is_the_runs_and_not_the_launchers_word(
     before: str, during: str, launchers_code: int, code: int, tmp_path: Path
 ) -> None:
-    folder = RunFolder(str(tmp_path / "run"))
+    folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     mark = folder.path / "complete.json"
     folder.finish(4)
@@ -54,11 +54,11 @@ def test_the_exit_code_is_the_runs_and_not_the_launchers_word(
 
 
 def test_a_killed_launcher_is_a_run_that_stopped(tmp_path: Path) -> None:
-    assert supervise.watch(shell("kill -9 $$"), [], RunFolder(str(tmp_path))) == supervise.STOPPED
+    assert supervise.watch(shell("kill -9 $$"), [], RunFolder(tmp_path)) == supervise.STOPPED
 
 
 def test_a_signal_becomes_a_request_in_the_runs_folder(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path / "run"))
+    folder = RunFolder(tmp_path / "run")
     asks = f"kill -TERM {os.getpid()}; until [ -e {folder.path / STOP_FILE} ]; do sleep 0.05; done; exit 3"
     assert supervise.watch(shell(asks), [], folder) == 3
     assert not (folder.path / STOP_FILE).exists()
@@ -66,7 +66,7 @@ def test_a_signal_becomes_a_request_in_the_runs_folder(tmp_path: Path) -> None:
 
 def test_of_two_launches_in_a_folder_a_signal_stops_its_own(tmp_path: Path) -> None:
     """Both started at once, neither has written there yet."""
-    folder, stop = RunFolder(str(tmp_path / "run")), tmp_path / "run" / STOP_FILE
+    folder, stop = RunFolder(tmp_path / "run"), tmp_path / "run" / STOP_FILE
     # Its rank tells that it saw the request; the other launch's saw the same file.
     rank = (
         "import sys, time; from pathlib import Path; from dwt_ds.run.stop import StopRequest\n"
@@ -106,7 +106,7 @@ exit {code}
 def test_a_host_lost_before_the_ranks_met_ends_the_launch(
     launchers_code: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = RunFolder(str(tmp_path / "run"))
+    folder = RunFolder(tmp_path / "run")
     launch = pdsh_stand_in(tmp_path, PDSH.format(folder=tmp_path, stop=folder.path / STOP_FILE, code=launchers_code))
     monkeypatch.setattr(supervise, "_HOST_SECONDS", 1.0)
     assert supervise.watch(launch, [], folder) == code
@@ -116,7 +116,7 @@ def test_a_host_lost_before_the_ranks_met_ends_the_launch(
 def test_a_host_that_ends_after_the_ranks_met_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = RunFolder(str(tmp_path / "run"))
+    folder = RunFolder(tmp_path / "run")
     rank_0 = (
         "import sys, time; from pathlib import Path; from dwt_ds.base.locks import FolderLock\n"
         "with FolderLock(Path(sys.argv[1]), 'output_dir'): time.sleep(3)"

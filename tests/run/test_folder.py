@@ -14,6 +14,7 @@ from unittest.mock import ANY
 import pytest
 import yaml
 
+from dwt_ds.base.files import write_text
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.plan.settings import corpus_of
@@ -24,7 +25,7 @@ IDENTITY: dict[str, Any] = {"data": "a" * 64, "tokenizer": "b" * 64, "student": 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    run = RunFolder(str(tmp_path / "runs" / "one"))
+    run = RunFolder(tmp_path / "runs" / "one")
     run.begin(IDENTITY, {"seed": 1, "data": {"dir": "d"}}, {"train_batch_size": 8})
     return run
 
@@ -48,7 +49,7 @@ def test_the_folder_is_private_to_its_owner(folder: RunFolder) -> None:
 
 
 def test_the_same_run_may_begin_again(folder: RunFolder) -> None:
-    again = RunFolder(str(folder.path))
+    again = RunFolder(folder.path)
     again.check_identity(IDENTITY)
     again.begin(IDENTITY, {"seed": 2}, {})
     assert yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8")) == {"seed": 2}
@@ -91,23 +92,23 @@ def test_a_damaged_mark_is_reported_with_its_file(folder: RunFolder, content: by
 
 
 def test_a_folder_that_is_not_there_or_holds_no_run_is_fine(tmp_path: Path) -> None:
-    RunFolder(str(tmp_path / "none")).check_identity(IDENTITY)
-    RunFolder(str(tmp_path)).check_identity(IDENTITY)
+    RunFolder(tmp_path / "none").check_identity(IDENTITY)
+    RunFolder(tmp_path).check_identity(IDENTITY)
 
 
 def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(ValueError, match="is a file; name a folder"):
-        RunFolder(str(tmp_path / "file")).check_identity(IDENTITY)
+        RunFolder(tmp_path / "file").check_identity(IDENTITY)
     with pytest.raises(ValueError, match="is a file; name a folder"):
-        RunFolder(str(tmp_path / "file" / "below")).check_identity(IDENTITY)
+        RunFolder(tmp_path / "file" / "below").check_identity(IDENTITY)
 
 
 def test_a_finished_run_says_how_long_it_was(folder: RunFolder) -> None:
     assert folder.finished_steps() == 0
     folder.finish(12)
     assert folder.finished_steps() == 12
-    assert RunFolder(str(folder.path)).finished_steps() == 12
+    assert RunFolder(folder.path).finished_steps() == 12
     folder.finish(20)
     assert folder.finished_steps() == 20
 
@@ -173,7 +174,7 @@ def test_metrics_wait_while_the_disk_is_full(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
     try:
-        folder = RunFolder(str(tmp_path))
+        folder = RunFolder(tmp_path)
         folder.add_metrics({"step": 1})
         filler = tmp_path / "filler"
         with suppress(OSError), open(filler, "wb", buffering=0) as handle:
@@ -191,7 +192,7 @@ def test_metrics_wait_while_the_disk_is_full(tmp_path: Path) -> None:
 
 
 def test_a_resume_cuts_the_skipped_steps_back_too(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path))
+    folder = RunFolder(tmp_path)
     for step in (3, 5, 8):
         folder.add_skip({"step": step, "rows": 4})
     with open(tmp_path / "skipped.jsonl", "a", encoding="utf-8") as file:
@@ -224,7 +225,7 @@ def test_a_file_that_no_run_wrote_is_never_written_over(name: str, tmp_path: Pat
     file.parent.mkdir(parents=True)
     file.write_text(THEIRS[name], encoding="utf-8")
     with pytest.raises(ValueError, match="which no run wrote there") as caught:
-        RunFolder(str(tmp_path / "run")).check_contents()
+        RunFolder(tmp_path / "run").check_contents()
     assert f"the run would replace {name.partition('/')[0]}," in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -245,15 +246,13 @@ def test_a_runs_own_file_is_written_again_unless_somebody_changed_it(folder: Run
 def test_a_kill_between_the_files_of_a_start_blocks_no_restart(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = RunFolder._write
-
-    def killed_at(self: RunFolder, name: str, text: str) -> None:
-        if name == "config.yaml":
+    def killed_at(path: Path, text: str) -> None:
+        if path.name == "config.yaml":
             raise KeyboardInterrupt
-        write(self, name, text)
+        write_text(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "_write", killed_at)
+        patched.setattr("dwt_ds.run.folder.write_text", killed_at)
         with pytest.raises(KeyboardInterrupt):
             folder.begin(IDENTITY, {"seed": 2}, {"train_batch_size": 16})
     folder.check_contents()
@@ -271,7 +270,7 @@ def test_links_in_the_folder_are_written_through(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for name in ("checkpoints", "export"):
         (tmp_path / "run" / name).symlink_to(tmp_path / "scratch" / name)
-    folder = RunFolder(str(tmp_path / "link"))
+    folder = RunFolder(tmp_path / "link")
     folder.path.symlink_to("run")
     folder.check_contents()
     folder.begin(IDENTITY, {}, {})

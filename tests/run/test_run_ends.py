@@ -153,7 +153,7 @@ def test_a_crash_in_the_last_evaluation_costs_only_that(train: Train, tiny_recip
         (4, True),
     ]
     assert (run / "export" / "model.safetensors").is_file()
-    assert RunFolder(str(run)).finished_steps() == 4
+    assert RunFolder(run).finished_steps() == 4
 
 
 @pytest.mark.parametrize(

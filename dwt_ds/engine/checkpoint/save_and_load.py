@@ -25,7 +25,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.checkpoint import ds_to_universal
 
-from dwt_ds.base.files import MANIFEST, atomic_file, file_facts, plain_name, read_manifest, sync_folder, write_manifest
+from dwt_ds.base.files import MANIFEST, file_facts, plain_name, read_manifest, sync_folder, write_manifest, write_text
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState, complete_checkpoints
 from dwt_ds.engine.checkpoint.optimizer_settings import keep_optimizer_settings
 from dwt_ds.engine.checkpoint.weights import master_names
@@ -178,8 +178,7 @@ def _commit(folder: Path, temporary: Path, name: str, state: RunState, facts: Ru
 
 def point_to(checkpoint: Path) -> None:
     """Make `checkpoint` the one that the pointer names."""
-    with atomic_file(checkpoint.parent / POINTER) as file:
-        file.write(f"{checkpoint.name}\n".encode())
+    write_text(checkpoint.parent / POINTER, f"{checkpoint.name}\n")
 
 
 def _delete_old(folder: Path, saved: int, retention: Retention) -> None:
