@@ -52,9 +52,10 @@ def json_texts(lines: Iterable[str], form: TextForm, source: str, counts: Source
         record = _parsed(line)
         columns = list(record) if isinstance(record, dict) else columns
         text = record.get(form.column) if isinstance(record, dict) else None
-        if isinstance(text, str) and not _is_encodable(text):  # half of an escaped surrogate pair
-            text = text.encode("utf-8", errors="replace").decode()
-            counts.invalid_utf8 += 1
+        if isinstance(text, str):
+            whole = text.encode(errors="replace").decode()  # without halves of escaped surrogate pairs
+            counts.invalid_utf8 += whole != text
+            text = whole
         yield text
     if columns is not None and counts.documents == 0:
         form.check_column(source, columns)
@@ -66,14 +67,6 @@ def _parsed(line: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def column_texts(

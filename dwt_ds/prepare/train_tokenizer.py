@@ -13,6 +13,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -59,9 +60,7 @@ def train_tokenizer(
     Accents are dropped with the capitals, unless the text needs them. Raises ValueError if `vocab_size` is too small.
     """
     lines = [line for text in texts for line in text.split("\n")]
-    characters: Counter[str] = Counter()
-    for line in lines:
-        characters.update(line)
+    characters = Counter(chain.from_iterable(lines))
     treatment = case_and_accents.of_text(characters, wishes, usually_cased=kind != "wordpiece")
     train: dict[str, Callable[[Sequence[str], int, Treatment], PreTrainedTokenizerFast]] = {
         "wordpiece": _train_wordpiece,
@@ -86,9 +85,7 @@ def _train_wordpiece(lines: Sequence[str], vocab_size: int, treatment: Treatment
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = bert_normalizer(treatment)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words: Counter[str] = Counter()
-    for line in lines:
-        words.update(tokenizer.normalizer.normalize_str(line).split())
+    words = Counter(word for line in lines for word in tokenizer.normalizer.normalize_str(line).split())
     # The trainer numbers single characters in the order of a hash map, and breaks ties between merges by these numbers.
     # Listing the characters beforehand makes two runs agree.
     characters, alphabet = _wordpiece_characters(words, vocab_size)
@@ -141,9 +138,7 @@ def _train_bpe(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> P
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     check_size(vocab_size, len(special) + len(alphabet), "the special tokens and the 256 bytes")
     tokenizer = Tokenizer(models.BPE())
-    normalizer = normalizer_of(treatment)
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
+    tokenizer.normalizer = normalizer_of(treatment)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_BPE_WORDS), "isolated"),
@@ -172,13 +167,11 @@ def _train_characters(lines: Sequence[str], vocab_size: int, treatment: Treatmen
     special = list(dict.fromkeys(ESM_SPECIAL_TOKENS.values()))
     check_size(vocab_size, len(special), "the special tokens")
     normalizer = normalizer_of(treatment)
-    counts: Counter[str] = Counter()
-    for line in lines:
-        counts.update(normalizer.normalize_str(line) if normalizer is not None else line)
+    normalized = map(normalizer.normalize_str, lines) if normalizer is not None else lines
+    counts = Counter(chain.from_iterable(normalized))
     entries = special + sorted(most_frequent_first(counts)[: vocab_size - len(special)])
     tokenizer = Tokenizer(models.WordLevel({entry: n for n, entry in enumerate(entries)}, unk_token="<unk>"))
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     set_frame(tokenizer, ("<cls>", "<eos>"), single="<cls> $A <eos>", pair="<cls> $A <eos> $B <eos>")

@@ -58,8 +58,7 @@ def train_unigram(
     vocabulary = [(entry, never) for entry in special + _BYTES]
     vocabulary += sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=special.index("<unk>"), byte_fallback=True))
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
     tokenizer.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")]
