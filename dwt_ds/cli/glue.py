@@ -13,6 +13,7 @@ import os
 import sys
 
 from dwt_ds.base.processes import home_path
+from dwt_ds.cli.options import options_of
 from dwt_ds.glue.options import FineTuning, GlueOptions, check_packages
 from dwt_ds.glue.tasks import SEVEN, TASKS
 
@@ -78,24 +79,8 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.glue.run import score_checkpoint
     from dwt_ds.glue.scores import table
 
-    settings = FineTuning(
-        learning_rate=args.learning_rate,
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        max_length=args.max_length,
-        max_train_rows=args.max_train_rows,
-        max_steps=args.max_steps,
-        precision=args.precision,
-        quantize=args.quantize,
-    )
-    options = GlueOptions(
-        model=args.model,
-        out=args.out,
-        glue_dir=args.glue_dir,
-        tasks=tuple(name for name in args.tasks.split(",") if name.strip()),
-        seeds=args.seeds,
-        settings=settings,
-    )
+    given = options_of(GlueOptions, args) | {"tasks": tuple(name for name in args.tasks.split(",") if name.strip())}
+    options = GlueOptions(**given, settings=FineTuning(**options_of(FineTuning, args)))
     try:
         results = score_checkpoint(options)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from dwt_ds.base.processes import home_path
+from dwt_ds.cli.options import options_of
 
 if TYPE_CHECKING:
     from dwt_ds.prepare.options import PrepareOptions
@@ -173,27 +174,8 @@ def prepare_options(args: argparse.Namespace) -> PrepareOptions:
     sources += [HubDataset.parse(name, args.streaming, form) for name in args.dataset]
     if args.docs:
         sources.append(InstalledDocumentation(workers=args.workers))
-    return PrepareOptions(
-        sources=sources,
-        out=args.out,
-        tokenizer=args.tokenizer,
-        train_tokenizer=args.train_tokenizer,
-        kind=args.kind,
-        cased=args.cased,
-        keep_accents=args.keep_accents,
-        seq_len=args.seq_len,
-        every=args.every,
-        one_sentence_per_row=args.one_sentence_per_row,
-        join_documents=not args.keep_documents_apart,
-        min_chars=args.min_chars,
-        max_chars=args.max_chars,
-        drop_long=args.drop_long,
-        allow_unknown=args.allow_unknown,
-        keep_duplicates=args.keep_duplicates,
-        validation=args.validation,
-        seed=args.seed,
-        workers=args.workers,
-    )
+    given = options_of(PrepareOptions, args)
+    return PrepareOptions(**given, sources=sources, join_documents=not args.keep_documents_apart)
 
 
 def _cores() -> int:

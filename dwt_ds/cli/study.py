@@ -11,6 +11,7 @@ import argparse
 
 from dwt_ds.base.processes import home_path
 from dwt_ds.base.words import table
+from dwt_ds.cli.options import options_of
 from dwt_ds.study.grid import SCALES, grid_questions
 
 
@@ -65,17 +66,8 @@ def main(args: argparse.Namespace) -> int:
     for name, number in (("--ranks", args.ranks), ("--at-once", args.at_once)):
         if number is not None and number < 1:
             raise ValueError(f"{name} {number}: must be at least 1")
-    options = StudyOptions(
-        grid=args.grid,
-        scale=args.scale,
-        out=args.out,
-        seeds=_seeds(args.seeds),
-        ranks=args.ranks,
-        at_once=args.at_once,
-        gpu=args.gpu,
-        glue=args.glue,
-        overrides=tuple(args.overrides),
-    )
+    given = options_of(StudyOptions, args)
+    options = StudyOptions(**given | {"seeds": _seeds(args.seeds), "overrides": tuple(args.overrides)})
     return run_study(options, dry_run=args.dry_run)
 
 
