@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.runs import completed, rows_of
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from dwt_ds.base.files import read_manifest
@@ -129,13 +130,13 @@ def teacher_of_frequencies(tiny_teacher: Path, tiny_text: Path, tmp_path: Path) 
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     return [{key: row[key] for key in ("step", "loss", "soft_weight") if key in row} for row in rows]
 
 
 def weights_by_hand(run: Path) -> list[float]:
     """After each step of `run`, by the projection, from what it logged of its labelled tokens."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     newest = max((run / "checkpoints").glob("step_*"))
     teacher_loss = read_manifest(newest)["state"]["teacher_loss"]
     hard = soft = 0.0
@@ -180,7 +181,6 @@ def test_all_ranks_have_it_a_run_logs_it_and_a_resume_continues_exactly(
         file.unlink()
     newest.rmdir()
     before = logged(resumed)
-    code, output = train(2, [*settings, f"output_dir={resumed}"])
-    assert code == 0, output
+    output = completed(train(2, [*settings, f"output_dir={resumed}"]))
     assert "resuming from" in output
     assert logged(resumed) == before

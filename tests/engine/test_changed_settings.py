@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness.ranks import Train
+from harness.runs import completed
 
 CASES = [f"{precision} ZeRO-{stage}" for precision in ("fp32", "fp16") for stage in range(4)] + ["bf16 ZeRO-0"]
 CASES += ["fp16 ZeRO-0 static", "fp16 ZeRO-2 static", "fp32 ZeRO-1 re-sharded", "fp16 ZeRO-2 re-sharded"]
@@ -17,8 +18,7 @@ OFFLOADED = ["fp32 ZeRO-2 offload", "bf16 ZeRO-3 offload", "fp32 ZeRO-2 later", 
 def test_a_resume_takes_the_settings_of_its_start(cases: list[str], train: Train, tmp_path: Path) -> None:
     """Offloading compiles DeepSpeed's CPU Adam, which takes minutes."""
     program = [str(Path(__file__).with_name("settings_ranks.py"))]
-    code, output = train(1, [str(tmp_path), *cases], program=program)
-    assert code == 0, output
+    output = completed(train(1, [str(tmp_path), *cases], program=program))
     problems = dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
     assert problems.keys() == set(cases)
     failed = [f"{case}: {problem}" for case, problem in problems.items() if problem]

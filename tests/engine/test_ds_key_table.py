@@ -12,6 +12,7 @@ import pytest
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from harness.key_cases import cases, on_nvme
 from harness.ranks import Train
+from harness.runs import completed, rows_of
 from pydantic import BaseModel
 
 from dwt_ds.engine.ds_json import keys as ds_keys
@@ -98,9 +99,8 @@ def test_a_run_under_auto_cast_is_that_without(train: Train, tiny_recipe: Path, 
     losses = []
     for value in ("true", "false"):
         settings = [str(tiny_recipe), f"output_dir={tmp_path / value}", f"deepspeed.fp16.auto_cast={value}"]
-        code, output = train(1, [*settings, "deepspeed_config=zero2_fp16"], program=["-c", IN_FP16])
-        assert code == 0, output
-        rows = [json.loads(line) for line in (tmp_path / value / "metrics.jsonl").read_text().splitlines()]
+        completed(train(1, [*settings, "deepspeed_config=zero2_fp16"], program=["-c", IN_FP16]))
+        rows = rows_of(tmp_path / value)
         losses.append([row["loss"] for row in rows if "loss" in row])
     assert losses[0] == losses[1]
 
@@ -115,8 +115,7 @@ def test_two_ranks_train_save_skip_and_resume_as_plain_adamw_would(nvme: bool, t
     tried = {name: case for name, case in CASES.items() if on_nvme(case) == nvme}
     (tmp_path / "cases.json").write_text(json.dumps(tried), encoding="utf-8")
     program = [str(Path(__file__).with_name("key_ranks.py"))]
-    code, output = train(2, [str(tmp_path / "cases.json"), str(tmp_path)], program=program, seconds=1200)
-    assert code == 0, output
+    output = completed(train(2, [str(tmp_path / "cases.json"), str(tmp_path)], program=program, seconds=1200))
     problems = dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
     assert problems.keys() == tried.keys()
     failed = {name: found for name, found in problems.items() if found}

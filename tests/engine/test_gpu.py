@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from harness.ranks import TESTS
+from harness.runs import completed, rows_of
 from safetensors.torch import load_file
 
 Launch = Callable[..., tuple[int, str]]
@@ -62,7 +63,7 @@ def losses_by_value(recipe: Path, folder: Path, values: str, *overrides: str) ->
 
 
 def logged(run: Path) -> dict[int, dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     return {row["step"]: row for row in rows if "loss" in row}
 
 
@@ -80,8 +81,7 @@ def test_injected_kernels_are_tried_and_the_run_says_what_was_found(
 ) -> None:
     """By a run of its own, since nvcc compiles them for minutes at the first use."""
     settings = [f"output_dir={tmp_path}", "deepspeed_config=zero2_bf16", "teacher.kernel_inject=auto", COMPILE_OFF]
-    code, text = launch(1, [str(tiny_recipe), *settings], environment=ON_GPU, timeout_seconds=300)
-    assert code == 0, text
+    text = completed(launch(1, [str(tiny_recipe), *settings], environment=ON_GPU, timeout_seconds=300))
     assert "layers injected, which moved the logits by" in text or "kernels not injected (" in text
 
 
@@ -94,8 +94,7 @@ def test_fp16_skips_steps_that_are_not_finite_and_lowers_its_scale(
     settings += [SMALL_SCALE, COMPILE_OFF]
     fault = {"FAULT": "inf 0 3 4", "PYTHONPATH": path}
     arguments = {"module": "harness.faulty_pretrain", "environment": {**ON_GPU, **fault}, "timeout_seconds": 300}
-    code, text = launch(1, [str(tiny_recipe), *settings], **arguments)
-    assert code == 0, text
+    completed(launch(1, [str(tiny_recipe), *settings], **arguments))
     rows = logged(tmp_path)
     assert [rows[step]["skipped_steps"] for step in range(1, 7)] == [0, 0, 1, 2, 2, 2]
     assert rows[2]["loss_scale"] == 256

@@ -11,6 +11,7 @@ import pytest
 import torch
 from deepspeed.runtime import lr_schedules
 from harness.ranks import Train
+from harness.runs import completed, rows_of
 
 from dwt_ds.engine.learning_rate import LearningRate
 
@@ -181,9 +182,8 @@ def test_a_longer_run_takes_the_rates_of_its_length(train: Train, tiny_recipe: P
     """And logs those that it trained at; the first step after the resume is one of them."""
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.warmup_ratio=0", "train.learning_rate=0.01"]
     for steps in (2, 4):
-        code, output = train(1, [*settings, f"train.max_steps={steps}"])
-        assert code == 0, output
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        completed(train(1, [*settings, f"train.max_steps={steps}"]))
+    rows = rows_of(tmp_path)
     found = [row["learning_rate"] for row in rows if "loss" in row]
     assert found == pytest.approx([0.01, 0.005, 0.005, 0.0025])
 
@@ -194,9 +194,8 @@ def test_a_longer_run_decays_later_and_a_tied_weight_with_it(train: Train, tiny_
     weight = "distill.soft_weight={schedule: learning_rate, start: 4, end: 1}"
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.warmup_ratio=0", "train.learning_rate=0.01"]
     for steps in (2, 6):
-        code, output = train(1, [*settings, *schedule, weight, f"train.max_steps={steps}"])
-        assert code == 0, output
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        completed(train(1, [*settings, *schedule, weight, f"train.max_steps={steps}"]))
+    rows = rows_of(tmp_path)
     shares = [1, 1 / 2, 1, 3 / 4, 2 / 4, 1 / 4]
     found = [(row["learning_rate"], row["soft_weight"]) for row in rows if "loss" in row]
     assert found == [pytest.approx((0.01 * share, 1 + 3 * share)) for share in shares]

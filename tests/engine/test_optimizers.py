@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.runs import completed
 from torch import nn
 
 from dwt_ds.config.recipe import load_recipe
@@ -210,15 +211,13 @@ class TestLamb:
         small += ["train.micro_batch_size=2", "train.gradient_accumulation_steps=3", "train.max_steps=4"]
         small += [f"data.dir={tiny_data}", f"teacher.path={tiny_teacher}", f"output_dir={tmp_path}"]
         small += ["train.checkpoint_every=2", "train.log_every=1"]
-        code, output = train(2, ["paper_lamb", *small])
-        assert code == 0, output
+        completed(train(2, ["paper_lamb", *small]))
         rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
         straight = [(row["step"], row["loss"]) for row in map(json.loads, rows) if "loss" in row]
         assert len(straight) == 4
         (tmp_path / "complete.json").unlink()
         shutil.rmtree(tmp_path / "checkpoints" / "step_00000004")
-        code, output = train(2, ["paper_lamb", *small])
-        assert code == 0, output
+        completed(train(2, ["paper_lamb", *small]))
         rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert [(row["step"], row["loss"]) for row in map(json.loads, rows) if "loss" in row] == straight
 

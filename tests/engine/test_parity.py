@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from harness.runs import completed, rows_of
 from transformers import AutoModelForMaskedLM
 
 from dwt_ds.cli.main import main
@@ -42,10 +42,9 @@ SETTINGS = [
 
 def run(train: Train, ranks: int, recipe: Path, output: Path, *overrides: str) -> list[dict[str, Any]]:
     """Rows of the metrics; what it said is in the file `said`."""
-    code, text = train(ranks, [str(recipe), f"output_dir={output}", *SETTINGS, *overrides])
-    assert code == 0, text
+    text = completed(train(ranks, [str(recipe), f"output_dir={output}", *SETTINGS, *overrides]))
     (output / "said").write_text(text)
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return rows_of(output)
 
 
 def losses(rows: list[dict[str, Any]], key: str = "loss") -> list[float]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness.ranks import Run, Start, Train
+from harness.runs import completed, untimed_rows
 from safetensors.torch import load_file
 
 # Many more than a run takes between its first checkpoint and its death.
@@ -57,12 +56,6 @@ ranks.stop_ranks()
 """
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share", "mfu", "mfu_student")
-    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
-
-
 def kill_after_checkpoint(start_ranks: Start, ranks: int, arguments: list[str], output: Path) -> int:
     """Start a run, SIGKILL all of its ranks once a checkpoint stands; the step of the newest then."""
     started = start_ranks([["-m", "dwt_ds.pretrain", *arguments]] * ranks)
@@ -80,16 +73,14 @@ def test_a_killed_run_resumes_bit_identically(
     ranks: int, workers: int, train: Train, start_ranks: Start, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """Also if batches come from other processes than those of the run that nothing happened to."""
-    code, output = train(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'straight'}", *SETTINGS])
-    assert code == 0, output
+    completed(train(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'straight'}", *SETTINGS]))
     arguments = [str(tiny_recipe), f"output_dir={tmp_path / 'killed'}", *SETTINGS, f"data.workers={workers}"]
     step = kill_after_checkpoint(start_ranks, ranks, arguments, tmp_path / "killed")
     assert 4 <= step < STEPS, "killed too late to show anything"
 
-    code, output = train(ranks, arguments)
-    assert code == 0, output
+    output = completed(train(ranks, arguments))
     assert "resuming from" in output
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")
+    assert untimed_rows(tmp_path / "killed") == untimed_rows(tmp_path / "straight")
     straight = load_file(tmp_path / "straight" / "export" / "model.safetensors")
     killed = load_file(tmp_path / "killed" / "export" / "model.safetensors")
     assert straight.keys() == killed.keys()
@@ -122,8 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over(train: Train, tiny_recipe: Path, tm
     shard.write_bytes(content)
     (tmp_path / "complete.json").unlink()
 
-    code, output = train(1, arguments)
-    assert code == 0, output
+    output = completed(train(1, arguments))
     assert f"step_00000004/{shard.name}: the contents have changed" in output
     assert "resuming from" in output
     assert "step_00000002 at step 2" in output

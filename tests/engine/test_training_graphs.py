@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from engine.replaying_pretrain import Repeater, Repetition
+from harness.runs import completed, rows_of
 from torch import nn
 
 from dwt_ds.data.batches import Batch
@@ -25,7 +26,7 @@ COMMON = ["train.max_steps=8", "train.eval_every=3", "train.gradient_accumulatio
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     keys = ("step", "loss", "hard_loss", "soft_loss", "grad_norm", "eval_hard_loss")
     return [{key: row[key] for key in keys if key in row} for row in rows]
 
@@ -45,8 +46,7 @@ def test_a_run_that_replays_its_passes_is_the_run(
     runs = {}
     for mode in ("off", "auto"):
         arguments = [str(tiny_recipe), f"output_dir={tmp_path / mode}", *COMMON, *settings, f"train.cuda_graphs={mode}"]
-        code, output = train(ranks, arguments, program=[REPLAYING])
-        assert code == 0, output
+        output = completed(train(ranks, arguments, program=[REPLAYING]))
         runs[mode] = logged(tmp_path / mode)
         replays = json.loads(re.findall(r"replays (\[.*\])", output)[-1])
         assert (max(replays, default=0) > 8) == (mode == "auto"), output

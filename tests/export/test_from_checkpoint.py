@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.runs import completed, rows_of
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -26,7 +26,7 @@ def held_out_loss(export: Path) -> str:
 
 
 def last_evaluation(run: Path) -> str:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     return str(round(rows[-1]["eval_hard_loss"], 4))
 
 
@@ -48,8 +48,7 @@ def umask() -> int:
 def test_the_export_of_a_checkpoint_is_the_runs(config: str, train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run[12] #2 'ü'"
     settings = [f"output_dir={run}", "train.max_steps=2", f"deepspeed_config={config}"]
-    code, output = train(2, [str(tiny_recipe), *settings])
-    assert code == 0, output
+    completed(train(2, [str(tiny_recipe), *settings]))
     # DeepSpeed takes the name for a pattern, which this other run's folder matches.
     beside = shutil.copytree(run, tmp_path / "run1 #2 'ü'")
     for shard in (beside / "checkpoints").rglob("*.pt"):
@@ -69,8 +68,7 @@ def test_the_export_of_a_checkpoint_is_the_runs(config: str, train: Train, tiny_
     # The last export was not written: it is written by the next start, which evaluates nothing anew.
     shutil.rmtree(run / "export")
     (run / "complete.json").unlink()
-    code, output = train(2, [str(tiny_recipe), *settings])
-    assert code == 0, output
+    completed(train(2, [str(tiny_recipe), *settings]))
     assert held_out_loss(run / "export") == last_evaluation(run)
 
     with pytest.raises(ValueError, match="export: is not a checkpoint; name a run, or a folder in its checkpoints/$"):

@@ -1,4 +1,4 @@
-"""Folders of runs: as they were at an earlier checkpoint, and written without a run."""
+"""Folders of runs: read, as they were at an earlier checkpoint, and written without a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,24 @@ import yaml
 
 from dwt_ds.study.costs import work_per_token
 from dwt_ds.study.records import RunRecord
+
+
+def completed(ended: tuple[int, str]) -> str:
+    """The output of ranks, or of a launcher, that must have ended with 0."""
+    code, output = ended
+    assert code == 0, output
+    return output
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def untimed_rows(run: Path) -> list[dict[str, Any]]:
+    """The same without what depends on the machine's speed."""
+    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share", "mfu", "mfu_student")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows_of(run)]
 
 
 def back_to(step: int, run: Path, copy: Path, **state: Any) -> Path:

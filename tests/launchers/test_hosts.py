@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.runs import completed, untimed_rows
 
 from dwt_ds import __version__
 from dwt_ds.base.processes import own_command
@@ -34,12 +35,6 @@ COLLECTIVE_SECONDS = 20.0
 # What is left then: ssh gives up a silent host after 4 x 15 s, the launcher waits 30 s for its ranks, and the ranks
 # of this small machine take their time to end.
 END_SECONDS = 150.0
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share", "mfu", "mfu_student")
-    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
 def hostfile(cluster: Any, slots: dict[int, int]) -> Path:
@@ -67,9 +62,8 @@ def on_one_host(
     def of_ranks(ranks: int) -> list[dict[str, Any]]:
         if ranks not in runs:
             output = tmp_path_factory.mktemp("one_host") / "run"
-            code, text = launch(ranks, [str(tiny_recipe), f"output_dir={output}", *SETTINGS])
-            assert code == 0, text
-            runs[ranks] = metrics(output)
+            completed(launch(ranks, [str(tiny_recipe), f"output_dir={output}", *SETTINGS]))
+            runs[ranks] = untimed_rows(output)
         return runs[ranks]
 
     return of_ranks
@@ -84,7 +78,7 @@ def test_hosts_train_as_one_host_with_as_many_ranks(
     assert done.returncode == 0, done.stdout
     assert f"{hosts} ranks on the CPU, ZeRO-2" in done.stdout
     assert "teacher: " in done.stdout
-    assert metrics(tmp_path / "run") == on_one_host(hosts)
+    assert untimed_rows(tmp_path / "run") == on_one_host(hosts)
 
 
 def test_a_host_with_another_package_or_torch_is_refused_with_a_table(
@@ -164,7 +158,7 @@ def test_a_lost_host_ends_the_run_which_resumes_on_the_others(
     for host in (2, 3):
         assert re.search(f"node-{host}: ssh exited with exit code [1-9]", text), text
         assert ranks_on(cluster, host) == "0", f"node-{host}\n{text}"
-    lost_at = metrics(output)[-1]["step"]
+    lost_at = untimed_rows(output)[-1]["step"]
     assert lost_at < 40, f"lost too late to show anything\n{text}"
 
     fewer = tmp_path / "fewer"
@@ -172,14 +166,14 @@ def test_a_lost_host_ends_the_run_which_resumes_on_the_others(
     done = run_on(cluster, {2: 2, 3: 2}, tiny_recipe, output, limit)
     assert done.returncode == 0, done.stdout
     assert "resuming from" in done.stdout
-    assert metrics(output) == on_one_host(4)
+    assert untimed_rows(output) == on_one_host(4)
 
     # With half the ranks, that takes two micro-batches a step: the same text, summed in another order.
     done = run_on(cluster, {2: 1, 3: 1}, tiny_recipe, fewer, limit, "train.gradient_accumulation_steps=2")
     assert done.returncode == 0, done.stdout
     assert "resuming from" in done.stdout
     whole = {row["step"]: row["loss"] for row in on_one_host(4) if "loss" in row}
-    ours = {row["step"]: row["loss"] for row in metrics(fewer) if "loss" in row}
+    ours = {row["step"]: row["loss"] for row in untimed_rows(fewer) if "loss" in row}
     assert ours.keys() == whole.keys()
     assert ours == pytest.approx(whole, rel=0.02)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from harness.ranks import Train
+from harness.runs import completed
 
 Measure = Callable[..., list[dict[str, Any]]]
 WORKER = Path(__file__).parents[2] / "benchmarks" / "measured_run.py"
@@ -21,8 +22,7 @@ def measure(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Measure:
     def run(ranks: int, recipe: str, *overrides: str) -> list[dict[str, Any]]:
         folder = tmp_path_factory.mktemp("measured")
         arguments = [str(folder / "report"), recipe, f"output_dir={folder / 'run'}", *overrides]
-        code, output = train(ranks, arguments, program=[str(WORKER)], seconds=500)
-        assert code == 0, output
+        completed(train(ranks, arguments, program=[str(WORKER)], seconds=500))
         return [json.loads((folder / f"report.{rank}").read_text()) for rank in range(ranks)]
 
     return run

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from harness.ranks import Train
+from harness.runs import completed, rows_of
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # each case compiles
@@ -33,18 +32,13 @@ CASES["ZeRO-3"] += [
 ]
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_exports_are_those_without(case: str, train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     for name in ("off", "layers"):
         settings = [f"output_dir={tmp_path / name}", f"train.compile={name}", *SETTINGS, *CASES[case]]
         ranks = 2 if case == "ZeRO-3" else 1
-        code, output = train(ranks, [str(tiny_recipe), *settings], seconds=300)
-        assert code == 0, output
-    plain, compiled = rows(tmp_path / "off"), rows(tmp_path / "layers")
+        completed(train(ranks, [str(tiny_recipe), *settings], seconds=300))
+    plain, compiled = rows_of(tmp_path / "off"), rows_of(tmp_path / "layers")
     assert len(plain) == len(compiled)
     for one, other in zip(plain, compiled):
         for key in ("loss", "hard_loss", "soft_loss", "eval_hard_loss"):
@@ -62,14 +56,12 @@ def test_a_resume_repeats_to_the_bit_with_dropout(train: Train, tiny_recipe: Pat
     settings = [str(tiny_recipe), "train.compile=layers", "train.checkpoint_every=3", "train.keep_last=9"]
     settings += ["student.dropout=0.1", "train.max_steps=6"]
     for name in ("straight", "twice"):
-        code, output = train(1, [*settings, f"output_dir={tmp_path / name}"], seconds=300)
-        assert code == 0, output
+        completed(train(1, [*settings, f"output_dir={tmp_path / name}"], seconds=300))
     # Back to the checkpoint of step 3.
     shutil.rmtree(tmp_path / "twice" / "checkpoints" / "step_00000006")
     (tmp_path / "twice" / "checkpoints" / "latest").write_text("step_00000003")
     (tmp_path / "twice" / "complete.json").unlink()
-    code, output = train(1, [*settings, f"output_dir={tmp_path / 'twice'}"], seconds=300)
-    assert code == 0, output
+    output = completed(train(1, [*settings, f"output_dir={tmp_path / 'twice'}"], seconds=300))
     assert "resuming from" in output
     exported = [load_file(tmp_path / name / "export" / "model.safetensors") for name in ("straight", "twice")]
     assert all(exported[1][key].equal(value) for key, value in exported[0].items())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.runs import back_to
+from harness.runs import back_to, completed, rows_of
 from harness.tiny import save_tiny_bert
 
 from dwt_ds.data.prepared import PreparedData
@@ -27,7 +26,7 @@ def books(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory, corpus_file
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     return [row for row in rows if any(key.startswith("eval_hard_loss") for key in row)]
 
 
@@ -46,8 +45,7 @@ def test_a_run_and_its_resume(
 
     def start(folder: Path, *more: str) -> str:
         monitor = f"deepspeed.csv_monitor.output_path={tmp_path}/csv_{folder.name}"
-        code, output = train(2, [*settings, monitor, f"output_dir={folder}", *more])
-        assert code == 0, output
+        output = completed(train(2, [*settings, monitor, f"output_dir={folder}", *more]))
         return output
 
     output = start(run, *sets)

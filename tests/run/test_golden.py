@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness.runs import completed, rows_of
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pretrain_20_steps.json"
 
@@ -24,9 +25,8 @@ def test_losses_of_20_steps(train: Callable[..., tuple[int, str]], tiny_recipe: 
         "distill.soft_weight={schedule: cosine, start: 4, end: 1}",
         "distill.temperature=2",
     ]
-    code, output = train(2, [str(tiny_recipe), f"output_dir={tmp_path}", *settings])
-    assert code == 0, output
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    completed(train(2, [str(tiny_recipe), f"output_dir={tmp_path}", *settings]))
+    rows = rows_of(tmp_path)
     found = {key: [row[key] for row in rows if key in row] for key in ("hard_loss", "soft_loss", "grad_norm")}
     found["eval_hard_loss"] = [row["eval_hard_loss"] for row in rows if "eval_hard_loss" in row]
     if os.environ.get("REWRITE_GOLDEN"):

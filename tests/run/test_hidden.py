@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness.runs import back_to
+from harness.runs import back_to, rows_of
 from safetensors import safe_open
 
 Train = Callable[..., tuple[int, str]]
@@ -18,10 +16,6 @@ SETTINGS = (
     *("train.keep_last=9", "distill.hidden_weight=0.5"),
     "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}",
 )
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses_of(run: Path) -> dict[tuple[int, str], float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.runs import completed, rows_of
 from safetensors.torch import load_file
 
 from dwt_ds.cli.main import main
@@ -29,7 +29,7 @@ NAMES = {
 
 
 def steps(run: Path) -> list[int]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     return [row["step"] for row in rows if "loss" in row]
 
 
@@ -45,8 +45,7 @@ def test_a_run_is_exported_and_resumed_in_a_folder_of_any_name(
     shutil.copytree(tiny_teacher, teacher)
     recipe = shutil.copy(tiny_recipe, tmp_path / name / "recipe.yaml")
     settings = [str(recipe), f"data.dir={data}", f"teacher.path={teacher}", f"output_dir={run}"]
-    code, output = train(1, [*settings, "train.max_steps=2", "seed=8"])
-    assert code == 0, output
+    completed(train(1, [*settings, "train.max_steps=2", "seed=8"]))
     shutil.copytree(run, beside)
     for shard in (beside / "checkpoints").rglob("*.pt"):
         shard.write_bytes(b"other weights")
@@ -55,8 +54,7 @@ def test_a_run_is_exported_and_resumed_in_a_folder_of_any_name(
     ours, runs = load_file(tmp_path / name / "out" / "model.safetensors"), load_file(run / "export/model.safetensors")
     assert all(ours[key].equal(runs[key]) for key in runs)
     for ranks, length in ((1, 3), (2, 4)):
-        code, output = train(ranks, [*settings, f"train.max_steps={length}", "seed=8"])
-        assert code == 0, output
+        output = completed(train(ranks, [*settings, f"train.max_steps={length}", "seed=8"]))
         assert f"resuming from {run}/checkpoints/step_0000000{length - 1} at step {length - 1}" in output
     assert steps(run) == [1, 2, 3, 4]
     assert not [finding.problems for finding in verify(run) if finding.problems]
@@ -72,8 +70,7 @@ def test_a_run_behind_links_writes_through_them_at_every_start(train: Train, tin
     for name in ("export", "checkpoints"):
         (run / name).symlink_to(scratch / name)
     for length in (2, 3):
-        code, output = train(1, [str(tiny_recipe), f"output_dir={run}", f"train.max_steps={length}"])
-        assert code == 0, output
+        completed(train(1, [str(tiny_recipe), f"output_dir={run}", f"train.max_steps={length}"]))
     assert run.is_symlink()
     for name in ("export", "checkpoints"):
         assert (run / name).is_symlink()
@@ -104,8 +101,7 @@ def test_the_second_of_two_runs_in_a_folder_is_refused_and_a_kill_frees_it(
     for process in first.processes:
         os.kill(process.pid, signal.SIGKILL)
     last = max(int(path.name[5:]) for path in (run / "checkpoints").glob("step_*[0-9]"))
-    code, output = train(2, [*settings, f"train.max_steps={last + 10}"])
-    assert code == 0, output
+    output = completed(train(2, [*settings, f"train.max_steps={last + 10}"]))
     assert "resuming from" in output
     assert steps(run)[-1] == last + 10
     assert not (run / ".writer").exists()
@@ -129,11 +125,10 @@ def test_a_recipe_in_the_runs_folder_is_refused_before_anything_is_written(
     assert (run / "config.yaml").read_bytes() == mine
 
     (run / "config.yaml").rename(run / "mine.yaml")
-    code, output = train(1, [str(run / "mine.yaml"), *settings[1:]])
-    assert code == 0, output
+    completed(train(1, [str(run / "mine.yaml"), *settings[1:]]))
     assert (run / "mine.yaml").read_bytes() == mine
-    code, output = train(1, [str(run / "config.yaml"), "train.max_steps=3"])  # what the run wrote gives that run again
-    assert code == 0, output
+    # What the run wrote gives that run again.
+    completed(train(1, [str(run / "config.yaml"), "train.max_steps=3"]))
     assert steps(run) == [1, 2, 3]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness.ranks import Train
+from harness.runs import completed, rows_of
 from transformers import AutoTokenizer, EsmForMaskedLM
 
 from dwt_ds.cli.main import main
@@ -76,9 +77,8 @@ def test_an_esm_trains_on_them_and_plain_transformers_loads_it(
         "train": {"max_steps": 2, "micro_batch_size": 4, "log_every": 1, "eval_every": 1, "learning_rate": 1e-2},
     }
     recipe.write_text(json.dumps(content))  # JSON is YAML
-    code, output = train(1, [str(recipe)])
-    assert code == 0, output
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    completed(train(1, [str(recipe)]))
+    rows = rows_of(tmp_path / "run")
     held_out = [row["eval_hard_loss"] for row in rows if "eval_hard_loss" in row]
     assert held_out[-1] < held_out[0]
 

@@ -6,10 +6,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from harness.runs import completed, untimed_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
@@ -43,16 +43,9 @@ def quantized() -> str:
 
 
 def run(train: Train, recipe: Path, output: Path, *changes: str) -> Path:
-    code, text = train(2, [str(recipe), f"output_dir={output}", *SETTINGS, *changes])
-    assert code == 0, text
+    text = completed(train(2, [str(recipe), f"output_dir={output}", *SETTINGS, *changes]))
     (output / "said.txt").write_text(text)
     return output
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share", "mfu", "mfu_student")
-    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -64,7 +57,7 @@ def test_values_are_rounded_from_the_start_step_on(
     straight: Path, train: Train, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     plain = run(train, tiny_recipe, tmp_path / "plain")
-    ours, theirs = ([row for row in metrics(folder) if "loss" in row] for folder in (straight, plain))
+    ours, theirs = ([row for row in untimed_rows(folder) if "loss" in row] for folder in (straight, plain))
     assert ours[:START] == theirs[:START]
     assert all(mine["loss"] != other["loss"] for mine, other in zip(ours[START:], theirs[START:]))
     assert "4-bit weights" in (straight / "said.txt").read_text()
@@ -84,7 +77,7 @@ def test_a_resume_after_the_start_step_continues_bit_identically(
 
     run(train, tiny_recipe, stopped, quantized())
     assert "step_00000005 at step 5" in (stopped / "said.txt").read_text()
-    assert metrics(stopped) == metrics(straight)
+    assert untimed_rows(stopped) == untimed_rows(straight)
     for name in ("model.safetensors", "quantized/quantized.safetensors"):
         expected, got = (load_file(folder / "export" / name) for folder in (straight, stopped))
         assert expected.keys() == got.keys()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from harness.runs import back_to
+from harness.runs import back_to, completed, rows_of
 from safetensors.torch import load_file, save_file
 
 from dwt_ds.cli.main import main
@@ -23,18 +21,12 @@ Train = Callable[..., tuple[int, str]]
 LOSSES = ("loss", "hard_loss", "soft_weight", "grad_norm", "eval_hard_loss")
 
 
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def losses_of(run: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], key): row[key] for row in rows_of(run) for key in LOSSES if key in row}
 
 
 def start(train: Train, recipe: Path, run: Path, settings: Sequence[str], ranks: int = 2) -> str:
-    code, output = train(ranks, [str(recipe), f"output_dir={run}", *settings])
-    assert code == 0, output
-    return output
+    return completed(train(ranks, [str(recipe), f"output_dir={run}", *settings]))
 
 
 def weights_of(run: Path) -> bytes:

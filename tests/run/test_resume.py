@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness.runs import back_to
+from harness.runs import back_to, completed
 
 from dwt_ds.base.locks import LOCK_NAME
 from dwt_ds.config.schema import RunConfig, TrainConfig
@@ -130,8 +130,7 @@ def test_a_refused_resume_leaves_the_folder_as_it_was(
 ) -> None:
     """On all ranks alike; then it goes on under ZeRO-1, whose files are those of ZeRO-2."""
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "deepspeed.zero_optimization.overlap_comm=false"]
-    code, output = train(2, settings)
-    assert code == 0, output
+    completed(train(2, settings))
     longer = [*settings, "train.max_steps=6", "train.checkpoint_every=2"]
     before = contents(tmp_path)
     for change in (
@@ -145,8 +144,7 @@ def test_a_refused_resume_leaves_the_folder_as_it_was(
         assert output.count("error: ") == 1
         assert "was written with ZeRO-2, fp32 and AdamW; resume with" in output
         assert contents(tmp_path) == before
-    code, output = train(2, [*longer, "deepspeed.zero_optimization.stage=1"])
-    assert code == 0, output
+    output = completed(train(2, [*longer, "deepspeed.zero_optimization.stage=1"]))
     assert "at step 4" in output
 
 
@@ -160,12 +158,10 @@ def test_a_student_is_grown_once(train: Callable[..., tuple[int, str]], tiny_rec
     settings = ["train.max_steps=4", "train.log_every=1", "train.checkpoint_every=2", "train.keep_last=9"]
     settings += ["student.init=stack", "student.hidden_size=16", "student.intermediate_size=32"]
     run, resumed = tmp_path / "run", tmp_path / "resumed"
-    code, output = train(1, [str(tiny_recipe), f"output_dir={run}", *settings])
-    assert code == 0, output
+    completed(train(1, [str(tiny_recipe), f"output_dir={run}", *settings]))
     back_to(2, run, resumed)
     program = ("-c", WITHOUT_GROWTH)
-    code, output = train(1, [str(tiny_recipe), f"output_dir={resumed}", *settings], program=program)
-    assert code == 0, output
+    output = completed(train(1, [str(tiny_recipe), f"output_dir={resumed}", *settings], program=program))
     assert "at step 2" in output
     exports = [(each / "export" / "model.safetensors").read_bytes() for each in (run, resumed)]
     assert exports[0] == exports[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness.ranks import OUTLIVED, Train
+from harness.runs import completed, rows_of
 
 from dwt_ds import pretrain
 from dwt_ds.engine import ranks
@@ -144,10 +144,9 @@ def test_a_crash_in_the_last_evaluation_costs_only_that(train: Train, tiny_recip
     run = tmp_path / "run"
     fail("held_out_loss", train, [str(tiny_recipe), f"output_dir={run}"])
     assert (run / "checkpoints" / "step_00000004" / "manifest.json").is_file()
-    code, output = train(2, [str(tiny_recipe), f"output_dir={run}"])
-    assert code == 0, output
+    output = completed(train(2, [str(tiny_recipe), f"output_dir={run}"]))
     assert "at step 4" in output
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     assert [(row["step"], "eval_hard_loss" in row) for row in rows] == [
         *((step, False) for step in (1, 2, 3, 4)),
         (4, True),
@@ -175,6 +174,5 @@ def test_a_last_export_that_fails_is_reported_in_one_line(
     assert "Traceback" not in output
     assert not (tmp_path / "export").exists()
     if spoiled == "disk":
-        code, output = train(1, settings)
-        assert code == 0, output
+        completed(train(1, settings))
         assert (tmp_path / "export" / "model.safetensors").is_file()

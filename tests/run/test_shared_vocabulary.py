@@ -8,10 +8,9 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness.runs import back_to
+from harness.runs import back_to, completed, rows_of
 from harness.tiny import save_tiny_bert
 
 from dwt_ds.cli.main import main
@@ -36,18 +35,12 @@ def bpe_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Pa
     return teacher_of(text[: len(text) // 2], "bpe", 500, Wishes(), tmp_path_factory.mktemp("teacher"))
 
 
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def losses_of(run: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], key): row[key] for row in rows_of(run) for key in (*LOSSES, *HELD_OUT) if key in row}
 
 
 def start(train: Train, recipe: Path, run: Path, settings: Sequence[str], ranks: int = 2) -> str:
-    code, output = train(ranks, [str(recipe), f"output_dir={run}", *settings])
-    assert code == 0, output
-    return output
+    return completed(train(ranks, [str(recipe), f"output_dir={run}", *settings]))
 
 
 SETTINGS = ["train.max_steps=4", "train.eval_every=2", "train.checkpoint_every=2", "train.keep_last=9"]

@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import yaml
 from harness.launcher import Launch
 from harness.ranks import OUTLIVED, TESTS, Train
+from harness.runs import completed, untimed_rows
 from safetensors.torch import load_file
 
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
@@ -47,14 +47,8 @@ def faulty(train: Train) -> Faulty:
     return start_faulty
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share", "mfu", "mfu_student")
-    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
-
-
 def assert_same_run(run: Path, straight: Path) -> None:
-    assert metrics(run) == metrics(straight)
+    assert untimed_rows(run) == untimed_rows(straight)
     ours, theirs = load_file(run / "export" / "model.safetensors"), load_file(straight / "export" / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(ours[name].equal(theirs[name]) for name in ours)
@@ -72,8 +66,7 @@ def test_killed_at_every_stage_of_a_save(
     kills = [(stage, who) for stage in ("before", "shards", "manifest", "pointer") for who in ("0", "1", "all")]
     settings = [*SETTINGS, f"train.max_steps={4 * len(kills) + 6}", "train.log_every=2"]
     straight, run = tmp_path / "straight", tmp_path / "run"
-    code, output = train(2, [str(tiny_recipe), f"output_dir={straight}", *settings])
-    assert code == 0, output
+    completed(train(2, [str(tiny_recipe), f"output_dir={straight}", *settings]))
 
     saved, path = None, os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     for number, (stage, who) in enumerate(kills):
@@ -95,8 +88,7 @@ def test_killed_at_every_stage_of_a_save(
         if (stage, who) != ("manifest", "1"):  # rank 0, which works on alone then, may come to the end of it
             # A folder that has its name is complete, whether or not the pointer was replaced.
             assert saved == (step if stage == "pointer" else step - 4)
-    code, output = train(2, [str(tiny_recipe), f"output_dir={run}", *settings])
-    assert code == 0, output
+    completed(train(2, [str(tiny_recipe), f"output_dir={run}", *settings]))
     assert_same_run(run, straight)
     assert not list((run / "checkpoints").glob("*.tmp")), "half-written folders are left"
 
@@ -108,8 +100,7 @@ def test_a_kill_in_an_evaluation_loses_neither_that_nor_the_export(
     settings += ["train.eval_every=4", "train.export_every=2"]
     code, output = faulty(2, settings, "evaluation all 4")
     assert code == -signal.SIGKILL, output
-    code, output = train(2, settings)
-    assert code == 0, output
+    output = completed(train(2, settings))
     assert "at step 4" in output
     exports = sorted((tmp_path / "export").glob("step_*"))
     assert [path.name for path in exports] == ["step_00000002", "step_00000004", "step_00000006"]
@@ -133,16 +124,14 @@ def test_stopped_by_signals_wherever_they_come(train: Train, faulty: Faulty, tin
     settings = [*SETTINGS, "train.max_steps=20", "train.eval_every=2", "train.eval_rows=null", "train.log_every=2"]
     settings += ["train.checkpoint_every=0"]
     straight, run = tmp_path / "straight", tmp_path / "run"
-    code, output = train(2, [str(tiny_recipe), f"output_dir={straight}", *settings])
-    assert code == 0, output
+    completed(train(2, [str(tiny_recipe), f"output_dir={straight}", *settings]))
     for number, place, who, step in stops:
-        code, output = faulty(2, [str(tiny_recipe), f"output_dir={run}", *settings], f"signal {number} {place} {who}")
-        assert code == 0, output
+        arguments = [str(tiny_recipe), f"output_dir={run}", *settings]
+        output = completed(faulty(2, arguments, f"signal {number} {place} {who}"))
         assert f"stopped at step {step}/20 ({number})" in output
         assert not (run / "complete.json").exists()
         assert (run / "checkpoints" / f"step_{step:08d}" / "manifest.json").is_file()
-    code, output = train(2, [str(tiny_recipe), f"output_dir={run}", *settings])
-    assert code == 0, output
+    completed(train(2, [str(tiny_recipe), f"output_dir={run}", *settings]))
     assert_same_run(run, straight)
     card = (run / "export" / "README.md").read_text()
     assert "step 14" in card, "the card tells of the starts"
@@ -208,8 +197,7 @@ def test_ranks_stop_when_their_launcher_has_died(tiny_recipe: Path, tmp_path: Pa
 def test_a_full_disk_fails_the_save_and_not_the_run(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
     """On one rank of two: the others must not wait for it."""
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=8", "train.checkpoint_every=2"]
-    code, output = faulty(2, settings, "full 1 4")
-    assert code == 0, output
+    output = completed(faulty(2, settings, "full 1 4"))
     assert "step 4/8  CHECKPOINT NOT SAVED: rank 1: " in output
     assert "No space left on device" in output
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
@@ -258,9 +246,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(
     config: str, overrides: list[str], faulty: Faulty, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=6", f"deepspeed_config={config}"]
-    code, output = faulty(2, [*settings, *overrides], "inf 1 3 4")
-    assert code == 0, output
-    rows = {row["step"]: row for row in metrics(tmp_path) if "loss" in row}
+    completed(faulty(2, [*settings, *overrides], "inf 1 3 4"))
+    rows = {row["step"]: row for row in untimed_rows(tmp_path) if "loss" in row}
     assert [rows[step]["skipped_steps"] for step in range(1, 7)] == [0, 0, 1, 2, 2, 2]
     # The rate is that of the step that was skipped until one is taken again.
     rates = [rows[step]["learning_rate"] for step in range(1, 7)]
@@ -285,9 +272,8 @@ def test_too_many_skipped_steps_end_the_run(faulty: Faulty, tiny_recipe: Path, t
 
 def test_a_loss_spike_is_skipped(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=12", "train.spike_window=4"]
-    code, output = faulty(2, [*settings, "train.spike_sigma=6"], "spike all 9")
-    assert code == 0, output
-    rows = {row["step"]: row for row in metrics(tmp_path) if "loss" in row}
+    completed(faulty(2, [*settings, "train.spike_sigma=6"], "spike all 9"))
+    rows = {row["step"]: row for row in untimed_rows(tmp_path) if "loss" in row}
     assert [rows[step]["skipped_steps"] for step in (8, 9, 12)] == [0, 1, 1]
 
 
@@ -314,14 +300,11 @@ def test_another_number_of_ranks_resumes_with_the_same_losses(
         fixed += [f"deepspeed_config=zero2_{precision}", f"deepspeed.zero_optimization.stage={stage}"]
         return [str(tiny_recipe), f"output_dir={tmp_path / run}", *batch, *fixed]
 
-    code, output = train(before, settings(before, "straight"))
-    assert code == 0, output
-    code, output = faulty(before, settings(before, "changed"), "signal SIGTERM training all")
-    assert code == 0, output
-    code, output = train(after, settings(after, "changed"))
-    assert code == 0, output
+    completed(train(before, settings(before, "straight")))
+    completed(faulty(before, settings(before, "changed"), "signal SIGTERM training all"))
+    output = completed(train(after, settings(after, "changed")))
     assert f"written by {before} ranks: optimizer state re-sharded" in output
-    straight, changed = metrics(tmp_path / "straight"), metrics(tmp_path / "changed")
+    straight, changed = untimed_rows(tmp_path / "straight"), untimed_rows(tmp_path / "changed")
     assert [row["step"] for row in straight] == [row["step"] for row in changed]
     # In bf16 other sums of micro-batches are other roundings.
     close = 1e-5 if precision == "fp32" else 1e-2
@@ -352,8 +335,7 @@ def test_missing_and_truncated_files_are_named(train: Train, tiny_recipe: Path, 
     size = shard.stat().st_size
     (checkpoints / "step_00000009.tmp").mkdir()
     (tmp_path / "complete.json").unlink()
-    code, output = train(1, settings)
-    assert code == 0, output
+    output = completed(train(1, settings))
     assert "step_00000004/generators_00000.pt: missing" in output
     assert f"step_00000003/{shard.name}: {size} bytes, the manifest says" in output
     assert "step_00000002 at step 2" in output

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness.runs import completed, rows_of
 
 from dwt_ds.data.prepared import PreparedData
 
@@ -18,11 +19,10 @@ def test_its_folder_tells_what_was_run(train: Train, tiny_recipe: Path, sentence
     json_file = tmp_path / "mine.json"
     json_file.write_text(json.dumps({"zero_optimization": {"stage": 0}, "gradient_clipping": 0.5}))
     arguments = [str(tiny_recipe), f"output_dir={tmp_path / 'run'}", f"data.dir={sentence_data}", "train.max_steps=80"]
-    code, text = train(1, [*arguments, "--deepspeed_config", str(json_file)])
-    assert code == 0, text
+    text = completed(train(1, [*arguments, "--deepspeed_config", str(json_file)]))
     assert "ZeRO-0, fp32" in text
     assert "no held-out rows to measure it by" in text
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "run")
     norms = [row["grad_norm"] for row in rows if "loss" in row]
     assert len(norms) == 80
     assert max(norms) > 0.5, "before clipping"
@@ -35,8 +35,7 @@ def test_its_folder_tells_what_was_run(train: Train, tiny_recipe: Path, sentence
     assert saved["deepspeed_config"] == str(json_file)
     saved["output_dir"] = str(tmp_path / "again")
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(saved))
-    code, text = train(1, [str(tmp_path / "again.yaml")])
-    assert code == 0, text
-    again = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
+    completed(train(1, [str(tmp_path / "again.yaml")]))
+    again = rows_of(tmp_path / "again")
     assert [row["loss"] for row in again if "loss" in row] == [row["loss"] for row in rows if "loss" in row]
     assert [row["grad_norm"] for row in again if "loss" in row] == pytest.approx(norms)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from harness.runs import write_run
+from harness.runs import rows_of, write_run
 
 from dwt_ds.cli.main import main
 from dwt_ds.config.schema import RunConfig
@@ -125,7 +125,7 @@ def test_a_runs_pace_with_its_teacher_and_without(tmp_path: Path) -> None:
     alone = run_of(tmp_path, "alone-s1", {10: 6.0, 20: 5.0})
     helped = run_of(tmp_path, "with_teacher4-s1", {10: 5.5, 20: 4.5}, teacher="t", taught=6, step_seconds=(3.0, 2.2))
     # Whatever else the machine did in one interval.
-    rows = [json.loads(line) for line in (helped.path / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(helped.path)
     for row in rows:
         if row["step"] in (4, 14) and "tokens_per_second" in row:
             row["tokens_per_second"] /= 50

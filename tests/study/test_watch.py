@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from harness.runs import rows_of
 
 from dwt_ds.base.locks import FolderLock, current_writer
 from dwt_ds.base.software import host_name
@@ -153,7 +154,7 @@ def test_it_fits_a_terminal(run: Path) -> None:
 
 
 def test_a_run_of_an_earlier_version(run: Path) -> None:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     (run / "metrics.jsonl").unlink()
     add(run / "metrics.jsonl", *({key: row[key] for key in row if key != "data_wait_share"} for row in rows))
     assert observe(run).last[0].endswith("1,000 tokens/s")
