@@ -228,8 +228,8 @@ def validation_batches(
     config: DataConfig,
     *,
     micro_batch_size: int,
-    rank: int,
-    world_size: int,
+    rank: int = 0,
+    world_size: int = 1,
     max_rows: int | None = None,
     teacher_tokens: TeacherTokens | None = None,
 ) -> Iterator[Batch]:

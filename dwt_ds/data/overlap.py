@@ -43,8 +43,6 @@ class Overlap:
             data.facts,
             config,
             micro_batch_size=_MICRO_BATCH_SIZE,
-            rank=0,
-            world_size=1,
             max_rows=_ROWS,
             teacher_tokens=tokens,
         ):

@@ -9,7 +9,6 @@ from dwt_ds.base.words import prefix_errors
 from dwt_ds.config.schema import DataConfig, RunConfig, TrainConfig
 from dwt_ds.data.batches import Batch, validation_batches
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.data.teacher_rows import TeacherTokens
 from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.distill.evaluate import TeacherHeldOut, held_out_loss, teacher_held_out_loss
 from dwt_ds.distill.metrics_keys import eval_key
@@ -32,11 +31,12 @@ def open_eval_sets(train: TrainConfig) -> dict[str, PreparedData]:
 
 def check_eval_sets(resolved: Resolved, sets: Mapping[str, PreparedData], facts: TokenizerFacts) -> None:
     """Refuse a set without a token to predict, or whose rows cannot be masked as the recipe says (ValueError)."""
+    train, masks = resolved.config.train, _masks(resolved.config)
     for name, data in sets.items():
         with prefix_errors(f"train.eval_sets.{name}"):
-            if not any(
-                len(batch.labels) for batch in _held_out_batches(resolved.config, data, facts, _masks(resolved.config))
-            ):
+            size, most = train.micro_batch_size, train.eval_rows
+            batches = validation_batches(data.validation, facts, masks, micro_batch_size=size, max_rows=most)
+            if not any(len(batch.labels) for batch in batches):
                 raise ValueError(f"{data.folder}: its held-out rows have no token to predict; prepare more text")
 
 
@@ -110,32 +110,19 @@ class Evaluation:
 
         `for_teacher`: with what a teacher with another vocabulary reads.
         """
-        tokens = self._other.tokens if self._other is not None and for_teacher else None
-        mine = _held_out_batches(self._config, data, self._data.facts, masks, ranks.rank(), ranks.world_size(), tokens)
+        mine = validation_batches(
+            data.validation,
+            self._data.facts,
+            masks,
+            micro_batch_size=self._config.train.micro_batch_size,
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
+            max_rows=self._config.train.eval_rows,
+            teacher_tokens=self._other.tokens if self._other is not None and for_teacher else None,
+        )
         return (batch.to(ranks.device()) for batch in mine)
 
 
 def _masks(config: RunConfig) -> DataConfig:
     """How the student's evaluations mask."""
     return replace(config.data, mask_probability=config.train.eval_mask_probability or config.data.mask_probability)
-
-
-def _held_out_batches(
-    config: RunConfig,
-    data: PreparedData,
-    facts: TokenizerFacts,
-    masks: DataConfig,
-    rank: int = 0,
-    world_size: int = 1,
-    teacher_tokens: TeacherTokens | None = None,
-) -> Iterator[Batch]:
-    return validation_batches(
-        data.validation,
-        facts,
-        masks,
-        micro_batch_size=config.train.micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        max_rows=config.train.eval_rows,
-        teacher_tokens=teacher_tokens,
-    )
