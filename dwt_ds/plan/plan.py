@@ -152,7 +152,7 @@ class Plan:
     @cached_property
     def work(self) -> Work:
         settings, student = self.settings, self.shapes.student
-        work = row_work(settings, student, self.shapes.teacher, self.shapes.overlap)
+        work = row_work(settings.config, settings.corpus, student, self.shapes.teacher, self.shapes.overlap)
         if settings.config.train.activation_checkpointing:
             rows = settings.with_mean_rows
             again = recomputed_flops(student, rows.corpus.seq_len, rows.labels_per_row)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.engine import ranks
 from dwt_ds.models.build import DTYPES
 from dwt_ds.models.flops import Work, meta_model, work_of_a_row
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
-from dwt_ds.run.resolve import Resolved
+from dwt_ds.run.resolve import Corpus, Resolved
 
 PEAK_TFLOPS = {
     "A100": (312.0, 19.5),
@@ -50,8 +51,8 @@ class Utilization:
 
         `overlap` is that of a teacher with a vocabulary of its own.
         """
-        a_row = row_work(resolved, _meta(student), None if teacher is None else _meta(teacher), overlap)
-        work = a_row.per_token(resolved.corpus.tokens_per_row)
+        models = _meta(student), None if teacher is None else _meta(teacher)
+        work = row_work(resolved.config, resolved.corpus, *models, overlap).per_token(resolved.corpus.tokens_per_row)
         return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.precision))
 
     def without_teacher(self) -> Utilization:
@@ -68,19 +69,23 @@ class Utilization:
 
 
 def row_work(
-    resolved: Resolved, student: GatheredMaskedLM, teacher: GatheredMaskedLM | None, overlap: Overlap | None
+    config: RunConfig,
+    corpus: Corpus,
+    student: GatheredMaskedLM,
+    teacher: GatheredMaskedLM | None,
+    overlap: Overlap | None,
 ) -> Work:
     """Operations for a row of a run in the mean; its models are on the meta device."""
-    rows = resolved.with_mean_rows
+    corpus = corpus.with_mean_rows
     return work_of_a_row(
         student,
         teacher,
-        seq_len=rows.corpus.seq_len,
-        labels=rows.labels_per_row,
-        further=rows.further_per_row,
-        vocab_size=rows.corpus.vocab_size,
+        seq_len=corpus.seq_len,
+        labels=corpus.labels_per_row(config.data.mask_probability),
+        further=corpus.further_per_row(config.data.mask_probability, config.distill.soft_positions),
+        vocab_size=corpus.vocab_size,
         overlap=overlap,
-        hidden_loss=resolved.config.distill.hidden_weight > 0,
+        hidden_loss=config.distill.hidden_weight > 0,
     )
 
 

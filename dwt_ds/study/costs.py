@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dwt_ds.base.run_files import EXPORT, RECIPE
 from dwt_ds.config.recipe import parse_run_config
-from dwt_ds.models.flops import Work, meta_model, work_of_a_row
+from dwt_ds.models.flops import Work, meta_model
 from dwt_ds.plan.vocabulary import measure_overlap
+from dwt_ds.run.mfu import row_work
 from dwt_ds.study.models import data_of, student_config, teacher_config
 from dwt_ds.study.records import RunRecord
 
@@ -91,22 +91,16 @@ def work_per_token(run: RunRecord) -> Work | None:
     corpus = data_of(run)
     if corpus is None:
         return None
-    corpus = corpus.with_mean_rows
     overlap = run.overlap
     if overlap is None and teacher is not None and config.teacher.vocabulary == "shared":
         try:
             overlap = measure_overlap(config, teacher)  # runs of earlier versions did not write it down
         except (FileNotFoundError, ValueError):
             return None
-    sizes: dict[str, Any] = {
-        "seq_len": corpus.seq_len,
-        "labels": corpus.labels_per_row(config.data.mask_probability),
-        "further": corpus.further_per_row(config.data.mask_probability, config.distill.soft_positions),
-        "vocab_size": corpus.vocab_size,
-        "overlap": overlap,
-        "hidden_loss": config.distill.hidden_weight > 0,
-    }
+    labels, hidden_loss = config.data.mask_probability, config.distill.hidden_weight > 0
+    sizes = labels, config.distill.soft_positions, hidden_loss, corpus, overlap
     key = repr((student.to_json_string(), teacher and teacher.to_json_string(), sizes))
     if key not in _works:
-        _works[key] = work_of_a_row(meta_model(student), None if teacher is None else meta_model(teacher), **sizes)
+        models = meta_model(student), None if teacher is None else meta_model(teacher)
+        _works[key] = row_work(config, corpus, *models, overlap)
     return _works[key].per_token(corpus.tokens_per_row)

@@ -5,7 +5,6 @@ RUN/glue/step_XXXXXXXX/results.json
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
@@ -15,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dwt_ds.base.files import read_json
 from dwt_ds.base.processes import own_command, path_argument
 from dwt_ds.config.validate import must_be, own_message
 from dwt_ds.glue.options import FineTuning, GlueOptions
@@ -100,7 +100,7 @@ def scores_by_step(run: RunFolder) -> dict[int, TaskScores]:
     """Optimizer step of an export -> its scores on those of the seven tasks that it was fine-tuned on."""
     found: dict[int, TaskScores] = {}
     for path in sorted((run.path / _FOLDER).glob(f"step_*/{_RESULTS}")):
-        tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+        tasks = read_json(path)["tasks"]
         found[_step(path.parent)] = {name: task["score"]["by_seed"] for name, task in tasks.items() if name in SEVEN}
     return found
 
