@@ -52,14 +52,7 @@ def _export(checkpoint: Path, run: Path, out: Path) -> int:
     weights = checkpoint_fp32_weights(checkpoint)
     names = model.state_dict().keys()
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
-    card = model_card(
-        facts,
-        steps=state.step,
-        tokens=state.tokens,
-        starts=state.starts,
-        held_out=held_out_losses_at(state.step, run / METRICS),
-        teacher_released=state.teacher_released,
-    )
+    card = model_card(facts, state, held_out_losses_at(state.step, run / METRICS))
     quantization = parse_quantization(student.quantization)
     weights = {name: tensor for name, tensor in weights.items() if name in names}
     write_export(model, weights, tokenizer, card, out, seq_len=facts.seq_len, quantization=quantization)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dwt_ds.base.files import whole_lines
 from dwt_ds.base.yaml_and_json import yaml_text
 from dwt_ds.distill.metrics_keys import eval_losses
-from dwt_ds.engine.checkpoint.manifest import RunFacts
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 
 _QUANTIZED = """
 
@@ -19,28 +19,11 @@ weights in this folder are the unrounded ones. `quantized/` holds the rounded mo
 `dwt_ds.models.quantized_export.load_quantized` reads it. From that step on, a held-out loss is the rounded model's."""
 
 
-def model_card(
-    facts: RunFacts,
-    *,
-    steps: int,
-    tokens: int,
-    starts: Sequence[Mapping[str, Any]],
-    held_out: Mapping[str, float],
-    teacher_released: int | None = None,
-) -> str:
-    """The card's text.
-
-    Args:
-        steps: optimizer steps taken.
-        tokens: real tokens seen by all ranks.
-        starts: every start of the run: step, ranks, time.
-        held_out: masked-token cross-entropy after these steps on the held-out text of each set of `train.eval_sets`, by
-            name; "" is the data folder's own. Empty: not evaluated.
-        teacher_released: the step from which on the student trained alone; None: the teacher took part to the end.
-    """
+def model_card(facts: RunFacts, state: RunState, held_out: Mapping[str, float]) -> str:
+    """The text of the card of a run that stands at `state`; `held_out` is from `held_out_losses_at`."""
     settings = facts.settings
     path, init, weight = settings["teacher"]["path"], settings["student"]["init"], settings["distill"]["soft_weight"]
-    distilled = path is not None and bool(weight["start"] or weight["end"])
+    distilled, released = path is not None and bool(weight["start"] or weight["end"]), state.teacher_released
     how = (
         f"pre-trained with the help of the model `{path}` (distillation from a weak teacher, Lee et al., Findings of "
         "ACL 2023)"
@@ -52,7 +35,7 @@ def model_card(
         "initial weights": None if init == "random" else f"grown from those of `{path}` (`student.init={init}`)",
         "objective": _objective(settings) if distilled else "masked-token cross-entropy",
         "teacher's weights": facts.teacher,
-        "teacher": None if teacher_released is None or not distilled else f"released at step {teacher_released:,}",
+        "teacher": None if released is None or not distilled else f"released at step {released:,}",
         "data (fingerprint of its rows)": facts.data,
         "tokenizer (sha256)": facts.tokenizer,
         "teacher's tokenizer (sha256)": facts.teacher_tokenizer,
@@ -61,13 +44,13 @@ def model_card(
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
-    history = "\n".join(f"* step {s['step']}: {s['ranks']} ranks, {s['at']}" for s in starts)
+    history = "\n".join(f"* step {s['step']}: {s['ranks']} ranks, {s['at']}" for s in state.starts)
     return f"""---
 tags: [masked-lm, dwt_ds]
 ---
 # A masked language model {"distilled from a weak teacher" if distilled else "without a teacher"}
 
-This model was {how} for {steps:,} steps and {tokens:,} tokens with dwt_ds.{quantized}
+This model was {how} for {state.step:,} steps and {state.tokens:,} tokens with dwt_ds.{quantized}
 
 | | |
 |---|---|
@@ -85,7 +68,10 @@ Settings, as resolved:
 
 
 def held_out_losses_at(step: int, metrics: Path) -> dict[str, float]:
-    """The student's held-out cross-entropies after `step`, out of a run's metrics.jsonl, as `model_card` takes them."""
+    """The student's held-out cross-entropies after `step`, out of a run's metrics.jsonl; empty if it was not evaluated.
+
+    By the names of `train.eval_sets`; "" is the data folder's own.
+    """
     rows = [row for row in map(json.loads, whole_lines(metrics)) if row["step"] == step]
     return {name: loss for row in rows for name, loss in eval_losses(row).items() if loss is not None}
 

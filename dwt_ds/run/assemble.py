@@ -29,13 +29,7 @@ from dwt_ds.engine.agreement import (
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState, newest_checkpoint
 from dwt_ds.engine.cuda_graphs import use_a_stream_that_can_be_recorded
 from dwt_ds.engine.optimizers import check_optimizer, optimizer_used
-from dwt_ds.engine.student import (
-    check_monitors,
-    check_precision,
-    occupy_nvme,
-    quieten_deepspeed,
-    start_student,
-)
+from dwt_ds.engine.student import check_monitors, check_precision, occupy_nvme, quieten_deepspeed, start_student
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.layer_norm import check_layer_norm, layer_norm_used
 from dwt_ds.run.evaluation import Evaluation, check_eval_sets, open_eval_sets
@@ -166,7 +160,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         teacher=teacher,
         batches=_step_batches(resolved, data, state, other),
         evaluation=evaluation,
-        exporter=Exporter(student, tokenizer, resolved.quantization, facts, state.starts, folder.metrics),
+        exporter=Exporter(student, tokenizer, resolved.quantization, facts, folder.metrics),
         folder=folder,
         facts=facts,
         state=state,

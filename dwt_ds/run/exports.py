@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.engine import ranks
-from dwt_ds.engine.checkpoint.manifest import RunFacts
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.engine.checkpoint.weights import full_fp32_weights
 from dwt_ds.engine.student import StudentEngine
 from dwt_ds.export.model_card import held_out_losses_at, model_card
@@ -24,7 +22,7 @@ class NotExportedError(RuntimeError):
 
 
 class Exporter:
-    """Writes the student as a Hugging Face folder; facts, starts and held-out losses go on its card."""
+    """Writes the student as a Hugging Face folder; facts and held-out losses go on its card."""
 
     def __init__(
         self,
@@ -32,16 +30,13 @@ class Exporter:
         tokenizer: PreTrainedTokenizerBase,
         quantization: Quantization | None,
         facts: RunFacts,
-        starts: Sequence[dict[str, Any]],
         metrics: Path,
     ) -> None:
         self._student, self._tokenizer, self._quantization = student, tokenizer, quantization
-        self._facts, self._starts, self._metrics = facts, starts, metrics
+        self._facts, self._metrics = facts, metrics
 
-    def export(self, folder: Path, *, steps: int, tokens: int, teacher_released: int | None) -> None:
-        """Write `folder` after `steps` optimizer steps and `tokens` real tokens; every rank has to call it.
-
-        `teacher_released` is for the card, as in `RunState`.
+    def export(self, folder: Path, state: RunState) -> None:
+        """Write `folder` for a run that stands at `state`; every rank has to call it.
 
         Raises:
             NotExportedError: on rank 0, which alone writes.
@@ -51,14 +46,7 @@ class Exporter:
         if ranks.rank() != 0:
             return
         try:
-            card = model_card(
-                self._facts,
-                steps=steps,
-                tokens=tokens,
-                starts=self._starts,
-                held_out=held_out_losses_at(steps, self._metrics),
-                teacher_released=teacher_released,
-            )
+            card = model_card(self._facts, state, held_out_losses_at(state.step, self._metrics))
             with torch.random.fork_rng(devices=[]):  # it draws weights for a model that it then fills
                 write_export(
                     model,

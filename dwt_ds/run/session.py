@@ -6,7 +6,6 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -178,7 +177,7 @@ class Session:
             return
         tokens, problem = self._meter.tokens, ""
         try:
-            self._export(self._folder.export, self.total_steps)
+            self._exporter.export(self._folder.export, self._state_at(self.total_steps))
             if ranks.rank() == 0:
                 self._folder.finish(self.total_steps)
         except (NotExportedError, OSError) as error:
@@ -202,9 +201,18 @@ class Session:
         self.micro_batches.release_teacher(done)
         self.teacher, self._soft_weight.released = None, done
 
-    def _export(self, folder: Path, done: int) -> None:
-        tokens, released = self._meter.tokens, self._soft_weight.released
-        self._exporter.export(folder, steps=done, tokens=tokens, teacher_released=released)
+    def _state_at(self, done: int) -> RunState:
+        """Where the run stands after `done` optimizer steps."""
+        return replace(
+            self._state,
+            step=done,
+            rows=self._batches.rows_consumed(done),
+            tokens=self._meter.tokens,
+            elapsed_seconds=self._meter.elapsed_seconds,
+            adaptive=self._soft_weight.state_dict(),
+            guard=self._guard.state_dict(),
+            teacher_released=self._soft_weight.released,
+        )
 
     def _export_is_due(self, done: int) -> bool:
         every = self.config.train.export_every
@@ -212,7 +220,7 @@ class Session:
 
     def _export_on_the_way(self, done: int) -> None:
         try:
-            self._export(self._folder.export_of(done), done)
+            self._exporter.export(self._folder.export_of(done), self._state_at(done))
         except NotExportedError as error:
             self.log.say(done, f"NOT EXPORTED: {error}")
 
@@ -283,17 +291,7 @@ class Session:
             raise
 
     def _save(self, done: int) -> None:
-        state = replace(
-            self._state,
-            step=done,
-            rows=self._batches.rows_consumed(done),
-            tokens=self._meter.tokens,
-            elapsed_seconds=self._meter.elapsed_seconds,
-            adaptive=self._soft_weight.state_dict(),
-            guard=self._guard.state_dict(),
-            teacher_released=self._soft_weight.released,
-        )
-        retention = Retention(self.config.train.keep_last, self.config.train.keep_every)
+        state, retention = self._state_at(done), Retention(self.config.train.keep_last, self.config.train.keep_every)
         self._folder.require_lock()
         try:
             seconds = save_checkpoint(self.student, self._folder.checkpoints, state, self._facts, retention)

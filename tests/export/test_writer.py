@@ -19,7 +19,7 @@ from dwt_ds.base.files import problems
 from dwt_ds.config.objective import DistillConfig, Schedule, SoftPositions
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.schema import RunConfig, StudentConfig, TeacherConfig
-from dwt_ds.engine.checkpoint.manifest import RunFacts
+from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.export import writer as export
 from dwt_ds.export.model_card import held_out_losses_at, model_card
 from dwt_ds.export.writer import write_export
@@ -226,7 +226,8 @@ def card_of(
         quantization=None if quantization is None else quantization.to_dict(),
     )
     starts = [{"step": 0, "ranks": 2, "at": "2026-01-01T00:00:00Z"}, {"step": 700, "ranks": 4, "at": "2026-01-02"}]
-    return model_card(facts, steps=1500, tokens=2_048_000, starts=starts, held_out={"": 2.5, "books": 3.12345})
+    state = RunState(step=1500, tokens=2_048_000, starts=starts)
+    return model_card(facts, state, {"": 2.5, "books": 3.12345})
 
 
 def test_the_card_tells_what_was_trained_on_what() -> None:
