@@ -205,15 +205,10 @@ def _traffic(plan: Plan) -> Lines:
     rate = bytes_per_second(plan.device, plan.nodes)
     rows: list[Sequence[str]] = [("collective", "bytes", "calls", "sent per rank", "ms")]
     for each in traffic:
-        rows.append(
-            (
-                f"{each.collective} of {each.what}{' (during the backward pass)' if each.hidden else ''}",
-                f"{each.bytes:,}",
-                f"{each.calls:,}",
-                f"{each.sent_bytes(plan.ranks):,.0f}",
-                f"{1e3 * traffic_seconds(each, plan.device, plan.nodes, plan.ranks):.3f}",
-            )
-        )
+        name = f"{each.collective} of {each.what}{' (during the backward pass)' if each.hidden else ''}"
+        seconds = traffic_seconds(each, plan.device, plan.nodes, plan.ranks)
+        sent = f"{each.sent_bytes(plan.ranks):,.0f}"
+        rows.append((name, f"{each.bytes:,}", f"{each.calls:,}", sent, f"{1e3 * seconds:.3f}"))
     return [
         *table(rows, "<>"),
         f"links: {rate / 1e9:,.1f} GB/s per rank ({LINK_SHARE:.0%} of the peak, assumed), "

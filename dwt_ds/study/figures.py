@@ -194,17 +194,8 @@ def teacher_quality(points: Mapping[str, Mapping[str, Any]], alone: Sequence[flo
     looks = zip(points.items(), cycle(_MARKERS[1:]), cycle(_COLOURS[1:7]))
     for (name, point), marker, colour in looks:
         mean, deviation = mean_and_deviation(point["students"])
-        axes.errorbar(
-            point["teacher"],
-            mean,
-            deviation,
-            marker=marker,
-            color=colour,
-            markersize=7,
-            capsize=4,
-            linestyle="",
-            label=name,
-        )
+        look: dict[str, Any] = {"marker": marker, "color": colour, "markersize": 7, "capsize": 4, "linestyle": ""}
+        axes.errorbar(point["teacher"], mean, deviation, label=name, **look)
     mean, deviation = mean_and_deviation(alone)
     axes.axhline(mean, color="black", linestyle="--", label="student alone")
     if deviation is not None:

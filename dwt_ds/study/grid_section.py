@@ -109,19 +109,12 @@ def _figure_2(page: Page, runs: Sequence[RunRecord], folder: Path) -> None:
         last = [run.final_score(tasks) for run in (teacher, *group)]
         if None not in last:
             scores[name] = {"teacher": last[0], "students": last[1:]}
-    shown = [
-        Shown(
-            figures.paper_teacher_quality(folder / "figure_2_paper.png"),
-            "The paper's figure 2: GLUE means of teachers and students.",
-        )
-    ]
+    papers = figures.paper_teacher_quality(folder / "figure_2_paper.png")
+    shown = [Shown(papers, "The paper's figure 2: GLUE means of teachers and students.")]
     if points and lone:
         ours = figures.teacher_quality(points, [run.final_loss for run in lone], "loss", folder / "figure_2.png")
-        shown.append(
-            Shown(
-                ours, "The same from our runs, by held-out MLM loss; both axes are reversed, so up and right is better."
-            )
-        )
+        text = "The same from our runs, by held-out MLM loss; both axes are reversed, so up and right is better."
+        shown.append(Shown(ours, text))
     alone = [score for run in lone if (score := run.final_score(tasks)) is not None]
     if scores and alone and len(alone) == len(lone):
         text = f"The same by fine-tuned score ({tasks_in_words(tasks)})."
