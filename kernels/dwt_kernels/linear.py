@@ -112,20 +112,8 @@ def linear_distill_loss(
         for tensor in (student_hidden, student_weight, student_bias)
     ]
     operator = linear_distill if torch.compiler.is_compiling() else LinearDistill.apply
-    loss, hard, soft, *_ = operator(
-        student_hidden,
-        student_weight,
-        student_bias,
-        teacher_hidden,
-        teacher_weight,
-        teacher_bias,
-        labels,
-        vocab_size,
-        chunk_rows,
-        memory,
-        needed,
-        *objective,
-    )
+    heads = student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias
+    loss, hard, soft, *_ = operator(*heads, labels, vocab_size, chunk_rows, memory, needed, *objective)
     return DistillLoss(loss, hard.detach(), soft.detach())
 
 

@@ -174,27 +174,12 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     objective = Objective(*keywords)
     ctx.mark_non_differentiable(hard, soft, statistics, scalars)
     ctx.set_materialize_grads(False)
-    save(ctx, (student, teacher, labels, statistics, scalars))
-    ctx.vocab_size, ctx.ignore_index, ctx.soft_all = vocab_size, objective.ignore_index, objective.soft_all
-    ctx.backend = objective.backend
+    numbers = vocab_size, objective.ignore_index, objective.soft_all, objective.backend
+    save(ctx, (statistics, scalars, student, teacher, labels, *numbers))
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    student, teacher, labels, statistics, scalars = saved(ctx)
-    gradient = None
-    if upstream is not None:
-        gradient = torch.ops.dwt_kernels.distill_backward(
-            upstream,
-            statistics,
-            scalars,
-            student,
-            teacher,
-            labels,
-            ctx.vocab_size,
-            ctx.ignore_index,
-            ctx.soft_all,
-            ctx.backend,
-        )
+    gradient = None if upstream is None else torch.ops.dwt_kernels.distill_backward(upstream, *saved(ctx))
     return gradient, *(None,) * (3 + len(Objective._fields))
 
 
