@@ -9,6 +9,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from dwt_ds.base.trees import set_place
 from dwt_ds.engine.ds_json import keys as ds_keys
 from dwt_ds.engine.ds_json.keys import TOP_LEVEL_KEYS, check_ds_keys
+from dwt_ds.engine.ds_json.origin import Origin
 
 
 class Asked(dict[str, Any]):
@@ -47,7 +48,7 @@ class _AskedKeys:
 
 def check_error(config: dict[str, Any]) -> str:
     with pytest.raises(ValueError, match=".") as caught:
-        check_ds_keys(config, "my.json")
+        check_ds_keys(config, Origin("my.json"))
     message = str(caught.value)
     assert message.startswith("my.json: ")
     assert "\n" not in message
@@ -327,7 +328,7 @@ def test_what_the_overrides_wrote_is_named_as_theirs() -> None:
     config = {"bf16": {"enabledd": True}}
     for overrides, named in (({}, "my.json: bf16"), (config, "deepspeed.bf16"), ({"bf16": {}}, "my.json: bf16")):
         with pytest.raises(ValueError, match=f"^{named}.enabledd: unknown key; did you mean 'enabled'"):
-            check_ds_keys(config, "my.json", overrides)
+            check_ds_keys(config, Origin("my.json", overrides))
 
 
 @pytest.mark.parametrize(
@@ -363,4 +364,4 @@ def test_what_the_overrides_wrote_is_named_as_theirs() -> None:
     ],
 )
 def test_what_deepspeed_knows_is_let_through(config: dict[str, Any]) -> None:
-    check_ds_keys(config, "my.json")
+    check_ds_keys(config, Origin("my.json"))

@@ -15,6 +15,7 @@ from dwt_ds.config.schema import RunConfig
 from dwt_ds.engine.ds_json.keys import check_ds_keys
 from dwt_ds.engine.ds_json.load import load_ds_json, packaged_ds_configs
 from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_settings_of_another_type
+from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
 from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import check_optimizer_and_stage
@@ -120,7 +121,8 @@ def test_a_value_of_another_optimizer_is_reported() -> None:
     config = {"optimizer": {"type": "SGD", "params": {"lr": "auto", "eps": 1e-8}}}
     for overrides in ({}, {"optimizer": {"type": "SGD"}}, {"optimizer": {"params": {"eps": 1e-8}}}):
         drop_settings_of_another_type(config, overrides)
-        assert error_of(check_ds_keys, config, "my.json").startswith("my.json: optimizer.params.eps: SGD has no such")
+        error = error_of(check_ds_keys, config, Origin("my.json"))
+        assert error.startswith("my.json: optimizer.params.eps: SGD has no such")
 
 
 def test_values_go_with_the_type_that_an_override_replaces() -> None:

@@ -90,7 +90,7 @@ def test_the_keys_that_the_table_calls_equal_have_been_tried() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_tried_is_accepted(name: str) -> None:
-    check_ds_keys(CASES[name], "my.json")
+    check_ds_keys(CASES[name], Origin("my.json"))
     check_combinations(CASES[name] | {"train_micro_batch_size_per_gpu": 1}, Origin("my.json"))
 
 

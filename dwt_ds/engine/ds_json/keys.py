@@ -155,18 +155,11 @@ def _read_section(section: Any, kind: Section, place: str) -> None:
             _read_section(value, inside, f"{place}.{key}")
 
 
-def check_ds_keys(config: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> None:
-    """Check the keys of a JSON, and the types of their values.
+def check_ds_keys(config: Mapping[str, Any], origin: Origin) -> None:
+    """Check the keys of a JSON, with its overrides, and the types of their values.
 
-    Args:
-        config: the JSON, with `overrides` applied.
-        source: the file's name in messages.
-        overrides: nested as the JSON; keys from here are named `deepspeed.key` in messages.
-
-    Raises:
-        ValueError: one line, with the nearest right name, for what DeepSpeed would ignore or refuse.
+    Raises ValueError of one line, with the nearest right name, for what DeepSpeed would ignore or refuse.
     """
-    origin = Origin(source, overrides or {})
     for key, value in config.items():
         _refuse(key, origin)
         if key not in TOP_LEVEL_KEYS:

@@ -61,8 +61,8 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
     drop_settings_of_another_type(values, overrides)
     lay_over(values, overrides, path.name)
     read_all_numbers(values)
-    check_ds_keys(values, path.name, overrides)
     origin = Origin(path.name, overrides)
+    check_ds_keys(values, origin)
     _decide_precision(values, origin)
     return DeepSpeedJson(origin, values)
 
