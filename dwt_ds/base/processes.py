@@ -18,8 +18,14 @@ def own_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", OUR_MODULE, *arguments]
 
 
+def own_programs_first(path: str) -> str:
+    """A PATH on which this Python's programs come first; another version of ninja would compile all operators again."""
+    programs = str(Path(sys.executable).parent)
+    return path if path.split(os.pathsep)[0] == programs else os.pathsep.join([programs, path])
+
+
 def path_argument(path: str | PathLike[str]) -> str:
-    """A path as a word of a command line, where one that begins with a dash would be an option."""
+    """A path as a word of a command line; one that begins with a dash, and would be an option, gets a `./`."""
     return os.path.join(os.curdir, path) if str(path).startswith("-") else str(path)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from pathlib import Path
 
 from deepspeed.ops.op_builder.builder import OpBuilder
 
+from dwt_ds.base.processes import own_programs_first
 from dwt_ds.engine.build_locks import replace_torchs_build_locks
 
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
@@ -18,13 +17,10 @@ _DEEPSPEEDS_JIT_LOAD = OpBuilder.jit_load
 def prepare_operator_builds() -> None:
     """To be called before DeepSpeed compiles or loads an operator in this process; again, it changes nothing.
 
-    This environment's ninja comes first on the PATH: with another one than last time, everything would be compiled
-    again. Abandoned locks do not block other processes (build_locks.py). DeepSpeed gets a list of GPU architectures
-    that it can read.
+    This environment's ninja comes first on the PATH. Abandoned locks do not block other processes (build_locks.py).
+    DeepSpeed gets a list of GPU architectures that it can read.
     """
-    programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
-    if path.split(os.pathsep)[0] != programs:
-        os.environ["PATH"] = os.pathsep.join([programs, path])
+    os.environ["PATH"] = own_programs_first(os.environ.get("PATH", ""))
     replace_torchs_build_locks()
     OpBuilder.jit_load = _jit_load
 

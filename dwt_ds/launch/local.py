@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.ports import reserve_port
-from dwt_ds.base.processes import own_command, path_argument
+from dwt_ds.base.processes import own_command, own_programs_first, path_argument
 from dwt_ds.launch.hostfile import Host
 
 _RUN_MODULE = str(Path(__file__).with_name("run_module.py"))
@@ -113,9 +113,8 @@ def whole_number(environment: Mapping[str, str], name: str, at_most: int | None 
 
 
 def launcher_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` with this Python's programs first; another version of ninja would compile all operators again."""
-    programs = Path(sys.executable).parent
-    return {**environment, "PATH": f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"}
+    """`environment` with this Python's programs first on its PATH."""
+    return {**environment, "PATH": own_programs_first(environment.get("PATH", os.defpath))}
 
 
 def pretrain_command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
