@@ -42,8 +42,8 @@ class TeacherRelease:
         return step if released is None else released
 
     def looks(self, done: int) -> bool:
-        """Whether the adaptive weight after `done` optimizer steps decides about a release after the next one. In that
-        time it reaches the host, which need not wait for it."""
+        """Whether the adaptive weight is copied to the host after `done` optimizer steps, for `is_due` one step later:
+        by then the copy is there, and the host need not wait."""
         return self.follows_losses and (done + 1) % LOOK_EVERY_STEPS == 0 and done >= self._idle_steps
 
     def is_due(self, done: int, idle_steps: float | None) -> bool:

@@ -62,8 +62,8 @@ class SoftWeight:
         return self.released is None and self._release.is_due(done, None if looked is None else looked.number())
 
     def _look(self, done: int) -> ranks.HostCopy | None:
-        """For how many steps the adaptive weight has been low after `done` steps, one number for all ranks; None where
-        that decides nothing."""
+        """How many steps in a row the adaptive weight has been low, after `done` steps, the mean over the ranks; None
+        if no release depends on it."""
         if self._adaptive is None or self.released is not None or not self._release.looks(done):
             return None
         return ranks.HostCopy(ranks.reduce_sum(self._adaptive.idle_steps.clone()) / ranks.world_size())

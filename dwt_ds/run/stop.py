@@ -25,8 +25,8 @@ STOP_FILE = "stop"
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "mpirun", "mpiexec"}
 _OURS = {"dwt-ds", OUR_MODULE}
 _POLL_SECONDS = 1.0
-# How long ranks that were asked to stop still wait for the others at the start. Rank 0, where they meet, ends last: one
-# that loses it would end with an error.
+# How long ranks that were asked to stop still wait for the others at the start. Rank 0, where they meet, ends last:
+# the others would end with an error without it.
 _MEETING_SECONDS, _RANK_0_SECONDS = 10.0, 5.0
 
 
