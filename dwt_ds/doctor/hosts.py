@@ -58,8 +58,7 @@ def ask(host: str | None, question: Question, variables: Mapping[str, str]) -> d
     code, out, err = run(command, _PROBE_SECONDS)
     for line in reversed(out.splitlines()):
         if line.startswith(ANSWER):
-            answers: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
-            return answers
+            return json.loads(line.removeprefix(ANSWER))
     return {"problem": error_line(err) or f"ended with exit code {code} and no answer"}
 
 
@@ -70,6 +69,5 @@ def time_collective(launch: Launch) -> dict[str, Any]:
         # pdsh puts the host's name before each line.
         _, found, answer = line.partition(COLLECTIVE_ANSWER)
         if found and code == 0:
-            measured: dict[str, Any] = json.loads(answer)
-            return measured
+            return json.loads(answer)
     return {"problem": error_line(f"{out}\n{err}") or f"ended with exit code {code} and no answer"}

@@ -137,8 +137,7 @@ def _build_operators() -> list[dict[str, str]]:
         return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s"}]
     if code != 0:
         return [{"name": "all", "problem": error_line(err) or "no message"}]
-    answers: list[dict[str, str]] = json.loads(out.splitlines()[-1])
-    return answers
+    return json.loads(out.splitlines()[-1])
 
 
 def check_apex() -> dict[str, Any]:

@@ -102,8 +102,7 @@ def cast_and_clip_at_once(optimizer: Any) -> None:
 
     def scaled_share(group: int) -> Tensor:
         [share] = optimizer.averaged_gradients[group]
-        scaled: Tensor = compiled(share, torch.full((), optimizer.gradient_factor, device=share.device))
-        return scaled
+        return compiled(share, torch.full((), optimizer.gradient_factor, device=share.device))
 
     optimizer._get_preflattened_grad_partition = scaled_share
     optimizer.unscale_and_clip_grads = lambda gradients, norm: None

@@ -256,8 +256,7 @@ class Simulator:
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         rows_at_once = self._rows_at_once(hidden.shape[0], weight.shape[0], with_teacher=teacher is not None)
-        loss: Tensor = Loss.apply(hidden, weight, bias, teacher, rows_at_once)  # type: ignore[no-untyped-call]
-        return loss
+        return Loss.apply(hidden, weight, bias, teacher, rows_at_once)  # type: ignore[no-untyped-call]
 
     def _rows_at_once(self, rows: int, columns: int, *, with_teacher: bool) -> int | None:
         row_bytes = columns * (self._dtype.itemsize + (self._teacher_dtype.itemsize if with_teacher else 0))

@@ -146,4 +146,4 @@ def collectives_begun(recorded: str) -> int:
 
 def collectives_block() -> bool:
     """Whether a thread that calls a collective stays in it until it is over, as with gloo."""
-    return bool(dist.get_backend() != "nccl")
+    return dist.get_backend() != "nccl"
