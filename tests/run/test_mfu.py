@@ -107,6 +107,6 @@ def test_rows_of_a_sentence_each_count_with_the_padding_that_they_have(tiny_reci
         [batch] = batches[step]
         flops += 3 * (train.micro_batch_size * a_row[batch.input_ids.shape[1]] + len(batch.labels) * a_label)
         tokens += batch.token_count
-    counted = row_work(settings, model, None, None).per_token(settings.corpus.tokens_per_row)
+    counted = row_work(settings.config, settings.corpus, model, None, None).per_token(settings.corpus.tokens_per_row)
     assert counted.per_row == pytest.approx(flops / tokens, rel=0.05)
     assert tokens < 0.9 * 32 * len(data.train), "the test wants short rows"
