@@ -40,6 +40,8 @@ class Plan:
     nodes: int
     release_at: float | None = None
     """Share of the steps after which the teacher is released; None: as the soft weight's schedule has it."""
+    kept_projection: tuple[int, ...] = ()
+    """Elements of the hidden loss's projection, which is trained on after its teacher's release; empty without one."""
 
     @property
     def ranks(self) -> int:
@@ -91,12 +93,12 @@ class Plan:
         return Partition([*self.shapes.trainable_numels, *self._projection], self.ranks)
 
     @property
-    def _projection(self) -> list[int]:
-        """Elements of the hidden loss's projection, in a list; empty without one."""
+    def _projection(self) -> tuple[int, ...]:
+        """Elements of the hidden loss's projection; empty without one. A teacher that is never loaded brings none."""
         teacher = self.shapes.teacher
-        if teacher is None or not self.settings.config.distill.hidden_weight:
-            return []
-        return [math.prod(each.model.config.hidden_size for each in (self.shapes.student, teacher))]
+        if teacher is None or not self.settings.config.distill.hidden_weight or not self.teacher_share:
+            return self.kept_projection
+        return (math.prod(each.model.config.hidden_size for each in (self.shapes.student, teacher)),)
 
     def zero(self, stage: int) -> ZeroSettings:
         """The JSON's numbers at this stage, which may differ from its own."""
@@ -161,40 +163,35 @@ class Plan:
 
     def traffic(self, stage: int) -> list[Traffic]:
         """Collectives of a step at a ZeRO stage."""
-        students = self._students_traffic(stage)
-        if self.sharded_teacher is None:
-            return students
-        return [*students, self.sharded_teacher.traffic(self.settings.config.train.gradient_accumulation_steps)]
+        config, sharded = self.settings.config, self.sharded_teacher
+        accumulation = config.train.gradient_accumulation_steps
+        students = step_traffic(stage, self.zero(stage), self.partition, accumulation, own_sums(config))
+        return students if sharded is None else [*students, sharded.traffic(accumulation)]
 
-    def _students_traffic(self, stage: int) -> list[Traffic]:
-        accumulation = self.settings.config.train.gradient_accumulation_steps
-        return step_traffic(stage, self.zero(stage), self.partition, accumulation, own_sums(self.settings.config))
-
-    def launches(self, stage: int, *, with_teacher: bool = True) -> int:
+    def launches(self, stage: int) -> int:
         """Operations that the host starts in a step at a ZeRO stage."""
-        teacher_launches = REPLAY_LAUNCHES if self.replays_teacher else self.micro.teacher_launches
         second_loss = FURTHER_LOSS_LAUNCHES if self.settings.further_per_row else 0
         if self.shapes.overlap is not None:
             second_loss = SHARED_LOSS_LAUNCHES
         return step_launches(
             stage,
             self.micro,
-            len(self.shapes.trainable_numels),
+            len(self.partition.numels),
             self.settings.config.train.gradient_accumulation_steps,
-            teacher_launches=teacher_launches if with_teacher else 0,
-            second_loss=second_loss if with_teacher else 0,
+            teacher_launches=REPLAY_LAUNCHES if self.replays_teacher else self.micro.teacher_launches,
+            second_loss=second_loss,
             precision=self.settings.ds.precision,
             flat=self.zero(stage).flat_gradients(self.partition),
             replayed=self.replays_training(stage),
         )
 
-    def step_time(self, stage: int, *, with_teacher: bool = True) -> StepTime:
-        """Seconds of a step at a ZeRO stage, with the teacher or after its release."""
+    def step_time(self, stage: int) -> StepTime:
+        """Seconds of a step at a ZeRO stage."""
         return step_time(
-            self.work if with_teacher else self.work.without_teacher(),
-            self.traffic(stage) if with_teacher else self._students_traffic(stage),
+            self.work,
+            self.traffic(stage),
             self.device,
-            launches=self.launches(stage, with_teacher=with_teacher),
+            launches=self.launches(stage),
             precision=self.settings.ds.precision,
             rows=self.settings.rows_per_step // self.ranks,
             nodes=self.nodes,
@@ -207,10 +204,13 @@ class Plan:
 
         Where an adaptive weight releases it is known only by running: without `release_at`, all steps count.
         """
-        if self.release_at is not None:
-            return self.release_at
+        return self.scheduled_steps / self.settings.total_steps if self.release_at is None else self.release_at
+
+    @property
+    def scheduled_steps(self) -> int:
+        """Steps before the teacher's release by the soft weight's schedule; all of them without one."""
         step, steps = self._release.step, self.settings.total_steps
-        return 1.0 if step is None else min(step, steps) / steps
+        return steps if step is None else min(step, steps)
 
     @property
     def release_is_unknown(self) -> bool:
@@ -223,24 +223,29 @@ class Plan:
 
     @cached_property
     def after_release(self) -> Plan:
-        """The plan of the steps that the student takes alone."""
+        """The plan of the steps that the student takes alone; a hidden loss's projection stays."""
         config = self.settings.config
         alone = replace(config, teacher=replace(config.teacher, path=None))
         shapes = replace(self.shapes, teacher=None, overlap=None)
-        return replace(self, settings=replace(self.settings, config=alone), shapes=shapes)
+        settings = replace(self.settings, config=alone)
+        return replace(self, settings=settings, shapes=shapes, release_at=None, kept_projection=self._projection)
+
+    @cached_property
+    def _phases(self) -> list[tuple[float, Plan]]:
+        """Shares of the steps, with the plan of each: before and after the release."""
+        phases = [(self.teacher_share, self), (1 - self.teacher_share, self.after_release)]
+        return [(share, plan) for share, plan in phases if share]
 
     @property
     def hours(self) -> float:
         """Hours of the whole run at the JSON's ZeRO stage."""
-        taught, alone = (self.step_time(self.stage, with_teacher=each).total for each in (True, False))
-        seconds_a_step = self.teacher_share * taught + (1 - self.teacher_share) * alone
+        seconds_a_step = sum(share * plan.step_time(plan.stage).total for share, plan in self._phases)
         return seconds_a_step * self.settings.total_steps / 3600
 
     @property
     def flops(self) -> float:
         """Operations of training, all ranks; evaluations are not counted."""
-        taught, alone = self.work.per_row, self.work.without_teacher().per_row
-        a_row = self.teacher_share * taught + (1 - self.teacher_share) * alone
+        a_row = sum(share * plan.work.per_row for share, plan in self._phases)
         return float(a_row * self.settings.rows_per_step * self.settings.total_steps)
 
     @property

@@ -27,14 +27,15 @@ def report(plan: Plan, overrides: list[str], deepspeed_config: str | None, recip
     commands = printed_commands(
         recipe_argument, overrides, deepspeed_config, nodes=plan.nodes, ranks_per_node=plan.ranks // plan.nodes
     )
+    begin = plan if plan.teacher_share else plan.after_release  # a weight that is 0 from the start loads no teacher
     sections = {
         "settings that are not the defaults": _settings(plan),
         "data": [plan.settings.corpus.source, *plan.settings.corpus.text],
         "models": _models(plan),
         "batch and length": _batch(plan),
-        f"memory of a rank, micro-batch {plan.settings.config.train.micro_batch_size}": _memory(plan),
-        "speed": _speed(plan),
-        "traffic of a step": _traffic(plan),
+        f"memory of a rank, micro-batch {plan.settings.config.train.micro_batch_size}": _memory(begin),
+        "speed": _speed(begin),
+        "traffic of a step": _traffic(begin),
         "disk": _disk(plan),
         "command": commands,
     }
@@ -109,17 +110,16 @@ def _further(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> Lines:
-    begin = plan if plan.teacher_share else plan.after_release  # a weight that is 0 from the start loads no teacher
-    by_stage = [begin.memory(stage) for stage in STAGES]
+    by_stage = [plan.memory(stage) for stage in STAGES]
     names = [f"ZeRO-{stage}{' *' if stage == plan.stage else ''}" for stage in STAGES]
     rows: list[Sequence[str]] = [("GiB", *names)]
     rows += [(part, *(_gib(memory.most[part]) for memory in by_stage)) for part in PARTS]
     rows.append(("peak", *(_gib(memory.peak) for memory in by_stage)))
     rows.append(("reached in the", *(memory.fullest for memory in by_stage)))
-    if begin.shapes.teacher is not None and (plan.teacher_share < 1 or plan.release_is_unknown):
+    if plan.shapes.teacher is not None and (plan.teacher_share < 1 or plan.release_is_unknown):
         released = [plan.after_release.memory(stage) for stage in STAGES]
         rows.append(("peak after the teacher's release", *(_gib(memory.peak) for memory in released)))
-    largest = begin.largest_micro_batches()
+    largest = plan.largest_micro_batches()
     rows.append(("largest micro-batch", *(f"{largest[stage]:,}" for stage in STAGES)))
     lines = [
         *table(rows, "<>"),
@@ -162,11 +162,11 @@ def _speed(plan: Plan) -> Lines:
         f"{plan.hours * plan.ranks:,.0f} device hours, scaling efficiency {time.efficiency:.0%}",
     ]
     if work.teacher_forward and plan.teacher_share < 1:
-        alone = plan.step_time(plan.stage, with_teacher=False)
+        alone = plan.after_release.step_time(plan.stage)
         lines.insert(
-            2,
-            f"teacher released after {plan.teacher_share:.0%} of the steps: {1e3 * alone.compute:,.2f} ms per step "
-            f"from there on, and {1e3 * alone.exposed:,.2f} ms waiting for traffic",
+            -1,
+            f"teacher released after {plan.teacher_share:.0%} of the steps: {1e3 * alone.total:,.2f} ms per step from "
+            f"there on, {1e3 * time.total:,.2f} before, waiting included",
         )
     if work.teacher_forward and plan.release_is_unknown:
         lines.insert(

@@ -101,7 +101,7 @@ def test_few_rows_take_as_long_as_the_host_needs() -> None:
     assert short.host == long.host > short.compute
     assert short.total == short.host + short.exposed
     assert long.total == long.compute + long.exposed
-    assert few.step_time(2, with_teacher=False).host < short.host
+    assert few.after_release.step_time(2).host < short.host
     quicker = Plan(few.settings, few.shapes, find_device("h100", 8, launch_us=1e6 * LAUNCH_SECONDS / 2), nodes=1)
     assert quicker.step_time(2).host == pytest.approx(short.host / 2)
     on_cpu = Plan(few.settings, few.shapes, find_device("cpu", 8), nodes=1)
@@ -114,7 +114,7 @@ def test_a_replayed_teacher_is_few_launches_and_keeps_its_memory() -> None:
     fewer = eager.micro.teacher_launches - REPLAY_LAUNCHES
     assert fewer > 50
     assert eager.step_time(2).host - replayed.step_time(2).host == pytest.approx(fewer * LAUNCH_SECONDS)
-    alone = [plan.step_time(2, with_teacher=False).host for plan in (replayed, eager)]
+    alone = [plan.after_release.step_time(2).host for plan in (replayed, eager)]
     assert alone[0] == alone[1]
     more = [plan.memory(2).moments["optimizer step"][TEACHER] for plan in (replayed, eager)]
     assert more[0] - more[1] == eager.micro.teacher_peak
@@ -182,7 +182,7 @@ def test_a_released_teacher_counts_for_its_share_of_the_steps() -> None:
     assert plan.teacher_share == 0.5
     work, steps, rows = plan.work, plan.settings.total_steps, plan.settings.rows_per_step
     assert plan.flops == pytest.approx(steps * rows * (3 * work.student_forward + work.teacher_forward / 2))
-    taught, alone = plan.step_time(plan.stage), plan.step_time(plan.stage, with_teacher=False)
+    taught, alone = plan.step_time(plan.stage), plan.after_release.step_time(plan.stage)
     assert alone.compute / taught.compute == pytest.approx(3 * work.student_forward / work.per_row)
     assert alone.traffic < taught.traffic, "nobody gathers the weights of a teacher that is gone"
     assert plan.hours == pytest.approx(steps * (taught.total + alone.total) / 2 / 3600)
@@ -195,6 +195,37 @@ def test_a_released_teacher_counts_for_its_share_of_the_steps() -> None:
     assert not dataclasses.replace(adaptive, release_at=0.5).release_is_unknown
     assert not plan.release_is_unknown
     assert plan_of("paper_decay").teacher_share == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["teacher.vocabulary=shared"],  # alone, the student's pass is a CUDA graph
+        ["distill.soft_positions=0.3", "train.cuda_graphs=off"],
+        ["distill.soft_weight={schedule: adaptive, start: 4}", "teacher.sharded=true"],
+    ],
+)
+def test_after_the_teachers_release_a_step_is_that_of_a_student_alone(settings: list[str]) -> None:
+    plan = dataclasses.replace(plan_of("paper_weak", *settings), release_at=0.25)
+    alone = plan_of("paper_weak", *settings[1:], "teacher.path=null")
+    taught, later = plan.step_time(plan.stage), alone.step_time(alone.stage)
+    assert plan.hours == pytest.approx(plan.settings.total_steps * (taught.total + 3 * later.total) / 4 / 3600)
+    assert plan.after_release.launches(2) == alone.launches(2) < plan.launches(2)
+    assert plan.after_release.traffic(2) == alone.traffic(2)
+
+
+def test_the_projection_of_a_hidden_loss_stays_after_the_teachers_release() -> None:
+    """It is among what the optimizer trains: 768 x 768 weights."""
+    plan = plan_of("paper_weak", "distill.hidden_weight=0.5")
+    alone = plan_of("paper_weak", "teacher.path=null")
+    for kind in (WEIGHTS, GRADIENTS, MASTER, OPTIMIZER):
+        with_teacher, released = (each.memory(0).most[kind] for each in (plan, plan.after_release))
+        assert released == with_teacher > alone.memory(0).most[kind]
+    assert plan.after_release.traffic(2)[0].bytes == plan.traffic(2)[0].bytes
+    assert alone.launches(2) < plan.after_release.launches(2) < plan.launches(2), "neither is a CUDA graph"
+    never_loaded = plan_of("paper_weak", "distill.hidden_weight=0.5", "distill.soft_weight=0")
+    assert never_loaded.after_release.memory(0).most[MASTER] == alone.memory(0).most[MASTER]
+    assert never_loaded.checkpoint_bytes == alone.checkpoint_bytes < plan.checkpoint_bytes
 
 
 @pytest.mark.parametrize(

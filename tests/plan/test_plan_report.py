@@ -107,6 +107,34 @@ def test_memory_and_time_before_and_after_the_teachers_release(capsys: pytest.Ca
     assert peaks(never_loaded, "largest micro-batch") == peaks(alone, "largest micro-batch")
 
 
+def test_the_time_of_a_step_after_the_release_is_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """So few rows that the host limits."""
+    few = [
+        "paper_weak",
+        "student.layers=2",
+        "train.micro_batch_size=2",
+        "train.cuda_graphs=off",
+        "train.max_steps=3600000",
+    ]
+    text, alone = plan(capsys, *few, "--release-at", "0.5"), plan(capsys, *few, "teacher.path=null")
+    found = re.search(
+        r"teacher released .*: ([\d.]+) ms per step from there on, ([\d.]+) before, waiting included", text
+    )
+    assert found
+    after, before = map(float, found.groups())
+    assert after == pytest.approx(hours(alone), abs=0.06)  # of so many steps, as many hours as milliseconds of one
+    assert (before + after) / 2 == pytest.approx(hours(text), abs=0.06)
+    # Never there, it takes no time and sends nothing.
+    sections = "\nspeed\n.*(?=\ndisk)"
+    never, alone_again = (
+        re.search(sections, plan(capsys, *few, each), re.DOTALL)
+        for each in ("distill.soft_weight=0", "teacher.path=null")
+    )
+    assert never
+    assert alone_again
+    assert never[0] == alone_again[0]
+
+
 def hours(text: str) -> float:
     found = re.search(r"([\d.,]+) hours", text)
     assert found is not None
