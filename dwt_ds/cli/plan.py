@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dwt_ds.plan.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--release-at",
         type=float,
         metavar="SHARE",
-        help="share of the steps after which the teacher is released (default: by the soft weight's schedule; an "
-        "adaptive weight's release is not known before the run)",
+        help="share of the steps after which the teacher is released (default, and the most: by the soft weight's "
+        "schedule; an adaptive weight's release is not known before the run)",
     )
     parser.add_argument("--config", action="store_true", help="also print the whole resolved recipe and JSON")
 
@@ -71,12 +75,25 @@ def main(args: argparse.Namespace) -> int:
     overrides = [*args.overrides, override_of("data.dir", args.data)] if args.data else args.overrides
     settings = resolve_plan(args.recipe, overrides, args.deepspeed_config, args.nodes * per_node)
     plan = Plan(settings, build_shapes(settings), device, args.nodes, args.release_at)
-    if args.release_at is not None and plan.shapes.teacher is None:
-        raise ValueError(f"--release-at {args.release_at:g}: there is no teacher to release; set teacher.path")
+    if args.release_at is not None:
+        _check_release(args.release_at, plan)
     print(report(plan, overrides, args.deepspeed_config, args.recipe))
     if args.config:
         print(f"\n{whole_settings(settings)}")
     return 0
+
+
+def _check_release(share: float, plan: Plan) -> None:
+    teacher, steps = plan.settings.config.teacher, plan.settings.total_steps
+    if teacher.path is None:
+        raise ValueError(f"--release-at {share:g}: there is no teacher to release; set teacher.path")
+    if teacher.release == "never":
+        raise ValueError(f"--release-at {share:g}: teacher.release=never keeps the teacher to the end; leave one out")
+    if round(share * steps) > plan.scheduled_steps:
+        raise ValueError(
+            f"--release-at {share:g}: the soft weight's schedule releases the teacher after step "
+            f"{plan.scheduled_steps:,} of {steps:,}; give less, or change distill.soft_weight"
+        )
 
 
 def _check_above_0(values: dict[str, float | None]) -> None:

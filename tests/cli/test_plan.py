@@ -19,6 +19,7 @@ from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
+HALF = "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}"
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -118,6 +119,14 @@ def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["paper_weak", "--launch-us", "0"], "--launch-us 0.0: must be above 0"),
         (["paper_weak", "--release-at", "50"], "--release-at 50: must be at least 0 and at most 1"),
         (["paper_alone", "--release-at", "0.5"], "--release-at 0.5: there is no teacher to release; set teacher.path"),
+        (
+            ["paper_weak", "--release-at", "0.5", "teacher.release=never"],
+            "--release-at 0.5: teacher.release=never keeps the teacher to the end; leave one out",
+        ),
+        (
+            ["paper_weak", "--release-at", "0.6", "train.max_steps=1000", HALF],
+            "--release-at 0.6: the soft weight's schedule releases the teacher after step 500 of 1,000; give less",
+        ),
         (["paper_weak", "train.expected_world_size=16"], "there are 8 ranks"),
         (["paper_week"], "did you mean 'paper_weak'?"),
         (["paper_weak", "train.epochs=null"], "train.max_steps: not set"),
