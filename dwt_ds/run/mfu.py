@@ -59,6 +59,11 @@ class Utilization:
         """The same once the teacher is released."""
         return replace(self, work_per_token=self.work_per_token.without_teacher())
 
+    @property
+    def share_without_teacher(self) -> float:
+        """Work of a token once the teacher is released, as a share of today's; 1 from then on."""
+        return self.without_teacher().work_per_token.per_row / self.work_per_token.per_row
+
     def shares(self, tokens_per_second: float) -> dict[str, float]:
         """`mfu` with the teacher's forward pass counted, `mfu_student` without."""
         a_share = tokens_per_second / self.peak_flops_per_second
