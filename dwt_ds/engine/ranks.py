@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import json
 import os
 import socket
 from collections.abc import Iterator, MutableMapping
@@ -52,7 +53,7 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
 
     Raises:
         ValueError: there are several ranks, and no address to meet at; or the GPUs asked for are not there.
-        AllRanksError: some ranks have GPUs and others none.
+        AllRanksError: some ranks have GPUs and others none, or two have the same one.
     """
     global _local_rank
     prepare_operator_builds()
@@ -75,7 +76,7 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
     meeting_limit = max(limit, timedelta(seconds=_MEETING_SECONDS))
     # Kept until the group is there, which meets at the same store.
-    store = _require_one_backend(get_accelerator().communication_backend_name(), meeting_limit)
+    store = _meet_with_fitting_devices(get_accelerator().communication_backend_name(), meeting_limit)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every operator
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
@@ -240,34 +241,53 @@ def _number_of_visible_device(environment: MutableMapping[str, str], devices: in
             environment[name] = number
 
 
-def _require_one_backend(backend: str, limit: timedelta) -> Any:
+def _meet_with_fitting_devices(backend: str, limit: timedelta) -> Any:
     """The store at which the ranks of a run meet; None for one rank.
 
-    A host whose GPUs torch does not see would make a group of gloo, the others one of NCCL, and all would wait for one
-    another until the time limit.
-
     Raises:
-        AllRanksError: not all ranks have the same `backend`.
+        AllRanksError: the devices of the ranks cannot work together.
     """
     if os.environ["WORLD_SIZE"] == "1":
         return None
     store, number, size = next(dist.rendezvous("env://", timeout=limit))
-    own, left = ([f"dwt_ds/{what}/{each}" for each in range(size)] for what in ("backend", "left"))
-    store.set(own[number], f"{backend} {socket.gethostname()}")
-    found = [value.decode().split(" ") for value in store.multi_get(own)]
-    hosts = dict(reversed(found))
-    if len(hosts) > 1:
-        each = ", ".join(f"{backend} on {host}" for backend, host in sorted(hosts.items()))
-        message = (
-            f"ranks on different devices: {each}; gloo means that torch sees no GPU there: see what nvidia-smi lists "
-            "and what CUDA_VISIBLE_DEVICES is, leave the host out, or set DS_ACCELERATOR=cpu on all hosts"
-        )
+    own, left = ([f"dwt_ds/{what}/{each}" for each in range(size)] for what in ("device", "left"))
+    gpu = ""
+    if get_accelerator().device_name() == "cuda":
+        gpu = str(torch.cuda.get_device_properties(int(os.environ["LOCAL_RANK"])).uuid)
+    store.set(own[number], json.dumps([backend, socket.gethostname(), gpu]))
+    message = _what_does_not_fit([json.loads(value) for value in store.multi_get(own)])
+    if message is not None:
         store.set(left[number], "")
         if number > 0:
             raise OtherRankError(message)
         store.multi_get(left)  # the store is in this process: it stays until no other rank reads from it
         raise AllRanksError(message)
     return store
+
+
+def _what_does_not_fit(devices: list[tuple[str, str, str]]) -> str | None:
+    """What is wrong with the ranks' devices; of each the backend, the host, and the GPU's UUID, "" on a CPU.
+
+    A host whose GPUs torch does not see would make a group of gloo, the others one of NCCL, and all would wait for one
+    another until the time limit. Two ranks with one GPU would end in NCCL, at the first collective.
+    """
+    hosts = {backend: host for backend, host, _ in reversed(devices)}
+    if len(hosts) > 1:
+        each = ", ".join(f"{backend} on {host}" for backend, host in sorted(hosts.items()))
+        return (
+            f"ranks on different devices: {each}; gloo means that torch sees no GPU there: see what nvidia-smi lists "
+            "and what CUDA_VISIBLE_DEVICES is, leave the host out, or set DS_ACCELERATOR=cpu on all hosts"
+        )
+    for _, host, gpu in devices:
+        same = [number for number, (_, *place) in enumerate(devices) if place == [host, gpu]]
+        if gpu and len(same) > 1:
+            there = [other for _, other_host, other in devices if other_host == host]
+            return (
+                f"ranks {' and '.join(map(str, same))} have the same GPU: the {len(there)} ranks on {host} see "
+                f"{len(set(there))} GPU(s); start as many ranks as GPUs there, with --num_gpus or slots= in the "
+                "hostfile, or see what CUDA_VISIBLE_DEVICES is"
+            )
+    return None
 
 
 def _barrier_on_own_device(backend: Any, device_ids: list[int] | None = None, **others: Any) -> Any:

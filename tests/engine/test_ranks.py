@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from harness.ranks import Run
 
@@ -99,6 +101,40 @@ def test_ranks_with_and_without_a_gpu_end_at_once(run_ranks: Run) -> None:
     assert ", nccl on " in first.out
     assert "; gloo means that torch sees no GPU there: see what nvidia-smi lists" in first.out
     assert second.out.startswith("OtherRankError "), second.err
+
+
+# Each rank on the GPU that its environment names, of which torch sees one.
+ON_GPU = """
+import os, types
+import torch
+from deepspeed.accelerator import get_accelerator
+from dwt_ds.engine import ranks
+accelerator = get_accelerator()
+accelerator.device_name = lambda number=None: "cuda"
+accelerator.device_count = lambda: 1
+accelerator.set_device = lambda number: None
+torch.cuda.get_device_properties = lambda number: types.SimpleNamespace(uuid=os.environ["GPU"])
+try:
+    ranks.start_ranks()
+    print("met")
+except ranks.AllRanksError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_ranks_with_the_same_gpu_end_at_once(run_ranks: Run) -> None:
+    """NCCL would end at the first collective, with "Duplicate GPU"."""
+    first, *others = run_ranks([["-c", ON_GPU]] * 3, own=[{"GPU": gpu} for gpu in "aba"], seconds=60)
+    refused = r"AllRanksError ranks 0 and 2 have the same GPU: the 3 ranks on \S+ see 2 GPU\(s\); start as many "
+    refused += r"ranks as GPUs there, with --num_gpus or slots= in the hostfile, or see what CUDA_VISIBLE_DEVICES is\n"
+    assert re.fullmatch(refused, first.out), first
+    for other in others:
+        assert other.out.startswith("OtherRankError ranks 0 and 2 have the same GPU: "), other.err
+
+
+def test_ranks_with_a_gpu_each_meet(run_ranks: Run) -> None:
+    ended = run_ranks([["-c", ON_GPU]] * 2, own=[{"GPU": "a"}, {"GPU": "b"}], seconds=60)
+    assert [rank.out for rank in ended] == ["met\n"] * 2, ended
 
 
 # Slurm's fourth task on a host, which sees its own GPU only.
