@@ -211,13 +211,28 @@ def test_mistakes_are_named(arguments: list[str], message: str) -> None:
     assert message in ended.stderr
 
 
+# pytest's own variables would reach the round's tests.
+ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTEST_ADDOPTS": ""}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_speed_can_be_measured_on_invented_text(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = start("--out", out, "--tiny", "--only", "data,training_speed", **ON_CPU)
+    results = out / "work" / "results"
+    logs = [(results / f"{name}.log").read_text()[-2000:] for name in ("data", "training_speed")]
+    assert ended.returncode == 0, logs
+    assert outcomes(out) == {"data": "0", "training_speed": "0"}
+    with (results / "training_steps.csv").open() as lines:
+        assert {"4", "2"} <= {row["micro_batch"] for row in csv.DictReader(lines)}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_stage_that_a_cpu_can_runs_there(tmp_path: Path, tiny_data: Path) -> None:
-    # pytest's own variables would reach the round's tests.
-    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTEST_ADDOPTS": ""}
     out = tmp_path / "out"
-    ended = start("--out", out, "--data", tiny_data, "--tiny", **environment)
+    ended = start("--out", out, "--data", tiny_data, "--tiny", **ON_CPU)
     found = outcomes(out)
     logs = {
         name: (out / "work" / "results" / f"{name}.log").read_text()[-2000:] for name in found if found[name] != "0"
