@@ -98,6 +98,17 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> P
 
 
 @pytest.fixture(scope="session")
+def bpe_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
+    """The same with a vocabulary of its own: a byte-level BPE of half of `tiny_text`."""
+    from dwt_ds.prepare.case_and_accents import Wishes
+    from dwt_ds.prepare.train_tokenizer import train_tokenizer
+
+    text = tiny_text.read_text(encoding="utf-8").split("\n")
+    tokenizer = train_tokenizer(text[: len(text) // 2], 500, "bpe", Wishes())
+    return save_tiny_bert(tokenizer, tmp_path_factory.mktemp("teacher") / "bpe", positions=64)
+
+
+@pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Path) -> Path:
     """A recipe over `tiny_data` and `tiny_teacher`: a student of 2 layers x 32, four steps of 4 rows a rank in fp32.
     Give it an `output_dir`."""

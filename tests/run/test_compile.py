@@ -21,6 +21,9 @@ CASES = {
     "accumulation and uneven batches": ["train.gradient_accumulation_steps=2", "data.label_draw=bernoulli"],
     "activation checkpointing": ["train.activation_checkpointing=true"],
     "modernbert": ["student.family=modernbert", "student.config={local_attention: 8}"],
+    "roberta and uneven batches": ["student.family=roberta", "data.label_draw=bernoulli"],
+    "distilbert and a hidden loss": ["student.family=distilbert", "distill.hidden_weight=0.5"],
+    "electra and a teacher with its own vocabulary": ["student.family=electra", "teacher.vocabulary=shared"],
     "growth": ["student.init=stack", "student.hidden_size=16", "student.intermediate_size=32"],
     "ZeRO-3": ["deepspeed_config=zero3", "deepspeed.bf16.enabled=false", "train.gradient_accumulation_steps=2"],
     "quantization": ["student.quantization={weight_bits: 8, activation_bits: 8, start_step: 2}"],
@@ -33,15 +36,18 @@ CASES["ZeRO-3"] += [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_exports_are_those_without(case: str, train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_losses_and_exports_are_those_without(
+    case: str, train: Train, tiny_recipe: Path, bpe_teacher: Path, tmp_path: Path
+) -> None:
+    teacher = [f"teacher.path={bpe_teacher}"] if "teacher.vocabulary=shared" in CASES[case] else []
     for name in ("off", "layers"):
-        settings = [f"output_dir={tmp_path / name}", f"train.compile={name}", *SETTINGS, *CASES[case]]
+        settings = [f"output_dir={tmp_path / name}", f"train.compile={name}", *SETTINGS, *CASES[case], *teacher]
         ranks = 2 if case == "ZeRO-3" else 1
         completed(train(ranks, [str(tiny_recipe), *settings], seconds=300))
     plain, compiled = rows_of(tmp_path / "off"), rows_of(tmp_path / "layers")
     assert len(plain) == len(compiled)
     for one, other in zip(plain, compiled):
-        for key in ("loss", "hard_loss", "soft_loss", "eval_hard_loss"):
+        for key in ("loss", "hard_loss", "soft_loss", "hidden_loss", "eval_hard_loss"):
             if key in one:
                 assert other[key] == pytest.approx(one[key], rel=1e-5), (key, one["step"])
     exported = [load_file(tmp_path / name / "export" / "model.safetensors") for name in ("off", "layers")]

@@ -28,13 +28,6 @@ def teacher_of(text: Sequence[str], kind: Kind, entries: int, wishes: Wishes, fo
     return save_tiny_bert(tokenizer, folder, positions=64)
 
 
-@pytest.fixture(scope="module")
-def bpe_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
-    """With a byte-level BPE of half of `tiny_text`."""
-    text = tiny_text.read_text(encoding="utf-8").split("\n")
-    return teacher_of(text[: len(text) // 2], "bpe", 500, Wishes(), tmp_path_factory.mktemp("teacher"))
-
-
 def losses_of(run: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], key): row[key] for row in rows_of(run) for key in (*LOSSES, *HELD_OUT) if key in row}
 
