@@ -33,6 +33,7 @@ def train(session: Session) -> None:
             loss = session.student(batch, teacher_view, numbers.scalars)
             session.student.backward(session.record(loss))
             session.student.step()
+            del teacher_view, loss  # a release of the teacher at the step's end would not free what these hold
         session.end_step(numbers)
     session.finish()
 

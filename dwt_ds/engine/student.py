@@ -134,6 +134,13 @@ def start_student(
     return engine
 
 
+def release_recorded_passes(engine: StudentEngine) -> None:
+    """Drop the training passes that are CUDA graphs, if any, before the teacher is released: they hold its head."""
+    forward = engine.module.forward
+    if isinstance(forward, GraphedTraining):
+        forward.release()
+
+
 def gradient_divisor(engine: StudentEngine) -> int:
     """The number by which DeepSpeed divides the sum of all micro-batch gradients.
 

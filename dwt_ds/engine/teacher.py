@@ -140,7 +140,7 @@ class TeacherEngine:
                 for each in (tensor, getattr(tensor, "ds_tensor", None)):
                     if each is not None:
                         each.data = each.data.new_empty(0)
-        self._engine = self._graphs = self._recorder = None
+        self._engine = self._graphs = self._recorder = self._shared = None
         self._probe = _Probe()
         del self.head, self.gathered, engine, modules
         gc.collect()  # modules and their hooks refer to each other

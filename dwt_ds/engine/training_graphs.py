@@ -49,7 +49,6 @@ class GraphedTraining:
         self._loss_scale = loss_scale
         self._forward: Callable[[Batch, TeacherView | None, LossScalars], Losses] = objective.forward
         self._passes: dict[Any, _Pass | None] = {}
-        self._head: int | None = None
         self._last: Any = None
         self._in_a_row = 0
         # What makes the replayed losses part of an autograd graph.
@@ -65,11 +64,6 @@ class GraphedTraining:
         if not (self._objective.training and torch.is_grad_enabled()) or batch.teacher is not None:
             return self._forward(batch, teacher, scalars)
         tensors = _tensors(batch, teacher, scalars)
-        # The head's address, not its shape alone: a graph reads it there.
-        head = None if teacher is None else teacher.weight.data_ptr()
-        if head != self._head:
-            self._passes.clear()  # the teacher is gone, and its head with it
-            self._head = head
         key = tuple(None if each is None else each.shape for each in tensors)
         self._in_a_row = self._in_a_row + 1 if key == self._last else 1
         self._last = key
@@ -80,6 +74,10 @@ class GraphedTraining:
             return self._forward(batch, teacher, scalars)
         recorded.copy(tensors)
         return Losses(*_Replay.apply(self._anchor, recorded))
+
+    def release(self) -> None:
+        """Drop the recorded passes, which hold the teacher's head; emptying torch's cache then frees their memory."""
+        self._passes.clear()
 
     @property
     def _recorded(self) -> int:

@@ -60,6 +60,10 @@ class Evaluation:
         self._vocab_size = resolved.corpus.vocab_size
         self._data, self._sets, self._other = data, sets, other
 
+    def release_teacher(self) -> None:
+        """Drop what only a teacher with another vocabulary needs."""
+        self._other = None
+
     def is_due(self, done: int) -> bool:
         """Whether the student is evaluated after `done` optimizer steps."""
         every = self._config.train.eval_every

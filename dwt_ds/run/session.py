@@ -17,7 +17,13 @@ from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.engine.checkpoint.save_and_load import Retention, save_checkpoint
-from dwt_ds.engine.student import StudentEngine, before_waiting_for_norm, gradient_divisor, step_was_skipped
+from dwt_ds.engine.student import (
+    StudentEngine,
+    before_waiting_for_norm,
+    gradient_divisor,
+    release_recorded_passes,
+    step_was_skipped,
+)
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.quantization import switch_fake_quantizers
 from dwt_ds.run.evaluation import Evaluation
@@ -195,9 +201,12 @@ class Session:
             switch_fake_quantizers(self.student, step >= self._quantization.start_step)
 
     def _release_teacher(self, done: int) -> None:
-        """Free the teacher; the student trains on alone."""
+        """Free the teacher and what is kept for it; the student trains on alone."""
         assert self.teacher is not None
         self.log.teacher_released(done, self.teacher.parameters, self._meter)
+        release_recorded_passes(self.student)  # first: the teacher's release empties the allocator's cache
+        self._evaluation.release_teacher()
+        self._batches, self._overlap = self._batches.without_teacher(), None
         self.micro_batches.release_teacher(done)
         self.teacher, self._soft_weight.released = None, done
 
@@ -249,7 +258,7 @@ class Session:
         if "eval_shared_hard_loss" in losses and loss is not None and mass is not None:
             losses |= {"teacher_shared_hard_loss": loss, "teacher_shared_mass": mass}
         self.log.say(done, evaluation_words(losses))
-        overlap = {} if self.teacher is None or self._overlap is None else self._overlap.to_row()
+        overlap = {} if self._overlap is None else self._overlap.to_row()
         self.log.add({"step": done, **losses, **overlap})
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:

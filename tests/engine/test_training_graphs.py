@@ -53,6 +53,24 @@ def test_a_run_that_replays_its_passes_is_the_run(
     assert runs["auto"] == runs["off"]
 
 
+@pytest.mark.parametrize("settings", [[], ["teacher.sharded=true"]], ids=["whole", "sharded"])
+def test_replays_go_on_after_the_release_of_the_teacher_and_hold_nothing_of_it(
+    settings: list[str], train: Train, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Else its head, and the memory of the passes recorded with it, would stay on the device."""
+    runs = {}
+    for mode in ("off", "auto"):
+        arguments = [str(tiny_recipe), f"output_dir={tmp_path / mode}", *COMMON, "train.max_steps=12", *settings]
+        arguments += ["distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}", "teacher.release=auto"]
+        output = completed(train(1, [*arguments, f"train.cuda_graphs={mode}"], program=[REPLAYING]))
+        assert "step 6/12  teacher released" in output
+        assert re.findall("release: (.*)", output) == ["0 passes and views, 0 tensors of the head"]
+        runs[mode] = logged(tmp_path / mode)
+    with_teacher_and_alone = json.loads(re.findall(r"replays (\[.*\])", output)[-1])[-4:]
+    assert min(with_teacher_and_alone) > 4, output
+    assert runs["auto"] == runs["off"]
+
+
 class Objective(nn.Module):
     """Its gradient is twice the weight at each label, times the soft weight."""
 
@@ -70,7 +88,7 @@ class Repeats(Repeater):
     """Whether a recorded backward pass computes nothing."""
 
     def record(self, forward: Callable[[], Any]) -> Repetition:
-        is_backward = len(self.made) % 2 == 1
+        is_backward = len(self.replays) % 2 == 1
         return super().record((lambda: None) if is_backward and self.without_backward else forward)
 
 
@@ -79,7 +97,7 @@ class Passes:
 
     def __init__(self, recorder: Repeats) -> None:
         self.objective, self.recorder, self.loss_scale = Objective(), recorder, 1.0
-        recorder.made = []
+        recorder.replays = []
         self.gradient = self.objective.weight.grad = torch.zeros(20)
         parts: Any = {"parameters": [self.objective.weight], "views": [self.gradient], "buffers": [self.gradient]}
         GraphedTraining(self.objective, SimpleNamespace(**parts), recorder, lambda: self.loss_scale)  # type: ignore[arg-type]
@@ -96,7 +114,7 @@ class Passes:
 
     def replays(self) -> list[int]:
         """Of each recording; a pass has two, and is replayed once to compare it."""
-        return [each.replays for each in self.recorder.made]
+        return self.recorder.replays
 
 
 @pytest.mark.parametrize("bad", ["loss scale", "loss"])

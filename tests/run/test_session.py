@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ import torch
 
 from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.schema import RunConfig, TeacherConfig, TrainConfig
-from dwt_ds.data.batches import Batch
+from dwt_ds.data.batches import Batch, StepBatches
 from dwt_ds.data.teacher_rows import CommonWords, TeacherRows
 from dwt_ds.distill.objective import Losses, LossScalars
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunState
+from dwt_ds.run.evaluation import Evaluation
 from dwt_ds.run.guard import TooManySkipsError
 from dwt_ds.run.session import Session, StepNumbers
 
@@ -37,10 +39,13 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
         get_lr=lambda: [0.125],
         lr_scheduler=None,
         optimizer=SimpleNamespace(),
+        module=SimpleNamespace(forward=None),
     )
     nothing = SimpleNamespace(beat=lambda step: None, advance=lambda: None, is_asked=lambda folder: False)
     every = config.train.eval_every
-    evaluation = SimpleNamespace(is_due=lambda done: done > 0 and every > 0 and done % every == 0)
+    evaluation = SimpleNamespace(
+        is_due=lambda done: done > 0 and every > 0 and done % every == 0, release_teacher=lambda: None
+    )
     given = {
         "batches": Steps([[]] * total_steps),
         "evaluation": evaluation,
@@ -288,6 +293,37 @@ def test_garbage_is_collected_at_the_same_steps_on_every_rank(monkeypatch: pytes
         taken.append(step)
     assert gc.isenabled()
     assert [taken[0] + count for count in collected] == [100, 200]
+
+
+def test_nothing_of_the_vocabulary_of_a_teacher_outlives_its_release() -> None:
+    """Its tables and tokenizers would stay on the host."""
+
+    class Other:
+        def __init__(self) -> None:
+            self.tokens = type("Tokens", (), {})()
+
+    class Table(list[int]):
+        knows_words, full_width = True, 4
+
+    other, config = Other(), RunConfig()
+    sizes = {"micro_batch_size": 1, "accumulation": 1, "rank": 0, "world_size": 1}
+    resolved: Any = SimpleNamespace(config=config, total_steps=4, corpus=SimpleNamespace(vocab_size=9))
+    nothing: Any = None
+    table: Any = Table(range(8))
+    tokens: Any = other.tokens
+    session = bare_session(
+        config,
+        4,
+        batches=StepBatches(table, nothing, config.data, seed=0, teacher_tokens=tokens, **sizes),
+        evaluation=Evaluation(resolved, nothing, {}, other),  # type: ignore[arg-type]
+        teacher=SimpleNamespace(parameters=1, release=lambda: None),
+    )
+    kept = [weakref.ref(other), weakref.ref(tokens)]
+    del other, tokens
+    assert all(each() is not None for each in kept)
+    session._release_teacher(2)
+    gc.collect()
+    assert [each() for each in kept] == [None, None]
 
 
 def test_the_next_pass_of_the_teacher_begins_before_the_host_waits_for_the_norm() -> None:
