@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -10,20 +11,28 @@ from torch import Tensor
 from dwt_ds.engine import ranks
 from dwt_ds.run.stop import StopRequest
 
+# On a network file system each look is a request to its server, for which a step would wait.
+_SECONDS_BETWEEN_LOOKS = 1.0
+
 
 class StopAgreement:
-    """Whether the ranks stop. `request` is this rank's; rank 0 also looks for one in the run's folder."""
+    """Whether the ranks stop. `request` is this rank's; rank 0 also looks for one in the run's folder, now and then."""
 
     agreed: bool
     """All ranks know that one of them was asked to stop."""
 
     def __init__(self, request: StopRequest, folder: Path) -> None:
         self._request, self._folder = request, folder if ranks.rank() == 0 else None
+        self._next_look = time.monotonic()
         self._ranks_to_stop: ranks.HostCopy | None = None
         self.agreed = False
 
     def is_asked(self) -> bool:
         """Whether this rank was asked to stop."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return self._request.is_asked(None)
+        self._next_look = now + _SECONDS_BETWEEN_LOOKS
         return self._request.is_asked(self._folder)
 
     def agree(self) -> None:

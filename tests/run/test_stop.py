@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ import pytest
 from harness.ranks import Start
 
 from dwt_ds.base.processes import own_command
-from dwt_ds.run.stop import STOP_FILE
+from dwt_ds.run.stop import STOP_FILE, StopRequest
+from dwt_ds.run.stop_agreement import StopAgreement
 
 RANK = "from dwt_ds.run.stop import _launchers_above; print(len(_launchers_above()))"
 
@@ -33,6 +35,35 @@ def test_launchers_are_known_by_their_names(command: str, launchers: int, tmp_pa
     (tmp_path / name).write_text(f"{sys.executable} -c '{RANK}'\nexit 0\n", encoding="utf-8")
     done = subprocess.run(["sh", str(tmp_path / name), *words], capture_output=True, text=True)
     assert done.stdout == f"{launchers}\n", done.stderr
+
+
+def test_the_folder_is_looked_at_once_a_second_and_a_signal_counts_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be on another machine, and each step would wait for that."""
+    now, looks, is_ours = [100.0], [], StopRequest._is_ours
+
+    def look(self: StopRequest, file: Path) -> bool:
+        looks.append(now[0])
+        return is_ours(self, file)
+
+    monkeypatch.setattr(StopRequest, "_is_ours", look)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    signalled, asked = StopRequest(), StopAgreement(StopRequest(), tmp_path)
+    by_signal = StopAgreement(signalled, tmp_path / "other")
+    assert not any(asked.is_asked() for _ in range(3))
+    assert not by_signal.is_asked()
+    signalled.ask("SIGTERM")
+    assert by_signal.is_asked()
+    (tmp_path / STOP_FILE).touch()
+    os.utime(tmp_path / STOP_FILE, (time.time() + 1, time.time() + 1))  # the kernel's clock for files may lag a little
+    now[0] = 100.9
+    assert not asked.is_asked()
+    now[0] = 101.0
+    assert asked.is_asked()
+    now[0] = 101.1
+    assert asked.is_asked()
+    assert looks == [100.0, 100.0, 101.0], "once a second for each"
 
 
 IN_A_MOMENT = """
