@@ -302,6 +302,7 @@ class Session:
     def _save(self, done: int) -> None:
         state, retention = self._state_at(done), Retention(self.config.train.keep_last, self.config.train.keep_every)
         self._folder.require_lock()
+        gc.collect()  # all of it, where training waits anyway: `steps` leaves out what has lived long
         try:
             seconds = save_checkpoint(self.student, self._folder.checkpoints, state, self._facts, retention)
         except OSError as error:

@@ -326,6 +326,25 @@ def test_nothing_of_the_vocabulary_of_a_teacher_outlives_its_release() -> None:
     assert [each() for each in kept] == [None, None]
 
 
+def test_garbage_that_has_lived_long_is_collected_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    folder = SimpleNamespace(path=None, checkpoints=None, require_lock=lambda: None)
+    session = bare_session(RunConfig(), 300, folder=folder, log=SimpleNamespace(say=lambda *_: None))
+    monkeypatch.setattr("dwt_ds.run.session.save_checkpoint", lambda *_: 0.0)
+    monkeypatch.setattr(session, "_state_at", lambda done: None)
+    cycle: Cycle | None = Cycle()
+    alive = weakref.ref(cycle)
+    for step in session.steps():
+        if step == 250:
+            cycle = None
+    assert alive() is not None
+    session._save(300)
+    assert alive() is None
+
+
 def test_the_next_pass_of_the_teacher_begins_before_the_host_waits_for_the_norm() -> None:
     """And is not repeated; a teacher that is released in between leaves nothing behind."""
     passes: list[int] = []
