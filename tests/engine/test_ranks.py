@@ -7,8 +7,7 @@ import re
 import pytest
 from harness.ranks import Run
 
-from dwt_ds.engine import ranks
-from dwt_ds.engine.ranks import fill_rank_environment
+from dwt_ds.engine.rank_environment import fill_rank_environment, number_of_visible_device
 
 ADDRESS = {"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}
 RANK_5 = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
@@ -70,14 +69,14 @@ def test_the_local_rank_is_the_number_of_a_visible_device(local_rank: str, devic
     """`srun --gpus-per-task=1` shows each task one GPU."""
     slurm, openmpi = {"LOCAL_RANK": local_rank}, {"LOCAL_RANK": local_rank, "OMPI_COMM_WORLD_LOCAL_RANK": local_rank}
     for environment in (slurm, openmpi):
-        ranks._number_of_visible_device(environment, devices)
+        number_of_visible_device(environment, devices)
     assert slurm == {"LOCAL_RANK": expected}
     assert openmpi == {"LOCAL_RANK": expected, "OMPI_COMM_WORLD_LOCAL_RANK": expected}
 
 
 def test_gpus_that_were_asked_for_and_are_not_there_are_named() -> None:
     with pytest.raises(ValueError, match=r"^DS_ACCELERATOR=cuda: torch sees no GPU on .*; see whether nvidia-smi"):
-        ranks._number_of_visible_device({"LOCAL_RANK": "0"}, 0)
+        number_of_visible_device({"LOCAL_RANK": "0"}, 0)
 
 
 # Rank 1 is on a host whose driver is down.
