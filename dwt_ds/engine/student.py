@@ -84,8 +84,8 @@ def occupy_nvme(ds: DeepSpeedJson) -> None:
 def gather_at_once(modules: Iterable[nn.Module]) -> None:
     """Let ZeRO-3 gather all weights of a module before it is called, and not those of each part before the part.
 
-    So its hooks run outside of what is compiled in the module. Before `start_student`; each module must be called as a
-    whole, or its gradients are never reduced.
+    So its hooks run outside of what is compiled in the module. To be called before `start_student`; it changes nothing
+    at other stages. Each module must be called as a whole, or its gradients are never reduced.
     """
     for module in modules:
         set_z3_leaf_module(module, True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.ranks import Train
+from harness.ranks import Python, Train
 from harness.runs import completed, rows_of
 from safetensors.torch import load_file
 
@@ -33,6 +33,21 @@ CASES["ZeRO-3"] += [
     f"deepspeed.zero_optimization.stage3_{name}=0"
     for name in ("param_persistence_threshold", "max_reuse_distance", "max_live_parameters")
 ]
+# Where a hook runs within a layer, torch would compile the parts before and after it, or here end with an error.
+WHOLE_LAYERS = """
+import sys
+from functools import partial
+import torch
+torch.compile = partial(torch.compile, backend="aot_eager", fullgraph=True)
+from dwt_ds.pretrain import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_hooks_of_zero_3_run_outside_of_a_compiled_layer(python: Python, tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = [f"output_dir={tmp_path}", "train.compile=layers", *SETTINGS, *CASES["ZeRO-3"]]
+    ended = python("-c", WHOLE_LAYERS, str(tiny_recipe), *settings)
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize("case", CASES)
