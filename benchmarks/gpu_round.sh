@@ -156,14 +156,14 @@ fi
 # Before the training: DeepSpeed's Adam is being built meanwhile. On the device's clock that does not show.
 stage logits_form 25 python3 kernels/benchmarks/logits_form.py --out "$results" --rounds "$rounds" \
   --shapes "${logits[@]}" --providers dwt_kernels eager || failed=1
-stage logits_compiled 25 python3 kernels/benchmarks/logits_form.py --out "$results/compiled" --rounds "$rounds" \
+stage logits_compiled 20 python3 kernels/benchmarks/logits_form.py --out "$results/compiled" --rounds "$rounds" \
   --shapes "${compiled[@]}" --providers dwt_kernels torch.compile || failed=1
-stage training_speed 90 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${loop[@]}" "${speed[@]}" \
+stage training_speed 85 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${loop[@]}" "${speed[@]}" \
   --modes "$default" -- "${model[@]}" || failed=1
-stage training_modes 65 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${modes[@]}" \
+stage training_modes 60 python3 benchmarks/training_speed.py --data "$rows" --out "$results" "${modes[@]}" \
   -- "${model[@]}" || failed=1
 if [ -z "$dry$tiny" ] && chosen injection && [ ! -e "$results/injection.done" ]; then
-  # For the last stage. In a session of its own, so that it is not cut short and leaves its lock behind.
+  # For the stage of that name. In a session of its own, so that it is not cut short and leaves its lock behind.
   MAX_JOBS=4 DS_NVCC_THREADS=1 setsid python3 benchmarks/kernel_injection.py --build > "$results/build.log" 2>&1 &
 fi
 stage linear_form 50 python3 kernels/benchmarks/linear_form.py --out "$results" --rounds "$rounds" \
@@ -174,9 +174,11 @@ stage tests 100 python3 -m pytest "${tests[@]}" || failed=1
 wait "$beside" || failed=1
 train_stage alone 85 paper_weak_h100 teacher.path=null &
 beside=$!
+stage injection 85 python3 benchmarks/kernel_injection.py --families bert --out "$results" &
+injection=$!
 train_stage distilled 85 paper_weak_h100 "teacher.path=$(teacher_of_distilled)" || failed=1
 wait "$beside" || failed=1
-stage injection 35 python3 benchmarks/kernel_injection.py --families bert --out "$results" || failed=1
+wait "$injection" || failed=1
 
 [ -n "$dry" ] || say "results: $out/summary.md and $out/gpu_round.tar.gz"
 exit "$failed"

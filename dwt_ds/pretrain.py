@@ -92,7 +92,8 @@ def _assemble_and_train(options: argparse.Namespace, stop: StopRequest) -> int:
         print(f"error: {error}", file=sys.stderr)
         exit_alone(2)
     except TooManySkipsError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if rank() == 0:  # raised on all
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 3
     except NotExportedError as error:
         if rank() == 0:

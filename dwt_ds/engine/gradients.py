@@ -26,6 +26,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.runtime.zero.utils import get_norm_dtype
 from torch import Tensor
 
+from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO, cut_like, held_masters
 from dwt_ds.engine.ranks import HostCopy
 
 # Added to the norm by DeepSpeed before it divides.
@@ -129,11 +130,12 @@ def can_be_flat(optimizer: Any) -> bool:
 def take_one_norm_a_step(optimizer: Any) -> None:
     """Drop DeepSpeed's check of every gradient: one norm over all of them finds bad steps.
 
-    Under ZeRO-1 to ZeRO-3 it is ours, one operation for all gradients; without ZeRO it is DeepSpeed's own. Nothing is
-    changed where gradients are offloaded, and for Muon, whose norm is that of another update.
+    It is one operation for all gradients. Nothing is changed where gradients are offloaded, and for Muon, whose norm is
+    that of another update.
 
     Args:
-        optimizer: of DeepSpeed's engine; without ZeRO in fp32 it checks nothing and is left alone.
+        optimizer: of DeepSpeed's engine; without ZeRO in fp32 it checks nothing and is left alone. To be called before
+            `correct_loss_scaling`, which wraps its `step`.
     """
     if _is_muon(optimizer):
         return
@@ -141,8 +143,8 @@ def take_one_norm_a_step(optimizer: Any) -> None:
         _under_zero_1_or_2(optimizer)
     elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3) and not optimizer.offload_optimizer:
         _under_zero_3(optimizer)
-    elif hasattr(optimizer, "overflow_checker"):
-        optimizer.overflow_checker.has_overflow = lambda parameters, has_moe_params=None: False
+    elif isinstance(optimizer, WITHOUT_ZERO):
+        optimizer.step = lambda closure=None: _step_without_zero(optimizer)
 
 
 def _is_muon(optimizer: Any) -> bool:
@@ -203,6 +205,32 @@ def _under_zero_3(optimizer: Any) -> None:
         return [squares.sqrt()]
 
     optimizer._get_norm_groups = norm_of_all_groups
+
+
+@torch.no_grad()
+def _step_without_zero(optimizer: Any) -> bool:
+    """DeepSpeed's step with one operation for all tensors, where it has several for each; whether it was skipped."""
+    parameters = [parameter for group in optimizer.fp16_groups for parameter in group]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    norm = math.sqrt(HostCopy(_sum_of_squares(gradients, parameters[0].device)).number())
+    optimizer.overflow = not math.isfinite(norm)
+    if optimizer.overflow:
+        return bool(optimizer._skip_invalid_grad_norm())
+    optimizer._global_grad_norm = norm / float(optimizer.loss_scale)
+    optimizer._update_scale(False)
+    in_fp32, masters = [], []
+    for group, held in zip(optimizer.fp16_groups, held_masters(optimizer)):
+        empty = [torch.empty_like(master) for master in held]
+        for master, gradient in zip(held, empty):
+            master.grad = gradient
+        in_fp32 += cut_like(group, empty)
+        masters += cut_like(group, held)
+    torch._foreach_copy_(in_fp32, gradients)
+    torch._foreach_mul_(in_fp32, _clip_factor(optimizer, norm))
+    optimizer.optimizer.step()
+    torch._foreach_copy_(parameters, masters)
+    optimizer.optimizer.zero_grad()
+    return False
 
 
 def _sum_of_squares(gradients: list[Tensor], device: torch.device | str) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor
 
 from dwt_ds.engine.checkpoint.weights import WITHOUT_ZERO
@@ -50,7 +49,7 @@ def _grow_after_the_step(optimizer: Any) -> None:
     DeepSpeed first updates the scale: in a step after which it doubles (one in `loss_scale_window`), the gradients
     would be halved, and without ZeRO and under ZeRO-3 their norm as well.
     """
-    update, step, unfused = optimizer._update_scale, optimizer.step, isinstance(optimizer, FP16_UnfusedOptimizer)
+    update, step = optimizer._update_scale, optimizer.step
     good: list[bool] = []
 
     def update_if_skipped(skipped: bool = False) -> None:
@@ -61,8 +60,6 @@ def _grow_after_the_step(optimizer: Any) -> None:
 
     def step_and_update(*arguments: Any, **keywords: Any) -> Any:
         result = step(*arguments, **keywords)
-        if unfused:  # the only one that has the norm of the scaled gradients
-            optimizer._global_grad_norm = optimizer._global_grad_norm / float(optimizer.loss_scale)
         if good:
             good.clear()
             update(False)

@@ -120,10 +120,10 @@ def start_student(
         clip_and_step_if_finite(engine.optimizer, float(engine.gradient_clipping()))
     elif isinstance(engine.optimizer, WITHOUT_ZERO):
         remember_masters(engine.optimizer)
+    take_one_norm_a_step(engine.optimizer)
     if engine.fp16_enabled():
         correct_loss_scaling(engine)
         engine.fp16_auto_cast = lambda: False  # what the objective takes has its dtypes, and is more than tensors
-    take_one_norm_a_step(engine.optimizer)
     if can_be_flat(engine.optimizer):
         gradients = FlatGradients(engine.optimizer)
         in_16_bits = engine.fp16_enabled() or engine.bfloat16_enabled()

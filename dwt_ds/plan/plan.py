@@ -180,7 +180,6 @@ class Plan:
             self.settings.config.train.gradient_accumulation_steps,
             teacher_launches=REPLAY_LAUNCHES if self.replays_teacher else self.micro.teacher_launches,
             second_loss=second_loss,
-            precision=self.settings.ds.precision,
             flat=self.zero(stage).flat_gradients(self.partition),
             replayed=self.replays_training(stage),
         )

@@ -36,13 +36,11 @@ class _Launches(NamedTuple):
 
 # By ZeRO stage. tests/engine/test_step_cost.py counts them in DeepSpeed 0.19.8.
 _STAGES = {
-    0: _Launches(11, once=7.0),
+    0: _Launches(11),
     1: _Launches(20, once=1.0),
     2: _Launches(20, further=2.0, once=1.0),
     3: _Launches(46, micro_batch=1.4),
 }
-# DeepSpeed wraps no optimizer there.
-_STAGE_0_IN_FP32 = _Launches(11)
 # Stage 2 with the gradients in one buffer.
 _ONE_BUFFER = _Launches(14)
 
@@ -53,7 +51,6 @@ def step_launches(
     tensors: int,
     accumulation: int,
     *,
-    precision: str,
     flat: bool,
     replayed: bool,
     teacher_launches: int,
@@ -64,13 +61,12 @@ def step_launches(
     Args:
         tensors: parameters that are trained.
         accumulation: micro-batches of a step.
-        precision: bf16, fp16 or fp32.
         flat: whether the gradients are in one buffer.
         replayed: whether training passes are CUDA graphs.
         teacher_launches: operations of the teacher's forward pass; 0 without one.
         second_loss: those of a second loss; 0 without one.
     """
-    cost = _ONE_BUFFER if flat else _STAGE_0_IN_FP32 if stage == 0 and precision == "fp32" else _STAGES[stage]
+    cost = _ONE_BUFFER if flat else _STAGES[stage]
     a_pass = micro.launches + _LOSS_LAUNCHES + second_loss + tensors * (1 + cost.micro_batch)
     a_micro_batch = teacher_launches + (TRAINING_REPLAY_LAUNCHES if replayed else a_pass)
     further = (accumulation - 1) * tensors * cost.further

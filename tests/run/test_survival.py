@@ -240,6 +240,7 @@ def test_checkpoints_on_a_tiny_or_read_only_file_system(
         pytest.param("zero2_fp32", [], marks=pytest.mark.slow, id="zero2_fp32"),
         pytest.param("zero2_bf16", [], id="zero2_bf16"),
         pytest.param("zero0", ["deepspeed.bf16.enabled=false"], id="zero0_fp32"),
+        pytest.param("zero0", [], marks=pytest.mark.slow, id="zero0_bf16"),
     ],
 )
 def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(
@@ -265,7 +266,7 @@ def test_too_many_skipped_steps_end_the_run(faulty: Faulty, tiny_recipe: Path, t
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=30", "train.skip_window=10"]
     code, output = faulty(2, [*settings, "train.max_skipped_share=0.2"], "inf 0 5 7 8 9 20")
     assert code == 3, output
-    assert "error: 3 of the last 8 steps were skipped, train.max_skipped_share=0.2" in output
+    assert output.count("error: 3 of the last 8 steps were skipped, train.max_skipped_share=0.2") == 1
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
     assert (tmp_path / "checkpoints" / "step_00000008").is_dir()
 

@@ -30,10 +30,23 @@ MASTER_NAMES = "dwt_ds_master_names"
 
 def remember_masters(optimizer: Any) -> None:
     """Link each parameter to its master, as ZeRO's optimizers do and those `WITHOUT_ZERO` do not."""
-    held = optimizer.fp32_groups_flat if isinstance(optimizer, FP16_Optimizer) else optimizer.fp32_groups
-    for parameters, masters in zip(optimizer.fp16_groups, held):
-        for parameter, master in zip(parameters, _cut(masters, parameters)):
+    for parameters, held in zip(optimizer.fp16_groups, held_masters(optimizer)):
+        for parameter, master in zip(parameters, cut_like(parameters, held)):
             parameter._dwt_ds_master = master
+
+
+def held_masters(optimizer: Any) -> list[list[Tensor]]:
+    """Of an optimizer `WITHOUT_ZERO`, by parameter group: a tensor for each parameter, or one flat tensor for all."""
+    if isinstance(optimizer, FP16_Optimizer):
+        return [[flat] for flat in optimizer.fp32_groups_flat]
+    return list(optimizer.fp32_groups)
+
+
+def cut_like(parameters: list[Tensor], held: list[Tensor]) -> list[Tensor]:
+    """Views of what `held_masters` gives for a group, one of each parameter's shape."""
+    if len(held) == 1:
+        held = list(held[0].flatten().split([parameter.numel() for parameter in parameters]))
+    return [each.detach().view_as(parameter) for each, parameter in zip(held, parameters)]
 
 
 def master_names(module: nn.Module, optimizer: Any) -> dict[str, list[list[str]]]:
@@ -88,7 +101,7 @@ def checkpoint_fp32_weights(path: Path) -> dict[str, Tensor]:
     saved = torch.load(whole, map_location="cpu", weights_only=False)
     module = saved["module"]
     for names, masters in zip(saved.get(MASTER_NAMES, []), _saved_masters(saved["optimizer"])):
-        exact |= zip(names, _cut(masters, [module[name] for name in names]))
+        exact |= zip(names, cut_like([module[name] for name in names], masters))
     # Tied weights have several names and one master.
     tied = {module[name].data_ptr(): tensor for name, tensor in exact.items() if name in module}
     for name, tensor in module.items():
@@ -96,13 +109,10 @@ def checkpoint_fp32_weights(path: Path) -> dict[str, Tensor]:
     return exact
 
 
-def _saved_masters(optimizer: dict[str, Any] | None) -> list[Any]:
-    """Of a saved optimizer `WITHOUT_ZERO`, by group; empty for others."""
-    return [] if optimizer is None else optimizer.get("fp32_groups_flat", optimizer.get("fp32_groups", []))
-
-
-def _cut(masters: Tensor | list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-    """The masters of a group, one a parameter; DeepSpeed's fused wrapper has them in one flat tensor."""
-    if isinstance(masters, Tensor):
-        masters = list(masters.split([parameter.numel() for parameter in parameters]))
-    return [master.detach().view_as(parameter) for master, parameter in zip(masters, parameters)]
+def _saved_masters(optimizer: dict[str, Any] | None) -> list[list[Tensor]]:
+    """Of a saved optimizer `WITHOUT_ZERO`, by group, as `held_masters`; empty for others."""
+    if optimizer is None:
+        return []
+    if "fp32_groups_flat" in optimizer:
+        return [[flat] for flat in optimizer["fp32_groups_flat"]]
+    return list(optimizer.get("fp32_groups", []))
