@@ -17,17 +17,17 @@ FOLLOW_THE_RUN = ("learning_rate", "adaptive")
 
 @dataclass(config=STRICT)
 class Schedule:
-    """A value that changes from `start` to `end` over the span, which begins at step 0, and stays at `end` after it."""
+    """A value that changes from `start` to `end` over the span, which begins with the first step, and stays there."""
 
     schedule: Literal["constant", "linear", "cosine", "exponential", "step", "learning_rate", "adaptive"] = "constant"
     """constant: always `start`. step: `start` until the span ends, then `end`. linear, cosine, exponential: a smooth
     change over the span. learning_rate (soft weight only): in proportion to the learning rate, `start` at its highest.
     adaptive (soft weight only): falls from `start` to `end` as the student catches up with the teacher."""
     start: float = 1.0
-    """Value at step 0."""
+    """Value in the first step; of `learning_rate`, at the highest rate."""
     end: float | None = None
-    """Value at the end of the span. constant has none; adaptive never goes below it (null: 0); learning_rate: value
-    at rate 0 (null: 0)."""
+    """Value from the first step after the span on. constant has none; adaptive never goes below it (null: 0);
+    learning_rate: value at rate 0 (null: 0)."""
     span: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Length of the span as a share of all training steps."""
     span_steps: PositiveInt | None = None
@@ -71,7 +71,7 @@ class DistillConfig:
     hard_weight: NonNegativeFloat = 1.0
     """Weight of the masked-token cross-entropy."""
     soft_weight: Scheduled = field(default_factory=Schedule)
-    """Weight of the KL divergence: a number, or a mapping with schedule, start, end and span."""
+    """Weight of the KL divergence: a number, or a mapping with schedule, start, end, span, ... (`Schedule`)."""
     temperature: Scheduled = field(default_factory=Schedule)
     """Softmax temperature of the soft loss: a number, or a mapping like soft_weight's."""
     soft_positions: SoftPositions = "labelled"

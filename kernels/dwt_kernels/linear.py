@@ -57,16 +57,21 @@ def linear_distill_loss(
     """``distill_loss`` of student_hidden @ student_weight.T + student_bias and the same for the teacher.
 
     Args:
-        student_hidden: (N, H_s); student_weight: (V, H_s); student_bias: (V,) or None. Same dtype for the first two.
-        teacher_hidden: (N, H_t); teacher_weight: (V, H_t); teacher_bias: (V,) or None. teacher_hidden None: the hard
-            loss only, whatever the other two are.
+        student_hidden: (N, H_s); student_weight: (V, H_s); student_bias: (V,) or None. fp32, bf16 or fp16; the first
+            two of one dtype, except under autocast, which casts both.
+        teacher_hidden: (N, H_t); teacher_weight: (V, H_t); teacher_bias: (V,) or None. Likewise, maybe in another
+            dtype. teacher_hidden None: the hard loss only, whatever the other two are.
         memory: "chunked": logits of ``chunk_rows`` rows at a time; "logit_free" (Triton only): none in device memory;
             "auto" chooses.
-        chunk_rows: rows in a chunk; None chooses few and large ones.
+        chunk_rows: rows in a chunk, 1 or more; None chooses few and large ones.
         The others as in ``distill_loss``.
 
+    Returns:
+        As ``distill_loss``. Gradients have their parameters' dtypes.
+
     Raises:
-        ValueError: as in ``distill_loss``.
+        ValueError: as in ``distill_loss``; "logit_free" without Triton.
+        RuntimeError: "logit_free" under ``torch.use_deterministic_algorithms(True)``.
     """
     if teacher_hidden is None:
         teacher_weight = teacher_bias = None

@@ -41,25 +41,26 @@ def distill_loss(
 
     Args:
         student_logits: (N, V), fp32, bf16 or fp16, any strides; never changed.
-        teacher_logits: (N, V), same device; -inf is legal. None: the hard loss only. It may be made under
-            torch.inference_mode, except where the loss is compiled: torch's compiler cannot save such tensors.
+        teacher_logits: (N, V), same device, any of these dtypes; -inf is legal. None: the hard loss only. It may be
+            made under torch.inference_mode, except where the loss is compiled: torch's compiler cannot save such
+            tensors.
         labels: (N,) int64; rows with ``ignore_index`` have no hard loss.
-        temperature: tau > 0, a number or a 0-d tensor; it divides both models' logits in the soft loss.
-        hard_weight, soft_weight: numbers or 0-d tensors.
+        temperature: tau, a number or a 0-d tensor, positive and finite; divides both models' logits in the soft loss.
+        hard_weight, soft_weight: numbers or 0-d tensors. Tensors are on the logits' device and require no grad.
         soft_positions: "labelled": the soft loss counts where the hard one does; "all": on every row.
         temperature_squared: multiply the soft loss by tau^2 (Hinton et al. 2015, section 2).
         vocab_size: columns from here on are padding: no probability, zero gradient. The two widths may then differ.
         normalizer: divides the sums of the means instead of the local counts; a number, a 0-d tensor, or a pair
-            (hard, soft). "sum" and "none" divide by nothing.
+            (hard, soft); positive and finite. "sum" and "none" divide by nothing.
         reduction: "mean", "sum", or "none" (rows, zero where they do not count).
         backend: "auto" is Triton on a GPU and torch elsewhere.
 
     Returns:
-        DistillLoss(loss, hard, soft); hard and soft are unweighted.
+        DistillLoss(loss, hard, soft) in nats; hard and soft are unweighted.
 
     Raises:
-        ValueError: an argument's shape, dtype, device or value is wrong. What only values on a GPU could tell
-            (label range, a tensor's temperature) is asserted on the device instead.
+        ValueError: an argument's shape, dtype, device or value is wrong, or a teacher's tensor requires grad. What
+            only values on a GPU could tell (label range, a tensor's temperature) is asserted on the device instead.
     """
     arguments.check_float_tensor("student_logits", student_logits, "(N, V)")
     rows, columns = student_logits.shape
