@@ -2,7 +2,8 @@
 
 >>> from dwt_ds import prepare, pretrain, report
 >>> prepare("data/mine", text=["corpus.txt"], train_tokenizer=8000)
->>> run = pretrain("quickstart", {"data.dir": "data/mine", "train.max_steps": 50})
+>>> settings = {"data.dir": "data/mine", "teacher.path": None, "output_dir": "runs/mine", "train.max_steps": 50}
+>>> run = pretrain("quickstart", settings)
 >>> report(run.path)
 """
 
@@ -39,11 +40,14 @@ def prepare(
         options: the other options of `dwt-ds prepare`, with underscores: train_tokenizer=8000, docs=True, every=4.
 
     Returns:
-        The folder's manifest: `rows`, `tokens`, `documents`, ...
+        The folder's manifest: `rows` (for training), `validation_rows`, `tokens` (of both), `documents`, ...
 
     Raises:
-        TypeError: an option that there is not.
+        TypeError: an unknown option.
         ValueError, OSError: what the command would refuse, in one line.
+
+    Warns:
+        UserWarning: what the command prints as a warning, such as text that was dropped.
     """
     from dwt_ds.cli import prepare as command
     from dwt_ds.cli.main import in_words
@@ -82,7 +86,7 @@ def pretrain(
 
     Args:
         recipe: path of a recipe, or the name of a packaged one.
-        overrides: settings that replace the recipe's: words ("train.max_steps=50") or a mapping
+        overrides: settings that replace the recipe's: strings ("train.max_steps=50") or a mapping
             ({"train.max_steps": 50}, {"teacher.path": None}).
         deepspeed_config: a DeepSpeed JSON, by path or packaged name; None: the recipe's.
         ranks: on this machine; None: one for each GPU, or 2 on a CPU.
@@ -90,7 +94,7 @@ def pretrain(
 
     Returns:
         The run: `path`, `finished` (False if it was asked to stop and can be resumed), `training` and `held_out` (rows
-        of its metrics), `final_loss`.
+        of its metrics), `final_loss` (the last held-out loss, nats per masked token; only if data are held out).
 
     Raises:
         ValueError, OSError: what a run would refuse, in one line.
@@ -131,6 +135,9 @@ def report(*runs: PathLike | Iterable[PathLike], out: PathLike | None = None, ag
     Raises:
         ValueError, OSError: what the command would refuse, in one line.
     """
+    from dwt_ds.cli.report import check_matplotlib
+
+    check_matplotlib()
     quieten_libraries()
     from dwt_ds.study.report import write_report
 

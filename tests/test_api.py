@@ -97,6 +97,12 @@ def test_report_takes_runs_one_by_one_or_in_a_list(tmp_path: Path) -> None:
         report(paths, against="c")
 
 
+def test_report_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dwt_ds.cli.report.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs matplotlib: pip install 'dwt-ds\[study\]'"):
+        report(tmp_path)
+
+
 @pytest.mark.slow
 def test_pretrain_prints_the_runs_lines_and_returns_it(
     tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

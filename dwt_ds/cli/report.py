@@ -32,9 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(args: argparse.Namespace) -> int:
+def check_matplotlib() -> None:
+    """Raise ValueError where matplotlib, which the figures need, is not installed."""
     if find_spec("matplotlib") is None:
         raise ValueError("dwt-ds report needs matplotlib: pip install 'dwt-ds[study]'")
+
+
+def main(args: argparse.Namespace) -> int:
+    check_matplotlib()
     from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()
