@@ -1,6 +1,6 @@
 """Pre-train a student, with a weak teacher's help or alone; what the `deepspeed` launcher runs.
 
-deepspeed --num_gpus 2 --module dwt_ds.pretrain quickstart train.max_steps=100
+deepspeed --num_gpus 2 --module dwt_ds.pretrain quickstart output_dir=runs/mine train.max_steps=100
 
 Called as a function, this module is `dwt_ds.api.pretrain`, which starts the launcher.
 """

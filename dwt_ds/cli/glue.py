@@ -57,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length", type=int, metavar="N", help="tokens a row; default: 128, or what the model has positions for"
     )
     training.add_argument(
-        "--precision", choices=("fp32", "bf16"), default=default.precision, help="default: %(default)s"
+        "--precision",
+        choices=("fp32", "bf16"),
+        default=default.precision,
+        help="bf16: GPUs only (default: %(default)s)",
     )
     training.add_argument(
         "--quantize",

@@ -217,7 +217,8 @@ class TrainConfig:
     collective_timeout_seconds: PositiveFloat = 1800.0
     """A rank that waits longer than this for the others stops with an error."""
     report_stuck_after_seconds: PositiveFloat = 300.0
-    """If no step ends for this long, rank 0 reports which rank the others wait for, and where that rank is."""
+    """If no step ends for this long, rank 0 reports which rank the others wait for, and where that rank is. At
+    most half of `collective_timeout_seconds`, after which the run ends."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and recompute the rest: less memory, a third more work."""
     compile: Annotated[Literal["auto", "off", "layers"], BeforeValidator(_off_of_yaml)] = "auto"
