@@ -46,6 +46,14 @@ class _AskedKeys:
         return iter(list(dict.keys(self.asked)))
 
 
+def nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """A configuration from values by their dotted places."""
+    config: dict[str, Any] = {}
+    for place, value in settings.items():
+        set_place(config, place, value)
+    return config
+
+
 def check_error(config: dict[str, Any]) -> str:
     with pytest.raises(ValueError, match=".") as caught:
         check_ds_keys(config, Origin("my.json"))
@@ -55,7 +63,7 @@ def check_error(config: dict[str, Any]) -> str:
     return message.removeprefix("my.json: ")
 
 
-def test_every_key_that_deepspeed_reads_is_known_or_refused_with_a_reason() -> None:
+def test_the_known_and_the_refused_keys_are_those_that_deepspeed_reads() -> None:
     """Guards the lists against a new DeepSpeed.
 
     DeepSpeed keeps no list of its top-level keys: it looks each one up where it needs it and ignores the rest. So its
@@ -66,22 +74,15 @@ def test_every_key_that_deepspeed_reads_is_known_or_refused_with_a_reason() -> N
     DeepSpeedConfig(config)
     assert len(config.keys_asked) > 40
     assert config.keys_asked - TOP_LEVEL_KEYS - ds_keys._INSTEAD.keys() == set()
-
-
-def test_no_key_is_known_that_deepspeed_never_reads() -> None:
-    """The other way round: a key taken out of DeepSpeed would be ignored in silence."""
-    config = Asked({"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1})
-    DeepSpeedConfig(config)
+    # The other way round: a key taken out of DeepSpeed would be ignored in silence.
     assert TOP_LEVEL_KEYS - config.keys_asked == set()
     assert TOP_LEVEL_KEYS & ds_keys._INSTEAD.keys() == set()
 
 
 def asked_inside(place: str) -> set[str]:
     """What DeepSpeed's configuration looks up in the section at a dotted place."""
-    config: dict[str, Any] = {"train_batch_size": 1}
     asked = Asked({})
-    set_place(config, place, asked)
-    DeepSpeedConfig(config)
+    DeepSpeedConfig(nested({"train_batch_size": 1, place: asked}))
     return asked.keys_asked
 
 
@@ -105,165 +106,121 @@ def test_the_keys_inside_a_section_are_those_that_deepspeed_reads(place: str) ->
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("place", "nearest"),
     [
-        ({"zero_optimisation": {}}, "zero_optimisation: unknown key; did you mean 'zero_optimization'?"),
-        ({"train_batchsize": 8}, "train_batchsize: unknown key; did you mean 'train_batch_size'?"),
-        ({"gradient_cliping": 1.0}, "gradient_cliping: unknown key; did you mean 'gradient_clipping'?"),
-        ({"BF16": {}}, "BF16: unknown key; did you mean 'bf16'?"),
-        ({"zero_optimization": {"stagee": 2}}, "zero_optimization.stagee: unknown key; did you mean 'stage'?"),
-        (
-            {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
-            "zero_optimization.offload_optimizer.devise: unknown key; did you mean 'device'?",
-        ),
-        (
-            {"zero_optimization": {"offload_param": {"nvme_pat": "x"}}},
-            "zero_optimization.offload_param.nvme_pat: unknown key; did you mean 'nvme_path'?",
-        ),
-        (
-            {"zero_optimization": {"leaf_module": {"class": []}}},
-            "zero_optimization.leaf_module.class: unknown key; did you mean 'classes'?",
-        ),
-        ({"aio": {"block_sizee": 1}}, "aio.block_sizee: unknown key; did you mean 'block_size'?"),
-        (
-            {"checkpoint": {"tag_validatin": "Warn"}},
-            "checkpoint.tag_validatin: unknown key; did you mean 'tag_validation'?",
-        ),
-        (
-            {"checkpoint": {"parallel_write": {"pipeline_stages": True}}},
-            "checkpoint.parallel_write.pipeline_stages: unknown key; did you mean 'pipeline_stage'?",
-        ),
-        ({"timers": {"throughputt": {}}}, "timers.throughputt: unknown key; did you mean 'throughput'?"),
-        (
-            {"timers": {"throughput": {"synchronised": False}}},
-            "timers.throughput.synchronised: unknown key; did you mean 'synchronized'?",
-        ),
-        ({"fp16": {"loss_scale_windw": 1}}, "fp16.loss_scale_windw: unknown key; did you mean 'loss_scale_window'?"),
-        ({"tensorboard": {"outputpath": "x"}}, "tensorboard.outputpath: unknown key; did you mean 'output_path'?"),
-        ({"wandb": {"grup": "x"}}, "wandb.grup: unknown key; did you mean 'group'?"),
-        ({"csv_monitor": {"jobname": "x"}}, "csv_monitor.jobname: unknown key; did you mean 'job_name'?"),
-        ({"optimizer": {"tipe": "AdamW"}}, "optimizer.tipe: unknown key; did you mean 'type'?"),
-        ({"scheduler": {"parms": {}}}, "scheduler.parms: unknown key; did you mean 'params'?"),
-        (
-            {"optimizer": {"type": "AdamW", "params": {"beta": [0.9, 0.99]}}},
-            "optimizer.params.beta: AdamW has no such setting; did you mean 'betas'?",
-        ),
-        (
-            {"optimizer": {"type": "SGD", "params": {"ns_method": "gram"}}},
-            "optimizer.params.ns_method: SGD has no such setting",
-        ),
-        (
-            {"optimizer": {"type": "Muon", "params": {"ns_steps": 5}}},
-            "optimizer.params.ns_steps: Muon has no such setting; did you mean 'eps'?",
-        ),
-        (
-            {"scheduler": {"type": "WarmupLR", "params": {"total_num_steps": 10}}},
-            "scheduler.params.total_num_steps: WarmupLR has no such setting; did you mean 'warmup_num_steps'?",
-        ),
-        (
-            {"flops_profiler": {"profile_steps": 1}},
-            "flops_profiler.profile_steps: unknown key; did you mean 'profile_step'?",
-        ),
-        (
-            {"activation_checkpointing": {"cpu_checkpoint": True}},
-            "activation_checkpointing.cpu_checkpoint: unknown key; did you mean 'cpu_checkpointing'?",
-        ),
+        ("zero_optimisation", "zero_optimization"),
+        ("train_batchsize", "train_batch_size"),
+        ("gradient_cliping", "gradient_clipping"),
+        ("BF16", "bf16"),
+        ("zero_optimization.stagee", "stage"),
+        ("zero_optimization.offload_optimizer.devise", "device"),
+        ("zero_optimization.offload_param.nvme_pat", "nvme_path"),
+        ("zero_optimization.leaf_module.class", "classes"),
+        ("aio.block_sizee", "block_size"),
+        ("checkpoint.tag_validatin", "tag_validation"),
+        ("checkpoint.parallel_write.pipeline_stages", "pipeline_stage"),
+        ("timers.throughputt", "throughput"),
+        ("timers.throughput.synchronised", "synchronized"),
+        ("fp16.loss_scale_windw", "loss_scale_window"),
+        ("tensorboard.outputpath", "output_path"),
+        ("wandb.grup", "group"),
+        ("csv_monitor.jobname", "job_name"),
+        ("optimizer.tipe", "type"),
+        ("scheduler.parms", "params"),
+        ("flops_profiler.profile_steps", "profile_step"),
+        ("activation_checkpointing.cpu_checkpoint", "cpu_checkpointing"),
     ],
 )
-def test_an_unknown_key_is_refused_with_the_nearest_name(config: dict[str, Any], message: str) -> None:
-    assert check_error(config) == message
+def test_an_unknown_key_is_refused_with_the_nearest_name(place: str, nearest: str) -> None:
+    assert check_error(nested({place: {}})) == f"{place}: unknown key; did you mean {nearest!r}?"
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("section", "kind", "setting", "nearest"),
     [
-        ({"optimizer": {"type": "AdamWW"}}, "optimizer.type='AdamWW': unknown optimizer; did you mean 'AdamW'?"),
-        (
-            {"scheduler": {"type": "WarmupStableLR"}},
-            "scheduler.type='WarmupStableLR': unknown schedule; did you mean 'WarmupStableDecayLR'?",
-        ),
-        (
-            {"scheduler": {"type": "WarmupStableDecayLR", "params": {"decay_steps": 10}}},
-            "scheduler.params.decay_steps: WarmupStableDecayLR has no such setting; did you mean 'decay_num_steps'?",
-        ),
-        (
-            {"scheduler": {"type": "WarmupDecayLr"}},
-            "scheduler.type='WarmupDecayLr': unknown schedule; did you mean 'WarmupDecayLR'?",
-        ),
-        ({"optimizer": {}}, "optimizer.type='': unknown optimizer"),
+        ("optimizer", "AdamW", "beta", "; did you mean 'betas'?"),
+        ("optimizer", "SGD", "ns_method", ""),
+        ("optimizer", "Muon", "ns_steps", "; did you mean 'eps'?"),
+        ("scheduler", "WarmupLR", "total_num_steps", "; did you mean 'warmup_num_steps'?"),
+        ("scheduler", "WarmupStableDecayLR", "decay_steps", "; did you mean 'decay_num_steps'?"),
     ],
 )
-def test_an_unknown_type_is_refused_with_the_nearest_name(config: dict[str, Any], message: str) -> None:
-    assert check_error(config) == message
+def test_a_setting_that_the_type_lacks_is_refused(section: str, kind: str, setting: str, nearest: str) -> None:
+    place = f"{section}.params.{setting}"
+    error = check_error(nested({f"{section}.type": kind, place: 5}))
+    assert error == f"{place}: {kind} has no such setting{nearest}"
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("section", "kind", "message"),
     [
-        ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage=7: must be one of 0, 1, 2, 3"),
-        ({"zero_optimization": {"stage": "two"}}, "zero_optimization.stage='two': must be one of 0, 1, 2, 3"),
-        ({"zero_optimization": {"overlap_comm": 3}}, "zero_optimization.overlap_comm=3: must be true or false"),
-        (
-            {"zero_optimization": {"reduce_bucket_size": -1}},
-            "zero_optimization.reduce_bucket_size=-1: must be above 0",
-        ),
-        (
-            {"zero_optimization": {"offload_optimizer": {"device": "gpu"}}},
-            "zero_optimization.offload_optimizer.device='gpu': must be one of 'none', 'cpu', 'nvme'",
-        ),
-        (
-            {"zero_optimization": {"leaf_module": True}},
-            "zero_optimization.leaf_module=True: must be a section in braces",
-        ),
-        (
-            {"zero_optimization": {"stage": 3, "compute_grad_norm": False}},
-            "zero_optimization: compute_grad_norm=false is supported only with ZeRO Stage 1 or 2",
-        ),
-        ({"timers": {"throughput": {"enabled": 1.5}}}, "timers.throughput.enabled=1.5: must be true or false"),
-        ({"bf16": {"enabled": "false"}}, "bf16.enabled='false': must be true or false"),
-        ({"bf16": True}, "bf16=True: must be a section in braces"),
-        ({"optimizer": "AdamW"}, "optimizer='AdamW': must be a section in braces"),
-        ({"optimizer": {"type": "AdamW", "params": None}}, "optimizer.params=None: must be a section in braces"),
-        ({"zero_optimization": None}, "zero_optimization=None: must be a section in braces"),
-        ({"gradient_clipping": "1.0"}, "gradient_clipping='1.0': must be a number"),
-        ({"gradient_clipping": True}, "gradient_clipping=True: must be a number"),
-        ({"train_batch_size": 64.0}, "train_batch_size=64.0: must be a whole number"),
-        ({"steps_per_print": "often"}, "steps_per_print='often': must be a whole number"),
-        ({"wall_clock_breakdown": "no"}, "wall_clock_breakdown='no': must be true or false"),
-        ({"communication_data_type": 16}, "communication_data_type=16: must be text"),
-        (
-            {"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "linaer"}}},
-            "scheduler.params.warmup_type='linaer': must be log or linear",
-        ),
-        (
-            {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "ten"}}},
-            "scheduler.params.warmup_num_steps='ten': must be a whole number",
-        ),
-        *(
-            ({"scheduler": {"type": "WarmupStableDecayLR", "params": {key: value}}}, f"scheduler.params.{key}{message}")
-            for key, value, message in (
-                ("decay_type", "sqrt", "='sqrt': must be linear or 1-sqrt"),
-                ("warmup_type", "sqrt", "='sqrt': must be log or linear"),
-                ("decay_num_steps", 2.5, "=2.5: must be a whole number"),
-                ("decay_num_steps", -1, "=-1: must be at least 0"),
-                ("warmup_num_steps", 0, "=0: must be at least 1"),
-                ("decay_ratio", 20, "=20: must be within 0 and 1"),
-                ("decay_ratio", [0.1, 0.2], "=[0.1, 0.2]: must be within 0 and 1"),
-                ("decay_min_ratio", -0.1, "=-0.1: must be within 0 and 1"),
-            )
-        ),
-        (
-            {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": "low"}}},
-            "scheduler.params.cycle_min_lr='low': must be a number",
-        ),
-        (
-            {"scheduler": {"type": "OneCycle", "params": {"cycle_momentum": "no"}}},
-            "scheduler.params.cycle_momentum='no': must be true or false",
-        ),
+        ("optimizer", "AdamWW", "unknown optimizer; did you mean 'AdamW'?"),
+        ("scheduler", "WarmupStableLR", "unknown schedule; did you mean 'WarmupStableDecayLR'?"),
+        ("scheduler", "WarmupDecayLr", "unknown schedule; did you mean 'WarmupDecayLR'?"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_before_deepspeed_sees_it(config: dict[str, Any], message: str) -> None:
-    assert check_error(config) == message
+def test_an_unknown_type_is_refused_with_the_nearest_name(section: str, kind: str, message: str) -> None:
+    assert check_error({section: {"type": kind}}) == f"{section}.type={kind!r}: {message}"
+
+
+def test_a_section_without_a_type_is_refused() -> None:
+    assert check_error({"optimizer": {}}) == "optimizer.type='': unknown optimizer"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "must_be"),
+    [
+        ("zero_optimization.stage", 7, "one of 0, 1, 2, 3"),
+        ("zero_optimization.stage", "two", "one of 0, 1, 2, 3"),
+        ("zero_optimization.overlap_comm", 3, "true or false"),
+        ("zero_optimization.reduce_bucket_size", -1, "above 0"),
+        ("zero_optimization.offload_optimizer.device", "gpu", "one of 'none', 'cpu', 'nvme'"),
+        ("zero_optimization.leaf_module", True, "a section in braces"),
+        ("timers.throughput.enabled", 1.5, "true or false"),
+        ("bf16.enabled", "false", "true or false"),
+        ("bf16", True, "a section in braces"),
+        ("optimizer", "AdamW", "a section in braces"),
+        ("optimizer.params", None, "a section in braces"),
+        ("zero_optimization", None, "a section in braces"),
+        ("gradient_clipping", "1.0", "a number"),
+        ("gradient_clipping", True, "a number"),
+        ("train_batch_size", 64.0, "a whole number"),
+        ("steps_per_print", "often", "a whole number"),
+        ("wall_clock_breakdown", "no", "true or false"),
+        ("communication_data_type", 16, "text"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_before_deepspeed_sees_it(place: str, value: Any, must_be: str) -> None:
+    beside = {"optimizer.type": "AdamW"} if place == "optimizer.params" else {}
+    assert check_error(nested({**beside, place: value})) == f"{place}={value!r}: must be {must_be}"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "setting", "value", "must_be"),
+    [
+        ("WarmupLR", "warmup_type", "linaer", "log or linear"),
+        ("WarmupLR", "warmup_num_steps", "ten", "a whole number"),
+        ("WarmupStableDecayLR", "decay_type", "sqrt", "linear or 1-sqrt"),
+        ("WarmupStableDecayLR", "warmup_type", "sqrt", "log or linear"),
+        ("WarmupStableDecayLR", "decay_num_steps", 2.5, "a whole number"),
+        ("WarmupStableDecayLR", "decay_num_steps", -1, "at least 0"),
+        ("WarmupStableDecayLR", "warmup_num_steps", 0, "at least 1"),
+        ("WarmupStableDecayLR", "decay_ratio", 20, "within 0 and 1"),
+        ("WarmupStableDecayLR", "decay_ratio", [0.1, 0.2], "within 0 and 1"),
+        ("WarmupStableDecayLR", "decay_min_ratio", -0.1, "within 0 and 1"),
+        ("OneCycle", "cycle_min_lr", "low", "a number"),
+        ("OneCycle", "cycle_momentum", "no", "true or false"),
+    ],
+)
+def test_a_wrong_value_of_a_schedule_is_refused(schedule: str, setting: str, value: Any, must_be: str) -> None:
+    place = f"scheduler.params.{setting}"
+    error = check_error(nested({"scheduler.type": schedule, place: value}))
+    assert error == f"{place}={value!r}: must be {must_be}"
+
+
+def test_a_norm_that_zero_3_cannot_leave_out_is_refused() -> None:
+    error = check_error({"zero_optimization": {"stage": 3, "compute_grad_norm": False}})
+    assert error == "zero_optimization: compute_grad_norm=false is supported only with ZeRO Stage 1 or 2"
 
 
 @pytest.mark.parametrize(
@@ -301,27 +258,25 @@ def test_splitting_one_model_over_ranks_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("place", "reason"),
     [
-        ({"hybrid_engine": {"enabledd": True}}, "hybrid_engine: it is for models that generate text while they train"),
-        ({"autotuning": {"foo": 1}}, "autotuning: DeepSpeed would end the run"),
-        ({"data_efficiency": {"foo": 1}}, "data_efficiency: the training loop draws its own rows"),
-        ({"datastates_ckpt": {"foo": 1}}, "datastates_ckpt: a checkpoint must be complete"),
-        ({"expert_parallel": {"foo": 1}}, "expert_parallel: no student here has experts"),
-        ({"use_data_before_expert_parallelism": True}, "use_data_before_expert_parallelism: no student here has"),
-        ({"weight_quantization": {"foo": 1}}, "weight_quantization: DeepSpeed reads it for inference alone"),
-        ({"checkpoint": {"load_universal": True}}, "checkpoint.load_universal: a resume on another number of ranks"),
-        ({"checkpoint": {"writer": {"foo": 1}}}, "checkpoint.writer: DeepSpeed 0.19.8 does not read back"),
-        ({"compile": {"deepcompile": True}}, "compile: DeepSpeed would only compile a model that its own"),
-        (
-            {"zero_optimization": {"zenflow": {}}},
-            "zero_optimization.zenflow: DeepSpeed does not skip bad steps under it",
-        ),
-        ({"aio": {"thread_count": 1}}, "aio.thread_count: DeepSpeed calls it intra_op_parallelism; rename it"),
+        ("hybrid_engine", "it is for models that generate text while they train"),
+        ("autotuning", "DeepSpeed would end the run"),
+        ("data_efficiency", "the training loop draws its own rows"),
+        ("datastates_ckpt", "a checkpoint must be complete"),
+        ("expert_parallel", "no student here has experts"),
+        ("use_data_before_expert_parallelism", "no student here has"),
+        ("weight_quantization", "DeepSpeed reads it for inference alone"),
+        ("checkpoint.load_universal", "a resume on another number of ranks"),
+        ("checkpoint.writer", "DeepSpeed 0.19.8 does not read back"),
+        ("compile", "DeepSpeed would only compile a model that its own"),
+        ("zero_optimization.zenflow", "DeepSpeed does not skip bad steps under it"),
+        ("aio.thread_count", "DeepSpeed calls it intra_op_parallelism; rename it"),
     ],
 )
-def test_what_would_do_nothing_or_harm_here_is_refused_with_the_reason(config: dict[str, Any], message: str) -> None:
-    assert check_error(config).startswith(message)
+@pytest.mark.parametrize("value", [True, {"foo": 1}])
+def test_what_would_do_nothing_or_harm_here_is_refused_with_the_reason(place: str, reason: str, value: Any) -> None:
+    assert check_error(nested({place: value})).startswith(f"{place}: {reason}")
 
 
 def test_what_the_overrides_wrote_is_named_as_theirs() -> None:
