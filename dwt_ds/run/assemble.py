@@ -129,11 +129,9 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         report_growth(resolved, other)
     if teacher is None:
         other = None  # it gave weights at most
-    evaluation = Evaluation(resolved, data, eval_sets, other)
+    evaluation = Evaluation(resolved, data, eval_sets, other, overlap)
     same_teacher = origin == TeacherOrigin.of(checkpoint)
-    measured = measured_before(checkpoint.state) if same_teacher else None
-    if teacher is not None and measured is None:
-        measured = evaluation.teacher_loss(teacher)
+    measured = evaluation.measure_teacher(teacher, measured_before(checkpoint.state) if same_teacher else None)
     report_models(resolved, objective, teacher, measured=measured, released=released)
     if teacher is not None and other is not None:
         teacher.keep_shared(other.shared)
@@ -167,7 +165,6 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         log=RunLog(resolved, student, folder, state.step, utilization),
         stop=stop,
         stuck=stuck,
-        overlap=overlap,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from dwt_ds.base.words import prefix_errors
 from dwt_ds.config.schema import DataConfig, RunConfig, TrainConfig
 from dwt_ds.data.batches import Batch, validation_batches
+from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.distill.evaluate import TeacherHeldOut, held_out_loss, teacher_held_out_loss
@@ -47,6 +48,7 @@ class Evaluation:
         resolved, data: the run's settings and its data folder.
         sets: those of `train.eval_sets` by name; they have the data folder's tokenizer.
         other: the teacher's vocabulary where that may differ from the data's.
+        overlap: with that vocabulary, on rank 0; rows of metrics.jsonl have it.
     """
 
     def __init__(
@@ -55,19 +57,26 @@ class Evaluation:
         data: PreparedData,
         sets: Mapping[str, PreparedData],
         other: OtherVocabulary | None = None,
+        overlap: Overlap | None = None,
     ) -> None:
         self._config, self._total_steps = resolved.config, resolved.total_steps
         self._vocab_size = resolved.corpus.vocab_size
-        self._data, self._sets, self._other = data, sets, other
+        self._data, self._sets, self._other, self._overlap = data, sets, other, overlap
+        self._measured: TeacherHeldOut | None = None
 
     def release_teacher(self) -> None:
         """Drop what only a teacher with another vocabulary needs."""
-        self._other = None
+        self._other = self._overlap = None
 
     def is_due(self, done: int) -> bool:
         """Whether the student is evaluated after `done` optimizer steps."""
         every = self._config.train.eval_every
         return done > 0 and (done == self._total_steps or (every > 0 and done % every == 0))
+
+    def measure_teacher(self, teacher: TeacherEngine | None, before: TeacherHeldOut | None) -> TeacherHeldOut | None:
+        """The teacher's own loss, as an earlier start found it `before`, or measured now; None if it is not known."""
+        self._measured = self.teacher_loss(teacher) if teacher is not None and before is None else before
+        return self._measured
 
     def teacher_loss(self, teacher: TeacherEngine) -> TeacherHeldOut | None:
         """The teacher's own, before `keep_shared`; None where the held-out rows have no token to predict."""
@@ -102,12 +111,15 @@ class Evaluation:
                 losses["eval_soft_loss"] = own.soft_loss
             if own.shared_hard_loss is not None:
                 losses["eval_shared_hard_loss"] = own.shared_hard_loss
+                if self._measured is not None and self._measured.shared_mass is not None:
+                    losses["teacher_shared_hard_loss"] = self._measured.hard_loss
+                    losses["teacher_shared_mass"] = self._measured.shared_mass
         for name, each in self._sets.items():
             further = held_out_loss(student, None, until_stopped(self._batches(each, masks)), *where)
             if further is not None:
                 losses[eval_key(name)] = further.hard_loss
         student.train()
-        return losses
+        return losses if self._overlap is None or not losses else {**losses, **self._overlap.to_row()}
 
     def _batches(self, data: PreparedData, masks: DataConfig, *, for_teacher: bool = False) -> Iterator[Batch]:
         """This rank's micro-batches, on its device; every rank has the same number of them.

@@ -9,10 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dwt_ds.config.schema import RunConfig
 from dwt_ds.distill.objective import Losses
 from dwt_ds.engine import ranks
 
 Further = Literal["shared_hard", "labelled_soft", "hidden"]
+
+
+def losses_with_teacher(config: RunConfig) -> list[Further]:
+    """What losses have besides loss, hard and soft while the teacher takes part."""
+    further: list[Further] = ["shared_hard"] if config.teacher.vocabulary == "shared" else []
+    if config.distill.soft_positions != "labelled":
+        further.append("labelled_soft")
+    if config.distill.hidden_weight:
+        further.append("hidden")
+    return further
 
 
 class Meter:
@@ -22,7 +33,7 @@ class Meter:
         tokens: real tokens of all ranks before this start.
         elapsed_seconds: training time before this start.
         divisor: what DeepSpeed divides a micro-batch's loss by (`gradient_divisor`).
-        further: what losses have besides loss, hard and soft while the teacher takes part.
+        further: `losses_with_teacher`; none for a student that trains alone.
     """
 
     def __init__(self, tokens: int, elapsed_seconds: float, divisor: int, further: Sequence[Further] = ()) -> None:

@@ -14,7 +14,7 @@ from dwt_ds.run.meter import Meter
 
 
 class MicroBatches:
-    """Of the steps from `first_step` on, in order.
+    """Of the steps from `first_step` on, in order; `batches` says which rows they have.
 
     Args:
         batches: with what the teacher reads, too.
@@ -34,7 +34,7 @@ class MicroBatches:
         meter: Meter,
     ) -> None:
         self._device = ranks.device()
-        self._batches = batches if teacher is not None else batches.without_teacher()
+        self.batches = batches if teacher is not None else batches.without_teacher()
         self._teacher, self._total_steps, self._meter = teacher, total_steps, meter
         self._workers = int(self._device.type == "cuda") if config.workers == "auto" else config.workers
         self._loader = self._load(first_step)
@@ -70,13 +70,13 @@ class MicroBatches:
         assert self._teacher is not None
         self._prefetched = self._first_taught = None  # made for the teacher; they hold its head
         self._teacher.release()
-        self._teacher, self._batches = None, self._batches.without_teacher()
+        self._teacher, self.batches = None, self.batches.without_teacher()
         self._loader = self._load(done)
 
     def _load(self, first_step: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step from `first_step` on."""
         steps, on_gpu = range(first_step, self._total_steps), self._device.type == "cuda"
-        return iter(step_loader(self._batches, steps, self._workers, pin_memory=on_gpu))
+        return iter(step_loader(self.batches, steps, self._workers, pin_memory=on_gpu))
 
     def _take(self) -> list[Batch] | None:
         """None after the last step."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dwt_ds.data.batches import Batch, StepBatches
-from dwt_ds.data.overlap import Overlap
 from dwt_ds.distill.objective import Losses, LossScalars
 from dwt_ds.distill.schedules import value_at
 from dwt_ds.engine import ranks
@@ -31,7 +30,7 @@ from dwt_ds.run.exports import Exporter, NotExportedError
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.guard import Guard, TooManySkipsError
 from dwt_ds.run.log import RunLog
-from dwt_ds.run.meter import Further, Meter
+from dwt_ds.run.meter import Meter, losses_with_teacher
 from dwt_ds.run.micro_batches import MicroBatches
 from dwt_ds.run.progress import evaluation_words
 from dwt_ds.run.resolve import Resolved
@@ -68,24 +67,16 @@ class Session:
         log: RunLog,
         stop: StopRequest,
         stuck: StuckWatch,
-        overlap: Overlap | None = None,
     ) -> None:
         self.config, self.total_steps, self.first_step = resolved.config, resolved.total_steps, state.step
         self.student, self.teacher, self.device = student, teacher, ranks.device()
-        self.log, self._quantization = log, resolved.quantization
-        self._batches = batches
-        self._evaluation, self._exporter, self._overlap = evaluation, exporter, overlap
+        self.log, self._evaluation, self._exporter = log, evaluation, exporter
         self._folder, self._facts, self._state, self._stuck = folder, facts, state, stuck
-        self._divisor = gradient_divisor(student)
+        self._divisor, self._quantization = gradient_divisor(student), resolved.quantization
         self._shared_vocabulary = teacher is not None and self.config.teacher.vocabulary == "shared"
-        further: list[Further] = ["shared_hard"] if self._shared_vocabulary else []
-        if teacher is not None and self.config.distill.soft_positions != "labelled":
-            further.append("labelled_soft")
-        if teacher is not None and self.config.distill.hidden_weight:
-            further.append("hidden")
+        further = [] if teacher is None else losses_with_teacher(self.config)
         self._meter = Meter(state.tokens, state.elapsed_seconds, self._divisor, further)
-        steps = state.step, self.total_steps
-        self.micro_batches = MicroBatches(batches, teacher, *steps, self.config.data, self._meter)
+        self.micro_batches = MicroBatches(batches, teacher, state.step, self.total_steps, self.config.data, self._meter)
         before_waiting_for_norm(student, self.micro_batches.prefetch)
         self._guard = Guard(self.config.train, state.guard, self._divisor)
         self._soft_weight = SoftWeight(resolved, state, student.lr_scheduler)
@@ -206,7 +197,6 @@ class Session:
         self.log.teacher_released(done, self.teacher.parameters, self._meter)
         release_recorded_passes(self.student)  # first: the teacher's release empties the allocator's cache
         self._evaluation.release_teacher()
-        self._batches, self._overlap = self._batches.without_teacher(), None
         self.micro_batches.release_teacher(done)
         self.teacher, self._soft_weight.released = None, done
 
@@ -215,7 +205,7 @@ class Session:
         return replace(
             self._state,
             step=done,
-            rows=self._batches.rows_consumed(done),
+            rows=self.micro_batches.batches.rows_consumed(done),
             tokens=self._meter.tokens,
             elapsed_seconds=self._meter.elapsed_seconds,
             adaptive=self._soft_weight.state_dict(),
@@ -254,12 +244,8 @@ class Session:
             data = self.config.data.dir
             self.log.say(done, f"held-out: {data} holds out no token to predict; prepare it with --validation above 0")
             return
-        loss, mass = self._state.teacher_loss, self._state.teacher_mass
-        if "eval_shared_hard_loss" in losses and loss is not None and mass is not None:
-            losses |= {"teacher_shared_hard_loss": loss, "teacher_shared_mass": mass}
         self.log.say(done, evaluation_words(losses))
-        overlap = {} if self._overlap is None else self._overlap.to_row()
-        self.log.add({"step": done, **losses, **overlap})
+        self.log.add({"step": done, **losses})
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Validation micro-batches, of which every rank has the same number, until the ranks agree to stop."""
@@ -286,9 +272,10 @@ class Session:
     def _note_skip(self, done: int) -> None:
         """Write down which rows the step had if the optimizer skipped it."""
         if step_was_skipped(self.student) and ranks.rank() == 0:
-            first = self._batches.rows_consumed(done - 1)
-            rows = {"first_row": first, "rows": self._batches.rows_consumed(done) - first}
-            self._folder.add_skip({"step": done, **rows, "epoch": int(self._batches.epoch(done - 1))})
+            batches = self.micro_batches.batches
+            first = batches.rows_consumed(done - 1)
+            rows = {"first_row": first, "rows": batches.rows_consumed(done) - first}
+            self._folder.add_skip({"step": done, **rows, "epoch": int(batches.epoch(done - 1))})
             self.log.say(done, "SKIPPED: loss or gradient not finite, or a loss spike")
 
     def _end_if_too_many_skips(self, done: int) -> None:

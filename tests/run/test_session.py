@@ -101,7 +101,7 @@ def test_the_step_that_ends_a_run_by_its_skips_is_logged_before_the_save(monkeyp
     monkeypatch.setattr(Session, "_save", lambda self, step: done.append(f"save {step}"))
     folder = SimpleNamespace(path=None, add_skip=lambda row: done.append(f"skip {row}"))
     session = bare_session(RunConfig(train=TrainConfig(log_every=2, max_skipped_share=0)), 5, folder=folder)
-    session._batches = SimpleNamespace(rows_consumed=lambda step: 4 * step, epoch=lambda step: 0.0)  # type: ignore[assignment]
+    session.micro_batches.batches = SimpleNamespace(rows_consumed=lambda step: 4 * step, epoch=lambda step: 0.0)  # type: ignore[assignment]
     session.log.say = lambda *_: None  # type: ignore[method-assign]
     session.log.step = lambda numbers, *_, **__: done.append(f"log {numbers.step + 1}")  # type: ignore[method-assign]
     session.student.optimizer.overflow = True
