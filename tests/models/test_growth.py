@@ -37,6 +37,19 @@ def model(family: str, seed: int = 0, pad: int = 1, **changes: Any) -> PreTraine
     return made
 
 
+def grown(
+    family: str, method: str, *, teachers: dict[str, Any] | None = None, **students: Any
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """(teacher, student grown from it), each with its changes."""
+    teacher, student = model(family, **(teachers or {})), model(family, 1, **students)
+    grow(teacher, student, method, seed=0)
+    return teacher, student
+
+
+def assert_same_function(student: PreTrainedModel, teacher: PreTrainedModel, atol: float = 1e-10) -> None:
+    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=atol)
+
+
 def logits(of: PreTrainedModel) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
     input_ids = torch.randint(4, V, (3, S), generator=generator)
@@ -52,46 +65,37 @@ def layers(of: PreTrainedModel) -> Any:
 
 @pytest.mark.parametrize("family", GROWABLE_FAMILIES)
 def test_fpi_keeps_the_function_when_only_the_width_grows(family: str) -> None:
-    teacher = model(family)
-    student = model(family, 1, **WIDER)
-    grow(teacher, student, "fpi", seed=0)
-    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=1e-10)
+    teacher, student = grown(family, "fpi", **WIDER)
+    assert_same_function(student, teacher)
     single = student.float()
     torch.testing.assert_close(logits(single), logits(teacher).float(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", GROWABLE_FAMILIES)
 def test_fpi_keeps_the_function_with_an_untied_decoder(family: str) -> None:
-    teacher = model(family)
-    student = model(family, 1, **WIDER, config={"tie_word_embeddings": False})
+    teacher, student = grown(family, "fpi", **WIDER, config={"tie_word_embeddings": False})
     assert student.get_output_embeddings().weight is not student.get_input_embeddings().weight
-    grow(teacher, student, "fpi", seed=0)
-    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=1e-10)
+    assert_same_function(student, teacher)
 
 
 @pytest.mark.parametrize("family", ["electra", "albert"])
 def test_fpi_keeps_the_function_when_the_token_tables_widen_too(family: str) -> None:
-    teacher = model(family)
-    student = model(family, 1, **WIDER, config={"embedding_size": 24})
-    grow(teacher, student, "fpi", seed=0)
-    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=1e-10)
+    teacher, student = grown(family, "fpi", **WIDER, config={"embedding_size": 24})
+    assert_same_function(student, teacher)
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_net2net_keeps_the_function_of_a_wider_feed_forward(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "NET2NET_NOISE", 0.0)
-    teacher = model(family)
-    student = model(family, 1, intermediate_size=41)
-    grow(teacher, student, "net2net", seed=0)
-    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=1e-10)
+    teacher, student = grown(family, "net2net", intermediate_size=41)
+    assert_same_function(student, teacher)
 
 
 @pytest.mark.parametrize("family", GROWABLE_FAMILIES)
 @pytest.mark.parametrize("method", DEPTH_MAPS)
 def test_the_same_depth_and_width_is_a_copy(family: str, method: str) -> None:
-    teacher, student = model(family), model(family, 1)
-    grow(teacher, student, method, seed=0)
-    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=0)
+    teacher, student = grown(family, method)
+    assert_same_function(student, teacher, atol=0)
 
 
 @pytest.mark.parametrize("family", GROWABLE_FAMILIES)
@@ -110,9 +114,7 @@ def test_shapes_and_ties_survive_every_method(family: str, method: str) -> None:
 
 
 def test_remap_is_the_two_steps_of_the_paper() -> None:
-    teacher = model("bert", layers=4)
-    student = model("bert", 1, layers=6)
-    grow(teacher, student, "remap", seed=0)
+    teacher, student = grown("bert", "remap", teachers={"layers": 4}, layers=6)
     for layer, source in zip(layers(student), [0, 1, 2, 3, 3, 3], strict=True):
         for (name, ours), theirs in zip(layer.named_parameters(), layers(teacher)[source].parameters(), strict=True):
             assert torch.equal(ours, theirs), name
@@ -126,9 +128,7 @@ def test_remap_is_the_two_steps_of_the_paper() -> None:
 
 @pytest.mark.parametrize("method", ["stack", "bert2bert", "interlace"])
 def test_other_depth_maps_copy_the_layers_they_name(method: str) -> None:
-    teacher = model("distilbert", layers=4)
-    student = model("distilbert", 1, layers=6)
-    grow(teacher, student, method, seed=0)
+    teacher, student = grown("distilbert", method, teachers={"layers": 4}, layers=6)
     for layer in range(6):
         source = DEPTH_MAPS[method](layer, 4, 6)
         ours = student.distilbert.transformer.layer[layer].ffn.lin1.weight
@@ -163,9 +163,7 @@ def test_fna_puts_the_teacher_in_the_corner() -> None:
 
 
 def test_fused_matrices_are_widened_block_by_block() -> None:
-    teacher = model("modernbert")
-    student = model("modernbert", 1, **WIDER)
-    grow(teacher, student, "fna", seed=0)
+    teacher, student = grown("modernbert", "fna", **WIDER)
     ours, theirs = student.model.layers[1].attn.Wqkv.weight, teacher.model.layers[1].attn.Wqkv.weight
     for block in range(3):
         assert torch.equal(ours[block * 48 : block * 48 + 16, :16], theirs[block * 16 : (block + 1) * 16])
@@ -176,10 +174,7 @@ def test_fused_matrices_are_widened_block_by_block() -> None:
 
 
 def test_aki_takes_added_outputs_from_the_layer_above() -> None:
-    teacher = model("bert")
-    fpi, aki = model("bert", 1, **WIDER), model("bert", 1, **WIDER)
-    grow(teacher, fpi, "fpi", seed=0)
-    grow(teacher, aki, "aki", seed=0)
+    fpi, aki = (grown("bert", method, **WIDER)[1] for method in ("fpi", "aki"))
     for module, old in (("attention.self.query", 16), ("attention.output.dense", 16), ("intermediate.dense", 24)):
         for leaf in ("weight", "bias"):
             first, second = (layer.get_parameter(f"{module}.{leaf}") for layer in layers(fpi))
@@ -212,17 +207,13 @@ def test_net2net_adds_noise_to_the_copies_only_and_the_seed_decides_it() -> None
 
 
 def test_net2net_leaves_the_original_channels_as_they_were() -> None:
-    teacher = model("bert")
-    student = model("bert", 1, intermediate_size=40)
-    grow(teacher, student, "net2net", seed=0)
+    teacher, student = grown("bert", "net2net", intermediate_size=40)
     name = "bert.encoder.layer.1.intermediate.dense.weight"
     assert torch.equal(student.state_dict()[name][:24], teacher.state_dict()[name])
 
 
 def test_net2net_uses_one_map_for_the_whole_residual_stream_and_others_for_each_layer() -> None:
-    teacher = model("bert")
-    student = model("bert", 1, **WIDER)
-    grow(teacher, student, "net2net", seed=0)
+    teacher, student = grown("bert", "net2net", **WIDER)
     ours, theirs = student.state_dict(), teacher.state_dict()
 
     def origin(name: str) -> list[int]:
@@ -284,12 +275,10 @@ def test_rows_the_teacher_lacks_keep_the_students_own_values(method: str) -> Non
 
 
 def test_a_student_with_fewer_positions_takes_the_first() -> None:
-    teacher = model("bert", max_positions=S + 4)
-    student = model("bert", 1)
-    grow(teacher, student, "remap", seed=0)
+    teacher, student = grown("bert", "remap", teachers={"max_positions": S + 4})
     rows = teacher.bert.embeddings.position_embeddings.weight[:S]
     assert torch.equal(student.bert.embeddings.position_embeddings.weight, rows)
-    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=0)
+    assert_same_function(student, teacher, atol=0)
 
 
 def test_a_padded_vocabulary_loses_only_its_padding() -> None:

@@ -11,11 +11,20 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.schema import StudentConfig
+from dwt_ds.models import quantized_export
 from dwt_ds.models.build import build_student
 from dwt_ds.models.growth.grow import grow
 from dwt_ds.models.load import load_masked_lm
 from dwt_ds.models.masked_lm.checks import check_against_own_logits
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+from dwt_ds.models.quantization import (
+    add_fake_quantizers,
+    check_quantization,
+    quantized_layers,
+    round_weights,
+    switch_fake_quantizers,
+)
+from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint, save_quantized
 
 V, S = 61, 12
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert"]
@@ -38,8 +47,6 @@ def logits(of: PreTrainedModel) -> torch.Tensor:
 
 
 def test_without_torchao_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dwt_ds.models.quantization import add_fake_quantizers
-
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match="needs torchao, which is not installed; pip install torchao"):
@@ -53,8 +60,6 @@ class TestWithTorchao:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_only_the_encoder_is_touched_and_parameters_stay_the_same_objects(self, family: str) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers
-
         student = model(family)
         before = dict(student.named_parameters(remove_duplicate=False))
         names = add_fake_quantizers(student, Quantization())
@@ -68,8 +73,6 @@ class TestWithTorchao:
         check_against_own_logits(GatheredMaskedLM(student))
 
     def test_nothing_is_rounded_until_enabled(self) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, switch_fake_quantizers
-
         plain, student = model(), model()
         add_fake_quantizers(student, Quantization(weight_bits=4))
         assert (logits(student) - logits(plain)).abs().max() > 1e-4
@@ -79,8 +82,6 @@ class TestWithTorchao:
     @pytest.mark.parametrize("bits", [2, 4, 8])
     @pytest.mark.parametrize("family", FAMILIES)
     def test_converted_channels_hold_at_most_two_to_the_bits_values(self, family: str, bits: int) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
-
         student = model(family, intermediate_size=512).eval()  # more inputs than there are 8-bit values
         names = add_fake_quantizers(student, Quantization(weight_bits=bits))
         trained_with = logits(student)
@@ -98,8 +99,6 @@ class TestWithTorchao:
         assert torch.equal(logits(student), trained_with)
 
     def test_groups_have_scales_of_their_own(self) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
-
         student = model()
         names = add_fake_quantizers(student, Quantization(weight_bits=3, group_size=16))
         weights = round_weights(student)
@@ -110,8 +109,6 @@ class TestWithTorchao:
                 assert max(len(row.unique()) for row in group) <= 8
 
     def test_groups_that_do_not_divide_are_refused_before_anything_changes(self) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers
-
         student = model()
         with pytest.raises(ValueError, match="group_size=24 does not divide the 32 inputs of bert.encoder.layer.0"):
             add_fake_quantizers(student, Quantization(group_size=24))
@@ -119,8 +116,6 @@ class TestWithTorchao:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_all_zero_channels_and_tokens_never_give_nan(self, dtype: torch.dtype) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
-
         small = model()
         student = model(hidden_size=64, num_heads=8, intermediate_size=128)
         grow(small, student, "fna", seed=0)  # zeros around the teacher's corner
@@ -142,8 +137,6 @@ class TestWithTorchao:
         assert not student.bert.encoder.layer[0].output.dense.weight[32:].any()
 
     def test_training_rounds_from_the_start_step_on_and_resumes_exactly(self) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, switch_fake_quantizers
-
         def step(student: PreTrainedModel, optimizer: torch.optim.Optimizer) -> float:
             loss = functional.cross_entropy(student(input_ids=batch()).logits.flatten(0, 1), batch().flatten())
             optimizer.zero_grad()
@@ -180,8 +173,6 @@ class TestWithTorchao:
 
     @pytest.mark.parametrize("family", ["bert", "modernbert", "electra"])
     def test_embeddings_and_head_when_asked_for(self, family: str) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
-
         student = model(family).eval()
         decoder = student.get_output_embeddings().weight
         names = add_fake_quantizers(student, Quantization(4, 8, ("embeddings", "head")))
@@ -200,8 +191,6 @@ class TestWithTorchao:
         assert torch.equal(logits(student), trained_with)
 
     def test_a_table_with_a_look_up_of_its_own_is_refused(self) -> None:
-        from dwt_ds.models.quantization import quantized_layers
-
         student = model("roformer")
         message = r"embed_positions is a RoFormerSinusoidalPositionalEmbedding, .*; leave embeddings out$"
         with pytest.raises(ValueError, match=message):
@@ -209,8 +198,6 @@ class TestWithTorchao:
         assert not any("embed_positions" in name for name in quantized_layers(student, Quantization()))
 
     def test_nothing_to_quantize_is_an_error(self) -> None:
-        from dwt_ds.models.quantization import quantized_layers
-
         bare = BertForSequenceClassification(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
         assert "classifier" in quantized_layers(bare, Quantization(modules=("head",)))
         student = model("distilbert")
@@ -220,9 +207,6 @@ class TestWithTorchao:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_an_exported_model_reloads_the_same(self, family: str, tmp_path: Path) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
-        from dwt_ds.models.quantized_export import load_quantized, save_quantized
-
         student = model(family).eval()
         quantization = Quantization(weight_bits=4, start_step=3)
         names = add_fake_quantizers(student, quantization)
@@ -241,9 +225,6 @@ class TestWithTorchao:
         assert sizes[0] < sizes[1]
 
     def test_a_fine_tuned_classifier_is_quantized_the_same_way(self, tmp_path: Path) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
-        from dwt_ds.models.quantized_export import load_quantized, save_quantized
-
         torch.manual_seed(0)
         config = BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
         classifier = BertForSequenceClassification(config).eval()
@@ -255,9 +236,6 @@ class TestWithTorchao:
         assert torch.equal(logits(reloaded), logits(classifier))
 
     def test_broken_exports_are_refused_in_one_line(self, tmp_path: Path) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
-        from dwt_ds.models.quantized_export import load_quantized, save_quantized
-
         with pytest.raises(FileNotFoundError, match="has no quantization.json"):
             load_quantized(tmp_path)
         student = model()
@@ -273,8 +251,6 @@ class TestWithTorchao:
             load_quantized(tmp_path)
 
     def test_settings_are_checked_against_the_model_before_it_is_built(self) -> None:
-        from dwt_ds.models.quantization import check_quantization
-
         config = model().config
         config.hidden_size, config.intermediate_size = 2**20, 2**22  # far more than this machine's memory
         check_quantization(config, Quantization(group_size=64))
@@ -282,9 +258,6 @@ class TestWithTorchao:
             check_quantization(config, Quantization(group_size=24))
 
     def test_a_trained_checkpoint_is_quantized_with_its_tokenizer(self, tmp_path: Path, tiny_data: Path) -> None:
-        from dwt_ds.models.quantization import add_fake_quantizers, round_weights
-        from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
-
         torch.manual_seed(0)
         config = BertConfig(vocab_size=298, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
         classifier = BertForSequenceClassification(config).eval()
@@ -305,23 +278,18 @@ class TestWithTorchao:
     def test_an_export_that_reads_back_differently_is_refused_and_not_kept(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from dwt_ds.models import quantized_export
-
         def damaged(folder: Path) -> PreTrainedModel:
             loaded = load_quantized(folder)
             with torch.no_grad():
                 loaded.bert.encoder.layer[0].output.dense.weight[0, 0] += 0.01
             return loaded
 
-        load_quantized = quantized_export.load_quantized
         monkeypatch.setattr(quantized_export, "load_quantized", damaged)
         with pytest.raises(RuntimeError, match="read back, 1 tensors differ"):
             quantized_export.write_quantized(model(), Quantization(), tmp_path / "int8")
         assert not (tmp_path / "int8").exists()
 
     def test_what_cannot_be_quantized_is_refused_in_one_line(self, tmp_path: Path) -> None:
-        from dwt_ds.models.quantized_export import quantize_checkpoint
-
         with pytest.raises(FileNotFoundError, match="has no config.json"):
             quantize_checkpoint(tmp_path, "w8a8", tmp_path / "out")
         with pytest.raises(ValueError, match="quantization='none' does not change the model"):
