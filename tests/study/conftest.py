@@ -59,6 +59,12 @@ def exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, int
 
 
 @pytest.fixture
+def remapping(tiny_data: Path, tmp_path: Path) -> list[str]:
+    """The words of `dwt-ds study` for a packaged grid of four runs, in the folder `study`."""
+    return ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
+
+
+@pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and not drawn, which takes longer than the rest of a report; their files hold one dot."""
 

@@ -14,29 +14,28 @@ from dwt_ds.study.grid import load_grid
 
 
 def test_a_folder_with_other_settings_is_refused(
-    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+    exit_codes: dict[int, int], remapping: list[str], tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
-    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
-    assert main([*arguments, "train.warmup_ratio=0.2"]) == 0
-    error = refusal(*arguments, "train.warmup_ratio=0.2", "train.learning_rate=0.5")
+    assert main([*remapping, "train.warmup_ratio=0.2"]) == 0
+    error = refusal(*remapping, "train.warmup_ratio=0.2", "train.learning_rate=0.5")
     assert "train.learning_rate=0.001, this study has 0.5" in error
-    assert "train.warmup_ratio=0.2, this study has 0.05" in refusal(*arguments)  # a default of this study
-    arguments.append("train.warmup_ratio=0.2")
-    assert "deepspeed={}" in refusal(*arguments, "deepspeed.zero_optimization.overlap_comm=true")
+    assert "train.warmup_ratio=0.2, this study has 0.05" in refusal(*remapping)  # a default of this study
+    remapping.append("train.warmup_ratio=0.2")
+    assert "deepspeed={}" in refusal(*remapping, "deepspeed.zero_optimization.overlap_comm=true")
     # These do not affect what is learned.
-    assert main([*arguments, "train.log_every=3", "train.export_every=0", "data.workers=1"]) == 0
+    assert main([*remapping, "train.log_every=3", "train.export_every=0", "data.workers=1"]) == 0
 
     # As an older version, which had fewer settings, would have left it.
     path = tmp_path / "study" / "alone-s42" / "config.yaml"
     config = yaml.safe_load(path.read_text())
     del config["fused"], config["teacher"]["sharded"], config["train"]["spike_sigma"]
     path.write_text(yaml.safe_dump(config))
-    assert main(arguments) == 0
-    assert "fused.layer_norm='auto'" in refusal(*arguments, "fused.layer_norm=torch")
+    assert main(remapping) == 0
+    assert "fused.layer_norm='auto'" in refusal(*remapping, "fused.layer_norm=torch")
 
     # A study that has moved, given by its absolute path.
     (tmp_path / "study").rename(tmp_path / "moved")
-    assert main(["study", "remapping", "--out", str(tmp_path / "moved"), *arguments[4:], "--dry-run"]) == 0
+    assert main(["study", "remapping", "--out", str(tmp_path / "moved"), *remapping[4:], "--dry-run"]) == 0
 
 
 def test_sets_may_come_and_go_but_one_name_is_one_text(
@@ -92,15 +91,14 @@ def test_what_only_the_json_says_is_compared_too(
 
 
 def test_runs_without_a_teacher_have_no_use_for_a_soft_weight(
-    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+    exit_codes: dict[int, int], remapping: list[str], tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
-    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
     adaptive = "distill.soft_weight={schedule: adaptive, start: 4, end: 0}"
-    assert main([*arguments, adaptive]) == 0
-    assert "with_teacher4-s42: was made with distill.soft_weight.schedule='adaptive'" in refusal(*arguments)
+    assert main([*remapping, adaptive]) == 0
+    assert "with_teacher4-s42: was made with distill.soft_weight.schedule='adaptive'" in refusal(*remapping)
     grid = tmp_path / "alone.yaml"
     grid.write_text("runs: [{teacher: none}]")
-    assert main(["study", str(grid), *arguments[2:]]) == 0
+    assert main(["study", str(grid), *remapping[2:]]) == 0
     assert (tmp_path / "study" / "alone-s42" / "starts").read_text() == "started\n"
 
 
@@ -123,14 +121,13 @@ def test_what_only_the_json_decides_is_the_same(
 @pytest.mark.usefixtures("exit_codes")
 @pytest.mark.parametrize("name", ["remapping.json", "recipes/{run}.yaml"])
 def test_a_file_that_no_study_wrote_is_never_written_over(
-    name: str, tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
+    name: str, remapping: list[str], tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
-    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
     file = tmp_path / "study" / name.format(run=load_grid("remapping", "smoke", ()).runs[0].name)
     file.parent.mkdir(parents=True)
     file.write_text('# mine\n{"runs": [{"teacher": "none"}]}\n')
-    assert f"the study would replace {file}; rename it" in refusal(*arguments)
+    assert f"the study would replace {file}; rename it" in refusal(*remapping)
     assert file.read_text().startswith("# mine")
     file.unlink()
-    assert main(arguments) == 0
-    assert main(arguments) == 0
+    assert main(remapping) == 0
+    assert main(remapping) == 0

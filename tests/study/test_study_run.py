@@ -18,18 +18,10 @@ from harness.gpus import have_gpus
 from dwt_ds.cli.main import main
 from dwt_ds.launch.commands import run_logged
 from dwt_ds.launch.supervise import STOPPED
-from dwt_ds.models.build import student_model_config
-from dwt_ds.plan.hardware import find_device
-from dwt_ds.plan.plan import Plan
-from dwt_ds.plan.settings import resolve_plan
-from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.study import run as study_run
-from dwt_ds.study import scores
-from dwt_ds.study.estimate import Cost
 from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
 from dwt_ds.study.progress import StudyProgress
-from dwt_ds.study.run import Study, StudyOptions
 
 
 def starts(study: Path, name: str) -> int:
@@ -63,16 +55,15 @@ def test_a_failed_run_does_not_stop_the_others_and_the_next_start_repeats_it(
 
 
 def test_seeds_that_are_added_later_join_the_earlier_ones(
-    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exit_codes: dict[int, int], remapping: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where only the teacher was trained before."""
     study = tmp_path / "study"
-    arguments = ["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]
     exit_codes[6] = 1
-    assert main([*arguments, "--seeds", "42"]) == 1
+    assert main([*remapping, "--seeds", "42"]) == 1
     exit_codes.clear()
     for seeds in ("43,44", "42"):
-        assert main([*arguments, "--seeds", seeds]) == 0
+        assert main([*remapping, "--seeds", seeds]) == 0
     assert [path.name for path in sorted(study.glob("teacher4-*"))] == ["teacher4-s42"]
     assert starts(study, "teacher4-s42") == 1
     [grid] = StudyFolder(study).grids()
@@ -252,79 +243,27 @@ def test_finished_runs_need_no_data(exit_codes: dict[int, int], tiny_data: Path,
     assert main([*arguments, "student.max_positions=128"]) == 0
 
 
-def test_hours_are_for_the_gpus_that_runs_would_use_and_tokens_the_same_everywhere(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = StudyOptions(grid="remapping", out=tmp_path / "study", overrides=(f"data.dir={tiny_data}",))
-    for gpus, device in ((0, "cpu"), (1, "a100-80"), (4, "a100-80")):
-        have_gpus(monkeypatch, gpus)
-        study = Study.open(options)
-        assert (study.ranks, study.device.name) == (2, device)
-        assert {settings.rows_per_step for settings in study.settings.values()} == {2 * 4}
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert Study.open(options).device.name == "cpu"
-
-
 def test_more_ranks_than_gpus_are_refused_with_settings_of_the_same_tokens(
     exit_codes: dict[int, int],
-    tiny_data: Path,
+    remapping: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     refusal: Callable[..., str],
 ) -> None:
-    arguments = ["study", "remapping", "--out", str(tmp_path / "study"), f"data.dir={tiny_data}"]
     have_gpus(monkeypatch, 1)
-    assert main([*arguments, "--dry-run"]) == 0
+    assert main([*remapping, "--dry-run"]) == 0
     fix = ["--ranks", "1", "train.gradient_accumulation_steps=2"]
-    assert refusal(*arguments) == (
+    assert refusal(*remapping) == (
         f"error: 2 ranks a run need 2 GPUs, and this machine has 1; {' '.join(fix)} has as many tokens a step\n"
     )
     have_gpus(monkeypatch, 3)
     assert "--ranks 3 train.gradient_accumulation_steps=4" in refusal(
-        *arguments, "--ranks", "6", "train.gradient_accumulation_steps=2"
+        *remapping, "--ranks", "6", "train.gradient_accumulation_steps=2"
     )
-    assert main(arguments) == 0
+    assert main(remapping) == 0
     have_gpus(monkeypatch, 1)
-    assert main([*arguments, *fix]) == 0
+    assert main([*remapping, *fix]) == 0
     assert starts(tmp_path / "study", "alone-s42") == 1
-
-
-def test_a_runs_hours_are_those_of_its_plan(tiny_data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "study"
-    options = StudyOptions(grid="remapping", out=out, ranks=2, gpu="cpu", overrides=(f"data.dir={tiny_data}",))
-    study = Study.open(options)
-    for run in study.grid.runs:
-        recipe = study.folder.write_recipe(run, study.folder.recipe(run.name))
-        settings = resolve_plan(str(recipe), list(options.overrides), None, 2)
-        if run.teacher_run is None:
-            sizes = {"vocab_size": settings.corpus.vocab_size, "seq_len": 32, "pad_token_id": 0}
-            student_model_config(settings.config.student, **sizes).save_pretrained(study.folder.run(run.name).export)
-        device = find_device("cpu", 2)
-        plan = Plan(settings, build_shapes(settings), device, nodes=1)
-        assert study.costs[run.name] == Cost(12, plan.tokens, plan.flops, plan.hours)
-        assert plan.step_time(plan.stage).exposed > 0
-
-
-def test_a_dry_run_counts_the_fine_tunings(
-    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = tmp_path / "study"
-    arguments = ["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]
-    scored = [*arguments, "--glue", str(tmp_path), "--dry-run"]
-    assert main([*arguments, "--dry-run"]) == 0
-    assert "fine-tunings" not in capsys.readouterr().out
-    assert main(scored) == 0
-    # Four runs of 12 steps with an export every 6; the smoke scale has one seed.
-    assert "plus 56 fine-tunings (8 exports x 7 tasks x 1 seeds), not included in the hours" in capsys.readouterr().out
-
-    assert main(arguments) == 0
-    (study / "alone-s42" / "export" / "step_00000006").mkdir()
-    results = study / "teacher4-s42" / "glue" / "step_00000012" / "results.json"
-    results.parent.mkdir(parents=True)
-    results.write_text("{}")
-    assert main(scored) == 0
-    # The stand-in keeps the last export only, but for the one above.
-    assert "plus 28 fine-tunings (4 exports x 7 tasks x 1 seeds)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -346,61 +285,3 @@ def test_mistakes_stop_the_study_before_the_first_run(
     assert main(["study", *arguments, "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("glue", "message"),
-    [
-        ({"prescision": "fp32"}, "glue.prescision: unknown key"),
-        ({"precision": "fp8"}, "glue.precision='fp8': must be"),
-        ({"seeds": 0}, "glue.seeds=0: must be above 0"),
-        ({"tasks": ["CoLA", "SST"]}, "'SST' is not a task of GLUE; did you mean 'SST-2'?"),
-        ({"tasks": 7}, "glue.tasks=7: must be"),
-    ],
-)
-def test_a_mistake_in_the_glue_section_stops_the_study_before_the_first_run(
-    glue: dict[str, Any], message: str, tiny_data: Path, tmp_path: Path, refusal: Callable[..., str]
-) -> None:
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"runs": [{"teacher": "none"}], "glue": glue}))
-    error = refusal("study", str(tmp_path / "mine.yaml"), f"data.dir={tiny_data}", "--dry-run")
-    assert "mine.yaml: glue" in error
-    assert message in error
-
-
-def test_packages_for_fine_tuning_are_looked_for_before_the_first_run(
-    tiny_data: Path, tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dwt_ds.glue.options.find_spec", lambda name: None if name == "accelerate" else name)
-    error = refusal("study", "teacher_quality", f"data.dir={tiny_data}", "--glue", str(tmp_path), "--dry-run")
-    assert "needs accelerate; pip install 'dwt-ds[study]'" in error
-
-
-def test_a_grids_glue_section_becomes_options_of_the_command() -> None:
-    command = scores.glue_command(Path("m"), Path("o"), {"dir": "g", "tasks": ["CoLA", "MRPC"], "max_steps": 5})
-    assert " ".join(command[3:]) == "glue --model m --out o --glue-dir g --tasks CoLA,MRPC --max-steps 5"
-    command = scores.glue_command(Path("m"), Path("o"), {"dir": "hub", "quantize": None})
-    assert " ".join(command[3:]) == "glue --model m --out o"
-
-
-def test_with_glue_every_export_of_a_run_is_fine_tuned(
-    exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def answer(command: list[str], log: Path, stop: threading.Event) -> int:
-        if "glue" not in command:
-            return run_logged(command, log, stop)
-        options = dict(zip(command[4::2], command[5::2]))
-        assert options["--glue-dir"] == str(tmp_path)
-        assert options["--max-steps"] == "2"  # the scale's
-        scored.append(options["--model"])
-        return 0
-
-    scored: list[str] = []
-    monkeypatch.setattr(study_run, "run_logged", answer)
-    monkeypatch.setattr(scores, "run_logged", answer)
-    study = tmp_path / "study"
-    half_way = study / "alone-s42" / "export" / "step_00000006"
-    half_way.mkdir(parents=True)
-    arguments = ["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]
-    assert main([*arguments, "--glue", str(tmp_path)]) == 0
-    runs = [run.name for run in load_grid("remapping", "smoke").runs]
-    assert sorted(scored) == sorted([str(half_way), *(str(study / name / "export") for name in runs)])
