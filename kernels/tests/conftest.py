@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import linear_cases
 import pytest
 import torch
 import torch.nn.functional as F
 from dwt_kernels import DistillLoss
 from dwt_kernels.arguments import Objective, resolve_objective
 from dwt_kernels.reference import reference_distill_loss, reference_reduction
+from linear_cases import Heads
 from torch import Tensor
 
 HAS_GPU = torch.cuda.is_available()
@@ -82,6 +85,21 @@ def make_objective() -> Callable[..., Objective]:
         return resolve_objective(torch.device(device), **{**defaults, **keywords})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_heads() -> Callable[..., Heads]:
+    return partial(linear_cases.make_heads, DEVICE)
+
+
+@pytest.fixture(params=["chunked", "logit_free"])
+def mode(request, backend) -> dict[str, Any]:
+    """Keywords that choose a form; the last chunk is smaller than the others."""
+    if request.param == "logit_free":
+        if backend == "torch":
+            pytest.skip("logit_free is Triton's")
+        return {"backend": backend, "memory": "logit_free"}
+    return {"backend": backend, "memory": "chunked", "chunk_rows": linear_cases.DEFAULT_ROWS // 5 * 2 + 1}
 
 
 @pytest.fixture(scope="session")

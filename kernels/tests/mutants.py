@@ -289,7 +289,7 @@ def check_linear_form(backend: str, memory: str) -> None:
     """Losses and the three gradients, in two chunks or three shares of the columns, of one and two tiles."""
     from dwt_kernels import linear_distill_loss
 
-    linear = load("test_linear")
+    linear = load("linear_cases")
     generator = torch.Generator().manual_seed(0)
     slope = torch.linspace(-6, 6, 601)
     heads = []
@@ -308,7 +308,7 @@ def check_linear_form(backend: str, memory: str) -> None:
 
 def check(folder: Path, mutant: Mutant) -> str:
     """ "exact" or "caught", for the copy of the package in ``folder``."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("dwt_kernels", "conftest", "test_linear")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("dwt_kernels", "conftest", "linear_cases")]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
     try:

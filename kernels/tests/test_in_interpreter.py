@@ -26,7 +26,7 @@ FEW_SHAPES = [
     "test_extreme_values.py::test_both_minus_infinity",
     "test_linear.py::test_against_reference[triton-chunked-torch.bfloat16-mean]",
     "test_linear.py::test_against_reference[triton-logit_free-torch.float32-none]",
-    "test_linear.py::test_rows_that_do_not_count_may_hold_anything[triton-logit_free-mean]",
+    "test_linear_rules.py::test_rows_that_do_not_count_may_hold_anything[triton-logit_free-mean]",
     "test_linear.py::test_hard_only",
     "test_on_triton.py",
 ]
@@ -35,7 +35,7 @@ FEW_SHAPES = [
 ALL_SHAPES = [
     ["test_exactness.py"],
     ["test_extreme_values.py", "test_published_values.py"],
-    ["test_linear.py", "test_linear_chunked.py", "test_in_place.py", "test_on_triton.py"],
+    ["test_linear.py", "test_linear_rules.py", "test_linear_chunked.py", "test_in_place.py", "test_on_triton.py"],
     ["test_large.py", "test_compiled.py::test_changing_number_of_rows"],
 ]
 
