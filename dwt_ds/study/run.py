@@ -237,7 +237,7 @@ def default_folder(grid: Grid) -> Path:
     return Path("runs") / "study" / (f"{grid.scale}_{grid.name}" if grid.has_own_settings else grid.scale)
 
 
-def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], None] = _print) -> int:
+def run_study(options: StudyOptions, *, dry_run: bool) -> int:
     """Run the study, or only show its plan.
 
     Returns:
@@ -249,25 +249,25 @@ def run_study(options: StudyOptions, *, dry_run: bool, report: Callable[[str], N
         study.check_data()
     plan_table = study.plan_table()
     at_once = f", {study.at_once} at once" if study.at_once > 1 else ""
-    report(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each{at_once}")
+    _print(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each{at_once}")
     if study.grid.question:
-        report(study.grid.question)
-    report("")
-    report(plan_table)
+        _print(study.grid.question)
+    _print("")
+    _print(plan_table)
     if dry_run:
         return 0
-    report("")
+    _print("")
     try:
         with FolderLock(study.folder.path, f"--out {study.folder.path}"):
-            status = study.run(report)
+            status = study.run()
     except KeyboardInterrupt:
         print("interrupted: the same command resumes the study", file=sys.stderr)
         return 130
     unfinished = {name: how for name, how in status.items() if how != FINISHED}
-    report(f"\n{len(status) - len(unfinished)} of {len(status)} runs are finished")
+    _print(f"\n{len(status) - len(unfinished)} of {len(status)} runs are finished")
     for name, how in unfinished.items():
-        report(f"{name}: {how}")
-    report(f"to see the results: dwt-ds report {study.folder.path}")
+        _print(f"{name}: {how}")
+    _print(f"to see the results: dwt-ds report {study.folder.path}")
     return 1 if unfinished else 0
 
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 import copy
 import json
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from harness.key_cases import on_nvme
+from harness.rank_cases import try_cases
 from torch import Tensor, nn
 
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState, newest_checkpoint
 from dwt_ds.engine.checkpoint.save_and_load import Retention, load_checkpoint, save_checkpoint
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights, full_fp32_weights
-from dwt_ds.engine.student import gradient_divisor, gradient_norm, quieten_deepspeed, start_student, step_was_skipped
+from dwt_ds.engine.student import gradient_divisor, gradient_norm, start_student, step_was_skipped
 
 STEPS, MICRO_BATCHES, ROWS, CLIP, RATE, EPS, DECAY = 3, 2, 2, 1.0, 0.05, 0.05, 0.1
 # A first step under fp16 may be skipped until the loss scale has fallen.
@@ -185,18 +185,6 @@ def same_as_plain(
 
 
 if __name__ == "__main__":
-    from deepspeed.accelerator import get_accelerator
-
-    type(get_accelerator()).is_fp16_supported = lambda self: True  # slow on most CPUs, and enough for these
-    quieten_deepspeed()
-    ranks.start_ranks(60)
-    for number, (name, case) in enumerate(json.loads(Path(sys.argv[1]).read_text()).items()):
-        try:
-            run(case, Path(sys.argv[2]) / str(number))
-            problem = ""
-        except Exception:
-            problem = traceback.format_exc()
-        problems = [each for each in ranks.gather_from_ranks(problem) if each]
-        if ranks.rank() == 0:
-            print(f"\n{json.dumps([name, problems])}", flush=True)
-    ranks.stop_ranks()
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    folders = {name: Path(sys.argv[2]) / str(number) for number, name in enumerate(cases)}
+    try_cases(cases, lambda name: run(cases[name], folders[name]))

@@ -1,6 +1,6 @@
 """A rank that resumes under other settings of the optimizer, and under the same, in each of the cases named.
 
-python settings_ranks.py FOLDER CASE ...      prints a JSON list of case and problem; a case is such as `fp16 ZeRO-2`
+python settings_ranks.py FOLDER CASE ...      prints a JSON list of case and problems; a case is such as `fp16 ZeRO-2`
 
 Further words of a case: `offload` for an offloaded optimizer, `later` for one that is offloaded from the resume on,
 `static` for a static loss scale, `re-sharded` for a checkpoint that is read as another number of ranks' would be.
@@ -8,21 +8,18 @@ Further words of a case: `offload` for an offloaded optimizer, `later` for one t
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.accelerator import get_accelerator
+from harness.rank_cases import try_cases, zero_of
 from torch import nn
 
-from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState, newest_checkpoint
 from dwt_ds.engine.checkpoint.save_and_load import Retention, load_checkpoint, save_checkpoint
 from dwt_ds.engine.checkpoint.weights import full_fp32_weights
-from dwt_ds.engine.student import gradient_norm, loss_scale, quieten_deepspeed, start_student, step_was_skipped
+from dwt_ds.engine.student import gradient_norm, loss_scale, start_student, step_was_skipped
 
 FACTS = RunFacts("data", "tokenizer", 4, 2, student={}, teacher=None, versions={}, settings={}, settings_sha256="")
 BEFORE = {"lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
@@ -33,9 +30,6 @@ DYNAMIC_NOW = {"initial_scale_power": 9, "loss_scale_window": 7, "hysteresis": 3
 
 def start(case: str, params: dict[str, Any], clip: float, fp16: dict[str, Any]) -> Any:
     precision, stage, *further = case.split()
-    zero: dict[str, Any] = {"stage": int(stage.removeprefix("ZeRO-")), "stage3_param_persistence_threshold": 0}
-    if "offload" in further:
-        zero["offload_optimizer"] = {"device": "cpu"}
     torch.manual_seed(0)
     values: dict[str, Any] = {
         "train_batch_size": 2,
@@ -43,7 +37,7 @@ def start(case: str, params: dict[str, Any], clip: float, fp16: dict[str, Any]) 
         "gradient_clipping": clip,
         "optimizer": {"type": "AdamW", "params": params},
         "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": params["lr"], "warmup_num_steps": 1}},
-        "zero_optimization": zero,
+        "zero_optimization": zero_of(stage, further),
     }
     if precision != "fp32":
         values[precision] = {"enabled": True, **(fp16 if precision == "fp16" else {})}
@@ -112,14 +106,4 @@ def run(case: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    quieten_deepspeed()
-    ranks.start_ranks(120)
-    type(get_accelerator()).is_fp16_supported = lambda self: True  # slow on most CPUs, and enough for these
-    for number, case in enumerate(sys.argv[2:]):
-        try:
-            run(case, Path(sys.argv[1]) / str(number))
-            problem = ""
-        except Exception:
-            problem = traceback.format_exc()
-        print(f"\n{json.dumps([case, problem])}", flush=True)
-    ranks.stop_ranks()
+    try_cases(sys.argv[2:], lambda case: run(case, Path(sys.argv[1]) / case))

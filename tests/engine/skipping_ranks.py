@@ -2,31 +2,26 @@
 
 With "growing" in its name, a case takes steps of fp16 whose loss scale grows.
 
-python skipping_ranks.py CASE ...      rank 0 prints a JSON list of case and problem
+python skipping_ranks.py CASE ...      rank 0 prints a JSON list of case and problems
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
 from typing import Any
 
 import torch
-from deepspeed.accelerator import get_accelerator
+from harness.rank_cases import try_cases, zero_of
 from torch import nn
 
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.weights import full_fp32_weights
-from dwt_ds.engine.student import gradient_norm, loss_scale, quieten_deepspeed, start_student, step_was_skipped
+from dwt_ds.engine.student import gradient_norm, loss_scale, start_student, step_was_skipped
 
 
 def settings(case: str) -> dict[str, Any]:
     """DeepSpeed's, of a case such as `bf16 ZeRO-2 offload`."""
     precision, stage, *further = case.split()
-    zero: dict[str, Any] = {"stage": int(stage.removeprefix("ZeRO-")), "stage3_param_persistence_threshold": 0}
-    if "offload" in further:
-        zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_batch_size": 4 * ranks.world_size(),
         "train_micro_batch_size_per_gpu": 2,
@@ -34,7 +29,7 @@ def settings(case: str) -> dict[str, Any]:
         "gradient_clipping": 0.01,  # every step is clipped
         "optimizer": {"type": "AdamW", "params": {"lr": 0.01}},
         "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.01, "warmup_max_lr": 0.02}},
-        "zero_optimization": zero,
+        "zero_optimization": zero_of(stage, further),
         **({} if precision == "fp32" else {precision: {"enabled": True}}),
     }
 
@@ -102,16 +97,4 @@ def run(case: str) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    quieten_deepspeed()
-    ranks.start_ranks(120)
-    type(get_accelerator()).is_fp16_supported = lambda self: True  # slow on most CPUs, and enough for these
-    for case in sys.argv[1:]:
-        try:
-            apply_whole_gradients(case) if "growing" in case.split() else run(case)
-            problem = ""
-        except Exception:
-            problem = traceback.format_exc()
-        problems = [each for each in ranks.gather_from_ranks(problem) if each]
-        if ranks.rank() == 0:
-            print(f"\n{json.dumps([case, problems])}", flush=True)
-    ranks.stop_ranks()
+    try_cases(sys.argv[1:], lambda case: apply_whole_gradients(case) if "growing" in case.split() else run(case))

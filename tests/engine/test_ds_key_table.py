@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from harness.key_cases import cases, on_nvme
+from harness.rank_cases import problems_of
 from harness.ranks import Train
 from harness.runs import completed, rows_of
 from pydantic import BaseModel
@@ -116,7 +117,7 @@ def test_two_ranks_train_save_skip_and_resume_as_plain_adamw_would(nvme: bool, t
     (tmp_path / "cases.json").write_text(json.dumps(tried), encoding="utf-8")
     program = [str(Path(__file__).with_name("key_ranks.py"))]
     output = completed(train(2, [str(tmp_path / "cases.json"), str(tmp_path)], program=program, seconds=1200))
-    problems = dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
+    problems = problems_of(output)
     assert problems.keys() == tried.keys()
     failed = {name: found for name, found in problems.items() if found}
     assert not failed, "\n\n".join(f"{name}: {problem}" for name, found in failed.items() for problem in found)

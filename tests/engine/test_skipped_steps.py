@@ -5,11 +5,11 @@ When the loss scale of fp16 grows, no gradient is halved.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.rank_cases import problems_of
 from harness.runs import completed
 
 Train = Callable[..., tuple[int, str]]
@@ -28,5 +28,4 @@ OFFLOADED += ["fp16 ZeRO-2 growing offload", "fp16 ZeRO-3 growing offload"]
 def test_ranks_skip_a_bad_step_and_apply_whole_gradients(cases: list[str], train: Train) -> None:
     """Offloading compiles DeepSpeed's CPU Adam, which takes minutes."""
     output = completed(train(2, cases, program=[str(Path(__file__).with_name("skipping_ranks.py"))]))
-    problems = dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
-    assert problems == dict.fromkeys(cases, []), output
+    assert problems_of(output) == dict.fromkeys(cases, []), output
