@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.errors import one_line
+from harness.errors import error_of, one_line
 
 from dwt_ds.config.objective import Schedule
 from dwt_ds.config.recipe import find_recipe, load_recipe, recipe_names
@@ -154,9 +154,9 @@ def test_a_missing_recipe_is_reported_with_the_nearest_name_and_the_list() -> No
 def test_an_unreadable_recipe_is_reported_in_one_line_with_its_path(content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=words) as caught:
-        load_recipe(str(path))
-    assert one_line(caught.value).startswith(f"recipe {path}: ")
+    error = error_of(load_recipe, str(path))
+    assert error.startswith(f"recipe {path}: ")
+    assert words in error
 
 
 @pytest.mark.parametrize(
@@ -214,9 +214,7 @@ def test_a_base_may_be_a_packaged_recipe(write: Write) -> None:
 def test_a_loop_of_bases_is_an_error(names: list[str], write: Write) -> None:
     for name, base in zip(names, [*names[1:], names[0]]):
         path = write(f"base: {base}\n", name)
-    with pytest.raises(ValueError, match="names itself through its bases; remove the loop") as caught:
-        load_recipe(path)
-    one_line(caught.value)
+    assert "names itself through its bases; remove the loop" in error_of(load_recipe, path)
 
 
 def test_a_missing_base_is_reported_with_the_recipe_that_names_it(write: Write) -> None:
@@ -246,9 +244,7 @@ def test_a_missing_base_is_reported_with_the_recipe_that_names_it(write: Write) 
     ],
 )
 def test_an_unknown_key_is_reported_with_the_nearest_name(override: str, message: str, write: Write) -> None:
-    with pytest.raises(ValueError, match="unknown key") as caught:
-        load_recipe(write("{}\n"), [override])
-    assert one_line(caught.value) == message
+    assert error_of(load_recipe, write("{}\n"), [override]) == message
 
 
 def test_unknown_keys_inside_a_recipe_or_its_base_are_found(write: Write) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.errors import error_of
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
@@ -75,9 +76,7 @@ def test_a_damaged_weight_file_is_one_line(tmp_path: Path) -> None:
     build_student(STUDENT, **DATA).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match="model path") as caught:
-        load_masked_lm(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "model path" in error_of(load_masked_lm, tmp_path)
 
 
 def test_missing_weights_are_refused_not_invented(tmp_path: Path) -> None:
@@ -148,9 +147,7 @@ def test_code_in_the_folder_does_not_run_unless_asked(tmp_path: Path, monkeypatc
         "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForMaskedLM": "own.OwnForMaskedLM"},
     }
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="trust_remote_code=true") as caught:
-        load_masked_lm(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "trust_remote_code=true" in error_of(load_masked_lm, tmp_path)
     assert not flag.exists()
     assert type(load_masked_lm(tmp_path, trust_remote_code=True)).__name__ == "OwnForMaskedLM"
     assert flag.exists()

@@ -13,6 +13,7 @@ from unittest.mock import ANY
 
 import pytest
 import yaml
+from harness.errors import error_of
 
 from dwt_ds.base.files import write_text
 from dwt_ds.config.schema import DataConfig
@@ -70,9 +71,7 @@ def test_the_same_run_may_begin_again(folder: RunFolder) -> None:
 def test_a_folder_with_another_run_is_refused_by_what_differs(
     folder: RunFolder, changed: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(ValueError, match="holds another run") as caught:
-        folder.check_identity({**IDENTITY, **changed})
-    assert str(caught.value) == (
+    assert error_of(folder.check_identity, {**IDENTITY, **changed}) == (
         f"output_dir={str(folder.path)!r}: holds another run ({words}); choose another output_dir or delete it"
     )
 
@@ -84,11 +83,8 @@ def test_a_folder_with_another_run_is_refused_by_what_differs(
 )
 def test_a_damaged_mark_is_reported_with_its_file(folder: RunFolder, content: bytes, name: str, read: Any) -> None:
     (folder.path / name).write_bytes(content)
-    with pytest.raises(ValueError, match="damaged") as caught:
-        read(folder)
-    message = str(caught.value)
-    assert message.startswith(f"output_dir={str(folder.path)!r}: {name} is damaged; delete that file")
-    assert "\n" not in message
+    expected = f"output_dir={str(folder.path)!r}: {name} is damaged; delete that file"
+    assert error_of(read, folder).startswith(expected)
 
 
 def test_a_folder_that_is_not_there_or_holds_no_run_is_fine(tmp_path: Path) -> None:
@@ -224,10 +220,8 @@ def test_a_file_that_no_run_wrote_is_never_written_over(name: str, tmp_path: Pat
     file = tmp_path / "run" / name
     file.parent.mkdir(parents=True)
     file.write_text(THEIRS[name], encoding="utf-8")
-    with pytest.raises(ValueError, match="which no run wrote there") as caught:
-        RunFolder(tmp_path / "run").check_contents()
-    assert f"the run would replace {name.partition('/')[0]}," in str(caught.value)
-    assert "\n" not in str(caught.value)
+    error = error_of(RunFolder(tmp_path / "run").check_contents)
+    assert f"the run would replace {name.partition('/')[0]}, which no run wrote there" in error
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "ds_config.json"])
