@@ -151,14 +151,6 @@ def test_overrides_are_held_to_the_same_keys(resolve: Resolve) -> None:
     assert message == "deepspeed.zero_optimization.stage: my.json has 2 there, not a section"
 
 
-def test_another_optimizer_by_override_leaves_out_what_it_does_not_have(recipe: Callable[..., Recipe]) -> None:
-    loaded = recipe("deepspeed.optimizer.type=SGD", "train.learning_rate=0.1")
-    ds = load_ds_json("zero2_fp32", loaded.config.deepspeed)
-    config, values = resolve_batch(loaded, ds, 1)
-    values = resolve_schedule(values, loaded, config, 10, ds.origin)
-    assert values["optimizer"] == {"type": "SGD", "params": {"lr": 0.1, "weight_decay": 0.0}}
-
-
 @pytest.mark.parametrize(
     ("ds", "place"),
     [
