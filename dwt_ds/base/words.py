@@ -46,6 +46,11 @@ def shorten(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def table(rows: Iterable[Sequence[str]], align: str = "<") -> list[str]:
     """Lines of columns, each as wide as its widest cell, two spaces apart.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dwt_ds.base.trees import NOT_SET, Difference, differences
-from dwt_ds.base.words import GIB, table
+from dwt_ds.base.words import GIB, counted, table
 from dwt_ds.base.yaml_and_json import yaml_text
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.launch.local import printed_commands
@@ -97,7 +97,8 @@ def _batch(plan: Plan) -> Lines:
     train, corpus = settings.config.train, settings.corpus
     rows = settings.rows_per_step
     return [
-        f"{train.micro_batch_size} rows x {train.gradient_accumulation_steps} accumulated x {plan.ranks} ranks = "
+        f"{train.micro_batch_size} rows x {train.gradient_accumulation_steps} accumulated x "
+        f"{counted(plan.ranks, 'rank')} = "
         f"{rows:,} rows per step, {rows * corpus.tokens_per_row:,.0f} tokens, "
         f"{rows * settings.labels_per_row:,} labels{_further(plan)}",
         f"{settings.total_steps:,} steps, {plan.tokens:,.0f} tokens, {plan.epochs:.3g} epochs of {corpus.rows:,} rows",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dwt_ds.base.run_files import RECIPE
 from dwt_ds.base.trees import differences, merge
+from dwt_ds.base.words import counted
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.overlap import Overlap
@@ -47,7 +48,7 @@ def report_models(
     ours = parameter_count(objective.student)
     config = resolved.config
     say(
-        f"{resolved.world_size} ranks on {ranks.device_name()}, "
+        f"{counted(resolved.world_size, 'rank')} on {ranks.device_name()}, "
         f"ZeRO-{resolved.ds.zero_stage}, {resolved.ds.precision}; "
         f"{resolved.total_steps} steps of {resolved.rows_per_step} rows; "
         f"{resolved.corpus.rows:,} rows in {config.data.dir}"

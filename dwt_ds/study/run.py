@@ -19,7 +19,7 @@ from pathlib import Path
 from dwt_ds.base.gpus import gpu_count
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.trees import is_within
-from dwt_ds.base.words import prefix_errors
+from dwt_ds.base.words import counted, prefix_errors
 from dwt_ds.data.manifest import read_data_manifest
 from dwt_ds.distill.metrics_keys import EVAL_LOSS
 from dwt_ds.glue.options import check_packages
@@ -249,7 +249,8 @@ def run_study(options: StudyOptions, *, dry_run: bool) -> int:
         study.check_data()
     plan_table = study.plan_table()
     at_once = f", {study.at_once} at once" if study.at_once > 1 else ""
-    _print(f"{study.grid.title}: {len(study.grid.runs)} runs in {study.folder.path}, {study.ranks} ranks each{at_once}")
+    runs, ranks = counted(len(study.grid.runs), "run"), counted(study.ranks, "rank")
+    _print(f"{study.grid.title}: {runs} in {study.folder.path}, {ranks} each{at_once}")
     if study.grid.question:
         _print(study.grid.question)
     _print("")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dwt_ds.base.words import nearest, one_line, prefix_errors, shorten, table
+from dwt_ds.base.words import counted, nearest, one_line, prefix_errors, shorten, table
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,7 @@ def test_an_error_gets_its_field_once(error: Exception) -> None:
         raise error
     with pytest.raises(type(error), match="^teacher.path='a': b$"), prefix_errors("teacher.path"):
         raise type(error)("teacher.path='a': b")
+
+
+def test_one_of_something_is_singular() -> None:
+    assert [counted(number, "rank") for number in (0, 1, 2, 1024)] == ["0 ranks", "1 rank", "2 ranks", "1,024 ranks"]
