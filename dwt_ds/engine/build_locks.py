@@ -7,6 +7,7 @@ processes of this package hold a record lock on that file, which ends with them.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from torch.utils.file_baton import FileBaton
 
-# A build writes a file at a time, and nvcc takes several minutes for some on a busy machine.
+# A build writes a file at a time, and nvcc takes several minutes for some.
 _ABANDONED_SECONDS = 600.0
 # The process that builds prints that it does; this is for users who do not see its output.
 _MESSAGE_SECONDS = 120.0
@@ -35,7 +36,8 @@ def replace_torchs_build_locks() -> None:
 
 
 def find_abandoned_locks() -> list[Path]:
-    """Locks in the extensions folder that stop a run: their build has written nothing for 10 minutes."""
+    """Locks in the extensions folder that stop a run: their build has written nothing for 10 minutes, and is not seen
+    to run."""
     locks = sorted(extensions_folder().glob("*/lock"))
     return [lock for lock in locks if _abandoned(lock) and not (_is_built(lock.parent) and _holder_ended(lock))]
 
@@ -121,13 +123,29 @@ def _holder_ended(lock: Path, *, remove: bool = False) -> bool:
         os.close(descriptor)
 
 
+def _is_held(lock: Path) -> bool:
+    """Whether a process is seen to hold the record lock, here or on another host."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)  # others: a file system without locks
+    finally:
+        os.close(descriptor)
+
+
 def _abandoned(lock: Path) -> bool:
-    """Whether the lock's build has stopped writing. Only its files tell: it may run on another host or in another
-    container, where this process cannot see it."""
+    """Whether the lock's build has stopped writing, and no process is seen to hold the record lock. One that is not
+    seen may run on another host or in another container."""
     try:
         # The lock first: without it the other files' age says nothing.
         files = [lock, *(file for file in lock.parent.iterdir() if not file.is_dir())]
         written = max(file.stat().st_mtime for file in files)
     except FileNotFoundError:  # the build has just ended
         return False
-    return time.time() - written > _ABANDONED_SECONDS
+    # On a busy machine the compiler may take longer for a single file.
+    return time.time() - written > _ABANDONED_SECONDS and not _is_held(lock)
