@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -46,6 +47,9 @@ _BPE_WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p
 # Text without spaces has words beyond LONGEST_WORD. If they have more than this share of it, the limit is raised.
 _IN_LONG_WORDS = 0.001
 _LONGEST_UNSPACED = 1000
+# Longer runs of text without spaces, such as genomes and base64, are cut before training: the time that the library
+# takes for a word grows with the square of its length, an hour for a million letters.
+_UNSPACED_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_UNSPACED + 1},}}")
 
 
 def train_tokenizer(
@@ -59,7 +63,7 @@ def train_tokenizer(
     Unless `wishes` say otherwise, WordPiece drops capitals and the other kinds keep them, as their model families do.
     Accents are dropped with the capitals, unless the text needs them. Raises ValueError if `vocab_size` is too small.
     """
-    lines = [line for text in texts for line in text.split("\n")]
+    lines = [line for text in texts for line in _UNSPACED_RUN.sub(_cut, text).split("\n")]
     characters = Counter(chain.from_iterable(lines))
     treatment = case_and_accents.of_text(characters, wishes, usually_cased=kind != "wordpiece")
     train: dict[str, Callable[[Sequence[str], int, Treatment], PreTrainedTokenizerFast]] = {
@@ -69,6 +73,12 @@ def train_tokenizer(
         "characters": _train_characters,
     }
     return train[kind](lines, vocab_size, treatment)
+
+
+def _cut(run: re.Match[str]) -> str:
+    """The run in lines of at most _LONGEST_UNSPACED characters."""
+    text = run.group()
+    return "\n".join(text[start : start + _LONGEST_UNSPACED] for start in range(0, len(text), _LONGEST_UNSPACED))
 
 
 def normalizer_of(treatment: Treatment) -> normalizers.Normalizer | None:

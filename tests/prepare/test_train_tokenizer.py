@@ -156,6 +156,17 @@ def test_words_of_thai_may_be_long() -> None:
     assert tokenizer.unk_token_id not in tokenizer(phrase)["input_ids"]
 
 
+@pytest.mark.timeout(60)  # uncut, these letters take minutes
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_genome_is_learned_in_time_that_grows_with_its_length(kind: Kind) -> None:
+    draw = random.Random(1)
+    genome = "".join(draw.choices("ACGT", k=300_000))
+    tokenizer = train_tokenizer([genome], 340, kind, Wishes(cased=True))
+    ids = tokenizer(genome[:500], add_special_tokens=False)["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert len(ids) == 500 if kind == "characters" else len(ids) < 350
+
+
 @pytest.mark.parametrize(("kind", "entries"), [("wordpiece", 20), ("bpe", 261), ("unigram", 270), ("characters", 5)])
 def test_too_small_a_vocabulary(kind: Kind, entries: int) -> None:
     with pytest.raises(ValueError, match=f"--train-tokenizer {entries}: .* need [0-9]+ entries; ask for more"):
