@@ -54,8 +54,10 @@ def curves_of_one(page: Page, run: RunRecord, folder: Path) -> None:
     start = first_step([run])
     shown = []
     held_out = held_out_keys([run])
-    for y in (*held_out, *figures.Y_OF_ONE):
-        first = start if y in (*held_out, "soft_loss") else 0
+    # The held-out losses are drawn above those of training. Until the first evaluation these are by themselves.
+    losses = [y for y in held_out if any(row.get(y) is not None for row in run.evaluation_rows)] or ["hard_loss"]
+    for y in (*losses, *figures.Y_OF_ONE):
+        first = start if y in (*losses, "soft_loss") else 0
         drawn = figures.run_curve(run, y, folder / f"{y}.png", first_step=first)
         what = f"{figures.y_name(y)}, and training cross-entropy" if y in held_out else figures.y_name(y)
         shown.append(Shown(drawn, _caption(what, "by steps, tokens and time", first)))

@@ -192,6 +192,17 @@ def test_a_runs_report(study: Path, tmp_path: Path) -> None:
     assert "by-tokens" not in html, "rulers below each figure take the switch's place"
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_before_its_first_evaluation_has_its_training_loss(study: Path) -> None:
+    path = study / "with_teacher2-s1"
+    rows = [line for line in whole_lines(path / "metrics.jsonl") if "eval_hard_loss" not in line]
+    (path / "metrics.jsonl").write_text("".join(rows))
+    assert main(["report", str(path)]) == 0
+    assert sorted(file.name for file in (path / "report" / "figures").iterdir()) == ["hard_loss.png", "soft_loss.png"]
+    html = (path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Training cross-entropy (hard) by steps, tokens and time, from step 1." in html
+
+
 def compared(folder: Path, tiny_data: Path, teacher: Path | None) -> list[str]:
     """Two runs at 100 tokens and 1 s a step, of which half is not training, and 200 tokens/s in the other half."""
     paths = []
