@@ -19,7 +19,6 @@ from dwt_ds.glue.tasks import OfficialSplit, Task, find_task
 REPOSITORY = "nyu-mll/glue"
 # Columns of every `Split.rows`; SECOND only where a task has two sentences.
 FIRST, SECOND, LABEL = "first", "second", "labels"
-_SPLIT_KEYS = ("train", "validation", "validation_matched", "validation_mismatched")
 # QQP's train.tsv has a few rows with a stray tab or quote. A file with a larger share of them is not QQP's.
 _SPOILED_SHARE = 1e-3
 
@@ -147,13 +146,18 @@ def _read_files_json(folder: Path) -> dict[str, dict[str, str]]:
         raise ValueError(f"{path}: must look like {shape}")
     by_task = {}
     for name, files in content.items():
+        task = find_task(name, str(path))
+        one_by_one = [each.split for each in task.validation]
+        known = list(dict.fromkeys(["train", "validation", *one_by_one]))
         for key, value in files.items():
-            if key not in (*_SPLIT_KEYS, "note"):
-                fix = nearest(key, _SPLIT_KEYS) or f"; use {', '.join(_SPLIT_KEYS)} or note"
+            if key not in (*known, "note"):
+                fix = nearest(key, known) or f"; use {', '.join(known)} or note"
                 raise ValueError(f"{path}: {name} has an unknown key {key!r}{fix}")
             if not isinstance(value, str):
                 raise ValueError(f"{path}: {name}.{key}={value!r}: must be the name of a file")
-        by_task[find_task(name, str(path)).name] = files
+            if key in one_by_one and key != "validation" and "validation" in files:
+                raise ValueError(f"{path}: {name} has both validation and {key}, two names of one set; remove one")
+        by_task[task.name] = files
     return by_task
 
 

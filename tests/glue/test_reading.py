@@ -162,6 +162,8 @@ def test_files_json(own: Path) -> None:
         ("[]", "files.json: must look like"),
         ('{"QNLY": {}}', "'QNLY' is not a task of GLUE; did you mean 'QNLI'"),
         ('{"QNLI": {"validaton": "x.tsv"}}', "unknown key 'validaton'; did you mean 'validation'"),
+        ('{"RTE": {"validation_matched": "x.tsv"}}', "RTE has an unknown key 'validation_matched'"),
+        ('{"MNLI": {"validation": "x", "validation_matched": "y"}}', "has both validation and validation_matched"),
         ('{"QNLI": {"train": 3}}', "QNLI.train=3: must be the name of a file"),
     ],
 )
