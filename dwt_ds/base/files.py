@@ -22,6 +22,13 @@ from dwt_ds.base.yaml_and_json import json_text
 MANIFEST = "manifest.json"
 
 
+def check_no_file(path: Path, said: str) -> None:
+    """Raise a ValueError that begins with `said` where `path`, which should be a folder, or one above it is a file."""
+    file = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
+    if file is not None:
+        raise ValueError(f"{said}: {file} is a file; name a folder")
+
+
 def through_links(path: Path) -> Path:
     """Where writing to `path` ends up: absolute, without symbolic links, whether or not it exists yet.
 

@@ -43,6 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = subparser.parse_intermixed_args(argv[1:])
     try:
         _check_texts(options)
+        if getattr(options, "out", None) is not None:
+            from dwt_ds.base.files import check_no_file  # not at the top: --help should not wait for it
+
+            check_no_file(options.out, f"--out {options.out}")
         return int(module.main(options))
     except (ValueError, OSError) as error:
         print(f"error: {in_words(error)}", file=sys.stderr)

@@ -11,7 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.base.files import check_replaceable, make_folder, read_json, whole_lines, write_json, write_text
+from dwt_ds.base.files import (
+    check_no_file,
+    check_replaceable,
+    make_folder,
+    read_json,
+    whole_lines,
+    write_json,
+    write_text,
+)
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.run_files import CHECKPOINTS, COMPLETE, DS_JSON, EXPORT, IDENTITY, METRICS, RECIPE, SKIPPED, TOKENIZER
 from dwt_ds.base.words import shorten
@@ -39,9 +47,7 @@ class RunFolder:
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a folder that holds a run on other data, another tokenizer or another model shape (ValueError)."""
-        file = next((p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir()), None)
-        if file is not None:
-            raise ValueError(f"output_dir={str(self.path)!r}: {file} is a file; name a folder")
+        check_no_file(self.path, f"output_dir={str(self.path)!r}")
         there = self._read(IDENTITY)
         if there is None:
             return

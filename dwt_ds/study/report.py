@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dwt_ds.base.files import check_no_file
 from dwt_ds.base.locks import FolderLock
 from dwt_ds.base.run_files import METRICS
 from dwt_ds.base.words import nearest, shorten
@@ -42,6 +43,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None, against: str | 
             has no evaluation, or another process writes to `out`.
     """
     paths = [path.expanduser() for path in paths]
+    for path in paths:
+        check_no_file(path, f"report {path}")
     runs = _runs(paths)
     study = paths[0] if len(paths) == 1 and not runs else None
     other = None if against is None or study is not None else _find(against, runs)

@@ -40,6 +40,27 @@ def test_help_names_every_command_and_imports_no_library(capsys: pytest.CaptureF
     assert done.stdout.splitlines()[-1] == "[]", done.stdout
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prepare --text text.txt --tokenizer vocab.txt --out FILE",
+        "prepare --text text.txt --tokenizer vocab.txt --out FILE/data",
+        "study both --scale smoke --out FILE",
+        "report run --out FILE",
+        "report FILE",
+        "export run --out FILE/export",
+        "glue --model export --glue-dir glue --out FILE",
+    ],
+)
+def test_a_file_in_place_of_a_folder(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(command.replace("FILE", str(file)).split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.endswith(f"{file} is a file; name a folder\n")
+
+
 def test_completion_knows_the_options_of_the_command_in_the_line() -> None:
     (commands,) = whole_parser(["dwt-ds", "plan", "qui"])._subparsers._group_actions  # type: ignore[union-attr]
     assert set(commands.choices) == set(SUBCOMMANDS)  # type: ignore[arg-type]
