@@ -21,7 +21,9 @@ from dwt_ds.base.ports import reserve_port
 # Each rank calls main() for every mistake in turn, and notes what it returned and printed.
 DRIVER = """
 import contextlib, io, json, os, sys
+from deepspeed.accelerator import get_accelerator
 from dwt_ds.pretrain import main
+type(get_accelerator()).is_fp16_supported = lambda self: False  # as on most CPUs
 rank = int(os.environ["RANK"])
 for name, port, arguments in json.load(open(sys.argv[1])):
     os.environ["MASTER_PORT"] = str(port)
