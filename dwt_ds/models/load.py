@@ -16,6 +16,7 @@ from dwt_ds.base.words import one_line
 from dwt_ds.models.build import attention_implementation, masked_lm_class
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_ADAPTER = "adapter_config.json"
 
 
 def load_masked_lm(
@@ -35,7 +36,8 @@ def load_masked_lm(
 
     Raises:
         FileNotFoundError: no such folder, or no model in it.
-        ValueError: not a masked language model, missing weights, or code that was not allowed to run.
+        ValueError: not a masked language model, missing weights, an adapter that is not merged, or code that was not
+            allowed to run.
     """
     where = os.path.expanduser(path)
     config = load_model_config(path, trust_remote_code=trust_remote_code)
@@ -117,6 +119,8 @@ def _check_exists(where: str) -> None:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"model path {where!r} has no config.json; give a folder in Hugging Face format")
+        if (folder / _ADAPTER).is_file():  # transformers without peft loads the weights alone, and says nothing
+            raise ValueError(f"model path {where!r} holds an adapter ({_ADAPTER}); merge it into the weights first")
         return
     fix = "train that model first, or correct the path (a finished run's model is in its export/)"
     could_be_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where) is not None

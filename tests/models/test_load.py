@@ -65,6 +65,15 @@ def test_missing_paths_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monkey
         load_masked_lm("no-such-model-of-anyone")
 
 
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    build_student(STUDENT, **DATA).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for load in (load_masked_lm, load_model_config):
+        assert error_of(load, tmp_path) == (
+            f"model path {str(tmp_path)!r} holds an adapter (adapter_config.json); merge it into the weights first"
+        )
+
+
 def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
     build_student(STUDENT, **DATA).config.save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="model path") as caught:
