@@ -104,7 +104,12 @@ def test_nothing_starts_without_the_doctor(number: signal.Signals, programs: Pat
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     command = own_command("doctor", "--hostfile", "hosts")
     process = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, **SERVER_ENVIRONMENT, "PATH": path}, stderr=subprocess.PIPE
+        command,
+        cwd=tmp_path,
+        env={**os.environ, **SERVER_ENVIRONMENT, "PATH": path},
+        stderr=subprocess.PIPE,
+        # A shell's background job ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     try:
         waiting = _pids(tmp_path / "waiting", 2)
