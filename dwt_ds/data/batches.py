@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -208,7 +211,7 @@ class StepBatches(Dataset[list[Batch]]):
 
 
 def step_loader(batches: StepBatches, steps: range, workers: int, *, pin_memory: bool) -> DataLoader[list[Batch]]:
-    """Loads `steps` in order, in `workers` processes (0: in this one).
+    """Loads `steps` in order, in `workers` processes (0: in this one); only this process and SIGKILL end those early.
 
     It has a generator of its own: drawing from the global one would change the dropout after a resume.
     """
@@ -219,7 +222,26 @@ def step_loader(batches: StepBatches, steps: range, workers: int, *, pin_memory:
         num_workers=workers,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_end_only_for_the_parent,
     )
+
+
+def _end_only_for_the_parent(_worker: int) -> None:
+    """Make this worker outlive the signals that ask a run to stop.
+
+    A launcher, Slurm or a terminal sends them to all processes of a run. A rank still has some steps to take before it
+    saves, and torch ends a rank whose worker has died.
+    """
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True, name="end of the worker").start()
 
 
 def validation_batches(

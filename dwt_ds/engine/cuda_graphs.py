@@ -60,8 +60,12 @@ def use_a_stream_that_can_be_recorded() -> None:
 
 
 def free_graph_memory_bytes() -> int:
-    """Memory of recorded passes that holds nothing just now, in bytes. torch does not count it as allocated, but only a
-    replay can use it."""
+    """Memory of recorded passes that holds nothing just now, in bytes; 0 where CUDA's own allocator is in use.
+
+    torch does not count it as allocated, but only a replay can use it.
+    """
+    if torch.cuda.get_allocator_backend() != "native":  # cudaMallocAsync has no snapshots
+        return 0
     pools = [each for each in torch.cuda.memory_snapshot() if each["segment_pool_id"] != (0, 0)]
     return sum(int(each["total_size"]) - int(each["allocated_size"]) for each in pools)
 

@@ -188,10 +188,14 @@ def _clip_factor(optimizer: Any, norm: float) -> float:
 
     `norm` is theirs, loss scale included.
     """
-    scale, limit = float(optimizer.loss_scale), float(optimizer.clip_grad)
+    scale, limit = _loss_scale(optimizer), float(optimizer.clip_grad)
     if limit > 0:
         scale *= max((norm / scale + _EPSILON) / limit, 1.0)
     return 1.0 / scale
+
+
+def _loss_scale(optimizer: Any) -> float:
+    return float(optimizer.loss_scale or 1.0)  # None in bf16 without ZeRO, where the wrapped optimizer is fused
 
 
 def _under_zero_3(optimizer: Any) -> None:
@@ -216,7 +220,7 @@ def _step_without_zero(optimizer: Any) -> bool:
     optimizer.overflow = not math.isfinite(norm)
     if optimizer.overflow:
         return bool(optimizer._skip_invalid_grad_norm())
-    optimizer._global_grad_norm = norm / float(optimizer.loss_scale)
+    optimizer._global_grad_norm = norm / _loss_scale(optimizer)
     optimizer._update_scale(False)
     in_fp32, masters = [], []
     for group, held in zip(optimizer.fp16_groups, held_masters(optimizer)):

@@ -20,20 +20,7 @@ def meta_model(config: PretrainedConfig, model_class: type[PreTrainedModel] | No
     build = AutoModelForMaskedLM.from_config if model_class is None else model_class._from_config
     with torch.device("meta"):
         model = build(copy.deepcopy(config), attn_implementation="eager")
-    gathered = GatheredMaskedLM(model.eval().requires_grad_(False))
-    silence_padding_warning(gathered)
-    return gathered
-
-
-def silence_padding_warning(gathered: GatheredMaskedLM) -> None:
-    """Switch off a warning of some models, which reads the tokens; on the meta device they have no values."""
-    for module in gathered.modules():
-        if isinstance(module, PreTrainedModel):
-            module.warn_if_padding_and_no_attention_mask = _no_warning  # type: ignore[method-assign]
-
-
-def _no_warning(*_tensors: object) -> None:
-    pass
+    return GatheredMaskedLM(model.eval().requires_grad_(False))
 
 
 def forward_flops(

@@ -13,7 +13,7 @@ from dwt_ds.config.recipe import load_recipe, recipe_names
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.models.build import DataSizes, build_student, parameter_count, student_model_config
-from dwt_ds.models.flops import meta_model, silence_padding_warning
+from dwt_ds.models.flops import meta_model
 from dwt_ds.models.load import load_model_config
 from dwt_ds.models.masked_lm.checks import freeze_unused_parameters
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
@@ -82,7 +82,6 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     family = settings.config.student.family
     with torch.device("meta"):
         student = GatheredMaskedLM(build_student(settings.config.student, **corpus_sizes(settings.corpus)))
-        silence_padding_warning(student)
         try:
             freeze_unused_parameters(student)
         except RuntimeError as error:

@@ -77,6 +77,15 @@ def test_a_dry_run_prints_every_stage_and_starts_nothing(tmp_path: Path) -> None
     assert calls.read_text() == ""
 
 
+def test_the_table_of_the_docs_has_the_limits() -> None:
+    table = re.findall(r"^\| ([a-z_, ]+) \| (\d+) \|", (ROOT / "docs" / "speed.md").read_text(), re.MULTILINE)
+    told = {tuple(names.split(", ")): int(seconds) for names, seconds in table if names.split(", ")[0] in STAGES}
+    assert [name for names in told for name in names] == list(STAGES)
+    for names, seconds in told.items():
+        limits = [STAGES[name] for name in names]
+        assert seconds == (max(limits) if names in AT_THE_SAME_TIME else sum(limits)), names
+
+
 def test_every_script_of_a_stage_is_there_and_has_its_options(tmp_path: Path) -> None:
     printed = start("--out", tmp_path / "out", "--data", tmp_path, "--dry-run").stdout
     scripts = set(re.findall(r"\S*benchmarks/\w+\.py", printed))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import pickle
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.batches import Batch, StepBatches, validation_batches
+from dwt_ds.data.batches import Batch, StepBatches, step_loader, validation_batches
 from dwt_ds.data.prepared import PreparedData
 
 
@@ -184,6 +186,21 @@ def test_workers_of_a_data_loader_give_the_same_batches(packed: PreparedData) ->
         assert batches[0].token_count == here.token_count
     copied = pickle.loads(pickle.dumps(rank))
     assert torch.equal(copied[7][0].input_ids, rank[7][0].input_ids)
+
+
+@pytest.mark.parametrize("number", ["TERM", "INT"])
+def test_a_signal_to_a_worker_of_the_loader_loses_no_batch(packed: PreparedData, number: str) -> None:
+    """From another process than the one that loads, as a launcher or Slurm sends it to all processes of a run."""
+    loader = iter(step_loader(steps(packed, global_batch=8, world_size=1)[0], range(9), 1, pin_memory=False))
+    next(loader)
+    [worker] = multiprocessing.active_children()
+    for _ in range(8):
+        subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+        next(loader)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0, "its parent still ends it"
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])

@@ -27,6 +27,22 @@ from dwt_ds.plan.speed import REPLAY_LAUNCHES
 Inputs = tuple[Tensor, Tensor | None, Tensor]
 
 
+def test_the_free_memory_of_graphs_is_asked_for_only_where_the_allocator_knows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """cudaMallocAsync's snapshot is an error."""
+    segments = [
+        {"segment_pool_id": (0, 0), "total_size": 8, "allocated_size": 1},
+        {"segment_pool_id": (0, 1), "total_size": 8, "allocated_size": 3},
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    assert cuda_graphs.free_graph_memory_bytes() == 5
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    assert cuda_graphs.free_graph_memory_bytes() == 0
+
+
 class Repetition:
     """A recording that runs the pass again: on the same buffers, into the same output."""
 

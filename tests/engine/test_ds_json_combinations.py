@@ -82,11 +82,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "my.json: zero_optimization.load_from_fp32_weights=false: a resume would begin from weights rounded",
     ),
     (zero(2, elastic_checkpoint=True), "my.json: zero_optimization.elastic_checkpoint=true: DeepSpeed does not read"),
-    (zero(2, pipeline_loading_checkpoint=True), "my.json: zero_optimization.pipeline_loading_checkpoint=true: for ZeR"),
+    *(
+        (
+            zero(n, pipeline_loading_checkpoint=True),
+            "my.json: zero_optimization.pipeline_loading_checkpoint=true: on sev",
+        )
+        for n in (2, 3)
+    ),
     (zero(3, zero_quantized_weights=True), "my.json: zero_optimization.zero_quantized_weights=true: it needs a GPU's"),
     (
         zero(3, offload_optimizer={"device": "cpu", "super_offload": True}),
         "my.json: zero_optimization.offload_optimizer.super_offload=true: it needs a GPU's kernels",
+    ),
+    (
+        {"checkpoint": {"use_node_local_storage": True}},
+        "my.json: checkpoint.use_node_local_storage=true: a run's folder",
     ),
     ({"checkpoint": {"checkpoint_serialization": False}}, "my.json: checkpoint.checkpoint_serialization=false: DeepS"),
     (

@@ -88,7 +88,7 @@ def test_a_trainers_zero_3_file_with_nvme_works_and_its_buckets_follow_the_width
             },
             "aio": {"block_size": 262144, "queue_depth": 32},
             "communication_data_type": "fp32",
-            "checkpoint": {"use_node_local_storage": True},
+            "checkpoint": {"use_node_local_storage": False},
             "activation_checkpointing": {"partition_activations": True},
             "data_types": {"grad_accum_dtype": "fp32"},
         },

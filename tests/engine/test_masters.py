@@ -15,7 +15,7 @@ from harness.ranks import Run
 ADAM = {"type": "AdamW", "params": {"lr": 0.01}}
 TORCH_ADAM = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
 SGD = {"type": "SGD", "params": {"lr": 0.01}}
-# Case -> precision, ZeRO stage, optimizer. Of torch's own, DeepSpeed's wrapper without ZeRO is the unfused one.
+# Case -> precision, ZeRO stage, optimizer. DeepSpeed's wrapper without ZeRO is the unfused one, if not ", fused".
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "fp16, ZeRO-0, unfused": ("fp16", 0, SGD),
     "fp16, ZeRO-0, fused": ("fp16", 0, ADAM),
@@ -38,6 +38,7 @@ from torch import nn
 from dwt_ds.base.quiet import quieten_libraries
 quieten_libraries()
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import engine as ds_engine
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState, newest_checkpoint
 from dwt_ds.engine.checkpoint.save_and_load import Retention, load_checkpoint, save_checkpoint
@@ -75,6 +76,7 @@ def run(precision, stage, optimizer, folder):
     if stage == 3:
         values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     engine = start_student(model, values)
+    assert (type(engine.optimizer).__name__ == "FP16_Optimizer") == (ds_engine.FusedAdam is torch.optim.AdamW)
     x = [torch.randn(2, 4).to(getattr(torch, {"fp16": "float16", "bf16": "bfloat16"}[precision])) for _ in range(2)]
 
     def step(factor=1.0):
@@ -131,7 +133,10 @@ def run(precision, stage, optimizer, folder):
         again = full_fp32_weights(engine.module, keep=True)
         assert all(torch.equal(again[name], weights[name]) for name in weights), "resumed"
 
+fused = ds_engine.FusedAdam
 for name, case in json.loads(sys.argv[1]).items():
+    # With nvcc, DeepSpeed's Adam is a fused one, and has another wrapper.
+    ds_engine.FusedAdam = torch.optim.AdamW if name.endswith(", fused") else fused
     try:
         run(*case, Path(sys.argv[2]) / name.replace(" ", "_"))
         problem = ""

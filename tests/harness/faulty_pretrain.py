@@ -2,10 +2,12 @@
 
 FAULT="kill STAGE WHO STEP"     SIGKILL at a stage of the save of step STEP: before, shards, manifest, pointer
 FAULT="evaluation WHO STEP"     SIGKILL where the evaluation after step STEP begins
-FAULT="signal NUMBER PLACE WHO" a signal to itself: training (at step 5), validation (its second batch), start
+FAULT="signal NUMBER PLACE WHO" a signal to itself and its loader: start, training (at step 5), validation
 FAULT="inf WHO STEP..."         the loss of these steps is infinite
 FAULT="spike WHO STEP..."       the loss of these steps is 100 times what it is
 FAULT="full WHO STEP"           the disk is full at the save of step STEP
+FAULT="gone WHO STEP"           the file system of the checkpoints is gone at the save of step STEP
+FAULT="undeleted"               the folder of the checkpoints cannot be listed where old ones are deleted
 FAULT="hang WHO STEP"           it sleeps for 16 seconds at the start of step STEP
 WHO is a rank or "all".
 """
@@ -14,8 +16,11 @@ from __future__ import annotations
 
 import errno
 import io
+import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -100,7 +105,8 @@ def signal_itself(number: str, place: str, who: str) -> None:
 
     def send() -> None:
         if hit(who):
-            os.kill(os.getpid(), getattr(signal, number))
+            loader = [str(child.pid) for child in multiprocessing.active_children()]
+            subprocess.run(["kill", f"-{number.removeprefix('SIG')}", *loader, str(os.getpid())], check=True)
 
     if place == "start":
         plain_init = Session.__init__
@@ -168,13 +174,20 @@ def hang(who: str, step: str) -> None:
     Session.begin_step = begin_step
 
 
-def fill_disk(who: str, step: str) -> None:
+def io_error(*_arguments: Any) -> Any:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def lose_disk(kind: str, who: str, step: str) -> None:
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
     plain = TorchCheckpointEngine.save
 
     def save(self: Any, state_dict: Any, path: str) -> None:
         if f"step_{int(step):08d}" in path and hit(who):
+            if kind == "gone":
+                shutil.disk_usage = io_error
+                io_error()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         plain(self, state_dict, path)
 
@@ -195,6 +208,10 @@ if __name__ == "__main__":
         change_loss(values[0], values[1:], float("inf") if kind == "inf" else 100.0)
     elif kind == "hang":
         hang(*values)
-    elif kind == "full":
-        fill_disk(*values)
+    elif kind in ("full", "gone"):
+        lose_disk(kind, *values)
+    elif kind == "undeleted":
+        from dwt_ds.engine.checkpoint import save_and_load
+
+        save_and_load._delete_old = io_error
     sys.exit(main())

@@ -172,7 +172,6 @@ TRIED = [
     tried("activation_checkpointing.cpu_checkpointing", True, stages=(2,)),
     tried("activation_checkpointing.profile", True, stages=(2,)),
     tried("checkpoint.tag_validation", "Fail", stages=EVERY_STAGE),
-    tried("checkpoint.use_node_local_storage", True, stages=EVERY_STAGE),
     tried("checkpoint.parallel_write.pipeline_stage", True, stages=EVERY_STAGE),
     tried("timers.throughput.enabled", False, stages=EVERY_STAGE),
     tried("timers.throughput.synchronized", False, stages=EVERY_STAGE),
@@ -187,7 +186,6 @@ TRIED = [
     ),
     tried("zero_optimization.load_from_fp32_weights", False, stages=(3,), precisions=BOTH),
     tried("zero_optimization.round_robin_gradients", True, stages=(3,), precisions=BOTH),
-    tried("zero_optimization.pipeline_loading_checkpoint", True, stages=(3,)),
     tried("data_types.grad_accum_dtype", "fp32", stages=(2, 3), precisions=("bf16", "fp16")),
     tried("data_types.grad_accum_dtype", "bf16", stages=UNDER_ZERO, precisions=("fp32",)),
     tried(

@@ -57,6 +57,14 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return input_ids, attention_mask, positions
 
 
+class NoReads(TorchDispatchMode):
+    """Fails where a value is read from a tensor."""
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert operation not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return operation(*args, **(kwargs or {}))
+
+
 def logits_of(gathered: GatheredMaskedLM, *inputs: torch.Tensor | None) -> torch.Tensor:
     return nn.functional.linear(gathered(*inputs), gathered.decoder_weight, gathered.decoder_bias)
 
@@ -144,6 +152,15 @@ def test_full_rows_need_no_mask(family: str, monkeypatch: pytest.MonkeyPatch) ->
     # asked.
     assert seen == ([None, None] if known_layers(model) is None else [])
     torch.testing.assert_close(with_mask, without, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", [*KNOWN, *GENERIC, "deberta", "deberta-v2"])
+def test_a_pass_over_full_rows_reads_no_value(family: str) -> None:
+    """The host would wait for a GPU there."""
+    input_ids, _, positions = batch()
+    model = GatheredMaskedLM(tiny(family))
+    with NoReads():
+        model(input_ids, None, positions)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -122,7 +122,7 @@ def test_stopped_by_signals_wherever_they_come(train: Train, faulty: Faulty, tin
         ("SIGINT", "validation", "all", 16),
     ]
     settings = [*SETTINGS, "train.max_steps=20", "train.eval_every=2", "train.eval_rows=null", "train.log_every=2"]
-    settings += ["train.checkpoint_every=0"]
+    settings += ["train.checkpoint_every=0", "data.workers=1"]
     straight, run = tmp_path / "straight", tmp_path / "run"
     completed(train(2, [str(tiny_recipe), f"output_dir={straight}", *settings]))
     for number, place, who, step in stops:
@@ -194,17 +194,28 @@ def test_ranks_stop_when_their_launcher_has_died(tiny_recipe: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_full_disk_fails_the_save_and_not_the_run(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fault", "said"), [("full", "No space left on device"), ("gone", "Input/output error")])
+def test_a_disk_that_fails_fails_the_save_and_not_the_run(
+    fault: str, said: str, faulty: Faulty, tiny_recipe: Path, tmp_path: Path
+) -> None:
     """On one rank of two: the others must not wait for it."""
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=8", "train.checkpoint_every=2"]
-    output = completed(faulty(2, settings, "full 1 4"))
+    output = completed(faulty(2, settings, f"{fault} 1 4"))
     assert "step 4/8  CHECKPOINT NOT SAVED: rank 1: " in output
-    assert "No space left on device" in output
+    assert said in output
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "latest",
         "step_00000006",
         "step_00000008",
     ]
+
+
+@pytest.mark.slow
+def test_old_checkpoints_that_cannot_be_deleted_stay(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
+    """The error is one rank's, and what it saves later would wait for the others."""
+    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=8", "train.checkpoint_every=2"]
+    output = completed(faulty(2, settings, "undeleted"))
+    assert output.count("checkpoint saved") == len(list((tmp_path / "checkpoints").glob("step_*"))) == 4
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")

@@ -72,7 +72,8 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if rank() == 0:
-        _delete_old(folder, state.step, retention)
+        with contextlib.suppress(OSError):  # the checkpoint is saved; the next one deletes these
+            _delete_old(folder, state.step, retention)
     return time.perf_counter() - began
 
 
@@ -145,8 +146,10 @@ def _collect_write_failures(engine: StudentEngine) -> Iterator[list[str]]:
         try:
             write(state_dict, path)
         except (OSError, RuntimeError) as error:
-            free = shutil.disk_usage(Path(path).parent).free / 1e6
-            failures.append(f"{Path(path).name}: {error} ({free:.0f} MB free there)")
+            free = ""
+            with contextlib.suppress(OSError):  # a file system that is gone fails here as well
+                free = f" ({shutil.disk_usage(Path(path).parent).free / 1e6:.0f} MB free there)"
+            failures.append(f"{Path(path).name}: {error}{free}")
 
     writer.save = note_failure
     # DeepSpeed's script beside the shards would unpickle them without a check; `dwt-ds export` replaces it.

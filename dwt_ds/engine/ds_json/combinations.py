@@ -42,7 +42,12 @@ _NOT_AS_ONE: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
         "DeepSpeed does not read its own elastic checkpoints with every Adam; remove it, a resume on another number of "
         "ranks converts the checkpoint by itself",
     ),
-    ("zero_optimization.pipeline_loading_checkpoint", True, (0, 1, 2), "for ZeRO stage 3 only; remove it"),
+    (
+        "zero_optimization.pipeline_loading_checkpoint",
+        True,
+        _ANY_STAGE,
+        "on several hosts DeepSpeed 0.19.8 passes the turn to the wrong ranks, so a resume would hang; remove it",
+    ),
     (
         "zero_optimization.offload_optimizer.device",
         "nvme",
@@ -66,6 +71,12 @@ _NOT_AS_ONE: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
         False,
         _ANY_STAGE,
         "DeepSpeed 0.19.8 does not read such checkpoints back; remove it",
+    ),
+    (
+        "checkpoint.use_node_local_storage",
+        True,
+        _ANY_STAGE,
+        "a run's folder is shared by its hosts, which would all write one file at once; remove it",
     ),
 )
 _GRADIENT_CHECKS = ("bf16.check_grad_overflow", "bfloat16.check_grad_overflow", "zero_optimization.compute_grad_norm")

@@ -43,6 +43,10 @@ class GatheredMaskedLM(nn.Module):
         decoder_of(model)
         self.model = model
         self._transform = family_of(model).head
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                # Some models warn of padding without a mask. To see it they read tokens, for which a host would wait.
+                module.warn_if_padding_and_no_attention_mask = _no_warning  # type: ignore[method-assign]
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -119,6 +123,10 @@ class GatheredMaskedLM(nn.Module):
         if len(seen) != 1:
             raise ValueError(cannot_split(self.model, f"its decoder ran {len(seen)} times in a forward pass, not once"))
         return seen[0].flatten(0, -2), encoded[-1]
+
+
+def _no_warning(*_tensors: object) -> None:
+    pass
 
 
 def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, positions: Tensor) -> Tensor:
