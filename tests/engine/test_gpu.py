@@ -1,5 +1,5 @@
-"""What only a GPU can show: the Triton kernel inside a run under ZeRO-2, beside a teacher with injected kernels, the
-teacher as CUDA graphs, and fp16, which DeepSpeed does not have on a CPU."""
+"""What only a GPU can show: the Triton kernel inside a run, ZeRO with a GPU's Adam, a teacher with injected kernels or
+as CUDA graphs, and fp16, which DeepSpeed does not have on a CPU."""
 
 from __future__ import annotations
 
@@ -74,6 +74,15 @@ def test_triton_and_torch_back_ends_train_alike(config: str, tiny_recipe: Path, 
     triton, torchs = losses_by_value(tiny_recipe, tmp_path, "distill.backend=triton,torch", *settings)
     close = TOLERANCES[config]
     torch.testing.assert_close(triton, torchs, rtol=close, atol=close)
+
+
+def test_every_zero_stage_trains_alike(tiny_recipe: Path, tmp_path: Path) -> None:
+    """With the Adam that a GPU has: without ZeRO, DeepSpeed wraps a fused one in a class of its own."""
+    stages = "deepspeed_config=zero0,zero1,zero2_bf16,zero3"
+    first, *others = losses_by_value(tiny_recipe, tmp_path, stages, "student.dropout=0", COMPILE_OFF)
+    close = TOLERANCES["zero2_bf16"]
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=close, atol=close)
 
 
 def test_injected_kernels_are_tried_and_the_run_says_what_was_found(
