@@ -120,12 +120,13 @@ def launcher_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def pretrain_command(recipe: Path, overrides: Sequence[str], ranks: int) -> list[str]:
     """A run on this machine, for a process of its own: `dwt-ds launch`, or its only rank by itself.
 
-    Without DeepSpeed's launcher, whose processes load DeepSpeed one after another, the first step comes sooner.
+    Without DeepSpeed's launcher, whose processes load DeepSpeed one after another, the first step comes sooner. The
+    DeepSpeed JSON is the recipe's, whatever the environment says.
     """
     words = [path_argument(recipe), *overrides]
     if ranks == 1:
         return [sys.executable, "-m", "dwt_ds.pretrain", *words]
-    return own_command("launch", "--ranks", str(ranks), *words)
+    return ["env", "-u", "DEEPSPEED_CONFIG", *own_command("launch", "--ranks", str(ranks), *words)]
 
 
 def printed_commands(

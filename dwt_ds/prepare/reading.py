@@ -24,7 +24,15 @@ from dwt_ds.prepare.encoding import TextDecoder, advice
 from dwt_ds.prepare.encoding_guess import guess_by_marks
 from dwt_ds.prepare.fasta import FASTA_SUFFIXES, looks_like_fasta, sequences
 from dwt_ds.prepare.records import HEAD_LINES, RECORD_CHARS, column_texts, json_texts, looks_like_json_lines
-from dwt_ds.prepare.sources import LINE_CHARS, UTF_8, DocumentTally, SourceCounts, TextForm, short_lines
+from dwt_ds.prepare.sources import (
+    LINE_CHARS,
+    UTF_8,
+    DocumentTally,
+    SourceCounts,
+    TextForm,
+    short_lines,
+    with_line_feeds,
+)
 
 _BLOCK_BYTES = 1 << 20
 # First bytes of a file that tell binary files from text.
@@ -174,13 +182,14 @@ def _lines(
             decoder.check(0)
         elif most_characters is not None:
             decoder.check(most_characters)
-        end = text.rfind("\n") + 1 if block else len(text)
+        # CRs at the end may be the first half of a line end.
+        end = (text.rfind("\n") + 1 or text.rstrip("\r").rfind("\r") + 1) if block else len(text)
         if end == 0 and len(text) > (RECORD_CHARS if text.lstrip().startswith("{") else LINE_CHARS):
             end = text.rfind(" ") + 1 or len(text)
             counts.long_lines_cut += 1
         text, rest = text[:end], text[end:]
         if text:
-            for line in text.removesuffix("\n").split("\n"):
+            for line in with_line_feeds(text).removesuffix("\n").split("\n"):
                 yield line.strip()
         if not block:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ UTF_8 = "utf-8"
 DOCUMENT_CHARS = 8_000_000
 # A longer line is cut at a space, since some texts have no line ends at all.
 LINE_CHARS = 1_000_000
+_LINE_END = re.compile(r"\r+\n|\r")
 
 
 @dataclass
@@ -119,12 +121,17 @@ class TextForm:
             if not isinstance(text, str):
                 counts.unreadable_records += 1
                 continue
-            for raw in text.split("\n"):
+            for raw in with_line_feeds(text).split("\n"):
                 for line in short_lines(raw.strip(), counts):
                     yield from tally.add(line)
             if not self.are_lines or not text.strip():
                 yield from tally.end()
         yield from tally.end()
+
+
+def with_line_feeds(text: str) -> str:
+    """`text` with LF where a line ends with CR LF, with CR alone as on old Macs, or with several CRs before an LF."""
+    return _LINE_END.sub("\n", text) if "\r" in text else text
 
 
 def short_lines(line: str, counts: SourceCounts) -> Iterator[str]:

@@ -14,8 +14,9 @@ The settings of a label are in grids/common.yaml, and in the grid's own `teacher
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -130,25 +131,34 @@ def load_grid(grid: str, scale: Scale, seeds: Iterable[int] | None = None, glue:
     if scale not in common["scales"]:
         raise ValueError(f"--scale={scale!r}: use {', '.join(SCALES)}")
     size = common["scales"][scale]
+    axes = {**common["axes"], **size.get("axes", {})}
     labels = Labels(
         where=f"grid {path}",
         teachers={**common["teachers"], **size["teachers"], **content.teachers},
-        axes=merge({**common["axes"], **size.get("axes", {})}, content.axes),
+        axes=axes | {axis: {**axes.get(axis, {}), **own_labels} for axis, own_labels in content.axes.items()},
     )
     own = merge(content.settings, content.settings_at.get(scale, {}))
-    base = merge(size["settings"], own)
     own_seeds = content.seeds or size["seeds"]
     # Seed of the students -> seed of their teacher: the same one for seeds that are added later.
     teacher_seeds = {seed: seed if content.teacher_for_each_seed else own_seeds[0] for seed in seeds or own_seeds}
-    students = [run for block in content.runs for run in _runs_of_block(block, labels, base, teacher_seeds)]
+    students = [
+        run for block in content.runs for run in _runs_of_block(block, labels, size["settings"], own, teacher_seeds)
+    ]
     if not students:
         raise ValueError(f"grid {path}: runs is empty; list at least {{teacher: none}}")
     teachers = [
-        labels.teacher_run(label, base, seed)
+        labels.teacher_run(label, merge(size["settings"], own), seed)
         for label in dict.fromkeys(run.labels["teacher"] for run in students if run.teacher_run)
         for seed in dict.fromkeys(teacher_seeds.values())
     ]
-    unique = {run.name: run for run in [*teachers, *students]}
+    unique: dict[str, StudyRun] = {}
+    for run in [*teachers, *students]:
+        same = unique.setdefault(run.name, run)
+        if (same.settings, same.teacher_run) != (run.settings, run.teacher_run):
+            raise ValueError(
+                f"grid {path}: two runs of other settings would be called {run.name!r}; "
+                "give labels of different axes different names"
+            )
     return Grid(
         name=path.stem,
         title=content.title or path.stem,
@@ -208,9 +218,15 @@ class Labels:
 
 
 def _runs_of_block(
-    block: Any, labels: Labels, base: dict[str, Any], teacher_seeds: Mapping[int, int]
+    block: Any, labels: Labels, scale: dict[str, Any], own: dict[str, Any], teacher_seeds: Mapping[int, int]
 ) -> Iterator[StudyRun]:
-    """teacher_seeds: seed of each student -> that of its teacher."""
+    """The runs of all combinations of a block's labels.
+
+    Args:
+        scale, own: settings of the scale, and the grid's own. Those of a label that the block does not mention come
+            before the grid's own, those of a label that it mentions after them.
+        teacher_seeds: seed of each student -> that of its teacher.
+    """
     if not isinstance(block, dict) or "teacher" not in block:
         raise ValueError(f"{labels.where}: runs: {block!r} must be a mapping with a teacher (none: trains alone)")
     for axis in block:
@@ -218,16 +234,25 @@ def _runs_of_block(
             raise ValueError(f"{labels.where}: runs: {axis}: unknown axis{nearest(axis, ['teacher', *labels.axes])}")
     axes = ["teacher", *labels.axes]
     choices = [labels.chosen(axis, block[axis] if axis in block else labels.default(axis)) for axis in axes]
+    defaults = [labels.axes[axis][labels.default(axis)] for axis in labels.axes if axis not in block]
+    base = reduce(merge, [scale, *defaults, own])
     for names in itertools.product(*choices):
         for seed, teacher_seed in teacher_seeds.items():
-            yield _student(dict(zip(axes, names)), seed, labels, base, teacher_seed)
+            yield _student(dict(zip(axes, names)), set(block), seed, labels, base, teacher_seed)
 
 
-def _student(chosen: dict[str, str], seed: int, labels: Labels, base: dict[str, Any], teacher_seed: int) -> StudyRun:
+def _student(
+    chosen: dict[str, str],
+    mentioned: Collection[str],
+    seed: int,
+    labels: Labels,
+    base: dict[str, Any],
+    teacher_seed: int,
+) -> StudyRun:
     teacher = chosen["teacher"]
     settings, special, set_by = base, [], dict[str, str]()
     for axis, label in chosen.items():
-        if axis != "teacher":
+        if axis != "teacher" and axis in mentioned:
             settings = merge(settings, labels.axes[axis][label])
             if labels.is_special(axis, label):
                 special.append(label)

@@ -19,9 +19,12 @@ from dwt_ds.study.records import RunRecord
 
 
 def data_of(run: RunRecord) -> Corpus | None:
-    """Facts of the run's data; None if the data folder is not on this machine."""
+    """Facts of the run's data; None if the data folder is not on this machine, or was prepared again since."""
     data = parse_run_config(run.config).data
-    return corpus_of(data) if (Path(data.dir).expanduser() / MANIFEST).is_file() else None
+    if not (Path(data.dir).expanduser() / MANIFEST).is_file():
+        return None
+    corpus = corpus_of(data)
+    return corpus if run.data_fingerprint in (None, corpus.fingerprint) else None
 
 
 def student_config(run: RunRecord) -> PretrainedConfig | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness.gpus import have_gpus
 
+from dwt_ds.base.processes import own_command
 from dwt_ds.launch.hostfile import Host
 from dwt_ds.launch.local import Launch, on_this_machine, pretrain_command, printed_commands
 
@@ -136,5 +137,5 @@ def test_printed_commands_are_ready_for_a_shell() -> None:
 def test_a_single_rank_needs_no_launcher() -> None:
     recipe, settings = Path("r.yaml"), ["seed=3"]
     assert pretrain_command(recipe, settings, 1)[1:] == ["-m", "dwt_ds.pretrain", "r.yaml", "seed=3"]
-    launched = ["-m", "dwt_ds", "launch", "--ranks", "2", "r.yaml", "seed=3"]
-    assert pretrain_command(recipe, settings, 2)[1:] == launched
+    launched = own_command("launch", "--ranks", "2", "r.yaml", "seed=3")
+    assert pretrain_command(recipe, settings, 2) == ["env", "-u", "DEEPSPEED_CONFIG", *launched]

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from harness.corpus import compressed, read_file
 
-from dwt_ds.prepare import sources
+from dwt_ds.prepare import reading, sources
 from dwt_ds.prepare.hub import HubDataset
 from dwt_ds.prepare.reading import find_files
 from dwt_ds.prepare.sources import SourceCounts, TextForm
@@ -41,6 +41,29 @@ def test_every_form_and_compression(tmp_path: Path, name: str) -> None:
     assert documents == DOCUMENTS
     assert (counts.documents, counts.lines, counts.skipped) == (3, 5, "")
     assert counts.characters == sum(map(len, DOCUMENTS))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
+@pytest.mark.parametrize("name", ["corpus.txt", "corpus.fasta", "corpus.jsonl", "corpus.parquet"])
+def test_lines_end_with_lf_or_cr_or_both(name: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of few bytes, so that some begin within a line end; a CR alone is how lines of old Macs end."""
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", 7)
+    path, numbers = tmp_path / name, range(600)
+    expected = [f"First {number}.\nSecond." for number in numbers]
+    if name.endswith("fasta"):
+        expected = [f"ACGT{'ACGT' * (number % 5)}" for number in numbers]
+        path.write_bytes(
+            "".join(f">{number}{end}ACGT{end}{line[4:]}{end}" for number, line in enumerate(expected)).encode()
+        )
+    elif name.endswith("txt"):
+        path.write_bytes("".join(document.replace("\n", end) + end + end for document in expected).encode())
+    elif name.endswith("jsonl"):
+        path.write_bytes("".join(json.dumps({"text": text.replace("\n", end)}) + end for text in expected).encode())
+    else:
+        column = [text.replace("\n", end) for text in expected]
+        pyarrow.parquet.write_table(pa.table({"text": column}), path)
+    assert path.stat().st_size > reading._PROBE_BYTES or name.endswith("parquet")
+    assert read_file(path)[0] == expected
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.plan.vocabulary import measure_overlap
-from dwt_ds.study.costs import UNITS, saved_share
+from dwt_ds.study.costs import UNITS, saved_share, spent_until
 from dwt_ds.study.records import RunRecord
 from dwt_ds.study.savings import first_reached, saving
 
@@ -83,6 +83,17 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
         assert released is not None
         assert released.spent.tokens == 1500.0
         assert released.spent.flops == pytest.approx(1000 * with_teacher + 500 * theirs)
+
+
+def test_operations_are_not_known_where_the_data_was_prepared_again(tmp_path: Path, tiny_data: Path) -> None:
+    """Rows of another length would cost something else."""
+    known = json.loads((tiny_data / "manifest.json").read_text())["fingerprint"]
+    for name, fingerprint in (("same", known), ("other", "0" * 64)):
+        write_run(tmp_path / name, {10: 6.0}, {"seed": 1, "data": {"dir": str(tiny_data)}, "teacher": {"path": None}})
+        (tmp_path / name / "run.json").write_text(json.dumps({"data": fingerprint}))
+    same, other = (spent_until(RunRecord(name, tmp_path / name), 1000.0) for name in ("same", "other"))
+    assert same.flops is not None
+    assert other.flops is None
 
 
 def test_what_a_teacher_with_another_vocabulary_shares_is_read_from_the_run(

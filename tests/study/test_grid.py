@@ -170,9 +170,44 @@ def test_a_grid_may_bring_labels_and_axes_of_its_own(tmp_path: Path) -> None:
     assert all(run.settings["train"]["max_steps"] == 7 for run in grid.runs)
 
 
+def test_what_a_block_says_is_above_the_grids_settings_and_defaults_are_below(tmp_path: Path) -> None:
+    content = {
+        "settings": {"distill": {"soft_weight": 5.0, "temperature": 2.0}, "student": {"init": "stack"}},
+        "runs": [{"teacher": "teacher2"}, {"teacher": "teacher2", "weight": "4to1", "start": "random"}],
+    }
+    grid = load_grid(write(tmp_path, content), "smoke")
+    _, plain, said = grid.runs
+    assert (plain.settings["distill"], plain.settings["student"]["init"]) == (
+        {"soft_weight": 5.0, "temperature": 2.0},
+        "stack",
+    )
+    assert said.settings["distill"]["soft_weight"]["start"] == 4.0
+    assert said.settings["distill"]["temperature"] == 2.0
+    assert said.settings["student"]["init"] == "random"
+
+
+def test_a_label_of_the_grids_own_replaces_a_packaged_one(tmp_path: Path) -> None:
+    own = {"teacher": {"release_after_steps": 7}}
+    content = {
+        "axes": {"release": {"until_quarter": own}},
+        "runs": [{"teacher": "teacher2", "release": "until_quarter"}],
+    }
+    assert load_grid(write(tmp_path, content), "smoke").runs[1].settings["teacher"] == own["teacher"]
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
+        (
+            {
+                "axes": {
+                    "depth": {"d6": {}, "big": {"student": {"layers": 9}}},
+                    "width": {"n": {}, "big": {"student": {"hidden_size": 64}}},
+                },
+                "runs": [{"teacher": "none", "depth": "big"}, {"teacher": "none", "width": "big"}],
+            },
+            "two runs of other settings would be called 'alone-big-s42'; give labels of different axes different names",
+        ),
         ({"run": []}, "run: unknown key; did you mean 'runs'"),
         ({"runs": []}, "runs is empty"),
         ({"glue": "hub", "runs": [{"teacher": "none"}]}, "glue='hub' must be a mapping of options, such as"),
