@@ -88,7 +88,7 @@ def pretrain(
         recipe: path of a recipe, or the name of a packaged one.
         overrides: settings that replace the recipe's: strings ("train.max_steps=50") or a mapping
             ({"train.max_steps": 50}, {"teacher.path": None}).
-        deepspeed_config: a DeepSpeed JSON, by path or packaged name; None: that in the variable DEEPSPEED_CONFIG, or else the
+        deepspeed_config: a DeepSpeed JSON, by path or packaged name; None: that in DEEPSPEED_CONFIG, or the
             recipe's.
         ranks: on this machine; None: one for each GPU, or 2 on a CPU.
         hostfile: instead of `ranks`: hosts, one on each line ("HOST slots=N").

@@ -86,6 +86,15 @@ class AdaptiveWeight:
         self.idle_steps.fill_(state.get("idle_steps", 0.0))  # earlier versions did not count them
 
 
+def check_measured(config: RunConfig, teacher_loss: float | None) -> None:
+    """Refuse an adaptive soft weight where a teacher that takes part has no held-out loss (ValueError)."""
+    if config.distill.soft_weight.schedule == "adaptive" and teacher_loss is None:
+        raise ValueError(
+            "distill.soft_weight.schedule='adaptive': no held-out label tells the teacher's loss, with "
+            f"train.eval_rows={config.train.eval_rows}; evaluate more rows, or choose another schedule"
+        )
+
+
 def check_adaptive(config: RunConfig, validation_rows: int | None) -> None:
     """Refuse an adaptive soft weight without held-out rows, on which the teacher's loss is measured (ValueError).
 

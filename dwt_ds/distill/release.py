@@ -39,6 +39,8 @@ class TeacherRelease:
             return released if same_rule else None
         if self.step is None or step < self.step:
             return None
+        if released is None and step >= self._total_steps:
+            return None  # the run came to its end with the teacher, and has its last evaluation to do
         return step if released is None else released
 
     def looks(self, done: int) -> bool:

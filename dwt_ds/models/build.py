@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Set
 from typing import Any, TypedDict
 
 import torch
@@ -120,6 +121,7 @@ def student_model_config(student: StudentConfig, **data: Unpack[DataSizes]) -> P
         **dict.fromkeys(_DROPOUT_FIELDS, student.dropout),
     }
     known = {name for name in vars(defaults) if not name.startswith("_")} | set(type(defaults).attribute_map)
+    _check_has_sizes(student, known)
     further = set() if known.issuperset(student.config) else _further_fields(defaults)
     _check_extra_fields(student, defaults, known | further)
     settings = {name: value for name, value in decided.items() if name in known} | student.config
@@ -127,6 +129,21 @@ def student_model_config(student: StudentConfig, **data: Unpack[DataSizes]) -> P
         return AutoConfig.for_model(student.family, **settings)
     except Exception as error:  # each configuration class raises what it likes
         raise ValueError(_refused(student, error)) from error
+
+
+def _check_has_sizes(student: StudentConfig, known: Set[str]) -> None:
+    """Refuse sizes that the family's configuration, with the fields `known`, has no place for (ValueError)."""
+    for name in ("num_hidden_layers", "hidden_size"):
+        if name not in known:
+            raise ValueError(
+                f"student.family={student.family!r}: its configuration has no {name}, so that {_SET_BY[name]} "
+                "would change nothing; choose another family"
+            )
+    if student.intermediate_size is not None and known.isdisjoint(_INTERMEDIATE_FIELDS):
+        raise ValueError(
+            f"student.intermediate_size={student.intermediate_size}: the family {student.family!r} has no such size; "
+            "remove it"
+        )
 
 
 def build_student(student: StudentConfig, **data: Unpack[DataSizes]) -> PreTrainedModel:

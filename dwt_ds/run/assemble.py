@@ -50,10 +50,12 @@ from dwt_ds.run.other_vocabulary import OtherVocabulary
 from dwt_ds.run.resolve import Corpus, Resolved, resolve, run_facts
 from dwt_ds.run.resume import (
     TeacherOrigin,
+    adaptive_before,
     check_can_resume,
     hidden_loss_columns,
     measured_before,
     resume,
+    same_masks,
     same_rule_of_release,
     teacher_origin,
 )
@@ -130,8 +132,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     if teacher is None:
         other = None  # it gave weights at most
     evaluation = Evaluation(resolved, data, eval_sets, other, overlap)
-    same_teacher = origin == TeacherOrigin.of(checkpoint)
-    measured = evaluation.measure_teacher(teacher, measured_before(checkpoint.state) if same_teacher else None)
+    same_losses = origin == TeacherOrigin.of(checkpoint) and (teacher is None or same_masks(checkpoint, facts))
+    measured = evaluation.measure_teacher(teacher, measured_before(checkpoint.state) if same_losses else None)
     report_models(resolved, objective, teacher, measured=measured, released=released)
     if teacher is not None and other is not None:
         teacher.keep_shared(other.shared)
@@ -149,8 +151,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
         teacher_mass=None if measured is None else measured.shared_mass,
         teacher_released=released,
         teacher_hidden_size=hidden_size,
-        # Of another teacher: its loss, and averages of the distance to it.
-        adaptive=state.adaptive if same_teacher else {},
+        # It has the teacher's loss, and averages of the distance to it.
+        adaptive=adaptive_before(checkpoint, facts) if same_losses else {},
     )
     return Session(
         resolved=resolved,

@@ -11,6 +11,7 @@ from dwt_ds.data.batches import Batch, validation_batches
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.tokenizer import TokenizerFacts
+from dwt_ds.distill.adaptive import check_measured
 from dwt_ds.distill.evaluate import TeacherHeldOut, held_out_loss, teacher_held_out_loss
 from dwt_ds.distill.metrics_keys import eval_key
 from dwt_ds.distill.schedules import value_at
@@ -74,8 +75,14 @@ class Evaluation:
         return done > 0 and (done == self._total_steps or (every > 0 and done % every == 0))
 
     def measure_teacher(self, teacher: TeacherEngine | None, before: TeacherHeldOut | None) -> TeacherHeldOut | None:
-        """The teacher's own loss, as an earlier start found it `before`, or measured now; None if it is not known."""
+        """The teacher's own loss, as an earlier start found it `before`, or measured now; None if it is not known.
+
+        Raises AllRanksError where a teacher that takes part has none, and the soft weight follows it.
+        """
         self._measured = self.teacher_loss(teacher) if teacher is not None and before is None else before
+        if teacher is not None:
+            with ranks.raise_on_all_ranks():
+                check_measured(self._config, self._measured and self._measured.hard_loss)
         return self._measured
 
     def teacher_loss(self, teacher: TeacherEngine) -> TeacherHeldOut | None:

@@ -48,14 +48,31 @@ def teacher_origin(resolved: Resolved, other: OtherVocabulary | None) -> Teacher
 
 # What the names of all settings begin with that an adaptive weight's release follows from, besides the losses.
 _RULE_OF_RELEASE = ("distill.soft_weight", "teacher.path", "teacher.vocabulary", "teacher.release")
+# Settings that the masks, and so the losses, follow from.
+_MASKS = ("data.mask_probability", "data.mask_share", "data.random_share", "data.label_draw", "data.whole_word")
 
 
 def same_rule_of_release(checkpoint: NewestCheckpoint, facts: RunFacts) -> bool:
-    """Whether a checkpoint's run had the same teacher, soft weight and rule of release; its version may have had fewer
-    settings."""
+    """Whether a checkpoint's run had the same teacher, soft weight and rule of release."""
+    return _same_settings(checkpoint, facts, _RULE_OF_RELEASE)
+
+
+def same_masks(checkpoint: NewestCheckpoint, facts: RunFacts) -> bool:
+    """Whether a checkpoint's run masked tokens in the same way; if not, its losses do not compare with this run's."""
+    return _same_settings(checkpoint, facts, _MASKS)
+
+
+def _same_settings(checkpoint: NewestCheckpoint, facts: RunFacts, beginnings: tuple[str, ...]) -> bool:
+    """For the settings whose names begin so; the version that wrote the checkpoint may have had fewer of them."""
     before = flatten(checkpoint.manifest.get("settings", {}))
     now = flatten(facts.settings)
-    return all(before[name] == now.get(name) for name in before if name.startswith(_RULE_OF_RELEASE))
+    return all(before[name] == now.get(name) for name in before if name.startswith(beginnings))
+
+
+def adaptive_before(checkpoint: NewestCheckpoint, facts: RunFacts) -> dict[str, float]:
+    """The state of a checkpoint's adaptive weight; how long that had been low counts under the same rule only."""
+    state = checkpoint.state.adaptive
+    return state if same_rule_of_release(checkpoint, facts) or not state else {**state, "idle_steps": 0.0}
 
 
 def measured_before(before: RunState) -> TeacherHeldOut | None:

@@ -49,6 +49,7 @@ class SoftWeight:
             return
         losses = meter.losses()
         hard, soft = losses["hard"], losses["soft"]
+        hard = torch.where(hard > 0, hard, torch.nan)  # of a step without a label it is 0: such a step is left out
         if numbers.aligned_share is not None:
             # What compares with the teacher's own loss. A step without aligned tokens has none and is left out.
             hard = torch.where(numbers.aligned_share > 0, losses["shared_hard"], torch.nan)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from harness.errors import error_of
 from harness.runs import completed, rows_of
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from dwt_ds.base.files import read_manifest
 from dwt_ds.config.objective import DistillConfig, Schedule
-from dwt_ds.distill.adaptive import AdaptiveWeight
+from dwt_ds.config.schema import RunConfig
+from dwt_ds.distill.adaptive import AdaptiveWeight, check_measured
 
 CPU = torch.device("cpu")
 
@@ -184,3 +186,12 @@ def test_all_ranks_have_it_a_run_logs_it_and_a_resume_continues_exactly(
     output = completed(train(2, [*settings, f"output_dir={resumed}"]))
     assert "resuming from" in output
     assert logged(resumed) == before
+
+
+def test_a_teacher_without_a_held_out_loss_is_refused() -> None:
+    config = RunConfig(distill=DistillConfig(soft_weight=Schedule("adaptive", 4.0)))
+    check_measured(config, 3.0)
+    check_measured(RunConfig(), None)
+    assert error_of(check_measured, config, None).startswith(
+        "distill.soft_weight.schedule='adaptive': no held-out label"
+    )

@@ -81,6 +81,8 @@ def test_a_start_knows_from_its_step_whether_the_teacher_is_needed() -> None:
     assert rule(half, 10).at_start(8, 5) == 5
     assert rule(half, 10).at_start(8, None) == 8, "a checkpoint of a version that released no teacher"
     assert rule(half, 40).at_start(8, 5) is None, "a longer run, whose weight is not 0 yet"
+    whole = Schedule("linear", 4.0, 0.0)
+    assert rule(whole, 10).at_start(10, None) is None, "it was there to the end, and is for the last evaluation"
     assert rule(Schedule("constant", 0.0), 10).at_start(0, None) == 0
     adaptive = Schedule("adaptive", 4.0)
     assert rule(adaptive, 10).at_start(8, 5) == 5

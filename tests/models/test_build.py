@@ -153,3 +153,21 @@ def test_tied_parameters_count_once() -> None:
     head = (16 * 16 + 16) + 2 * 16 + 61
     assert parameter_count(model) == embeddings + 2 * layer + head
     assert parameter_count(GatheredMaskedLM(model)) == parameter_count(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"family": "funnel"},
+            "student.family='funnel': its configuration has no num_hidden_layers, so that student.layers would change "
+            "nothing; choose another family",
+        ),
+        (
+            {"family": "xlm", "intermediate_size": 40},
+            "student.intermediate_size=40: the family 'xlm' has no such size; remove it",
+        ),
+    ],
+)
+def test_a_size_that_a_family_does_not_have_is_refused(changes: dict[str, Any], message: str) -> None:
+    assert error_of(student_model_config, tiny_student(**changes), **DATA) == message

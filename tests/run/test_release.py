@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from harness.runs import back_to, completed, rows_of
 from safetensors.torch import load_file, save_file
 
@@ -121,8 +122,9 @@ def test_the_teacher_leaves_when_the_adaptive_weight_has_been_low(
 
 
 @pytest.mark.slow
-def test_another_teacher_is_measured_and_its_weight_begins_anew(
-    train: Train, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path
+@pytest.mark.parametrize("changed", ["teacher", "masks"])
+def test_another_teacher_or_mask_is_measured_and_the_weight_begins_anew(
+    changed: str, train: Train, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     """Weighed by what the first teacher's losses were, a better one would not be listened to."""
     other = shutil.copytree(tiny_teacher, tmp_path / "other")
@@ -136,8 +138,11 @@ def test_another_teacher_is_measured_and_its_weight_begins_anew(
     start(train, tiny_recipe, run, settings)
     weights_before = {row["step"]: row["soft_weight"] for row in rows_of(run) if "hard_loss" in row}
     assert weights_before[5] < 1, "the student is better than this teacher"
-    back_to(4, run, resumed)
-    assert "held-out MLM loss" in start(train, tiny_recipe, resumed, [*settings, f"teacher.path={other}"])
+    back_to(4, run, resumed, teacher_loss=1.25)
+    settings += [f"teacher.path={other}" if changed == "teacher" else "data.mask_probability=0.3"]
+    output = start(train, tiny_recipe, resumed, settings)
+    assert "held-out MLM loss" in output
+    assert "held-out MLM loss 1.2500" not in output
     assert next(row["soft_weight"] for row in rows_of(resumed) if row["step"] == 5 and "hard_loss" in row) == 4
 
 
@@ -167,3 +172,13 @@ def test_a_run_that_resumes_a_step_before_its_teacher_leaves_decides_as_it_would
         state = RunState(step=step, teacher_loss=9.0, adaptive={**low, "idle_steps": idle})
         weight = SoftWeight(resolved, state, None)  # type: ignore[arg-type]
         assert weight.release_is_due(step + 1) == due, (step, idle)
+
+
+def test_a_step_without_a_label_moves_no_adaptive_weight() -> None:
+    distill = DistillConfig(soft_weight=Schedule("adaptive", 4.0))
+    resolved = SimpleNamespace(config=RunConfig(teacher=TeacherConfig(path="a"), distill=distill), total_steps=100)
+    seen = {"hard": 3.0, "soft": 1.0, "count": 9.0, "teacher_loss": 2.5}
+    weight = SoftWeight(resolved, RunState(step=9, teacher_loss=2.5, adaptive=seen), None)  # type: ignore[arg-type]
+    meter = SimpleNamespace(losses=lambda: {"hard": torch.zeros(()), "soft": torch.zeros(())})
+    weight.observe(meter, SimpleNamespace(aligned_share=None, temperature=1.0))  # type: ignore[arg-type]
+    assert {name: weight.state_dict()[name] for name in seen} == seen

@@ -14,7 +14,7 @@ from harness.runs import back_to, completed
 from dwt_ds.base.locks import LOCK_NAME
 from dwt_ds.config.schema import RunConfig, TrainConfig
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint
-from dwt_ds.run.resume import check_can_resume
+from dwt_ds.run.resume import adaptive_before, check_can_resume
 
 WITHOUT_GROWTH = """
 import sys
@@ -79,6 +79,18 @@ def test_epochs_are_refused_where_steps_had_another_number_of_rows() -> None:
             f"{steps} steps are not 2 epochs; keep micro-batch x accumulation x ranks, or set "
             f"train.max_steps={length}, which comes to 2 epochs"
         )
+
+
+@pytest.mark.parametrize(("share", "idle"), [(0.25, 60.0), (0.01, 0.0)])
+def test_how_long_a_weight_was_low_counts_under_the_same_rule_only(share: float, idle: float) -> None:
+    state = {"hard": 3.0, "soft": 1.0, "count": 50.0, "teacher_loss": 3.0, "idle_steps": 60.0}
+    manifest = {
+        "settings": {"teacher": {"release_below_share": 0.25}},
+        "state": {"step": 1999, "rows": 9, "adaptive": state},
+    }
+    checkpoint = NewestCheckpoint(Path("step_00001999"), [], manifest)
+    facts = SimpleNamespace(settings={"teacher": {"release_below_share": share}})
+    assert adaptive_before(checkpoint, facts) == {**state, "idle_steps": idle}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

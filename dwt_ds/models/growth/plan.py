@@ -51,6 +51,7 @@ _FUNCTION_FIELDS = (
     "hidden_act",
     "hidden_activation",
     "activation",
+    "classifier_activation",
     "layer_norm_eps",
     "norm_eps",
     "position_embedding_type",

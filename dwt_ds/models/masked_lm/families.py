@@ -93,12 +93,13 @@ def known_layers(model: PreTrainedModel) -> nn.ModuleList | None:
 def encoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The encoder's layers in any family: the first list of as many as the configuration says, all of one class.
 
-    Empty where there is none, as in ALBERT, whose layers are one and the same.
+    Empty where there is none, as in ALBERT, whose layers are one and the same, or in XLM, whose layers are in pieces.
     """
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    for layers in lists:
-        if len(layers) == model.config.num_hidden_layers and len({type(layer) for layer in layers}) == 1:
-            return list(layers)
+    for parent in model.base_model.modules():
+        lists = [child for child in parent.children() if isinstance(child, nn.ModuleList)]
+        found = [each for each in lists if len(each) == model.config.num_hidden_layers]
+        if len(found) == 1 and len({type(layer) for layer in found[0]}) == 1:
+            return list(found[0])
     return []
 
 
