@@ -26,7 +26,8 @@ RESERVED_SHARE = 0.08
 
 # Seconds of the host for an operation: Python, DeepSpeed's hooks, autograd and torch's dispatch. Measured on a core of
 # an Intel Xeon at 2.5 GHz with nothing else to do, 27 November 2026: benchmarks/results/host_time.csv, which was made
-# by `python benchmarks/host_time.py --steps 900`. The host of an H200 took 58 us (docs/scaling.md).
+# by `python benchmarks/host_time.py --steps 900`. The host of an H200 took longer: 33.1 ms for 615 launches at 16 rows
+# (docs/speed.md).
 LAUNCH_SECONDS = 41.5e-6
 
 # Seconds of the host for a step, however few operations it starts: the loop's and DeepSpeed's Python. On the same
