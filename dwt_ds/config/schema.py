@@ -180,7 +180,7 @@ class TrainConfig:
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of all steps over which the learning rate rises."""
     weight_decay: NonNegativeFloat = 0.0
-    """Weight decay, if the optimizer has it."""
+    """Weight decay of all parameters, biases and norms included, if the optimizer has it."""
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """Adam's decay rates."""
     eps: PositiveFloat = 1e-8

@@ -130,21 +130,21 @@ def can_be_flat(optimizer: Any) -> bool:
 def take_one_norm_a_step(optimizer: Any) -> None:
     """Drop DeepSpeed's check of every gradient: one norm over all of them finds bad steps.
 
-    It is one operation for all gradients. Nothing is changed where gradients are offloaded, and for Muon, whose norm is
-    that of another update.
+    It is one operation for all gradients. Nothing is changed where gradients are offloaded, and for Muon under ZeRO,
+    where the norm is that of another update.
 
     Args:
         optimizer: of DeepSpeed's engine; without ZeRO in fp32 it checks nothing and is left alone. To be called before
             `correct_loss_scaling`, which wraps its `step`.
     """
-    if _is_muon(optimizer):
+    if isinstance(optimizer, WITHOUT_ZERO):
+        optimizer.step = lambda closure=None: _step_without_zero(optimizer)
+    elif _is_muon(optimizer):
         return
-    if isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload:
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload:
         _under_zero_1_or_2(optimizer)
     elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3) and not optimizer.offload_optimizer:
         _under_zero_3(optimizer)
-    elif isinstance(optimizer, WITHOUT_ZERO):
-        optimizer.step = lambda closure=None: _step_without_zero(optimizer)
 
 
 def _is_muon(optimizer: Any) -> bool:

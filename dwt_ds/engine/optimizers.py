@@ -56,6 +56,11 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
     section = ds_values.get("optimizer", {})
     name = str(section.get("type", ""))
     said = f"{origin.name('optimizer.type')}={name!r}"
+    if device.type == "cuda" and zero_stage(ds_values) == 0 and _offloaded(ds_values):
+        raise ValueError(
+            f"{origin.name('zero_optimization.offload_optimizer.device')}: without ZeRO the weights stay on the GPU, "
+            "where the host's optimizer cannot reach them; set zero_optimization.stage to 1, 2 or 3, or remove it"
+        )
     if name.lower() == "lamb":
         chosen = choose_lamb(device, said)
         known = CLIENT_OPTIMIZERS.get(chosen)
@@ -103,8 +108,8 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
         if stage > 0:
             raise ValueError(
                 f"{said} with zero_optimization.stage={stage}: DeepSpeed replaces it by one that neither the schedule "
-                "nor a checkpoint reaches; set zero_optimization.offload_optimizer.device to cpu, the stage to 0 and "
-                "the precision to fp32, or use AdamW"
+                "nor a checkpoint reaches; set zero_optimization.offload_optimizer.device to cpu, or the stage to 0 in "
+                "fp32, or use AdamW"
             )
         if (dtype := precision(ds_values)) != "fp32":
             raise ValueError(
@@ -120,6 +125,11 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
     if name.lower() in (_ADAMS | {"muon"}) and params.get("amsgrad") and not params.get("torch_adam"):
         place = origin.name("optimizer.params.amsgrad")
         raise ValueError(f"{place}=true: DeepSpeed's Adam does not provide it; set optimizer.params.torch_adam to true")
+    if name.lower() in _ADAMS and "fused" in params and not params.get("torch_adam"):
+        raise ValueError(
+            f"{origin.name('optimizer.params.fused')}: a setting of torch's Adam, which is fused by itself where it is "
+            "used; remove it, or set optimizer.params.torch_adam to true"
+        )
     if stage > 0 and name.lower() not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
         raise ValueError(
             f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe "

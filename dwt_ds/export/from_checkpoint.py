@@ -47,7 +47,8 @@ def _export(checkpoint: Path, run: Path, out: Path) -> int:
         raise ValueError(f"{checkpoint}: is not a checkpoint; name a run, or a folder in its checkpoints/")
     facts, state = RunFacts.from_manifest(manifest), RunState(**manifest["state"])
     tokenizer = load_tokenizer(run / TOKENIZER)
-    student = StudentConfig(**facts.settings["student"])
+    # Weights do not depend on the attention's implementation, which this machine may lack.
+    student = StudentConfig(**{**facts.settings["student"], "attention": "eager"})
     model = build_student(student, **data_sizes(tokenizer, vocab_size=facts.vocab_size, seq_len=facts.seq_len))
     weights = checkpoint_fp32_weights(checkpoint)
     names = model.state_dict().keys()

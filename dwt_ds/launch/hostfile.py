@@ -5,6 +5,7 @@ DeepSpeed accepts mistakes in them, or ends in a traceback that does not name th
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -55,7 +56,8 @@ def read_hostfile(path: Path) -> list[Host]:
 
 def deepspeed_env_paths() -> list[Path]:
     """Where DeepSpeed's launcher looks for variables for the other hosts; a later file overrides an earlier one."""
-    return [path for path in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")) if path.is_file()]
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    return [path for path in (Path.home() / name, Path(name)) if path.is_file()]
 
 
 def read_deepspeed_env(paths: list[Path]) -> dict[str, str]:

@@ -139,10 +139,11 @@ def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, 
     weights = size * (partition.shards + zero.persistent_elements(partition) if stage == 3 else partition.padded)
     if zero.hpz > 1:  # ZeRO++ (Wang et al. 2023, section 3.2): the second copy
         weights += size * -(-partition.elements // zero.hpz)
-    device: Parts = {WEIGHTS: weights, MASTER: 4 * share, OPTIMIZER: int(4 * zero.moments * share)}
+    number = zero.master_bytes
+    device: Parts = {WEIGHTS: weights, MASTER: number * share, OPTIMIZER: int(number * zero.moments * share)}
     host: Parts = {}
     if zero.optimizer_on_cpu:
-        host = {MASTER: device[MASTER], OPTIMIZER: device[OPTIMIZER], GRADIENTS: 4 * share, BUCKETS: size * share}
+        host = {MASTER: device[MASTER], OPTIMIZER: device[OPTIMIZER], GRADIENTS: number * share, BUCKETS: size * share}
         device[MASTER] = device[OPTIMIZER] = 0
     if zero.parameters_on_cpu:
         host[WEIGHTS] = size * partition.shards
@@ -208,8 +209,7 @@ def _at_step(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[int,
     """Gradients at the optimizer step, and temporaries of the norm and of the conversion to fp32."""
     size = zero.element_bytes
     if stage == 0:
-        # The fp16 optimizer makes an fp32 copy of each gradient, then one flat copy of all.
-        copies = 0 if zero.precision == "fp32" else 8 * partition.elements
+        copies = 0 if zero.precision == "fp32" else 4 * partition.elements  # gradients in fp32
         return size * partition.elements, copies
     if zero.optimizer_on_cpu:
         return 0, 0
@@ -233,13 +233,13 @@ def checkpoint_bytes(stage: int, zero: ZeroSettings, partition: Partition, froze
 
     Stage 3 writes no weights besides the master weights, which they are restored from.
     """
-    master = 0 if stage == 0 and zero.precision == "fp32" else 4
+    master = 0 if stage == 0 and zero.precision == "fp32" else zero.master_bytes
     if stage == 0:
         elements = partition.elements
     else:
         elements = (partition.shards if stage == 3 else partition.share) * partition.ranks
     weights = 0 if stage == 3 else partition.elements
-    return zero.element_bytes * weights + int((master + 4 * zero.moments) * elements) + frozen_bytes
+    return zero.element_bytes * weights + int((master + zero.master_bytes * zero.moments) * elements) + frozen_bytes
 
 
 def export_bytes(parameters: int) -> int:

@@ -191,7 +191,7 @@ class Plan:
             self.traffic(stage),
             self.device,
             launches=self.launches(stage),
-            precision=self.settings.ds.precision,
+            precision=self.settings.ds.compute_precision,
             rows=self.settings.rows_per_step // self.ranks,
             nodes=self.nodes,
             ranks=self.ranks,

@@ -152,7 +152,7 @@ def _host(memory: RankMemory) -> Lines:
 def _speed(plan: Plan) -> Lines:
     settings, work = plan.settings, plan.work
     time = plan.step_time(plan.stage)
-    peak = plan.device.flops_per_second(settings.ds.precision)
+    peak = plan.device.flops_per_second(settings.ds.compute_precision)
     lines = [
         f"{work.per_row / 1e9:,.2f} GFLOP per row (student {3 * work.student_forward / 1e9:,.2f}, teacher "
         f"{work.teacher_forward / 1e9:,.2f}), {plan.flops:.3g} FLOP in total",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PretrainedConfig
@@ -81,7 +81,9 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     """
     family = settings.config.student.family
     with torch.device("meta"):
-        student = GatheredMaskedLM(build_student(settings.config.student, **corpus_sizes(settings.corpus)))
+        # This machine may lack the attention that the planned one has; the simulation sets it by itself.
+        config = replace(settings.config.student, attention="eager")
+        student = GatheredMaskedLM(build_student(config, **corpus_sizes(settings.corpus)))
         try:
             freeze_unused_parameters(student)
         except RuntimeError as error:

@@ -90,8 +90,10 @@ class ZeroSettings:
     prefetch_bucket: int
     hpz: int
     """Ranks over which ZeRO++ shards a second copy of the weights, for the backward pass (1: none)."""
+    master_bytes: int
+    """Bytes of a number of the master weights and the optimizer state: 4, or 2 where the JSON keeps them in bf16."""
     moments: float
-    """fp32 numbers of optimizer state per element; a mean with Muon, which keeps fewer of matrices."""
+    """Numbers of optimizer state per element; a mean with Muon, which keeps fewer of matrices."""
     staged_share: float
     """Of all elements, those of which Muon stages the next momentum until the step is taken."""
     one_buffer: bool
@@ -166,6 +168,7 @@ def zero_settings(ds_values: dict[str, Any], precision: str, stage: int, muon_sh
         persistence_threshold=int(section.get("stage3_param_persistence_threshold", 1e5)),
         prefetch_bucket=int(section.get("stage3_prefetch_bucket_size", 5e7)),
         hpz=int(section.get("zero_hpz_partition_size", 1)) if stage == 3 else 1,
+        master_bytes=2 if ds_values.get("bf16", {}).get("bf16_optimizer_states") else 4,
         moments=moments,
         staged_share=muon_share if in_gradients_dtype else 0.0,
         one_buffer=stage == 2 and _has_one_buffer(ds_values, precision),

@@ -53,7 +53,7 @@ class Utilization:
         """
         models = _meta(student), None if teacher is None else _meta(teacher)
         work = row_work(resolved.config, resolved.corpus, *models, overlap).per_token(resolved.corpus.tokens_per_row)
-        return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.precision))
+        return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.compute_precision))
 
     def without_teacher(self) -> Utilization:
         """The same once the teacher is released."""

@@ -23,6 +23,9 @@ from dwt_ds.run.other_vocabulary import OtherVocabulary
 from dwt_ds.run.resolve import Resolved
 from dwt_ds.run.start_report import say
 
+# Optimizers whose state DeepSpeed's universal checkpoints hold.
+_RESHARDED = frozenset({"adam", "adamw", "apex.fusedadam"})
+
 
 class TeacherOrigin(NamedTuple):
     """Which teacher it is."""
@@ -92,8 +95,8 @@ def _layout(ds_values: Mapping[str, Any]) -> tuple[int, str, str]:
 
 def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
     """Refuse a checkpoint of another ZeRO stage, precision or optimizer, of another number of ranks, which this ZeRO
-    stage does not allow, of steps of another number of rows in a run whose length is in epochs, or one beyond the run's
-    last step (ValueError)."""
+    stage or optimizer does not allow, of steps of another number of rows in a run whose length is in epochs, or one
+    beyond the run's last step (ValueError)."""
     if checkpoint.path is None:
         return
     before = checkpoint.manifest["settings"]["deepspeed"]
@@ -108,6 +111,13 @@ def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
         raise ValueError(
             f"{checkpoint.path.name} was written by {wrote} ranks, this run has {now}: ZeRO-{stage} cannot resume "
             f"on a different number of ranks; start it with {wrote}"
+        )
+    optimizer = resolved.ds_values["optimizer"]
+    amsgrad = bool(optimizer.get("params", {}).get("amsgrad"))
+    if wrote != now and (amsgrad or str(optimizer["type"]).lower() not in _RESHARDED):
+        raise ValueError(
+            f"{checkpoint.path.name} was written by {wrote} ranks, this run has {now}: DeepSpeed splits the state of "
+            f"Adam without amsgrad anew, and not that of {optimizer['type']} here; start it with {wrote}"
         )
     step, train = checkpoint.state.step, resolved.config.train
     _check_epochs(checkpoint, resolved)

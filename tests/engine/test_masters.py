@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "bf16, ZeRO-0, fused": ("bf16", 0, ADAM),
     "bf16, ZeRO-1": ("bf16", 1, TORCH_ADAM),
     "bf16, ZeRO-3": ("bf16", 3, TORCH_ADAM),
+    "fp16, ZeRO-0, Muon": ("fp16", 0, {"type": "Muon", "params": {"lr": 0.01}}),
 }
 if find_spec("pytorch_optimizer"):
     CASES["bf16, ZeRO-0, LAMB"] = ("bf16", 0, {"type": "Lamb", "params": {"lr": 0.01}})

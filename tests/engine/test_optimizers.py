@@ -159,6 +159,23 @@ def test_what_no_device_can_do_is_reported_without_one(values: dict[str, Any], w
     check_optimizer_and_stage({"optimizer": {"type": "Lamb"}}, MINE)
 
 
+def test_torchs_own_setting_is_for_torchs_adam() -> None:
+    params: dict[str, Any] = {"fused": True}
+    values = {"optimizer": {"type": "AdamW", "params": params}}
+    assert "optimizer.params.fused: a setting of torch's Adam" in error_of(check_optimizer_and_stage, values, MINE)
+    params["torch_adam"] = True
+    check_optimizer_and_stage(values, MINE)
+
+
+def test_offloading_without_zero_is_refused_on_a_gpu() -> None:
+    values = {"optimizer": {"type": "AdamW"}, "zero_optimization": {**OFFLOAD, "stage": 0}}
+    said = error_of(check_optimizer, values, torch.device("cuda"), MINE)
+    assert said.startswith(
+        "my.json: zero_optimization.offload_optimizer.device: without ZeRO the weights stay on the GPU"
+    )
+    check_optimizer(values, torch.device("cpu"), MINE)
+
+
 class TestLamb:
     def test_the_first_that_runs_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         usable = {"deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb"}

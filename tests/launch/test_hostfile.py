@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dwt_ds.launch.hostfile import Host, read_deepspeed_env, read_hostfile
+from dwt_ds.launch.hostfile import Host, deepspeed_env_paths, read_deepspeed_env, read_hostfile
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -67,3 +67,14 @@ def test_a_line_that_the_launcher_cannot_read_is_refused(line: str, tmp_path: Pa
     path.write_text(f"A=1\n{line}\nB=2\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"env: line 2 is .*write NAME=VALUE"):
         read_deepspeed_env([path])
+
+
+def test_the_file_of_variables_may_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's launcher reads the one that DS_ENV_FILE names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in (".deepspeed_env", "mine"):
+        (tmp_path / name).touch()
+    assert deepspeed_env_paths() == [Path(".deepspeed_env")]
+    monkeypatch.setenv("DS_ENV_FILE", "mine")
+    assert deepspeed_env_paths() == [Path("mine")]

@@ -303,6 +303,15 @@ def test_numbers_that_an_optimizer_keeps(kind: str, params: dict[str, Any], stag
     assert checkpoint_bytes(stage, zero, Partition([800], 1), 0) == 800 * (2 + 4 + 4 * moments)
 
 
+def test_masters_and_moments_in_bf16_take_half() -> None:
+    in_bf16 = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    zero, plain = (zero_settings({**offload, "bf16": section}, "bf16", 2) for section in (in_bf16, {"enabled": True}))
+    partition = Partition([800], 1)
+    assert checkpoint_bytes(2, zero, partition, 0) == 800 * (2 + 2 + 2 * 2)
+    assert checkpoint_bytes(2, plain, partition, 0) == 800 * (2 + 4 + 2 * 4)
+
+
 @pytest.mark.parametrize(
     ("stage", "weights", "master_and_moments", "gradients"),
     [(0, 2, 12, 2), (1, 2, 12 / 8, 2), (2, 2, 12 / 8, None), (3, 2 / 8, 12 / 8, 2 / 8)],

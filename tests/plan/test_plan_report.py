@@ -89,6 +89,17 @@ def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"[\d.]+ GFLOP per row recomputed \(activation checkpointing\): time only", text)
 
 
+def test_autocast_computes_at_the_rate_of_16_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["deepspeed_config=zero2_fp32", "teacher.path=null"]
+    for further, peak in (([], 67), (["deepspeed.torch_autocast={enabled: true, dtype: bfloat16}"], 989)):
+        assert f" of {peak} TFLOP/s per rank" in plan(capsys, "paper_weak", "--gpu", "h100", *words, *further)
+
+
+def test_an_attention_that_this_machine_lacks_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "student.attention=flash_attention_2"
+    assert " per rank" in plan(capsys, "paper_weak", "--gpu", "h100", "teacher.path=null", asked)
+
+
 def test_memory_and_time_before_and_after_the_teachers_release(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["paper_weak", "student.layers=1", "student.hidden_size=64", "student.num_heads=1", "--gpu", "cpu"]
     adaptive = [*small, "distill.soft_weight={schedule: adaptive, start: 4}"]

@@ -81,6 +81,28 @@ def test_epochs_are_refused_where_steps_had_another_number_of_rows() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "params", "may"),
+    [
+        ("AdamW", {"torch_adam": True}, True),
+        ("Adam", {}, True),
+        ("apex.FusedAdam", {}, True),
+        ("AdamW", {"torch_adam": True, "amsgrad": True}, False),
+        ("Muon", {}, False),
+        ("Lion", {}, False),
+    ],
+)
+def test_the_state_of_adam_alone_is_split_anew(optimizer: str, params: dict[str, Any], may: bool) -> None:
+    now = values(optimizer=optimizer)
+    now["optimizer"]["params"] = params
+    check(max_steps=80, ds_values=now)
+    if may:
+        check(max_steps=80, ds_values=now, ranks=4)
+        return
+    with pytest.raises(ValueError, match=f"this run has 4: .* and not that of {optimizer} here; start it with 2$"):
+        check(max_steps=80, ds_values=now, ranks=4)
+
+
 @pytest.mark.parametrize(("share", "idle"), [(0.25, 60.0), (0.01, 0.0)])
 def test_how_long_a_weight_was_low_counts_under_the_same_rule_only(share: float, idle: float) -> None:
     state = {"hard": 3.0, "soft": 1.0, "count": 50.0, "teacher_loss": 3.0, "idle_steps": 60.0}

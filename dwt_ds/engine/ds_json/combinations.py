@@ -90,6 +90,13 @@ def precision(values: Mapping[str, Any]) -> str:
     return "fp32"
 
 
+def compute_precision(values: Mapping[str, Any]) -> str:
+    """`bf16`, `fp16` or `fp32`: the dtype of most products, which torch's autocast may lower."""
+    autocast = values.get("torch_autocast", {})
+    names = [name for name, dtype in _DTYPES.items() if autocast.get("dtype") in dtype._all_values]
+    return names[0] if autocast.get("enabled") and names else precision(values)
+
+
 def zero_stage(values: Mapping[str, Any]) -> int:
     """ZeRO stage, 0 to 3."""
     return int(values.get("zero_optimization", {}).get("stage", 0))

@@ -10,7 +10,7 @@ from typing import Any
 import dwt_ds
 from dwt_ds.base.files import find_file
 from dwt_ds.base.yaml_and_json import parse_json
-from dwt_ds.engine.ds_json.combinations import precision, zero_stage
+from dwt_ds.engine.ds_json.combinations import compute_precision, precision, zero_stage
 from dwt_ds.engine.ds_json.keys import check_ds_keys, read_all_numbers
 from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_settings_of_another_type
 from dwt_ds.engine.ds_json.origin import Origin, lay_over
@@ -32,6 +32,11 @@ class DeepSpeedJson:
     def precision(self) -> str:
         """`bf16`, `fp16` or `fp32`: the dtype of the student's weights in the forward pass."""
         return precision(self.values)
+
+    @property
+    def compute_precision(self) -> str:
+        """The dtype of most products: with `torch_autocast` a lower one than that of the weights."""
+        return compute_precision(self.values)
 
 
 def packaged_ds_configs() -> dict[str, Path]:
