@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import signal
 import threading
@@ -232,12 +233,13 @@ def _end_only_for_the_parent(_worker: int) -> None:
     A launcher, Slurm or a terminal sends them to all processes of a run. A rank still has some steps to take before it
     saves, and torch ends a rank whose worker has died.
     """
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
             pass
         os._exit(0)
 
