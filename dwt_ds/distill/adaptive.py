@@ -90,8 +90,8 @@ def check_measured(config: RunConfig, teacher_loss: float | None) -> None:
     """Refuse an adaptive soft weight where a teacher that takes part has no held-out loss (ValueError)."""
     if config.distill.soft_weight.schedule == "adaptive" and teacher_loss is None:
         raise ValueError(
-            "distill.soft_weight.schedule='adaptive': no held-out label tells the teacher's loss, with "
-            f"train.eval_rows={config.train.eval_rows}; evaluate more rows, or choose another schedule"
+            "distill.soft_weight.schedule='adaptive': the teacher's loss cannot be measured: the held-out "
+            f"rows have no label (train.eval_rows={config.train.eval_rows}); raise it or choose another schedule"
         )
 
 

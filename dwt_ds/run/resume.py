@@ -116,8 +116,8 @@ def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
     amsgrad = bool(optimizer.get("params", {}).get("amsgrad"))
     if wrote != now and (amsgrad or str(optimizer["type"]).lower() not in _RESHARDED):
         raise ValueError(
-            f"{checkpoint.path.name} was written by {wrote} ranks, this run has {now}: DeepSpeed splits the state of "
-            f"Adam without amsgrad anew, and not that of {optimizer['type']} here; start it with {wrote}"
+            f"{checkpoint.path.name} was written by {wrote} ranks, this run has {now}: DeepSpeed can move only "
+            f"Adam's state, without amsgrad, to other ranks, not {optimizer['type']}'s here; start it with {wrote}"
         )
     step, train = checkpoint.state.step, resolved.config.train
     _check_epochs(checkpoint, resolved)

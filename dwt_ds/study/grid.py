@@ -156,7 +156,7 @@ def load_grid(grid: str, scale: Scale, seeds: Iterable[int] | None = None, glue:
         same = unique.setdefault(run.name, run)
         if (same.settings, same.teacher_run) != (run.settings, run.teacher_run):
             raise ValueError(
-                f"grid {path}: two runs of other settings would be called {run.name!r}; "
+                f"grid {path}: two runs with different settings would be called {run.name!r}; "
                 "give labels of different axes different names"
             )
     return Grid(

@@ -115,6 +115,12 @@ def test_a_plan_says_where_each_layer_comes_from() -> None:
         ({**MODERN, "config": {"norm_eps": 1e-6}}, MODERN, "fpi", "set student.config.norm_eps=1e-06"),
         ({**MODERN, "config": {"local_attention": 4}}, MODERN, "fpi", "set student.config.local_attention=4"),
         (
+            {**MODERN, "config": {"classifier_activation": "relu"}},
+            MODERN,
+            "fpi",
+            "set student.config.classifier_activation=relu",
+        ),
+        (
             {**MODERN, "config": {"rope_parameters": SLOW_ROTATION}},
             MODERN,
             "remap",

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMa
 
 from dwt_ds.models.masked_lm import wrapper
 from dwt_ds.models.masked_lm.checks import check_against_own_logits, freeze_unused_parameters
-from dwt_ds.models.masked_lm.families import known_layers
+from dwt_ds.models.masked_lm.families import encoder_layers, known_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, finished_mask
 
 KNOWN = ["bert", "roberta", "distilbert", "modernbert"]
@@ -311,3 +311,10 @@ def test_unused_parameters_are_frozen_by_name() -> None:
     frozen = freeze_unused_parameters(gathered)
     assert frozen == ["fnet.pooler.dense.weight", "fnet.pooler.dense.bias"]
     assert [name for name, each in gathered.model.named_parameters() if not each.requires_grad] == frozen
+
+
+def test_layers_in_pieces_are_not_taken_for_whole_ones() -> None:
+    """XLM has a list of attentions, one of norms and one of feed-forward parts."""
+    config = AutoConfig.for_model("xlm", vocab_size=V, emb_dim=16, n_layers=2, n_heads=4)
+    assert encoder_layers(AutoModelForMaskedLM.from_config(config)) == []
+    assert len(encoder_layers(tiny("bert"))) == 2

@@ -92,14 +92,14 @@ def test_epochs_are_refused_where_steps_had_another_number_of_rows() -> None:
         ("Lion", {}, False),
     ],
 )
-def test_the_state_of_adam_alone_is_split_anew(optimizer: str, params: dict[str, Any], may: bool) -> None:
+def test_only_adams_state_moves_to_another_number_of_ranks(optimizer: str, params: dict[str, Any], may: bool) -> None:
     now = values(optimizer=optimizer)
     now["optimizer"]["params"] = params
     check(max_steps=80, ds_values=now)
     if may:
         check(max_steps=80, ds_values=now, ranks=4)
         return
-    with pytest.raises(ValueError, match=f"this run has 4: .* and not that of {optimizer} here; start it with 2$"):
+    with pytest.raises(ValueError, match=f"this run has 4: .* not {optimizer}'s here; start it with 2$"):
         check(max_steps=80, ds_values=now, ranks=4)
 
 

@@ -206,7 +206,7 @@ def test_a_label_of_the_grids_own_replaces_a_packaged_one(tmp_path: Path) -> Non
                 },
                 "runs": [{"teacher": "none", "depth": "big"}, {"teacher": "none", "width": "big"}],
             },
-            "two runs of other settings would be called 'alone-big-s42'; give labels of different axes different names",
+            "two runs with different settings would be called 'alone-big-s42'; give labels of different axes",
         ),
         ({"run": []}, "run: unknown key; did you mean 'runs'"),
         ({"runs": []}, "runs is empty"),
