@@ -20,7 +20,7 @@ __version__ = "0.6.0"
 class CallableModule(ModuleType):
     """A module with the name of a function in dwt_ds.api, and called as that function.
 
-    `dwt_ds.pretrain` has to be a module, since `deepspeed --module` runs it, and `dwt_ds.prepare` is a room. Python
+    `dwt_ds.pretrain` has to be a module, since `deepspeed --module` runs it, and `dwt_ds.prepare` a package. Python
     binds a module's name in its package whenever it is first imported, so a function of that name would last only until
     then.
     """

@@ -1,1 +1,1 @@
-"""What every room may use, and what knows nothing of them: files, nested settings, words, versions."""
+"""Used by all other packages and independent of them: files, nested settings, words, versions."""

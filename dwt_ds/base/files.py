@@ -91,7 +91,7 @@ def unfinished_folder(folder: Path) -> Path:
 
 
 def former_folder(folder: Path) -> Path:
-    """Where `replace_folder` has the former contents while it works; there after a kill at that moment only."""
+    """Where `replace_folder` keeps the former contents while it works; it remains only after a kill at that moment."""
     folder = through_links(folder)
     return folder.with_name(f".{folder.name}.former")
 

@@ -1,6 +1,6 @@
 """Fine-tune a checkpoint on the tasks of GLUE and score it.
 
-Trains with the settings of Lee et al. (2023) on each task, once a seed, and scores the last weights on the validation
+Trains with the settings of Lee et al. (2023), once per task and seed, and scores the last weights on the validation
 set. Writes results.json and prints a table with means and standard deviations over seeds, and the mean of the seven
 tasks. Uses all GPUs, one fine-tuning at a time on each. After an interruption the same command resumes; finished
 fine-tunings are not run again.
@@ -28,17 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--glue-dir",
         type=home_path,
         metavar="DIR",
-        help="folders of GLUE's own TSVs (CoLA/train.tsv, ...), with other names in files.json; default: nyu-mll/glue "
-        "on the hub",
+        help="folder with GLUE's own TSV files (CoLA/train.tsv, ...); a files.json in it may name others; default: "
+        "nyu-mll/glue on the hub",
     )
     parser.add_argument(
         "--tasks",
         default=",".join(SEVEN),
         metavar="A,B",
-        help=f"default: the seven, %(default)s; on request {on_request}",
+        help=f"tasks, separated by commas (default: %(default)s); {on_request} only if named here",
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: %(default)s)")
-    parser.add_argument("--out", type=home_path, required=True, metavar="DIR", help="for results.json")
+    parser.add_argument("--out", type=home_path, required=True, metavar="DIR", help="folder for results.json")
 
     training = parser.add_argument_group("fine-tuning")
     training.add_argument(

@@ -1,4 +1,4 @@
-"""Distillation from a weak teacher: data, runs with DeepSpeed, and what surrounds them."""
+"""Distillation from a weak teacher: prepare data, train with DeepSpeed, evaluate, report."""
 
 from __future__ import annotations
 

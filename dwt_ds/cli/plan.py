@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mfu", type=float, metavar="X", help="share of the peak rate that training reaches (default: by --gpu)"
     )
     parser.add_argument(
-        "--launch-us", type=float, metavar="X", help="microseconds of the host for an operation (default: measured)"
+        "--launch-us",
+        type=float,
+        metavar="X",
+        help="host time to start one operation, in microseconds (default: measured)",
     )
     parser.add_argument("--network-gbps", type=float, metavar="X", help="network rate of a machine (default: by --gpu)")
     parser.add_argument("--data", metavar="DIR", help="a prepared data folder (default: the recipe's)")
@@ -37,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--release-at",
         type=float,
         metavar="SHARE",
-        help="share of the steps after which the teacher is released (default, and the most: by the soft weight's "
-        "schedule; an adaptive weight's release is not known before the run)",
+        help="share of the steps after which the teacher is released (default, and the maximum: where the soft "
+        "weight's schedule releases it; an adaptive weight's release is not known before the run, so by default its "
+        "teacher is counted to the end)",
     )
     parser.add_argument("--config", action="store_true", help="also print the whole resolved recipe and JSON")
 

@@ -38,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--docs", action="store_true", help="the documentation of the installed Python packages (about 17 MB)"
     )
     sources.add_argument(
-        "--text-column", default="text", metavar="NAME", help="where records hold their text (default: %(default)s)"
+        "--text-column", default="text", metavar="NAME", help="column of a record's text (default: %(default)s)"
     )
     sources.add_argument(
         "--encoding",
         default="utf-8",
         metavar="NAME",
-        help="of the files, and of columns of bytes, as Python calls it: gb18030, cp1252, shift_jis, utf-16 ... "
+        help="encoding of text files and of columns of bytes, by its name in Python: gb18030, cp1252, utf-16 ... "
         "(default: %(default)s)",
     )
     sources.add_argument(
@@ -67,16 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind",
         default="wordpiece",
         choices=("wordpiece", "bpe", "unigram", "characters"),
-        help="of the tokenizer trained here: WordPiece as BERT's, byte-level BPE as RoBERTa's, Unigram with bytes for "
-        "what it does not know as XLM-R's, or one entry a character as for proteins (default: %(default)s)",
+        help="kind of the tokenizer trained here: wordpiece (like BERT's), bpe (byte-level, like RoBERTa's), unigram "
+        "(like XLM-R's; unknown characters become bytes), characters (one entry each, for proteins); default: "
+        "%(default)s",
     )
     case = tokenizer.add_mutually_exclusive_group()
     case.add_argument(
         "--cased",
         action="store_true",
         default=None,
-        help="keep capitals; default: as the entries of a vocab.txt tell; of tokenizers trained here only WordPiece "
-        "drops them",
+        help="keep capitals; default: decided by the entries of a vocab.txt; of the tokenizers trained here, only "
+        "wordpiece drops capitals",
     )
     case.add_argument("--uncased", dest="cased", action="store_false", default=None, help="drop capitals")
     accents = tokenizer.add_mutually_exclusive_group()
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-accents",
         action="store_true",
         default=None,
-        help="keep accents and vowel signs; default: as the entries of a vocab.txt tell, or the text to train on",
+        help="keep accents and vowel signs; default: decided by the entries of a vocab.txt, or by the training text",
     )
     accents.add_argument(
         "--strip-accents", dest="keep_accents", action="store_false", default=None, help="remove accents"

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="default: runs/study/SCALE, or runs/study/SCALE_GRID for a grid with settings of its own",
     )
-    parser.add_argument("--seeds", metavar="A,B", help="of the students, instead of the grid's or the scale's")
+    parser.add_argument("--seeds", metavar="A,B", help="seeds of the students, instead of the grid's or the scale's")
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks per run (default: the scale's)")
     parser.add_argument(
         "--at-once",

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=home_path, metavar="RUN", help="the folder of a run, its output_dir")
     parser.add_argument("--once", action="store_true", help="print once and end")
     parser.add_argument(
-        "--every", type=float, default=5.0, metavar="SECONDS", help="between two updates (default: %(default)g)"
+        "--every", type=float, default=5.0, metavar="SECONDS", help="seconds between two updates (default: %(default)g)"
     )
 
 

@@ -147,7 +147,7 @@ class TeacherConfig:
     """Run Python code that comes with the teacher. Leave it off for models you do not trust."""
     vocabulary: Literal["same", "shared"] = "same"
     """same: the teacher's vocabulary must be the data folder's; shared: it may be another, and the soft loss compares
-    what both models say of the entries that both vocabularies have."""
+    both models' predictions on the entries that both vocabularies have."""
     release: Literal["auto", "never"] = "auto"
     """auto: the teacher is freed once the soft weight is 0 for good, and the student trains on alone; never: it stays
     to the end."""
@@ -155,8 +155,8 @@ class TeacherConfig:
     """With an adaptive soft weight: the teacher is freed when the weight has been low (`release_below_share`) for this
     many optimizer steps; null: soft_weight.average_steps."""
     release_below_share: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """With an adaptive soft weight: low is below this share of `start`. From the release on the loss is the
-    cross-entropy alone, so that a large share also ends what soft loss was left."""
+    """With an adaptive soft weight: the weight is low while it is below this share of `start`. After the release the
+    loss is the cross-entropy alone, so a large share cuts the soft loss off while it still has weight."""
 
     def __post_init__(self) -> None:
         if self.sharded and self.kernel_inject is True:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.masks import continues_word, draw_further, draw_masks
 from dwt_ds.data.rows import RowStream, RowTable
 from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
-from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, lengths_of, on_device
+from dwt_ds.data.tensors import as_bytes, attention_mask, int64, on_device
 from dwt_ds.data.tokenizer import TokenizerFacts
 
 # Masks of the validation rows never change, whatever the seed of the run.
@@ -59,16 +58,11 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same with the tensors that the models need on `device`; `rows` stays on the CPU."""
-        tensors = self.input_ids, self.attention_mask, self.positions, self.labels
-        ids, mask, positions, labels = on_device(device, *tensors)
-        teacher = None if self.teacher is None else self.teacher.to(device)
-        return Batch(ids, mask, positions, labels, self.token_count, self.rows, teacher)
+        ids, mask, positions, labels = on_device(device, self[:4])
+        return Batch(ids, mask, positions, labels, self.token_count, self.rows, on_device(device, self.teacher))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Loader processes send int32 bytes: sharing a tensor would take a file descriptor and more time."""
-        lengths = lengths_of(self.input_ids, self.attention_mask)
-        arrays = int32_arrays(self.input_ids, lengths, self.positions, self.labels)
-        return _batch, (*arrays, self.token_count, self.rows.numpy(), self.teacher)
+        return as_bytes(self)
 
 
 def _batch(
@@ -144,6 +138,7 @@ class _BatchMaker:
         return self.table.full_width or int(self.table.lengths[rows].max())
 
 
+@dataclass(eq=False)
 class StepBatches(Dataset[list[Batch]]):
     """Item k: this rank's micro-batches of step k, one for each accumulation step.
 
@@ -151,50 +146,39 @@ class StepBatches(Dataset[list[Batch]]):
     at stream position `rows_before + (k - first_step) * global batch`. Which rows and masks a step has depends on the
     seed and on that position alone, not on the number of ranks (at equal global batch) or on where a run resumed. An
     epoch may end inside a step. Rows of different lengths (one sentence a row) are grouped by length.
-
-    Args:
-        table: training rows.
-        facts: of the tokenizer.
-        config: how tokens are masked.
-        seed: of the run.
-        soft_positions: which tokens the soft loss sees.
-        teacher_tokens: for a teacher with another vocabulary: batches then have its rows, too. Requires
-            soft_positions="labelled".
-        rows_before: stream positions consumed before step `first_step`.
     """
 
-    def __init__(
-        self,
-        table: RowTable,
-        facts: TokenizerFacts,
-        config: DataConfig,
-        *,
-        seed: int,
-        micro_batch_size: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
-        soft_positions: SoftPositions = "labelled",
-        teacher_tokens: TeacherTokens | None = None,
-        rows_before: int = 0,
-        first_step: int = 0,
-    ) -> None:
-        self.global_batch_size = micro_batch_size * accumulation * world_size
-        self._maker = _BatchMaker(table, facts, config, seed, soft_positions, teacher_tokens)
-        self._stream = RowStream(len(table), seed, None if table.full_width else table.lengths)
-        self._micro_batch_size, self._accumulation = micro_batch_size, accumulation
-        self._rank, self._world_size = rank, world_size
-        self._rows_before, self._first_step = rows_before, first_step
+    table: RowTable
+    """Training rows."""
+    facts: TokenizerFacts
+    config: DataConfig
+    """How tokens are masked."""
+    _: KW_ONLY
+    seed: int
+    micro_batch_size: int
+    accumulation: int
+    rank: int
+    world_size: int
+    soft_positions: SoftPositions = "labelled"
+    teacher_tokens: TeacherTokens | None = None
+    """For a teacher with another vocabulary: batches then have its rows, too. Requires soft_positions="labelled"."""
+    rows_before: int = 0
+    """Stream positions consumed before step `first_step`."""
+    first_step: int = 0
+
+    def __post_init__(self) -> None:
+        self.global_batch_size = self.micro_batch_size * self.accumulation * self.world_size
+        maker = self.table, self.facts, self.config, self.seed, self.soft_positions, self.teacher_tokens
+        self._maker = _BatchMaker(*maker)
+        self._stream = RowStream(len(self.table), self.seed, None if self.table.full_width else self.table.lengths)
 
     def without_teacher(self) -> StepBatches:
         """The same rows and masks for a student that trains alone: with the labelled positions only."""
-        alone = copy.copy(self)
-        alone._maker = replace(self._maker, soft_positions="labelled", teacher_tokens=None)
-        return alone
+        return replace(self, soft_positions="labelled", teacher_tokens=None)
 
     def rows_consumed(self, step: int) -> int:
         """Stream positions consumed before step `step`: what a checkpoint must keep to resume."""
-        return self._rows_before + (step - self._first_step) * self.global_batch_size
+        return self.rows_before + (step - self.first_step) * self.global_batch_size
 
     def epoch(self, step: int) -> float:
         """Epochs completed before step `step`."""
@@ -204,9 +188,9 @@ class StepBatches(Dataset[list[Batch]]):
         start = self.rows_consumed(step)
         rows, epochs = self._stream.at(np.arange(start, start + self.global_batch_size))
         batches = []
-        for accumulation_step in range(self._accumulation):
-            first = (accumulation_step * self._world_size + self._rank) * self._micro_batch_size
-            here = slice(first, first + self._micro_batch_size)
+        for accumulation_step in range(self.accumulation):
+            first = (accumulation_step * self.world_size + self.rank) * self.micro_batch_size
+            here = slice(first, first + self.micro_batch_size)
             batches.append(self._maker.batch(rows[here], epochs[here]))
         return batches
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from dwt_ds.data.token_texts import TokenTexts
 
 # Put between segments, so that bytes at the end of one and the beginning of the next do not make a character.
 _BETWEEN = b"\0"
+# For bytes that are not whole characters: a row may begin or end inside a character.
+_PARTS_AS_SPACES = "dwt_ds.parts_as_spaces"
 
 
 @dataclass(frozen=True)
@@ -62,36 +66,21 @@ class RowReader:
             parts_texts = special & (ids != self._unknown_id)
             joined = self._joins_left[ids]
             joined[1:] |= self._joins_right[ids[:-1]] & ~special[:-1]
-            begins = None
-            if continued:
-                begins = parts_texts & ~np.concatenate([[True], special[:-1]])  # without the first token of each row
+            # A row's first token is special, as the token before it is.
+            begins = parts_texts & ~np.concatenate([[True], special[:-1]]) if continued else parts_texts
             spaced = self._rules.spaces_before(ids, parts_texts, joined, begins)
             chosen = ids + len(self._joins_left) * spaced
         lengths = self._lengths[chosen]
         raw = b"".join([self._texts[index] for index in chosen.tolist()])
         begins = np.concatenate([[0], np.cumsum(lengths)])
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            raw = _without_parts(raw, begins[segments])
-            text = raw.decode()
-        first_bytes = np.frombuffer(raw, dtype=np.uint8) & 0xC0 != 0x80
+        text = raw.decode(errors=_PARTS_AS_SPACES)
+        first_bytes = np.frombuffer(text.encode(), dtype=np.uint8) & 0xC0 != 0x80
         character = np.cumsum(first_bytes) - 1
         return RowTexts(text, special, character[begins[:-1]], character[begins[1:] - 1] + 1, segments)
 
 
-def _without_parts(raw: bytes, segments: np.ndarray) -> bytes:
-    """Replace bytes that are not whole characters by spaces: a row may begin or end inside a character.
+def _as_spaces(error: Any) -> tuple[str, int]:
+    return " " * (error.end - error.start), error.end
 
-    segments: (R, 2) offsets.
-    """
-    whole = bytearray(raw)
-    for start, end in segments.tolist():
-        while True:
-            try:
-                whole[start:end].decode()
-                break
-            except UnicodeDecodeError as error:
-                first, last = start + error.start, start + error.end
-                whole[first:last] = b" " * (last - first)
-    return bytes(whole)
+
+codecs.register_error(_PARTS_AS_SPACES, _as_spaces)

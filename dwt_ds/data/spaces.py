@@ -33,16 +33,14 @@ class SpaceRules:
         self.usually_after_space = self._is & (_BEFORE_NONE | _QUOTE | _APOSTROPHE | _IS_KANA) == 0
         """(V,) bool: tokens with a space before them, unless the token before them takes none after it."""
 
-    def spaces_before(
-        self, ids: np.ndarray, between: np.ndarray, joined: np.ndarray, begins: np.ndarray | None = None
-    ) -> np.ndarray:
+    def spaces_before(self, ids: np.ndarray, between: np.ndarray, joined: np.ndarray, begins: np.ndarray) -> np.ndarray:
         """(N,) bool: which of the tokens have a space before them.
 
         Args:
             ids: (N,) int64, tokens of concatenated texts.
             between: (N,) bool: tokens between texts, which belong to none.
             joined: (N,) bool: tokens that continue the word of the token before them.
-            begins: (N,) bool: those of `between` before the beginning of a text; None: all.
+            begins: (N,) bool: those of `between` before the beginning of a text.
         """
         classes = self._is[ids]
 
@@ -60,7 +58,7 @@ class SpaceRules:
         digits = has(_DIGITS)
         in_number = digits & _before(has(_POINT) & _before(digits))
         glued = none_before | _before(none_after) | in_number
-        return ~(glued | joined | between | _before(between if begins is None else begins))
+        return ~(glued | joined | between | _before(begins))
 
 
 def _class_of(text: str) -> int:

@@ -9,7 +9,6 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from dwt_ds.data.pieces import Pieces, common_words, cut_rows, replaced
 from dwt_ds.data.row_texts import RowReader, RowTexts
 from dwt_ds.data.shared_vocabulary import SharedVocabulary
-from dwt_ds.data.tensors import attention_mask, int32_arrays, int64, is_real, lengths_of, on_device
+from dwt_ds.data.tensors import as_bytes, attention_mask, int64, is_real
 from dwt_ds.data.text_tokenizer import Form, all_is_text, by_character, bytes_of_fallback, load_form
 from dwt_ds.data.token_texts import TokenTexts
 from dwt_ds.data.tokenizer import vocabulary_size
@@ -33,6 +32,9 @@ class CommonWords(NamedTuple):
     total: int
     """How many words there are."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return as_bytes(self)
+
 
 class TeacherRows(NamedTuple):
     """The rows of a batch as the teacher reads them: B rows of S_t columns, M aligned positions."""
@@ -47,30 +49,8 @@ class TeacherRows(NamedTuple):
     """(M,) int64, ascending: which of the batch's `positions` and `labels` (N,) these are."""
     words: CommonWords
 
-    def to(self, device: torch.device) -> TeacherRows:
-        """The same on `device`."""
-        ids, mask, positions, aligned, ours, theirs = on_device(device, *self[:-1], self.words.ours, self.words.theirs)
-        return TeacherRows(ids, mask, positions, aligned, CommonWords(ours, theirs, self.words.total))
-
     def __reduce__(self) -> tuple[Any, ...]:
-        """For loader processes, as in `Batch`."""
-        lengths, words = lengths_of(self.input_ids, self.attention_mask), self.words
-        tensors = self.input_ids, lengths, self.positions, self.aligned, words.ours, words.theirs
-        return _teacher_rows, (*int32_arrays(*tensors), words.total)
-
-
-def _teacher_rows(
-    input_ids: np.ndarray,
-    lengths: np.ndarray,
-    positions: np.ndarray,
-    aligned: np.ndarray,
-    ours: np.ndarray,
-    theirs: np.ndarray,
-    total: int,
-) -> TeacherRows:
-    mask = attention_mask(lengths, input_ids.shape[1])
-    words = CommonWords(int64(ours), int64(theirs), total)
-    return TeacherRows(int64(input_ids), mask, int64(positions), int64(aligned), words)
+        return as_bytes(self)
 
 
 @dataclass(frozen=True)
@@ -217,7 +197,8 @@ class TeacherTokens:
             np.where(texts.is_special, 0, word_at[texts.start]), np.where(begins < pieces.end, word_at[begins], 0)
         )
         positions_there = row * rows.shape[1] + piece - first_there[row]
-        return _teacher_rows(rows, lengths_there, positions_there, aligned, ours, theirs, total)
+        mask, words = attention_mask(lengths_there, rows.shape[1]), CommonWords(int64(ours), int64(theirs), total)
+        return TeacherRows(int64(rows), mask, int64(positions_there), int64(aligned), words)
 
     def _teacher_entries(self, ids: np.ndarray) -> np.ndarray:
         """(N,) int64: for tokens (N,) of the student the shared entry; for one that is not shared, any."""

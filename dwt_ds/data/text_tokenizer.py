@@ -39,7 +39,7 @@ def _hide_special_tokens(form: Form) -> None:
     """Give special tokens names that occur in no text, with the same ids: some models find them as entries of the
     vocabulary in spite of `encode_special_tokens`. One that BPE merges need is also text, and keeps its name."""
     model = form["model"]
-    merged = {piece for merge in model.get("merges", []) for piece in (*_pair(merge), "".join(_pair(merge)))}
+    merged = {piece for pair in model.get("merges", []) for piece in (*pair, "".join(pair))}
     hidden = {}
     for token in form["added_tokens"]:
         if token["special"] and token["content"] not in merged:
@@ -51,10 +51,6 @@ def _hide_special_tokens(form: Form) -> None:
         model["vocab"] = {hidden.get(entry, entry): index for entry, index in vocabulary.items()}
     if model.get("unk_token") is not None:
         model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
-
-
-def _pair(merge: str | list[str]) -> list[str]:
-    return merge.split(" ") if isinstance(merge, str) else merge
 
 
 def parts(component: Form | None, key: str) -> list[Form]:

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from dwt_ds.data.text_tokenizer import Form, bytes_of_fallback, parts
 from dwt_ds.data.tokenizer import vocabulary_size
@@ -75,7 +75,7 @@ def _texts(entries: list[str], form: Form) -> tuple[list[bytes], np.ndarray, np.
     model, steps = form["model"], parts(form["pre_tokenizer"], "pretokenizers")
     none, every = np.zeros(len(entries), dtype=bool), np.ones(len(entries), dtype=bool)
     if any(step["type"] == "ByteLevel" for step in steps):
-        byte_of = _byte_of_character()
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         return [bytes(byte_of[each] for each in entry if each in byte_of) for entry in entries], every, every
     mark = _space_mark(form)
     if mark is not None:
@@ -102,12 +102,3 @@ def _space_mark(form: Form) -> str | None:
         if step["type"] == "Replace" and step["content"] == " " and step["pattern"].get("String"):
             return str(step["pattern"]["String"])
     return None
-
-
-def _byte_of_character() -> dict[str, int]:
-    """Character of byte-level entries -> its byte: characters below 256 stand for themselves, the others for the
-    remaining bytes (Radford et al. 2019, GPT-2)."""
-    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    themselves = [character for character in characters if ord(character) < 256]
-    remaining = sorted(set(range(256)) - {ord(character) for character in themselves})
-    return {c: ord(c) for c in themselves} | dict(zip(characters[len(themselves) :], remaining, strict=True))

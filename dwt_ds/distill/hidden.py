@@ -63,7 +63,7 @@ class HiddenLoss(nn.Module):
         return (1 - cosine_similarity(self.projection(means).float(), targets, dim=-1)).sum()
 
     def ended(self) -> Tensor:
-        """0, 0-d fp32, with a gradient of 0: under ZeRO-3 a weight without any would keep the one before."""
+        """A 0-d fp32 zero whose gradient is 0. Under ZeRO-3, a weight without a gradient would keep its last one."""
         nothing = self.projection.weight.new_zeros(1, self.projection.in_features)
         return self.projection(nothing).float().sum()
 

@@ -71,3 +71,13 @@ def zero_from(schedule: Schedule, total_steps: int) -> int | None:
     if schedule.end == 0 and schedule.schedule not in FOLLOW_THE_RUN:
         return schedule.length(total_steps)
     return None
+
+
+def work_left(done: int, total_steps: int, release: int | None, share_without_teacher: float) -> float:
+    """The steps after step `done`, in steps of today's work.
+
+    `release`: the step of the teacher's release, if it is known; each later one is `share_without_teacher` of a step.
+    """
+    left = total_steps - done
+    taught = left if release is None else min(left, max(0, release - done))
+    return taught + (left - taught) * share_without_teacher

@@ -28,9 +28,12 @@ _HELD = b"held by a record lock\n"
 
 
 def replace_torchs_build_locks() -> None:
-    """From now on torch passes over the lock of a process that was killed while it loaded an operator. Its wait for the
-    lock of a killed build is a ValueError that names the file, and the process that builds says so: torch is silent for
-    minutes."""
+    """Change how torch handles its build locks, from now on.
+
+    The lock of a process that was killed while it loaded an operator is ignored. The lock of a killed build raises a
+    ValueError that names the file; torch would wait for it forever. And a process that builds prints that it does,
+    because torch is silent for minutes.
+    """
     FileBaton.wait = _wait  # type: ignore[method-assign,assignment]
     FileBaton.try_acquire = _try_acquire  # type: ignore[method-assign,assignment]
 

@@ -86,8 +86,8 @@ class CudaRecorder:
         if not self._graphs:
             # torch gives up a pool with its last graph, and refuses another one for it.
             self._pool = torch.cuda.graph_pool_handle()
-        # cuBLAS keeps a workspace for each stream. Cleared before, it takes one from the pool; cleared after, the pool
-        # has it back, and nothing of it outlives the graph.
+        # cuBLAS keeps a workspace for each stream. It is cleared here, so that cuBLAS takes one from the pool. It is
+        # cleared again below, so that this one goes back to the pool and does not outlive the graph.
         torch._C._cuda_clearCublasWorkspaces()
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         # The default stream cannot be recorded. For None torch takes one of its own.

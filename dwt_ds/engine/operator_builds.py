@@ -1,4 +1,4 @@
-"""What DeepSpeed's compilation of its operators needs on a user's machine, and does not see to itself."""
+"""Prepares a process for DeepSpeed's compilation of its operators, where DeepSpeed does not do so itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEEPSPEEDS_JIT_LOAD = OpBuilder.jit_load
 
 
 def prepare_operator_builds() -> None:
-    """To be called before DeepSpeed compiles or loads an operator in this process; again, it changes nothing.
+    """Call it before DeepSpeed compiles or loads an operator in this process; a second call changes nothing.
 
     This environment's ninja comes first on the PATH. Abandoned locks do not block other processes (build_locks.py).
     DeepSpeed gets a list of GPU architectures that it can read.

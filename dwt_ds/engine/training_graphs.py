@@ -92,7 +92,7 @@ class GraphedTraining:
         state = get_accelerator().get_rng_state()
         made = _Pass(batch, teacher, scalars)
         made.upstream.fill_(self._loss_scale())
-        # On the buffers themselves: what it compiles for their addresses would otherwise be compiled in the recording.
+        # Run on the buffers themselves, so that torch compiles for their addresses now and not while it records.
         exact = self._gradient_of(self._forward(made.batch, made.teacher, made.scalars).loss, made.upstream)
         norm = float(_norm([own for own in exact if own is not None]))
         off = self._distance_of_a_replay(made, exact, state) / norm if 0 < norm < math.inf else math.nan

@@ -64,7 +64,7 @@ def _find(path: Path) -> Path:
     if (path / MANIFEST).is_file():
         found = problems(path)
         if found:
-            raise ValueError(f"{path}: damaged: {found[0]}")
+            raise ValueError(f"{path}: damaged: {found[0]}; name the run, or another of its checkpoints")
         return path
     newest = newest_checkpoint(path / CHECKPOINTS)
     if newest.path is None:

@@ -96,10 +96,16 @@ def _read_hub_split(repository: str, task: Task, official: OfficialSplit) -> Spl
         ) from error
     missing = {*task.hub_sentences, "label"} - set(loaded.column_names)
     if missing:
-        raise ValueError(f"{name} has no column {min(missing)!r}, only {', '.join(loaded.column_names)}")
+        raise ValueError(
+            f"{name} has no column {min(missing)!r}, only {', '.join(loaded.column_names)}; give a folder of TSVs with "
+            "--glue-dir"
+        )
     classes = tuple(getattr(loaded.features["label"], "names", ()))
     if classes != task.hub_labels:
-        raise ValueError(f"{name}: its classes are {', '.join(classes)}, not {', '.join(task.hub_labels)}")
+        raise ValueError(
+            f"{name}: its classes are {', '.join(classes)}, not {', '.join(task.hub_labels)}; give a folder of TSVs "
+            "with --glue-dir"
+        )
     columns = dict(zip(task.hub_sentences, (FIRST, SECOND))) | {"label": LABEL}
     return Split(
         split=official.split,

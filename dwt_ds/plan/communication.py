@@ -8,7 +8,7 @@ section 7, counts ZeRO's traffic in the same way).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dwt_ds.config.schema import RunConfig
@@ -99,11 +99,11 @@ def _stages_1_and_2(stage: int, zero: ZeroSettings, partition: Partition, accumu
     """
     size = zero.element_bytes
     times = accumulation if stage == 2 else 1
-    calls = _filled_buckets(partition.numels, zero.reduce_bucket)
-    hidden = zero.overlap_comm and calls > 1
-    kind = "all_reduce"
-    if not zero.multi_rank_all_reduce:
-        kind, calls = "reduce", _reduces(partition, zero.reduce_bucket)
+    buckets = list(_buckets(partition, zero.reduce_bucket))
+    hidden = zero.overlap_comm and len(buckets) > 1
+    kind, calls = "all_reduce", len(buckets)
+    if not zero.multi_rank_all_reduce:  # one for each bucket and each rank that owns a part of it
+        kind, calls = "reduce", sum((e - 1) // partition.share - b // partition.share + 1 for b, e in buckets)
     elements = partition.padded if zero.flat_gradients(partition) else partition.elements
     return [
         Traffic(kind, "gradients", size * elements * times, calls * times, hidden),
@@ -117,7 +117,7 @@ def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> lis
     kept_for_backward = zero.keeps_gathered(partition)
     persistent = zero.element_bytes * zero.persistent_elements(partition)
     scattered = zero.element_bytes * partition.shards * partition.ranks
-    buckets = _filled_buckets(partition.numels, zero.reduce_bucket)
+    buckets = len(list(_buckets(partition, zero.reduce_bucket)))
     forward = Traffic("all_gather", "weights", gathered * accumulation, weights * accumulation, zero.overlap_comm)
     group = min(zero.hpz, partition.ranks) if zero.hpz > 1 else None
     backward = replace(forward, what="weights, for the backward pass", group=group)
@@ -128,25 +128,16 @@ def _stage_3(zero: ZeroSettings, partition: Partition, accumulation: int) -> lis
     ]
 
 
-def _filled_buckets(numels: list[int], bucket: int) -> int:
-    """Buckets that ZeRO sends: one is sent when the next parameter would not fit (the last parameter comes first)."""
-    sent, filled = 0, 0
-    for numel in reversed(numels):
-        if filled and filled + numel > bucket:
-            sent, filled = sent + 1, 0
-        filled += numel
-    return sent + 1
-
-
-def _reduces(partition: Partition, bucket: int) -> int:
-    """Reduces to an owner: one for each bucket and each rank that owns a part of it."""
-    calls, owners, filled, end = 0, set[int](), 0, partition.elements
+def _buckets(partition: Partition, size: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the buckets that ZeRO sends, in the flat buffer: one is sent when the next parameter would not
+    fit (the last parameter comes first)."""
+    begin = end = partition.elements
     for numel in reversed(partition.numels):
-        if filled and filled + numel > bucket:
-            calls, owners, filled = calls + len(owners), set(), 0
-        owners |= set(range((end - numel) // partition.share, (end - 1) // partition.share + 1))
-        filled, end = filled + numel, end - numel
-    return calls + len(owners)
+        if begin < end and end - begin + numel > size:
+            yield begin, end
+            end = begin
+        begin -= numel
+    yield begin, end
 
 
 def _full_buckets(numels: list[int], bucket: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -145,29 +145,26 @@ class Simulator:
         imitate_device(self._student.model, settings.config.student.attention, on_cpu=on_cpu)
         if settings.config.train.activation_checkpointing:
             self._student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._teacher = None
+        self.teacher: GatheredMaskedLM | None = None
+        """In the dtype that it computes in."""
         if shapes.teacher is not None:
-            self._teacher = copy.deepcopy(shapes.teacher).to(self._teacher_dtype).eval()
+            self.teacher = copy.deepcopy(shapes.teacher).to(self._teacher_dtype).eval()
             if not on_cpu:  # a CPU's dropout does nothing in evaluation
-                imitate_device(self._teacher.model, "auto", on_cpu=False)
+                imitate_device(self.teacher.model, "auto", on_cpu=False)
         self._hidden_loss = None
-        if self._teacher is not None and settings.config.distill.hidden_weight:
-            teacher_size = self._teacher.model.config.hidden_size
+        if self.teacher is not None and settings.config.distill.hidden_weight:
+            teacher_size = self.teacher.model.config.hidden_size
             with torch.device("meta"):
                 self._hidden_loss = hidden_loss_of(self._student.model, teacher_size, settings.config)
             self._hidden_loss.to(self._dtype)
 
-    @property
-    def teacher(self) -> GatheredMaskedLM | None:
-        """The teacher in the dtype that it computes in."""
-        return self._teacher
-
     def teacher_bytes(self) -> int:
         """Bytes of the whole teacher: weights and buffers, and its head's rows of shared entries."""
-        if self._teacher is None:
+        if self.teacher is None:
             return 0
-        rows = 0 if self._overlap is None else head_elements(self._teacher, self._overlap.entries)
-        return _bytes_of(self._teacher) + rows * self._teacher_dtype.itemsize
+        rows = 0 if self._overlap is None else head_elements(self.teacher, self._overlap.entries)
+        whole = LiveBytes([*self.teacher.parameters(), *self.teacher.buffers()]).now
+        return whole + rows * self._teacher_dtype.itemsize
 
     def micro_batch(self, rows: int) -> MicroBatchCost:
         """Bytes and operations of a micro-batch of `rows` full rows."""
@@ -204,9 +201,9 @@ class Simulator:
         with torch.device("meta"):
             ids = torch.zeros(rows, self._settings.corpus.seq_len, dtype=torch.int64)
             positions = torch.zeros(rows * self._settings.positions_per_row, dtype=torch.int64)
-            if self._overlap is None or self._teacher is None:
+            if self._overlap is None or self.teacher is None:
                 return _Inputs(ids, positions, ids, positions)
-            width = teacher_width(self._teacher, self._overlap, ids.shape[1])
+            width = teacher_width(self.teacher, self._overlap, ids.shape[1])
             their_ids = torch.zeros(rows, width, dtype=torch.int64)
             their_positions = positions[: round(self._overlap.aligned_share * len(positions))]
             words = CommonWords(ids, their_ids, ids.numel())  # at most
@@ -214,21 +211,21 @@ class Simulator:
 
     def logit_rows(self, rows: int) -> int | None:
         """Rows of logits in memory at once for a micro-batch of `rows`; None: logit-free."""
-        with_teacher = self._teacher is not None and self._overlap is None
+        with_teacher = self.teacher is not None and self._overlap is None
         a_call = max(self._settings.labels_per_row, self._settings.further_per_row)
         return self._rows_at_once(rows * a_call, self._settings.corpus.vocab_size, with_teacher=with_teacher)
 
     def _teach(self, input_ids: Tensor, positions: Tensor) -> _Taught:
-        if self._teacher is None:
+        if self.teacher is None:
             return _Taught()
-        existing = [*self._teacher.parameters(), *self._teacher.buffers()]
+        existing = [*self.teacher.parameters(), *self.teacher.buffers()]
         with torch.no_grad(), torch.device("meta"), RepeatedOperations(), LiveBytes(existing) as live:
             before = live.now
             if self._hidden_loss is None:
-                hidden, everywhere = self._teacher(input_ids, None, positions), None
+                hidden, everywhere = self.teacher(input_ids, None, positions), None
             else:
-                hidden, everywhere = self._teacher(input_ids, None, positions, everywhere=True)
-        weight = self._teacher.decoder_weight
+                hidden, everywhere = self.teacher(input_ids, None, positions, everywhere=True)
+        weight = self.teacher.decoder_weight
         shared = weight if self._overlap is None else weight[: self._overlap.entries]
         return _Taught((hidden, shared), everywhere, live.peak - before, live.launches)
 
@@ -265,7 +262,3 @@ class Simulator:
 
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-def _bytes_of(module: nn.Module) -> int:
-    return LiveBytes([*module.parameters(), *module.buffers()]).now

@@ -7,6 +7,7 @@ partitioning itself is ZeRO's (Rajbhandari et al. 2020, section 5).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from dwt_ds.models.build import DTYPES
@@ -51,15 +52,10 @@ class Partition:
     @property
     def touched(self) -> int:
         """Elements of all parameters that are at least partly in one rank's part; the most of any rank."""
-        edges = [0]
-        for numel in self.numels:
-            edges.append(edges[-1] + numel)
-        most = 0
-        for rank in range(min(self.ranks, self.elements)):
-            begin, end = rank * self.share, (rank + 1) * self.share
-            inside = (n for n, left, right in zip(self.numels, edges, edges[1:]) if left < end and right > begin)
-            most = max(most, sum(inside))
-        return most
+        edges = [0, *accumulate(self.numels)]
+        places, share = list(zip(self.numels, edges, edges[1:])), self.share
+        begins = range(0, self.elements, share)
+        return max(sum(n for n, left, right in places if left < at + share and right > at) for at in begins)
 
     @property
     def shards(self) -> int:

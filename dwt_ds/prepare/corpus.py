@@ -147,24 +147,22 @@ class Corpus:
     duplicate_characters: int = 0
     """In duplicate lines left out so far, in this pass."""
 
-    def chunks(self) -> Iterator[tuple[int, Chunk]]:
-        """(characters read so far, chunk) in order; a chunk has consecutive documents.
+    def chunks(self) -> Iterator[Chunk]:
+        """In order; a chunk has consecutive documents.
 
         Raises ValueError if a source has changed since the survey.
         """
-        chunk = Chunk(0, [], [], [])
-        waiting = read = 0
+        chunk, characters = Chunk(0, [], [], []), 0
         for document, held_out, source in self._documents():
             chunk.documents.append(document)
             chunk.held_out.append(held_out)
             chunk.source_of_document.append(source)
-            read += len(document)
-            waiting += len(document)
-            if waiting >= CHUNK_CHARS:
-                yield read, chunk
-                chunk, waiting = Chunk(chunk.index + 1, [], [], []), 0
+            characters += len(document)
+            if characters >= CHUNK_CHARS:
+                yield chunk
+                chunk, characters = Chunk(chunk.index + 1, [], [], []), 0
         if chunk.documents:
-            yield read, chunk
+            yield chunk
 
     def _documents(self) -> Iterator[tuple[str, bool, int]]:
         """(document, whether it is held out, index of its source)"""

@@ -30,7 +30,7 @@ def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSett
     """
     index = max(range(len(parts)), key=lambda number: parts[number].rows + parts[number].validation_rows)
     again = Corpus(corpus.sources, corpus.survey, corpus.validation, corpus.seed)  # `corpus` counts what it has read
-    chunk = next(chunk for _, chunk in again.chunks() if chunk.index == index)
+    chunk = next(chunk for chunk in again.chunks() if chunk.index == index)
     rows_elsewhere = sum(part.rows for part in parts) - parts[index].rows
     for changed in _choices(chunk, corpus):
         counts = store_part(changed, settings, work)

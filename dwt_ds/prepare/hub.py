@@ -86,15 +86,11 @@ class HubDataset:
         return self.form.documents(texts, counts)
 
     def _columns(self, counts: SourceCounts) -> Iterator[pa.ChunkedArray]:
-        batches = self._loaded.with_format("arrow").iter(batch_size=_RECORDS_A_READ)
-        while True:
-            try:
-                batch = next(batches, None)
-            except Exception as error:  # a damaged file or the network: as many kinds as above
-                raise ValueError(
-                    f"--dataset {self.name} cannot be read: {one_line(error)}; check its files and the network"
-                ) from None
-            if batch is None:
-                return
-            counts.position += len(batch)
-            yield batch[self.form.column]
+        try:
+            for batch in self._loaded.with_format("arrow").iter(batch_size=_RECORDS_A_READ):
+                counts.position += len(batch)
+                yield batch[self.form.column]
+        except Exception as error:  # a damaged file or the network: as many kinds as above
+            raise ValueError(
+                f"--dataset {self.name} cannot be read: {one_line(error)}; check its files and the network"
+            ) from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Rows:
 
 
 def rows_of_sentences(tokens: Tokens, documents: np.ndarray, chosen: np.ndarray, settings: RowSettings) -> Rows:
-    """Rows of some sentences.
+    """Rows of some sentences: packed, or one of each, cut to `seq_len`.
 
     Args:
         tokens: of all sentences.
@@ -55,14 +56,10 @@ def rows_of_sentences(tokens: Tokens, documents: np.ndarray, chosen: np.ndarray,
     """
     sentences = np.split(_with_bit(tokens.ids, tokens.starts_word), np.cumsum(tokens.lengths)[:-1])
     if settings.one_sentence_per_row:
-        return _one_sentence_rows([sentences[i] for i in chosen.tolist()], settings)
-    starts = np.flatnonzero(np.diff(documents[chosen], prepend=-1))
-    texts = [
-        np.concatenate([sentences[i] for i in of_document.tolist()])
-        for of_document in np.split(chosen, starts[1:])
-        if len(of_document)
-    ]
-    return _packed_rows(texts, settings)
+        cut = [sentences[i][: settings.seq_len - 2] for i in chosen.tolist() if len(sentences[i])]
+        return _framed(cut, [len(sentence) for sentence in cut], settings)
+    by_document = groupby(chosen.tolist(), documents.__getitem__)
+    return _packed_rows([np.concatenate([sentences[i] for i in numbers]) for _, numbers in by_document], settings)
 
 
 def _packed_rows(documents: Sequence[np.ndarray], settings: RowSettings) -> Rows:
@@ -93,12 +90,6 @@ def _packed_rows(documents: Sequence[np.ndarray], settings: RowSettings) -> Rows
     if fill:
         contents.append(fill)
     return _framed(pieces, contents, settings)
-
-
-def _one_sentence_rows(sentences: Sequence[np.ndarray], settings: RowSettings) -> Rows:
-    """A row for each sentence (tokens with bits), cut to `seq_len`."""
-    cut = [sentence[: settings.seq_len - 2] for sentence in sentences if len(sentence)]
-    return _framed(cut, [len(sentence) for sentence in cut], settings)
 
 
 def _framed(pieces: list[np.ndarray], contents: list[int], settings: RowSettings) -> Rows:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -32,7 +31,7 @@ from dwt_ds.prepare.hold_out import hold_out_another, was_held_out_instead
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.output import finished_manifest, make_final, work_folder
 from dwt_ds.prepare.packing import RowSettings
-from dwt_ds.prepare.rows import Chunk, part_path, read_part, store_part
+from dwt_ds.prepare.rows import part_path, read_part, store_part
 from dwt_ds.prepare.segment import segmenters
 from dwt_ds.prepare.shards import ShardWriter
 from dwt_ds.prepare.sources import Source
@@ -66,9 +65,9 @@ def prepare(options: PrepareOptions) -> Manifest:
             settings = row_settings(options, TokenizerFacts.of(tokenizer), work / TOKENIZER_FOLDER)
             parts: list[ChunkCounts] = []
             with progress_bar("preparing", found.characters, "char") as bar:
-                for read, counts in _parts(corpus, settings, work, options.workers):
+                for counts in _parts(corpus, settings, work, options.workers):
                     parts.append(counts)
-                    bar.update(read - bar.n)
+                    bar.update(counts.characters_seen)
             if options.validation and any(part.rows for part in parts) != any(part.validation_rows for part in parts):
                 hold_out_another(corpus, parts, settings, work)
                 if was_held_out_instead(work):
@@ -136,34 +135,17 @@ def _listed(sources: Sequence[Source], found: Survey) -> str:
 
 def row_settings(options: PrepareOptions, facts: TokenizerFacts, tokenizer_folder: Path) -> RowSettings:
     """What the workers need of the options and the tokenizer."""
-    return RowSettings(
-        tokenizer_file=str(tokenizer_folder / "tokenizer.json"),
-        cls_id=facts.cls_id,
-        sep_id=facts.sep_id,
-        vocab_size=facts.vocab_size,
-        seq_len=options.seq_len,
-        one_sentence_per_row=options.one_sentence_per_row,
-        join_documents=options.join_documents,
-        every=options.every,
-        min_chars=options.min_chars,
-        max_chars=options.max_chars,
-        drop_long=options.drop_long,
-        seed=options.seed,
-    )
+    names = {field.name for field in fields(RowSettings)} & {field.name for field in fields(options)}
+    same = {name: getattr(options, name) for name in names}
+    path = str(tokenizer_folder / "tokenizer.json")
+    return RowSettings(path, facts.cls_id, facts.sep_id, facts.vocab_size, **same)
 
 
-def _parts(corpus: Corpus, settings: RowSettings, work: Path, workers: int) -> Iterator[tuple[int, ChunkCounts]]:
-    """(characters read so far, counts) of each chunk in order, once its part is stored; existing parts are reused."""
-    positions: deque[int] = deque()
-
-    def items() -> Iterator[Chunk | Path]:
-        for read, chunk in corpus.chunks():
-            positions.append(read)
-            path = part_path(work, chunk.index)
-            yield path if path.is_file() else chunk
-
-    for counts in ordered_map(partial(store_part, settings=settings, folder=work), items(), workers):
-        yield positions.popleft(), counts
+def _parts(corpus: Corpus, settings: RowSettings, work: Path, workers: int) -> Iterator[ChunkCounts]:
+    """The counts of each chunk in order, once its part is stored; existing parts are reused."""
+    places = ((part_path(work, chunk.index), chunk) for chunk in corpus.chunks())
+    items = (path if path.is_file() else chunk for path, chunk in places)
+    return ordered_map(partial(store_part, settings=settings, folder=work), items, workers)
 
 
 def _joined(
@@ -175,69 +157,22 @@ def _joined(
     work: Path,
 ) -> Manifest:
     """Join the parts into shards under `work`; returns the manifest that describes them."""
-    counts = _total(parts)
+    counts = ChunkCounts()
+    for part in parts:
+        counts.add(part)
     part_paths = [part_path(work, index) for index in range(len(parts))]
     _check_rows(counts, corpus.survey.documents, part_paths)
     if not options.allow_unknown:
         manifest_counts.check_unknown(counts, options.sources)
-    written = _write_shards(options, counts, part_paths, tokenizer, work)
-    return _manifest(options, identity, corpus, counts, tokenizer, written, work)
-
-
-def _total(parts: Sequence[ChunkCounts]) -> ChunkCounts:
-    total = ChunkCounts()
-    for counts in parts:
-        total.add(counts)
-    return total
-
-
-def _check_rows(counts: ChunkCounts, documents: int, part_paths: Sequence[Path]) -> None:
-    """If no row is left to train on, removes the parts and raises ValueError."""
-    if counts.rows:
-        return
-    for path in part_paths:
-        path.unlink()
-    raise ValueError(
-        f"no training rows: {counts.sentences_seen} sentences in {documents} documents, "
-        f"{counts.sentences_kept} kept (too short: {counts.too_short}, too long: {counts.too_long}); "
-        "give more text or loosen --min-chars, --max-chars, --every"
-    )
-
-
-class _Written(NamedTuple):
-    shards: list[Shard]
-    fingerprint: str
-    train_tokens: int
-
-
-def _write_shards(
-    options: PrepareOptions,
-    counts: ChunkCounts,
-    part_paths: Sequence[Path],
-    tokenizer: PreTrainedTokenizerBase,
-    work: Path,
-) -> _Written:
+    found, facts = corpus.survey, TokenizerFacts.of(tokenizer)
     content = hashlib.sha256(f"{tokenizer_sha256(tokenizer)} {options.form} {options.seq_len}".encode())
     shards: list[Shard] = []
-    tokens: list[int] = []
+    tokens = {}
     for split, rows in ((TRAIN, counts.rows), (VALIDATION, counts.validation_rows)):
-        writer = ShardWriter(work / split, TokenizerFacts.of(tokenizer).vocab_size)
+        writer = ShardWriter(work / split, facts.vocab_size)
         shards += writer.write((getattr(read_part(path), split) for path in part_paths), rows)
         content.update(writer.content_sha256().encode())
-        tokens.append(writer.tokens)
-    return _Written(shards, content.hexdigest(), tokens[0])
-
-
-def _manifest(
-    options: PrepareOptions,
-    identity: dict[str, Any],
-    corpus: Corpus,
-    counts: ChunkCounts,
-    tokenizer: PreTrainedTokenizerBase,
-    written: _Written,
-    work: Path,
-) -> Manifest:
-    found, facts = corpus.survey, TokenizerFacts.of(tokenizer)
+        tokens[split] = writer.tokens
     return Manifest(
         documents=found.documents,
         validation_documents=corpus.validation_documents + was_held_out_instead(work),
@@ -247,13 +182,13 @@ def _manifest(
         tokens=counts.tokens,
         rows=counts.rows,
         validation_rows=counts.validation_rows,
-        padding_share=1 - written.train_tokens / (counts.rows * options.seq_len),
+        padding_share=1 - tokens[TRAIN] / (counts.rows * options.seq_len),
         form=options.form,
         seq_len=options.seq_len,
         vocab_size=facts.vocab_size,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
         case_and_accents=described(tokenizer),
-        fingerprint=written.fingerprint,
+        fingerprint=content.hexdigest(),
         seed=options.seed,
         every=options.every,
         settings={"pad_id": facts.pad_id, "identity": identity, "words": segmenters()},
@@ -273,5 +208,18 @@ def _manifest(
         unknown_share=counts.unknown_tokens / max(1, counts.text_tokens),
         unknown_characters=counts.unknown_characters,
         versions={name: metadata.version(name) for name in _LIBRARIES},
-        shards=written.shards,
+        shards=shards,
+    )
+
+
+def _check_rows(counts: ChunkCounts, documents: int, part_paths: Sequence[Path]) -> None:
+    """If no row is left to train on, removes the parts and raises ValueError."""
+    if counts.rows:
+        return
+    for path in part_paths:
+        path.unlink()
+    raise ValueError(
+        f"no training rows: {counts.sentences_seen} sentences in {documents} documents, "
+        f"{counts.sentences_kept} kept (too short: {counts.too_short}, too long: {counts.too_long}); "
+        "give more text or loosen --min-chars, --max-chars, --every"
     )

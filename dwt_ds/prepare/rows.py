@@ -7,6 +7,7 @@ them. Worker processes import this module, so it does not import torch or transf
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -156,17 +157,12 @@ def _count_unknown(
     is_unknown = tokens.ids == (-1 if encoder.unknown_id is None else encoder.unknown_id)
     sentence_of_unknown = np.repeat(np.arange(len(sentences)), tokens.lengths)[is_unknown]
     counts.text_tokens, counts.unknown_tokens = len(tokens.ids), len(sentence_of_unknown)
-    counts.text_tokens_by_source = _by_source(np.repeat(sources, tokens.lengths))
-    counts.unknown_by_source = _by_source(sources[sentence_of_unknown])
+    counts.text_tokens_by_source = dict(Counter(np.repeat(sources, tokens.lengths).tolist()))
+    counts.unknown_by_source = dict(Counter(sources[sentence_of_unknown].tolist()))
     with_unknown = np.unique(sentence_of_unknown)
     looked_up = with_unknown[:: max(-(-len(with_unknown) // _SENTENCES_LOOKED_UP), 1)].tolist()
     found = encoder.unknown_characters([sentences[number].text for number in looked_up])
     counts.unknown_characters = dict(found.most_common(CHARACTERS_KEPT))
-
-
-def _by_source(sources: np.ndarray) -> dict[int, int]:
-    """How often each source occurs."""
-    return dict(zip(*(array.tolist() for array in np.unique(sources, return_counts=True)), strict=True))
 
 
 def part_path(folder: Path, index: int) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import accumulate
 
 import regex
 
@@ -82,11 +83,4 @@ def _segmenter(script: str) -> Callable[[str], Iterator[int]]:
 
     from pythainlp.tokenize import word_tokenize
 
-    return lambda text: _starts_of(word_tokenize(text, keep_whitespace=True))
-
-
-def _starts_of(words: list[str]) -> Iterator[int]:
-    start = 0
-    for word in words:
-        yield start
-        start += len(word)
+    return lambda text: accumulate(map(len, word_tokenize(text, keep_whitespace=True)[:-1]), initial=0)

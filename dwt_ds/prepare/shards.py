@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dwt_ds.data.manifest import Shard
 from dwt_ds.data.rows import LENGTHS_NAME, STARTS_WORD, TOKENS
 from dwt_ds.prepare.packing import Rows
 
-# A shard is closed once it has this many tokens: 128 MB of 16-bit ids.
+# A shard is closed at each multiple of this many tokens: 128 MB of 16-bit ids.
 SHARD_TOKENS = 64 * 1024 * 1024
 
 
@@ -42,8 +43,8 @@ class ShardWriter:
         with atomic_file(self._folder / LENGTHS_NAME) as lengths:
             header = {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
             np.lib.format.write_array_header_1_0(lengths, header)
-            groups = self._groups(part for part in parts if len(part.lengths))
-            for group in groups:
+            filled = (part for part in parts if len(part.lengths))
+            for _, group in groupby(filled, key=lambda _: self.tokens // SHARD_TOKENS):
                 path = self._folder / f"data-{len(unnamed):05d}.arrow"
                 written = 0
                 with atomic_file(path) as file, pa.ipc.new_stream(file, self._features.arrow_schema) as arrow:
@@ -63,20 +64,6 @@ class ShardWriter:
     def content_sha256(self) -> str:
         """sha256 over the tokens and lengths written, in order: the same whatever the Arrow version."""
         return self._content.hexdigest()
-
-    def _groups(self, parts: Iterator[Rows]) -> Iterator[Iterator[Rows]]:
-        """The parts grouped by shard; a shard takes parts until it is full."""
-        part = next(parts, None)
-
-        def of_one_shard() -> Iterator[Rows]:
-            nonlocal part
-            end = self.tokens + SHARD_TOKENS
-            while part is not None and self.tokens < end:
-                yield part
-                part = next(parts, None)
-
-        while part is not None:
-            yield of_one_shard()
 
     def _record_batch(self, part: Rows) -> pa.RecordBatch:
         offsets = np.zeros(len(part.lengths) + 1, dtype=np.int32)

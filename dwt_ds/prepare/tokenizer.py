@@ -108,15 +108,16 @@ def wordpiece_tokenizer(
         longest_word: characters; a longer word is [UNK].
     """
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=longest_word))
-    tokenizer.normalizer = bert_normalizer(treatment)
+    case, accents = treatment.lowercase, treatment.strip_accents
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=case, strip_accents=accents)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     set_frame(tokenizer, ("[CLS]", "[SEP]"), single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        do_lower_case=treatment.lowercase,
-        strip_accents=treatment.strip_accents,
+        do_lower_case=case,
+        strip_accents=accents,
         **BERT_SPECIAL_TOKENS,
     )
 
@@ -149,7 +150,3 @@ def character_counts(words: Mapping[str, int]) -> Counter[str]:
 def most_frequent_first(counts: Counter[str]) -> list[str]:
     """Ties are broken by the text, so that equal counts give equal lists."""
     return sorted(counts, key=lambda text: (-counts[text], text))
-
-
-def bert_normalizer(treatment: Treatment) -> normalizers.Normalizer:
-    return normalizers.BertNormalizer(lowercase=treatment.lowercase, strip_accents=treatment.strip_accents)

@@ -27,7 +27,6 @@ from dwt_ds.prepare.tokenizer import (
     ESM_SPECIAL_TOKENS,
     LONGEST_WORD,
     ROBERTA_SPECIAL_TOKENS,
-    bert_normalizer,
     character_counts,
     check_size,
     most_frequent_first,
@@ -92,14 +91,13 @@ def normalizer_of(treatment: Treatment) -> normalizers.Normalizer | None:
 
 
 def _train_wordpiece(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = bert_normalizer(treatment)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = {token: index for index, token in enumerate(BERT_SPECIAL_TOKENS.values())}
+    tokenizer = wordpiece_tokenizer(special, treatment).backend_tokenizer
     words = Counter(word for line in lines for word in tokenizer.normalizer.normalize_str(line).split())
     # The trainer numbers single characters in the order of a hash map, and breaks ties between merges by these numbers.
     # Listing the characters beforehand makes two runs agree.
     characters, alphabet = _wordpiece_characters(words, vocab_size)
-    first_entries = list(BERT_SPECIAL_TOKENS.values()) + characters
+    first_entries = [*special, *characters]
     check_size(vocab_size, len(first_entries), "the special tokens and the text's single characters")
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,

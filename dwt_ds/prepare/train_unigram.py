@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import regex
@@ -29,7 +30,7 @@ _SPACE = "\u2581"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 # Pieces are learned from words with the space before them, and from punctuation marks; no piece spans two of them.
 _WORD = regex.compile(rf"{_SPACE}?(?:\p{{Punctuation}}|[^{_SPACE}\p{{Punctuation}}]+)|{_SPACE}")
-# Learn from the most frequent words, up to this many characters: without spaces, nearly every word is another.
+# Learn from the most frequent words, up to this many characters: in text without spaces, hardly any word repeats.
 _LEARNED_CHARACTERS = 16_000_000
 # The alphabet covers this share of the text (Kudo and Richardson 2018); other characters become bytes.
 COVERED = 0.9995
@@ -77,26 +78,15 @@ def _words(lines: Sequence[str], normalizer: normalizers.Normalizer | None) -> d
     for line in lines:
         text = normalizer.normalize_str(line) if normalizer is not None else line
         counts.update(_WORD.findall(_SPACE + text.replace(" ", _SPACE)))
-    kept: dict[str, int] = {}
-    characters = 0
-    for word in most_frequent_first(counts):
-        characters += len(word)
-        if characters > _LEARNED_CHARACTERS:
-            break
-        kept[word] = counts[word]
-    return kept
+    words = most_frequent_first(counts)
+    return {word: counts[word] for word, end in zip(words, accumulate(map(len, words))) if end <= _LEARNED_CHARACTERS}
 
 
 def _alphabet(words: dict[str, int]) -> list[str]:
     counts = character_counts(words)
-    kept: list[str] = []
-    covered = 0
-    for character in most_frequent_first(counts):
-        if covered >= COVERED * counts.total():
-            break
-        kept.append(character)
-        covered += counts[character]
-    return sorted(kept)
+    characters = most_frequent_first(counts)
+    covered, enough = accumulate(map(counts.__getitem__, characters), initial=0), COVERED * counts.total()
+    return sorted(character for character, before in zip(characters, covered) if before < enough)
 
 
 def _learned_scores(words: dict[str, int], alphabet: list[str], size: int) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dwt_ds.distill.release import TeacherRelease
+from dwt_ds.distill.release import TeacherRelease, work_left
 from dwt_ds.engine import ranks
 from dwt_ds.engine.student import StudentEngine, gradient_norm, loss_scale, peak_memory_bytes, write_monitors
 from dwt_ds.run.folder import RunFolder
@@ -79,20 +79,13 @@ class RunLog:
         if scale is not None:
             row["loss_scale"] = scale
         seconds_a_step = (meter.seconds_since_start - self._pace_seconds) / (done - self._pace_step)
+        share = 1.0 if self.utilization is None else self.utilization.share_without_teacher
         self.progress.line(
             row,
             peak_memory_bytes=peak_memory_bytes(ranks.device()),
-            seconds_left=seconds_a_step * self._steps_left(done),
+            seconds_left=seconds_a_step * work_left(done, self._total_steps, self._release_step, share),
         )
         self.add(row)
-
-    def _steps_left(self, done: int) -> float:
-        """Steps that are left, in steps of today's work: those after the release by a schedule have less."""
-        left = self._total_steps - done
-        if self.utilization is None or self._release_step is None:
-            return left
-        taught = min(left, max(0, self._release_step - done))
-        return taught + (left - taught) * self.utilization.share_without_teacher
 
     def teacher_released(self, done: int, parameters: int, meter: Meter) -> None:
         """Report that the teacher, of so many parameters, was freed; from here on pace and work are the student's."""

@@ -91,7 +91,7 @@ class Meter:
         return dict(zip(self._names, self._means().unbind(), strict=True))
 
     def _means(self) -> Tensor:
-        """Summed over the ranks once a step, whoever asks first: an adaptive weight, or the step's row."""
+        """Summed over the ranks once a step, at the first call: by an adaptive weight, or for the step's row."""
         if self._step_means is None:
             self._step_means = ranks.reduce_sum(self._loss_parts.clone()) / self._divisor
         return self._step_means

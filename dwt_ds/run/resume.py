@@ -49,7 +49,7 @@ def teacher_origin(resolved: Resolved, other: OtherVocabulary | None) -> Teacher
     return TeacherOrigin(weights, None if other is None else other.tokenizer_sha256)
 
 
-# What the names of all settings begin with that an adaptive weight's release follows from, besides the losses.
+# The release of an adaptive weight's teacher depends on the losses and on the settings whose names begin like this.
 _RULE_OF_RELEASE = ("distill.soft_weight", "teacher.path", "teacher.vocabulary", "teacher.release")
 # Settings that the masks, and so the losses, follow from.
 _MASKS = ("data.mask_probability", "data.mask_share", "data.random_share", "data.label_draw", "data.whole_word")
@@ -94,9 +94,12 @@ def _layout(ds_values: Mapping[str, Any]) -> tuple[int, str, str]:
 
 
 def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
-    """Refuse a checkpoint of another ZeRO stage, precision or optimizer, of another number of ranks, which this ZeRO
-    stage or optimizer does not allow, of steps of another number of rows in a run whose length is in epochs, or one
-    beyond the run's last step (ValueError)."""
+    """Raise ValueError for a checkpoint that this run cannot continue.
+
+    It is refused if its ZeRO stage, precision or optimizer differ; if its number of ranks differs and this ZeRO stage
+    or optimizer does not allow that; if its steps had another number of rows and the run's length is in epochs; or if
+    it is beyond the run's last step.
+    """
     if checkpoint.path is None:
         return
     before = checkpoint.manifest["settings"]["deepspeed"]
@@ -116,8 +119,8 @@ def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
     amsgrad = bool(optimizer.get("params", {}).get("amsgrad"))
     if wrote != now and (amsgrad or str(optimizer["type"]).lower() not in _RESHARDED):
         raise ValueError(
-            f"{checkpoint.path.name} was written by {wrote} ranks, this run has {now}: DeepSpeed can move only "
-            f"Adam's state, without amsgrad, to other ranks, not {optimizer['type']}'s here; start it with {wrote}"
+            f"{checkpoint.path.name} was written by {wrote} ranks, this run has {now}: only the state of Adam "
+            f"without amsgrad resumes on another number of ranks, not {optimizer['type']}'s here; start it with {wrote}"
         )
     step, train = checkpoint.state.step, resolved.config.train
     _check_epochs(checkpoint, resolved)
@@ -130,7 +133,7 @@ def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
 
 
 def _check_epochs(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
-    """Refuse a length in epochs that the run's steps do not come to, some of which had another number of rows."""
+    """Refuse a length in epochs if earlier steps had another number of rows: the steps would not add up to it."""
     train, now = resolved.config.train, resolved.rows_per_step
     step, rows = checkpoint.state.step, checkpoint.state.rows
     if train.max_steps is not None or train.epochs is None or rows == step * now:
@@ -182,7 +185,7 @@ def resume(
         if manifest["world_size"] != ranks.world_size():
             say(f"written by {manifest['world_size']} ranks: optimizer state re-sharded, dropout draws new numbers")
         if student.lr_scheduler.two_steps_late:
-            say("learning rate: this run began with an earlier version's schedule, two steps late, and keeps it")
+            say("learning rate: this run keeps the timing of the earlier version that began it, two steps late")
         for name, before, now in differences(manifest["settings"], facts.settings):
             say(f"changed since that checkpoint: {name}: {before} -> {now}")
     with ranks.raise_on_all_ranks():

@@ -110,10 +110,13 @@ def _loss_name(key: str) -> str:
 def _last(run: RunRecord, key: str) -> str:
     if "soft" in key and not run.has_teacher:
         return ""
-    values = [row[key] for row in run.evaluation_rows if key in row]
-    if not values:
+    rows = [row for row in run.evaluation_rows if key in row]
+    if not rows:
         return ""
-    return "not finite" if values[-1] is None else f"{values[-1]:.4f}"
+    loss, step = rows[-1][key], rows[-1]["step"]
+    # That of an earlier evaluation: after the teacher's release there is no KL from it.
+    when = "" if step == run.evaluation_rows[-1]["step"] else f" (step {step:,})"
+    return ("not finite" if loss is None else f"{loss:.4f}") + when
 
 
 def _student(run: RunRecord) -> str:

@@ -15,7 +15,9 @@ from dwt_ds.base.locks import current_writer
 from dwt_ds.base.run_files import DS_JSON, RECIPE, STUCK
 from dwt_ds.base.words import GIB
 from dwt_ds.base.yaml_and_json import read_yaml
+from dwt_ds.config.objective import Schedule
 from dwt_ds.distill.metrics_keys import EVAL_LOSS, eval_losses
+from dwt_ds.distill.release import work_left, zero_from
 from dwt_ds.engine.checkpoint.manifest import complete_checkpoints
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.progress import clock, evaluation_words, step_words
@@ -67,7 +69,7 @@ def observe(path: Path) -> Observation:
     skips = folder.skipped_rows()
     problems = [] if complete else _problems(folder, config, ds_values, steps, skips, writer)
     return Observation(
-        state=_state(path, steps, total, len(skips), complete, writer),
+        state=_state(path, config, steps, total, len(skips), complete, writer),
         last=[*_last_step(steps, config, total), *_last_evaluation(evaluations, own)],
         training=[(row["step"], row["hard_loss"]) for row in steps if row["hard_loss"] is not None],
         held_out=own,
@@ -114,23 +116,37 @@ def _broken(text: str, width: int) -> list[str]:
 
 
 def _state(
-    path: Path, steps: Sequence[dict[str, Any]], total: int | None, skips: int, complete: bool, writer: str | None
+    path: Path,
+    config: dict[str, Any],
+    steps: Sequence[dict[str, Any]],
+    total: int | None,
+    skips: int,
+    complete: bool,
+    writer: str | None,
 ) -> str:
     done = steps[-1]["step"] if steps else 0
     far = f"step {done:,}" + (f" of {total:,} ({done / total:.0%})" if total else "")
     skipped = f", {skips:,} skipped" if skips else ""
     doing = "complete" if complete else f"running: {writer}" if writer else "not running"
-    left = "" if complete or not writer or not total else _time_left(steps, total)
+    left = "" if complete or not writer or not total else _time_left(steps, config, total)
     return f"{path}  {far}{skipped}  {doing}{left}"
 
 
-def _time_left(steps: Sequence[dict[str, Any]], total: int) -> str:
-    recent = steps[-_ROWS_FOR_ETA:]
+def _time_left(steps: Sequence[dict[str, Any]], config: dict[str, Any], total: int) -> str:
+    last, recent = steps[-1] if steps else {}, steps[-_ROWS_FOR_ETA:]
+    # After a release only its own step's row, the last with the teacher, and the later ones tell the pace.
+    taught = [number for number, row in enumerate(recent) if row.get("teacher_active")]
+    if taught and not last["teacher_active"]:
+        recent = recent[taught[-1] :]
     if len(recent) < 2:
         return ""
-    first, last = recent[0], recent[-1]
-    seconds_a_step = (last["elapsed_seconds"] - first["elapsed_seconds"]) / (last["step"] - first["step"])
-    return f"  ETA {clock(seconds_a_step * (total - last['step']))}"
+    seconds = last["elapsed_seconds"] - recent[0]["elapsed_seconds"]
+    seconds_a_step = seconds / (last["step"] - recent[0]["step"])
+    release, share = None, 1.0
+    if last.get("teacher_active") and "mfu" in last and config["teacher"].get("release") == "auto":
+        release = zero_from(Schedule(**config["distill"]["soft_weight"]), total)
+        share = last["mfu_student"] / last["mfu"]
+    return f"  ETA {clock(seconds_a_step * work_left(last['step'], total, release, share))}"
 
 
 def _last_step(steps: Sequence[dict[str, Any]], config: dict[str, Any], total: int | None) -> list[str]:

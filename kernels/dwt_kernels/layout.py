@@ -15,7 +15,7 @@ LN_2 = math.log(2)
 # sum w x difference can reach V times the largest KL; scaled down by a power of 2 no vocabulary overflows fp32.
 KL_SCALE = 2.0**-20
 
-# Relative: a quarter of fp32's rounding. And what takes the place of a smaller residual.
+# A residual below this share of f (a quarter of fp32's rounding) does not matter, and is replaced by NO_RESIDUAL.
 LEAST_RESIDUAL = 2.0**-26
 NO_RESIDUAL = 2.0**-100
 

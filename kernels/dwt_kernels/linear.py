@@ -254,10 +254,10 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
 
 
 def differentiable_once(results: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """The same for ``create_graph=True``, with an error when a graph is built on them and differentiated.
+    """The gradients for ``create_graph=True``: differentiating them raises an error.
 
-    As torch's ``once_differentiable``, which gives the error only where the upstream gradient requires one. The
-    gradients were made in the forward pass, so that to autograd they are constants.
+    They were made in the forward pass, so autograd takes them for constants. torch's ``once_differentiable`` is not
+    enough: it raises only where the upstream gradient requires a gradient.
     """
     fail: Any = torch._C._functions.DelayedError(SECOND_DERIVATIVE, len(results))
     return fail(*(None if result is None else result.detach().requires_grad_() for result in results))

@@ -37,11 +37,11 @@ from dwt_kernels.arguments import backend_module
 from dwt_kernels.layout import STATISTICS, Labels, Logits
 from dwt_kernels.on_torch.blocks import add_column_sums_in_blocks, add_in_blocks, add_product_in_blocks
 
-# Both logit buffers of a chunk together. Large, because every chunk reads and writes the fp32 dW (8 V H bytes). At
-# 4.8 TB/s and 700 TFLOP/s that takes 8% of the time of the products of Liger's shape (hidden states of 2,048 and 4,096)
-# in chunks of 1,408 rows, which for V = 128,256 in 16 bits are 0.72 GB; a chunk more in 8,192 rows is 1.4%. No larger,
-# because then Liger's loss at 8,192 rows of that vocabulary would need less memory. On a CPU (0.8 TFLOP/s) it takes 4%
-# at 1,000 rows, which for V = 30,522 are 122 MB.
+# Both logit buffers of a chunk together. They are large, because every chunk reads and writes the fp32 dW (8 V H
+# bytes). At Liger's shape (hidden states of 2,048 and 4,096) and 1,408 rows a chunk, that takes 8% of the time of the
+# products, at 4.8 TB/s and 700 TFLOP/s; such a chunk is 0.72 GB for V = 128,256 in 16 bits, and one more chunk in 8,192
+# rows costs 1.4%. They are no larger, because Liger's loss at 8,192 rows of that vocabulary would then need less memory
+# than ours. On a CPU (0.8 TFLOP/s) dW takes 4% at 1,000 rows a chunk, which for V = 30,522 are 122 MB.
 GPU_CHUNK_BYTES = 3 << 28
 CPU_CHUNK_BYTES = 1 << 29
 

@@ -156,9 +156,9 @@ def _distill_backward_fake(upstream: Tensor, statistics: Tensor, scalars: Tensor
 
 
 def save(ctx: Any, values: Sequence[Any]) -> None:
-    """Keep values for the backward pass, tensors as autograd does, who notices if they are changed until then.
+    """Keep values for the backward pass. Autograd keeps the tensors, and notices if they are changed before then.
 
-    It refuses those of torch.inference_mode, such as a teacher's; they are kept as numbers are.
+    It refuses tensors made under torch.inference_mode, such as a teacher's; these are kept beside it, as numbers are.
     """
     tensors = [value if isinstance(value, Tensor) and not value.is_inference() else None for value in values]
     ctx.save_for_backward(*tensors)

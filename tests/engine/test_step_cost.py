@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,15 @@ sys.exit(code)
 SETTINGS = ["student.dropout=0", "student.attention=sdpa", "train.max_steps=5", "train.log_every=100"]
 
 
-def counted_steps(python: Python, recipe: Path, overrides: list[str]) -> list[dict[str, int]]:
-    """`operations` and `reads` of steps 3 and 4."""
+def counted_steps(
+    python: Python, recipe: Path, overrides: list[str], steps: Sequence[int] = (3, 4)
+) -> list[dict[str, int]]:
+    """`operations` and `reads` of `steps`, counted from 1."""
     ended = python("-c", COUNTED, str(recipe), *overrides)
     assert ended.code == 0, ended.err
     [line] = [line for line in ended.out.splitlines() if line.startswith("COUNTS ")]
-    return list(json.loads(line.removeprefix("COUNTS "))[2:4])
+    counts = json.loads(line.removeprefix("COUNTS "))
+    return [counts[step - 1] for step in steps]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +87,20 @@ def test_an_unlogged_step_has_few_operations_and_two_waits(
     for step in counted_steps(python, tiny_recipe, overrides):
         assert step["reads"] <= 2, step
         assert step["operations"] <= 650, step
+
+
+def test_after_the_release_a_step_is_that_of_a_lone_student(python: Python, tiny_recipe: Path, tmp_path: Path) -> None:
+    """And an adaptive weight reads a third number only in each tenth step, by when it has long been copied."""
+    settings = [*SETTINGS, "train.max_steps=14"]
+    to_0 = "distill.soft_weight={schedule: linear, start: 4, end: 0, span_steps: 6}"
+    adaptive = "distill.soft_weight={schedule: adaptive, start: 4, end: 0.5}"
+    taught, released = counted_steps(python, tiny_recipe, [f"output_dir={tmp_path}/a", *settings, to_0], (5, 9))
+    alone = [f"output_dir={tmp_path}/b", *settings, "teacher.path=null"]
+    assert [released] == counted_steps(python, tiny_recipe, alone, (9,))
+    assert taught["operations"] > 1.1 * released["operations"]
+    weighed = [f"output_dir={tmp_path}/c", *settings, adaptive, "teacher.release_after_steps=3"]
+    reads = [step["reads"] for step in counted_steps(python, tiny_recipe, weighed, range(3, 14))]
+    assert reads == [3 if step == 10 else 2 for step in range(3, 14)]
 
 
 @pytest.mark.slow

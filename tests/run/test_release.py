@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from harness.ranks import Run
 from harness.runs import back_to, completed, rows_of
 from safetensors.torch import load_file, save_file
 
@@ -182,3 +183,31 @@ def test_a_step_without_a_label_moves_no_adaptive_weight() -> None:
     meter = SimpleNamespace(losses=lambda: {"hard": torch.zeros(()), "soft": torch.zeros(())})
     weight.observe(meter, SimpleNamespace(aligned_share=None, temperature=1.0))  # type: ignore[arg-type]
     assert {name: weight.state_dict()[name] for name in seen} == seen
+
+
+# Rounding could differ between ranks; here their counts do.
+DECIDE = """
+import sys
+from types import SimpleNamespace
+from dwt_ds.config.objective import DistillConfig, Schedule
+from dwt_ds.config.schema import RunConfig, TeacherConfig
+from dwt_ds.engine import ranks
+from dwt_ds.engine.checkpoint.manifest import RunState
+from dwt_ds.run.soft_weight import SoftWeight
+ranks.start_ranks(120)
+distill = DistillConfig(soft_weight=Schedule("adaptive", 4.0, signal="gap"))
+config = RunConfig(teacher=TeacherConfig(path="a", release_after_steps=12), distill=distill)
+low = {"hard": 1.0, "soft": 1.0, "count": 19.0, "teacher_loss": 9.0, "idle_steps": float(sys.argv[1])}
+state = RunState(step=19, teacher_loss=9.0, adaptive=low)
+weight = SoftWeight(SimpleNamespace(config=config, total_steps=100), state, None)
+print("DUE" if weight.release_is_due(20) else "NOT YET")
+ranks.stop_ranks()
+"""
+
+
+@pytest.mark.parametrize(("idle", "due"), [((11, 13), "DUE"), ((0, 23), "NOT YET")])
+def test_ranks_that_count_differently_release_the_teacher_together(
+    idle: tuple[int, int], due: str, run_ranks: Run
+) -> None:
+    said = run_ranks([["-c", DECIDE, str(steps)] for steps in idle])
+    assert [ended.out.split("\n")[-2] for ended in said] == [due, due], said

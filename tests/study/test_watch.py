@@ -19,6 +19,7 @@ from dwt_ds.base.locks import FolderLock, current_writer
 from dwt_ds.base.software import host_name
 from dwt_ds.cli.main import main
 from dwt_ds.config.schema import RunConfig
+from dwt_ds.run.progress import clock
 from dwt_ds.study import watch
 from dwt_ds.study.terminal_chart import block_curve
 from dwt_ds.study.watch import lines_of, observe
@@ -109,6 +110,27 @@ def test_losses_on_other_text_are_in_the_last_evaluation(run: Path) -> None:
     seen = observe(run)
     assert seen.last[-1] == "step 21  held-out: books 6.0000"
     assert seen.held_out == []
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        (12, 2 * (8 + 20 / 2)),  # 8 steps with the teacher, 20 of half the work
+        (24, 1 * 16),  # the pace since the release, not that of the last ten rows
+    ],
+)
+def test_the_time_left_counts_the_teacher_until_its_release(step: int, left: int, run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["teacher"]["path"] = "any"
+    config["distill"]["soft_weight"] |= {"schedule": "linear", "start": 4.0, "end": 0.0, "span": 0.5}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "metrics.jsonl").unlink()
+    for done in range(1, step + 1):
+        taught = done <= 20
+        work = {"teacher_active": taught, "mfu": 0.4 if taught else 0.2, "mfu_student": 0.2}
+        add(run / "metrics.jsonl", logged(done, 7.0) | work | {"elapsed_seconds": 2.0 * done - max(0, done - 20)})
+    assert observe(run).state.endswith(f"ETA {clock(left)}")
 
 
 @pytest.mark.usefixtures("running")

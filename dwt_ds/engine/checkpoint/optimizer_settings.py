@@ -1,4 +1,4 @@
-"""The settings of this start's optimizer, kept while a checkpoint is loaded that has those of its own time."""
+"""Keeps the optimizer settings of this start when a checkpoint with older ones is loaded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PROGRESS_OF_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hyster
 
 @contextmanager
 def keep_optimizer_settings(engine: Any) -> Iterator[None]:
-    """Put back, after the block has loaded a checkpoint, what the JSON of this start says.
+    """Restore the optimizer settings of this start's JSON after the block has loaded a checkpoint.
 
-    DeepSpeed 0.19.8 takes it from the checkpoint: all settings of the parameter groups, fp16's loss scaler as a whole,
-    and under some ZeRO stages the norm to clip to. The schedule has to set the rate of the next step again.
+    DeepSpeed 0.19.8 takes them from the checkpoint: all settings of the parameter groups, fp16's loss scaler as a
+    whole, and under some ZeRO stages the norm to clip to. The schedule has to set the rate of the next step again.
     """
     optimizer = engine.optimizer
     groups = [

@@ -105,7 +105,7 @@ def with_fp32_biases(logits: Logits) -> Logits:
 
 
 def exponent_of(scalars: Tensor) -> Exponent:
-    """Whether tau is 1 only a CPU knows without a synchronisation."""
+    """``Exponent`` from the scalars. Only on a CPU is it known without a synchronisation whether tau is 1."""
     named = Scalars(*scalars.unbind())
     factor, residual = named.factor.float(), named.residual.float()
     if factor.device.type != "cpu":

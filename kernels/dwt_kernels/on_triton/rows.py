@@ -29,10 +29,10 @@ from dwt_kernels.on_triton.scalar_kernels import (
     terms_kernel,
 )
 
-# A program of the gradient does one block and ends; some load while others compute. Eight columns a thread: with 16 the
-# assembler waits for one pair of loads before it starts the next, and takes 55 registers: nine programs of four warps
-# fit a multiprocessor, which load 36 KiB at a time. With eight it takes 32: eight programs of eight warps, all threads
-# that there are, which load 64 KiB. So sm_90a's assembly says; it was not timed.
+# A program of the gradient does one block and ends; some load while others compute. A thread has eight columns. With
+# 16, its second pair of loads starts only after the first has arrived, and it takes 55 registers: nine programs of four
+# warps fit a multiprocessor and load 36 KiB at a time. With eight it takes 32: eight programs of eight warps, all
+# threads that there are, load 64 KiB. This is from sm_90a's assembly; it was not timed.
 GRADIENT_BLOCK = 2048
 GRADIENT_WARPS = 256 // THREADS_PER_WARP
 

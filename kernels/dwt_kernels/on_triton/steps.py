@@ -23,10 +23,11 @@ Gradient: hard_scale (p_s - onehot) + soft_scale (p_s^tau - p_t^tau), from the l
 ``row`` is the tuple (student pointer, student bias, student column stride, teacher pointer, teacher bias, teacher
 column stride); biases (V,) and the teacher may be None.
 
-A row of 30,522 words begins anywhere, but in all matrices at the same distance from a multiple of WIDTH columns, 16
-bytes, if the matrices begin at one. So places are counted from that multiple, ``head`` before the row (``head_of``):
-the row is at the places from ``head`` on, pointers and biases are those of place 0 (``row_pointer``), and a block that
-begins at a multiple of WIDTH and lies within the row is loaded and stored WIDTH columns at a time.
+A row of 30,522 words need not begin at a multiple of WIDTH columns (16 bytes). But if the matrices begin at one, the
+row begins equally far behind such a multiple in all of them. So places are counted from that multiple, ``head`` columns
+before the row (``head_of``). The row is at the places from ``head`` on; pointers and biases are those of place 0
+(``row_pointer``). A block that begins at a multiple of WIDTH and lies within the row is loaded and stored WIDTH columns
+at a time.
 """
 
 from __future__ import annotations
