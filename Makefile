@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | bench | lint        (see README.md)
+# make quickstart | test | test-slow | bench | lint        (see README.md and CONTRIBUTING.md)
 #
 # PYTHON       interpreter for the virtual environment             (default: python3)
 # TORCH_INDEX  address of an index of CPU builds of torch, for machines without a GPU; if it does not answer, make stops

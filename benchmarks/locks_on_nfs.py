@@ -162,19 +162,8 @@ def inside(packages: Path) -> None:
 
 class Host:
     def __init__(self, number: int) -> None:
-        words = [
-            "ip",
-            "netns",
-            "exec",
-            f"node-{number}",
-            "unshare",
-            "--mount",
-            "--uts",
-            "sh",
-            "-c",
-            HOST.format(n=number),
-        ]
-        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        shell = f"ip netns exec node-{number} unshare --mount --uts sh -c".split()
+        self._process = subprocess.Popen([*shell, HOST.format(n=number)], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 

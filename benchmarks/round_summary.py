@@ -5,13 +5,13 @@ python benchmarks/round_summary.py RESULTS > summary.md
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-Row = dict[str, str]
+from rows import Row, read_rows
+
 NOT_MEASURED = "not measured"
 LIGER_SHAPE = ("8192", "128256")
 
@@ -96,11 +96,7 @@ def _pair(results: Path) -> str:
 
 
 def _rows(results: Path, pattern: str) -> list[Row]:
-    found: list[Row] = []
-    for path in sorted(results.glob(pattern)):
-        with path.open(newline="", encoding="utf-8") as lines:
-            found += csv.DictReader(lines)
-    return found
+    return [row for path in sorted(results.glob(pattern)) for row in read_rows(path)]
 
 
 def _table(rows: Sequence[Row], columns: Iterable[str] = ()) -> str:

@@ -25,6 +25,14 @@ def processor_and_cores() -> str:
     return f"{processor()} x {len(os.sched_getaffinity(0))}"
 
 
+def read_rows(results: Path) -> list[Row]:
+    """The rows of a CSV file, as text; none if it is not there."""
+    if not results.is_file():
+        return []
+    with open(results, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def append_row(results: Path, row: Row) -> None:
     """Add a row to a CSV file; the first row of a file brings its header."""
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -57,11 +65,7 @@ class Table:
     """
 
     def __init__(self, path: Path, figures: Sequence[str]) -> None:
-        self._path, self._figures = path, figures
-        self.rows: list[Row] = []
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as lines:
-                self.rows = list(csv.DictReader(lines))
+        self._path, self._figures, self.rows = path, figures, read_rows(path)
 
     def has(self, key: Row) -> bool:
         """Whether there is a row with these values that did not end with an error."""

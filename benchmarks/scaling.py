@@ -13,7 +13,6 @@ and scaling_paper.csv; both draw docs/figures/scaling.png from these files.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -22,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rows import processor, write_rows
+from rows import processor, read_rows, write_rows
 
 from dwt_ds.base.ports import reserve_port
 from dwt_ds.run.folder import RunFolder
@@ -34,6 +33,8 @@ WORKER = Path(__file__).with_name("measured_run.py")
 
 GPUS = (8, 64, 512)
 ZERO = "deepspeed.zero_optimization"
+ZERO_3 = [f"{ZERO}.stage=3", f"{ZERO}.overlap_comm=false"]
+RELEASED = [*ZERO_3, f"{ZERO}.stage3_max_reuse_distance=0", f"{ZERO}.stage3_prefetch_bucket_size=0"]
 # Name -> overrides; the first is the recipe as it is.
 SETTINGS: dict[str, list[str]] = {
     "ZeRO-2": [],
@@ -43,20 +44,9 @@ SETTINGS: dict[str, list[str]] = {
     "ZeRO-2, 4 accumulated": ["train.gradient_accumulation_steps=4"],
     "ZeRO-1, 4 accumulated": [f"{ZERO}.stage=1", "train.gradient_accumulation_steps=4"],
     "ZeRO-2, 4 x micro-batch": ["train.micro_batch_size={larger}"],
-    "ZeRO-3": [f"{ZERO}.stage=3", f"{ZERO}.overlap_comm=false"],
-    "ZeRO-3, weights released": [
-        f"{ZERO}.stage=3",
-        f"{ZERO}.overlap_comm=false",
-        f"{ZERO}.stage3_max_reuse_distance=0",
-        f"{ZERO}.stage3_prefetch_bucket_size=0",
-    ],
-    "ZeRO-3, weights released, hpZ 8": [
-        f"{ZERO}.stage=3",
-        f"{ZERO}.overlap_comm=false",
-        f"{ZERO}.stage3_max_reuse_distance=0",
-        f"{ZERO}.stage3_prefetch_bucket_size=0",
-        f"{ZERO}.zero_hpz_partition_size=8",
-    ],
+    "ZeRO-3": ZERO_3,
+    "ZeRO-3, weights released": RELEASED,
+    "ZeRO-3, weights released, hpZ 8": [*RELEASED, f"{ZERO}.zero_hpz_partition_size=8"],
 }
 RECIPES = {"paper_weak": 16, "large": 64}
 """Recipe -> its micro-batch."""
@@ -207,13 +197,6 @@ def _figures(plan: Any) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def _draw() -> None:
     import matplotlib
 
@@ -221,7 +204,7 @@ def _draw() -> None:
     from matplotlib import pyplot
 
     figure, (left, *right) = pyplot.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
-    measured = _read(MEASURED)
+    measured = read_rows(MEASURED)
     ranks = [int(row["ranks"]) for row in measured]
     for key, label, marker in (
         ("optimizer_bytes", "optimizer state", "o"),
@@ -235,7 +218,7 @@ def _draw() -> None:
         left.plot(ranks, [first / number for number in ranks], "k:", label="1 / N")
     left.set(title="measured, ZeRO-2, per rank", xlabel="gloo ranks", ylabel="MB", xticks=ranks, ylim=(0, None))
     left.legend(fontsize=7)
-    paper = _read(PAPER)
+    paper = read_rows(PAPER)
     for axes, recipe in zip(right, RECIPES):
         for name in SETTINGS:
             rows = [row for row in paper if row["recipe"] == recipe and row["setting"] == name]

@@ -34,9 +34,9 @@ class Words(NamedTuple):
     """How a language's sentences are made."""
 
     words: str
-    between: str
-    end: str
-    after: str
+    between: str = " "
+    end: str = "."
+    after: str = " "
     """What stands between two sentences."""
 
 
@@ -44,51 +44,33 @@ LANGUAGES = {
     "English": Words(
         "river bridge the a of house old winter letter boat and by saw was with night road garden they left market "
         "never before found quietly station reading window summer",
-        between=" ",
-        end=".",
-        after=" ",
     ),
     "German": Words(
         "Fluß Brücke der die das Häuser alt für Winter Briefe und über sah war mit Nächte Straße Gärten sie gingen "
         "Märkte niemals früher gefunden leise Bahnhöfe lesend Fenster schön",
-        between=" ",
-        end=".",
-        after=" ",
     ),
     "French": Words(
         "rivière pont le la de maison âgé hiver lettre bateau et près vit était avec nuit forêt château ils gelée "
         "marché déjà été trouvé à gare élève fenêtre où",
-        between=" ",
-        end=".",
-        after=" ",
     ),
     "Russian": Words(
         "река мост дом старый зимний письмо лодка и около видел был с ночью дорога сад они шёл рынок никогда раньше "
         "нашёл тихий вокзал чтение окно моей её лёд",
-        between=" ",
-        end=".",
-        after=" ",
     ),
     "Hindi": Words(
         "नदी पुल घर पुराना सर्दी चिट्ठी नाव और पास देखा था साथ रात सड़क बगीचा वे गए बाज़ार कभी पहले मिला धीरे स्टेशन पढ़ना "
         "खिड़की में है की",
-        between=" ",
         end="।",
-        after=" ",
     ),
     "Arabic": Words(
         "نهر جسر بيت قديم شتاء رسالة قارب و قرب رأى كان مع ليل طريق حديقة هم ذهبوا سوق أبدا قبل وجد بهدوء محطة قراءة "
         "نافذة في آخر إلى",
-        between=" ",
-        end=".",
-        after=" ",
     ),
     "Thai": Words(
         "แม่น้ำ สะพาน บ้าน เก่า ฤดูหนาว จดหมาย เรือ และ ใกล้ เห็น เป็น กับ คืน ถนน สวน พวกเขา ไป ตลาด ไม่เคย ก่อน พบ เงียบ "
         "สถานี อ่าน หน้าต่าง ที่ มี ใน",
         between="",
         end="",
-        after=" ",
     ),
     "Chinese": Words(
         "河流 桥 房子 旧 冬天 信 船 和 附近 看见 是 与 夜晚 道路 花园 他们 去了 市场 从不 "

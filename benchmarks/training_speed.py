@@ -43,6 +43,7 @@ from dwt_ds.base.gpus import gpu_count
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.launch.local import on_this_machine
+from dwt_ds.models.flops import meta_model, work_of_a_row
 from dwt_ds.run.folder import RunFolder
 
 SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS, VOCABULARY = 128, 768, 6, 4, 30_522
@@ -96,7 +97,9 @@ def _compare_with_the_loop(options: argparse.Namespace, folder: Path) -> None:
     student = BertConfig(num_hidden_layers=STUDENT_LAYERS)
     student.vocab_size = _make_teacher(packed, folder / "teacher", student)
     loop = EagerLoop(sentences, folder / "teacher", student)
-    flops = flops_per_token(student.vocab_size)
+    # round(0.15 x 128) labels a row.
+    models = (meta_model(config) for config in (student, BertConfig.from_pretrained(folder / "teacher")))
+    flops = work_of_a_row(*models, seq_len=SEQ_LEN, labels=19, vocab_size=student.vocab_size).per_row / SEQ_LEN
     rounds = []
     for number in range(options.rounds):
         gemm = gemm_flops_per_second()
@@ -126,18 +129,6 @@ def _compare_with_the_loop(options: argparse.Namespace, folder: Path) -> None:
     }
     print("\n".join(f"{key:<26} {value}" for key, value in row.items()))
     append_row(options.out / "training_speed.csv", row)
-
-
-def flops_per_token(vocab_size: int, labelled_share: float = 19 / 128) -> float:
-    """Operations that training needs for one real token: student three passes, teacher one.
-
-    In the last layer all but keys, values, queries and their attention is needed at the labelled tokens only.
-    """
-    attention = 4 * SEQ_LEN * HIDDEN  # scores, and their product with the values
-    layer = 2 * 12 * HIDDEN**2 + attention
-    last = 2 * 3 * HIDDEN**2 + attention + labelled_share * 2 * 9 * HIDDEN**2
-    head = labelled_share * 2 * (HIDDEN**2 + HIDDEN * vocab_size)
-    return 3 * ((STUDENT_LAYERS - 1) * layer + last + head) + (TEACHER_LAYERS - 1) * layer + last + head
 
 
 def gemm_flops_per_second() -> float:

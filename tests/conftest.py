@@ -19,6 +19,7 @@ pytest_plugins = [
     "harness.tiny",
     "harness.corpus",
     "harness.plans",
+    "harness.errors",
 ]
 
 # There is a worker of tests for each core, and threads of both would wait for one another.

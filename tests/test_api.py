@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from harness.ranks import Python
+from harness.runs import write_run
 
 import dwt_ds.cli.main
 from dwt_ds import api, prepare, pretrain, report
@@ -86,11 +86,7 @@ def test_mistakes_are_raised_before_anything_starts(tiny_recipe: Path, tmp_path:
 def test_report_takes_runs_one_by_one_or_in_a_list(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
-        path.mkdir()
-        (path / "config.yaml").write_text(yaml.safe_dump(RunConfig().to_dict()))
-        rows = [{"step": 2, "loss": 5.0, "hard_loss": 5.0, "tokens": 9, "elapsed_seconds": 1.0}]
-        rows.append({"step": 2, "eval_hard_loss": 5.0, "eval_soft_loss": 0.1})
-        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_run(path, {2: 5.0}, RunConfig().to_dict())
     assert report(paths, against="a") == tmp_path / "report" / "index.html"
     assert report(str(paths[0]), paths[1], out=tmp_path / "page") == tmp_path / "page" / "index.html"
     with pytest.raises(ValueError, match="against c: is not one of the runs"):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
+from harness.errors import Refusal
+from harness.runs import write_run
 
 from dwt_ds.base import locks
 from dwt_ds.base.software import host_name
@@ -53,13 +53,8 @@ def hold() -> Iterator[Hold]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """What a report needs of a run."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(RunConfig().to_dict()))
-    rows = [{"step": 2, "loss": 5.0, "hard_loss": 5.0, "tokens": 9, "elapsed_seconds": 1.0}]
-    rows.append({"step": 2, "eval_hard_loss": 5.0, "eval_soft_loss": 0.1})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    write_run(tmp_path / "run", {2: 5.0}, RunConfig().to_dict())
+    return tmp_path / "run"
 
 
 def refused(arguments: list[object], out: Path, owner: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,11 +112,9 @@ def test_a_page_of_somebody_elses_is_not_written_over(
 
 
 @pytest.mark.parametrize("words", [["--out", "a\nb"], ["--out", "ok", "a\tb"]])
-def test_a_name_that_no_message_could_show_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", *words, *(["run"] if len(words) == 2 else [])]) == 2
-    error = capsys.readouterr().err
+def test_a_name_that_no_message_could_show_is_refused(words: list[str], refusal: Refusal) -> None:
+    error = refusal("export", *words, *(["run"] if len(words) == 2 else []))
     assert "has a line break, a control character or a byte that is not UTF-8; rename it" in error
-    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["data #1", "2024", "'q'", "null", "[1]"])

@@ -98,22 +98,17 @@ class _Loader(yaml.SafeLoader):
         self._open_anchors: list[str] = []
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent) and (name := self.peek_event().anchor) in self._open_anchors:
-            raise yaml.MarkedYAMLError(
-                problem=f"*{name} stands within &{name}", problem_mark=self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def compose_sequence_node(self, anchor: Any) -> Any:
-        self._open_anchors.append(anchor)
-        node = super().compose_sequence_node(anchor)
+        event: Any = self.peek_event()
+        if self.check_event(yaml.AliasEvent) and event.anchor in self._open_anchors:
+            said = f"*{event.anchor} stands within &{event.anchor}"
+            raise yaml.MarkedYAMLError(problem=said, problem_mark=event.start_mark)
+        self._open_anchors.append(event.anchor)
+        node = super().compose_node(parent, index)
         self._open_anchors.pop()
         return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        self._open_anchors.append(anchor)
         node = super().compose_mapping_node(anchor)
-        self._open_anchors.pop()
         names = [key.value for key, _ in node.value]
         duplicate = next((name for name in names if names.count(name) > 1), None)
         if duplicate is not None:

@@ -61,14 +61,7 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.plan.shapes import build_shapes
 
     per_node = args.gpus_per_node if args.gpus_per_node is not None else (2 if args.gpu == "cpu" else 8)
-    _check_above_0(
-        {
-            "--nodes": args.nodes,
-            "--gpus-per-node": per_node,
-            "--network-gbps": args.network_gbps,
-            "--launch-us": args.launch_us,
-        }
-    )
+    _check_above_0(nodes=args.nodes, gpus_per_node=per_node, network_gbps=args.network_gbps, launch_us=args.launch_us)
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
     if args.release_at is not None and not 0 <= args.release_at <= 1:
@@ -100,7 +93,7 @@ def _check_release(share: float, plan: Plan) -> None:
         )
 
 
-def _check_above_0(values: dict[str, float | None]) -> None:
+def _check_above_0(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value <= 0:
-            raise ValueError(f"{name} {value}: must be above 0")
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be above 0")

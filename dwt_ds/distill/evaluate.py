@@ -57,17 +57,14 @@ def held_out_loss(
     one = torch.ones((), device=device)
     tau = torch.tensor(temperature, device=device)
     scalars = LossScalars(one, tau, hard_rows=one, soft_rows=one, hidden_rows=one)
-    sums = torch.zeros(5, dtype=torch.float64, device=device)
-    is_shared = False
+    sums, counts, is_shared = torch.zeros(3, dtype=torch.float64, device=device), [0, 0], False
     for batch in batches:
         loss = objective(batch, teacher(batch) if teacher else None, scalars)
-        labels = soft_rows = _count(len(batch.labels), device)
-        shared_hard = torch.zeros_like(loss.hard)
-        if loss.shared_hard is not None and batch.teacher is not None:
-            is_shared, shared_hard = True, loss.shared_hard
-            soft_rows = _count(len(batch.teacher.aligned), device)
-        sums += torch.stack([each.double() for each in (loss.hard, loss.soft, shared_hard, labels, soft_rows)])
-    hard, soft, shared_hard, labels, soft_rows = reduce_sum(sums).tolist()
+        is_shared = loss.shared_hard is not None
+        shared_hard = torch.zeros_like(loss.hard) if loss.shared_hard is None else loss.shared_hard
+        sums += torch.stack([loss.hard, loss.soft, shared_hard])
+        counts = [counts[0] + len(batch.labels), counts[1] + batch.soft_rows]
+    hard, soft, shared_hard, labels, soft_rows = reduce_sum(torch.cat([sums, sums.new_tensor(counts)])).tolist()
     if not labels:
         return None
     soft_rows = max(soft_rows, 1.0)  # rows may have labels of which none is aligned
@@ -93,7 +90,7 @@ def teacher_held_out_loss(
         config: the loss kernel is the student's.
         shared: which entries of a vocabulary of its own are the student's too.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums, count = torch.zeros(2, dtype=torch.float64, device=device), 0
     common = None
     if shared is not None:
         common = SharedEntries.of(shared, device).index_of_student, torch.from_numpy(shared.teacher_ids).to(device)
@@ -111,8 +108,9 @@ def teacher_held_out_loss(
             among_all = _cross_entropy(view.hidden, *whole, ids[labels], vocab_size, config, reduction="none")
             # Both are -log p(label), and differ by the log of what the shared entries have of the probability.
             loss, mass = among_some.sum(), (among_some - among_all).exp().sum()
-        sums += torch.stack([loss, mass, _count(len(labels), device).double()])
-    loss_of_all, mass_of_all, rows = reduce_sum(sums).tolist()
+        sums += torch.stack([loss, mass])
+        count += len(labels)
+    loss_of_all, mass_of_all, rows = reduce_sum(torch.cat([sums, sums.new_tensor([count])])).tolist()
     return TeacherHeldOut(loss_of_all / rows, None if shared is None else mass_of_all / rows) if rows else None
 
 
@@ -136,8 +134,3 @@ def _cross_entropy(
         backend=config.backend,
         memory=config.memory,
     ).hard.double()
-
-
-def _count(number: int, device: torch.device) -> Tensor:
-    """0-d int64. `torch.tensor` would copy it from the host, which waits for a GPU."""
-    return torch.full((), number, device=device)

@@ -7,13 +7,13 @@ processes of this package hold a record lock on that file, which ends with them.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from torch.utils.file_baton import FileBaton
 
@@ -42,7 +42,7 @@ def find_abandoned_locks() -> list[Path]:
     """Locks in the extensions folder that stop a run: their build has written nothing for 10 minutes, and is not seen
     to run."""
     locks = sorted(extensions_folder().glob("*/lock"))
-    return [lock for lock in locks if _abandoned(lock) and not (_is_built(lock.parent) and _holder_ended(lock))]
+    return [lock for lock in locks if _abandoned(lock) and not (_is_built(lock.parent) and _holder(lock) == "ended")]
 
 
 def extensions_folder() -> Path:
@@ -84,7 +84,7 @@ def _wait(baton: FileBaton) -> None:
     lock, began, reported = Path(baton.lock_file_path), time.monotonic(), False
     while lock.exists():
         # A killed build may have a compiler that still writes.
-        if _is_built(lock.parent) and _holder_ended(lock, remove=True):
+        if _is_built(lock.parent) and _holder(lock, remove=True) == "ended":
             return
         if _abandoned(lock):
             raise ValueError(
@@ -105,40 +105,21 @@ def _is_built(folder: Path) -> bool:
     return any(folder.glob("*.so"))
 
 
-def _holder_ended(lock: Path, *, remove: bool = False) -> bool:
-    """Whether the lock's process held its record lock, here or on another host, and holds it no more.
+def _holder(lock: Path, *, remove: bool = False) -> Literal["lives", "ended", "not seen"]:
+    """What is seen of the process that took the lock's record lock, here or on another host.
 
-    With `remove` the file is deleted, unless another process has taken it since.
+    With `remove` the file of one that ended is deleted, unless another process has taken it since.
     """
-    try:
-        descriptor = os.open(lock, os.O_RDWR)
-    except OSError:  # it has just ended well, or is another user's
-        return False
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ended = os.read(descriptor, len(_HELD)) == _HELD
-        if ended and remove and os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-            lock.unlink()
-        return ended
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process is seen to hold the record lock, here or on another host."""
-    try:
-        descriptor = os.open(lock, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)  # others: a file system without locks
-    finally:
-        os.close(descriptor)
+    with suppress(OSError), open(lock, "r+b") as file:  # it has just ended well, or is another user's
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # other errors: a file system without locks
+            return "lives"
+        if file.read() == _HELD:
+            if remove and os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                lock.unlink()
+            return "ended"
+    return "not seen"
 
 
 def _abandoned(lock: Path) -> bool:
@@ -151,4 +132,4 @@ def _abandoned(lock: Path) -> bool:
     except FileNotFoundError:  # the build has just ended
         return False
     # On a busy machine the compiler may take longer for a single file.
-    return time.time() - written > _ABANDONED_SECONDS and not _is_held(lock)
+    return time.time() - written > _ABANDONED_SECONDS and _holder(lock) != "lives"

@@ -86,16 +86,13 @@ def _rise(step: int, settings: Mapping[str, Any]) -> float:
 
 def _fall(step: int, settings: Mapping[str, Any]) -> float:
     """Share of the decay that is done at `step`: 0 where the warm-up ends, 1 one step after the last step."""
+    if "total_num_steps" not in settings:  # WarmupLR, which has none
+        return 0.0
     warmup_steps, total_steps = settings["warmup_num_steps"], settings["total_num_steps"]
     return min(1.0, max(0, step - warmup_steps) / max(1, total_steps + 1 - warmup_steps))
 
 
 def _warmup(step: int, settings: Mapping[str, Any], deepspeeds: Any) -> list[float]:
-    share = _rise(step, settings)
-    return [low + (high - low) * share for low, high in zip(deepspeeds.min_lrs, deepspeeds.max_lrs)]
-
-
-def _warmup_and_decay(step: int, settings: Mapping[str, Any], deepspeeds: Any) -> list[float]:
     share = _rise(step, settings) * (1.0 - _fall(step, settings))
     return [low + (high - low) * share for low, high in zip(deepspeeds.min_lrs, deepspeeds.max_lrs)]
 
@@ -109,14 +106,10 @@ def _warmup_and_cosine(step: int, settings: Mapping[str, Any], deepspeeds: Any) 
     return [peak * ratio for peak in deepspeeds.org_lrs]
 
 
-def _warmup_and_stable_and_decay(step: int, settings: Mapping[str, Any], ours: WarmupStableDecayLR) -> list[float]:
-    return ours.rates(step)
-
-
 # For the others, LRRangeTest and OneCycle, DeepSpeed's classes give step 1 the initial rate that they promise.
 _FORMULAS: dict[str, Callable[[int, Mapping[str, Any], Any], list[float]]] = {
     "WarmupLR": _warmup,
-    "WarmupDecayLR": _warmup_and_decay,
+    "WarmupDecayLR": _warmup,
     "WarmupCosineLR": _warmup_and_cosine,
-    WARMUP_STABLE_DECAY_LR: _warmup_and_stable_and_decay,
+    WARMUP_STABLE_DECAY_LR: lambda step, _, ours: ours.rates(step),
 }

@@ -8,6 +8,7 @@ without its CUDA extensions, and the package of that name on the Python index is
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -41,8 +42,8 @@ _MODULES = {
 _INSTALL_LAMB = "pip install pytorch-optimizer"
 _TESTED_UNDER_ZERO = frozenset({"adam", "adamw", "adagrad", "lion", "muon", "apex.fusedadam"})
 _ADAMS = frozenset({"adam", "adamw"})
-# Settings of DeepSpeed's Adam that decide which class it constructs, or change nothing.
-_NOT_TORCHS = frozenset({"adam_w_mode", "torch_adam", "fp32_optimizer_states", "foreach", "set_grad_none"})
+# Settings of Adam that DeepSpeed takes out before it constructs one.
+_TAKEN_OUT = frozenset({"adam_w_mode", "torch_adam", "fp32_optimizer_states"})
 # `Lamb` is the first of these that is usable.
 _LAMBS = ("deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb")
 
@@ -125,11 +126,8 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
     if name.lower() in (_ADAMS | {"muon"}) and params.get("amsgrad") and not params.get("torch_adam"):
         place = origin.name("optimizer.params.amsgrad")
         raise ValueError(f"{place}=true: DeepSpeed's Adam does not provide it; set optimizer.params.torch_adam to true")
-    if name.lower() in _ADAMS and "fused" in params and not params.get("torch_adam"):
-        raise ValueError(
-            f"{origin.name('optimizer.params.fused')}: a setting of torch's Adam, which is fused by itself where it is "
-            "used; remove it, or set optimizer.params.torch_adam to true"
-        )
+    if name.lower() in _ADAMS:
+        _check_adam_settings(params, offloaded=_offloaded(ds_values), origin=origin)
     if stage > 0 and name.lower() not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
         raise ValueError(
             f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe "
@@ -137,6 +135,23 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
         )
     if name in CLIENT_OPTIMIZERS and _offloaded(ds_values):
         raise ValueError(f"{said} does not work on offloaded state; remove offload_optimizer, or use AdamW")
+
+
+def _check_adam_settings(params: Mapping[str, Any], *, offloaded: bool, origin: Origin) -> None:
+    """Refuse settings of another Adam than the one that DeepSpeed constructs, which would end in a traceback."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    torchs = set(inspect.signature(torch.optim.AdamW).parameters) - {"differentiable"}  # it excludes the fused form
+    if params.get("torch_adam"):
+        used, known, fix = "torch's Adam", torchs, ", or optimizer.params.torch_adam"
+    else:
+        adam = DeepSpeedCPUAdam if offloaded else FusedAdam
+        used, known, fix = adam.__name__, set(inspect.signature(adam).parameters), ""
+    foreign = next((key for key in params if key not in known | _TAKEN_OUT), None)
+    if foreign is not None:
+        if not params.get("torch_adam") and foreign in torchs:
+            fix = ", or set optimizer.params.torch_adam to true"
+        raise ValueError(f"{origin.name(f'optimizer.params.{foreign}')}: {used} has no such setting; remove it{fix}")
 
 
 def _offloaded(ds_values: Mapping[str, Any]) -> bool:
@@ -171,7 +186,9 @@ def client_optimizer(
     if name.lower() in _ADAMS and _is_torchs_fused_adam(ds_values, device):
         # As in DeepSpeed, Adam is AdamW unless the JSON says otherwise.
         decoupled = name.lower() == "adamw" or params.get("adam_w_mode", True)
-        settings = {key: value for key, value in params.items() if key not in {*_NOT_TORCHS, "bias_correction"}}
+        settings = {
+            key: value for key, value in params.items() if key not in {*_TAKEN_OUT, "bias_correction", "set_grad_none"}
+        }
         torchs = torch.optim.AdamW if decoupled else torch.optim.Adam
         return lambda parameters: torchs(parameters, fused=True, **settings)
     if name.lower() == "lamb":

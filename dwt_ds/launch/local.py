@@ -121,12 +121,12 @@ def pretrain_command(recipe: Path, overrides: Sequence[str], ranks: int) -> list
     """A run on this machine, for a process of its own: `dwt-ds launch`, or its only rank by itself.
 
     Without DeepSpeed's launcher, whose processes load DeepSpeed one after another, the first step comes sooner. The
-    DeepSpeed JSON is the recipe's, whatever the environment says.
+    DeepSpeed JSON is the recipe's and the port a free one, whatever the environment says: there may be several runs.
     """
     words = [path_argument(recipe), *overrides]
-    if ranks == 1:
-        return [sys.executable, "-m", "dwt_ds.pretrain", *words]
-    return ["env", "-u", "DEEPSPEED_CONFIG", *own_command("launch", "--ranks", str(ranks), *words)]
+    alone = [sys.executable, "-m", "dwt_ds.pretrain", *words]
+    together = own_command("launch", "--ranks", str(ranks), *words)
+    return ["env", "-u", "DEEPSPEED_CONFIG", "-u", "MASTER_PORT", *(alone if ranks == 1 else together)]
 
 
 def printed_commands(

@@ -139,10 +139,6 @@ def _group_lives(group: int) -> bool:
     with suppress(ChildProcessError):
         while os.waitpid(-group, os.WNOHANG)[0]:
             pass
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
     return any(_lives_in(group, process) for process in psutil.process_iter())
 
 

@@ -39,7 +39,7 @@ _OFFSET_POSITIONS = frozenset(
     }
 )
 # What a family's configuration may call these.
-_INTERMEDIATE_FIELDS = ("intermediate_size", "hidden_dim", "ffn_dim")
+_INTERMEDIATE_FIELDS = ("intermediate_size", "hidden_dim", "ffn_dim", "feed_forward_size")
 _DROPOUT_FIELDS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -103,6 +103,11 @@ def student_model_config(student: StudentConfig, **data: Unpack[DataSizes]) -> P
             f"student.family={student.family!r}: transformers has no masked-LM class for this model type{fix}"
         )
     defaults = AutoConfig.for_model(student.family)
+    if defaults.is_encoder_decoder:
+        raise ValueError(
+            f"student.family={student.family!r}: it has a decoder beside the encoder, and the recipe has the sizes of "
+            "one of them only; choose a family of encoders"
+        )
     _check_sizes(student, data["seq_len"], defaults)
     beginning, end, pad = data.get("cls_token_id"), data.get("sep_token_id"), data["pad_token_id"]
     decided = {
@@ -153,6 +158,7 @@ def build_student(student: StudentConfig, **data: Unpack[DataSizes]) -> PreTrain
     family or the machine lacks.
     """
     config = student_model_config(student, **data)
+    check_attention(student.attention, masked_lm_class(config))
     implementation = attention_implementation(student.attention, masked_lm_class(config))
     try:
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
@@ -162,6 +168,13 @@ def build_student(student: StudentConfig, **data: Unpack[DataSizes]) -> PreTrain
             raise ValueError(f"student.attention={student.attention!r}: {reason}; use eager or auto") from error
         raise ValueError(_refused(student, error)) from error
     return model.train()
+
+
+def check_attention(choice: AttentionChoice, model_class: Any) -> None:
+    """Refuse an implementation of `student.attention` that transformers' class does not have (ValueError)."""
+    has = {"sdpa": model_class._supports_sdpa, "flash_attention_2": model_class._supports_flash_attn}
+    if not has.get(choice, True):
+        raise ValueError(f"student.attention={choice!r}: {model_class.__name__} does not have it; use eager or auto")
 
 
 def attention_implementation(choice: AttentionChoice, model_class: Any = None) -> str:

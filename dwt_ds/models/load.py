@@ -73,7 +73,7 @@ def load_masked_lm(
 def load_model_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration of the model that `load_masked_lm` would load, and its errors; no weights are read."""
     where = os.path.expanduser(path)
-    _check_exists(where)
+    check_exists(where)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -114,7 +114,8 @@ def weights_origin(path: str | None, *, trust_remote_code: bool = False) -> str 
     return f"sha256 {digest.hexdigest()}"
 
 
-def _check_exists(where: str) -> None:
+def check_exists(where: str) -> None:
+    """Whether a model path is a folder with a whole model, or a model of the hub (FileNotFoundError, ValueError)."""
     folder = Path(where)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

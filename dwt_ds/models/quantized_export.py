@@ -25,6 +25,7 @@ from dwt_ds.config.quantization import Quantization, parse_quantization
 from dwt_ds.config.validate import validated
 from dwt_ds.data.tokenizer import load_tokenizer
 from dwt_ds.models.build import attention_implementation, longest_row
+from dwt_ds.models.load import check_exists
 from dwt_ds.models.quantization import (
     QuantizedWeight,
     add_fake_quantizers,
@@ -120,8 +121,7 @@ def quantize_checkpoint(
     if quantization is None:
         raise ValueError(f"quantization={settings!r} does not change the model; use w8a8, w4a8 or a mapping")
     where = Path(folder)
-    if not (where / "config.json").is_file():
-        raise FileNotFoundError(f"model path {str(folder)!r} has no config.json; give a folder in Hugging Face format")
+    check_exists(str(where))
     model_class = _model_class(AutoConfig.from_pretrained(where), where)
     try:
         model = model_class.from_pretrained(where, dtype=torch.float32)

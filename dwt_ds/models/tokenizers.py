@@ -59,16 +59,12 @@ def check_same_vocabulary(
     tokenizer = load_tokenizer(teacher)
     theirs, ours = tokenizer.get_vocab(), student.get_vocab()
     if theirs != ours:
-        by_id_theirs = {number: token for token, number in theirs.items()}
-        by_id_ours = {number: token for token, number in ours.items()}
-        ids = sorted(by_id_theirs.keys() | by_id_ours.keys())
-        first = next((each for each in ids if by_id_theirs.get(each) != by_id_ours.get(each)), None)
-        where = ""
-        if first is not None:
-            where = f"; first at id {first}: {_shown(by_id_theirs, first)} against {_shown(by_id_ours, first)}"
+        first = min(number for _, number in theirs.items() ^ ours.items())
+        by_id = [{number: repr(token) for token, number in each.items()} for each in (theirs, ours)]
+        shown = " against ".join(each.get(first, "nothing") for each in by_id)
         raise ValueError(
-            f"teacher.path: its vocabulary of {len(theirs)} tokens is not the {len(ours)} of the data folder{where}; "
-            "prepare the data with the teacher's tokenizer, or train the teacher on this data"
+            f"teacher.path: its vocabulary of {len(theirs)} tokens is not the {len(ours)} of the data folder; first "
+            f"at id {first}: {shown}; prepare the data with the teacher's tokenizer, or train the teacher on this data"
             f"{_way_out(student, tokenizer)}"
         )
     check_decoder_rows(tokenizer, teacher_rows)
@@ -90,7 +86,3 @@ def _way_out(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase)
     except ValueError:  # such a teacher cannot teach by shared entries either
         return ""
     return f", or set teacher.vocabulary=shared: {share:.0%} of the data folder's entries are the teacher's too"
-
-
-def _shown(by_id: dict[int, str], number: int) -> str:
-    return repr(by_id[number]) if number in by_id else "nothing"

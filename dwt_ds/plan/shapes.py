@@ -12,7 +12,13 @@ from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.recipe import load_recipe, recipe_names
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.data.overlap import Overlap
-from dwt_ds.models.build import DataSizes, build_student, parameter_count, student_model_config
+from dwt_ds.models.build import (
+    DataSizes,
+    build_student,
+    check_attention,
+    parameter_count,
+    student_model_config,
+)
 from dwt_ds.models.flops import meta_model
 from dwt_ds.models.load import load_model_config
 from dwt_ds.models.masked_lm.checks import freeze_unused_parameters
@@ -84,6 +90,7 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
         # This machine may lack the attention that the planned one has; the simulation sets it by itself.
         config = replace(settings.config.student, attention="eager")
         student = GatheredMaskedLM(build_student(config, **corpus_sizes(settings.corpus)))
+        check_attention(settings.config.student.attention, type(student.model))
         try:
             freeze_unused_parameters(student)
         except RuntimeError as error:

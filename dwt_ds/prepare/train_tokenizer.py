@@ -48,6 +48,8 @@ _IN_LONG_WORDS = 0.001
 _LONGEST_UNSPACED = 1000
 # Longer runs of text without spaces, such as genomes and base64, are cut before training: the time that the library
 # takes for a word grows with the square of its length, an hour for a million letters.
+# WordPiece is refused where their share is above _IN_CUT_WORDS: it would read each of them as one unknown token.
+_IN_CUT_WORDS = 0.1
 _UNSPACED_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_UNSPACED + 1},}}")
 
 
@@ -96,6 +98,8 @@ def _train_wordpiece(lines: Sequence[str], vocab_size: int, treatment: Treatment
     words = Counter(word for line in lines for word in tokenizer.normalizer.normalize_str(line).split())
     # The trainer numbers single characters in the order of a hash map, and breaks ties between merges by these numbers.
     # Listing the characters beforehand makes two runs agree.
+    in_all = sum(len(word) * count for word, count in words.items())
+    _check_cut_words(words, in_all, tokenizer.pre_tokenizer, vocab_size)
     characters, alphabet = _wordpiece_characters(words, vocab_size)
     first_entries = [*special, *characters]
     check_size(vocab_size, len(first_entries), "the special tokens and the text's single characters")
@@ -108,10 +112,26 @@ def _train_wordpiece(lines: Sequence[str], vocab_size: int, treatment: Treatment
         continuing_subword_prefix="##",
     )
     tokenizer.train_from_iterator(lines, trainer)
-    in_all = sum(len(word) * count for word, count in words.items())
     in_long = sum(len(word) * count for word, count in words.items() if len(word) > LONGEST_WORD)
     longest_word = _LONGEST_UNSPACED if in_long > _IN_LONG_WORDS * in_all else LONGEST_WORD
     return wordpiece_tokenizer(tokenizer.get_vocab(), treatment, longest_word)
+
+
+def _check_cut_words(
+    words: Counter[str], characters: int, pre_tokenizer: pre_tokenizers.PreTokenizer, vocab_size: int
+) -> None:
+    """Refuse text, of so many `characters`, much of which is in words that had to be cut (ValueError)."""
+    cut = sum(
+        len(word) * count
+        for word, count in words.items()
+        if len(word) >= _LONGEST_UNSPACED
+        and any(len(piece) >= _LONGEST_UNSPACED for piece, _ in pre_tokenizer.pre_tokenize_str(word))
+    )
+    if cut > _IN_CUT_WORDS * characters:
+        raise ValueError(
+            f"--train-tokenizer {vocab_size}: {cut / characters:.0%} of the text is in words of {_LONGEST_UNSPACED:,} "
+            "characters and more, which WordPiece cannot read; choose --kind bpe, unigram or characters"
+        )
 
 
 def _wordpiece_characters(words: Counter[str], vocab_size: int) -> tuple[list[str], int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from dwt_ds.base.run_files import TOKENIZER
 from dwt_ds.base.software import host_name
 from dwt_ds.base.words import prefix_errors
 from dwt_ds.config.recipe import Recipe, load_recipe
-from dwt_ds.config.schema import TrainConfig
+from dwt_ds.config.schema import RunConfig, TrainConfig
 from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
@@ -46,7 +45,7 @@ from dwt_ds.run.models import (
     may_replay_student,
     recorder_of_student,
 )
-from dwt_ds.run.other_vocabulary import OtherVocabulary
+from dwt_ds.run.other_vocabulary import OtherVocabulary, overlap_lines
 from dwt_ds.run.resolve import Corpus, Resolved, resolve, run_facts
 from dwt_ds.run.resume import (
     TeacherOrigin,
@@ -60,7 +59,7 @@ from dwt_ds.run.resume import (
     teacher_origin,
 )
 from dwt_ds.run.session import Session
-from dwt_ds.run.start_report import report_growth, report_models, report_overlap, report_unused_settings, say
+from dwt_ds.run.start_report import report_growth, report_models, report_unused_settings, say
 from dwt_ds.run.stop import StopRequest
 from dwt_ds.run.stuck import StuckWatch
 
@@ -101,8 +100,9 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     """
     quieten_deepspeed()
     recipe = _recipe_or_error(recipe_name, overrides)
-    with stop.while_ranks_meet(_folder_or_none(recipe), rank=ranks.rank()):
-        ranks.start_ranks(_collective_timeout(recipe))
+    config = recipe.config if isinstance(recipe, Recipe) else None
+    with stop.while_ranks_meet(RunFolder(config.output_dir).path if config else None, rank=ranks.rank()):
+        ranks.start_ranks((config or RunConfig()).train.collective_timeout_seconds)
     require_same_software()
     inputs = _open(recipe, deepspeed_config)
     folder = _take_folder(inputs)
@@ -137,8 +137,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     report_models(resolved, objective, teacher, measured=measured, released=released)
     if teacher is not None and other is not None:
         teacher.keep_shared(other.shared)
-        if overlap is not None:
-            report_overlap(other, overlap)
+        for line in overlap_lines(other, overlap) if overlap is not None else ():  # on rank 0
+            say(line)
     theirs = None if teacher is None else teacher.gathered
     utilization = Utilization.of(resolved, objective.student, theirs, overlap) if ranks.rank() == 0 else None
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())
@@ -259,15 +259,6 @@ def _recipe_or_error(name: str, overrides: list[str]) -> Recipe | Exception:
         return load_recipe(name, overrides)
     except (ValueError, OSError) as error:
         return error
-
-
-def _folder_or_none(recipe: Recipe | Exception) -> Path | None:
-    return RunFolder(recipe.config.output_dir).path if isinstance(recipe, Recipe) else None
-
-
-def _collective_timeout(recipe: Recipe | Exception) -> float:
-    train = recipe.config.train if isinstance(recipe, Recipe) else TrainConfig()
-    return train.collective_timeout_seconds
 
 
 def _watch(folder: RunFolder, train: TrainConfig) -> StuckWatch:

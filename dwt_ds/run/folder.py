@@ -48,7 +48,7 @@ class RunFolder:
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a folder that holds a run on other data, another tokenizer or another model shape (ValueError)."""
         check_no_file(self.path, f"output_dir={str(self.path)!r}")
-        there = self._read(IDENTITY)
+        there = self.read(IDENTITY)
         if there is None:
             return
         for key, value in identity.items():
@@ -100,7 +100,7 @@ class RunFolder:
 
     def _is_ours(self, name: str) -> bool:
         content = (self.path / name).read_bytes()
-        written = (self._read(IDENTITY) or {}).get(_WRITTEN)
+        written = (self.read(IDENTITY) or {}).get(_WRITTEN)
         if isinstance(written, dict):
             return _sha256(content) in written.get(name, [])
         # Earlier versions kept no record. Their files are in the form that only a program writes.
@@ -125,7 +125,7 @@ class RunFolder:
 
     def finished_steps(self) -> int:
         """Steps of the finished run in this folder; 0 if it is not finished."""
-        complete = self._read(COMPLETE)
+        complete = self.read(COMPLETE)
         return 0 if complete is None else int(complete["steps"])
 
     def is_complete(self, exit_code: int, began: float) -> bool:
@@ -187,7 +187,7 @@ class RunFolder:
             if name == METRICS or (self.path / name).is_file():
                 write_text(self.path / name, "".join(kept))
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def read(self, name: str) -> dict[str, Any] | None:
         """A JSON object of this folder, None if the file is not there."""
         try:
             return read_json(self.path / name)

@@ -7,14 +7,13 @@ from dwt_ds.base.trees import differences, merge
 from dwt_ds.base.words import counted
 from dwt_ds.base.yaml_and_json import read_yaml
 from dwt_ds.config.schema import RunConfig
-from dwt_ds.data.overlap import Overlap
 from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.distill.objective import DistillObjective
 from dwt_ds.engine import ranks
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.build import parameter_count
 from dwt_ds.run.folder import RunFolder
-from dwt_ds.run.other_vocabulary import OtherVocabulary, overlap_lines
+from dwt_ds.run.other_vocabulary import OtherVocabulary
 from dwt_ds.run.progress import print_line
 from dwt_ds.run.resolve import Resolved
 
@@ -70,12 +69,6 @@ def report_models(
     )
     if theirs > ours:
         say("warning: the teacher is larger than the student; distillation from a weak teacher expects the opposite")
-
-
-def report_overlap(other: OtherVocabulary, overlap: Overlap) -> None:
-    """Print what teacher and student share, on rank 0."""
-    for line in overlap_lines(other, overlap):
-        say(line)
 
 
 def report_growth(resolved: Resolved, other: OtherVocabulary) -> None:

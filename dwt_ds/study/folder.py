@@ -128,7 +128,7 @@ def check_same(folder: Path, settings: Resolved) -> None:
         return
     # An older version may lack a setting; it behaved as today's default does.
     stored = merge(RunConfig().to_dict(), read_yaml(config, "settings"))
-    ds_values, identity = (_json(folder / name) for name in (DS_JSON, IDENTITY))
+    ds_values, identity = (RunFolder(folder).read(name) or {} for name in (DS_JSON, IDENTITY))
     for what, theirs, ours in _to_compare(stored, ds_values, identity, settings):
         if theirs != ours:
             raise ValueError(
@@ -171,8 +171,3 @@ def _at(values: Mapping[str, Any], key: str) -> Any:
     value = get_place(values, key)
     # Only RUN/export is compared: the study may have moved, or be given by another path.
     return "/".join(Path(value).parts[-2:]) if key == "teacher.path" and value else value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty if the file is not there."""
-    return read_json(path) if path.is_file() else {}

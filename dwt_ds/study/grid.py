@@ -14,7 +14,7 @@ The settings of a label are in grids/common.yaml, and in the grid's own `teacher
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -193,7 +193,7 @@ class Labels:
 
     def teacher_run(self, label: str, base: dict[str, Any], seed: int) -> StudyRun:
         """The run that trains the teacher `label`."""
-        settings = merge(base, self.teachers[label])
+        settings = merge(_from_random(base), self.teachers[label])
         set_by = dict.fromkeys(flatten(self.teachers[label]), label)
         return StudyRun(f"{label}-s{seed}", settings, seed, {"makes": label}, set_by=set_by)
 
@@ -237,26 +237,26 @@ def _runs_of_block(
     defaults = [labels.axes[axis][labels.default(axis)] for axis in labels.axes if axis not in block]
     base = reduce(merge, [scale, *defaults, own])
     for names in itertools.product(*choices):
+        chosen = dict(zip(axes, names))
+        said = {axis: label for axis, label in chosen.items() if axis != "teacher" and axis in block}
+        special = {axis: label for axis, label in said.items() if labels.is_special(axis, label)}
+        set_by = {key: label for axis, label in special.items() for key in flatten(labels.axes[axis][label])}
+        teacher = None if chosen["teacher"] == NO_TEACHER else chosen["teacher"]
+        start = _from_random(base) if teacher is None else base
+        settings = reduce(_with_label, (labels.axes[axis][label] for axis, label in said.items()), start)
+        stem = "-".join([ALONE if teacher is None else f"with_{teacher}", *special.values()])
         for seed, teacher_seed in teacher_seeds.items():
-            yield _student(dict(zip(axes, names)), set(block), seed, labels, base, teacher_seed)
+            trainer = None if teacher is None else f"{teacher}-s{teacher_seed}"
+            yield StudyRun(f"{stem}-s{seed}", settings, seed, chosen, trainer, set_by)
 
 
-def _student(
-    chosen: dict[str, str],
-    mentioned: Collection[str],
-    seed: int,
-    labels: Labels,
-    base: dict[str, Any],
-    teacher_seed: int,
-) -> StudyRun:
-    teacher = chosen["teacher"]
-    settings, special, set_by = base, [], dict[str, str]()
-    for axis, label in chosen.items():
-        if axis != "teacher" and axis in mentioned:
-            settings = merge(settings, labels.axes[axis][label])
-            if labels.is_special(axis, label):
-                special.append(label)
-                set_by |= dict.fromkeys(flatten(labels.axes[axis][label]), label)
-    alone = teacher == NO_TEACHER
-    name = "-".join([ALONE if alone else f"with_{teacher}", *special, f"s{seed}"])
-    return StudyRun(name, settings, seed, chosen, None if alone else f"{teacher}-s{teacher_seed}", set_by)
+def _from_random(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that has no teacher to start from."""
+    return merge(settings, {"student": {"init": "random"}}) if "init" in settings.get("student", {}) else settings
+
+
+def _with_label(settings: dict[str, Any], label: dict[str, Any]) -> dict[str, Any]:
+    """The settings with those of a label. A schedule that it names is a whole one: nothing of the former one stays."""
+    distill = label.get("distill", {})
+    replaced = [name for name, value in distill.items() if isinstance(value, Mapping) and "schedule" in value]
+    return merge(merge(settings, {"distill": dict.fromkeys(replaced)}) if replaced else settings, label)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from dwt_ds.base.files import read_json
 from dwt_ds.base.run_files import DS_JSON, IDENTITY, RECIPE
 from dwt_ds.base.trees import flatten
 from dwt_ds.base.yaml_and_json import read_yaml
@@ -91,15 +90,12 @@ class RunRecord:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The same by dotted names, and `train_batch_size`: the rows of a step, which the number of ranks decides."""
-        ds_json = self.path / DS_JSON
-        rows = read_json(ds_json).get("train_batch_size") if ds_json.is_file() else None
-        return flatten(self.config) | {"train_batch_size": rows}
+        return flatten(self.config) | {"train_batch_size": (self._folder.read(DS_JSON) or {}).get("train_batch_size")}
 
     @cached_property
     def data_fingerprint(self) -> str | None:
         """Fingerprint of the run's data folder; None if the run did not record it."""
-        identity = self.path / IDENTITY
-        return read_json(identity).get("data") if identity.is_file() else None
+        return (self._folder.read(IDENTITY) or {}).get("data")
 
     @cached_property
     def finished(self) -> bool:

@@ -15,26 +15,16 @@ passes over the shapes that it has measured without an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from dwt_kernels import linear_distill_loss
 from dwt_kernels.linear_chunked import COLUMN_ALIGNMENT
-from logits_form import MOST_EAGER_ROWS, TEMPERATURE, eager_loss
-from measure import (
-    DEVICE,
-    Provider,
-    Results,
-    device_name,
-    draw,
-    gemm_provider,
-    liger_installed,
-    time_all,
-    versions,
-)
-from options import chosen, parse_options
+from logits_form import TEMPERATURE, eager_loss
+from measure import DEVICE, Provider, Timing, gemm_provider, liger_installed, time_all
+from options import Losses, measure_shapes, parse_options
 from torch import Tensor
 
 
@@ -120,51 +110,29 @@ def losses() -> dict[str, Callable[..., Tensor]]:
     return found
 
 
+def measure(shape: Shape, losses: Losses, rounds: int) -> Iterator[tuple[str, Timing, dict[str, float]]]:
+    rows, vocabulary, *widths = shape
+    heads: list[Tensor] = []
+    for width in widths:
+        heads.append(torch.randn(rows, width, device=DEVICE).bfloat16())
+        heads.append(torch.randn(vocabulary, width, device=DEVICE).div_(width**0.5).bfloat16())
+    heads[0].requires_grad_()
+    heads[1].requires_grad_()
+    labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
+    providers = [Provider(name, step_of(loss, (*heads, labels))) for name, loss in losses.items()]
+    columns = -(-vocabulary // COLUMN_ALIGNMENT) * COLUMN_ALIGNMENT
+    timings = time_all([*providers, gemm_provider(rows, shape.student_width, columns)], rounds)
+    rate = 2 * rows * shape.student_width * columns / (timings.pop("gemm").p50_ms / 1e3)
+    for name, timing in timings.items():
+        products = 3 * shape.student_width + (0 if "hard only" in name else shape.teacher_width)
+        share = 2 * rows * vocabulary * products / (timing.p50_ms / 1e3) / rate
+        yield name, timing, {"gemm_tflop_per_s": round(rate / 1e12, 3), "share_of_gemm_rate": round(share, 3)}
+
+
 def main() -> None:
-    options = parse_options(__doc__, "ROWSxVOCABULARYxSTUDENT_WIDTHxTEACHER_WIDTH")
-    all_ways = chosen(losses(), options.providers)
-    given = {"given": [Shape(*sizes) for sizes in options.shapes or ()]}
-    sweeps = given if options.shapes else GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS
-    results = Results("linear_form", options.out, options.rounds)
-    for sweep, shapes in sweeps.items():
-        for sizes in shapes:
-            rows, vocabulary, student_width, teacher_width = sizes
-            shape = {"sweep": sweep, **sizes._asdict()}
-            ways = {name: loss for name, loss in all_ways.items() if "eager" not in name or rows <= MOST_EAGER_ROWS}
-            if results.has(ways, shape):
-                continue
-            heads: list[Tensor] = []
-            for width in (student_width, teacher_width):
-                heads.append(torch.randn(rows, width, device=DEVICE).bfloat16())
-                heads.append(torch.randn(vocabulary, width, device=DEVICE).div_(width**0.5).bfloat16())
-            heads[0].requires_grad_()
-            heads[1].requires_grad_()
-            labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
-            providers = [Provider(name, step_of(loss, (*heads, labels))) for name, loss in ways.items()]
-            columns = -(-vocabulary // COLUMN_ALIGNMENT) * COLUMN_ALIGNMENT
-            timings = time_all([*providers, gemm_provider(rows, student_width, columns)], options.rounds)
-            rate = 2 * rows * student_width * columns / (timings.pop("gemm").p50_ms / 1e3)
-            lines = []
-            for name, timing in timings.items():
-                teacher_products = 0 if "hard only" in name else teacher_width
-                needed = 2 * rows * vocabulary * (3 * student_width + teacher_products)
-                line = {
-                    "kernel": "linear form",
-                    "provider": name,
-                    "device": device_name(),
-                    "versions": versions(),
-                    **shape,
-                    "dtype": "bfloat16",
-                    **timing.rounded(),
-                    "gemm_tflop_per_s": round(rate / 1e12, 3),
-                    "share_of_gemm_rate": round(needed / (timing.p50_ms / 1e3) / rate, 3),
-                    "rounds": options.rounds,
-                }
-                lines.append(line)
-            results.add(lines, shape)
-    print(results.path)
-    if not options.shapes:
-        print(draw(results.path, results.lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
+    options = parse_options(__doc__, Shape)
+    sweeps = GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS
+    measure_shapes("linear_form", options, sweeps, losses(), measure)
 
 
 if __name__ == "__main__":

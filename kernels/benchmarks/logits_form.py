@@ -11,40 +11,35 @@ column. The same command again passes over the shapes that it has measured witho
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from dwt_kernels import distill_loss
-from measure import (
-    COPY_BYTES,
-    DEVICE,
-    Provider,
-    Results,
-    copy_provider,
-    device_name,
-    draw,
-    liger_installed,
-    time_all,
-    versions,
-)
-from options import chosen, parse_options
+from measure import COPY_BYTES, DEVICE, Provider, Timing, copy_provider, liger_installed, time_all
+from options import Losses, measure_shapes, parse_options
 from torch import Tensor
 
 TEMPERATURE = 2.0
 BYTES_PER_ELEMENT = 10
-MOST_EAGER_ROWS = 20_000
-# (rows, vocabulary); the first sweep changes the rows, the second the vocabulary, the third the vocabulary at few rows,
-# where starting kernels weighs most (30,522 is in the first). Eager torch needs 80 GB at 65,536 rows, and is left out.
+
+
+class Shape(NamedTuple):
+    rows: int
+    vocabulary: int
+
+
+# The first sweep changes the rows, the second the vocabulary, the third the vocabulary at few rows, where starting
+# kernels weighs most (30,522 is in the first).
 GPU_SWEEPS = {
-    "rows": [(rows, 30522) for rows in (512, 2048, 8192, 20000, 65536)],
-    "vocabulary": [(8192, vocabulary) for vocabulary in (30522, 50368, 128256, 256000)],
-    "vocabulary, 512 rows": [(512, vocabulary) for vocabulary in (50368, 128256, 256000)],
+    "rows": [Shape(rows, 30522) for rows in (512, 2048, 8192, 20000, 65536)],
+    "vocabulary": [Shape(8192, vocabulary) for vocabulary in (30522, 50368, 128256, 256000)],
+    "vocabulary, 512 rows": [Shape(512, vocabulary) for vocabulary in (50368, 128256, 256000)],
 }
 CPU_SWEEPS = {
-    "rows": [(rows, 30522) for rows in (64, 256, 1024)],
-    "vocabulary": [(256, vocabulary) for vocabulary in (8192, 30522, 50368)],
+    "rows": [Shape(rows, 30522) for rows in (64, 256, 1024)],
+    "vocabulary": [Shape(256, vocabulary) for vocabulary in (8192, 30522, 50368)],
 }
 
 
@@ -75,48 +70,27 @@ def step_of(loss: Callable[..., Tensor], student: Tensor, *others: Tensor) -> Ca
     return lambda: torch.autograd.grad(loss(student, *others) * 0.5, student)
 
 
+def measure(shape: Shape, losses: Losses, rounds: int) -> Iterator[tuple[str, Timing, dict[str, float]]]:
+    student, teacher = (torch.randn(*shape, device=DEVICE).mul_(3).bfloat16() for _ in range(2))
+    labels = torch.randint(0, shape.vocabulary, (shape.rows,), device=DEVICE)
+    student.requires_grad_()
+    providers = [Provider(name, step_of(loss, student, teacher, labels)) for name, loss in losses.items()]
+    timings = time_all([*providers, copy_provider()], rounds)
+    bandwidth = 2 * COPY_BYTES / (timings.pop("copy").p50_ms / 1e3)
+    for name, timing in timings.items():
+        share = BYTES_PER_ELEMENT * shape.rows * shape.vocabulary / (timing.p50_ms / 1e3) / bandwidth
+        yield name, timing, {"copy_gb_per_s": round(bandwidth / 1e9, 2), "share_of_copy_bandwidth": round(share, 3)}
+
+
 def main() -> None:
-    options = parse_options(__doc__, "ROWSxVOCABULARY")
+    options = parse_options(__doc__, Shape)
     losses = {"dwt_kernels": our_loss, "eager": eager_loss, "torch.compile": torch.compile(eager_loss, dynamic=False)}
     if DEVICE == "cuda":
         losses["dwt_kernels, temperature 1"] = our_loss_at_1
         if liger_installed():
             losses["liger"] = liger_loss
-    losses = chosen(losses, options.providers)
-    sweeps = {"given": options.shapes} if options.shapes else GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS
-    results = Results("logits_form", options.out, options.rounds)
-    for sweep, shapes in sweeps.items():
-        for rows, vocabulary in shapes:
-            shape = {"sweep": sweep, "rows": rows, "vocabulary": vocabulary}
-            ways = {name: loss for name, loss in losses.items() if name != "eager" or rows <= MOST_EAGER_ROWS}
-            if results.has(ways, shape):
-                continue
-            logits = [torch.randn(rows, vocabulary, device=DEVICE).mul_(3).bfloat16() for _ in range(2)]
-            labels = torch.randint(0, vocabulary, (rows,), device=DEVICE)
-            student, teacher = logits[0].requires_grad_(), logits[1]
-            providers = [Provider(name, step_of(loss, student, teacher, labels)) for name, loss in ways.items()]
-            timings = time_all([*providers, copy_provider()], options.rounds)
-            bandwidth = 2 * COPY_BYTES / (timings.pop("copy").p50_ms / 1e3)
-            needed = BYTES_PER_ELEMENT * rows * vocabulary
-            lines = []
-            for name, timing in timings.items():
-                line = {
-                    "kernel": "logits form",
-                    "provider": name,
-                    "device": device_name(),
-                    "versions": versions(),
-                    **shape,
-                    "dtype": "bfloat16",
-                    **timing.rounded(),
-                    "copy_gb_per_s": round(bandwidth / 1e9, 2),
-                    "share_of_copy_bandwidth": round(needed / (timing.p50_ms / 1e3) / bandwidth, 3),
-                    "rounds": options.rounds,
-                }
-                lines.append(line)
-            results.add(lines, shape)
-    print(results.path)
-    if not options.shapes:
-        print(draw(results.path, results.lines, {"rows": "rows (V = 30,522)", "vocabulary": "vocabulary"}))
+    sweeps = GPU_SWEEPS if DEVICE == "cuda" else CPU_SWEEPS
+    measure_shapes("logits_form", options, sweeps, losses, measure)
 
 
 if __name__ == "__main__":

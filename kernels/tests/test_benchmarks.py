@@ -58,7 +58,7 @@ def test_a_provider_that_fails_leaves_the_others_timed(benchmark):
 def test_the_csv_is_written_after_each_shape(benchmark, monkeypatch, tmp_path):
     """Eager torch fails at every shape; at the second, something that is no provider does."""
     logits_form = benchmark("logits_form")
-    shapes = {"rows": [(3, 50), (4, 50)]}
+    shapes = {"rows": [logits_form.Shape(rows, 50) for rows in (3, 4)]}
     monkeypatch.setattr(logits_form, "GPU_SWEEPS", shapes)
     monkeypatch.setattr(logits_form, "CPU_SWEEPS", shapes)
     monkeypatch.setattr(benchmark("measure"), "COPY_BYTES", 1 << 10)
@@ -111,7 +111,7 @@ def test_a_run_that_was_cut_short_goes_on_at_its_next_shape(benchmark, monkeypat
     (file,) = tmp_path.glob("*.csv")
     with file.open() as lines:
         assert [(line["rows"], line["error"]) for line in csv.DictReader(lines)] == [("3", ""), ("4", "")]
-    for where in (measure, module):
+    for where in (measure, benchmark("options")):
         monkeypatch.setattr(where, "versions", lambda: "torch 9.9")
     run("", "")
 

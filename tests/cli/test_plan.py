@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
+from harness.errors import Refusal
 from harness.plans import plan
 
-from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import recipe_names
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.models.build import build_student, parameter_count
@@ -20,14 +20,6 @@ from dwt_ds.plan.shapes import build_shapes
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 HALF = "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}"
-
-
-def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The command's one-line error."""
-    assert main(["plan", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, error
-    return error
 
 
 def test_a_family_with_parameters_that_it_does_not_read(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,8 +76,8 @@ def test_the_source_of_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"student layer {layer} <- teacher layer {source}" in text
 
 
-def test_impossible_growth_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "hidden_size=1024" in mistake(capsys, "paper_remap", "student.hidden_size=1024", "student.num_heads=16")
+def test_impossible_growth_is_an_error(refusal: Refusal) -> None:
+    assert "hidden_size=1024" in refusal("plan", "paper_remap", "student.hidden_size=1024", "student.num_heads=16")
 
 
 def test_quantization_is_shown_and_weights_stay_tied(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,17 +130,16 @@ def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["paper_weak", "--data", "nowhere"], "data folder nowhere does not exist"),
     ],
 )
-def test_mistakes(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert words in mistake(capsys, *arguments)
+def test_mistakes(arguments: list[str], words: str, refusal: Refusal) -> None:
+    assert words in refusal("plan", *arguments)
 
 
 def test_an_adaptive_weight_needs_held_out_rows(
-    tiny_data: Path, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_data: Path, tiny_recipe: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
     adaptive = "distill.soft_weight={schedule: adaptive, start: 4}"
     resolve_plan(str(tiny_recipe), [adaptive], None, 1)
     manifest = json.loads((tiny_data / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "validation_rows": 0}))
-    error = mistake(capsys, str(tiny_recipe), adaptive, "--data", str(tmp_path), "--gpu", "cpu")
-    assert "no held-out rows" in error
+    assert "no held-out rows" in refusal("plan", tiny_recipe, adaptive, "--data", tmp_path, "--gpu", "cpu")
     resolve_plan(str(tiny_recipe), [adaptive, f"data.dir={tmp_path}", "teacher.path=null"], None, 1)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from harness.errors import Refusal
 
 from dwt_ds.cli.main import main
 from dwt_ds.data.prepared import PreparedData
@@ -49,7 +50,7 @@ def test_one_sentence_per_row_and_apart(tmp_path: Path, corpus_file: Path, vocab
 
 
 def test_mistakes_are_reported_on_one_line(
-    tmp_path: Path, corpus_file: Path, vocab_file: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, corpus_file: Path, vocab_file: Path, refusal: Refusal
 ) -> None:
     usual = ("--text", corpus_file, "--tokenizer", vocab_file)
     for words, message in (
@@ -70,11 +71,7 @@ def test_mistakes_are_reported_on_one_line(
         ((*usual, "--show", -1), "--show=-1: must be at least 0"),
         (("--show", 3), "does not exist"),
     ):
-        assert run(*words, "--out", tmp_path / "data") == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert message in error
-        assert error.count("\n") == 1
+        assert message in refusal("prepare", *words, "--out", tmp_path / "data")
         assert not (tmp_path / "data").exists()
 
 

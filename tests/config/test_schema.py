@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import yaml
+from harness.ds_values import nested
 from harness.errors import error_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from dwt_ds.base.trees import flatten, set_place
+from dwt_ds.base.trees import flatten
 from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.recipe import parse_run_config
 from dwt_ds.config.schema import (
@@ -41,14 +42,8 @@ LEAVES = sorted(
 )
 
 
-def nested(dotted: str, value: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    set_place(settings, dotted, value)
-    return settings
-
-
 def parse_error(dotted: str, value: Any) -> str:
-    return error_of(parse_run_config, nested(dotted, value))
+    return error_of(parse_run_config, nested({dotted: value}))
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -240,7 +235,7 @@ def test_a_wrong_type_or_range_is_reported_by_field_value_and_fix(dotted: str, v
 )
 def test_any_value_of_any_field_is_accepted_or_refused_in_one_line_naming_the_field(dotted: str, value: Any) -> None:
     try:
-        parse_run_config(nested(dotted, value))
+        parse_run_config(nested({dotted: value}))
     except ValueError as error:
         message = str(error)
         assert message.startswith((f"{dotted}=", f"{dotted}.", f"{dotted} ", dotted.rpartition(".")[0] + "."))
@@ -268,7 +263,7 @@ def test_the_plain_dict_goes_through_yaml_and_back() -> None:
 @pytest.mark.parametrize("dotted", ["output_dir", "data.dir", "teacher.path", "deepspeed_config"])
 def test_a_variable_in_a_path_is_the_environments(dotted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", "/scratch/me")
-    config = parse_run_config(nested(dotted, "${SCRATCH}/a $5 b"))
+    config = parse_run_config(nested({dotted: "${SCRATCH}/a $5 b"}))
     assert flatten(config.to_dict())[dotted] == "/scratch/me/a $5 b"
     monkeypatch.delenv("SCRATCH")
     message = f"{dotted}='${{SCRATCH}}/a': SCRATCH is not set; export it, or write the path out"

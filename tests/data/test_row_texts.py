@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import pytest
-from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, trained, with_roles
+from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, tokenizer_of, trained, with_roles
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
@@ -15,11 +13,6 @@ from dwt_ds.data.text_tokenizer import all_is_text, load_form
 from dwt_ds.data.token_texts import TokenTexts
 from dwt_ds.prepare.case_and_accents import Treatment
 from dwt_ds.prepare.tokenizer import wordpiece_tokenizer
-
-
-@lru_cache
-def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
-    return with_roles(trained(kind))
 
 
 def read(tokenizer: PreTrainedTokenizerBase, *texts: list[int]) -> RowTexts:
@@ -38,7 +31,7 @@ def segments(texts: RowTexts) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_gives_its_text_back(kind: str) -> None:
     """The text makes the same tokens again, each in its place."""
-    tokenizer = tokenizer_of(kind)
+    tokenizer = with_roles(tokenizer_of(kind))
     plain = load_form(all_is_text(tokenizer.backend_tokenizer))
     known = 0
     for paragraph in PARAGRAPHS.values():
@@ -93,7 +86,7 @@ def test_a_text_goes_on_after_an_unknown_word(words: PreTrainedTokenizerBase) ->
 
 def test_bytes_of_different_texts_make_no_character() -> None:
     """The end of one row and the beginning of the next, side by side in a batch."""
-    tokenizer = tokenizer_of("byte-level BPE")
+    tokenizer = with_roles(tokenizer_of("byte-level BPE"))
     alone = [tokenizer.convert_tokens_to_ids(each) for each in "âĤ¬"]
     texts = read(tokenizer, alone[:2], alone[2:], alone)
     assert segments(texts) == ["  ", " ", "\u20ac"]

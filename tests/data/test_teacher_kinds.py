@@ -6,8 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from harness.languages import KINDS, PARAGRAPHS, trained, with_roles
-from transformers import PreTrainedTokenizerBase
+from harness.languages import KINDS, PARAGRAPHS, tokenizer_of, with_roles
 
 from dwt_ds.data.row_texts import RowReader
 from dwt_ds.data.teacher_rows import TeacherTokens
@@ -16,18 +15,13 @@ from dwt_ds.data.token_texts import TokenTexts
 from dwt_ds.prepare.tokens import SentenceEncoder, SentenceInText
 
 
-@lru_cache
-def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
-    return with_roles(trained(kind))
-
-
 @pytest.fixture(scope="module")
 def rows_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """rows_of(kind): (input_ids, lengths, starts_word) of a row for each language."""
 
     @lru_cache
     def rows_of(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        tokenizer = tokenizer_of(kind)
+        tokenizer = with_roles(tokenizer_of(kind))
         path = tmp_path_factory.mktemp("kind") / "tokenizer.json"
         tokenizer.backend_tokenizer.save(str(path))
         tokens = SentenceEncoder(str(path), len(tokenizer)).encode(
@@ -48,7 +42,7 @@ def rows_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untype
 @pytest.mark.parametrize("teacher_kind", KINDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_are_seen_as_the_student_sees_the_word_that_they_touch(kind: str, teacher_kind: str, rows_of) -> None:  # type: ignore[no-untyped-def]
-    student, teacher = tokenizer_of(kind), tokenizer_of(teacher_kind)
+    student, teacher = (with_roles(tokenizer_of(each)) for each in (kind, teacher_kind))
     ids, lengths, starts = rows_of(kind)
     tokens = TeacherTokens.of(student, teacher, None)
     reader = RowReader(TokenTexts.of(student, "the data folder's"), student.unk_token_id)

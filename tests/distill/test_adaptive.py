@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from harness.errors import error_of
+from harness.ranks import Train
 from harness.runs import completed, rows_of
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -152,7 +153,7 @@ def weights_by_hand(run: Path) -> list[float]:
 
 
 def test_all_ranks_have_it_a_run_logs_it_and_a_resume_continues_exactly(
-    train: Callable[..., tuple[int, str]],
+    train: Train,
     watch: Callable[..., Any],
     tiny_recipe: Path,
     teacher_of_frequencies: Path,

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ds_values import Resolve
 
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.engine.ds_json.load import load_ds_json
 from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
-
-Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
 
 
 @pytest.fixture

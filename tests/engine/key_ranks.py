@@ -17,17 +17,19 @@ from harness.key_cases import on_nvme
 from harness.rank_cases import try_cases
 from torch import Tensor, nn
 
+from dwt_ds.base.trees import merge
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState, newest_checkpoint
 from dwt_ds.engine.checkpoint.save_and_load import Retention, load_checkpoint, save_checkpoint
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights, full_fp32_weights
+from dwt_ds.engine.ds_json.combinations import precision
 from dwt_ds.engine.student import gradient_divisor, gradient_norm, start_student, step_was_skipped
+from dwt_ds.models.build import DTYPES
 
 STEPS, MICRO_BATCHES, ROWS, CLIP, RATE, EPS, DECAY = 3, 2, 2, 1.0, 0.05, 0.05, 0.1
 # A first step under fp16 may be skipped until the loss scale has fallen.
 MOST_SKIPS = 20
 FACTS = RunFacts("data", "tokenizer", 4, 2, student={}, teacher=None, versions={}, settings={}, settings_sha256="")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Rows(NamedTuple):
@@ -70,19 +72,7 @@ def settings(case: dict[str, Any]) -> dict[str, Any]:
         base["zero_optimization"] = {"stage3_param_persistence_threshold": 0}
     if "fp16" in case:
         base["fp16"] = {"initial_scale_power": 8}
-    return laid_over(base, case)
-
-
-def laid_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = copy.deepcopy(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = laid_over(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
-    return merged
-
-
-def precision_of(values: dict[str, Any]) -> str:
-    return next((name for name in ("bf16", "fp16") if values.get(name, {}).get("enabled")), "fp32")
+    return merge(base, case)
 
 
 def batches(dtype: torch.dtype) -> list[list[Tensor]]:
@@ -128,7 +118,7 @@ def run(case: dict[str, Any], folder: Path) -> None:
     values = settings(case)
     if on_nvme(case):
         values["zero_optimization"]["offload_param"]["nvme_path"] = str(folder / "nvme")
-    dtype = DTYPES[precision_of(values)]
+    dtype = DTYPES[precision(values)]
     inexact = dtype != torch.float32 or "torch_autocast" in case or "communication_data_type" in case
     inexact = inexact or "grad_accum_dtype" in case.get("data_types", {})
     plain = Plain(model, dtype, values["gradient_clipping"])

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from harness.ranks import Run
 
+from dwt_ds.base.ports import reserve_port
+
 SHARED_MEMORY = Path("/dev/shm")
 
 
 @pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="no /dev/shm")
-def test_a_collective_over_two_ranks_is_timed_and_leaves_no_shared_memory_behind(run_ranks: Run, port: int) -> None:
+def test_a_collective_over_two_ranks_is_timed_and_leaves_no_shared_memory_behind(run_ranks: Run) -> None:
+    port = reserve_port()
     words = [["-m", "dwt_ds.engine.collective_check"]] * 2
     first, second = run_ranks(words, environment={"MASTER_PORT": str(port)})
     assert (first.code, second.code) == (0, 0), first.err + second.err

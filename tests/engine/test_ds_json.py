@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
-from harness.ds_values import autos
+from harness.ds_values import Resolve, autos
 from harness.errors import error_of
 
 from dwt_ds.config.recipe import Recipe
-from dwt_ds.config.schema import RunConfig
 from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json, packaged_ds_configs
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
@@ -27,7 +26,6 @@ PUBLIC_CONFIGS = {
     "zero2_offload": (2, "bf16"),
     "zero3": (3, "bf16"),
 }
-Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
 
 
 # The files that come with the project.

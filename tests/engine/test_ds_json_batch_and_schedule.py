@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from harness.ds_values import Resolve
 from harness.errors import error_of
-
-from dwt_ds.config.schema import RunConfig
-
-Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
-
 
 # The global batch.
 

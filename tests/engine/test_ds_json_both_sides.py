@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from harness.ds_values import Resolve
 from harness.errors import error_of
 
 from dwt_ds.base.trees import set_place
-from dwt_ds.config.schema import RunConfig
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
-
-Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
 
 REPLACED = (
     "differ, and the schedule would replace the first; make them equal, set one of them to "

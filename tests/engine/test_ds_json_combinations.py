@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from harness.ds_values import Resolve
 from harness.errors import error_of
-
-Resolve = Callable[..., Any]
 
 BF16, FP16 = {"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}
 
@@ -70,6 +68,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"torch_autocast": {"enabled": True, "dtype": "fp16"}},
         "my.json: torch_autocast.dtype=fp16: without ZeRO, DeepSpeed does not report the steps it skips",
+    ),
+    (
+        {"torch_autocast": {"enabled": True}},
+        "my.json: torch_autocast.dtype: missing; torch would take fp16 on a GPU, and DeepSpeed would not scale the",
+    ),
+    (
+        {"bf16": {"enabled": True}, "bfloat16": {"enabled": True}},
+        "my.json: bfloat16: another name of the section bf16, which is also there; keep one of the two",
+    ),
+    (
+        {
+            "bfloat16": {"enabled": True, "bf16_master_weights_and_grads": True},
+            **zero(2, offload_optimizer={"device": "cpu"}),
+        },
+        "my.json: bf16.bf16_master_weights_and_grads=true: a resume would round Adam's moments to 16 bits; remove it, ",
     ),
     # What follows trains, saves or resumes wrongly on two ranks (harness/key_cases.py).
     (

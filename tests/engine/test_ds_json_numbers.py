@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ds_values import nested
 
-from dwt_ds.base.trees import get_place, set_place
+from dwt_ds.base.trees import get_place
 from dwt_ds.engine.ds_json.load import load_ds_json
 
 TYPES = {"optimizer.type": "AdamW", "scheduler.type": "WarmupDecayLR"}
 
 
 def read(tmp_path: Path, written: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for place, value in (TYPES | written).items():
-        set_place(values, place, value)
     path = tmp_path / "my.json"
-    path.write_text(json.dumps(values), encoding="utf-8")
+    path.write_text(json.dumps(nested(TYPES | written)), encoding="utf-8")
     return load_ds_json(str(path), overrides).values
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
+from harness.ds_values import Resolve
 from harness.errors import error_of
 
 from dwt_ds.config.recipe import Recipe, load_recipe
-from dwt_ds.config.schema import RunConfig
 from dwt_ds.engine.ds_json.keys import check_ds_keys
 from dwt_ds.engine.ds_json.load import load_ds_json, packaged_ds_configs
 from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_settings_of_another_type
@@ -21,8 +21,6 @@ from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule
 from dwt_ds.engine.learning_rate import LearningRate
 from dwt_ds.engine.optimizers import check_optimizer_and_stage
 from dwt_ds.engine.student import check_precision
-
-Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
 
 ADAMW = {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}}
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from harness.ds_values import Resolve
 
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.engine.ds_json.load import load_ds_json, packaged_ds_configs
 from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule, resolved_recipe
-
-Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
 
 PACKAGED = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in packaged_ds_configs().values()}
 SGD = {"optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}}

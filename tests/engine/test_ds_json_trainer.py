@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from deepspeed.runtime.config import DeepSpeedConfig
-from harness.ds_values import autos
-
-from dwt_ds.config.schema import RunConfig
-
-Resolve = Callable[..., tuple[RunConfig, dict[str, Any]]]
-
+from harness.ds_values import Resolve, autos
 
 TRAINER_PRECISION = {
     "bf16": {"enabled": "auto"},

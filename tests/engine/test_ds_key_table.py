@@ -24,8 +24,6 @@ from dwt_ds.engine.ds_json.origin import Origin
 TABLE = Path(__file__).parents[2] / "docs" / "deepspeed_keys.md"
 CASES = cases()
 TRIED = "equal to plain AdamW"
-# As `bf16`, by DeepSpeed's other name.
-_SAME = "bfloat16"
 IN_FP16 = """
 import sys
 from deepspeed.accelerator import get_accelerator
@@ -51,8 +49,7 @@ def accepted() -> set[str]:
     """Dotted names of all keys that the check lets through; the settings of optimizers and schedules are elsewhere."""
     found = set(ds_keys._SCALARS)
     for place, kind in ds_keys._SECTIONS.items():
-        if place != _SAME:
-            found |= set(inside(place, kind))
+        found |= set(inside(place, kind))
     return {key for key in found if key not in ds_keys._INSTEAD and not key.endswith(".params")}
 
 

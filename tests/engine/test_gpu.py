@@ -7,17 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from harness.launcher import Launch
 from harness.ranks import TESTS
 from harness.runs import completed, rows_of
 from safetensors.torch import load_file
-
-Launch = Callable[..., tuple[int, str]]
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from harness.launcher import Launch
 from harness.runs import completed
 from torch import nn
 
@@ -22,8 +22,6 @@ from dwt_ds.engine.optimizers import (
     replay_adam_steps,
     unusable_reason,
 )
-
-Launch = Callable[..., tuple[int, str]]
 
 CPU = torch.device("cpu")
 OFFLOAD = {"stage": 2, "offload_optimizer": {"device": "cpu"}}

@@ -6,13 +6,14 @@ import json
 import shutil
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from harness.errors import error_of
+from harness.launcher import Launch
 from harness.runs import completed
 from torch import nn
 
@@ -27,8 +28,6 @@ from dwt_ds.engine.optimizers import (
     client_optimizer,
     unusable_reason,
 )
-
-Launch = Callable[..., tuple[int, str]]
 
 CPU = torch.device("cpu")
 MINE = Origin("my.json")
@@ -159,12 +158,32 @@ def test_what_no_device_can_do_is_reported_without_one(values: dict[str, Any], w
     check_optimizer_and_stage({"optimizer": {"type": "Lamb"}}, MINE)
 
 
-def test_torchs_own_setting_is_for_torchs_adam() -> None:
-    params: dict[str, Any] = {"fused": True}
-    values = {"optimizer": {"type": "AdamW", "params": params}}
-    assert "optimizer.params.fused: a setting of torch's Adam" in error_of(check_optimizer_and_stage, values, MINE)
-    params["torch_adam"] = True
-    check_optimizer_and_stage(values, MINE)
+@pytest.mark.parametrize(
+    ("params", "zero", "message"),
+    [
+        ({"fused": True}, {}, "fused: FusedAdam has no such setting; remove it, or set optimizer.params.torch_adam to"),
+        ({"maximize": False}, OFFLOAD, "maximize: DeepSpeedCPUAdam has no such setting; remove it, or set optimizer."),
+        ({"set_grad_none": True}, OFFLOAD, "set_grad_none: DeepSpeedCPUAdam has no such setting; remove it"),
+        (
+            {"torch_adam": True, "bias_correction": True},
+            {},
+            "bias_correction: torch's Adam has no such setting; remove it, or optimizer.params.torch_adam",
+        ),
+        ({"torch_adam": True, "differentiable": True}, {}, "differentiable: torch's Adam has no such setting"),
+        ({"torch_adam": True, "fused": True, "foreach": None, "maximize": False}, {}, None),
+        ({"set_grad_none": True, "adam_w_mode": False, "fp32_optimizer_states": True}, {}, None),
+        ({"bias_correction": True, "fp32_optimizer_states": True}, OFFLOAD, None),
+    ],
+)
+def test_settings_of_another_adam_are_refused(
+    params: dict[str, Any], zero: dict[str, Any], message: str | None
+) -> None:
+    values = {"optimizer": {"type": "AdamW", "params": params}, "zero_optimization": zero}
+    if message is None:
+        check_optimizer_and_stage(values, MINE)
+    else:
+        said = error_of(check_optimizer_and_stage, values, MINE)
+        assert said.startswith(f"my.json: optimizer.params.{message}")
 
 
 def test_offloading_without_zero_is_refused_on_a_gpu() -> None:

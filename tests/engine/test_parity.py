@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from harness.ranks import Train
 from harness.runs import completed, rows_of
 from transformers import AutoModelForMaskedLM
 
@@ -19,8 +19,6 @@ from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.models.build import build_student
-
-Train = Callable[..., tuple[int, str]]
 
 STEPS, SEED, LEARNING_RATE, CLIP, SOFT_WEIGHT, TEMPERATURE = 20, 3, 2e-3, 0.5, 2.0, 1.7
 # Few labels, drawn one by one: counts differ over ranks and micro-batches, and some ranks have none at all.

@@ -5,14 +5,12 @@ When the loss scale of fp16 grows, no gradient is halved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness.rank_cases import problems_of
+from harness.ranks import Train
 from harness.runs import completed
-
-Train = Callable[..., tuple[int, str]]
 
 WHOLE = ["fp32 ZeRO-0", "bf16 ZeRO-0", "fp32 ZeRO-1", "bf16 ZeRO-1", "bf16 ZeRO-2", "fp32 ZeRO-3", "bf16 ZeRO-3"]
 WHOLE += ["bf16 ZeRO-2 compiled"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from engine.replaying_pretrain import Repeater, Repetition
+from harness.ranks import Train
 from harness.runs import completed, rows_of
 from torch import nn
 
@@ -20,7 +21,6 @@ from dwt_ds.distill.objective import Losses, LossScalars
 from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES
 from dwt_ds.engine.training_graphs import GraphedTraining
 
-Train = Callable[..., tuple[int, str]]
 REPLAYING = str(Path(__file__).parent / "replaying_pretrain.py")
 COMMON = ["train.max_steps=8", "train.eval_every=3", "train.gradient_accumulation_steps=2", "student.dropout=0.1"]
 

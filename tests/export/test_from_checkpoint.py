@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.ranks import Train
 from harness.runs import completed, rows_of
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -17,8 +17,6 @@ from dwt_ds.base.files import read_manifest, write_manifest
 from dwt_ds.cli.main import main
 from dwt_ds.export.from_checkpoint import export_checkpoint
 from dwt_ds.export.verify import verify
-
-Train = Callable[..., tuple[int, str]]
 
 
 def held_out_loss(export: Path) -> str:

@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from dwt_ds.cli.main import main
+
+Refusal = Callable[..., str]
+
 
 def error_of(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> str:
     """The message of the plain ValueError that the call raises: one line."""
@@ -20,3 +24,18 @@ def error_of(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> 
 def one_line(error: BaseException) -> str:
     assert "\n" not in str(error)
     return str(error)
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """`refusal(*arguments)`: the one-line error of a command that is refused."""
+
+    def refused(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(each) for each in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1, error
+        return error
+
+    return refused

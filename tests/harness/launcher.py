@@ -69,9 +69,3 @@ def run_to_the_end(
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return process.returncode, output
-
-
-@pytest.fixture
-def port() -> int:
-    """A TCP port for the ranks of one launch to meet at."""
-    return reserve_port()

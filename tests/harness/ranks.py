@@ -20,10 +20,10 @@ import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -63,7 +63,8 @@ class Processes:
         self._outlived: list[int] = []
         self.processes = []
         path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-        with _variables({**SERVER_ENVIRONMENT, "PYTHONPATH": path}):  # the first one of a session starts the server
+        # The first one of a session starts the server.
+        with patch.dict(os.environ, {**SERVER_ENVIRONMENT, "PYTHONPATH": path}):
             for number, (words, environment) in enumerate(commands):
                 arguments = (list(words), environment, cwd, str(folder / f"rank_{number}"))
                 process = _SERVER.Process(target=_become, args=arguments)
@@ -213,14 +214,3 @@ def _become(words: list[str], environment: dict[str, str], cwd: Path | None, out
         sys.argv = words
         sys.path.insert(0, str(Path(words[0]).parent))
         runpy.run_path(words[0], run_name="__main__")
-
-
-@contextmanager
-def _variables(variables: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

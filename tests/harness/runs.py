@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.costs import work_per_token
 from dwt_ds.study.records import RunRecord
 
@@ -23,6 +25,12 @@ def completed(ended: tuple[int, str]) -> str:
 def rows_of(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def change_rows(run: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write the metrics of a run again, each row as `change` has it."""
+    rows = [change(row) for row in RunFolder(run).metrics_rows()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def untimed_rows(run: Path) -> list[dict[str, Any]]:

@@ -45,11 +45,6 @@ def test_a_bad_line_is_refused_with_its_number_and_the_fix(text: str, message: s
     assert "\n" not in str(refused.value)
 
 
-def test_a_hostfile_from_windows_is_read(tmp_path: Path) -> None:
-    (tmp_path / "hosts").write_bytes(b"node-1 slots=8\r\nnode-2 slots=8\r\n")
-    assert read_hostfile(tmp_path / "hosts") == [Host("node-1", 8), Host("node-2", 8)]
-
-
 def test_a_missing_hostfile_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no such hosts: no such file; write one with a line for each host"):
         read_hostfile(tmp_path / "no such hosts")

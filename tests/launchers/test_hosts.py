@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.launcher import Launch
 from harness.runs import completed, untimed_rows
 
 from dwt_ds import __version__
@@ -25,7 +26,6 @@ from dwt_ds.base.software import host_name, package_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-Launch = Callable[..., tuple[int, str]]
 Done = subprocess.CompletedProcess[str]
 
 SCRIPT = Path(__file__).parents[2] / "launchers" / "run_multinode.sh"

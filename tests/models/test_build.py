@@ -164,10 +164,15 @@ def test_tied_parameters_count_once() -> None:
             "nothing; choose another family",
         ),
         (
+            {"family": "bart"},
+            "student.family='bart': it has a decoder beside the encoder, and the recipe has the sizes of one of them "
+            "only; choose a family of encoders",
+        ),
+        (
             {"family": "xlm", "intermediate_size": 40},
             "student.intermediate_size=40: the family 'xlm' has no such size; remove it",
         ),
     ],
 )
-def test_a_size_that_a_family_does_not_have_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_a_family_that_the_sizes_do_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
     assert error_of(student_model_config, tiny_student(**changes), **DATA) == message

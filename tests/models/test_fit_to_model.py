@@ -19,8 +19,8 @@ from dwt_ds.models.tokenizers import fit_to_model
 FIELDS = {"roberta": {"type_vocab_size": 1}, "squeezebert": {"embedding_size": 32}, "luke": {"entity_vocab_size": 9}}
 COMMON = ["bert", "albert", "deberta-v2", "distilbert", "electra", "esm", "modernbert", "roberta", "xlm", "xlm-roberta"]
 OTHERS = [
-    *("bart", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "ernie", "eurobert", "flaubert", "fnet"),
-    *("ibert", "layoutlm", "longformer", "luke", "mbart", "megatron-bert", "mpnet", "mra", "nystromformer"),
+    *("big_bird", "camembert", "convbert", "data2vec-text", "deberta", "ernie", "eurobert", "flaubert", "fnet"),
+    *("ibert", "layoutlm", "longformer", "luke", "megatron-bert", "mpnet", "mra", "nystromformer"),
     *("rembert", "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "tapas", "xlm-roberta-xl", "yoso"),
 ]
 WITH_TWO_TYPES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from dwt_ds.models.build import build_student, parameter_count
 from dwt_ds.models.load import load_masked_lm, load_model_config, weights_origin
 from dwt_ds.models.masked_lm.checks import check_against_own_logits
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+from dwt_ds.models.quantized_export import quantize_checkpoint
 
 DATA = {"vocab_size": 61, "seq_len": 20, "pad_token_id": 1, "cls_token_id": 2, "sep_token_id": 3}
 STUDENT = StudentConfig(layers=2, hidden_size=16, num_heads=4, max_positions=20)
@@ -68,7 +70,8 @@ def test_missing_paths_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
     build_student(STUDENT, **DATA).save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    for load in (load_masked_lm, load_model_config):
+    quantize = partial(quantize_checkpoint, settings="w8a8", out=tmp_path / "out")
+    for load in (load_masked_lm, load_model_config, quantize):
         assert error_of(load, tmp_path) == (
             f"model path {str(tmp_path)!r} holds an adapter (adapter_config.json); merge it into the weights first"
         )

@@ -147,7 +147,7 @@ def test_a_profiled_student_is_not_replayed() -> None:
         "train.activation_checkpointing=true",
         "student.quantization=w8a8",
         "distill.hidden_weight=0.5",
-        "deepspeed.torch_autocast.enabled=true",
+        "deepspeed.torch_autocast={enabled: true, dtype: bfloat16}",
     ],
 )
 def test_a_training_pass_that_cannot_be_recorded_is_not_counted_as_replayed(setting: str) -> None:

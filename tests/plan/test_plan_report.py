@@ -9,6 +9,7 @@ import pytest
 import yaml
 from harness.plans import plan
 
+from dwt_ds.cli.main import main
 from dwt_ds.plan.settings import resolve_plan
 
 OFFLOAD = "offload: transfers and the optimizer on the CPU are not counted"
@@ -98,6 +99,9 @@ def test_autocast_computes_at_the_rate_of_16_bits(capsys: pytest.CaptureFixture[
 def test_an_attention_that_this_machine_lacks_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
     asked = "student.attention=flash_attention_2"
     assert " per rank" in plan(capsys, "paper_weak", "--gpu", "h100", "teacher.path=null", asked)
+    words = ["plan", "paper_weak", "--gpu", "h100", "teacher.path=null", "student.family=deberta-v2", asked]
+    assert main(words) == 2, "this family has it on no machine"
+    assert "student.attention='flash_attention_2': DebertaV2ForMaskedLM does not" in capsys.readouterr().err
 
 
 def test_memory_and_time_before_and_after_the_teachers_release(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.watched import Watch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
-
-Watch = Callable[..., Any]
 
 pytestmark = pytest.mark.slow
 ZERO = "deepspeed.zero_optimization"
 COMMON = ["student.dropout=0", "train.max_steps=6", "train.learning_rate=2e-3", "train.checkpoint_every=0"]
+ZERO_3 = [f"{ZERO}.stage=3", f"{ZERO}.stage3_param_persistence_threshold=100"]
+RELEASED = [*ZERO_3, f"{ZERO}.stage3_max_reuse_distance=0", f"{ZERO}.stage3_prefetch_bucket_size=0"]
 SETTINGS = {
     "overlap_comm and small buckets": [f"{ZERO}.overlap_comm=true", f"{ZERO}.reduce_bucket_size=6000"],
     "reduce to the owner": [f"{ZERO}.use_multi_rank_bucket_allreduce=false"],
@@ -29,25 +29,10 @@ SETTINGS = {
         "train.gradient_accumulation_steps=2",
     ],
     "offloaded optimizer": [f"{ZERO}.offload_optimizer.device=cpu"],
-    "ZeRO-3": [f"{ZERO}.stage=3", f"{ZERO}.stage3_param_persistence_threshold=100"],
-    "ZeRO-3, weights released": [
-        f"{ZERO}.stage=3",
-        f"{ZERO}.stage3_param_persistence_threshold=100",
-        f"{ZERO}.stage3_max_reuse_distance=0",
-        f"{ZERO}.stage3_prefetch_bucket_size=0",
-    ],
-    "ZeRO-3, activation checkpointing": [
-        f"{ZERO}.stage=3",
-        f"{ZERO}.stage3_param_persistence_threshold=100",
-        "train.activation_checkpointing=true",
-    ],
-    "ZeRO-3 with hpZ": [
-        f"{ZERO}.stage=3",
-        f"{ZERO}.stage3_param_persistence_threshold=100",
-        f"{ZERO}.stage3_max_reuse_distance=0",
-        f"{ZERO}.stage3_prefetch_bucket_size=0",
-        f"{ZERO}.zero_hpz_partition_size=2",
-    ],
+    "ZeRO-3": ZERO_3,
+    "ZeRO-3, weights released": RELEASED,
+    "ZeRO-3, activation checkpointing": [*ZERO_3, "train.activation_checkpointing=true"],
+    "ZeRO-3 with hpZ": [*RELEASED, f"{ZERO}.zero_hpz_partition_size=2"],
 }
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from harness.ranks import Python, Train
-from harness.runs import completed, rows_of
+from harness.runs import back_to, completed, rows_of
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # each case compiles
@@ -76,13 +75,9 @@ def test_losses_and_exports_are_those_without(
 def test_a_resume_repeats_to_the_bit_with_dropout(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = [str(tiny_recipe), "train.compile=layers", "train.checkpoint_every=3", "train.keep_last=9"]
     settings += ["student.dropout=0.1", "train.max_steps=6"]
-    for name in ("straight", "twice"):
-        completed(train(1, [*settings, f"output_dir={tmp_path / name}"], seconds=300))
-    # Back to the checkpoint of step 3.
-    shutil.rmtree(tmp_path / "twice" / "checkpoints" / "step_00000006")
-    (tmp_path / "twice" / "checkpoints" / "latest").write_text("step_00000003")
-    (tmp_path / "twice" / "complete.json").unlink()
-    output = completed(train(1, [*settings, f"output_dir={tmp_path / 'twice'}"], seconds=300))
-    assert "resuming from" in output
-    exported = [load_file(tmp_path / name / "export" / "model.safetensors") for name in ("straight", "twice")]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    completed(train(1, [*settings, f"output_dir={straight}"], seconds=300))
+    back_to(3, straight, resumed)
+    assert "at step 3" in completed(train(1, [*settings, f"output_dir={resumed}"], seconds=300))
+    exported = [load_file(run / "export" / "model.safetensors") for run in (straight, resumed)]
     assert all(exported[1][key].equal(value) for key, value in exported[0].items())

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.corpus import Make
+from harness.ranks import Train
 from harness.runs import back_to, completed, rows_of
 from harness.tiny import save_tiny_bert
 
-from dwt_ds.data.prepared import PreparedData
 from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.train_tokenizer import train_tokenizer
-
-Train = Callable[..., tuple[int, str]]
-Make = Callable[..., PreparedData]
 
 
 @pytest.fixture(scope="module")

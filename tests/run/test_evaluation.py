@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.corpus import Make
 from harness.errors import error_of
 from torch import Tensor
 
@@ -19,8 +20,6 @@ from dwt_ds.distill.objective import Losses
 from dwt_ds.engine import ranks
 from dwt_ds.run.evaluation import Evaluation, check_eval_sets, open_eval_sets
 from dwt_ds.run.resolve import Corpus, Resolved, resolve
-
-Make = Callable[..., PreparedData]
 
 
 class Student:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness.ranks import Train
 from harness.runs import completed, rows_of
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pretrain_20_steps.json"
 
 
-def test_losses_of_20_steps(train: Callable[..., tuple[int, str]], tiny_recipe: Path, tmp_path: Path) -> None:
+def test_losses_of_20_steps(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = [
         "train.max_steps=20",
         "train.learning_rate=2e-3",

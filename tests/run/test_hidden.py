@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from harness.ranks import Train
 from harness.runs import back_to, rows_of
 from safetensors import safe_open
 
-Train = Callable[..., tuple[int, str]]
 LOSSES = ("loss", "hard_loss", "soft_loss", "hidden_loss", "grad_norm", "eval_hard_loss")
 SETTINGS = (
     *("student.layers=3", "train.max_steps=8", "train.log_every=1", "train.eval_every=3", "train.checkpoint_every=2"),

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ranks import Train
 from harness.runs import completed, rows_of
 from safetensors.torch import load_file
 
 from dwt_ds.cli.main import main
 from dwt_ds.export.verify import verify
-
-Train = Callable[..., tuple[int, str]]
 
 # Each with the name of another folder that it matches as a pattern.
 NAMES = {

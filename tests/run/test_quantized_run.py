@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from harness.runs import completed, untimed_rows
+from harness.ranks import Train
+from harness.runs import back_to, completed, untimed_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.models.quantization import quantized_layers
 from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
-
-Train = Callable[..., tuple[int, str]]
 
 pytest.importorskip("torchao")
 
@@ -68,11 +65,7 @@ def test_a_resume_after_the_start_step_continues_bit_identically(
     straight: Path, train: Train, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     stopped = tmp_path / "stopped"
-    shutil.copytree(straight, stopped)
-    shutil.rmtree(stopped / "export")
-    shutil.rmtree(stopped / "checkpoints" / "step_00000008")
-    (stopped / "complete.json").unlink()
-    manifest = json.loads((stopped / "checkpoints" / "step_00000005" / "manifest.json").read_text())
+    manifest = json.loads((back_to(5, straight, stopped) / "manifest.json").read_text())
     assert parse_quantization(manifest["quantization"]) == parse_quantization(QUANTIZATION)
 
     run(train, tiny_recipe, stopped, quantized())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from harness.ranks import Run
+from harness.ranks import Run, Train
 from harness.runs import back_to, completed, rows_of
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +19,6 @@ from dwt_ds.config.schema import RunConfig, TeacherConfig
 from dwt_ds.engine.checkpoint.manifest import RunState
 from dwt_ds.run.soft_weight import SoftWeight
 
-Train = Callable[..., tuple[int, str]]
 LOSSES = ("loss", "hard_loss", "soft_weight", "grad_norm", "eval_hard_loss")
 
 

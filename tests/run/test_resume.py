@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from harness.ranks import Train
 from harness.runs import back_to, completed
 
 from dwt_ds.base.locks import LOCK_NAME
@@ -159,9 +159,7 @@ def test_another_stage_precision_or_optimizer_is_refused(
         check(at_80(written), ds_values=now, max_steps=80)
 
 
-def test_a_refused_resume_leaves_the_folder_as_it_was(
-    train: Callable[..., tuple[int, str]], tiny_recipe: Path, tmp_path: Path
-) -> None:
+def test_a_refused_resume_leaves_the_folder_as_it_was(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     """On all ranks alike; then it goes on under ZeRO-1, whose files are those of ZeRO-2."""
     settings = [str(tiny_recipe), f"output_dir={tmp_path}", "deepspeed.zero_optimization.overlap_comm=false"]
     completed(train(2, settings))
@@ -187,7 +185,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != LOCK_NAME}
 
 
-def test_a_student_is_grown_once(train: Callable[..., tuple[int, str]], tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_student_is_grown_once(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
     """A checkpoint replaces all that a resume would grow, from weights of the teacher that it would load once more."""
     settings = ["train.max_steps=4", "train.log_every=1", "train.checkpoint_every=2", "train.keep_last=9"]
     settings += ["student.init=stack", "student.hidden_size=16", "student.intermediate_size=32"]

@@ -6,26 +6,20 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from harness.ranks import Train
 from harness.runs import back_to, completed, rows_of
 from harness.tiny import save_tiny_bert
 
 from dwt_ds.cli.main import main
 from dwt_ds.prepare.case_and_accents import Wishes
-from dwt_ds.prepare.train_tokenizer import Kind, train_tokenizer
+from dwt_ds.prepare.train_tokenizer import train_tokenizer
 
-Train = Callable[..., tuple[int, str]]
 LOSSES = ("loss", "hard_loss", "soft_loss", "shared_hard_loss", "soft_weight", "grad_norm", "aligned_share")
 HELD_OUT = ("eval_hard_loss", "eval_soft_loss", "eval_shared_hard_loss")
-
-
-def teacher_of(text: Sequence[str], kind: Kind, entries: int, wishes: Wishes, folder: Path) -> Path:
-    """A random BERT of 1 layer x 16 with a tokenizer trained on `text`."""
-    tokenizer = train_tokenizer(list(text), entries, kind, wishes)
-    return save_tiny_bert(tokenizer, folder, positions=64)
 
 
 def losses_of(run: Path) -> dict[tuple[int, str], float]:
@@ -141,10 +135,10 @@ def text_of(language: str, tiny_text: Path) -> list[str]:
 
 
 PAIRS = {
-    "cased to uncased": ("latin", ("wordpiece", 400, "--cased"), ("wordpiece", 300, Wishes())),
-    "small to large": ("latin", ("wordpiece", 150, "--uncased"), ("bpe", 700, Wishes())),
-    "Unigram to WordPiece": ("latin", ("unigram", 300, "--uncased"), ("wordpiece", 400, Wishes())),
-    "Chinese characters to byte-level BPE": ("chinese", ("characters", 400, "--uncased"), ("bpe", 700, Wishes())),
+    "cased to uncased": ("latin", ("wordpiece", 400, "--cased"), (300, "wordpiece", Wishes())),
+    "small to large": ("latin", ("wordpiece", 150, "--uncased"), (700, "bpe", Wishes())),
+    "Unigram to WordPiece": ("latin", ("unigram", 300, "--uncased"), (400, "wordpiece", Wishes())),
+    "Chinese characters to byte-level BPE": ("chinese", ("characters", 400, "--uncased"), (700, "bpe", Wishes())),
 }
 
 
@@ -158,7 +152,8 @@ def test_every_kind_of_pair_trains(pair: str, train: Train, tiny_recipe: Path, t
     file.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     arguments = f"prepare --text {file} --train-tokenizer {entries} --kind {kind} {case} --out {data} --seq-len 32"
     assert main([*arguments.split(), "--validation", "0.1", "--workers", "1"]) == 0
-    teacher = teacher_of(text[: len(text) // 2], *theirs, tmp_path / "teacher")  # type: ignore[arg-type]
+    tokenizer = train_tokenizer(text[: len(text) // 2], *theirs)
+    teacher = save_tiny_bert(tokenizer, tmp_path / "teacher", positions=64)
     settings = [f"data.dir={data}", f"teacher.path={teacher}", "teacher.vocabulary=shared", "train.max_steps=2"]
     start(train, tiny_recipe, run, settings, ranks=1)
     rows = rows_of(run)

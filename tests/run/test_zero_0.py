@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from harness.ranks import Train
 from harness.runs import completed, rows_of
 
 from dwt_ds.data.prepared import PreparedData
-
-Train = Callable[..., tuple[int, str]]
 
 
 def test_its_folder_tells_what_was_run(train: Train, tiny_recipe: Path, sentence_data: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,6 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dwt_ds.cli.main import main
 from dwt_ds.engine.ds_json.resolve import resolved_recipe
 from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.study import figures
@@ -75,17 +74,3 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         return path
 
     monkeypatch.setattr(figures, "save", save)
-
-
-@pytest.fixture
-def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """`refusal(*arguments)`: the one-line error of a command that is refused."""
-
-    def refused(*arguments: str) -> str:
-        capsys.readouterr()
-        assert main([*arguments]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error
-
-    return refused

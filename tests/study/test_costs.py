@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness.runs import flops_per_token, write_run
+from harness.runs import change_rows, flops_per_token, write_run
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from dwt_ds.config.recipe import parse_run_config
@@ -75,10 +75,7 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
     assert denser - ours == pytest.approx(8 / 32 * (6 * of_student + 2 * of_teacher) / 0.9963, rel=0.01)
     # With the teacher released at step 10, the 500 tokens after it cost what the lone student's do.
     for name, with_teacher in (("helped", ours), ("denser", denser)):
-        metrics = tmp_path / name / "metrics.jsonl"
-        rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
-        marked = [{**row, "teacher_active": row["step"] <= 10} if "tokens" in row else row for row in rows]
-        metrics.write_text("".join(json.dumps(row) + "\n" for row in marked))
+        change_rows(tmp_path / name, lambda row: row | {"teacher_active": row["step"] <= 10})
         released = saving(RunRecord(name, tmp_path / name), runs["alone"])
         assert released is not None
         assert released.spent.tokens == 1500.0
@@ -115,12 +112,9 @@ def test_what_a_teacher_with_another_vocabulary_shares_is_read_from_the_run(
     for part in ("train", "validation", "tokenizer"):
         shutil.rmtree(folder / part)
     assert flops_per_token(RunRecord("run", run)) is None
-    metrics = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
     found = []
     for each in (overlap, Overlap(100, 0.5, 2.0)):
-        written = [row | each.to_row() if "eval_hard_loss" in row else row for row in rows]
-        metrics.write_text("".join(json.dumps(row) + "\n" for row in written))
+        change_rows(run, lambda row, each=each: row | each.to_row() if "eval_hard_loss" in row else row)
         found.append(flops_per_token(RunRecord("run", run)))
     assert found[0] == measured
     assert found[1] not in (None, measured)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from harness.errors import Refusal
 from harness.runs import rows_of, write_run
 
 from dwt_ds.cli.main import main
@@ -290,14 +291,12 @@ def test_runs_that_are_not_complete_are_no_pairs(tmp_path: Path) -> None:
         assert "standard error" not in results.read_text()
 
 
-def test_a_study_cannot_be_compared_with_what_is_not_in_it(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(study), "--against", "with teacher"]) == 2
-    error = capsys.readouterr().err
+def test_a_study_cannot_be_compared_with_what_is_not_in_it(study: Path, refusal: Refusal) -> None:
+    error = refusal("report", study, "--against", "with teacher")
     assert error.startswith(
         "error: --against with teacher: is not one of the series (alone; alone, fast; with teacher4)"
     )
     assert "did you mean 'with teacher4'" in error
     for seed in (1, 2):
         (study / f"with_teacher4-s{seed}" / "complete.json").unlink()
-    assert main(["report", str(study), "--against", "with teacher4"]) == 2
-    assert "none of its runs is complete yet" in capsys.readouterr().err
+    assert "none of its runs is complete yet" in refusal("report", study, "--against", "with teacher4")

@@ -13,7 +13,7 @@ from dwt_ds.config.recipe import load_recipe, parse_run_config
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.models.growth.plan import parse_method
 from dwt_ds.study.folder import StudyFolder
-from dwt_ds.study.grid import SCALES, grid_names, grid_questions, load_grid
+from dwt_ds.study.grid import SCALES, StudyRun, grid_names, grid_questions, load_grid
 from dwt_ds.study.run import default_folder
 
 
@@ -229,6 +229,31 @@ def test_a_mistake_is_an_error_of_one_line(grid: object, message: str, tmp_path:
     error = error_of(load_grid, write(tmp_path, grid), "smoke")
     assert re.search(r"grid .*mine\.yaml", error)
     assert message in error
+
+
+def test_a_labels_schedule_keeps_nothing_of_the_grids_own(tmp_path: Path) -> None:
+    own = {"schedule": "linear", "start": 2.0, "end": 0.5, "span": 0.5}
+    grid = {
+        "settings": {"distill": {"soft_weight": own}},
+        "axes": {"weight": {"slow": {"distill": {"soft_weight": {"average_steps": 99}}}}},
+        "runs": [{"teacher": "teacher1", "weight": ["adaptive", "1to0", "slow"]}],
+    }
+    weights = {run.labels["weight"]: run.settings["distill"]["soft_weight"] for run in students(write(tmp_path, grid))}
+    assert weights["adaptive"] == {"schedule": "adaptive", "start": 1.0}
+    assert weights["1to0"] == {"schedule": "linear", "start": 1.0, "end": 0.0}
+    assert weights["slow"] == {**own, "average_steps": 99}, "a label that is no schedule changes the grid's own"
+
+
+def test_a_grid_whose_students_start_from_their_teacher(tmp_path: Path) -> None:
+    """Not so the teachers, and the students without one."""
+    grid = {"settings": {"student": {"init": "stack"}}, "runs": [{"teacher": ["none", "teacher1"]}]}
+    runs = load_grid(write(tmp_path, grid), "smoke").runs
+    starts = {run.name.rpartition("-")[0]: run.settings["student"]["init"] for run in runs}
+    assert starts == {"teacher1": "random", "alone": "random", "with_teacher1": "stack"}
+
+
+def students(grid: str) -> list[StudyRun]:
+    return [run for run in load_grid(grid, "smoke").runs if run.teacher_run]
 
 
 def test_an_unknown_grid_names_the_packaged_ones() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.runs import flops_per_token, write_run
+from harness.errors import Refusal
+from harness.runs import change_rows, flops_per_token, write_run
 from transformers import BertConfig, BertForMaskedLM
 
 from dwt_ds.base.files import whole_lines
@@ -42,12 +43,8 @@ def study(tmp_path: Path, tiny_data: Path) -> Path:
 
 def add_losses(run: Path, losses: dict[str, float]) -> None:
     """Those of a further set at each evaluation of a run: `losses` by name."""
-    rows = [json.loads(line) for line in whole_lines(run / "metrics.jsonl")]
-    rows = [
-        row | {f"eval_hard_loss.{name}": loss for name, loss in losses.items()} if "eval_hard_loss" in row else row
-        for row in rows
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = {f"eval_hard_loss.{name}": loss for name, loss in losses.items()}
+    change_rows(run, lambda row: row | named if "eval_hard_loss" in row else row)
 
 
 def test_a_study_compares_losses_on_other_text(study: Path) -> None:
@@ -72,10 +69,7 @@ def test_a_study_compares_losses_on_other_text(study: Path) -> None:
 def test_a_run_that_is_evaluated_on_other_text_alone(tmp_path: Path, tiny_data: Path) -> None:
     """Its data folder holds nothing out."""
     path = Path(compared(tmp_path, tiny_data, None)[0])
-    rows = [json.loads(line) for line in whole_lines(path / "metrics.jsonl")]
-    for row in rows:
-        row.pop("eval_hard_loss", None)
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change_rows(path, lambda row: {key: value for key, value in row.items() if key != "eval_hard_loss"})
     assert main(["report", str(path)]) == 0
     table = table_of((path / "report" / "results.md").read_text(encoding="utf-8"))
     assert table["held-out loss, books"] == ["3.0000"]
@@ -316,11 +310,9 @@ def test_runs_of_equal_names_get_names_of_their_folders(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_compared(
-    words: list[str], message: str, tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, tiny_data: Path, refusal: Refusal
 ) -> None:
-    paths = compared(tmp_path, tiny_data, None)
-    assert main(["report", *paths, *words]) == 2
-    assert capsys.readouterr().err == f"error: {message}\n"
+    assert refusal("report", *compared(tmp_path, tiny_data, None), *words) == f"error: {message}\n"
     assert not (tmp_path / "report").exists()
 
 
@@ -342,6 +334,5 @@ def test_folders_below_home(tmp_path: Path, tiny_data: Path, monkeypatch: pytest
     assert not (tmp_path / "~").exists()
 
 
-def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(tmp_path / "nothing")]) == 2
-    assert "holds neither a run" in capsys.readouterr().err
+def test_a_folder_without_runs_is_an_error(tmp_path: Path, refusal: Refusal) -> None:
+    assert "holds neither a run" in refusal("report", tmp_path / "nothing")

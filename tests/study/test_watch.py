@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from harness.errors import Refusal
 from harness.runs import rows_of
 
 from dwt_ds.base.locks import FolderLock, current_writer
@@ -250,9 +251,8 @@ def test_a_run_that_has_not_taken_a_step(run: Path, running: int) -> None:
     assert f"step 0 of 40 (0%)  running: process {running}" in seen.state
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["watch", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
+def test_a_folder_that_is_no_run(tmp_path: Path, refusal: Refusal) -> None:
+    assert refusal("watch", tmp_path) == (
         f"error: {tmp_path}: holds no run (config.yaml); give the output_dir of one that has started\n"
     )
 

@@ -247,7 +247,7 @@ def load_checkpoint(engine: StudentEngine, checkpoint: NewestCheckpoint, seed: i
         engine._config.load_universal_checkpoint = False
     barrier()  # until all have read it
     if rank() == 0:
-        shutil.rmtree(universal)
+        shutil.rmtree(universal, ignore_errors=True)  # the next conversion makes it anew
     torch.manual_seed(seed + 1 + rank() + 1000003 * (checkpoint.state.step + 1))
 
 

@@ -100,19 +100,12 @@ def checkpoint_fp32_weights(path: Path) -> dict[str, Tensor]:
         return exact  # of ZeRO-3, whose files have the frozen parameters
     saved = torch.load(whole, map_location="cpu", weights_only=False)
     module = saved["module"]
-    for names, masters in zip(saved.get(MASTER_NAMES, []), _saved_masters(saved["optimizer"])):
+    optimizer = saved["optimizer"] or {}
+    held = [[flat] for flat in optimizer.get("fp32_groups_flat", [])] or optimizer.get("fp32_groups", [])
+    for names, masters in zip(saved.get(MASTER_NAMES, []), held):
         exact |= zip(names, cut_like([module[name] for name in names], masters))
     # Tied weights have several names and one master.
     tied = {module[name].data_ptr(): tensor for name, tensor in exact.items() if name in module}
     for name, tensor in module.items():
         exact.setdefault(name, tied.get(tensor.data_ptr(), tensor.float() if tensor.is_floating_point() else tensor))
     return exact
-
-
-def _saved_masters(optimizer: dict[str, Any] | None) -> list[list[Tensor]]:
-    """Of a saved optimizer `WITHOUT_ZERO`, by group, as `held_masters`; empty for others."""
-    if optimizer is None:
-        return []
-    if "fp32_groups_flat" in optimizer:
-        return [[flat] for flat in optimizer["fp32_groups_flat"]]
-    return list(optimizer.get("fp32_groups", []))

@@ -79,15 +79,12 @@ _NOT_AS_ONE: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
         "a run's folder is shared by its hosts, which would all write one file at once; remove it",
     ),
 )
-_GRADIENT_CHECKS = ("bf16.check_grad_overflow", "bfloat16.check_grad_overflow", "zero_optimization.compute_grad_norm")
+_GRADIENT_CHECKS = ("bf16.check_grad_overflow", "zero_optimization.compute_grad_norm")
 
 
 def precision(values: Mapping[str, Any]) -> str:
     """`bf16`, `fp16` or `fp32`: the dtype of the student's weights in the forward pass."""
-    for name, sections in (("bf16", ("bf16", "bfloat16")), ("fp16", ("fp16",))):
-        if any(values.get(section, {}).get("enabled") for section in sections):
-            return name
-    return "fp32"
+    return next((name for name in ("bf16", "fp16") if values.get(name, {}).get("enabled")), "fp32")
 
 
 def compute_precision(values: Mapping[str, Any]) -> str:
@@ -130,6 +127,11 @@ def _check_skipped_steps(values: Mapping[str, Any], origin: Origin) -> None:
         if get_place(values, place) is False:
             raise ValueError(f"{origin.name(place)}=false: bad steps would reach the optimizer; remove it")
     autocast = values.get("torch_autocast", {})
+    if autocast.get("enabled") and autocast.get("dtype") is None:
+        raise ValueError(
+            f"{origin.name('torch_autocast.dtype')}: missing; torch would take fp16 on a GPU, and DeepSpeed would not "
+            "scale the loss for it; set it to bf16"
+        )
     if autocast.get("enabled") and autocast.get("dtype") in DtypeEnum.fp16._all_values:
         raise ValueError(
             f"{origin.name('torch_autocast.dtype')}={autocast['dtype']}: without ZeRO, DeepSpeed does not report the "

@@ -26,45 +26,39 @@ from dwt_ds.engine.ds_json.optimizer_and_schedule import (
 )
 from dwt_ds.engine.ds_json.origin import Origin
 
-Section = type[BaseModel] | frozenset[str]
+Section = type[BaseModel] | dict[str, Kind | None]
+"""The keys that a section may have: a pydantic model's, or these with the kinds of their values; None: any kind."""
 
-_ACTIVATION_CHECKPOINTING = {
-    "partition_activations": Kind.SWITCH,
-    "number_checkpoints": Kind.WHOLE,
-    "contiguous_memory_optimization": Kind.SWITCH,
-    "synchronize_checkpoint_boundary": Kind.SWITCH,
-    "cpu_checkpointing": Kind.SWITCH,
-    "profile": Kind.SWITCH,
-}
-# Sections by their place; the keys of a section that is a pydantic model are the model's.
+# Sections by their place; kinds are those of DeepSpeed's defaults.
 _SECTIONS: dict[str, Section] = {
     "zero_optimization": DeepSpeedZeroConfig,
     "bf16": DeepSpeedBF16Config,
-    "bfloat16": DeepSpeedBF16Config,
     "fp16": DeepSpeedFP16Config,
     "tensorboard": TensorBoardConfig,
     "wandb": WandbConfig,
     "csv_monitor": CSVConfig,
     "comet": CometConfig,
     "comms_logger": CommsLoggerConfig,
-    "optimizer": frozenset({"type", "params", "legacy_fusion"}),
-    "scheduler": frozenset({"type", "params"}),
-    "torch_autocast": frozenset({"enabled", "dtype", "lower_precision_safe_modules"}),
-    "data_types": frozenset({"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"}),
-    "activation_checkpointing": frozenset(_ACTIVATION_CHECKPOINTING),
-    "checkpoint": frozenset({"tag_validation", "checkpoint_serialization", "use_node_local_storage", "parallel_write"}),
-    "checkpoint.parallel_write": frozenset({"pipeline_stage"}),
-    "flops_profiler": frozenset(DeepSpeedFlopsProfilerConfig({}).__dict__),
-    "aio": frozenset(AIO_DEFAULT_DICT),
-    "timers": frozenset({"throughput"}),
-    "timers.throughput": DeepSpeedThroughputTimerConfig,
-}
-
-# Kinds of the values in the other sections, after DeepSpeed's defaults.
-_KINDS: dict[str, dict[str, Kind]] = {
-    "activation_checkpointing": _ACTIVATION_CHECKPOINTING,
+    "optimizer": dict.fromkeys(("type", "params", "legacy_fusion")),
+    "scheduler": dict.fromkeys(("type", "params")),
+    "torch_autocast": dict.fromkeys(("enabled", "dtype", "lower_precision_safe_modules")),
+    "data_types": dict.fromkeys(("grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules")),
+    "activation_checkpointing": {
+        "partition_activations": Kind.SWITCH,
+        "number_checkpoints": Kind.WHOLE,
+        "contiguous_memory_optimization": Kind.SWITCH,
+        "synchronize_checkpoint_boundary": Kind.SWITCH,
+        "cpu_checkpointing": Kind.SWITCH,
+        "profile": Kind.SWITCH,
+    },
+    "checkpoint": dict.fromkeys(
+        ("tag_validation", "checkpoint_serialization", "use_node_local_storage", "parallel_write")
+    ),
+    "checkpoint.parallel_write": dict.fromkeys(("pipeline_stage",)),
+    "flops_profiler": {key: kind_of(value) for key, value in vars(DeepSpeedFlopsProfilerConfig({})).items()},
     "aio": {key: kind_of(value) for key, value in AIO_DEFAULT_DICT.items()},
-    "flops_profiler": {key: kind_of(value) for key, value in DeepSpeedFlopsProfilerConfig({}).__dict__.items()},
+    "timers": dict.fromkeys(("throughput",)),
+    "timers.throughput": DeepSpeedThroughputTimerConfig,
 }
 
 _SCALARS: dict[str, type] = {
@@ -145,10 +139,10 @@ def read_all_numbers(config: dict[str, Any]) -> None:
 
 
 def _read_section(section: Any, kind: Section, place: str) -> None:
-    if isinstance(kind, frozenset):
-        read_numbers(section, _KINDS.get(place, {}).get)
+    if isinstance(kind, dict):
+        read_numbers(section, kind.get)
         return
-    read_numbers(section, lambda key: _KIND_OF_TYPE.get(getattr(_field(kind, key), "annotation", None)))  # type: ignore[arg-type]
+    read_numbers(section, lambda key: _KIND_OF_TYPE.get(_hint(kind, key)))
     for key, value in section.items() if isinstance(section, dict) else ():
         inside = _section_inside(kind, key, f"{place}.{key}")
         if inside is not None:
@@ -196,17 +190,16 @@ def _check_section(section: Any, kind: Section, place: str, origin: Origin) -> N
             raise ValueError(f"{origin.name(inner)}: unknown key{nearest(key, allowed)}")
         if key == "enabled" and not isinstance(value, bool) and value != "auto":
             raise ValueError(f"{origin.name(inner)}={value!r}: must be true or false")
-        if key in _KINDS.get(place, {}):
-            check_kind(value, _KINDS[place][key], origin.name(inner))
         # pydantic would take 0 and "off" for false, which checks for false would miss.
-        if not isinstance(kind, frozenset) and bool in options_of(getattr(_field(kind, key), "annotation", None)):
-            check_kind(value, Kind.SWITCH, origin.name(inner))
+        wanted = kind[key] if isinstance(kind, dict) else Kind.SWITCH if bool in options_of(_hint(kind, key)) else None
+        if wanted is not None:
+            check_kind(value, wanted, origin.name(inner))
         section_inside = _section_inside(kind, key, inner)
         if key == "params":
             _check_braces(value, inner, origin)
         elif section_inside is not None and value is not None:
             _check_section(value, section_inside, inner, origin)
-    if not isinstance(kind, frozenset):
+    if not isinstance(kind, dict):
         _check_values(section, kind, place, origin)
 
 
@@ -217,16 +210,15 @@ def _check_braces(section: Any, place: str, origin: Origin) -> None:
 
 def _section_inside(kind: Section, key: str, place: str) -> Section | None:
     """The kind of the section at `key`, None if it is not a section; that of the model if it may be null."""
-    if isinstance(kind, frozenset):
+    if isinstance(kind, dict):
         return _SECTIONS.get(place)
-    field = _field(kind, key)
-    hint = None if field is None else field.annotation
-    return next((each for each in options_of(hint) if inspect.isclass(each) and issubclass(each, BaseModel)), None)
+    hints = options_of(_hint(kind, key))
+    return next((each for each in hints if inspect.isclass(each) and issubclass(each, BaseModel)), None)
 
 
-def _field(model: type[BaseModel], key: str) -> Any:
-    """The model's field of that name or alias; None if there is none."""
-    return next((each for name, each in model.model_fields.items() if key in (name, each.alias)), None)
+def _hint(model: type[BaseModel], key: str) -> Any:
+    """The annotation of the model's field of that name or alias; None if there is none."""
+    return next((each.annotation for name, each in model.model_fields.items() if key in (name, each.alias)), None)
 
 
 def _check_values(section: Mapping[str, Any], model: type[BaseModel], place: str, origin: Origin) -> None:
@@ -243,7 +235,7 @@ def _check_values(section: Mapping[str, Any], model: type[BaseModel], place: str
 
 
 def _allowed_keys(kind: Section) -> set[str]:
-    if isinstance(kind, frozenset):
+    if isinstance(kind, dict):
         return set(kind)
     aliases = {field.alias for field in kind.model_fields.values() if field.alias}
     return set(kind.model_fields) | aliases

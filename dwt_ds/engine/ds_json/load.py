@@ -63,6 +63,8 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
         raise ValueError(f"{path.name}: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path.name}: holds {type(values).__name__}; a DeepSpeed JSON is an object in braces")
+    overrides = _with_one_name(dict(overrides), "deepspeed.bfloat16")
+    values = _with_one_name(values, f"{path.name}: bfloat16")
     drop_settings_of_another_type(values, overrides)
     lay_over(values, overrides, path.name)
     read_all_numbers(values)
@@ -70,6 +72,15 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
     check_ds_keys(values, origin)
     _decide_precision(values, origin)
     return DeepSpeedJson(origin, values)
+
+
+def _with_one_name(values: dict[str, Any], said: str) -> dict[str, Any]:
+    """The same, with the section `bfloat16`, which is DeepSpeed's other name for it, as `bf16`."""
+    if "bfloat16" not in values:
+        return values
+    if "bf16" in values:
+        raise ValueError(f"{said}: another name of the section bf16, which is also there; keep one of the two")
+    return {"bf16" if key == "bfloat16" else key: value for key, value in values.items()}
 
 
 def _decide_precision(values: dict[str, Any], origin: Origin) -> None:

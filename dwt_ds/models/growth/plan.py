@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import nn
@@ -20,29 +21,18 @@ from dwt_ds.base.words import nearest
 from dwt_ds.models.build import first_position
 from dwt_ds.models.growth.layout import GROWABLE_FAMILIES, in_layer, layer_of, layout_of
 
-
-def _remap(layer: int, teacher: int, _student: int) -> int:
-    return min(layer, teacher - 1)
-
-
-def _stack(layer: int, teacher: int, _student: int) -> int:
-    return layer % teacher
-
-
-def _bert2bert(layer: int, teacher: int, student: int) -> int:
-    whole = student // teacher * teacher
-    return layer % teacher if layer < whole else teacher - (student - layer)
-
-
-def _interlace(layer: int, teacher: int, student: int) -> int:
-    return layer // -(-student // teacher)
-
-
+# (student's layer, the teacher's number of layers, the student's) -> the teacher's layer.
 DEPTH_MAPS: dict[str, Callable[[int, int, int], int]] = {
-    "remap": _remap,  # FNA (Fang et al. 2020, section 3.1), and the paper's: the last layer is repeated
-    "stack": _stack,  # StackBERT (Gong et al. 2019); the rule of LiGO's baselines (Wang et al. 2023)
-    "bert2bert": _bert2bert,  # bert2BERT (Chen et al. 2022): whole copies of the stack, the rest from its top
-    "interlace": _interlace,  # each layer several times in a row (LiGO's InterBERT baseline)
+    # FNA (Fang et al. 2020, section 3.1), and the paper's: the last layer is repeated
+    "remap": lambda layer, teacher, student: min(layer, teacher - 1),
+    # StackBERT (Gong et al. 2019); the rule of LiGO's baselines (Wang et al. 2023)
+    "stack": lambda layer, teacher, student: layer % teacher,
+    # bert2BERT (Chen et al. 2022): whole copies of the stack, the rest from its top
+    "bert2bert": lambda layer, teacher, student: (
+        layer % teacher if layer < student - student % teacher else teacher - (student - layer)
+    ),
+    # each layer several times in a row (LiGO's InterBERT baseline)
+    "interlace": lambda layer, teacher, student: layer // -(-student // teacher),
 }
 WIDTH_METHODS = ("fna", "net2net", "fpi", "aki")
 
@@ -124,12 +114,7 @@ def parse_method(method: str) -> tuple[str, str | None]:
         return "remap", depth
     if depth in DEPTH_MAPS and (width in WIDTH_METHODS or not plus):
         return depth, width if plus else None
-    known = [
-        "random",
-        *DEPTH_MAPS,
-        *WIDTH_METHODS,
-        *(f"{each}+{other}" for each in DEPTH_MAPS for other in WIDTH_METHODS),
-    ]
+    known = ["random", *DEPTH_MAPS, *WIDTH_METHODS, *map("+".join, product(DEPTH_MAPS, WIDTH_METHODS))]
     fix = nearest(method, known) or "; use random"
     raise ValueError(
         f"student.init={method!r} is unknown{fix} (depth: {', '.join(DEPTH_MAPS)}; width: "

@@ -83,7 +83,8 @@ def write_gradient(
         for tensor in block:
             if tensor is not None:
                 torch._dynamo.mark_dynamic(tensor, 0)
-        inputs = (*block, logits.student_bias, logits.teacher_bias, *exponent)
+        student, teacher, *rows = block
+        inputs = (logits._replace(student=student, teacher=teacher), *rows, exponent)
         try:
             gradient = compute(out.dtype, *inputs)
         except Exception as error:  # whatever fails in the compiler, plain operations give the same result
@@ -107,18 +108,7 @@ def fused_gradient() -> Any:
 
 
 def _rounded_gradient(
-    dtype: torch.dtype,
-    student: Tensor,
-    teacher: Tensor | None,
-    statistics: Tensor,
-    factors: Tensor,
-    student_bias: Tensor | None,
-    teacher_bias: Tensor | None,
-    factor: Tensor,
-    residual: Tensor,
-    unit_temperature: bool,
+    dtype: torch.dtype, logits: Logits, statistics: Tensor, factors: Tensor, exponent: Exponent
 ) -> Tensor:
-    buffers = [torch.empty(student.shape, dtype=torch.float32) for _ in range(3)]  # the compiler elides them
-    logits = Logits(student, teacher, student_bias, teacher_bias)
-    exponent = Exponent(factor, residual, unit_temperature)
+    buffers = [torch.empty(logits.student.shape, dtype=torch.float32) for _ in range(3)]  # the compiler elides them
     return block_gradient(buffers, logits, None, statistics, factors, exponent).to(dtype)
