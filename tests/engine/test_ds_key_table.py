@@ -54,7 +54,7 @@ def accepted() -> set[str]:
 
 
 def inside(place: str, kind: Any) -> Iterator[str]:
-    if isinstance(kind, frozenset):
+    if isinstance(kind, dict):
         names = list(kind)
     else:
         names = [each.alias or name for name, each in kind.model_fields.items()]

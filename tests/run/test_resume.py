@@ -135,7 +135,7 @@ FP16: dict[str, Any] = {"fp16": {"enabled": True}}
         (values(1), values(2)),
         (values(2), values(1)),
         (values(3), values(3, "Adam")),
-        (values(2, "adamw", **BF16), values(2, "AdamW", bfloat16={"enabled": True})),
+        (values(2, "adamw", bfloat16={"enabled": True}), values(2, "AdamW", **BF16)),
     ],
 )
 def test_checkpoints_that_deepspeed_reads_alike_are_continued(written: dict[str, Any], now: dict[str, Any]) -> None:

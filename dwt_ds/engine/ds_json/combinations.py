@@ -84,7 +84,11 @@ _GRADIENT_CHECKS = ("bf16.check_grad_overflow", "zero_optimization.compute_grad_
 
 def precision(values: Mapping[str, Any]) -> str:
     """`bf16`, `fp16` or `fp32`: the dtype of the student's weights in the forward pass."""
-    return next((name for name in ("bf16", "fp16") if values.get(name, {}).get("enabled")), "fp32")
+    # Checkpoints of earlier versions may have the section bf16 under its other name.
+    for name, sections in (("bf16", ("bf16", "bfloat16")), ("fp16", ("fp16",))):
+        if any(values.get(section, {}).get("enabled") for section in sections):
+            return name
+    return "fp32"
 
 
 def compute_precision(values: Mapping[str, Any]) -> str:
