@@ -57,10 +57,15 @@ def prepare(
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     args = parser.parse_args(["--out", path_argument(out)])
+    flags = {flag.lstrip("-").replace("-", "_"): action for flag, action in parser._option_string_actions.items()}
+    known = flags.keys() - {"h", "help", "out", "text", "dataset", "show"}
     for name, value in options.items():
-        if name not in vars(args) or name == "show":
-            raise TypeError(f"prepare() has no option {name!r}{nearest(name, vars(args))}")
-        setattr(args, name, value)
+        if name not in known:
+            raise TypeError(f"prepare() has no option {name!r}{nearest(name, known)}")
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        # `--uncased` switches `cased` off.
+        setattr(args, flags[name].dest, not value if flags[name].const is False else value)
     args.text, args.dataset = [os.fspath(each) for each in _several(text)], _several(dataset)
     try:
         manifest = prepare_data(command.prepare_options(args))

@@ -39,7 +39,7 @@ def test_the_names_are_functions_whatever_was_imported_before(python: Python) ->
 
 
 def test_prepare_is_the_command(tmp_path: Path, tiny_data: Path, tiny_text: Path, tiny_vocabulary: Path) -> None:
-    words = {"tokenizer": str(tiny_vocabulary), "seq_len": 32, "validation": 0.1, "workers": 1}
+    words = {"tokenizer": tiny_vocabulary, "seq_len": 32, "validation": 0.1, "workers": 1}
     manifest = prepare(tmp_path / "data", text=tiny_text, **words)
     assert manifest.fingerprint == json.loads((tiny_data / "manifest.json").read_text())["fingerprint"]
     with pytest.raises(ValueError, match=r"^--seq-len=4: must be "):
@@ -47,6 +47,22 @@ def test_prepare_is_the_command(tmp_path: Path, tiny_data: Path, tiny_text: Path
     with pytest.raises(TypeError, match="has no option 'seqlen'; did you mean 'seq_len'"):
         prepare(tmp_path / "other", text=tiny_text, seqlen=4)
     assert not (tmp_path / "other").exists()
+
+
+def test_prepare_has_every_option_of_the_command(tmp_path: Path, tiny_text: Path) -> None:
+    words = {"text": tiny_text, "train_tokenizer": 400, "workers": 1}
+    for number, (options, treatment) in enumerate(
+        (
+            ({"uncased": True, "strip_accents": True}, (True, True)),
+            ({"uncased": False, "strip_accents": False}, (False, False)),
+            ({"cased": True, "keep_accents": True}, (False, False)),
+        )
+    ):
+        prepare(tmp_path / str(number), **words, **options)
+        normalizer = PreparedData.open(tmp_path / str(number)).tokenizer().backend_tokenizer.normalizer
+        assert (normalizer.lowercase, normalizer.strip_accents) == treatment, options
+    with pytest.raises(TypeError, match=r"has no option 'show'$"):
+        prepare(tmp_path / "other", text=tiny_text, show=3)
 
 
 def test_a_tilde_is_the_home_folder(

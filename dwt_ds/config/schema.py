@@ -206,10 +206,10 @@ class TrainConfig:
     keep_every: NonNegativeInt = 0
     """Checkpoints at multiples of this many steps are never deleted; 0: no such checkpoints."""
     spike_sigma: PositiveFloat | None = None
-    """Skip a step whose loss exceeds the mean of the last `spike_window` steps by this many standard deviations; null:
-    skip none."""
+    """Skip a step whose hard loss exceeds the mean of the last `spike_window` steps by this many standard deviations;
+    null: skip none."""
     spike_window: Annotated[int, Field(ge=2)] = 128
-    """Number of steps whose losses `spike_sigma` compares with."""
+    """Number of steps whose hard losses `spike_sigma` compares with."""
     skip_window: PositiveInt = 100
     """Number of recent steps in which `max_skipped_share` counts the skipped ones."""
     max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.3

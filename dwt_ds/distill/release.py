@@ -61,6 +61,21 @@ class TeacherRelease:
         return self.step is not None and done >= self.step
 
 
+def check_something_is_trained(config: RunConfig, total_steps: int) -> None:
+    """Refuse a run without a hard loss that has no soft loss either, from its start or after a release (ValueError)."""
+    if config.distill.hard_weight > 0:
+        return
+    if config.teacher.path is None:
+        raise ValueError("distill.hard_weight=0: without a teacher nothing is left to train on; set it above 0")
+    rule, schedule = TeacherRelease(config, total_steps), config.distill.soft_weight
+    may_fall = rule.follows_losses and (schedule.end or 0.0) < config.teacher.release_below_share * schedule.start
+    if may_fall or (rule.step is not None and rule.step < total_steps):
+        raise ValueError(
+            "distill.hard_weight=0: after the teacher's release nothing is left to train on; set it above 0, or "
+            "teacher.release to never"
+        )
+
+
 def zero_from(schedule: Schedule, total_steps: int) -> int | None:
     """The first optimizer step, counted from 0, from which a schedule stays at 0; None if it never does.
 

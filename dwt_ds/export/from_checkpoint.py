@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from dwt_ds.base.files import MANIFEST, problems, read_manifest, through_links
@@ -69,4 +70,6 @@ def _find(path: Path) -> Path:
     newest = newest_checkpoint(path / CHECKPOINTS)
     if newest.path is None:
         raise ValueError(f"{path}: no good checkpoint there{'; ' + newest.damaged[0] if newest.damaged else ''}")
+    for problem in newest.damaged:
+        print(f"checkpoint not used: {problem}", file=sys.stderr)
     return newest.path

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -70,7 +71,21 @@ def add_fake_quantizers(model: PreTrainedModel, quantization: Quantization) -> l
     for names, activation_config in ((tables, None), (set(chosen) - tables, activation)):
         config = qat.QATConfig(activation_config=activation_config, weight_config=weight, step="prepare")
         quantize_(model, config, filter_fn=lambda _module, name, names=names: name in names)
+    for module in model.modules():
+        quantizer = getattr(module, "activation_fake_quantizer", None)
+        if quantizer is not None:
+            quantizer.__class__ = _for_no_rows_as_well(quantizer.__class__)
     return chosen
+
+
+@lru_cache
+def _for_no_rows_as_well(kind: type[nn.Module]) -> type[nn.Module]:
+    """torchao's quantizer, which fails on 0 rows: a rank's micro-batch may have no label, and so none for the head."""
+
+    def forward(self: Any, values: Tensor) -> Tensor:
+        return kind.forward(self, values) if values.numel() else values
+
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def check_quantization(config: PretrainedConfig, quantization: Quantization) -> None:

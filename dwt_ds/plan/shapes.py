@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig
@@ -126,7 +127,8 @@ def find_teacher(settings: Resolved) -> Teacher | None:
         config = load_model_config(path, trust_remote_code=settings.config.teacher.trust_remote_code)
         return Teacher(config, f"{path}: {config.model_type}, {_size_words(config)}, from its config.json")
     except FileNotFoundError:
-        pass
+        if Path(path).is_dir():  # such as a run's folder in place of its export
+            raise
     student, why = _assumed_teacher(settings, path)
     config = student_model_config(student, **corpus_sizes(settings.corpus))
     return Teacher(config, f"assumed, since {path} does not exist: {config.model_type}, {_size_words(config)} ({why})")

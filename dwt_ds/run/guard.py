@@ -1,4 +1,4 @@
-"""Bad numbers: a step whose loss or gradient is not finite, or whose loss jumps, is skipped on all ranks alike.
+"""Bad numbers: a step whose loss or gradient is not finite, or whose hard loss jumps, is skipped on all ranks alike.
 
 A bad loss is multiplied by NaN before its backward pass. The gradient then is NaN on this rank and, after the
 reduction, on every rank, and the optimizer's own check of the global norm skips the step. So all ranks agree before
@@ -37,23 +37,25 @@ class Guard:
         # Versions before 0.4 stored the sums of a step's losses, not yet divided.
         losses = state.get("step_losses") or [loss / divisor for loss in state.get("losses", [])]
         self._losses = torch.tensor(losses[-config.spike_window :], dtype=torch.float32, device=device)
-        self._step_loss = torch.zeros((), device=device)  # of this rank, growing with each micro-batch
+        self._step_loss = torch.zeros((), device=device)  # hard loss of this rank, growing with each micro-batch
         self._global_loss = torch.zeros((), device=device)  # of all ranks, once the step is complete
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint's manifest."""
         return {"recent_skips": list(self._recent), "step_losses": self._losses.tolist()}
 
-    def poison(self, loss: Tensor, *, last: bool) -> Tensor:
+    def poison(self, loss: Tensor, hard: Tensor, *, last: bool) -> Tensor:
         """A micro-batch's `loss`, multiplied by NaN if it is bad.
 
         Args:
-            loss: 0-d, with its graph. Summed over ranks and micro-batches it is the step's loss times the divisor.
+            loss: 0-d, with its graph.
+            hard: the hard loss, in which a jump is seen, since `loss` jumps with its weights as well. Summed over ranks
+                and micro-batches it is the step's times the divisor.
             last: whether it is the step's last micro-batch on this rank; a jump of the step's loss is seen there.
         """
         finite = torch.isfinite(loss.detach())
         if self._config.spike_sigma is not None:
-            self._step_loss = self._step_loss + loss.detach()
+            self._step_loss = self._step_loss + hard.detach()
             if last:
                 finite = finite & ~self._is_spike(self._config.spike_sigma)
         return loss * torch.where(finite, 1.0, torch.nan)
@@ -80,7 +82,7 @@ class Guard:
             )
 
     def _is_spike(self, sigma: float) -> Tensor:
-        """0-d bool: whether the step's loss is above the mean of the window by `sigma` standard deviations."""
+        """0-d bool: whether the step's hard loss is above the mean of the window by `sigma` standard deviations."""
         self._global_loss = ranks.reduce_sum(self._step_loss.clone()) / self._divisor
         if len(self._losses) < self._config.spike_window:
             return torch.zeros((), dtype=torch.bool, device=self._global_loss.device)

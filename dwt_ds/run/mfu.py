@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dwt_ds.base.words import one_line
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.engine import ranks
 from dwt_ds.models.build import DTYPES
 from dwt_ds.models.flops import Work, meta_model, work_of_a_row
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+from dwt_ds.run.progress import print_line
 from dwt_ds.run.resolve import Corpus, Resolved
 
 PEAK_TFLOPS = {
@@ -46,13 +48,19 @@ class Utilization:
         student: GatheredMaskedLM,
         teacher: GatheredMaskedLM | None,
         overlap: Overlap | None = None,
-    ) -> Utilization:
+    ) -> Utilization | None:
         """That of a run; measures the device's matrix rate if it is not in the table, which takes 0.1 s.
 
-        `overlap` is that of a teacher with a vocabulary of its own.
+        None, after saying why, for models whose operations cannot be counted without their values. `overlap` is that of
+        a teacher with a vocabulary of its own.
         """
-        models = _meta(student), None if teacher is None else _meta(teacher)
-        work = row_work(resolved.config, resolved.corpus, *models, overlap).per_token(resolved.corpus.tokens_per_row)
+        try:
+            models = _meta(student), None if teacher is None else _meta(teacher)
+            whole_row = row_work(resolved.config, resolved.corpus, *models, overlap)
+        except Exception as error:  # each model's code fails in its own way
+            print_line(f"MFU is not known: the operations of a step cannot be counted ({one_line(error)})")
+            return None
+        work = whole_row.per_token(resolved.corpus.tokens_per_row)
         return cls(work, ranks.world_size() * peak_flops_per_second(ranks.device(), resolved.ds.compute_precision))
 
     def without_teacher(self) -> Utilization:

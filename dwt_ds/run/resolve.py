@@ -20,6 +20,7 @@ from dwt_ds.data.manifest import ONE_SENTENCE_PER_ROW, Manifest
 from dwt_ds.data.masks import further_by_length, labels_by_length
 from dwt_ds.data.show import unknown_share_text, warnings_of
 from dwt_ds.distill.adaptive import check_adaptive
+from dwt_ds.distill.release import check_something_is_trained
 from dwt_ds.engine.checkpoint.manifest import RunFacts
 from dwt_ds.engine.ds_json.load import DeepSpeedJson, load_ds_json
 from dwt_ds.engine.ds_json.resolve import resolve_batch, resolve_schedule, resolved_recipe
@@ -180,6 +181,7 @@ def resolve(
     for name, other in (eval_sets or {}).items():
         _check_eval_set(name, other, config, corpus)
     total_steps = _total_steps(config, corpus, rows_per_step)
+    check_something_is_trained(config, total_steps)
     ds_values = resolve_schedule(ds_values, recipe, config, total_steps, ds.origin)
     check_optimizer_and_stage(ds_values, ds.origin)
     quantization = parse_quantization(config.student.quantization)

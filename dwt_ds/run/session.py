@@ -136,7 +136,7 @@ class Session:
     def record(self, loss: Losses) -> Tensor:
         """Add a micro-batch's losses to the step's. Returns the 0-d loss to back-propagate, NaN if the step is bad."""
         self._meter.add(loss)
-        return self._guard.poison(loss.loss, last=self.student.is_gradient_accumulation_boundary())
+        return self._guard.poison(loss.loss, loss.hard, last=self.student.is_gradient_accumulation_boundary())
 
     def end_step(self, numbers: StepNumbers) -> None:
         """Log, save, evaluate, export: whatever is due after this optimizer step."""

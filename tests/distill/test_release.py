@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from harness.errors import error_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.schema import RunConfig, TeacherConfig
 from dwt_ds.distill.adaptive import AdaptiveWeight
-from dwt_ds.distill.release import TeacherRelease, zero_from
+from dwt_ds.distill.release import TeacherRelease, check_something_is_trained, zero_from
 from dwt_ds.distill.schedules import value_at
 
 
@@ -139,3 +140,27 @@ def test_the_state_of_an_earlier_version_has_no_idle_steps() -> None:
     weight = AdaptiveWeight(Schedule("adaptive", 4.0), 3.0, torch.device("cpu"))
     weight.load_state_dict({"hard": 3.0, "soft": 1.0, "count": 5.0, "teacher_loss": 3.0})
     assert float(weight.idle_steps) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "teacher", "message"),
+    [
+        (Schedule(), {"path": None}, "without a teacher nothing is left to train on; set it above 0"),
+        (Schedule("linear", 4.0, 0.0, span=0.5), {}, "after the teacher's release nothing is left"),
+        (Schedule("adaptive", 4.0), {}, "after the teacher's release nothing is left"),
+        (Schedule(start=0.0), {}, "after the teacher's release nothing is left"),
+        (Schedule("linear", 4.0, 0.0), {}, None),  # 0 after the last step
+        (Schedule("linear", 4.0, 0.0, span=0.5), {"release": "never"}, None),
+        (Schedule("adaptive", 4.0, 1.0), {}, None),
+        (Schedule(), {}, None),
+    ],
+)
+def test_a_run_without_a_hard_loss_keeps_its_soft_loss(
+    schedule: Schedule, teacher: dict[str, Any], message: str | None
+) -> None:
+    distill = DistillConfig(hard_weight=0, soft_weight=schedule)
+    config = RunConfig(teacher=TeacherConfig(**{"path": "a", **teacher}), distill=distill)
+    if message is None:
+        check_something_is_trained(config, 100)
+    else:
+        assert error_of(check_something_is_trained, config, 100).startswith(f"distill.hard_weight=0: {message}")

@@ -54,10 +54,7 @@ def accepted() -> set[str]:
 
 
 def inside(place: str, kind: Any) -> Iterator[str]:
-    if isinstance(kind, dict):
-        names = list(kind)
-    else:
-        names = [each.alias or name for name, each in kind.model_fields.items()]
+    names = list(kind) if isinstance(kind, dict) else [each.alias or name for name, each in kind.model_fields.items()]
     for name in names:
         key = f"{place}.{name}"
         if key in ds_keys._INSTEAD:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from dwt_ds.models.flops import forward_flops, meta_model
 from dwt_ds.models.meta_device import RepeatedOperations
 from dwt_ds.plan.simulation import LiveBytes
 
@@ -81,3 +82,9 @@ def test_the_second_time_is_not_worked_out() -> None:
         for _ in range(3):
             torch.empty(3, 71, device="meta").sin()
     assert worked_out.count(torch.ops.aten.sin.default) == 1
+
+
+def test_a_family_that_asks_whether_its_mask_is_whole_is_counted() -> None:
+    """Its answer for full rows is yes."""
+    config = AutoConfig.for_model("roformer", **TINY, embedding_size=32)
+    assert forward_flops(meta_model(config), 20, 3, 99) > 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,18 @@ class TestWithTorchao:
         round_weights(student)
         assert torch.isfinite(logits(student)).all()
         assert not student.bert.encoder.layer[0].output.dense.weight[32:].any()
+
+    def test_a_micro_batch_without_labels_has_no_rows_for_the_head(self) -> None:
+        student = model()
+        add_fake_quantizers(student, Quantization(modules=("encoder", "head")))
+        copied = copy.deepcopy(student)
+        for each in (student, copied):
+            hidden = GatheredMaskedLM(each)(batch(), None, torch.zeros(0, dtype=torch.int64))
+            assert hidden.shape == (0, 32)
+            hidden.sum().backward()
+        switch_fake_quantizers(copied, False)
+        assert logits(copied).equal(logits(model()))
+        assert not logits(student).equal(logits(model()))
 
     def test_training_rounds_from_the_start_step_on_and_resumes_exactly(self) -> None:
         def step(student: PreTrainedModel, optimizer: torch.optim.Optimizer) -> float:

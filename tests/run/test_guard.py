@@ -27,7 +27,7 @@ def skips(guard: Guard, losses: list[float]) -> list[bool]:
     """Whether each step is skipped; ends with the step at which there were too many."""
     skipped = []
     for loss in losses:
-        skipped.append(not bool(guard.poison(torch.tensor(loss), last=True).isfinite()))
+        skipped.append(not bool(guard.poison(2 * torch.tensor(loss), torch.tensor(loss), last=True).isfinite()))
         try:
             guard.end_step(skipped[-1])
         except TooManySkipsError:

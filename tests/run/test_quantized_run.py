@@ -50,6 +50,13 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model(input_ids=torch.arange(40).view(2, 20)).logits
 
 
+def test_ranks_without_labels_take_part(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+    """Two ranks share three held-out micro-batches: the fourth is one without labels."""
+    settings = ["train.max_steps=2", "train.eval_every=1", "train.micro_batch_size=2", "train.eval_rows=6"]
+    output = run(train, tiny_recipe, tmp_path / "run", "student.quantization=w8a8", *settings)
+    assert len([row for row in untimed_rows(output) if "eval_hard_loss" in row]) == 2
+
+
 def test_values_are_rounded_from_the_start_step_on(
     straight: Path, train: Train, tiny_recipe: Path, tmp_path: Path
 ) -> None:
