@@ -152,9 +152,10 @@ def change_loss(who: str, steps: list[str], factor: float) -> None:
     def forward(self: DistillObjective, *arguments: Any) -> Any:
         loss = plain_forward(self, *arguments)
         if self.training and str(now["step"]) in steps and hit(who):
-            # An infinite loss whose gradient is finite: only a look at the loss itself tells.
-            changed = loss.loss + float("inf") if factor == float("inf") else loss.loss * factor
-            return loss._replace(loss=changed)
+            if factor == float("inf"):
+                # Its gradient is finite: only a look at the loss itself tells.
+                return loss._replace(loss=loss.loss + factor)
+            return loss._replace(loss=loss.loss * factor, hard=loss.hard * factor)
         return loss
 
     Session.begin_step = begin_step

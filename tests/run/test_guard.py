@@ -42,6 +42,12 @@ def test_spikes_and_overflows_are_skipped_until_there_are_too_many() -> None:
         guard_of({"recent_skips": [True, False, False, True]}).end_step(True)
 
 
+def test_a_larger_weight_is_no_spike() -> None:
+    guard = guard_of({})
+    skips(guard, LOSSES[:4])
+    assert guard.poison(torch.tensor(50.0), torch.tensor(5.0), last=True) == 50
+
+
 @pytest.mark.parametrize("done", range(len(LOSSES)))
 def test_a_resumed_run_equals_one_without_a_stop(done: int) -> None:
     """A window half full or half gone, and skips on both sides of the cut."""
