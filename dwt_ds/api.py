@@ -61,7 +61,7 @@ def prepare(
     known = flags.keys() - {"h", "help", "out", "text", "dataset", "show"}
     for name, value in options.items():
         if name not in known:
-            raise TypeError(f"prepare() has no option {name!r}{nearest(name, known)}")
+            raise TypeError(f"prepare() has no option {name!r}{nearest(name, sorted(known))}")
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         # `--uncased` switches `cased` off.

@@ -79,16 +79,18 @@ def _batch(
     return Batch(int64(input_ids), mask, int64(positions), int64(labels), token_count, rows_as_tensor, teacher)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _BatchMaker:
     """Makes micro-batches from the rows of a table."""
 
     table: RowTable
     facts: TokenizerFacts
     config: DataConfig
+    """How tokens are masked."""
     seed: int
     soft_positions: SoftPositions = "labelled"
     teacher_tokens: TeacherTokens | None = None
+    """For a teacher with another vocabulary: batches then have its rows, too. Requires soft_positions="labelled"."""
 
     def __post_init__(self) -> None:
         assert self.teacher_tokens is None or self.soft_positions == "labelled"  # refused with the settings
@@ -139,7 +141,7 @@ class _BatchMaker:
 
 
 @dataclass(eq=False)
-class StepBatches(Dataset[list[Batch]]):
+class StepBatches(_BatchMaker, Dataset[list[Batch]]):
     """Item k: this rank's micro-batches of step k, one for each accumulation step.
 
     Step k takes the next `micro_batch_size * accumulation * world_size` rows of an endless stream of epochs, starting
@@ -148,28 +150,18 @@ class StepBatches(Dataset[list[Batch]]):
     epoch may end inside a step. Rows of different lengths (one sentence a row) are grouped by length.
     """
 
-    table: RowTable
-    """Training rows."""
-    facts: TokenizerFacts
-    config: DataConfig
-    """How tokens are masked."""
     _: KW_ONLY
-    seed: int
     micro_batch_size: int
     accumulation: int
     rank: int
     world_size: int
-    soft_positions: SoftPositions = "labelled"
-    teacher_tokens: TeacherTokens | None = None
-    """For a teacher with another vocabulary: batches then have its rows, too. Requires soft_positions="labelled"."""
     rows_before: int = 0
     """Stream positions consumed before step `first_step`."""
     first_step: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.global_batch_size = self.micro_batch_size * self.accumulation * self.world_size
-        maker = self.table, self.facts, self.config, self.seed, self.soft_positions, self.teacher_tokens
-        self._maker = _BatchMaker(*maker)
         self._stream = RowStream(len(self.table), self.seed, None if self.table.full_width else self.table.lengths)
 
     def without_teacher(self) -> StepBatches:
@@ -191,7 +183,7 @@ class StepBatches(Dataset[list[Batch]]):
         for accumulation_step in range(self.accumulation):
             first = (accumulation_step * self.world_size + self.rank) * self.micro_batch_size
             here = slice(first, first + self.micro_batch_size)
-            batches.append(self._maker.batch(rows[here], epochs[here]))
+            batches.append(self.batch(rows[here], epochs[here]))
         return batches
 
 

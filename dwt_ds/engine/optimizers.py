@@ -143,14 +143,13 @@ def _check_adam_settings(params: Mapping[str, Any], *, offloaded: bool, origin: 
 
     torchs = set(inspect.signature(torch.optim.AdamW).parameters) - {"differentiable"}  # it excludes the fused form
     if params.get("torch_adam"):
-        used, known, fix = "torch's Adam", torchs, ", or optimizer.params.torch_adam"
+        used, known = "torch's Adam", torchs
     else:
         adam = DeepSpeedCPUAdam if offloaded else FusedAdam
-        used, known, fix = adam.__name__, set(inspect.signature(adam).parameters), ""
+        used, known = adam.__name__, set(inspect.signature(adam).parameters)
     foreign = next((key for key in params if key not in known | _TAKEN_OUT), None)
     if foreign is not None:
-        if not params.get("torch_adam") and foreign in torchs:
-            fix = ", or set optimizer.params.torch_adam to true"
+        fix = ", or set optimizer.params.torch_adam to true" if foreign in torchs else ""
         raise ValueError(f"{origin.name(f'optimizer.params.{foreign}')}: {used} has no such setting; remove it{fix}")
 
 

@@ -158,7 +158,6 @@ def build_student(student: StudentConfig, **data: Unpack[DataSizes]) -> PreTrain
     family or the machine lacks.
     """
     config = student_model_config(student, **data)
-    check_attention(student.attention, masked_lm_class(config))
     implementation = attention_implementation(student.attention, masked_lm_class(config))
     try:
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
@@ -171,7 +170,10 @@ def build_student(student: StudentConfig, **data: Unpack[DataSizes]) -> PreTrain
 
 
 def check_attention(choice: AttentionChoice, model_class: Any) -> None:
-    """Refuse an implementation of `student.attention` that transformers' class does not have (ValueError)."""
+    """Refuse an implementation of `student.attention` that transformers' class does not have (ValueError).
+
+    For a plan, which builds the student with another implementation; `build_student` refuses it as well.
+    """
     has = {"sdpa": model_class._supports_sdpa, "flash_attention_2": model_class._supports_flash_attn}
     if not has.get(choice, True):
         raise ValueError(f"student.attention={choice!r}: {model_class.__name__} does not have it; use eager or auto")

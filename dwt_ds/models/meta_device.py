@@ -16,7 +16,8 @@ _known: dict[Hashable, list[tuple[torch.Size, tuple[int, ...], torch.dtype]]] = 
 
 
 class RepeatedOperations(TorchDispatchMode):
-    """Within the context, an operation on shapes that were seen before is not worked out again.
+    """Within the context, an operation on shapes that were seen before is not worked out again, and a value that is
+    read is true.
 
     Torch computes most shapes of the meta device in Python, as slowly as a small model's numbers, and the layers of a
     model repeat one another. Enter it before modes that count: they see every operation as without it.
@@ -27,7 +28,7 @@ class RepeatedOperations(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return True  # such as whether a mask is all ones, which some families ask in their forward pass
+            return True  # some families ask in their forward pass whether a mask is all ones
         if func.is_view or func._schema.is_mutable:
             return func(*args, **kwargs)
         try:

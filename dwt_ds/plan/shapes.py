@@ -13,13 +13,7 @@ from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.recipe import load_recipe, recipe_names
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.data.overlap import Overlap
-from dwt_ds.models.build import (
-    DataSizes,
-    build_student,
-    check_attention,
-    parameter_count,
-    student_model_config,
-)
+from dwt_ds.models.build import DataSizes, build_student, check_attention, parameter_count, student_model_config
 from dwt_ds.models.flops import meta_model
 from dwt_ds.models.load import load_model_config
 from dwt_ds.models.masked_lm.checks import freeze_unused_parameters

@@ -44,6 +44,7 @@ class ShardWriter:
             header = {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
             np.lib.format.write_array_header_1_0(lengths, header)
             filled = (part for part in parts if len(part.lengths))
+            # `groupby` asks for the key of a part once the part before it is written.
             for _, group in groupby(filled, key=lambda _: self.tokens // SHARD_TOKENS):
                 path = self._folder / f"data-{len(unnamed):05d}.arrow"
                 written = 0

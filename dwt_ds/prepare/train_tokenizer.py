@@ -96,10 +96,10 @@ def _train_wordpiece(lines: Sequence[str], vocab_size: int, treatment: Treatment
     special = {token: index for index, token in enumerate(BERT_SPECIAL_TOKENS.values())}
     tokenizer = wordpiece_tokenizer(special, treatment).backend_tokenizer
     words = Counter(word for line in lines for word in tokenizer.normalizer.normalize_str(line).split())
-    # The trainer numbers single characters in the order of a hash map, and breaks ties between merges by these numbers.
-    # Listing the characters beforehand makes two runs agree.
     in_all = sum(len(word) * count for word, count in words.items())
     _check_cut_words(words, in_all, tokenizer.pre_tokenizer, vocab_size)
+    # The trainer numbers single characters in the order of a hash map, and breaks ties between merges by these numbers.
+    # Listing the characters beforehand makes two runs agree.
     characters, alphabet = _wordpiece_characters(words, vocab_size)
     first_entries = [*special, *characters]
     check_size(vocab_size, len(first_entries), "the special tokens and the text's single characters")

@@ -137,8 +137,9 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     report_models(resolved, objective, teacher, measured=measured, released=released)
     if teacher is not None and other is not None:
         teacher.keep_shared(other.shared)
-        for line in overlap_lines(other, overlap) if overlap is not None else ():  # on rank 0
-            say(line)
+        if overlap is not None:  # on rank 0
+            for line in overlap_lines(other, overlap):
+                say(line)
     theirs = None if teacher is None else teacher.gathered
     utilization = Utilization.of(resolved, objective.student, theirs, overlap) if ranks.rank() == 0 else None
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())

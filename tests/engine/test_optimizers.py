@@ -167,7 +167,7 @@ def test_what_no_device_can_do_is_reported_without_one(values: dict[str, Any], w
         (
             {"torch_adam": True, "bias_correction": True},
             {},
-            "bias_correction: torch's Adam has no such setting; remove it, or optimizer.params.torch_adam",
+            "bias_correction: torch's Adam has no such setting; remove it",
         ),
         ({"torch_adam": True, "differentiable": True}, {}, "differentiable: torch's Adam has no such setting"),
         ({"torch_adam": True, "fused": True, "foreach": None, "maximize": False}, {}, None),

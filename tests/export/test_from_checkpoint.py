@@ -44,7 +44,9 @@ def umask() -> int:
         pytest.param("zero3", marks=pytest.mark.slow),
     ],
 )
-def test_the_export_of_a_checkpoint_is_the_runs(config: str, train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_the_export_of_a_checkpoint_is_the_runs(
+    config: str, train: Train, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run[12] #2 'ü'"
     settings = [f"output_dir={run}", "train.max_steps=2", f"deepspeed_config={config}"]
     completed(train(2, [str(tiny_recipe), *settings]))
@@ -84,6 +86,12 @@ def test_the_export_of_a_checkpoint_is_the_runs(config: str, train: Train, tiny_
     with pytest.raises(FileNotFoundError, match="cannot be read: "):
         export_checkpoint(run, tmp_path / "without a tokenizer")
     tokenizer.write_bytes(content)
+    newer = shutil.copytree(newest, newest.with_name("step_99999999"))
+    next(newer.rglob("*model_states.pt")).write_bytes(b"cut off")
+    capsys.readouterr()
+    assert main(["export", str(run), "--out", str(tmp_path / "older")]) == 0
+    assert capsys.readouterr().err.startswith("checkpoint not used: step_99999999/")
+    shutil.rmtree(newer)
     shard = next((run / "checkpoints").rglob("*model_states.pt"))
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["export", str(shard.parent), "--out", str(tmp_path / "damaged")]) == 2

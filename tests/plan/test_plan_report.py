@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -102,6 +103,15 @@ def test_an_attention_that_this_machine_lacks_is_planned(capsys: pytest.CaptureF
     words = ["plan", "paper_weak", "--gpu", "h100", "teacher.path=null", "student.family=deberta-v2", asked]
     assert main(words) == 2, "this family has it on no machine"
     assert "student.attention='flash_attention_2': DebertaV2ForMaskedLM does not" in capsys.readouterr().err
+
+
+def test_a_teacher_that_is_a_folder_without_a_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of it would end at once; one that is not there yet may still be trained."""
+    assert main(["plan", "paper_weak", f"teacher.path={tmp_path}"]) == 2
+    assert f"model path '{tmp_path}' has no config.json" in capsys.readouterr().err
+    assert "assumed, since" in plan(capsys, "paper_weak", f"teacher.path={tmp_path}/export")
 
 
 def test_memory_and_time_before_and_after_the_teachers_release(capsys: pytest.CaptureFixture[str]) -> None:
