@@ -49,6 +49,8 @@ _DROPOUT_FIELDS = (
     "embedding_dropout",
     "mlp_dropout",
 )
+# Of BigBird: its sparse attention turns into this for good at the first short row, and an export would be sparse again.
+_FULL_ATTENTION = "original_full"
 # Fields that student.config must not set, and what sets them.
 _SET_BY = {
     "vocab_size": "the data folder",
@@ -118,6 +120,7 @@ def student_model_config(student: StudentConfig, **data: Unpack[DataSizes]) -> P
         "cls_token_id": beginning,
         "sep_token_id": end,
         "mask_token_id": data.get("mask_token_id"),
+        "attention_type": _FULL_ATTENTION,
         "num_hidden_layers": student.layers,
         "hidden_size": student.hidden_size,
         "num_attention_heads": student.num_heads,
@@ -264,6 +267,10 @@ def _check_extra_fields(student: StudentConfig, defaults: PretrainedConfig, know
         general = "intermediate_size" if name in _INTERMEDIATE_FIELDS else aliases.get(name, name)
         if general in _SET_BY:
             raise ValueError(f"student.config.{name} is set by {_SET_BY[general]}; remove it here")
+        if name == "attention_type" and value == "block_sparse":
+            raise ValueError(
+                f"student.config.{name}={value!r}: a short row ends it for good in transformers; use {_FULL_ATTENTION}"
+            )
         if name.endswith(("_act", "activation")) and isinstance(value, str) and value not in ACT2FN:
             fix = nearest(value, ACT2FN) or "; use gelu, relu or silu, say"
             raise ValueError(f"student.config.{name}={value!r} is not an activation of transformers{fix}")

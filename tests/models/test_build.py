@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from harness.errors import error_of
+from transformers import AutoModelForMaskedLM
 from transformers.utils import is_flash_attn_2_available
 
 from dwt_ds.config.schema import StudentConfig
@@ -108,6 +110,10 @@ def test_fields_that_only_the_models_code_names_reach_the_model() -> None:
             {"family": "big_bird", "config": {"attention_type": "no_such"}},
             r"^student.config=\{'attention_type': 'no_such'\}: ",
         ),
+        (
+            {"family": "big_bird", "config": {"attention_type": "block_sparse"}},
+            "^student.config.attention_type='block_sparse': .*; use original_full$",
+        ),
         ({"family": "fnet", "attention": "sdpa"}, "^student.attention='sdpa': .*; use eager or auto$"),
         ({"family": "modernbert", "hidden_size": 30, "num_heads": 6}, "^student.num_heads=6 makes heads of 5 channels"),
         ({"family": "roformer", "hidden_size": 30, "num_heads": 6}, "positions of 'roformer' need an even width"),
@@ -125,6 +131,19 @@ def test_mistakes_are_reported_in_one_line(changes: dict[str, Any], message: str
 def test_flash_attention_without_its_package_is_an_error_of_the_attention() -> None:
     error = error_of(build_student, tiny_student(attention="flash_attention_2"), **DATA)
     assert re.search("^student.attention='flash_attention_2': .*; use eager or auto$", error)
+
+
+def test_a_short_row_leaves_the_attention_that_an_export_has(tmp_path: Path) -> None:
+    """A BigBird with the default of transformers has another attention from the first short row on."""
+    few = {"block_size": 2, "num_random_blocks": 1}
+    model = build_student(tiny_student(family="big_bird", config=few), **DATA).eval()
+    long = torch.randint(4, 61, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model(input_ids=long[:, :8])
+        logits = model(input_ids=long).logits
+        model.save_pretrained(tmp_path)
+        exported = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(exported(input_ids=long).logits, logits)
 
 
 def test_odd_heads_are_fine_without_rotary_positions() -> None:
