@@ -54,7 +54,11 @@ def _eager_attention(
     dropout: float = 0.0,
     **_kwargs: object,
 ) -> tuple[Tensor, None]:
-    """query, key, value (B, heads, S, d), attention_mask (B, 1, S, S) additive; returns (B, S, heads, d)."""
+    """query (B, heads, S, d); key, value (B, heads or a divisor of them, S, d); attention_mask (B, 1, S, S) additive;
+    returns (B, S, heads, d)."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # EuroBERT, say, with fewer heads of keys and values
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (query.size(-1) ** -0.5 if scaling is None else scaling)
     if attention_mask is not None:
         scores = scores + attention_mask

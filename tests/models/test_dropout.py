@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+)
 
 from dwt_ds.models.dropout import CpuDropout, keep_mask, use_cpu_dropout
 
@@ -63,6 +70,29 @@ def test_every_dropout_of_a_model_is_swapped_and_its_function_is_not() -> None:
     with torch.no_grad():
         expected = plain.eval()(input_ids=tokens, attention_mask=mask).logits
         found = swapped.eval()(input_ids=tokens, attention_mask=mask).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_fewer_heads_of_keys_and_values_are_shared(heads: int) -> None:
+    model = AutoModelForMaskedLM.from_config(
+        AutoConfig.for_model(
+            "eurobert",
+            **SIZES,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=heads,
+            pad_token_id=0,
+        ),
+        attn_implementation="eager",
+    ).eval()
+    tokens, mask = torch.randint(3, 50, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
+    mask[1, 5:] = 0
+    with torch.no_grad():
+        expected = model(input_ids=tokens, attention_mask=mask).logits
+        use_cpu_dropout(model)
+        found = model(input_ids=tokens, attention_mask=mask).logits
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
 
 
