@@ -53,7 +53,9 @@ class HiddenLoss(nn.Module):
             words: those that both have, for a teacher with another vocabulary; None: its tokens are the student's.
         """
         assert self._heard is not None  # the student's forward pass comes before
-        ours, self._heard = self._heard.flatten(0, 1), None
+        tokens = theirs.shape[0] if words is None else words.ours.numel()
+        # Longformer's layers have further columns, which fill the last attention window.
+        ours, self._heard = self._heard[:, : tokens // len(self._heard)].flatten(0, 1), None
         if words is None:
             distance = 1 - cosine_similarity(self.projection(ours).float(), theirs.float(), dim=-1)
             return distance.sum() if attention_mask is None else (distance * (attention_mask.flatten() != 0)).sum()

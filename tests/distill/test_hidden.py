@@ -164,6 +164,24 @@ def test_the_means_of_words_are_compared_where_tokens_differ(packed: PreparedDat
     assert hidden_loss(theirs, None, words).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("with_words", [False, True])
+def test_columns_that_only_the_layers_have_are_left_out(packed: PreparedData, with_words: bool) -> None:
+    """Longformer's have as many as fill its last attention window."""
+    hidden_loss = objective_of(packed).hidden_loss
+    assert hidden_loss is not None
+    draw = torch.Generator().manual_seed(2)
+    ours, theirs = torch.randn(2, 8, 16, generator=draw), torch.randn(10, 8, generator=draw)
+    words = CommonWords(
+        torch.tensor([[0, 1, 2, 0, 0], [3, 3, 0, 0, 0]]), torch.tensor([[0, 1, 1, 2, 0], [0, 0, 3, 0, 0]]), 3
+    )
+    distances = []
+    for heard in (ours, ours[:, :5]):
+        hidden_loss.listen()
+        hidden_loss._hear(hidden_loss, (), heard)
+        distances.append(hidden_loss(theirs, torch.ones(2, 5), words if with_words else None))
+    assert torch.equal(*distances)
+
+
 def test_layers_that_are_one_and_the_same_are_refused(packed: PreparedData) -> None:
     student = StudentConfig(
         "albert", layers=3, hidden_size=16, num_heads=2, max_positions=48, config={"embedding_size": 8}
