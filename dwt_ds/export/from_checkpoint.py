@@ -31,7 +31,7 @@ def export_checkpoint(path: Path, out: Path) -> int:
         FileNotFoundError: the run's tokenizer cannot be read.
         RuntimeError: the folder, read back, gives other logits.
     """
-    checkpoint = _find(path)
+    checkpoint = _find(path.absolute())  # its parents are the run's folders, also of one named within them
     run = checkpoint.parent.parent
     beside = through_links(out)
     if beside == through_links(run / EXPORT):

@@ -45,7 +45,12 @@ def umask() -> int:
     ],
 )
 def test_the_export_of_a_checkpoint_is_the_runs(
-    config: str, train: Train, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: str,
+    train: Train,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = tmp_path / "run[12] #2 'ü'"
     settings = [f"output_dir={run}", "train.max_steps=2", f"deepspeed_config={config}"]
@@ -71,6 +76,9 @@ def test_the_export_of_a_checkpoint_is_the_runs(
     assert "* step 0: 2 ranks" in (out / "README.md").read_text()
     assert held_out_loss(out) == held_out_loss(run / "export") == last_evaluation(run)
     assert not [finding.problems for finding in verify(run) if finding.problems]
+
+    monkeypatch.chdir(newest.parent)
+    assert main(["export", newest.name, "--out", str(tmp_path / "by its name")]) == 0
 
     # The last export was not written: it is written by the next start, which evaluates nothing anew.
     shutil.rmtree(run / "export")
