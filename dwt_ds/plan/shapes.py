@@ -19,7 +19,7 @@ from dwt_ds.models.load import load_model_config
 from dwt_ds.models.masked_lm.checks import freeze_unused_parameters
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.quantization import add_fake_quantizers
-from dwt_ds.plan.vocabulary import find_overlap
+from dwt_ds.plan.vocabulary import check_reads_rows, find_overlap
 from dwt_ds.run.resolve import Corpus, Resolved
 
 
@@ -78,7 +78,7 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
         trainer: of the run that will train its teacher; None: `find_teacher` looks for one.
 
     Raises:
-        ValueError: what `build_student` raises for settings that make no model.
+        ValueError: what `build_student` raises for settings that make no model, and `check_reads_rows` for a teacher.
     """
     family = settings.config.student.family
     with torch.device("meta"):
@@ -99,6 +99,7 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     if teacher is None:
         return Shapes(student, None, "")
     trained_on = None if trainer is None else trainer.config.data.dir
+    check_reads_rows(settings.config, settings.corpus.seq_len, teacher.config, trained_on)
     overlap, overlap_source = find_overlap(settings.config, settings.corpus.vocab_size, teacher.config, trained_on)
     return Shapes(student, meta_model(teacher.config), teacher.source, overlap, overlap_source)
 

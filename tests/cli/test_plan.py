@@ -11,6 +11,8 @@ import torch
 import torch.distributed
 from harness.errors import Refusal
 from harness.plans import plan
+from harness.tiny import save_tiny_bert
+from transformers import AutoTokenizer
 
 from dwt_ds.config.recipe import recipe_names
 from dwt_ds.config.schema import StudentConfig
@@ -132,6 +134,16 @@ def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_mistakes(arguments: list[str], words: str, refusal: Refusal) -> None:
     assert words in refusal("plan", *arguments)
+
+
+def test_a_teacher_that_cannot_read_the_rows(
+    tiny_data: Path, tiny_recipe: Path, bpe_teacher: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    other = refusal("plan", tiny_recipe, f"teacher.path={bpe_teacher}", "--gpu", "cpu")
+    assert "its vocabulary of 500 tokens is not the 298 of the data folder" in other
+    short = save_tiny_bert(AutoTokenizer.from_pretrained(tiny_data / "tokenizer"), tmp_path / "short", positions=16)
+    words = f"teacher.path='{short}': the rows have 32 tokens, the model has positions for 16"
+    assert words in refusal("plan", tiny_recipe, f"teacher.path={short}", "--gpu", "cpu")
 
 
 def test_an_adaptive_weight_needs_held_out_rows(
