@@ -185,14 +185,20 @@ def file_facts(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
 
 
-def whole_lines(path: Path) -> list[str]:
-    """Lines of a file of JSON objects, one a line, with their ends; without the last if a kill left it torn.
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file that has one a line; without the last if a kill left it torn. Empty if the file is not there.
 
-    Empty if the file is not there.
+    Raises ValueError, with the number of the line, for a damaged one.
     """
     if not path.is_file():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+    objects = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            objects.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}: line {number} is damaged; correct it, or remove it and lose its step") from None
+    return objects
 
 
 def find_file(name: str, packaged: Mapping[str, Path], what: str) -> Path:

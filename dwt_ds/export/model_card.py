@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.base.files import whole_lines
+from dwt_ds.base.files import read_json_lines
 from dwt_ds.base.yaml_and_json import yaml_text
 from dwt_ds.distill.metrics_keys import eval_losses
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
@@ -72,7 +71,7 @@ def held_out_losses_at(step: int, metrics: Path) -> dict[str, float]:
 
     By the names of `train.eval_sets`; "" is the data folder's own.
     """
-    rows = [row for row in map(json.loads, whole_lines(metrics)) if row["step"] == step]
+    rows = [row for row in read_json_lines(metrics) if row["step"] == step]
     return {name: loss for row in rows for name, loss in eval_losses(row).items() if loss is not None}
 
 

@@ -16,7 +16,7 @@ from dwt_ds.base.files import (
     check_replaceable,
     make_folder,
     read_json,
-    whole_lines,
+    read_json_lines,
     write_json,
     write_text,
 )
@@ -170,11 +170,11 @@ class RunFolder:
 
     def metrics_rows(self) -> list[dict[str, Any]]:
         """Objects of metrics.jsonl, the earliest first; a last line torn by a kill is left out."""
-        return [json.loads(line) for line in whole_lines(self.metrics)]
+        return read_json_lines(self.metrics)
 
     def skipped_rows(self) -> list[dict[str, Any]]:
         """Objects of skipped.jsonl, the earliest first."""
-        return [json.loads(line) for line in whole_lines(self.path / SKIPPED)]
+        return read_json_lines(self.path / SKIPPED)
 
     def has_held_out_loss(self, step: int) -> bool:
         """Whether the held-out losses after `step` are in metrics.jsonl."""
@@ -183,9 +183,9 @@ class RunFolder:
     def cut_metrics_back(self, step: int) -> None:
         """Drop the rows after `step`, also of skipped.jsonl, so that each step is there once after a resume."""
         for name in (METRICS, SKIPPED):
-            kept = [line for line in whole_lines(self.path / name) if json.loads(line)["step"] <= step]
+            kept = [row for row in read_json_lines(self.path / name) if row["step"] <= step]
             if name == METRICS or (self.path / name).is_file():
-                write_text(self.path / name, "".join(kept))
+                write_text(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON object of this folder, None if the file is not there."""

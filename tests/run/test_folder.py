@@ -159,6 +159,21 @@ def test_a_torn_last_line_is_removed_before_the_next_row(folder: RunFolder, torn
     assert steps(folder) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b"\0", b""])
+@pytest.mark.parametrize("place", [1, -1])
+def test_a_damaged_line_is_named(folder: RunFolder, damage: bytes, place: int) -> None:
+    """One byte lost or changed; the rows of no step are left out silently."""
+    for step in range(4):
+        folder.add_metrics({"step": step})
+    lines = folder.metrics.read_bytes().split(b"\n")
+    lines[1] = lines[1][:place] + damage + lines[1][place:][1:]
+    folder.metrics.write_bytes(b"\n".join(lines))
+    expected = f"{folder.metrics}: line 2 is damaged; correct it, or remove it and lose its step"
+    assert error_of(folder.metrics_rows) == expected
+    assert error_of(folder.cut_metrics_back, 2) == expected
+    assert folder.metrics.read_bytes() == b"\n".join(lines)
+
+
 def test_cutting_back_a_run_without_metrics_is_fine(folder: RunFolder) -> None:
     folder.cut_metrics_back(0)
     assert steps(folder) == []

@@ -11,7 +11,7 @@ from harness.runs import write_run
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from dwt_ds.base.files import whole_lines
+from dwt_ds.base.files import read_json_lines
 from dwt_ds.config.schema import RunConfig
 from dwt_ds.study.canvas import save
 from dwt_ds.study.figures import Styles, curves, run_curve
@@ -25,7 +25,7 @@ def long_run(folder: Path, tiny_data: Path, rows: int = 1000) -> RunRecord:
     config = RunConfig().to_dict()
     config["data"]["dir"], config["teacher"]["path"] = str(tiny_data), None
     write_run(folder, dict.fromkeys(range(1, rows + 1), 5.0), config)
-    lines = [json.loads(line) for line in whole_lines(folder / "metrics.jsonl")]
+    lines = read_json_lines(folder / "metrics.jsonl")
     lines = [row for row in lines if "loss" in row or row["step"] % 10 == 0]
     for row in lines:
         if "loss" in row:

@@ -10,7 +10,7 @@ from harness.errors import Refusal
 from harness.runs import change_rows, flops_per_token, write_run
 from transformers import BertConfig, BertForMaskedLM
 
-from dwt_ds.base.files import whole_lines
+from dwt_ds.base.files import read_json_lines
 from dwt_ds.cli.main import main
 from dwt_ds.config.recipe import load_recipe, parse_run_config
 from dwt_ds.config.schema import RunConfig
@@ -189,8 +189,8 @@ def test_a_runs_report(study: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_before_its_first_evaluation_has_its_training_loss(study: Path) -> None:
     path = study / "with_teacher2-s1"
-    rows = [line for line in whole_lines(path / "metrics.jsonl") if "eval_hard_loss" not in line]
-    (path / "metrics.jsonl").write_text("".join(rows))
+    rows = [row for row in read_json_lines(path / "metrics.jsonl") if "eval_hard_loss" not in row]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["report", str(path)]) == 0
     assert sorted(file.name for file in (path / "report" / "figures").iterdir()) == ["hard_loss.png", "soft_loss.png"]
     html = (path / "report" / "index.html").read_text(encoding="utf-8")
@@ -209,7 +209,7 @@ def compared(folder: Path, tiny_data: Path, teacher: Path | None) -> list[str]:
         config["student"] |= {"layers": 2, "hidden_size": 32, "num_heads": 2, "max_positions": 32}
         run = folder / name
         write_run(run, losses, config, finished=name == "alone")
-        rows = [json.loads(line) for line in whole_lines(run / "metrics.jsonl")]
+        rows = read_json_lines(run / "metrics.jsonl")
         for row in rows:
             if "loss" in row:
                 share = 0.1 if row["step"] == 10 else 0.3
