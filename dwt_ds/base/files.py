@@ -235,10 +235,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file (OSError: the file cannot be read; ValueError: it holds something else)."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """The object in a JSON file; OSError if it cannot be read, ValueError if it holds something else, which name it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"holds {type(content).__name__}, not a JSON object")
+        raise ValueError(f"{path}: holds {type(content).__name__}, not a JSON object")
     return content
 
 
@@ -263,7 +266,7 @@ def problems(folder: Path) -> list[str]:
     except FileNotFoundError:
         return [f"{MANIFEST}: missing"]
     except (OSError, ValueError) as error:
-        return [f"{MANIFEST}: {error}"]
+        return [f"{MANIFEST}: {str(error).removeprefix(f'{folder / MANIFEST}: ')}"]
     return changed_files(folder, manifest["files"])
 
 

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from harness.errors import error_of
 
 from dwt_ds.base.files import (
     check_replaceable,
@@ -32,11 +33,19 @@ def test_a_file_keeps_its_former_contents_if_writing_fails(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", "null", ""])
-def test_a_json_file_without_an_object_is_a_value_error(content: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(content)
-    with pytest.raises(ValueError, match="."):
-        read_json(tmp_path / "a.json")
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"null", b"", b"\xff"])
+def test_a_json_file_without_an_object_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    assert error_of(read_json, path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("content", [b"{", b"null", b"\xff"])
+def test_a_damaged_manifest_is_named_within_its_folder(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    (problem,) = problems(tmp_path)
+    assert problem.startswith("manifest.json: ")
+    assert str(tmp_path) not in problem
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
