@@ -21,7 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run")
     parser.add_argument("--deepspeed_config", metavar="JSON", help="as for a run: a path or a packaged name")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: %(default)s)")
-    parser.add_argument("--gpus-per-node", type=int, metavar="G", help="ranks per machine (default: 8; 2 on a CPU)")
+    parser.add_argument(
+        "--gpus-per-node",
+        type=int,
+        metavar="G",
+        help="ranks per machine (default: by train.expected_world_size, if that is set; else 8, or 2 on a CPU)",
+    )
     parser.add_argument(
         "--gpu", default="h100", metavar="NAME", help="a100-40, a100-80, h100, h200, l40s or cpu (default: %(default)s)"
     )
@@ -60,12 +65,13 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.plan.settings import resolve_plan
     from dwt_ds.plan.shapes import build_shapes
 
-    per_node = args.gpus_per_node if args.gpus_per_node is not None else (2 if args.gpu == "cpu" else 8)
-    _check_above_0(nodes=args.nodes, gpus_per_node=per_node, network_gbps=args.network_gbps, launch_us=args.launch_us)
+    for name in ("nodes", "gpus_per_node", "network_gbps", "launch_us"):
+        _check_above_0(name, getattr(args, name))
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise ValueError(f"--mfu {args.mfu}: must be above 0 and at most 1")
     if args.release_at is not None and not 0 <= args.release_at <= 1:
         raise ValueError(f"--release-at {args.release_at:g}: must be at least 0 and at most 1")
+    per_node = args.gpus_per_node or _ranks_per_node(args)
     device = find_device(args.gpu, per_node, network_gbps=args.network_gbps, mfu=args.mfu, launch_us=args.launch_us)
     if args.data:
         read_data_manifest(Path(args.data).expanduser())  # a folder that is asked for must exist
@@ -93,7 +99,15 @@ def _check_release(share: float, plan: Plan) -> None:
         )
 
 
-def _check_above_0(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and value <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: must be above 0")
+def _ranks_per_node(args: argparse.Namespace) -> int:
+    from dwt_ds.config.recipe import load_recipe
+
+    expected = load_recipe(args.recipe, args.overrides).config.train.expected_world_size or 0
+    if expected % args.nodes == 0 and 0 < expected // args.nodes <= 8:
+        return expected // args.nodes
+    return 2 if args.gpu == "cpu" else 8
+
+
+def _check_above_0(name: str, value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise ValueError(f"--{name.replace('_', '-')} {value}: must be above 0")

@@ -99,6 +99,9 @@ def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
     run = "paper_teacher_1 seed=3 train.expected_world_size=4 --deepspeed_config zero1"
     assert f"  dwt-ds launch --ranks 4 {run}\n" in one
     assert f"  deepspeed --num_gpus 4 --module dwt_ds.pretrain {run}" in one
+    assert "  dwt-ds launch --ranks 1 paper_weak_h100 " in plan(capsys, "paper_weak_h100")
+    expected = plan(capsys, "paper_teacher_1", "train.expected_world_size=4", "--nodes", "2")
+    assert expected.startswith("paper_teacher_1: 2 x 2 h100")
     several = plan(capsys, "paper_teacher_1", "--nodes", "3", "--deepspeed_config", "zero1")
     run = "paper_teacher_1 train.expected_world_size=24 --deepspeed_config zero1"
     assert f"  dwt-ds launch --hostfile HOSTFILE {run}\n" in several

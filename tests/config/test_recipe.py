@@ -66,7 +66,8 @@ def test_paper_recipes_have_the_numbers_of_the_paper(name: str) -> None:
     assert train.warmup_ratio == 0.05
     assert train.epochs == (4 if name == "paper_grown" else 20)
     assert train.max_steps is None
-    ranks = 1 if name == "paper_weak_h100" else 8
+    assert train.expected_world_size == (1 if name == "paper_weak_h100" else None)
+    ranks = train.expected_world_size or 8
     assert (train.micro_batch_size * ranks, train.gradient_accumulation_steps) == (128, 1)
     assert train.weight_decay == 0.0
     assert config.distill.hard_weight == 1.0
