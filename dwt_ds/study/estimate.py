@@ -70,7 +70,7 @@ def _cost(settings: Resolved, trainer: Resolved | None, device: Device) -> Cost:
 def _what_costs(settings: Resolved, trainer: Resolved | None) -> str:
     """Equal for runs that differ only in their seed, their teacher's weights and their initial weights."""
     config = settings.config
-    teacher = None if trainer is None else trainer.config.student
+    teacher = None if trainer is None else (trainer.config.student, trainer.corpus)  # its vocabulary may be its own
     config = replace(
         config,
         output_dir="any",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from harness.gpus import have_gpus
 
+from dwt_ds.cli.main import main
 from dwt_ds.models.build import student_model_config
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
@@ -43,3 +44,18 @@ def test_a_runs_hours_are_those_of_its_plan(tiny_data: Path, tmp_path: Path) -> 
         plan = Plan(settings, build_shapes(settings), device, nodes=1)
         assert study.costs[run.name] == Cost(12, plan.tokens, plan.flops, plan.hours)
         assert plan.step_time(plan.stage).exposed > 0
+
+
+def test_teachers_that_differ_in_their_vocabulary_alone_cost_different_hours(
+    tiny_text: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    letters = tmp_path / "letters"
+    arguments = ["--text", str(tiny_text), "--out", str(letters), "--seq-len", "32", "--workers", "1"]
+    assert main(["prepare", *arguments, "--train-tokenizer", "60", "--kind", "characters", "--uncased"]) == 0
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        f"seeds: [1]\nsettings: {{teacher: {{vocabulary: shared}}, data: {{dir: {tiny_data}}}}}\n"
+        f"teachers: {{words: {{}}, letters: {{data: {{dir: {letters}}}}}}}\nruns: [{{teacher: [words, letters]}}]\n"
+    )
+    costs = Study.open(StudyOptions(grid=str(grid), out=tmp_path / "study", ranks=1, gpu="cpu")).costs
+    assert costs["with_letters-s1"].flops > 1.2 * costs["with_words-s1"].flops
