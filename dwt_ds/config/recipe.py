@@ -94,4 +94,6 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
             if name not in ("distill.soft_weight", "distill.temperature"):
                 raise ValueError(f"override {override!r}: {name} is {child!r}, not a section")
             set_place(settings, name, {"start": child})
+    if isinstance(value, dict) and isinstance(settings.get(key), dict):
+        value = merge(settings[key], value)  # a section over the recipe's, as a recipe's is over its base's
     set_place(settings, key, value)

@@ -98,6 +98,15 @@ def test_an_override_adds_to_a_section_that_is_null(write: Write) -> None:
     assert (config.train.eval_sets, config.teacher.path) == ({"a": "b"}, "t")
 
 
+def test_an_override_of_a_whole_section_leaves_its_other_settings(write: Write) -> None:
+    path = write("train: {max_steps: 5, learning_rate: 2e-3}\ndeepspeed: {optimizer: {type: Muon}}\nteacher:\n")
+    overrides = ["train={max_steps: 9}", "deepspeed={zero_optimization: {stage: 1}}", "teacher={path: t}"]
+    recipe = load_recipe(path, overrides)
+    assert (recipe.config.train.max_steps, recipe.config.train.learning_rate) == (9, 2e-3)
+    assert recipe.config.deepspeed == {"optimizer": {"type": "Muon"}, "zero_optimization": {"stage": 1}}
+    assert recipe.config.teacher.path == "t"
+
+
 def test_the_last_override_wins() -> None:
     assert load_recipe("quickstart", ["seed=1", "seed=2"]).config.seed == 2
 
