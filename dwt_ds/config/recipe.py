@@ -46,8 +46,10 @@ def load_recipe(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = find_recipe(recipe)
     settings = _read_with_bases(path)
+    written = merge({}, settings)
     for override in overrides:
         _apply_override(settings, override)
+    _check_length(written, settings)
     return Recipe(name=path.stem, config=parse_run_config(settings), written=frozenset(flatten(settings)))
 
 
@@ -62,7 +64,19 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     settings = read_yaml(path, "recipe")
     base = settings.pop("base", None)
     below = {} if base is None else _read_with_bases(_find_base(str(base), path), (*seen, path.resolve()))
-    return merge(below, settings)  # copies: YAML's aliases put one object in two places
+    merged = merge(below, settings)  # copies: YAML's aliases put one object in two places
+    _check_length(below, merged)
+    return merged
+
+
+def _check_length(below: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse a length in epochs that is laid over one in steps, which would win (ValueError)."""
+    before, epochs_before = (get_place(below, f"train.{name}") for name in ("max_steps", "epochs"))
+    steps, epochs = (get_place(settings, f"train.{name}") for name in ("max_steps", "epochs"))
+    if steps is not None and steps == before and epochs not in (None, epochs_before):
+        raise ValueError(
+            f"train.epochs={epochs}: train.max_steps={steps} comes first; set train.max_steps=null as well"
+        )
 
 
 def _find_base(base: str, child: Path) -> Path:

@@ -170,7 +170,7 @@ class TrainConfig:
     max_steps: PositiveInt | None = None
     """Length of the run in optimizer steps; overrides `epochs`."""
     epochs: PositiveFloat | None = None
-    """Length of the run in passes over the data."""
+    """Length of the run in passes over the data; a `max_steps` of the recipe or its base must be set to null then."""
     micro_batch_size: PositiveInt = 16
     """Rows of one forward pass on one rank."""
     gradient_accumulation_steps: PositiveInt = 1

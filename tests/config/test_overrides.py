@@ -107,6 +107,18 @@ def test_an_override_of_a_whole_section_leaves_its_other_settings(write: Write) 
     assert recipe.config.teacher.path == "t"
 
 
+def test_epochs_over_a_length_in_steps_are_refused_since_the_steps_would_win(write: Write) -> None:
+    """As an override, and in a recipe over its base."""
+    message = "train.epochs=2: train.max_steps=550 comes first; set train.max_steps=null as well"
+    assert error_of(load_recipe, "quickstart", ["train.epochs=2"]) == message
+    assert error_of(load_recipe, write("base: quickstart\ntrain: {epochs: 2}\n"), []) == message
+    for overrides in (["train.max_steps=null", "train.epochs=2"], ["train={max_steps: null, epochs: 2}"]):
+        train = load_recipe("quickstart", overrides).config.train
+        assert (train.max_steps, train.epochs) == (None, 2)
+    assert load_recipe("paper_weak", ["train.max_steps=9"]).config.train.max_steps == 9
+    assert load_recipe("quickstart", ["train.epochs=2", "train.max_steps=9"]).config.train.max_steps == 9
+
+
 def test_the_last_override_wins() -> None:
     assert load_recipe("quickstart", ["seed=1", "seed=2"]).config.seed == 2
 
