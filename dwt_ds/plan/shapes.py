@@ -122,7 +122,7 @@ def find_teacher(settings: Resolved) -> Teacher | None:
         config = load_model_config(path, trust_remote_code=settings.config.teacher.trust_remote_code)
         return Teacher(config, f"{path}: {config.model_type}, {_size_words(config)}, from its config.json")
     except FileNotFoundError:
-        if Path(path).is_dir():  # such as a run's folder in place of its export
+        if Path(path).expanduser().is_dir():  # such as a run's folder in place of its export
             raise
     student, why = _assumed_teacher(settings, path)
     config = student_model_config(student, **corpus_sizes(settings.corpus))

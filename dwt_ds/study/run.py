@@ -293,5 +293,5 @@ def _check_glue(grid: str, glue: dict[str, object]) -> None:
     check_glue(f"grid {grid}: glue", glue)
     check_packages()
     folder = str(glue.get("dir", HUB))
-    if folder != HUB and not Path(folder).is_dir():
+    if folder != HUB and not Path(folder).expanduser().is_dir():
         raise FileNotFoundError(f"GLUE folder {folder!r}: no such folder; give one with GLUE's TSV files, or {HUB}")

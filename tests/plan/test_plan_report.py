@@ -106,11 +106,13 @@ def test_an_attention_that_this_machine_lacks_is_planned(capsys: pytest.CaptureF
 
 
 def test_a_teacher_that_is_a_folder_without_a_model_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of it would end at once; one that is not there yet may still be trained."""
-    assert main(["plan", "paper_weak", f"teacher.path={tmp_path}"]) == 2
-    assert f"model path '{tmp_path}' has no config.json" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    for path in (str(tmp_path), f"~/{tmp_path.name}"):
+        assert main(["plan", "paper_weak", f"teacher.path={path}"]) == 2
+        assert f"model path '{tmp_path}' has no config.json" in capsys.readouterr().err
     assert "assumed, since" in plan(capsys, "paper_weak", f"teacher.path={tmp_path}/export")
 
 

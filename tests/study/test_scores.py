@@ -18,10 +18,15 @@ from dwt_ds.study.grid import load_grid
 
 
 def test_a_dry_run_counts_the_fine_tunings(
-    exit_codes: dict[int, int], remapping: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exit_codes: dict[int, int],
+    remapping: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     study = tmp_path / "study"
-    scored = [*remapping, "--glue", str(tmp_path), "--dry-run"]
+    scored = [*remapping, "--glue=~", "--dry-run"]
     assert main([*remapping, "--dry-run"]) == 0
     assert "fine-tunings" not in capsys.readouterr().out
     assert main(scored) == 0
