@@ -268,7 +268,7 @@ def run_study(options: StudyOptions, *, dry_run: bool) -> int:
     _print(f"\n{len(status) - len(unfinished)} of {len(status)} runs are finished")
     for name, how in unfinished.items():
         _print(f"{name}: {how}")
-    _print(f"to see the results: dwt-ds report {study.folder.path}")
+    _print(f"to see the results: dwt-ds report {shlex.quote(str(study.folder.path))}")
     return 1 if unfinished else 0
 
 

@@ -32,7 +32,7 @@ def starts(study: Path, name: str) -> int:
 def test_a_failed_run_does_not_stop_the_others_and_the_next_start_repeats_it(
     exit_codes: dict[int, int], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = tmp_path / "study"
+    study = tmp_path / "my study"
     arguments = ["study", "teacher_quality", "--out", str(study), f"data.dir={tiny_data}"]
     exit_codes[2] = 1
     assert main(arguments) == 1
@@ -46,7 +46,9 @@ def test_a_failed_run_does_not_stop_the_others_and_the_next_start_repeats_it(
 
     exit_codes.clear()
     assert main(arguments) == 0
-    assert "7 of 7 runs are finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "7 of 7 runs are finished" in said
+    assert f"to see the results: dwt-ds report '{study}'" in said
     assert [starts(study, name) for name in ("teacher4-s42", "teacher2-s42", "with_teacher2-s42")] == [1, 2, 1]
 
     # Another grid in the same folder uses the runs that it shares with this one.
