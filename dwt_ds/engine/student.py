@@ -92,7 +92,12 @@ def gather_at_once(modules: Iterable[nn.Module]) -> None:
 
 
 def start_student(
-    objective: nn.Module, ds_values: dict[str, Any], recorder: CudaRecorder | None = None, *, compiles: bool = False
+    objective: nn.Module,
+    ds_values: dict[str, Any],
+    recorder: CudaRecorder | None = None,
+    *,
+    compiles: bool = False,
+    folder: Path = Path(),
 ) -> StudentEngine:
     """DeepSpeed's engine around the student and its loss.
 
@@ -101,6 +106,7 @@ def start_student(
         ds_values: a JSON without "auto", with optimizer and schedule.
         recorder: of CUDA graphs for training passes, where the gradients can be in one buffer; None: never.
         compiles: whether to compile what is done to the gradients before an update, where they are in one buffer.
+        folder: of the run.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     for wrapper in WITHOUT_ZERO:
@@ -112,7 +118,7 @@ def start_student(
         model_parameters=parameters,
         lr_scheduler=lambda optimizer: LearningRate(optimizer, ds_values["scheduler"]),
         # DeepSpeed's timer makes the host wait for the device at each micro-batch, for a figure that is not shown here.
-        config={"timers": {"throughput": {"enabled": False}}, **ds_values},
+        config={"timers": {"throughput": {"enabled": False}}, **with_monitors_in(folder, ds_values)},
         dist_init_required=False,
     )
     if isinstance(engine.optimizer, torch.optim.Optimizer):
@@ -200,6 +206,15 @@ def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -
             take_step()
 
     optimizer.step = step_if_finite  # type: ignore[method-assign,assignment]
+
+
+def with_monitors_in(folder: Path, ds_values: dict[str, Any]) -> dict[str, Any]:
+    """`ds_values` with the files of CSV and TensorBoard in a run's folder, unless the JSON says where.
+
+    By DeepSpeed's default all runs started in one folder append to the same files.
+    """
+    sections = [name for name in ("csv_monitor", "tensorboard") if name in ds_values]
+    return ds_values | {name: {"output_path": str(folder), **ds_values[name]} for name in sections}
 
 
 def write_monitors(engine: StudentEngine, row: Mapping[str, Any]) -> None:

@@ -144,7 +144,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     utilization = Utilization.of(resolved, objective.student, theirs, overlap) if ranks.rank() == 0 else None
     torch.manual_seed(resolved.config.seed + 1 + ranks.rank())
     recorder = recorder_of_student(resolved, objective.student)
-    student = start_student(objective, resolved.ds_values, recorder, compiles=compiles(resolved))
+    student = start_student(objective, resolved.ds_values, recorder, compiles=compiles(resolved), folder=folder.path)
     state = resume(student, checkpoint, folder, resolved, facts)
     state = replace(
         state,

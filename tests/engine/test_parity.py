@@ -18,6 +18,7 @@ from dwt_ds.config.objective import SoftPositions
 from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.engine.student import with_monitors_in
 from dwt_ds.models.build import build_student
 
 STEPS, SEED, LEARNING_RATE, CLIP, SOFT_WEIGHT, TEMPERATURE = 20, 3, 2e-3, 0.5, 2.0, 1.7
@@ -226,6 +227,14 @@ def test_learning_rate_rises_and_falls_linearly(monitored_run: tuple[Path, list[
     rising = [k / 5 for k in range(1, 6)]
     falling = [(STEPS + 1 - k) / (STEPS + 1 - 5) for k in range(6, STEPS + 1)]
     assert rates == pytest.approx([LEARNING_RATE * share for share in rising + falling])
+
+
+def test_files_of_monitors_are_in_the_runs_folder_unless_the_json_says_where(tmp_path: Path) -> None:
+    """Two runs would append to one file."""
+    written = {"csv_monitor": {"enabled": True}, "tensorboard": {"enabled": True, "output_path": "logs"}, "bf16": {}}
+    placed = with_monitors_in(tmp_path, written)
+    assert placed == {**written, "csv_monitor": {"enabled": True, "output_path": str(tmp_path)}}
+    assert written["csv_monitor"] == {"enabled": True}, "ds_config.json names no folder, and serves another run"
 
 
 def test_monitor_sections_of_the_json_get_the_metrics(monitored_run: tuple[Path, list[dict[str, Any]]]) -> None:
