@@ -130,6 +130,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         },
         "my.json: fp16.fp16_master_weights_and_grads=true: a resume would round Adam's moments to 16 bits; remove it",
     ),
+    # ZeroDivisionError, in the first step
+    ({"steps_per_print": 0}, "my.json: steps_per_print=0: must be above 0; DeepSpeed divides by it"),
+    ({"gradient_predivide_factor": 0}, "my.json: gradient_predivide_factor=0: must be above 0; DeepSpeed divides by"),
+    # AssertionError: allgather_bucket_size must be a multiple of nccl_start_alignment_factor, 2
+    (
+        zero(2, allgather_bucket_size=5),
+        "my.json: zero_optimization.allgather_bucket_size=5: must be even under ZeRO-2; add 1",
+    ),
     ({"log_level": "loud"}, "my.json: log_level='loud': must be one of debug, info"),
     # What DeepSpeed's own configuration class refuses.
     (

@@ -12,6 +12,7 @@ from deepspeed.accelerator import get_accelerator
 from harness.ds_values import Resolve
 from harness.errors import error_of
 
+from dwt_ds.base.trees import get_place
 from dwt_ds.config.recipe import Recipe, load_recipe
 from dwt_ds.engine.ds_json.keys import check_ds_keys
 from dwt_ds.engine.ds_json.load import load_ds_json, packaged_ds_configs
@@ -235,3 +236,17 @@ def test_checks_of_the_device_name_the_override_too(monkeypatch: pytest.MonkeyPa
     ds = load_ds_json("zero2_bf16", overrides)
     assert error_of(check_optimizer_and_stage, ds.values, ds.origin).startswith("deepspeed.optimizer.type='Lamb' with")
     assert error_of(check_precision, ds).startswith("deepspeed.fp16.enabled=true: DeepSpeed has no fp16")
+
+
+@pytest.mark.parametrize(
+    ("section", "setting"),
+    [
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}}, "optimizer.params.betas"),
+        ({"optimizer": {"type": "AdamW", "params": {"eps": None}}}, "optimizer.params.eps"),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.1}}}, "scheduler.params.warmup_min_lr"),
+        ({"scheduler": {"type": "WarmupCosineLR", "params": {"cos_min_ratio": 0}}}, "scheduler.params.cos_min_ratio"),
+    ],
+)
+def test_null_takes_a_setting_away(section: dict[str, Any], setting: str, resolve: Resolve) -> None:
+    _, values = resolve(section, f"deepspeed.{setting}=null")
+    assert get_place(values, setting, "not there") == "not there"

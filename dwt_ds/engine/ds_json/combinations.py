@@ -79,6 +79,8 @@ _NOT_AS_ONE: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
         "a run's folder is shared by its hosts, which would all write one file at once; remove it",
     ),
 )
+# Numbers by which DeepSpeed divides, steps_per_print on rank 0 alone: the other ranks would wait for it.
+_DIVISORS = ("steps_per_print", "gradient_predivide_factor")
 _GRADIENT_CHECKS = ("bf16.check_grad_overflow", "zero_optimization.compute_grad_norm")
 
 
@@ -113,6 +115,10 @@ def check_combinations(values: Mapping[str, Any], origin: Origin) -> None:
     _check_tried(values, origin)
     _check_dtypes(values, origin)
     _check_zero(values, origin)
+    for key in _DIVISORS:
+        number = values.get(key)
+        if number is not None and number <= 0:
+            raise ValueError(f"{origin.name(key)}={number}: must be above 0; DeepSpeed divides by it")
     level = values.get("log_level")
     if level is not None and level not in log_levels:
         raise ValueError(f"{origin.name('log_level')}={level!r}: must be one of {', '.join(log_levels)}")
@@ -196,6 +202,9 @@ def _check_zero(values: Mapping[str, Any], origin: Origin) -> None:
                     f"{origin.name(key)}={values[key]}: ZeRO-{stage} cannot do that with reduce-scatter; remove it, or "
                     "set zero_optimization.reduce_scatter to false"
                 )
+    if stage in (1, 2) and zero.get("allgather_bucket_size", 0) % 2:
+        place = origin.name("zero_optimization.allgather_bucket_size")
+        raise ValueError(f"{place}={zero['allgather_bucket_size']}: must be even under ZeRO-{stage}; add 1")
     offload = zero.get("offload_param") or {}
     if offload.get("device") == "nvme" and not offload.get("nvme_path"):
         raise ValueError(f"{origin.name('zero_optimization.offload_param')}: nvme needs an nvme_path; add it")

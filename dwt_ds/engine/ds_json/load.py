@@ -12,7 +12,7 @@ from dwt_ds.base.files import find_file
 from dwt_ds.base.yaml_and_json import parse_json
 from dwt_ds.engine.ds_json.combinations import compute_precision, precision, zero_stage
 from dwt_ds.engine.ds_json.keys import check_ds_keys, read_all_numbers
-from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_settings_of_another_type
+from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_null_settings, drop_settings_of_another_type
 from dwt_ds.engine.ds_json.origin import Origin, lay_over
 
 
@@ -67,6 +67,7 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
     values = _with_one_name(values, f"{path.name}: bfloat16")
     drop_settings_of_another_type(values, overrides)
     lay_over(values, overrides, path.name)
+    drop_null_settings(values)
     read_all_numbers(values)
     origin = Origin(path.name, overrides)
     check_ds_keys(values, origin)

@@ -33,7 +33,8 @@ _CHOICES = {
     "decay_type": DECAY_TYPES,
 }
 _AT_LEAST_1 = frozenset({"warmup_num_steps", "lr_range_test_step_size", "cycle_first_step_size"})
-_WITHIN_0_AND_1 = frozenset({"decay_ratio", "decay_min_ratio"})
+_AT_LEAST_0 = frozenset({"decay_num_steps", "warmup_min_lr", "cycle_min_lr", "lr_range_test_min_lr"})
+_WITHIN_0_AND_1 = frozenset({"decay_ratio", "decay_min_ratio", "warmup_min_ratio", "cos_min_ratio"})
 
 
 @lru_cache
@@ -94,6 +95,13 @@ def drop_settings_of_another_type(values: dict[str, Any], overrides: Mapping[str
             }
 
 
+def drop_null_settings(values: dict[str, Any]) -> None:
+    """Remove the settings of optimizer and scheduler that are null: they are as if they were not written."""
+    for section in (values.get("optimizer"), values.get("scheduler")):
+        if isinstance(section, dict) and isinstance(section.get("params"), dict):
+            section["params"] = {key: value for key, value in section["params"].items() if value is not None}
+
+
 def check_optimizer_section(section: Mapping[str, Any], origin: Origin) -> None:
     """Raise a one-line ValueError for an unknown type, or a setting that the type does not have."""
     name = str(section.get("type", ""))
@@ -129,12 +137,14 @@ def check_schedule_section(section: Mapping[str, Any], origin: Origin) -> None:
         if key in _CHOICES and value not in _CHOICES[key]:
             raise ValueError(f"{place}={value!r}: must be {' or '.join(_CHOICES[key])}")
         check_kind(value, kinds[key], place)
-        number = value if isinstance(value, (int, float)) else None
-        if key in _AT_LEAST_1 and number is not None and number < 1:
+        if value == "auto":
+            continue
+        numbers = value if isinstance(value, list) else [value]  # one for each parameter group
+        if key in _AT_LEAST_1 and not all(number >= 1 for number in numbers):
             raise ValueError(f"{place}={value!r}: must be at least 1")
-        if key == "decay_num_steps" and number is not None and number < 0:
+        if key in _AT_LEAST_0 and not all(number >= 0 for number in numbers):
             raise ValueError(f"{place}={value!r}: must be at least 0")
-        if key in _WITHIN_0_AND_1 and value not in (None, "auto") and (number is None or not 0 <= number <= 1):
+        if key in _WITHIN_0_AND_1 and (numbers is value or not 0 <= value <= 1):
             raise ValueError(f"{place}={value!r}: must be within 0 and 1")
 
 
