@@ -50,6 +50,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     # Exception: The deprecated version of ZeRO Stage 1 is not supported
     (zero(1, legacy_stage1=True), "my.json: zero_optimization.legacy_stage1=true: DeepSpeed removed it; remove the"),
+    # RuntimeError: output with shape [1] doesn't match the broadcast shape, in the backward pass
+    (
+        zero(3, stage3_module_granularity_threshold=1000000),
+        "my.json: zero_optimization.stage3_module_granularity_threshold=1000000: DeepSpeed would gather models as a",
+    ),
+    (zero(3, module_granularity_threshold=10), "my.json: zero_optimization.module_granularity_threshold=10: DeepSpeed"),
     # TypeError: expected str, bytes or os.PathLike object, not NoneType
     (
         zero(3, offload_param={"device": "nvme"}),

@@ -106,7 +106,6 @@ TRIED = [
     tried("zero_optimization.stage3_max_reuse_distance", 10, stages=(3,), precisions=BOTH),
     tried("zero_optimization.stage3_gather_16bit_weights_on_model_save", True, stages=(3,), precisions=BOTH),
     tried("zero_optimization.stage3_gather_fp16_weights_on_model_save", True, stages=(3,)),
-    tried("zero_optimization.stage3_module_granularity_threshold", 10, stages=(3,), precisions=BOTH),
     tried("zero_optimization.stage3_use_all_reduce_for_fetch_params", True, stages=(3,), precisions=BOTH),
     tried("zero_optimization.stage3_allgather_sequential", True, stages=(3,), precisions=BOTH),
     tried("zero_optimization.prefetch_bucket_size", 10, stages=(3,)),

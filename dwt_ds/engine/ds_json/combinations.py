@@ -205,6 +205,12 @@ def _check_zero(values: Mapping[str, Any], origin: Origin) -> None:
     if stage in (1, 2) and zero.get("allgather_bucket_size", 0) % 2:
         place = origin.name("zero_optimization.allgather_bucket_size")
         raise ValueError(f"{place}={zero['allgather_bucket_size']}: must be even under ZeRO-{stage}; add 1")
+    for key in ("stage3_module_granularity_threshold", "module_granularity_threshold"):
+        if stage == 3 and zero.get(key):
+            raise ValueError(
+                f"{origin.name(f'zero_optimization.{key}')}={zero[key]}: DeepSpeed would gather models as a whole, "
+                "whose parts are called one by one here, and the backward pass would fail; remove it"
+            )
     offload = zero.get("offload_param") or {}
     if offload.get("device") == "nvme" and not offload.get("nvme_path"):
         raise ValueError(f"{origin.name('zero_optimization.offload_param')}: nvme needs an nvme_path; add it")
