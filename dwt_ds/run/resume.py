@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from dwt_ds.run.start_report import say
 
 # Optimizers whose state DeepSpeed's universal checkpoints hold.
 _RESHARDED = frozenset({"adam", "adamw", "apex.fusedadam"})
+# Settings of ZeRO by which DeepSpeed cuts the state into its files, their defaults, and the stages that read them.
+_CUTS = (("parameter_alignment", False, (1, 2)), ("sub_group_size", 1_000_000_000, (3,)))
 
 
 class TeacherOrigin(NamedTuple):
@@ -96,9 +99,9 @@ def _layout(ds_values: Mapping[str, Any]) -> tuple[int, str, str]:
 def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
     """Raise ValueError for a checkpoint that this run cannot continue.
 
-    It is refused if its ZeRO stage, precision or optimizer differ; if its number of ranks differs and this ZeRO stage
-    or optimizer does not allow that; if its steps had another number of rows and the run's length is in epochs; or if
-    it is beyond the run's last step.
+    It is refused if its ZeRO stage, precision or optimizer differ, or how ZeRO cuts the state; if its number of ranks
+    differs and this ZeRO stage or optimizer does not allow that; if its steps had another number of rows and the run's
+    length is in epochs; or if it is beyond the run's last step.
     """
     if checkpoint.path is None:
         return
@@ -110,6 +113,14 @@ def check_can_resume(checkpoint: NewestCheckpoint, resolved: Resolved) -> None:
             "written with, or choose another output_dir"
         )
     wrote, now, stage = checkpoint.manifest["world_size"], resolved.world_size, resolved.ds.zero_stage
+    for key, default, stages in _CUTS:
+        then, here = (each.get("zero_optimization", {}).get(key, default) for each in (before, resolved.ds_values))
+        if stage in stages and then != here:
+            raise ValueError(
+                f"zero_optimization.{key}={json.dumps(here)}: {checkpoint.path.name} was written with "
+                f"{json.dumps(then)}, and DeepSpeed reads such files with the same value only; set it to "
+                f"{json.dumps(then)}, or choose another output_dir"
+            )
     if wrote != now and stage not in (1, 2):
         raise ValueError(
             f"{checkpoint.path.name} was written by {wrote} ranks, this run has {now}: ZeRO-{stage} cannot resume "

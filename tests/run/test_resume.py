@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +26,9 @@ sys.exit(main())
 """
 
 
-def values(stage: int = 2, optimizer: str = "AdamW", **precision: Any) -> dict[str, Any]:
+def values(stage: int = 2, optimizer: str = "AdamW", zero: Any = None, **precision: Any) -> dict[str, Any]:
     """A DeepSpeed JSON."""
-    return {"zero_optimization": {"stage": stage}, "optimizer": {"type": optimizer}, **precision}
+    return {"zero_optimization": {"stage": stage, **(zero or {})}, "optimizer": {"type": optimizer}, **precision}
 
 
 def at_80(written: dict[str, Any]) -> NewestCheckpoint:
@@ -136,6 +137,8 @@ FP16: dict[str, Any] = {"fp16": {"enabled": True}}
         (values(2), values(1)),
         (values(3), values(3, "Adam")),
         (values(2, "adamw", bfloat16={"enabled": True}), values(2, "AdamW", **BF16)),
+        (values(2), values(2, zero={"sub_group_size": 40, "parameter_alignment": False})),
+        (values(3), values(3, zero={"sub_group_size": 1_000_000_000, "parameter_alignment": True})),
     ],
 )
 def test_checkpoints_that_deepspeed_reads_alike_are_continued(written: dict[str, Any], now: dict[str, Any]) -> None:
@@ -157,6 +160,25 @@ def test_another_stage_precision_or_optimizer_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"^deepspeed_config='.*': .*{said}; resume with the DeepSpeed settings that"):
         check(at_80(written), ds_values=now, max_steps=80)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "default"),
+    [
+        (1, "parameter_alignment", True, "false"),
+        (2, "parameter_alignment", True, "false"),
+        (3, "sub_group_size", 40, "1000000000"),
+    ],
+)
+def test_another_cut_of_the_state_is_refused(stage: int, key: str, value: Any, default: str) -> None:
+    """DeepSpeed would raise while it loads, with the folder's settings already replaced."""
+    cut = values(stage, zero={key: value})
+    check(at_80(cut), ds_values=cut, max_steps=80)
+    said = f"zero_optimization.{key}={json.dumps(value)}: step_00000080 was written with {default}, .* to {default},"
+    with pytest.raises(ValueError, match=f"^{said} or choose"):
+        check(at_80(values(stage)), ds_values=cut, max_steps=80)
+    with pytest.raises(ValueError, match=f"{key}={default}: .* set it to {json.dumps(value)}, or"):
+        check(at_80(cut), ds_values=values(stage), max_steps=80)
 
 
 def test_a_refused_resume_leaves_the_folder_as_it_was(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
