@@ -100,6 +100,8 @@ def run(case: str, folder: Path) -> None:
             check_scale(changed, 32)
         else:
             assert loss_scale(changed) == 64, loss_scale(changed)
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["latest", "step_00000003"], left
     moved = step(changed)
     assert abs(gradient_norm(changed) / gradient_norm(engine) - 1) < 0.01
     assert not all(torch.equal(moved[name], straight[name]) for name in straight)

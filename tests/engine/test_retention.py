@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from dwt_ds.base.files import file_facts, write_manifest
-from dwt_ds.engine.checkpoint.manifest import newest_checkpoint
-from dwt_ds.engine.checkpoint.save_and_load import Retention, _delete_old
+from dwt_ds.engine.checkpoint import save_and_load
+from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, newest_checkpoint
+from dwt_ds.engine.checkpoint.save_and_load import Retention, _delete_old, load_checkpoint
 
 
 class TestRetention:
@@ -53,3 +58,17 @@ class TestRetention:
         self.save(tmp_path, 200, [0])
         (tmp_path / "step_00000200" / "manifest.json").write_text("{")
         assert self.kept(tmp_path, 200) == [100, 200]
+
+    def test_what_a_kill_leaves_of_a_conversion_goes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def killed(engine: object, universal: Path) -> None:
+            raise KeyboardInterrupt
+
+        self.save(tmp_path, 100, [0])
+        monkeypatch.setattr(save_and_load, "_convert", lambda path, universal: universal.mkdir())
+        monkeypatch.setattr(save_and_load, "_load", killed)
+        engine: Any = SimpleNamespace(_config=SimpleNamespace(load_universal_checkpoint=False))
+        with pytest.raises(KeyboardInterrupt):
+            load_checkpoint(engine, NewestCheckpoint(tmp_path / "step_00000100", [], {"world_size": 2}), 0)
+        assert len(list(tmp_path.iterdir())) == 2
+        self.save(tmp_path, 200, [0, 100])
+        assert self.kept(tmp_path, 200) == [200]

@@ -236,7 +236,7 @@ def load_checkpoint(engine: StudentEngine, checkpoint: NewestCheckpoint, seed: i
         _load(engine, path)
         restore_generators(path / f"generators_{rank():05d}.pt")
         return
-    universal = path.parent / f"{path.name}.universal"
+    universal = path.parent / f"{path.name}.universal{_UNFINISHED}"  # what a kill leaves of it goes with the next save
     with raise_on_all_ranks():
         if rank() == 0:
             _convert(path, universal)
@@ -277,3 +277,4 @@ def _convert(path: Path, universal: Path) -> None:
             inject_missing_state=True,
         )
         ds_to_universal.main(options)
+    (path.parent / "latest_universal").unlink(missing_ok=True)  # it names what is deleted once it is read
