@@ -16,6 +16,9 @@ from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.teacher_rows import CommonWords
 from dwt_ds.models.masked_lm.families import encoder_layers
 
+# It calls its layers' `forward`, past their hooks.
+_WITHOUT_HOOKS = "squeezebert"
+
 
 class HiddenLoss(nn.Module):
     """1 - cosine between the teacher's last hidden state of a token and a projection of the student's.
@@ -82,13 +85,13 @@ def hidden_loss_of(student: PreTrainedModel, teacher_size: int, config: RunConfi
     """The hidden loss of a recipe: on `distill.hidden_layer`, or a third of the way up.
 
     Raises:
-        ValueError: the student has no separate encoder layers.
+        ValueError: the student has no encoder layer whose hidden states can be read.
     """
     layers = encoder_layers(student)
-    if not layers:
+    if not layers or student.config.model_type == _WITHOUT_HOOKS:
         raise ValueError(
-            f"distill.hidden_weight: student.family={config.student.family!r} has no "
-            "separate encoder layers, and the hidden loss needs one of them; set it to 0, or choose another family"
+            f"distill.hidden_weight: student.family={config.student.family!r} has no encoder layer whose hidden states "
+            "can be read, and the hidden loss needs one; set it to 0, or choose another family"
         )
     layer = config.distill.hidden_layer or max(1, round(len(layers) / 3))
     return HiddenLoss(layers[layer - 1], student.config.hidden_size, teacher_size)

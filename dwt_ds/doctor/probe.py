@@ -134,7 +134,8 @@ def _build_operators() -> list[dict[str, str]]:
     """In a process of its own, since a compiler may hang."""
     code, out, err = run([sys.executable, "-m", "dwt_ds.engine.ops_check"], _BUILD_SECONDS)
     if code == 124:
-        return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s"}]
+        fix = "ask again when the host is less busy; if it is idle, its compiler hangs"
+        return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s", "fix": fix}]
     if code != 0:
         return [{"name": "all", "problem": error_line(err) or "no message"}]
     return json.loads(out.splitlines()[-1])

@@ -39,10 +39,16 @@ from dwt_ds.models.tokenizers import check_same_vocabulary
 from dwt_ds.run.other_vocabulary import OtherVocabulary
 from dwt_ds.run.resolve import Resolved
 
+# Families whose own code fails in bf16 and fp16: FNet's Fourier transform, and MRA's products of two dtypes.
+_FP32_FAMILIES = ("fnet", "mra")
+
 
 def check_student(resolved: Resolved, tokenizer: PreTrainedTokenizerBase) -> None:
     """Whether the student can be built as it should, from its configuration alone (ValueError)."""
     student = student_model_config(resolved.config.student, **_data_sizes(resolved, tokenizer))
+    if student.model_type in _FP32_FAMILIES and resolved.ds.precision != "fp32":
+        family, precision = resolved.config.student.family, resolved.ds.precision
+        raise ValueError(f"student.family={family!r} cannot compute in {precision}; use --deepspeed_config zero2_fp32")
     if resolved.quantization is not None:
         check_quantization(student, resolved.quantization)
 
@@ -71,10 +77,14 @@ def load_teacher(
     if config.path is None:
         return None
     seq_len = resolved.corpus.seq_len if other is None else (other.longest_row or resolved.corpus.seq_len)
+    dtype = resolved.ds.precision if config.dtype == "auto" else config.dtype
     with prefix_errors("teacher.path"):
+        family = load_model_config(config.path, trust_remote_code=config.trust_remote_code).model_type
+        if family in _FP32_FAMILIES and dtype != "fp32":
+            raise ValueError(f"{family} models cannot compute in {dtype}; set teacher.dtype=fp32")
         teacher = TeacherEngine(
             config.path,
-            dtype=resolved.ds.precision if config.dtype == "auto" else config.dtype,
+            dtype=dtype,
             kernel_inject=config.kernel_inject,
             device=ranks.device(),
             seq_len=seq_len,

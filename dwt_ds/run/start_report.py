@@ -53,6 +53,10 @@ def report_models(
         f"{resolved.corpus.rows:,} rows in {config.data.dir}"
     )
     say(f"student: {config.student.family}, {ours:,} parameters")
+    unread = {name: p.numel() for name, p in objective.student.model.named_parameters() if not p.requires_grad}
+    if unread:
+        named = ", ".join([*unread][:3]) + (f" and {len(unread) - 3} more tensors" if len(unread) > 3 else "")
+        say(f"the logits do not depend on {sum(unread.values()):,} of these, which are not trained: {named}")
     if resolved.quantization is not None:
         say(f"quantization-aware: {resolved.quantization.describe()}")
     if released is not None:

@@ -182,13 +182,15 @@ def test_columns_that_only_the_layers_have_are_left_out(packed: PreparedData, wi
     assert torch.equal(*distances)
 
 
-def test_layers_that_are_one_and_the_same_are_refused(packed: PreparedData) -> None:
+@pytest.mark.parametrize("family", ["albert", "squeezebert"])
+def test_layers_that_cannot_be_read_apart_are_refused(family: str, packed: PreparedData) -> None:
+    """ALBERT's layers are one and the same; SqueezeBERT calls its layers past their hooks."""
     student = StudentConfig(
-        "albert", layers=3, hidden_size=16, num_heads=2, max_positions=48, config={"embedding_size": 8}
+        family, layers=3, hidden_size=16, num_heads=4, max_positions=48, config={"embedding_size": 16}
     )
     config = RunConfig(student=student, distill=DistillConfig(hidden_weight=0.5))
     built = build_student(student, vocab_size=packed.manifest.vocab_size, seq_len=32, pad_token_id=0)
-    with pytest.raises(ValueError, match=r"^distill.hidden_weight: student.family='albert' has no .*; set it to 0"):
+    with pytest.raises(ValueError, match=rf"^distill.hidden_weight: student.family='{family}' has no .*; set it to 0"):
         hidden_loss_of(built, 8, config)
 
 

@@ -91,6 +91,12 @@ def test_a_good_host_has_no_bad_finding() -> None:
             "ninja",
         ),
         (
+            {"operators": [{"name": "all", "problem": "not built within 900 s", "fix": "ask again"}]},
+            "compiled operators",
+            "not built within 900 s",
+            "ask again",
+        ),
+        (
             {"locks": ["/c/cpu_adam/lock"]},
             "compiled operators",
             "a build that was killed",

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from harness.ranks import Train
 from harness.runs import completed, rows_of
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 pytestmark = pytest.mark.slow
 # Longformer's operations cannot be counted without values.
 FAMILIES = ["big_bird", "convbert", "longformer", "megatron-bert", "nystromformer", "rembert", "roformer"]
+# A pooler, and the projections of global attention.
+WITH_UNREAD_WEIGHTS = ("big_bird", "longformer")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -19,4 +22,24 @@ def test_students_of_every_kind_train(family: str, train: Train, tiny_recipe: Pa
     said = completed(train(1, [str(tiny_recipe), *settings]))
     steps = [row for row in rows_of(tmp_path / "run") if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
+    assert ("the logits do not depend on" in said) == (family in WITH_UNREAD_WEIGHTS)
     assert ("MFU is not known" in said) == ("mfu" not in steps[0]) == (family == "longformer")
+
+
+def test_families_that_need_fp32_are_refused_in_bf16(
+    train: Train, tiny_recipe: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = AutoConfig.for_model("fnet", vocab_size=298, hidden_size=16, num_hidden_layers=1, intermediate_size=32)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "fnet")
+    AutoTokenizer.from_pretrained(tiny_data / "tokenizer").save_pretrained(tmp_path / "fnet")
+    run = [str(tiny_recipe), "--deepspeed_config", "zero2_bf16", f"output_dir={tmp_path}/run"]
+    code, said = train(1, [*run, "student.family=fnet"])
+    assert (code, said.splitlines()[-1]) == (
+        2,
+        "error: student.family='fnet' cannot compute in bf16; use --deepspeed_config zero2_fp32",
+    )
+    code, said = train(1, [*run, f"teacher.path={tmp_path}/fnet"])
+    assert (code, said.splitlines()[-1]) == (
+        2,
+        "error: teacher.path: fnet models cannot compute in bf16; set teacher.dtype=fp32",
+    )
