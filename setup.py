@@ -40,7 +40,7 @@ setup(
         "datasets>=5.0",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=1.26",
-        "pyarrow>=15",
+        "pyarrow>=16",
         "pydantic>=2.7",
         "typing_extensions>=4.10",
         "pyyaml>=6.0",

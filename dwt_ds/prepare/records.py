@@ -83,8 +83,8 @@ def column_texts(
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
             values = values.cast(kind)
-        are_strings = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        are_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+        are_strings = kind in (pa.string(), pa.large_string(), pa.string_view())
+        are_bytes = kind in (pa.binary(), pa.large_binary(), pa.binary_view()) or pa.types.is_fixed_size_binary(kind)
         if not (are_strings or are_bytes or pa.types.is_null(kind)):
             raise ValueError(
                 f'{source}: column "{form.column}" holds {kind}, not text: name another with --text-column'

@@ -134,7 +134,9 @@ def test_strings_of_a_parquet_may_be_in_another_encoding(tmp_path: Path) -> None
     assert read(tmp_path / "corpus.parquet", "gb18030")[0] == [TEXTS["Chinese"], TEXTS["Chinese"], "é"]
 
 
-@pytest.mark.parametrize("kind", ["string", "large_string", "binary", "large_binary", "dictionary"])
+@pytest.mark.parametrize(
+    "kind", ["string", "large_string", "string_view", "binary", "large_binary", "binary_view", "dictionary"]
+)
 @pytest.mark.parametrize("hub", [False, True])
 def test_a_stray_byte_in_a_column_is_replaced_and_counted(tmp_path: Path, kind: str, hub: bool) -> None:
     raw = pa.array([b"A plain record of words.", b"caf\xe9 and other words.", None])
@@ -142,8 +144,12 @@ def test_a_stray_byte_in_a_column_is_replaced_and_counted(tmp_path: Path, kind: 
         raw = raw.view(pa.string())
     elif kind == "large_string":
         raw = raw.cast(pa.large_binary()).view(pa.large_string())
+    elif kind == "string_view":
+        raw = raw.cast(pa.binary_view()).view(pa.string_view())
     elif kind == "large_binary":
         raw = raw.cast(pa.large_binary())
+    elif kind == "binary_view":
+        raw = raw.cast(pa.binary_view())
     elif kind == "dictionary":
         raw = raw.dictionary_encode()
     pyarrow.parquet.write_table(pa.table({"text": raw}), tmp_path / "train.parquet")
