@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from dwt_ds.base.words import one_line
 from dwt_ds.prepare.records import column_texts
@@ -62,11 +63,16 @@ class HubDataset:
                 f"--dataset {self.name}: the library `datasets` takes [ ] * ? and :: in {folder} for a pattern, and "
                 "would read other folders; rename it"
             )
+        # By its name alone, a folder called `text` or `csv` would be one of the library's readers, which reads all
+        # files of the current folder.
+        if self.dataset in _PACKAGED_DATASETS_MODULES and not folder.is_dir():
+            raise ValueError(f"--dataset {self.name}: there is no such folder, nor such a dataset; correct the path")
         try:
-            if any(Path(self.dataset, name).is_file() for name in ("state.json", "dataset_dict.json")):
-                loaded = self._split_of(datasets.load_from_disk(self.dataset))
+            if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+                loaded = self._split_of(datasets.load_from_disk(folder))
             else:
-                loaded = datasets.load_dataset(self.dataset, self.config, split=self.split, streaming=self.streaming)
+                name = str(folder) if folder.is_dir() else self.dataset
+                loaded = datasets.load_dataset(name, self.config, split=self.split, streaming=self.streaming)
         except Exception as error:  # the library raises errors of many kinds, its network layers' included
             raise ValueError(
                 f"--dataset {self.name} cannot be loaded: {one_line(error)}; check the name and the network"

@@ -218,6 +218,20 @@ def test_splits_of_saved_datasets(tmp_path: Path) -> None:
             read(name)
 
 
+def test_a_folder_named_like_a_reader_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load_dataset("text")` reads all files of the current folder as text."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("Nobody named these notes.\n")
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="--dataset text::train: there is no such folder, nor such a dataset"):
+            list(HubDataset("text", streaming=streaming).documents(SourceCounts()))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "corpus.txt").write_text("The text of the folder.\n")
+    for streaming in (False, True):
+        documents = list(HubDataset("text", streaming=streaming).documents(SourceCounts()))
+        assert documents == ["The text of the folder."]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
