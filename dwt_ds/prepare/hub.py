@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from dwt_ds.base.words import one_line
@@ -74,8 +75,11 @@ class HubDataset:
                 name = str(folder) if folder.is_dir() else self.dataset
                 loaded = datasets.load_dataset(name, self.config, split=self.split, streaming=self.streaming)
         except Exception as error:  # the library raises errors of many kinds, its network layers' included
+            # For a damaged file, or one in another encoding, it says only that an error occurred.
+            cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
             raise ValueError(
-                f"--dataset {self.name} cannot be loaded: {one_line(error)}; check the name and the network"
+                f"--dataset {self.name} cannot be loaded: {one_line(cause or error)}; "
+                "check the name, the files and the network"
             ) from None
         self.form.check_column(f"dataset {self.name}", list(loaded.column_names or [self.form.column]))
         return loaded.select_columns([self.form.column])
@@ -92,8 +96,9 @@ class HubDataset:
         return self.form.documents(texts, counts)
 
     def _columns(self, counts: SourceCounts) -> Iterator[pa.ChunkedArray]:
+        loaded = self._loaded
         try:
-            for batch in self._loaded.with_format("arrow").iter(batch_size=_RECORDS_A_READ):
+            for batch in loaded.with_format("arrow").iter(batch_size=_RECORDS_A_READ):
                 counts.position += len(batch)
                 yield batch[self.form.column]
         except Exception as error:  # a damaged file or the network: as many kinds as above

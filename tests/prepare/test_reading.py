@@ -248,8 +248,12 @@ def test_dataset_names(text: str, expected: tuple[Any, ...]) -> None:
 def test_datasets_that_cannot_be_read(saved: Callable[[str], str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="write NAME, NAME:CONFIG"):
         HubDataset.parse("a:b:c:d", False, TextForm())
-    with pytest.raises(ValueError, match="--dataset .* cannot be loaded: "):
+    with pytest.raises(ValueError, match="^--dataset [^ ]*nowhere::train cannot be loaded: "):
         list(HubDataset(str(tmp_path / "nowhere")).documents(SourceCounts()))
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "train.csv").write_bytes("text\nstraße\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="tables::train cannot be loaded: 'utf-8' codec can't decode byte 0xdf"):
+        list(HubDataset(str(tmp_path / "tables")).documents(SourceCounts()))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.jsonl").write_text('{"text": "Good."}\n{"text": ' + "[" * 5000)
     with pytest.raises(ValueError, match=r"--dataset .*broken::train cannot be (read|loaded): "):
