@@ -25,8 +25,8 @@ def was_held_out_instead(work: Path) -> bool:
 def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSettings, work: Path) -> None:
     """Hold out another document of the chunk with the most rows, or last lines of one if the others are too long.
 
-    Makes the part of that chunk again, updates its counts in `parts`, and leaves a mark in `work`. If nothing can be
-    held out, everything stays as it is.
+    Makes the part of that chunk again, updates its counts in `parts`, and leaves a mark in `work`. If the text cannot
+    be divided, as where one line is left, it is trained on and not held out.
     """
     index = max(range(len(parts)), key=lambda number: parts[number].rows + parts[number].validation_rows)
     again = Corpus(corpus.sources, corpus.survey, corpus.validation, corpus.seed)  # `corpus` counts what it has read
@@ -38,7 +38,10 @@ def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSett
             parts[index] = counts
             (work / _MARK).touch()
             return
-    parts[index] = store_part(chunk, settings, work)
+    for changed in (chunk, replace(chunk, held_out=[False] * len(chunk.documents))):
+        parts[index] = store_part(changed, settings, work)
+        if parts[index].rows + rows_elsewhere:
+            return
 
 
 def _choices(chunk: Chunk, corpus: Corpus) -> Iterator[Chunk]:

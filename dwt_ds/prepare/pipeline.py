@@ -175,7 +175,7 @@ def _joined(
         tokens[split] = writer.tokens
     return Manifest(
         documents=found.documents,
-        validation_documents=corpus.validation_documents + was_held_out_instead(work),
+        validation_documents=corpus.validation_documents + was_held_out_instead(work) if counts.validation_rows else 0,
         held_out_instead=was_held_out_instead(work),
         sentences_seen=counts.sentences_seen,
         sentences_kept=counts.sentences_kept,
