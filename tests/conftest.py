@@ -20,6 +20,7 @@ pytest_plugins = [
     "harness.corpus",
     "harness.plans",
     "harness.errors",
+    "harness.writers",
 ]
 
 # There is a worker of tests for each core, and threads of both would wait for one another.

@@ -232,6 +232,7 @@ def test_a_finished_run_started_again_says_so_and_is_no_mistake(
     again = said["well again"]
     assert [rank.code for rank in again] == [0, 0]
     assert f"{places['run']}: already finished at step 2; nothing to do" in again[0].out
+    assert "other settings" not in again[0].out
     # The mistakes in between, some of them on this folder, have not touched it.
     rows = (Path(places["run"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 2]

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
+from harness.waiting import wait_until
 
 # Each yields the process of a worker, after which the workers wait for more.
 PREPARE = "ordered_map(process, range(1000), 2)"
@@ -46,10 +46,7 @@ def test_workers_end_with_a_killed_parent(work: str, tmp_path: Path) -> None:
         assert parent.pid not in workers
         assert all(is_running(worker) for worker in workers)
         parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while any(is_running(worker) for worker in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not any(is_running(worker) for worker in workers))
 
 
 def is_running(process: int) -> bool:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 import torch
 from harness.errors import error_of
 from harness.ranks import Train
-from harness.runs import completed, rows_of
+from harness.runs import assert_same_run, back_to, completed, logged_rows, rows_of
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from dwt_ds.base.files import read_manifest
@@ -132,11 +131,6 @@ def teacher_of_frequencies(tiny_teacher: Path, tiny_text: Path, tmp_path: Path) 
     return tmp_path / "teacher"
 
 
-def logged(run: Path) -> list[dict[str, Any]]:
-    rows = rows_of(run)
-    return [{key: row[key] for key in ("step", "loss", "soft_weight") if key in row} for row in rows]
-
-
 def weights_by_hand(run: Path) -> list[float]:
     """After each step of `run`, by the projection, from what it logged of its labelled tokens."""
     rows = rows_of(run)
@@ -163,7 +157,7 @@ def test_all_ranks_have_it_a_run_logs_it_and_a_resume_continues_exactly(
     settings = [str(tiny_recipe), f"teacher.path={teacher_of_frequencies}", *ADAPTIVE]
     code, output, notes = watch([*settings, f"output_dir={straight}"])
     assert code == 0, output
-    weights = [row["soft_weight"] for row in logged(straight) if "soft_weight" in row]
+    weights = [row["soft_weight"] for row in logged_rows(straight).values()]
     assert [rank["soft_weights"] for rank in notes] == [weights, weights]
     assert [rank["teacher"] for rank in notes] == ["torch.bfloat16"] * 2
     assert weights[0] == 4.0
@@ -175,18 +169,9 @@ def test_all_ranks_have_it_a_run_logs_it_and_a_resume_continues_exactly(
     assert (straight / "export" / "step_00000006" / "model.safetensors").is_file()
     assert (straight / "export" / "model.safetensors").is_file()
 
-    # Where it would stand had it been killed after step 10.
-    os.rename(straight, resumed)
-    (resumed / "complete.json").unlink()
-    newest = max((resumed / "checkpoints").glob("step_*"))
-    assert newest.name == "step_00000016"
-    for file in newest.iterdir():
-        file.unlink()
-    newest.rmdir()
-    before = logged(resumed)
-    output = completed(train(2, [*settings, f"output_dir={resumed}"]))
-    assert "resuming from" in output
-    assert logged(resumed) == before
+    back_to(15, straight, resumed)
+    assert "resuming from" in completed(train(2, [*settings, f"output_dir={resumed}"]))
+    assert_same_run(resumed, straight)
 
 
 def test_a_teacher_without_a_held_out_loss_is_refused() -> None:

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from harness.ranks import SERVER_ENVIRONMENT, Ended, Python
+from harness.waiting import wait_until
 
 from dwt_ds.base.ports import reserve_port
 from dwt_ds.base.processes import OUR_MODULE, own_command
@@ -112,23 +112,15 @@ def test_nothing_starts_without_the_doctor(number: signal.Signals, programs: Pat
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     try:
-        waiting = _pids(tmp_path / "waiting", 2)
+        asked = tmp_path / "waiting"
+        wait_until(lambda: asked.is_file() and asked.read_text().count("\n") == 2)
+        waiting = [int(line) for line in asked.read_text().split()]
         process.send_signal(number)
         assert process.wait(60) == 128 + number
         assert not any(psutil.pid_exists(pid) for pid in waiting)
     finally:
         process.kill()
         process.communicate()
-
-
-def _pids(file: Path, count: int) -> list[int]:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        lines = file.read_text().split() if file.is_file() else []
-        if len(lines) == count:
-            return [int(line) for line in lines]
-        time.sleep(0.1)
-    raise AssertionError(f"{file}: fewer than {count} lines")
 
 
 @pytest.mark.slow

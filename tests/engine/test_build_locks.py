@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from harness.ranks import Python, Run, Start
+from harness.waiting import wait_until
 from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
@@ -121,9 +122,7 @@ def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kill_holder(start_ranks: Start, folder: Path) -> None:
     """A process takes the lock in `folder` and is killed with SIGKILL."""
     holder = start_ranks([["-c", HOLD, str(folder / "lock"), str(folder.parent / "held"), "600"]])
-    while not (folder.parent / "held").exists():
-        assert holder.running(), holder.output()
-        time.sleep(0.02)
+    wait_until((folder.parent / "held").exists, holder)
     holder.kill()
     assert (folder / "lock").exists()
 
@@ -140,9 +139,7 @@ def test_the_lock_of_a_process_killed_while_it_loads_is_passed_over(
 def test_the_lock_of_a_process_that_lives_is_waited_for(operator: Path, start_ranks: Start, python: Python) -> None:
     held = operator.parent / "held"
     holder = start_ranks([["-c", HOLD, str(operator / "lock"), str(held), "8"]])
-    while not held.exists():
-        assert holder.running(), holder.output()
-        time.sleep(0.02)
+    wait_until(held.exists, holder)
     # A build that takes long for one file, too.
     (operator / "shm_comm.so").unlink()
     minutes_ago(operator / "lock", 60)

@@ -8,13 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from harness.launcher import Launch
 from harness.ranks import TESTS
-from harness.runs import completed, rows_of
+from harness.runs import completed, logged_rows
 from safetensors.torch import load_file
 
 pytestmark = [
@@ -55,14 +54,9 @@ def losses_by_value(recipe: Path, folder: Path, values: str, *overrides: str) ->
     ended = subprocess.run(command, env={**os.environ, **ON_GPU}, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "device_id" not in ended.stderr, ended.stderr  # NCCL guesses no device
-    runs = [logged(folder / value) for value in values.partition("=")[2].split(",")]
+    runs = [logged_rows(folder / value) for value in values.partition("=")[2].split(",")]
     assert all(rows[20]["skipped_steps"] == 0 for rows in runs)
     return [[(row["hard_loss"], row["soft_loss"]) for row in rows.values()] for rows in runs]
-
-
-def logged(run: Path) -> dict[int, dict[str, Any]]:
-    rows = rows_of(run)
-    return {row["step"]: row for row in rows if "loss" in row}
 
 
 @pytest.mark.parametrize("config", TOLERANCES)
@@ -102,7 +96,7 @@ def test_fp16_skips_steps_that_are_not_finite_and_lowers_its_scale(
     fault = {"FAULT": "inf 0 3 4", "PYTHONPATH": path}
     arguments = {"module": "harness.faulty_pretrain", "environment": {**ON_GPU, **fault}, "timeout_seconds": 300}
     completed(launch(1, [str(tiny_recipe), *settings], **arguments))
-    rows = logged(tmp_path)
+    rows = logged_rows(tmp_path)
     assert [rows[step]["skipped_steps"] for step in range(1, 7)] == [0, 0, 1, 2, 2, 2]
     assert rows[2]["loss_scale"] == 256
     assert rows[6]["loss_scale"] < 256

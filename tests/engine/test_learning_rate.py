@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.runtime import lr_schedules
-from harness.ranks import Train
-from harness.runs import completed, rows_of
+from harness.runs import logged_rows
+from harness.tiny import TinyRun
 
 from dwt_ds.engine.learning_rate import LearningRate
 
@@ -178,24 +178,21 @@ def test_a_checkpoint_of_a_version_before_at_step_0_starts_afresh() -> None:
     assert not schedule.two_steps_late
 
 
-def test_a_longer_run_takes_the_rates_of_its_length(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_longer_run_takes_the_rates_of_its_length(tiny_run: TinyRun, tmp_path: Path) -> None:
     """And logs those that it trained at; the first step after the resume is one of them."""
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.warmup_ratio=0", "train.learning_rate=0.01"]
     for steps in (2, 4):
-        completed(train(1, [*settings, f"train.max_steps={steps}"]))
-    rows = rows_of(tmp_path)
-    found = [row["learning_rate"] for row in rows if "loss" in row]
+        tiny_run(tmp_path, "train.warmup_ratio=0", "train.learning_rate=0.01", f"train.max_steps={steps}")
+    found = [row["learning_rate"] for row in logged_rows(tmp_path).values()]
     assert found == pytest.approx([0.01, 0.005, 0.005, 0.0025])
 
 
-def test_a_longer_run_decays_later_and_a_tied_weight_with_it(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_longer_run_decays_later_and_a_tied_weight_with_it(tiny_run: TinyRun, tmp_path: Path) -> None:
     """The weight is that of the step's rate as well, also in the first step after a resume."""
-    schedule = [f"deepspeed.scheduler.type={WSD}", "deepspeed.scheduler.params.decay_ratio=0.5"]
-    weight = "distill.soft_weight={schedule: learning_rate, start: 4, end: 1}"
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.warmup_ratio=0", "train.learning_rate=0.01"]
+    settings = [f"deepspeed.scheduler.type={WSD}", "deepspeed.scheduler.params.decay_ratio=0.5"]
+    settings += ["distill.soft_weight={schedule: learning_rate, start: 4, end: 1}"]
+    settings += ["train.warmup_ratio=0", "train.learning_rate=0.01"]
     for steps in (2, 6):
-        completed(train(1, [*settings, *schedule, weight, f"train.max_steps={steps}"]))
-    rows = rows_of(tmp_path)
+        tiny_run(tmp_path, *settings, f"train.max_steps={steps}")
     shares = [1, 1 / 2, 1, 3 / 4, 2 / 4, 1 / 4]
-    found = [(row["learning_rate"], row["soft_weight"]) for row in rows if "loss" in row]
+    found = [(row["learning_rate"], row["soft_weight"]) for row in logged_rows(tmp_path).values()]
     assert found == [pytest.approx((0.01 * share, 1 + 3 * share)) for share in shares]

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from harness.ranks import Train
-from harness.runs import completed, rows_of
+from harness.runs import rows_of
+from harness.tiny import TinyRun, prepare_tiny
 from transformers import AutoModelForMaskedLM
 
-from dwt_ds.cli.main import main
 from dwt_ds.config.objective import SoftPositions
 from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches, validation_batches
@@ -37,13 +36,6 @@ SETTINGS = [
     "train.weight_decay=0.01",
     "train.warmup_ratio=0.25",
 ]
-
-
-def run(train: Train, ranks: int, recipe: Path, output: Path, *overrides: str) -> list[dict[str, Any]]:
-    """Rows of the metrics; what it said is in the file `said`."""
-    text = completed(train(ranks, [str(recipe), f"output_dir={output}", *SETTINGS, *overrides]))
-    (output / "said").write_text(text)
-    return rows_of(output)
 
 
 def losses(rows: list[dict[str, Any]], key: str = "loss") -> list[float]:
@@ -78,10 +70,8 @@ def global_batches(
 @pytest.fixture(scope="module")
 def padded_data(tiny_text: Path, tiny_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_data`, but with the end of every document padded."""
-    folder = tmp_path_factory.mktemp("padded") / "data"
-    arguments = f"prepare --text {tiny_text} --tokenizer {tiny_vocabulary} --out {folder} --seq-len 32 --workers 1"
-    assert main([*arguments.split(), "--keep-documents-apart", "--validation", "0.1"]) == 0
-    return folder
+    options = ("--keep-documents-apart", "--validation", "0.1")
+    return prepare_tiny(tmp_path_factory.mktemp("padded") / "data", tiny_text, tiny_vocabulary, *options)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +81,15 @@ def padded_data(tiny_text: Path, tiny_vocabulary: Path, tmp_path_factory: pytest
 def test_two_ranks_equal_plain_adamw(
     positions: SoftPositions,
     folder: str,
-    train: Train,
-    tiny_recipe: Path,
+    tiny_run: TinyRun,
     tiny_teacher: Path,
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
     data = PreparedData.open(request.getfixturevalue(folder))
     overrides = ["train.micro_batch_size=1", "train.gradient_accumulation_steps=2", f"data.dir={data.folder}"]
-    rows = run(train, 2, tiny_recipe, tmp_path / "run", *overrides, f"distill.soft_positions={positions}")
+    tiny_run(tmp_path / "run", *SETTINGS, *overrides, f"distill.soft_positions={positions}", ranks=2)
+    rows = rows_of(tmp_path / "run")
     trained = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "export")
 
     # The rows of "all" are found here.
@@ -175,20 +165,13 @@ def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tens
 
 
 def test_one_rank_equals_two_at_the_same_global_batch(
-    train: Train, tiny_recipe: Path, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+    tiny_run: TinyRun, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     """And both look at the held-out text as plain models do; the second of two ranks has the fewer rows of it."""
-    held_out_rows = "train.eval_rows=13"
-    two = run(train, 2, tiny_recipe, tmp_path / "two", "train.micro_batch_size=2", held_out_rows)
-    one = run(
-        train,
-        1,
-        tiny_recipe,
-        tmp_path / "one",
-        "train.micro_batch_size=2",
-        "train.gradient_accumulation_steps=2",
-        held_out_rows,
-    )
+    settings = [*SETTINGS, "train.micro_batch_size=2", "train.eval_rows=13"]
+    said = {"two": tiny_run(tmp_path / "two", *settings, ranks=2)}
+    said["one"] = tiny_run(tmp_path / "one", *settings, "train.gradient_accumulation_steps=2")
+    two, one = (rows_of(tmp_path / name) for name in said)
     assert losses(one, "tokens") == losses(two, "tokens")
     torch.testing.assert_close(losses(one), losses(two), rtol=0, atol=1e-5)
 
@@ -204,22 +187,21 @@ def test_one_rank_equals_two_at_the_same_global_batch(
             assert held_out["eval_hard_loss"] == pytest.approx(F.cross_entropy(logits, batch.labels).item(), abs=1e-5)
             soft = divergence(teacher_logits, logits).item() / len(batch.labels)
             assert held_out["eval_soft_loss"] == pytest.approx(soft, abs=1e-5)
-            said = re.search(r"teacher: .*held-out MLM loss ([\d.]+)", (tmp_path / name / "said").read_text())
-            assert said is not None
+            of_teacher = re.search(r"teacher: .*held-out MLM loss ([\d.]+)", said[name])
+            assert of_teacher is not None
             expected = F.cross_entropy(teacher_logits, batch.labels).item()
-            assert float(said[1]) == pytest.approx(expected, abs=6e-5)
+            assert float(of_teacher[1]) == pytest.approx(expected, abs=6e-5)
 
 
 @pytest.fixture(scope="module")
-def monitored_run(
-    train: Train, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[dict[str, Any]]]:
+def monitored_run(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("monitored")
     monitors = [
         f"deepspeed.{name}={{enabled: true, output_path: {folder / name}, job_name: job}}"
         for name in ("csv_monitor", "tensorboard")
     ]
-    return folder, run(train, 1, tiny_recipe, folder / "run", *monitors)
+    tiny_run(folder / "run", *SETTINGS, *monitors)
+    return folder, rows_of(folder / "run")
 
 
 def test_learning_rate_rises_and_falls_linearly(monitored_run: tuple[Path, list[dict[str, Any]]]) -> None:

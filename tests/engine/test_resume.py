@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
-from harness.ranks import Run, Start, Train
-from harness.runs import completed, untimed_rows
-from safetensors.torch import load_file
+from harness.ranks import Run, Start
+from harness.runs import assert_same_run
+from harness.tiny import TinyRun
+from harness.waiting import wait_until
 
 # Many more than a run takes between its first checkpoint and its death.
 STEPS = 40
@@ -60,63 +60,56 @@ def kill_after_checkpoint(start_ranks: Start, ranks: int, arguments: list[str], 
     """Start a run, SIGKILL all of its ranks once a checkpoint stands; the step of the newest then."""
     started = start_ranks([["-m", "dwt_ds.pretrain", *arguments]] * ranks)
     pointer = output / "checkpoints" / "latest"
-    waited_until = time.monotonic() + 200
-    while not pointer.is_file() and time.monotonic() < waited_until and started.running():
-        time.sleep(0.005)
-    assert started.running(), started.output()
+    wait_until(pointer.is_file, started)
     started.kill()
     return int(pointer.read_text().split("_")[1])
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 1), pytest.param(2, 0, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_bit_identically(
-    ranks: int, workers: int, train: Train, start_ranks: Start, tiny_recipe: Path, tmp_path: Path
+    ranks: int, workers: int, tiny_run: TinyRun, start_ranks: Start, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """Also if batches come from other processes than those of the run that nothing happened to."""
-    completed(train(ranks, [str(tiny_recipe), f"output_dir={tmp_path / 'straight'}", *SETTINGS]))
-    arguments = [str(tiny_recipe), f"output_dir={tmp_path / 'killed'}", *SETTINGS, f"data.workers={workers}"]
-    step = kill_after_checkpoint(start_ranks, ranks, arguments, tmp_path / "killed")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    tiny_run(straight, *SETTINGS, ranks=ranks)
+    settings = [*SETTINGS, f"data.workers={workers}"]
+    step = kill_after_checkpoint(start_ranks, ranks, [str(tiny_recipe), f"output_dir={killed}", *settings], killed)
     assert 4 <= step < STEPS, "killed too late to show anything"
-
-    output = completed(train(ranks, arguments))
-    assert "resuming from" in output
-    assert untimed_rows(tmp_path / "killed") == untimed_rows(tmp_path / "straight")
-    straight = load_file(tmp_path / "straight" / "export" / "model.safetensors")
-    killed = load_file(tmp_path / "killed" / "export" / "model.safetensors")
-    assert straight.keys() == killed.keys()
-    assert all(killed[name].equal(straight[name]) for name in straight)
+    assert "resuming from" in tiny_run(killed, *settings, ranks=ranks)
+    assert_same_run(killed, straight)
 
 
-def test_a_finished_run_says_so_and_does_nothing(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
-    arguments = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=2"]
-    assert train(1, arguments)[0] == 0
+def test_a_finished_run_says_with_which_settings_it_was_trained(tiny_run: TinyRun, tmp_path: Path) -> None:
+    tiny_run(tmp_path, "train.max_steps=2")
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    code, output = train(1, arguments)
-    assert code == 0
-    assert "already finished at step 2" in output
-    assert "other settings" not in output
-    code, output = train(1, [*arguments, "train.learning_rate=0.5", "teacher.path=null"])
-    assert code == 0
+    output = tiny_run(tmp_path, "train.max_steps=2", "train.learning_rate=0.5", "teacher.path=null")
     assert "already finished at step 2" in output
     [line] = [line for line in output.splitlines() if "it was trained with other settings (" in line]
     assert line.endswith("-> None, train.learning_rate: 0.0005 -> 0.5); choose another output_dir to train with these")
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_damaged_checkpoint_is_passed_over(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
-    arguments = [str(tiny_recipe), f"output_dir={tmp_path}", "train.checkpoint_every=2"]
-    assert train(1, arguments)[0] == 0
-    newest = tmp_path / "checkpoints" / "step_00000004"
-    shard = next(newest.glob("*optim_states.pt"))
-    content = bytearray(shard.read_bytes())
+def test_damaged_checkpoints_are_passed_over(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Three of them, and a stray half-written folder: the fourth is taken."""
+    settings = ["train.checkpoint_every=1", "train.keep_last=4"]
+    tiny_run(tmp_path, *settings)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "step_00000004" / "generators_00000.pt").unlink()
+    cut = next((checkpoints / "step_00000003").glob("*model_states.pt"))
+    size = cut.write_bytes(cut.read_bytes()[:-100])
+    changed = next((checkpoints / "step_00000002").glob("*optim_states.pt"))
+    content = bytearray(changed.read_bytes())
     content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
+    changed.write_bytes(content)
+    (checkpoints / "step_00000009.tmp").mkdir()
     (tmp_path / "complete.json").unlink()
 
-    output = completed(train(1, arguments))
-    assert f"step_00000004/{shard.name}: the contents have changed" in output
+    output = tiny_run(tmp_path, *settings)
+    assert "step_00000004/generators_00000.pt: missing" in output
+    assert f"step_00000003/{cut.name}: {size} bytes, the manifest says" in output
+    assert f"step_00000002/{changed.name}: the contents have changed" in output
     assert "resuming from" in output
-    assert "step_00000002 at step 2" in output
+    assert "step_00000001 at step 1" in output
 
 
 def test_a_converted_checkpoint_stays_until_the_last_rank_has_read_it(run_ranks: Run, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from engine.replaying_pretrain import Repeater, Repetition
-from harness.ranks import Train
-from harness.runs import completed, rows_of
+from harness.runs import values_of
+from harness.tiny import TinyRun
 from torch import nn
 
 from dwt_ds.data.batches import Batch
@@ -22,13 +22,8 @@ from dwt_ds.engine.cuda_graphs import EAGER_CALLS, MOST_SHAPES
 from dwt_ds.engine.training_graphs import GraphedTraining
 
 REPLAYING = str(Path(__file__).parent / "replaying_pretrain.py")
+LOSSES = ("loss", "hard_loss", "soft_loss", "grad_norm", "eval_hard_loss")
 COMMON = ["train.max_steps=8", "train.eval_every=3", "train.gradient_accumulation_steps=2", "student.dropout=0.1"]
-
-
-def logged(run: Path) -> list[dict[str, Any]]:
-    rows = rows_of(run)
-    keys = ("step", "loss", "hard_loss", "soft_loss", "grad_norm", "eval_hard_loss")
-    return [{key: row[key] for key in keys if key in row} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -40,14 +35,14 @@ def logged(run: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_a_run_that_replays_its_passes_is_the_run(
-    ranks: int, settings: list[str], train: Train, tiny_recipe: Path, tmp_path: Path
+    ranks: int, settings: list[str], tiny_run: TinyRun, tmp_path: Path
 ) -> None:
     """Losses, norms and dropout, with evaluations in between, to the last bit."""
     runs = {}
     for mode in ("off", "auto"):
-        arguments = [str(tiny_recipe), f"output_dir={tmp_path / mode}", *COMMON, *settings, f"train.cuda_graphs={mode}"]
-        output = completed(train(ranks, arguments, program=[REPLAYING]))
-        runs[mode] = logged(tmp_path / mode)
+        arguments = [*COMMON, *settings, f"train.cuda_graphs={mode}"]
+        output = tiny_run(tmp_path / mode, *arguments, ranks=ranks, program=[REPLAYING])
+        runs[mode] = values_of(tmp_path / mode, *LOSSES)
         replays = json.loads(re.findall(r"replays (\[.*\])", output)[-1])
         assert (max(replays, default=0) > 8) == (mode == "auto"), output
     assert runs["auto"] == runs["off"]
@@ -55,17 +50,17 @@ def test_a_run_that_replays_its_passes_is_the_run(
 
 @pytest.mark.parametrize("settings", [[], ["teacher.sharded=true"]], ids=["whole", "sharded"])
 def test_replays_go_on_after_the_release_of_the_teacher_and_hold_nothing_of_it(
-    settings: list[str], train: Train, tiny_recipe: Path, tmp_path: Path
+    settings: list[str], tiny_run: TinyRun, tmp_path: Path
 ) -> None:
     """Else its head, and the memory of the passes recorded with it, would stay on the device."""
     runs = {}
     for mode in ("off", "auto"):
-        arguments = [str(tiny_recipe), f"output_dir={tmp_path / mode}", *COMMON, "train.max_steps=12", *settings]
+        arguments = [*COMMON, "train.max_steps=12", *settings, f"train.cuda_graphs={mode}"]
         arguments += ["distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}", "teacher.release=auto"]
-        output = completed(train(1, [*arguments, f"train.cuda_graphs={mode}"], program=[REPLAYING]))
+        output = tiny_run(tmp_path / mode, *arguments, program=[REPLAYING])
         assert "step 6/12  teacher released" in output
         assert re.findall("release: (.*)", output) == ["0 passes and views, 0 tensors of the head"]
-        runs[mode] = logged(tmp_path / mode)
+        runs[mode] = values_of(tmp_path / mode, *LOSSES)
     with_teacher_and_alone = json.loads(re.findall(r"replays (\[.*\])", output)[-1])[-4:]
     assert min(with_teacher_and_alone) > 4, output
     assert runs["auto"] == runs["off"]

@@ -8,8 +8,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from harness.ranks import Train
-from harness.runs import completed, rows_of
+from harness.runs import rows_of
+from harness.tiny import TinyRun
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -25,8 +25,7 @@ def held_out_loss(export: Path) -> str:
 
 
 def last_evaluation(run: Path) -> str:
-    rows = rows_of(run)
-    return str(round(rows[-1]["eval_hard_loss"], 4))
+    return str(round(rows_of(run)[-1]["eval_hard_loss"], 4))
 
 
 def umask() -> int:
@@ -46,15 +45,14 @@ def umask() -> int:
 )
 def test_the_export_of_a_checkpoint_is_the_runs(
     config: str,
-    train: Train,
-    tiny_recipe: Path,
+    tiny_run: TinyRun,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = tmp_path / "run[12] #2 'ü'"
-    settings = [f"output_dir={run}", "train.max_steps=2", f"deepspeed_config={config}"]
-    completed(train(2, [str(tiny_recipe), *settings]))
+    settings = ["train.max_steps=2", f"deepspeed_config={config}"]
+    tiny_run(run, *settings, ranks=2)
     # DeepSpeed takes the name for a pattern, which this other run's folder matches.
     beside = shutil.copytree(run, tmp_path / "run1 #2 'ü'")
     for shard in (beside / "checkpoints").rglob("*.pt"):
@@ -83,7 +81,7 @@ def test_the_export_of_a_checkpoint_is_the_runs(
     # The last export was not written: it is written by the next start, which evaluates nothing anew.
     shutil.rmtree(run / "export")
     (run / "complete.json").unlink()
-    completed(train(2, [str(tiny_recipe), *settings]))
+    tiny_run(run, *settings, ranks=2)
     assert held_out_loss(run / "export") == last_evaluation(run)
 
     with pytest.raises(ValueError, match="export: is not a checkpoint; name a run, or a folder in its checkpoints/$"):

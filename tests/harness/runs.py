@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import load_file
 
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.costs import work_per_token
@@ -37,6 +38,24 @@ def untimed_rows(run: Path) -> list[dict[str, Any]]:
     """The same without what depends on the machine's speed."""
     timed = ("tokens_per_second", "elapsed_seconds", "data_wait_share", "mfu", "mfu_student")
     return [{key: value for key, value in row.items() if key not in timed} for row in rows_of(run)]
+
+
+def logged_rows(run: Path) -> dict[int, dict[str, Any]]:
+    """The rows of training steps, by step."""
+    return {row["step"]: row for row in rows_of(run) if "loss" in row}
+
+
+def values_of(run: Path, *keys: str) -> dict[tuple[int, str], Any]:
+    """What a run's metrics have under these keys, by step and key."""
+    return {(row["step"], key): row[key] for row in rows_of(run) for key in keys if key in row}
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """To the last bit: their metrics, and the weights that they exported."""
+    assert untimed_rows(run) == untimed_rows(other)
+    weights, expected = (load_file(each / "export" / "model.safetensors") for each in (run, other))
+    assert weights.keys() == expected.keys()
+    assert [name for name in expected if not weights[name].equal(expected[name])] == []
 
 
 def back_to(step: int, run: Path, copy: Path, **state: Any) -> Path:

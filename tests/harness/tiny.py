@@ -1,13 +1,16 @@
-"""A text of invented words, the data folder made of it, a teacher and a recipe: runs of seconds."""
+"""A text of invented words, the data folder made of it, a teacher, a recipe, and runs of it, which take seconds."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+from harness.ranks import Train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,26 +47,26 @@ def tiny_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def prepare_tiny(folder: Path, text: Path, vocabulary: Path, *options: str) -> Path:
+    """The data folder, of rows of 32 tokens."""
+    from dwt_ds.cli.main import main
+
+    arguments = f"prepare --text {text} --tokenizer {vocabulary} --out {folder} --seq-len 32 --workers 1"
+    assert main([*arguments.split(), *options]) == 0
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_vocabulary: Path) -> Path:
     """A prepared data folder: rows of 32 tokens, a vocabulary of 298. Read only: all tests of a session share it."""
-    from dwt_ds.cli.main import main
-
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    arguments = f"prepare --text {tiny_text} --tokenizer {tiny_vocabulary} --out {folder} --seq-len 32 --workers 1"
-    assert main([*arguments.split(), "--validation", "0.1"]) == 0
-    return folder
+    return prepare_tiny(tmp_path_factory.mktemp("data") / "tiny", tiny_text, tiny_vocabulary, "--validation", "0.1")
 
 
 @pytest.fixture(scope="session")
 def sentence_data(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_vocabulary: Path) -> Path:
     """As `tiny_data`, but with a sentence a row, and nothing held out."""
-    from dwt_ds.cli.main import main
-
-    folder = tmp_path_factory.mktemp("data") / "sentences"
-    arguments = f"prepare --text {tiny_text} --tokenizer {tiny_vocabulary} --out {folder} --seq-len 32 --workers 1"
-    assert main([*arguments.split(), "--validation", "0", "--one-sentence-per-row"]) == 0
-    return folder
+    options = ("--validation", "0", "--one-sentence-per-row")
+    return prepare_tiny(tmp_path_factory.mktemp("data") / "sentences", tiny_text, tiny_vocabulary, *options)
 
 
 def save_tiny_bert(tokenizer: PreTrainedTokenizerBase, folder: Path, *, positions: int) -> Path:
@@ -122,6 +125,22 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+TinyRun = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(train: Train, tiny_recipe: Path) -> TinyRun:
+    """`tiny_run(folder, *settings)` is a run of `tiny_recipe` there; its output. `code` is how it must end, and other
+    keywords are those of `train`."""
+
+    def run(folder: Path, *settings: str, ranks: int = 1, code: int = 0, **how: Any) -> str:
+        ended, output = train(ranks, [str(tiny_recipe), f"output_dir={folder}", *settings], **how)
+        assert ended == code, output
+        return output
+
+    return run
 
 
 def _invented_words() -> tuple[list[str], list[str]]:

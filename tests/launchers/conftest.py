@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from harness.waiting import wait_until
 
 NETWORK = "10.77.0"
 PROGRAMS = ("ip", "pdsh", "sshd", "ssh", "ssh-keygen", "unshare", "nsenter", "mount")
@@ -165,12 +166,9 @@ class Cluster:
         _do("ip", "netns", "exec", self._switch, *command)
 
     def _init_of(self, number: int) -> int:
-        give_up = time.monotonic() + 30
-        while not (children := psutil.Process(self._hosts[number].pid).children()):
-            if time.monotonic() > give_up:
-                raise OSError(f"node-{number} did not start")
-            time.sleep(0.05)
-        return int(children[0].pid)
+        host = psutil.Process(self._hosts[number].pid)
+        wait_until(host.children)
+        return int(host.children()[0].pid)
 
     def _kill(self, number: int) -> None:
         host = self._hosts.pop(number)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from harness.launcher import Launch
 from harness.runs import completed, untimed_rows
+from harness.waiting import wait_until
 
 from dwt_ds import __version__
 from dwt_ds.base.processes import own_command
@@ -143,9 +144,7 @@ def test_a_lost_host_ends_the_run_which_resumes_on_the_others(
     arguments = [str(tiny_recipe), f"output_dir={output}", *SETTINGS, limit]
     process = cluster.start(2, [SCRIPT, hostfile(cluster, {2: 1, 3: 1, 4: 2}), *arguments])
     pointer = output / "checkpoints" / "latest"
-    give_up = time.monotonic() + 200
-    while not pointer.is_file() and process.poll() is None and time.monotonic() < give_up:
-        time.sleep(0.01)
+    wait_until(lambda: pointer.is_file() or process.poll() is not None)
     cluster.cut_off(4)
     began = time.monotonic()
     try:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.waiting import wait_until
 
 from dwt_ds.launch.hostfile import Host, read_deepspeed_env, read_hostfile
 
@@ -226,9 +227,7 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_back_into_the_queue(
     runner.write_text(DEEPSPEED + waits, encoding="utf-8")
     script = [str(FOLDER / "slurm.sbatch"), "quickstart", "output_dir=run"]
     job = subprocess.Popen(script, env=environment, cwd=tmp_path)
-    give_up = time.monotonic() + 120
-    while not (tmp_path / "record").exists() and time.monotonic() < give_up:
-        time.sleep(0.05)
+    wait_until((tmp_path / "record").exists)
     job.terminate()
     time.sleep(0.2)
     job.terminate()

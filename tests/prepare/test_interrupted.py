@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from harness.corpus import Make, as_text, made_up_documents
 from harness.ranks import Python, Start
+from harness.waiting import wait_until
 
 from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData, data_problems
@@ -145,11 +145,7 @@ def test_killed_at_any_time_it_is_never_taken_for_whole(
     out = tmp_path / "data"
     words = ["-c", textwrap.dedent(_SLOW_PREPARE), str(corpus_file), str(out), str(vocab_file)]
     process = start_ranks([[*words, "0.1"]])
-    deadline = time.monotonic() + 120
-    while not (out / "unfinished" / "part-000002.npz").exists():
-        assert process.running(), process.output()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((out / "unfinished" / "part-000002.npz").exists, process)
     process.kill()
     with pytest.raises(FileNotFoundError, match="half-written"):
         PreparedData.open(out)

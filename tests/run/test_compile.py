@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.ranks import Python, Train
-from harness.runs import back_to, completed, rows_of
+from harness.ranks import Python
+from harness.runs import assert_same_run, back_to, rows_of
+from harness.tiny import TinyRun
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # each case compiles
@@ -50,14 +51,11 @@ def test_the_hooks_of_zero_3_run_outside_of_a_compiled_layer(python: Python, tin
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_exports_are_those_without(
-    case: str, train: Train, tiny_recipe: Path, bpe_teacher: Path, tmp_path: Path
-) -> None:
+def test_losses_and_exports_are_those_without(case: str, tiny_run: TinyRun, bpe_teacher: Path, tmp_path: Path) -> None:
     teacher = [f"teacher.path={bpe_teacher}"] if "teacher.vocabulary=shared" in CASES[case] else []
     for name in ("off", "layers"):
-        settings = [f"output_dir={tmp_path / name}", f"train.compile={name}", *SETTINGS, *CASES[case], *teacher]
-        ranks = 2 if case == "ZeRO-3" else 1
-        completed(train(ranks, [str(tiny_recipe), *settings], seconds=300))
+        settings = [f"train.compile={name}", *SETTINGS, *CASES[case], *teacher]
+        tiny_run(tmp_path / name, *settings, ranks=2 if case == "ZeRO-3" else 1, seconds=300)
     plain, compiled = rows_of(tmp_path / "off"), rows_of(tmp_path / "layers")
     assert len(plain) == len(compiled)
     for one, other in zip(plain, compiled):
@@ -72,12 +70,11 @@ def test_losses_and_exports_are_those_without(
         torch.testing.assert_close(exported[1][key], value, **close)
 
 
-def test_a_resume_repeats_to_the_bit_with_dropout(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = [str(tiny_recipe), "train.compile=layers", "train.checkpoint_every=3", "train.keep_last=9"]
+def test_a_resume_repeats_to_the_bit_with_dropout(tiny_run: TinyRun, tmp_path: Path) -> None:
+    settings = ["train.compile=layers", "train.checkpoint_every=3", "train.keep_last=9"]
     settings += ["student.dropout=0.1", "train.max_steps=6"]
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    completed(train(1, [*settings, f"output_dir={straight}"], seconds=300))
+    tiny_run(straight, *settings, seconds=300)
     back_to(3, straight, resumed)
-    assert "at step 3" in completed(train(1, [*settings, f"output_dir={resumed}"], seconds=300))
-    exported = [load_file(run / "export" / "model.safetensors") for run in (straight, resumed)]
-    assert all(exported[1][key].equal(value) for key, value in exported[0].items())
+    assert "at step 3" in tiny_run(resumed, *settings, seconds=300)
+    assert_same_run(resumed, straight)

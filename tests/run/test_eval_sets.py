@@ -7,12 +7,8 @@ from typing import Any
 
 import pytest
 from harness.corpus import Make
-from harness.ranks import Train
-from harness.runs import back_to, completed, rows_of
-from harness.tiny import save_tiny_bert
-
-from dwt_ds.prepare.case_and_accents import Wishes
-from dwt_ds.prepare.train_tokenizer import train_tokenizer
+from harness.runs import back_to, rows_of
+from harness.tiny import TinyRun
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +25,18 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_run_and_its_resume(
-    train: Train, tiny_recipe: Path, tiny_data: Path, tiny_text: Path, books: Path, tmp_path: Path
+    tiny_run: TinyRun, tiny_data: Path, bpe_teacher: Path, books: Path, tmp_path: Path
 ) -> None:
-    text = tiny_text.read_text(encoding="utf-8").split("\n")
-    teacher = save_tiny_bert(train_tokenizer(text, 500, "bpe", Wishes()), tmp_path / "teacher", positions=64)
     run, resumed, renamed = (tmp_path / name for name in ("run", "resumed", "renamed"))
     settings = [
-        *(str(tiny_recipe), f"teacher.path={teacher}", "teacher.vocabulary=shared", "train.eval_every=2"),
+        *(f"teacher.path={bpe_teacher}", "teacher.vocabulary=shared", "train.eval_every=2"),
         *("train.checkpoint_every=2", "train.keep_last=9", "deepspeed.csv_monitor.enabled=true"),
     ]
     sets = [f"train.eval_sets.same={tiny_data}", f"train.eval_sets.books={books}"]
 
     def start(folder: Path, *more: str) -> str:
         monitor = f"deepspeed.csv_monitor.output_path={tmp_path}/csv_{folder.name}"
-        output = completed(train(2, [*settings, monitor, f"output_dir={folder}", *more]))
-        return output
+        return tiny_run(folder, *settings, monitor, *more, ranks=2)
 
     output = start(run, *sets)
     rows = evaluations(run)
@@ -75,11 +68,8 @@ def test_a_run_and_its_resume(
     assert last == {**without, "eval_hard_loss.novels": rows[1][keys[1]]}, "nothing else changes"
 
 
-def test_a_mistake_ends_a_run_before_training(
-    train: Train, tiny_recipe: Path, sentence_data: Path, tmp_path: Path
-) -> None:
+def test_a_mistake_ends_a_run_before_training(tiny_run: TinyRun, sentence_data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, output = train(1, [str(tiny_recipe), f"output_dir={run}", f"train.eval_sets.a={sentence_data}"])
-    assert code == 2
+    output = tiny_run(run, f"train.eval_sets.a={sentence_data}", code=2)
     assert f"error: train.eval_sets.a={str(sentence_data)!r}: has no held-out rows; prepare it with" in output
     assert not run.exists()

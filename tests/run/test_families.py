@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from harness.ranks import Train
-from harness.runs import completed, rows_of
+from harness.runs import logged_rows
+from harness.tiny import TinyRun
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 pytestmark = pytest.mark.slow
@@ -17,13 +18,12 @@ WITH_UNREAD_WEIGHTS = ("big_bird", "longformer")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_students_of_every_kind_train(family: str, train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = [f"student.family={family}", "train.max_steps=2", "train.log_every=1", f"output_dir={tmp_path}/run"]
-    said = completed(train(1, [str(tiny_recipe), *settings]))
-    steps = [row for row in rows_of(tmp_path / "run") if "loss" in row]
-    assert [row["step"] for row in steps] == [1, 2]
+def test_students_of_every_kind_train(family: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+    said = tiny_run(tmp_path, f"student.family={family}", "train.max_steps=2")
+    steps = logged_rows(tmp_path)
+    assert list(steps) == [1, 2]
     assert ("the logits do not depend on" in said) == (family in WITH_UNREAD_WEIGHTS)
-    assert ("MFU is not known" in said) == ("mfu" not in steps[0]) == (family == "longformer")
+    assert ("MFU is not known" in said) == ("mfu" not in steps[1]) == (family == "longformer")
 
 
 def test_families_that_need_fp32_are_refused_in_bf16(

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import stat
-import subprocess
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from unittest.mock import ANY
 import pytest
 import yaml
 from harness.errors import error_of
+from harness.mounts import mounted
 
 from dwt_ds.base.files import write_text
 from dwt_ds.config.schema import DataConfig
@@ -179,12 +178,8 @@ def test_cutting_back_a_run_without_metrics_is_fine(folder: RunFolder) -> None:
     assert steps(folder) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
 def test_metrics_wait_while_the_disk_is_full(tmp_path: Path) -> None:
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
-    try:
+    with mounted(tmp_path, "size=64k"):
         folder = RunFolder(tmp_path)
         folder.add_metrics({"step": 1})
         filler = tmp_path / "filler"
@@ -196,10 +191,7 @@ def test_metrics_wait_while_the_disk_is_full(tmp_path: Path) -> None:
         assert (tmp_path / "metrics.jsonl").read_text().count("\n") < 898, "the disk was not full"
         filler.unlink()
         folder.add_metrics({"step": 900})
-        steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-        assert steps == list(range(1, 901))
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        assert steps(folder) == list(range(1, 901))
 
 
 def test_a_resume_cuts_the_skipped_steps_back_too(tmp_path: Path) -> None:

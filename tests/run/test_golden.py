@@ -10,13 +10,13 @@ import os
 from pathlib import Path
 
 import torch
-from harness.ranks import Train
-from harness.runs import completed, rows_of
+from harness.runs import rows_of
+from harness.tiny import TinyRun
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pretrain_20_steps.json"
 
 
-def test_losses_of_20_steps(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_losses_of_20_steps(tiny_run: TinyRun, tmp_path: Path) -> None:
     settings = [
         "train.max_steps=20",
         "train.learning_rate=2e-3",
@@ -25,10 +25,10 @@ def test_losses_of_20_steps(train: Train, tiny_recipe: Path, tmp_path: Path) -> 
         "distill.soft_weight={schedule: cosine, start: 4, end: 1}",
         "distill.temperature=2",
     ]
-    completed(train(2, [str(tiny_recipe), f"output_dir={tmp_path}", *settings]))
+    tiny_run(tmp_path, *settings, ranks=2)
     rows = rows_of(tmp_path)
-    found = {key: [row[key] for row in rows if key in row] for key in ("hard_loss", "soft_loss", "grad_norm")}
-    found["eval_hard_loss"] = [row["eval_hard_loss"] for row in rows if "eval_hard_loss" in row]
+    keys = ("hard_loss", "soft_loss", "grad_norm", "eval_hard_loss")
+    found = {key: [row[key] for row in rows if key in row] for key in keys}
     if os.environ.get("REWRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     expected = json.loads(GOLDEN.read_text())

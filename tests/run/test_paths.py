@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness.ranks import Train
-from harness.runs import completed, rows_of
+from harness.ranks import Start, Train
+from harness.runs import completed, logged_rows
+from harness.tiny import TinyRun
+from harness.waiting import wait_until
 from safetensors.torch import load_file
 
 from dwt_ds.cli.main import main
@@ -25,11 +24,6 @@ NAMES = {
     'it\'s "$HOME" `id` #1: ü 日本 (+)': "beside",
     "[!a]~%s\\n": "b~%s\\n",
 }
-
-
-def steps(run: Path) -> list[int]:
-    rows = rows_of(run)
-    return [row["step"] for row in rows if "loss" in row]
 
 
 @pytest.mark.slow
@@ -55,21 +49,21 @@ def test_a_run_is_exported_and_resumed_in_a_folder_of_any_name(
     for ranks, length in ((1, 3), (2, 4)):
         output = completed(train(ranks, [*settings, f"train.max_steps={length}", "seed=8"]))
         assert f"resuming from {run}/checkpoints/step_0000000{length - 1} at step {length - 1}" in output
-    assert steps(run) == [1, 2, 3, 4]
+    assert list(logged_rows(run)) == [1, 2, 3, 4]
     assert not [finding.problems for finding in verify(run) if finding.problems]
     assert main(["report", str(run)]) == 0
     assert (run / "report" / "index.html").is_file()
 
 
 @pytest.mark.slow
-def test_a_run_behind_links_writes_through_them_at_every_start(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_run_behind_links_writes_through_them_at_every_start(tiny_run: TinyRun, tmp_path: Path) -> None:
     run, scratch = tmp_path / "run", tmp_path / "scratch"
     run.symlink_to(scratch / "run")
     (scratch / "run").mkdir(parents=True)
     for name in ("export", "checkpoints"):
         (run / name).symlink_to(scratch / name)
     for length in (2, 3):
-        completed(train(1, [str(tiny_recipe), f"output_dir={run}", f"train.max_steps={length}"]))
+        tiny_run(run, f"train.max_steps={length}")
     assert run.is_symlink()
     for name in ("export", "checkpoints"):
         assert (run / name).is_symlink()
@@ -80,29 +74,26 @@ def test_a_run_behind_links_writes_through_them_at_every_start(train: Train, tin
 
 @pytest.mark.slow
 def test_the_second_of_two_runs_in_a_folder_is_refused_and_a_kill_frees_it(
-    train: Train, start_ranks: Callable[..., Any], tiny_recipe: Path, tmp_path: Path
+    tiny_run: TinyRun, start_ranks: Start, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """With loader processes, which are forks of the ranks and outlive them for seconds."""
     run = tmp_path / "run"
-    settings = [str(tiny_recipe), f"output_dir={run}", "train.checkpoint_every=2", "data.workers=1"]
-    first = start_ranks([["-m", "dwt_ds.pretrain", *settings, "train.max_steps=100000"]] * 2)
-    wait_for(lambda: any((run / "checkpoints").glob("step_*[0-9]")), first)
-    before = time.monotonic()
-    code, output = train(1, [*settings, "seed=9"])
-    assert code == 2, output
+    settings = ["train.checkpoint_every=2", "data.workers=1"]
+    words = ["-m", "dwt_ds.pretrain", str(tiny_recipe), f"output_dir={run}", *settings, "train.max_steps=100000"]
+    first = start_ranks([words] * 2)
+    wait_until(lambda: any((run / "checkpoints").glob("step_*[0-9]")), first)
+    output = tiny_run(run, *settings, "seed=9", code=2)
     [line] = [line for line in output.splitlines() if line.startswith("error: ")]
     rank_0 = first.processes[0].pid
     assert line.startswith(f"error: output_dir={str(run)!r}: process {rank_0} on host "), line
     assert "has been writing there since" in line
-    assert time.monotonic() - before < 60
     assert first.running()
 
     for process in first.processes:
         os.kill(process.pid, signal.SIGKILL)
     last = max(int(path.name[5:]) for path in (run / "checkpoints").glob("step_*[0-9]"))
-    output = completed(train(2, [*settings, f"train.max_steps={last + 10}"]))
-    assert "resuming from" in output
-    assert steps(run)[-1] == last + 10
+    assert "resuming from" in tiny_run(run, *settings, f"train.max_steps={last + 10}", ranks=2)
+    assert max(logged_rows(run)) == last + 10
     assert not (run / ".writer").exists()
 
 
@@ -128,12 +119,4 @@ def test_a_recipe_in_the_runs_folder_is_refused_before_anything_is_written(
     assert (run / "mine.yaml").read_bytes() == mine
     # What the run wrote gives that run again.
     completed(train(1, [str(run / "config.yaml"), "train.max_steps=3"]))
-    assert steps(run) == [1, 2, 3]
-
-
-def wait_for(condition: Callable[[], bool], ranks: Any, seconds: float = 120.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert ranks.running(), ranks.output()
-        assert time.monotonic() < give_up, ranks.output()
-        time.sleep(0.2)
+    assert list(logged_rows(run)) == [1, 2, 3]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.ranks import Train
-from harness.runs import back_to, completed, untimed_rows
+from harness.runs import assert_same_run, back_to, rows_of, untimed_rows
+from harness.tiny import TinyRun
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
@@ -27,22 +27,15 @@ SETTINGS = [
     "train.eval_every=4",
     "student.dropout=0.2",
 ]
+QUANTIZED = f"student.quantization={json.dumps(QUANTIZATION)}"
 
 
 @pytest.fixture(scope="module")
-def straight(train: Train, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without a stop; dropout on, several micro-batches a step."""
-    return run(train, tiny_recipe, tmp_path_factory.mktemp("quantized") / "straight", quantized())
-
-
-def quantized() -> str:
-    return f"student.quantization={json.dumps(QUANTIZATION)}"
-
-
-def run(train: Train, recipe: Path, output: Path, *changes: str) -> Path:
-    text = completed(train(2, [str(recipe), f"output_dir={output}", *SETTINGS, *changes]))
-    (output / "said.txt").write_text(text)
-    return output
+    folder = tmp_path_factory.mktemp("quantized") / "straight"
+    assert "4-bit weights" in tiny_run(folder, *SETTINGS, QUANTIZED, ranks=2)
+    return folder
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -50,38 +43,34 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model(input_ids=torch.arange(40).view(2, 20)).logits
 
 
-def test_ranks_without_labels_take_part(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_ranks_without_labels_take_part(tiny_run: TinyRun, tmp_path: Path) -> None:
     """Two ranks share three held-out micro-batches: the fourth is one without labels."""
     settings = ["train.max_steps=2", "train.eval_every=1", "train.micro_batch_size=2", "train.eval_rows=6"]
-    output = run(train, tiny_recipe, tmp_path / "run", "student.quantization=w8a8", *settings)
-    assert len([row for row in untimed_rows(output) if "eval_hard_loss" in row]) == 2
+    tiny_run(tmp_path, "student.quantization=w8a8", *settings, ranks=2)
+    assert len([row for row in rows_of(tmp_path) if "eval_hard_loss" in row]) == 2
 
 
-def test_values_are_rounded_from_the_start_step_on(
-    straight: Path, train: Train, tiny_recipe: Path, tmp_path: Path
-) -> None:
-    plain = run(train, tiny_recipe, tmp_path / "plain")
+def test_values_are_rounded_from_the_start_step_on(straight: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    tiny_run(plain, *SETTINGS, ranks=2)
     ours, theirs = ([row for row in untimed_rows(folder) if "loss" in row] for folder in (straight, plain))
     assert ours[:START] == theirs[:START]
     assert all(mine["loss"] != other["loss"] for mine, other in zip(ours[START:], theirs[START:]))
-    assert "4-bit weights" in (straight / "said.txt").read_text()
     assert not (plain / "export" / "quantized").exists()
 
 
 def test_a_resume_after_the_start_step_continues_bit_identically(
-    straight: Path, train: Train, tiny_recipe: Path, tmp_path: Path
+    straight: Path, tiny_run: TinyRun, tmp_path: Path
 ) -> None:
     stopped = tmp_path / "stopped"
     manifest = json.loads((back_to(5, straight, stopped) / "manifest.json").read_text())
     assert parse_quantization(manifest["quantization"]) == parse_quantization(QUANTIZATION)
 
-    run(train, tiny_recipe, stopped, quantized())
-    assert "step_00000005 at step 5" in (stopped / "said.txt").read_text()
-    assert untimed_rows(stopped) == untimed_rows(straight)
-    for name in ("model.safetensors", "quantized/quantized.safetensors"):
-        expected, got = (load_file(folder / "export" / name) for folder in (straight, stopped))
-        assert expected.keys() == got.keys()
-        assert all(got[key].equal(expected[key]) for key in expected)
+    assert "step_00000005 at step 5" in tiny_run(stopped, *SETTINGS, QUANTIZED, ranks=2)
+    assert_same_run(stopped, straight)
+    expected, got = (load_file(each / "export/quantized/quantized.safetensors") for each in (straight, stopped))
+    assert expected.keys() == got.keys()
+    assert all(got[key].equal(expected[key]) for key in expected)
 
 
 def test_the_exports_load_and_the_quantized_one_holds_few_values(straight: Path, tmp_path: Path) -> None:

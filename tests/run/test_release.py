@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from harness.ranks import Run, Train
-from harness.runs import back_to, completed, rows_of
+from harness.ranks import Run
+from harness.runs import assert_same_run, back_to, logged_rows, rows_of, values_of
+from harness.tiny import TinyRun
 from safetensors.torch import load_file, save_file
 
 from dwt_ds.cli.main import main
@@ -22,22 +22,8 @@ from dwt_ds.run.soft_weight import SoftWeight
 LOSSES = ("loss", "hard_loss", "soft_weight", "grad_norm", "eval_hard_loss")
 
 
-def losses_of(run: Path) -> dict[tuple[int, str], float]:
-    return {(row["step"], key): row[key] for row in rows_of(run) for key in LOSSES if key in row}
-
-
-def start(train: Train, recipe: Path, run: Path, settings: Sequence[str], ranks: int = 2) -> str:
-    return completed(train(ranks, [str(recipe), f"output_dir={run}", *settings]))
-
-
-def weights_of(run: Path) -> bytes:
-    return (run / "export" / "model.safetensors").read_bytes()
-
-
 @pytest.mark.slow
-def test_the_teacher_leaves_when_its_weight_is_0(
-    train: Train, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path
-) -> None:
+def test_the_teacher_leaves_when_its_weight_is_0(tiny_run: TinyRun, tiny_teacher: Path, tmp_path: Path) -> None:
     """With a sharded teacher and a student grown from it."""
     folder = tmp_path / "teacher"
     shutil.copytree(tiny_teacher, folder)
@@ -48,39 +34,36 @@ def test_the_teacher_leaves_when_its_weight_is_0(
         "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}",
     ]
     kept, run = tmp_path / "kept", tmp_path / "run"
-    start(train, tiny_recipe, kept, [*settings, "teacher.release=never"])
-    output = start(train, tiny_recipe, run, [*settings, "teacher.sharded=true"])
+    tiny_run(kept, *settings, "teacher.release=never", ranks=2)
+    output = tiny_run(run, *settings, "teacher.sharded=true", ranks=2)
     assert output.count("step 6/12  teacher released") == 1
-    expected = losses_of(kept)
-    found = losses_of(run)
+    expected, found = values_of(kept, *LOSSES), values_of(run, *LOSSES)
     assert {key for key in found if key[0] != 6 or key[1].startswith("eval")} == set(expected)
     assert [found[key] for key in expected] == pytest.approx(list(expected.values()), abs=1e-6)
     rows = rows_of(run)
-    active = {row["step"]: row["teacher_active"] for row in rows if "hard_loss" in row}
+    active = {step: row["teacher_active"] for step, row in logged_rows(run).items()}
     assert active == {1: True, 4: True, 6: True, 8: False, 12: False}
     assert [row["soft_loss"] for row in rows if row["step"] > 6 and "hard_loss" in row] == [0.0, 0.0]
     assert [row["step"] for row in rows if "eval_soft_loss" in row] == [3]
     assert [row["step"] for row in rows_of(kept) if "eval_soft_loss" in row] == [3, 6, 9, 12]
-    assert all(row["teacher_active"] for row in rows_of(kept) if "hard_loss" in row)
+    assert all(row["teacher_active"] for row in logged_rows(kept).values())
     card = (run / "export" / "README.md").read_text()
     assert "| teacher | released at step 6 |" in card
     assert "released" not in (kept / "export" / "README.md").read_text().split("Settings, as resolved")[0]
 
     before = tmp_path / "before"
     back_to(4, run, before, teacher_loss="missing", teacher_released="missing")  # as an earlier version wrote it
-    again = start(train, tiny_recipe, before, [*settings, "teacher.sharded=true"])
+    again = tiny_run(before, *settings, "teacher.sharded=true", ranks=2)
     measured = next(line for line in output.splitlines() if line.startswith("teacher:"))
     assert measured in again.splitlines()
-    assert losses_of(before) == found
-    assert weights_of(before) == weights_of(run)
+    assert_same_run(before, run)
 
     folder.rename(tmp_path / "gone")
     after = tmp_path / "after"
     back_to(8, run, after)
-    again = start(train, tiny_recipe, after, [*settings, "teacher.sharded=true"])
+    again = tiny_run(after, *settings, "teacher.sharded=true", ranks=2)
     assert f"teacher: {folder}, released at step 6, not loaded" in again
-    assert losses_of(after) == found
-    assert weights_of(after) == weights_of(run)
+    assert_same_run(after, run)
     again = (after / "export" / "README.md").read_text()
     of_teacher = [line for line in card.splitlines() if line.startswith("| teacher")]
     assert [line for line in again.splitlines() if line.startswith("| teacher")] == of_teacher
@@ -93,7 +76,7 @@ def test_the_teacher_leaves_when_its_weight_is_0(
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [0, 0.9])
 def test_the_teacher_leaves_when_the_adaptive_weight_has_been_low(
-    end: float, train: Train, tiny_recipe: Path, tmp_path: Path
+    end: float, tiny_run: TinyRun, tmp_path: Path
 ) -> None:
     """The untrained student is better than the teacher of random weights from its first step on."""
     settings = [
@@ -102,21 +85,20 @@ def test_the_teacher_leaves_when_the_adaptive_weight_has_been_low(
         *("teacher.release_after_steps=12", f"teacher.release_below_share={0.25 if end else 0.01}"),
     ]
     run, resumed = tmp_path / "run", tmp_path / "resumed"
-    output = start(train, tiny_recipe, run, settings, ranks=1)
+    output = tiny_run(run, *settings)
     assert "step 20/24  teacher released" in output
-    active = {row["step"]: row["teacher_active"] for row in rows_of(run) if "hard_loss" in row}
+    active = {step: row["teacher_active"] for step, row in logged_rows(run).items()}
     assert active == {1: True, 7: True, 14: True, 20: True, 21: False, 24: False}
-    weights = {row["step"]: row["soft_weight"] for row in rows_of(run) if "hard_loss" in row}
+    weights = {step: row["soft_weight"] for step, row in logged_rows(run).items()}
     assert weights == pytest.approx({1: 4, 7: end, 14: end, 20: end, 21: 0, 24: 0})
     # The teacher's loss is not measured again.
     back_to(10, run, resumed, teacher_loss=1.25)
-    assert "held-out MLM loss 1.2500" in start(train, tiny_recipe, resumed, settings, ranks=1)
-    assert losses_of(resumed) == losses_of(run)
-    assert weights_of(resumed) == weights_of(run)
+    assert "held-out MLM loss 1.2500" in tiny_run(resumed, *settings)
+    assert_same_run(resumed, run)
     # With the same settings it stays away, and other ones bring it back.
     for name, changed, returns in (("same", [], False), ("other", ["distill.soft_weight.start=3"], True)):
         back_to(20, run, tmp_path / name)
-        output = start(train, tiny_recipe, tmp_path / name, [*settings, *changed], ranks=1)
+        output = tiny_run(tmp_path / name, *settings, *changed)
         assert ("held-out MLM loss" in output) == returns
         assert {row["teacher_active"] for row in rows_of(tmp_path / name)[-2:] if "hard_loss" in row} == {returns}
 
@@ -124,7 +106,7 @@ def test_the_teacher_leaves_when_the_adaptive_weight_has_been_low(
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", ["teacher", "masks"])
 def test_another_teacher_or_mask_is_measured_and_the_weight_begins_anew(
-    changed: str, train: Train, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path
+    changed: str, tiny_run: TinyRun, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     """Weighed by what the first teacher's losses were, a better one would not be listened to."""
     other = shutil.copytree(tiny_teacher, tmp_path / "other")
@@ -135,31 +117,30 @@ def test_another_teacher_or_mask_is_measured_and_the_weight_begins_anew(
         *("train.max_steps=8", "train.log_every=1", "train.checkpoint_every=4", "train.keep_last=9"),
         "distill.soft_weight={schedule: adaptive, start: 4, signal: gap, width: 0.01}",
     ]
-    start(train, tiny_recipe, run, settings)
-    weights_before = {row["step"]: row["soft_weight"] for row in rows_of(run) if "hard_loss" in row}
-    assert weights_before[5] < 1, "the student is better than this teacher"
+    tiny_run(run, *settings, ranks=2)
+    assert logged_rows(run)[5]["soft_weight"] < 1, "the student is better than this teacher"
     back_to(4, run, resumed, teacher_loss=1.25)
     settings += [f"teacher.path={other}" if changed == "teacher" else "data.mask_probability=0.3"]
-    output = start(train, tiny_recipe, resumed, settings)
+    output = tiny_run(resumed, *settings, ranks=2)
     assert "held-out MLM loss" in output
     assert "held-out MLM loss 1.2500" not in output
-    assert next(row["soft_weight"] for row in rows_of(resumed) if row["step"] == 5 and "hard_loss" in row) == 4
+    assert logged_rows(resumed)[5]["soft_weight"] == 4
 
 
 @pytest.mark.slow
-def test_a_sharded_teacher_leaves_a_student_under_zero_3(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_sharded_teacher_leaves_a_student_under_zero_3(tiny_run: TinyRun, tmp_path: Path) -> None:
     settings = [
         *("deepspeed.zero_optimization.stage=3", "train.max_steps=8", "train.checkpoint_every=4", "train.keep_last=9"),
         "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}",
     ]
     kept, run, resumed = (tmp_path / name for name in ("kept", "run", "resumed"))
-    start(train, tiny_recipe, kept, [*settings, "teacher.release=never"])
-    start(train, tiny_recipe, run, [*settings, "teacher.sharded=true"])
-    expected, found = losses_of(kept), losses_of(run)
+    tiny_run(kept, *settings, "teacher.release=never", ranks=2)
+    tiny_run(run, *settings, "teacher.sharded=true", ranks=2)
+    expected, found = values_of(kept, *LOSSES), values_of(run, *LOSSES)
     assert [found[key] for key in expected] == pytest.approx(list(expected.values()), abs=1e-6)
     back_to(4, run, resumed)
-    assert "released at step 4, not loaded" in start(train, tiny_recipe, resumed, [*settings, "teacher.sharded=true"])
-    assert losses_of(resumed) == found
+    assert "released at step 4, not loaded" in tiny_run(resumed, *settings, "teacher.sharded=true", ranks=2)
+    assert_same_run(resumed, run)
 
 
 def test_a_run_that_resumes_a_step_before_its_teacher_leaves_decides_as_it_would_have() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.ranks import OUTLIVED, Train
-from harness.runs import completed, rows_of
+from harness.ranks import OUTLIVED
+from harness.runs import rows_of
+from harness.tiny import TinyRun
 
 from dwt_ds import pretrain
 from dwt_ds.engine import ranks
@@ -128,29 +129,24 @@ def test_an_error_in_training_ends_the_process_without_waiting(
     assert str(error) in told
 
 
-def fail(edge: str, train: Train, arguments: list[str]) -> None:
+def fail(edge: str, tiny_run: TinyRun, run: Path) -> None:
     """Two ranks of which one fails; both must end by themselves."""
-    code, output = train(2, arguments, program=["-c", FAILING], environment={"EDGE": edge})
-    assert code == 1
+    output = tiny_run(run, ranks=2, code=1, program=["-c", FAILING], environment={"EDGE": edge})
     assert OUTLIVED not in output
     assert "ValueError: made up" in output
 
 
-def test_one_rank_that_fails_in_a_step_ends_all(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
-    fail("begin_step", train, [str(tiny_recipe), f"output_dir={tmp_path / 'run'}"])
+def test_one_rank_that_fails_in_a_step_ends_all(tiny_run: TinyRun, tmp_path: Path) -> None:
+    fail("begin_step", tiny_run, tmp_path / "run")
 
 
-def test_a_crash_in_the_last_evaluation_costs_only_that(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_crash_in_the_last_evaluation_costs_only_that(tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    fail("held_out_loss", train, [str(tiny_recipe), f"output_dir={run}"])
+    fail("held_out_loss", tiny_run, run)
     assert (run / "checkpoints" / "step_00000004" / "manifest.json").is_file()
-    output = completed(train(2, [str(tiny_recipe), f"output_dir={run}"]))
-    assert "at step 4" in output
-    rows = rows_of(run)
-    assert [(row["step"], "eval_hard_loss" in row) for row in rows] == [
-        *((step, False) for step in (1, 2, 3, 4)),
-        (4, True),
-    ]
+    assert "at step 4" in tiny_run(run, ranks=2)
+    evaluated = [(row["step"], "eval_hard_loss" in row) for row in rows_of(run)]
+    assert evaluated == [*((step, False) for step in (1, 2, 3, 4)), (4, True)]
     assert (run / "export" / "model.safetensors").is_file()
     assert RunFolder(run).finished_steps() == 4
 
@@ -163,16 +159,14 @@ def test_a_crash_in_the_last_evaluation_costs_only_that(train: Train, tiny_recip
     ],
 )
 def test_a_last_export_that_fails_is_reported_in_one_line(
-    spoiled: str, told: str, train: Train, tiny_recipe: Path, tmp_path: Path
+    spoiled: str, told: str, tiny_run: TinyRun, tmp_path: Path
 ) -> None:
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=2", "train.eval_rows=8"]
     # Large enough for its file to be over the limit.
-    settings += ["student.hidden_size=64", "student.layers=1"]
-    code, output = train(1, settings, program=["-c", LIMITED], environment={"SPOILED": spoiled})
-    assert code == 1, output
+    settings = ["train.max_steps=2", "train.eval_rows=8", "student.hidden_size=64", "student.layers=1"]
+    output = tiny_run(tmp_path, *settings, code=1, program=["-c", LIMITED], environment={"SPOILED": spoiled})
     assert re.search(told, output), output
     assert "Traceback" not in output
     assert not (tmp_path / "export").exists()
     if spoiled == "disk":
-        completed(train(1, settings))
+        tiny_run(tmp_path, *settings)
         assert (tmp_path / "export" / "model.safetensors").is_file()

@@ -6,13 +6,11 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from harness.ranks import Train
-from harness.runs import back_to, completed, rows_of
-from harness.tiny import save_tiny_bert
+from harness.runs import assert_same_run, back_to, logged_rows, rows_of, values_of
+from harness.tiny import TinyRun, save_tiny_bert
 
 from dwt_ds.cli.main import main
 from dwt_ds.prepare.case_and_accents import Wishes
@@ -20,27 +18,17 @@ from dwt_ds.prepare.train_tokenizer import train_tokenizer
 
 LOSSES = ("loss", "hard_loss", "soft_loss", "shared_hard_loss", "soft_weight", "grad_norm", "aligned_share")
 HELD_OUT = ("eval_hard_loss", "eval_soft_loss", "eval_shared_hard_loss")
-
-
-def losses_of(run: Path) -> dict[tuple[int, str], float]:
-    return {(row["step"], key): row[key] for row in rows_of(run) for key in (*LOSSES, *HELD_OUT) if key in row}
-
-
-def start(train: Train, recipe: Path, run: Path, settings: Sequence[str], ranks: int = 2) -> str:
-    return completed(train(ranks, [str(recipe), f"output_dir={run}", *settings]))
-
-
 SETTINGS = ["train.max_steps=4", "train.eval_every=2", "train.checkpoint_every=2", "train.keep_last=9"]
 
 
 @pytest.mark.slow
-def test_a_run_and_its_resume(train: Train, tiny_recipe: Path, bpe_teacher: Path, tmp_path: Path) -> None:
+def test_a_run_and_its_resume(tiny_run: TinyRun, bpe_teacher: Path, tmp_path: Path) -> None:
     """The student's embeddings are tied. Under ZeRO-3, with a sharded teacher, the losses are the same."""
     settings = [*SETTINGS, f"teacher.path={bpe_teacher}", "teacher.vocabulary=shared"]
     settings += ["student.init=fna", "student.num_heads=4", "train.gradient_accumulation_steps=2"]
     settings += ["distill.soft_weight={schedule: adaptive, start: 4, signal: gap}"]
     run, resumed, zero_3 = (tmp_path / name for name in ("run", "resumed", "zero_3"))
-    output = start(train, tiny_recipe, run, settings)
+    output = tiny_run(run, *settings, ranks=2)
     for line in (
         "of the student's., held-out MLM loss [0-9.]+ on the shared entries, which get [0-9]+% of its probability;",
         "^shared vocabulary: 125 entries .43% of the student's, 25% of the teacher's.; 78% of the labelled tokens "
@@ -51,8 +39,8 @@ def test_a_run_and_its_resume(train: Train, tiny_recipe: Path, bpe_teacher: Path
         assert re.search(line, output, re.MULTILINE), output
     assert re.findall("^warning: (.*?),", output, re.MULTILINE) == ["the rows have no capitals and accents"]
     rows = rows_of(run)
-    logged = [row for row in rows if "loss" in row]
-    for row in logged:
+    logged = logged_rows(run)
+    for row in logged.values():
         assert row["loss"] == pytest.approx(row["hard_loss"] + row["soft_weight"] * row["soft_loss"], rel=1e-5)
         assert 0.5 < row["aligned_share"] < 1
         assert row["soft_loss"] > 0
@@ -63,58 +51,55 @@ def test_a_run_and_its_resume(train: Train, tiny_recipe: Path, bpe_teacher: Path
     assert [last["aligned_share"], last["teacher_tokens_per_token"]] == pytest.approx([0.78, 1.27], abs=0.005)
     assert f"the teacher's {last['teacher_shared_hard_loss']:.4f}" in output
     width = 0.5  # of the adaptive weight's signal
-    gap = (logged[0]["shared_hard_loss"] - last["teacher_shared_hard_loss"]) / width
-    assert logged[1]["soft_weight"] == pytest.approx(4 * min(max(gap, 0), 1), rel=1e-5)
+    gap = (logged[1]["shared_hard_loss"] - last["teacher_shared_hard_loss"]) / width
+    assert logged[2]["soft_weight"] == pytest.approx(4 * min(max(gap, 0), 1), rel=1e-5)
     card = (run / "export" / "README.md").read_text()
     assert len(re.findall(r"tokenizer \(sha256\) \| [0-9a-f]{64} \|", card)) == 2
     assert "on labelled positions and the entries that both vocabularies have; w:" in card
 
     back_to(2, run, resumed)
-    again = start(train, tiny_recipe, resumed, settings)
+    again = tiny_run(resumed, *settings, ranks=2)
     assert "vocabulary:" not in again.replace("shared vocabulary:", "")
-    assert losses_of(resumed) == losses_of(run)
-    assert (resumed / "export" / "model.safetensors").read_bytes() == (run / "export/model.safetensors").read_bytes()
+    assert_same_run(resumed, run)
 
-    start(train, tiny_recipe, zero_3, [*settings, "deepspeed.zero_optimization.stage=3", "teacher.sharded=true"])
-    expected, found = losses_of(run), losses_of(zero_3)
+    tiny_run(zero_3, *settings, "deepspeed.zero_optimization.stage=3", "teacher.sharded=true", ranks=2)
+    expected, found = (values_of(each, *LOSSES, *HELD_OUT) for each in (run, zero_3))
     assert list(found) == list(expected)
     assert list(found.values()) == pytest.approx(list(expected.values()), rel=2e-5)
 
 
 @pytest.mark.slow
-def test_another_setting_of_the_vocabulary_is_reported(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_another_setting_of_the_vocabulary_is_reported(tiny_run: TinyRun, tmp_path: Path) -> None:
     """What was measured and averaged before is of other entries, and begins anew."""
     settings = [*SETTINGS, "distill.soft_weight={schedule: adaptive, start: 4, signal: gap}"]
     run, resumed = tmp_path / "run", tmp_path / "resumed"
-    start(train, tiny_recipe, run, settings, ranks=1)
+    tiny_run(run, *settings)
     keys = {key for row in rows_of(run) for key in row}
     assert not {"aligned_share", "shared_hard_loss", "teacher_shared_mass"} & keys
     checkpoint = back_to(2, run, resumed)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert not {"teacher_tokenizer"} & set(manifest)
     assert "teacher_mass" not in manifest["state"]
-    output = start(train, tiny_recipe, resumed, [*settings, "teacher.vocabulary=shared"], ranks=1)
+    output = tiny_run(resumed, *settings, "teacher.vocabulary=shared")
     assert "changed since that checkpoint: teacher.vocabulary: same -> shared" in output
     assert "on the shared entries" in output
-    assert [row["soft_weight"] for row in rows_of(resumed) if row["step"] == 3] == [4.0]
+    assert logged_rows(resumed)[3]["soft_weight"] == 4.0
 
 
 @pytest.mark.slow
-def test_after_its_release_nothing_is_left_of_the_teacher(
-    train: Train, tiny_recipe: Path, bpe_teacher: Path, tmp_path: Path
-) -> None:
+def test_after_its_release_nothing_is_left_of_the_teacher(tiny_run: TinyRun, bpe_teacher: Path, tmp_path: Path) -> None:
     """The run goes on, and resumes without the teacher's folder, to the bit."""
     folder = shutil.copytree(bpe_teacher, tmp_path / "teacher")
     settings = [*SETTINGS, f"teacher.path={folder}", "teacher.vocabulary=shared", "distill.hidden_weight=0.5"]
     settings += ["train.max_steps=6", "distill.soft_weight={schedule: linear, start: 4, end: 0, span: 0.5}"]
     run, resumed = tmp_path / "run", tmp_path / "resumed"
-    assert "step 3/6  teacher released" in start(train, tiny_recipe, run, settings, ranks=1)
+    assert "step 3/6  teacher released" in tiny_run(run, *settings)
     shares = [row["step"] for row in rows_of(run) if any("share" in key and "wait" not in key for key in row)]
     assert shares == [1, 2, 2, 3]
     folder.rename(tmp_path / "gone")
     back_to(4, run, resumed)
-    start(train, tiny_recipe, resumed, settings, ranks=1)
-    assert losses_of(resumed) == losses_of(run)
+    tiny_run(resumed, *settings)
+    assert_same_run(resumed, run)
     of_teacher = [
         line for line in (run / "export" / "README.md").read_text().splitlines() if line.startswith("| teacher")
     ]
@@ -144,7 +129,7 @@ PAIRS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
-def test_every_kind_of_pair_trains(pair: str, train: Train, tiny_recipe: Path, tiny_text: Path, tmp_path: Path) -> None:
+def test_every_kind_of_pair_trains(pair: str, tiny_run: TinyRun, tiny_text: Path, tmp_path: Path) -> None:
     """From the data folder to the export; what is aligned is more than nothing."""
     language, (kind, entries, case), theirs = PAIRS[pair]
     text = text_of(language, tiny_text)
@@ -155,8 +140,7 @@ def test_every_kind_of_pair_trains(pair: str, train: Train, tiny_recipe: Path, t
     tokenizer = train_tokenizer(text[: len(text) // 2], *theirs)
     teacher = save_tiny_bert(tokenizer, tmp_path / "teacher", positions=64)
     settings = [f"data.dir={data}", f"teacher.path={teacher}", "teacher.vocabulary=shared", "train.max_steps=2"]
-    start(train, tiny_recipe, run, settings, ranks=1)
-    rows = rows_of(run)
-    assert all(row["aligned_share"] > 0 and row["soft_loss"] > 0 for row in rows if "loss" in row)
-    assert 0 < rows[-1]["teacher_shared_mass"] < 1
+    tiny_run(run, *settings)
+    assert all(row["aligned_share"] > 0 and row["soft_loss"] > 0 for row in logged_rows(run).values())
+    assert 0 < rows_of(run)[-1]["teacher_shared_mass"] < 1
     assert (run / "export" / "model.safetensors").is_file()

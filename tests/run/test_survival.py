@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,11 @@ import psutil
 import pytest
 import yaml
 from harness.launcher import Launch
+from harness.mounts import mounted
 from harness.ranks import OUTLIVED, TESTS, Train
-from harness.runs import completed, untimed_rows
+from harness.runs import assert_same_run, completed, logged_rows, untimed_rows
+from harness.tiny import TinyRun
+from harness.waiting import wait_until
 from safetensors.torch import load_file
 
 from dwt_ds.engine.checkpoint.weights import checkpoint_fp32_weights
@@ -29,8 +31,8 @@ SETTINGS = [
     "student.dropout=0.2",
     "distill.soft_weight={schedule: linear, start: 4, end: 1}",
 ]
-# Seconds from the death of a rank to the end of the launcher, and of a save after a signal: bounds on a hang, many
-# times what either takes on a quiet machine.
+# From the death of a rank to the end of the launcher, and of a save after a signal: a bound on a hang, many times what
+# either takes on a quiet machine.
 BOUND_SECONDS = 120.0
 
 
@@ -38,26 +40,21 @@ Faulty = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def faulty(train: Train) -> Faulty:
-    """`faulty(ranks, arguments, fault)` is `train` with a fault (harness/faulty_pretrain.py)."""
+def faulty(train: Train, tiny_recipe: Path) -> Faulty:
+    """`faulty(fault, folder, *settings)` is a run of `tiny_recipe` with a fault (harness/faulty_pretrain.py), on two
+    ranks unless told otherwise; exit code and output."""
 
-    def start_faulty(ranks: int, arguments: list[str], fault: str) -> tuple[int, str]:
+    def start_faulty(fault: str, folder: Path, *settings: str, ranks: int = 2) -> tuple[int, str]:
+        arguments = [str(tiny_recipe), f"output_dir={folder}", *settings]
         return train(ranks, arguments, program=["-m", "harness.faulty_pretrain"], environment={"FAULT": fault})
 
     return start_faulty
 
 
-def assert_same_run(run: Path, straight: Path) -> None:
-    assert untimed_rows(run) == untimed_rows(straight)
-    ours, theirs = load_file(run / "export" / "model.safetensors"), load_file(straight / "export" / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].equal(theirs[name]) for name in ours)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_every_stage_of_a_save(
-    train: Train, launch: Launch, faulty: Faulty, tiny_recipe: Path, tmp_path: Path
+    tiny_run: TinyRun, launch: Launch, faulty: Faulty, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """Each kill comes at the next checkpoint of the same run; at the end it equals the run that nothing happened to.
 
@@ -66,21 +63,20 @@ def test_killed_at_every_stage_of_a_save(
     kills = [(stage, who) for stage in ("before", "shards", "manifest", "pointer") for who in ("0", "1", "all")]
     settings = [*SETTINGS, f"train.max_steps={4 * len(kills) + 6}", "train.log_every=2"]
     straight, run = tmp_path / "straight", tmp_path / "run"
-    completed(train(2, [str(tiny_recipe), f"output_dir={straight}", *settings]))
+    tiny_run(straight, *settings, ranks=2)
 
     saved, path = None, os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     for number, (stage, who) in enumerate(kills):
         step = 4 * (number + 1)
-        began, arguments = time.monotonic(), [str(tiny_recipe), f"output_dir={run}", *settings]
         fault = f"kill {stage} {who} {step}"
         if number == 0:
-            environment = {"FAULT": fault, "PYTHONPATH": path}
-            code, output = launch(2, arguments, module="harness.faulty_pretrain", environment=environment)
+            arguments = [str(tiny_recipe), f"output_dir={run}", *settings]
+            how = {"module": "harness.faulty_pretrain", "environment": {"FAULT": fault, "PYTHONPATH": path}}
+            code, output = launch(2, arguments, timeout_seconds=BOUND_SECONDS, **how)
         else:
-            code, output = faulty(2, arguments, fault)
+            code, output = faulty(fault, run, *settings)
         assert code != 0, f"{stage} {who}: all is said to be well\n{output}"
         assert OUTLIVED not in output
-        assert time.monotonic() - began < BOUND_SECONDS
         if saved is not None:
             expected = f"step_{saved:08d} at step {saved}" if saved else "beginning at step 0"
             assert expected in output, output
@@ -88,20 +84,18 @@ def test_killed_at_every_stage_of_a_save(
         if (stage, who) != ("manifest", "1"):  # rank 0, which works on alone then, may come to the end of it
             # A folder that has its name is complete, whether or not the pointer was replaced.
             assert saved == (step if stage == "pointer" else step - 4)
-    completed(train(2, [str(tiny_recipe), f"output_dir={run}", *settings]))
+    tiny_run(run, *settings, ranks=2)
     assert_same_run(run, straight)
     assert not list((run / "checkpoints").glob("*.tmp")), "half-written folders are left"
 
 
 def test_a_kill_in_an_evaluation_loses_neither_that_nor_the_export(
-    train: Train, faulty: Faulty, tiny_recipe: Path, tmp_path: Path
+    tiny_run: TinyRun, faulty: Faulty, tmp_path: Path
 ) -> None:
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=8", "train.checkpoint_every=4"]
-    settings += ["train.eval_every=4", "train.export_every=2"]
-    code, output = faulty(2, settings, "evaluation all 4")
+    settings = ["train.max_steps=8", "train.checkpoint_every=4", "train.eval_every=4", "train.export_every=2"]
+    code, output = faulty("evaluation all 4", tmp_path, *settings)
     assert code == -signal.SIGKILL, output
-    output = completed(train(2, settings))
-    assert "at step 4" in output
+    assert "at step 4" in tiny_run(tmp_path, *settings, ranks=2)
     exports = sorted((tmp_path / "export").glob("step_*"))
     assert [path.name for path in exports] == ["step_00000002", "step_00000004", "step_00000006"]
     assert "held-out" in (exports[1] / "README.md").read_text()
@@ -111,7 +105,7 @@ def test_a_kill_in_an_evaluation_loses_neither_that_nor_the_export(
 
 
 @pytest.mark.slow
-def test_stopped_by_signals_wherever_they_come(train: Train, faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_stopped_by_signals_wherever_they_come(tiny_run: TinyRun, faulty: Faulty, tmp_path: Path) -> None:
     """At the start, in training and in validation, to one rank or all: each start saves, ends with 0, and is gone on
     from; the run equals the undisturbed one."""
     stops = [
@@ -124,14 +118,13 @@ def test_stopped_by_signals_wherever_they_come(train: Train, faulty: Faulty, tin
     settings = [*SETTINGS, "train.max_steps=20", "train.eval_every=2", "train.eval_rows=null", "train.log_every=2"]
     settings += ["train.checkpoint_every=0", "data.workers=1"]
     straight, run = tmp_path / "straight", tmp_path / "run"
-    completed(train(2, [str(tiny_recipe), f"output_dir={straight}", *settings]))
+    tiny_run(straight, *settings, ranks=2)
     for number, place, who, step in stops:
-        arguments = [str(tiny_recipe), f"output_dir={run}", *settings]
-        output = completed(faulty(2, arguments, f"signal {number} {place} {who}"))
+        output = completed(faulty(f"signal {number} {place} {who}", run, *settings))
         assert f"stopped at step {step}/20 ({number})" in output
         assert not (run / "complete.json").exists()
         assert (run / "checkpoints" / f"step_{step:08d}" / "manifest.json").is_file()
-    completed(train(2, [str(tiny_recipe), f"output_dir={run}", *settings]))
+    tiny_run(run, *settings, ranks=2)
     assert_same_run(run, straight)
     card = (run / "export" / "README.md").read_text()
     assert "step 14" in card, "the card tells of the starts"
@@ -152,13 +145,11 @@ def start_script(recipe: Path, output: Path, *settings: str) -> subprocess.Popen
     )
 
 
-def wait_for_metrics(run: Path, process: subprocess.Popen[str], seconds: float = 300.0) -> None:
+def wait_for_metrics(run: Path, process: subprocess.Popen[str]) -> None:
     """Until the first step is logged."""
-    give_up = time.monotonic() + seconds
-    while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").read_text():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    metrics = run / "metrics.jsonl"
+    wait_until(lambda: process.poll() is not None or (metrics.is_file() and metrics.read_text()), seconds=300)
+    assert process.poll() is None, process.communicate()[0]
 
 
 @pytest.mark.slow
@@ -196,53 +187,40 @@ def test_ranks_stop_when_their_launcher_has_died(tiny_recipe: Path, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "said"), [("full", "No space left on device"), ("gone", "Input/output error")])
 def test_a_disk_that_fails_fails_the_save_and_not_the_run(
-    fault: str, said: str, faulty: Faulty, tiny_recipe: Path, tmp_path: Path
+    fault: str, said: str, faulty: Faulty, tmp_path: Path
 ) -> None:
     """On one rank of two: the others must not wait for it."""
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=8", "train.checkpoint_every=2"]
-    output = completed(faulty(2, settings, f"{fault} 1 4"))
+    output = completed(faulty(f"{fault} 1 4", tmp_path, "train.max_steps=8", "train.checkpoint_every=2"))
     assert "step 4/8  CHECKPOINT NOT SAVED: rank 1: " in output
     assert said in output
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "latest",
-        "step_00000006",
-        "step_00000008",
-    ]
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["latest", "step_00000006", "step_00000008"]
 
 
 @pytest.mark.slow
-def test_old_checkpoints_that_cannot_be_deleted_stay(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_old_checkpoints_that_cannot_be_deleted_stay(faulty: Faulty, tmp_path: Path) -> None:
     """The error is one rank's, and what it saves later would wait for the others."""
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=8", "train.checkpoint_every=2"]
-    output = completed(faulty(2, settings, "undeleted"))
+    output = completed(faulty("undeleted", tmp_path, "train.max_steps=8", "train.checkpoint_every=2"))
     assert output.count("checkpoint saved") == len(list((tmp_path / "checkpoints").glob("step_*"))) == 4
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
 @pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["size=3m", "read-only"])
+@pytest.mark.parametrize(
+    ("options", "said"), [("size=3m", r"\([0-3] MB free there\)"), ("ro", "Read-only file system")]
+)
 def test_checkpoints_on_a_tiny_or_read_only_file_system(
-    trouble: str, train: Train, tiny_recipe: Path, tmp_path: Path
+    options: str, said: str, tiny_run: TinyRun, tmp_path: Path
 ) -> None:
-    checkpoints = tmp_path / "run" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    options = trouble if trouble.startswith("size") else "ro"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(checkpoints)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
     # Weights and optimizer of this student take about 12 MB.
     larger = ["student.hidden_size=256", "student.layers=1", "train.max_steps=4", "train.checkpoint_every=2"]
-    try:
-        code, output = train(2, [str(tiny_recipe), f"output_dir={tmp_path / 'run'}", *larger])
-        left = list(checkpoints.iterdir())
-    finally:
-        subprocess.run(["umount", str(checkpoints)], check=True)
-    assert code == 0, output
+    with mounted(checkpoints, options):
+        output = tiny_run(tmp_path, *larger, ranks=2)
+        assert not list(checkpoints.iterdir())
     assert output.count("CHECKPOINT NOT SAVED") == 2, output
-    said = r"\([0-3] MB free there\)" if options != "ro" else "Read-only file system"
     assert re.search(said, output), output[-3000:]
-    assert not left
-    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+    assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -255,11 +233,10 @@ def test_checkpoints_on_a_tiny_or_read_only_file_system(
     ],
 )
 def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(
-    config: str, overrides: list[str], faulty: Faulty, tiny_recipe: Path, tmp_path: Path
+    config: str, overrides: list[str], faulty: Faulty, tmp_path: Path
 ) -> None:
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=6", f"deepspeed_config={config}"]
-    completed(faulty(2, [*settings, *overrides], "inf 1 3 4"))
-    rows = {row["step"]: row for row in untimed_rows(tmp_path) if "loss" in row}
+    completed(faulty("inf 1 3 4", tmp_path, "train.max_steps=6", f"deepspeed_config={config}", *overrides))
+    rows = logged_rows(tmp_path)
     assert [rows[step]["skipped_steps"] for step in range(1, 7)] == [0, 0, 1, 2, 2, 2]
     # The rate is that of the step that was skipped until one is taken again.
     rates = [rows[step]["learning_rate"] for step in range(1, 7)]
@@ -273,19 +250,19 @@ def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "export" / "model.safetensors").values())
 
 
-def test_too_many_skipped_steps_end_the_run(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=30", "train.skip_window=10"]
-    code, output = faulty(2, [*settings, "train.max_skipped_share=0.2"], "inf 0 5 7 8 9 20")
+def test_too_many_skipped_steps_end_the_run(faulty: Faulty, tmp_path: Path) -> None:
+    settings = ["train.max_steps=30", "train.skip_window=10", "train.max_skipped_share=0.2"]
+    code, output = faulty("inf 0 5 7 8 9 20", tmp_path, *settings)
     assert code == 3, output
     assert output.count("error: 3 of the last 8 steps were skipped, train.max_skipped_share=0.2") == 1
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
     assert (tmp_path / "checkpoints" / "step_00000008").is_dir()
 
 
-def test_a_loss_spike_is_skipped(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.max_steps=12", "train.spike_window=4"]
-    completed(faulty(2, [*settings, "train.spike_sigma=6"], "spike all 9"))
-    rows = {row["step"]: row for row in untimed_rows(tmp_path) if "loss" in row}
+def test_a_loss_spike_is_skipped(faulty: Faulty, tmp_path: Path) -> None:
+    settings = ["train.max_steps=12", "train.spike_window=4", "train.spike_sigma=6"]
+    completed(faulty("spike all 9", tmp_path, *settings))
+    rows = logged_rows(tmp_path)
     assert [rows[step]["skipped_steps"] for step in (8, 9, 12)] == [0, 1, 1]
 
 
@@ -295,26 +272,18 @@ def test_a_loss_spike_is_skipped(faulty: Faulty, tiny_recipe: Path, tmp_path: Pa
     [(2, 1, 2, "fp32"), (1, 2, 2, "fp32"), (4, 2, 2, "fp32"), (2, 1, 1, "fp32"), (1, 2, 1, "bf16"), (2, 1, 2, "bf16")],
 )
 def test_another_number_of_ranks_resumes_with_the_same_losses(
-    before: int,
-    after: int,
-    stage: int,
-    precision: str,
-    train: Train,
-    faulty: Faulty,
-    tiny_recipe: Path,
-    tmp_path: Path,
+    before: int, after: int, stage: int, precision: str, tiny_run: TinyRun, faulty: Faulty, tmp_path: Path
 ) -> None:
     """The same global batch of 16 rows, dropout off: data order, masks, optimizer and losses go on as they were."""
 
-    def settings(ranks: int, run: str) -> list[str]:
+    def settings(ranks: int) -> list[str]:
         batch = ["train.micro_batch_size=4", f"train.gradient_accumulation_steps={4 // ranks}"]
         fixed = ["student.dropout=0", "train.max_steps=12", "train.eval_every=5"]
-        fixed += [f"deepspeed_config=zero2_{precision}", f"deepspeed.zero_optimization.stage={stage}"]
-        return [str(tiny_recipe), f"output_dir={tmp_path / run}", *batch, *fixed]
+        return [*batch, *fixed, f"deepspeed_config=zero2_{precision}", f"deepspeed.zero_optimization.stage={stage}"]
 
-    completed(train(before, settings(before, "straight")))
-    completed(faulty(before, settings(before, "changed"), "signal SIGTERM training all"))
-    output = completed(train(after, settings(after, "changed")))
+    tiny_run(tmp_path / "straight", *settings(before), ranks=before)
+    completed(faulty("signal SIGTERM training all", tmp_path / "changed", *settings(before), ranks=before))
+    output = tiny_run(tmp_path / "changed", *settings(after), ranks=after)
     assert f"written by {before} ranks: optimizer state re-sharded" in output
     straight, changed = untimed_rows(tmp_path / "straight"), untimed_rows(tmp_path / "changed")
     assert [row["step"] for row in straight] == [row["step"] for row in changed]
@@ -325,32 +294,6 @@ def test_another_number_of_ranks_resumes_with_the_same_losses(
         for name, value in ours.items():
             assert value == pytest.approx(theirs[name], abs=close), (ours["step"], name)
     assert not list((tmp_path / "changed" / "checkpoints").glob("*.universal"))
-
-
-@pytest.mark.slow
-def test_what_zero_3_does_not_do_is_reported(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "deepspeed_config=zero3", "train.checkpoint_every=2"]
-    assert train(1, [*settings, "train.max_steps=2"])[0] == 0
-    code, output = train(2, [*settings, "train.max_steps=3"])
-    assert code != 0
-    assert "ZeRO-3 cannot resume on a different number of ranks; start it with 1" in output
-
-
-def test_missing_and_truncated_files_are_named(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
-    """Two damaged checkpoints, a stray half-written folder: the third is taken."""
-    settings = [str(tiny_recipe), f"output_dir={tmp_path}", "train.checkpoint_every=1", "train.keep_last=3"]
-    assert train(1, settings)[0] == 0
-    checkpoints = tmp_path / "checkpoints"
-    (checkpoints / "step_00000004" / "generators_00000.pt").unlink()
-    shard = next((checkpoints / "step_00000003").glob("*model_states.pt"))
-    shard.write_bytes(shard.read_bytes()[:-100])
-    size = shard.stat().st_size
-    (checkpoints / "step_00000009.tmp").mkdir()
-    (tmp_path / "complete.json").unlink()
-    output = completed(train(1, settings))
-    assert "step_00000004/generators_00000.pt: missing" in output
-    assert f"step_00000003/{shard.name}: {size} bytes, the manifest says" in output
-    assert "step_00000002 at step 2" in output
 
 
 def test_the_lock_of_a_killed_build_is_named(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -364,9 +307,9 @@ def test_the_lock_of_a_killed_build_is_named(train: Train, tiny_recipe: Path, tm
     assert f"{lock}: left by a build that was killed" in output
 
 
-def test_a_stuck_rank_is_named_and_the_run_ends(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_stuck_rank_is_named_and_the_run_ends(faulty: Faulty, tmp_path: Path) -> None:
     limits = ["train.report_stuck_after_seconds=3", "train.collective_timeout_seconds=8", "train.max_steps=9"]
-    code, output = faulty(2, [str(tiny_recipe), f"output_dir={tmp_path}", *limits], "hang 1 4")
+    code, output = faulty("hang 1 4", tmp_path, *limits)
     assert code != 0
     assert "no step has ended for 3 s (3 done)" in output
     assert re.search(r"rank 1 on \S+ keeps the others waiting at pretrain.py:\d+ train", output)
@@ -379,17 +322,16 @@ def test_a_stuck_rank_is_named_and_the_run_ends(faulty: Faulty, tiny_recipe: Pat
     assert remembered[-1]["profiling_name"] == "gloo:all_reduce"
 
 
-def test_a_crash_below_python_says_where(faulty: Faulty, tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = [f"output_dir={tmp_path / 'run'}", "train.max_steps=8"]
-    code, output = faulty(1, [str(tiny_recipe), *settings], "signal SIGSEGV training 0")
+def test_a_crash_below_python_says_where(faulty: Faulty, tmp_path: Path) -> None:
+    code, output = faulty("signal SIGSEGV training 0", tmp_path, "train.max_steps=8", ranks=1)
     assert code != 0
     assert "Fatal Python error: Segmentation fault" in output
     assert re.search(r'pretrain\.py", line \d+ in train', output), output
 
 
-def test_a_run_that_keeps_every_so_many_steps(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_run_that_keeps_every_so_many_steps(tiny_run: TinyRun, tmp_path: Path) -> None:
     settings = ["train.checkpoint_every=1", "train.keep_last=1", "train.keep_every=3", "train.max_steps=7"]
-    assert train(1, [str(tiny_recipe), f"output_dir={tmp_path}", *settings])[0] == 0
+    tiny_run(tmp_path, *settings)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))
     assert kept == ["step_00000003", "step_00000006", "step_00000007"]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["keep_every"] == 3

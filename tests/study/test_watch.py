@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from harness.errors import Refusal
 from harness.runs import rows_of
+from harness.writers import Hold
 
 from dwt_ds.base.locks import FolderLock, current_writer
 from dwt_ds.base.software import host_name
@@ -25,14 +25,6 @@ from dwt_ds.study import watch
 from dwt_ds.study.terminal_chart import block_curve
 from dwt_ds.study.watch import lines_of, observe
 
-HOLD = """
-import sys
-from pathlib import Path
-from dwt_ds.base.locks import FolderLock
-with FolderLock(Path(sys.argv[1]), "output_dir"):
-    print("has it", flush=True)
-    sys.stdin.read()
-"""
 STEPS = 40
 PLENTY = SimpleNamespace(free=2**40)
 
@@ -65,14 +57,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def running(run: Path) -> Iterator[int]:
+def running(run: Path, hold: Hold) -> int:
     """A process that writes there; its id."""
-    words = [sys.executable, "-c", HOLD, str(run)]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "has it\n"
-    yield process.pid
-    process.communicate()
+    return hold(run)
 
 
 def minutes_ago(run: Path, minutes: float) -> None:
