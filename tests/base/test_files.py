@@ -72,6 +72,8 @@ def test_a_manifest_finds_what_has_changed(tmp_path: Path) -> None:
     ]
     (tmp_path / "manifest.json").write_text("{}")
     assert problems(tmp_path) == ["manifest.json: lists no files"]
+    (tmp_path / "manifest.json").write_text("{")
+    assert problems(tmp_path)[0].startswith("manifest.json: ")
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.errors import Refusal
 
 import dwt_ds
 from dwt_ds.cli.completion import whole_parser
@@ -52,13 +53,23 @@ def test_help_names_every_command_and_imports_no_library(capsys: pytest.CaptureF
         "glue --model export --glue-dir glue --out FILE",
     ],
 )
-def test_a_file_in_place_of_a_folder(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_in_place_of_a_folder(command: str, tmp_path: Path, refusal: Refusal) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert main(command.replace("FILE", str(file)).split()) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.endswith(f"{file} is a file; name a folder\n")
+    assert refusal(*command.replace("FILE", str(file)).split()).endswith(f"{file} is a file; name a folder\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["export", "run", "--out", "a\nb"], r"out='a\nb'"),
+        (["export", "a\tb", "--out", "ok"], r"'a\tb'"),
+        (["prepare", "--text", os.fsdecode(b"caf\xe9"), "--out", "ok", "--tokenizer", "x"], r"text='caf\udce9'"),
+    ],
+)
+def test_a_name_that_no_message_could_show_is_refused(words: list[str], named: str, refusal: Refusal) -> None:
+    said = "has a line break, a control character or a byte that is not UTF-8; rename it"
+    assert f"{named}: {said}" in refusal(*words)
 
 
 def test_completion_knows_the_options_of_the_command_in_the_line() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -78,10 +77,6 @@ def test_the_source_of_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"student layer {layer} <- teacher layer {source}" in text
 
 
-def test_impossible_growth_is_an_error(refusal: Refusal) -> None:
-    assert "hidden_size=1024" in refusal("plan", "paper_remap", "student.hidden_size=1024", "student.num_heads=16")
-
-
 def test_quantization_is_shown_and_weights_stay_tied(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchao")
     text = plan(
@@ -102,9 +97,6 @@ def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  dwt-ds launch --ranks 1 paper_weak_h100 " in plan(capsys, "paper_weak_h100")
     expected = plan(capsys, "paper_teacher_1", "train.expected_world_size=4", "--nodes", "2")
     assert expected.startswith("paper_teacher_1: 2 x 2 h100")
-    several = plan(capsys, "paper_teacher_1", "--nodes", "3", "--deepspeed_config", "zero1")
-    run = "paper_teacher_1 train.expected_world_size=24 --deepspeed_config zero1"
-    assert f"  dwt-ds launch --hostfile HOSTFILE {run}\n" in several
 
 
 @pytest.mark.parametrize(
@@ -126,8 +118,7 @@ def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["paper_weak", "train.expected_world_size=16"], "there are 8 ranks"),
         (["paper_week"], "did you mean 'paper_weak'?"),
-        (["paper_weak", "train.epochs=null"], "train.max_steps: not set"),
-        (["paper_weak", "deepspeed.optimizer.type=Lamb"], "LAMB scales each layer's step by its norm"),
+        (["paper_remap", "student.hidden_size=1024", "student.num_heads=16"], "hidden_size=1024"),
         (
             ["paper_weak", "student.quantization={start_step: 99999999}"],
             "start_step=99999999: the run has 1058350 steps",
@@ -149,12 +140,9 @@ def test_a_teacher_that_cannot_read_the_rows(
     assert words in refusal("plan", tiny_recipe, f"teacher.path={short}", "--gpu", "cpu")
 
 
-def test_an_adaptive_weight_needs_held_out_rows(
-    tiny_data: Path, tiny_recipe: Path, tmp_path: Path, refusal: Refusal
+@pytest.mark.parametrize("name", ["data #1", "2024", "'q'", "null", "[1]"])
+def test_the_data_folder_is_the_one_that_was_named(
+    name: str, tiny_data: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adaptive = "distill.soft_weight={schedule: adaptive, start: 4}"
-    resolve_plan(str(tiny_recipe), [adaptive], None, 1)
-    manifest = json.loads((tiny_data / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "validation_rows": 0}))
-    assert "no held-out rows" in refusal("plan", tiny_recipe, adaptive, "--data", tmp_path, "--gpu", "cpu")
-    resolve_plan(str(tiny_recipe), [adaptive, f"data.dir={tmp_path}", "teacher.path=null"], None, 1)
+    Path(name).symlink_to(tiny_data)
+    assert f"{name}: " in plan(capsys, str(tiny_recipe), "--gpu", "cpu", "--data", name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.errors import error_of
 
-from dwt_ds.data.prepared import PreparedData, data_problems
+from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.tokenizer import tokenizer_sha256
 
 
@@ -70,9 +72,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
 )
 def test_manifests_that_cannot_be_read(copied: Path, content: str, message: str) -> None:
     (copied / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        PreparedData.open(copied)
-    assert "\n" not in str(caught.value)
+    assert re.search(message, error_of(PreparedData.open, copied))
 
 
 def test_truncated_and_missing_shards(copied: Path) -> None:
@@ -83,22 +83,6 @@ def test_truncated_and_missing_shards(copied: Path) -> None:
     shard.unlink()
     with pytest.raises(ValueError, match="is missing, the manifest says"):
         PreparedData.open(copied)
-
-
-def test_verify_finds_a_flipped_bit(copied: Path) -> None:
-    assert data_problems(copied) == []
-    shard = next((copied / "train").glob("*.arrow"))
-    raw = bytearray(shard.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    shard.write_bytes(bytes(raw))
-    assert data_problems(copied) == [f"train/{shard.name}: the contents have changed (sha256 differs)"]
-
-
-def test_verify_finds_wrong_lengths(copied: Path) -> None:
-    lengths = np.load(copied / "train" / "lengths.npy")
-    lengths[3] -= 1
-    np.save(copied / "train" / "lengths.npy", lengths)
-    assert data_problems(copied) == [f"{copied / 'train' / 'lengths.npy'} does not fit the rows in the Arrow files"]
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\x93NUMPY"])

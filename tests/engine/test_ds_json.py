@@ -105,11 +105,8 @@ def test_a_missing_file_is_reported_with_the_nearest_name() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "not valid JSON: Expecting property name"),
-        ("", "not valid JSON: Expecting value"),
         ("{'bf16': {}}", "not valid JSON"),
         ("[1]", "holds list; a DeepSpeed JSON is an object in braces"),
-        ('{"bf16": {}, "fp16": {}, "bf16": {}}', "'bf16' is a duplicate key; remove one"),
         ('{"zero_optimization": {"stage": 1, "stage": 2}}', "'stage' is a duplicate key; remove one"),
     ],
 )

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from harness.apex import install_apex
 from harness.errors import error_of
-from harness.launcher import Launch
-from harness.runs import completed
+from harness.ranks import Train
+from harness.runs import assert_same_run, back_to, completed, logged_rows
 from torch import nn
 
-from dwt_ds.config.recipe import load_recipe
 from dwt_ds.engine import optimizers
 from dwt_ds.engine.ds_json.load import load_ds_json
 from dwt_ds.engine.ds_json.origin import Origin
@@ -49,26 +47,13 @@ class FakeFused(torch.optim.SGD):
         self.max_grad_norm, self.settings = max_grad_norm, settings
 
 
-def install_apex(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> None:
-    """Puts a package apex in place; without attributes, the one from the Python index, which has no optimizers."""
-    apex = types.ModuleType("apex")
-    monkeypatch.setitem(sys.modules, "apex", apex)
-    if not attributes:
-        monkeypatch.delitem(sys.modules, "apex.optimizers", raising=False)
-        return
-    fused = types.ModuleType("apex.optimizers")
-    vars(fused).update(attributes)
-    monkeypatch.setitem(sys.modules, "apex.optimizers", fused)
-    apex.optimizers = fused  # type: ignore[attr-defined]
-
-
 def check_error(ds_values: dict[str, Any]) -> str:
     return error_of(check_optimizer, ds_values, CPU, MINE)
 
 
 class TestApex:
     def test_a_usable_one_is_constructed_with_the_settings_of_the_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        install_apex(monkeypatch, FusedAdam=FakeFused, FusedLAMB=FakeFused)
+        install_apex(monkeypatch, "optimizers", FusedAdam=FakeFused, FusedLAMB=FakeFused)
         section = {"type": "apex.FusedLAMB", "params": {"lr": 0.5, "weight_decay": 0.1}}
         check_optimizer({"optimizer": section}, CPU, MINE)
         make = client_optimizer({"optimizer": section}, CPU)
@@ -88,7 +73,7 @@ class TestApex:
         assert "APEX_CUDA_EXT=1" in message
 
     def test_the_other_package_of_that_name_is_not_mistaken_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        install_apex(monkeypatch)
+        install_apex(monkeypatch, "optimizers")
         message = check_error({"optimizer": {"type": "apex.FusedAdam"}})
         assert "is not usable here" in message
         assert "the package called apex on the Python index is another project" in message
@@ -99,7 +84,7 @@ class TestApex:
         def without_extension(*_: Any, **__: Any) -> None:
             raise RuntimeError("apex.optimizers.FusedAdam requires cuda extensions")
 
-        install_apex(monkeypatch, FusedAdam=without_extension)
+        install_apex(monkeypatch, "optimizers", FusedAdam=without_extension)
         assert "(RuntimeError: apex.optimizers.FusedAdam requires cuda extensions)" in check_error(
             {"optimizer": {"type": "apex.FusedAdam"}}
         )
@@ -111,7 +96,7 @@ class TestApex:
         def broken(params: Any, lr: float, **_: Any) -> torch.optim.Optimizer:
             return torch.optim.SGD([{"params": params, "lr": torch.tensor(lr * wrong).item()}], lr=lr)
 
-        install_apex(monkeypatch, FusedAdam=broken)
+        install_apex(monkeypatch, "optimizers", FusedAdam=broken)
         assert "did not change a parameter" in check_error({"optimizer": {"type": "apex.FusedAdam"}})
 
     def test_settings_of_the_json_are_checked_without_it(self, tmp_path: Path) -> None:
@@ -236,29 +221,20 @@ class TestLamb:
         torch.testing.assert_close(parameter.detach(), x, rtol=1e-5, atol=1e-6)
 
     def test_the_recipe_for_large_batches_starts_and_resumes(
-        self, train: Launch, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+        self, train: Train, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
     ) -> None:
         if unusable_reason("pytorch_optimizer.Lamb", CPU):
             pytest.skip("needs pytorch-optimizer, the only LAMB that runs on a CPU")
         small = ["student.layers=1", "student.hidden_size=16", "student.num_heads=2", "student.max_positions=32"]
         small += ["train.micro_batch_size=2", "train.gradient_accumulation_steps=3", "train.max_steps=4"]
-        small += [f"data.dir={tiny_data}", f"teacher.path={tiny_teacher}", f"output_dir={tmp_path}"]
+        small += [f"data.dir={tiny_data}", f"teacher.path={tiny_teacher}"]
         small += ["train.checkpoint_every=2", "train.log_every=1"]
-        completed(train(2, ["paper_lamb", *small]))
-        rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-        straight = [(row["step"], row["loss"]) for row in map(json.loads, rows) if "loss" in row]
-        assert len(straight) == 4
-        (tmp_path / "complete.json").unlink()
-        shutil.rmtree(tmp_path / "checkpoints" / "step_00000004")
-        completed(train(2, ["paper_lamb", *small]))
-        rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-        assert [(row["step"], row["loss"]) for row in map(json.loads, rows) if "loss" in row] == straight
-
-    def test_the_recipe_asks_for_stage_0_and_a_large_batch(self) -> None:
-        config = load_recipe("paper_lamb").config
-        ds = load_ds_json(config.deepspeed_config, config.deepspeed)
-        assert (ds.zero_stage, ds.values["optimizer"]["type"]) == (0, "Lamb")
-        assert config.train.micro_batch_size * config.train.gradient_accumulation_steps * 8 == 8192
+        straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+        completed(train(2, ["paper_lamb", *small, f"output_dir={straight}"]))
+        assert len(logged_rows(straight)) == 4
+        back_to(2, straight, resumed)
+        completed(train(2, ["paper_lamb", *small, f"output_dir={resumed}"]))
+        assert_same_run(resumed, straight)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed's fused Lion runs on this machine's GPU")

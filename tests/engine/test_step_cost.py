@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.ranks import Python
-from harness.tiny import save_tiny_bert
 
 from dwt_ds.plan.hardware import find_device
 from dwt_ds.plan.plan import Plan
 from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import build_shapes
-from dwt_ds.prepare.case_and_accents import Wishes
-from dwt_ds.prepare.train_tokenizer import train_tokenizer
 
 # Counts what an unlogged step does beside views; the loop's own thread only, as autograd's calls run in it on a CPU.
 COUNTED = """
@@ -103,47 +101,29 @@ def test_after_the_release_a_step_is_that_of_a_lone_student(python: Python, tiny
     assert reads == [3 if step == 10 else 2 for step in range(3, 12)]
 
 
+PLANNED = [
+    (0.1, f"deepspeed_config={config}", f"student.layers={layers}", f"train.gradient_accumulation_steps={accumulation}")
+    for config in ("zero0", "zero1", "zero2_bf16", "zero3")
+    for layers, accumulation in ((2, 1), (6, 2))
+]
+# Fewer without ZeRO in fp32; unlabelled tokens and a teacher of another vocabulary have losses of their own.
+PLANNED += [
+    (0.1, "student.layers=6", "deepspeed_config=zero0", "deepspeed.bf16.enabled=false"),
+    (0.02, "distill.soft_positions=0.3", "train.gradient_accumulation_steps=2"),
+    (0.03, "teacher.vocabulary=shared"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("layers", "accumulation"), [(2, 1), (6, 2)])
-@pytest.mark.parametrize("settings", ["zero0", "zero1", "zero2_bf16", "zero3"])
+@pytest.mark.parametrize("settings", PLANNED, ids=lambda settings: " ".join(settings[1:]))
 def test_a_plan_knows_the_operations_of_a_step(
-    settings: str, accumulation: int, layers: int, python: Python, tiny_recipe: Path, tmp_path: Path
+    settings: tuple[Any, ...], python: Python, tiny_recipe: Path, bpe_teacher: Path, tmp_path: Path
 ) -> None:
-    overrides = [*SETTINGS, f"student.layers={layers}", f"deepspeed_config={settings}"]
-    overrides += [f"train.gradient_accumulation_steps={accumulation}"]
-    check_plan(python, tiny_recipe, overrides, tmp_path)
-
-
-@pytest.mark.slow
-def test_a_plan_knows_that_without_zero_fp32_has_fewer_operations(
-    python: Python, tiny_recipe: Path, tmp_path: Path
-) -> None:
-    overrides = [*SETTINGS, "student.layers=6", "deepspeed_config=zero0", "deepspeed.bf16.enabled=false"]
-    check_plan(python, tiny_recipe, overrides, tmp_path)
-
-
-@pytest.mark.slow
-def test_a_plan_knows_that_a_teacher_of_another_vocabulary_has_a_loss_of_its_own(
-    python: Python, tiny_recipe: Path, tiny_text: Path, tmp_path: Path
-) -> None:
-    tokenizer = train_tokenizer(tiny_text.read_text(encoding="utf-8").split("\n"), 500, "bpe", Wishes())
-    teacher = save_tiny_bert(tokenizer, tmp_path / "teacher", positions=64)
-    overrides = [*SETTINGS, f"teacher.path={teacher}", "teacher.vocabulary=shared"]
-    check_plan(python, tiny_recipe, overrides, tmp_path / "run", close=0.03)
-
-
-@pytest.mark.slow
-def test_a_plan_knows_that_unlabelled_tokens_have_a_loss_of_their_own(
-    python: Python, tiny_recipe: Path, tmp_path: Path
-) -> None:
-    overrides = [*SETTINGS, "distill.soft_positions=0.3", "train.gradient_accumulation_steps=2"]
-    check_plan(python, tiny_recipe, overrides, tmp_path, close=0.02)
-
-
-def check_plan(python: Python, recipe: Path, overrides: list[str], run: Path, close: float = 0.1) -> None:
-    """Compare the plan's operations for a GPU, but without CUDA graphs, with those of a run on this machine."""
-    resolved = resolve_plan(str(recipe), [*overrides, "train.cuda_graphs=off"], None, 1)
+    """Those of a GPU without CUDA graphs are those of a run on this machine."""
+    close, *overrides = [*settings, *SETTINGS]
+    overrides += [f"teacher.path={bpe_teacher}"] if "teacher.vocabulary=shared" in overrides else []
+    resolved = resolve_plan(str(tiny_recipe), [*overrides, "train.cuda_graphs=off"], None, 1)
     plan = Plan(resolved, build_shapes(resolved), find_device("h100", 1), 1)
     planned = plan.launches(plan.stage)
-    for step in counted_steps(python, recipe, [f"output_dir={run}", *overrides]):
+    for step in counted_steps(python, tiny_recipe, [f"output_dir={tmp_path}", *overrides]):
         assert planned == pytest.approx(step["operations"], rel=close)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from harness.errors import error_of
 
 from dwt_ds.glue.reading import FIRST, LABEL, SECOND, Split, TaskData, read_hub, read_task
 from dwt_ds.glue.tasks import TASKS, Task, find_task
@@ -194,9 +196,7 @@ def test_mistakes_in_files_json(own: Path, content: str, message: str) -> None:
     ],
 )
 def test_wrong_content(own: Path, task: str, content: str | bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as raised:
-        rows_of(own, task, content)
-    assert "\n" not in str(raised.value)
+    assert re.search(message, error_of(rows_of, own, task, content))
 
 
 def test_missing_files(own: Path) -> None:
@@ -274,11 +274,8 @@ def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("own_cache")
 def test_what_cannot_be_loaded_is_named_on_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"cola:train cannot be loaded: .*; give a folder of TSVs with --glue-dir"
-    ) as raised:
-        read_hub(find_task("CoLA", "task"), str(tmp_path / "none"))
-    assert "\n" not in str(raised.value)
+    said = error_of(read_hub, find_task("CoLA", "task"), str(tmp_path / "none"))
+    assert re.search("cola:train cannot be loaded: .*; give a folder of TSVs with --glue-dir", said)
 
 
 def test_every_task_has_as_many_classes_in_both_forms() -> None:

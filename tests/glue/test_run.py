@@ -40,6 +40,20 @@ def glue(checkpoint: Path, glue_dir: Path, out: Path) -> Glue:
 
 
 @pytest.fixture
+def refused(glue: Glue, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refused(*words)`: the one-line error of the command."""
+
+    def call(*words: object, **where: Path) -> str:
+        capsys.readouterr()
+        assert glue(*words, **where) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        return error
+
+    return call
+
+
+@pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Replaces the fine-tuning; the (task, seed) pairs that were to be run."""
     pairs: list[tuple[str, int]] = []
@@ -123,7 +137,7 @@ def test_small_budgets_and_seeds(glue: Glue, out: Path) -> None:
 
 
 def test_a_quantized_model_is_trained_the_same_and_scored_rounded(
-    glue: Glue, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    glue: Glue, refused: Callable[..., str], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torchao")
     seen: list[int] = []
@@ -139,8 +153,8 @@ def test_a_quantized_model_is_trained_the_same_and_scored_rounded(
     assert seen == [16]  # of 64 inputs
     assert results_of(out)["settings"]["quantize"] == "w4a8"
     for other, now in ((("--quantize", "w8a8"), "w8a8"), ((), "None")):
-        assert glue("--tasks", "SST-2", "--seeds", 1, "--max-steps", 2, *other) == 2
-        assert f"was made with quantize = w4a8, now it is {now}; choose another --out" in capsys.readouterr().err
+        error = refused("--tasks", "SST-2", "--seeds", 1, "--max-steps", 2, *other)
+        assert f"was made with quantize = w4a8, now it is {now}; choose another --out" in error
 
 
 def test_a_pair_repeats_exactly(glue: Glue, out: Path) -> None:
@@ -209,12 +223,12 @@ def test_a_failed_pair_does_not_end_the_others(
 
 def test_results_of_other_settings_data_or_model_are_not_taken(
     glue: Glue,
+    refused: Callable[..., str],
     out: Path,
     tmp_path: Path,
     checkpoint: Path,
     glue_dir: Path,
     trained: list[tuple[str, int]],
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     only = ("--tasks", "CoLA", "--seeds", 1)
     assert glue(*only) == 0
@@ -225,22 +239,13 @@ def test_results_of_other_settings_data_or_model_are_not_taken(
     with open(other_data / "CoLA" / "dev.tsv", "a") as file:
         file.write("gj04\t1\t\tthe film\n")
     (other_model / "tokenizer_config.json").write_text("{}")
-    capsys.readouterr()
-    for call, message in (
-        (
-            lambda: glue(*only, "--learning-rate", "3e-5"),
-            "learning_rate = 2e-05, now it is 3e-05; choose another --out",
-        ),
-        (lambda: glue(*only, "--max-steps", 9), "max_steps = None, now it is 9"),
-        (lambda: glue(*only, folder=other_data), "validation[0].rows = 40, now it is 41"),
-        (lambda: glue(*only, model=other_model), "model = "),
-    ):
-        assert call() == 2
-        assert message in (error := capsys.readouterr().err)
-        assert error.count("\n") == 1
+    faster = refused(*only, "--learning-rate", "3e-5")
+    assert "learning_rate = 2e-05, now it is 3e-05; choose another --out" in faster
+    assert "max_steps = None, now it is 9" in refused(*only, "--max-steps", 9)
+    assert "validation[0].rows = 40, now it is 41" in refused(*only, folder=other_data)
+    assert "model = " in refused(*only, model=other_model)
     (out / "pairs" / "CoLA" / "seed_0.json").write_text('{"score": 99}')
-    assert glue(*only) == 2
-    assert "not a result of dwt-ds glue; delete it" in capsys.readouterr().err
+    assert "not a result of dwt-ds glue; delete it" in refused(*only)
     assert trained == [("CoLA", 0)]
 
 
@@ -278,21 +283,17 @@ def _with(**changed: int) -> Callable[[Path], object]:
     ],
 )
 def test_checkpoints_that_do_not_fit(
-    glue: Glue,
+    refused: Callable[..., str],
     out: Path,
     tmp_path: Path,
     checkpoint: Path,
     trained: list[tuple[str, int]],
-    capsys: pytest.CaptureFixture[str],
     spoil: Callable[[Path], object],
     message: str,
 ) -> None:
     model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     spoil(model)
-    assert glue("--tasks", "CoLA", model=model) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in refused("--tasks", "CoLA", model=model)
     assert trained == []
     assert not out.exists()
 
@@ -310,32 +311,23 @@ def test_checkpoints_that_do_not_fit(
     ],
 )
 def test_wrong_options(
-    glue: Glue,
-    trained: list[tuple[str, int]],
-    capsys: pytest.CaptureFixture[str],
-    words: tuple[str, str],
-    message: str,
+    refused: Callable[..., str], trained: list[tuple[str, int]], words: tuple[str, str], message: str
 ) -> None:
-    assert glue(*words) == 2
-    assert message in capsys.readouterr().err
+    assert message in refused(*words)
     assert trained == []
 
 
-def test_what_is_not_installed_is_named(
-    glue: Glue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_not_installed_is_named(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dwt_ds.glue.options.find_spec", lambda name: None if name == "sklearn" else object())
-    assert glue() == 2
-    assert capsys.readouterr().err == "error: dwt-ds glue needs scikit-learn; pip install 'dwt-ds[study]'\n"
+    assert refused() == "error: dwt-ds glue needs scikit-learn; pip install 'dwt-ds[study]'\n"
 
 
 def test_all_files_are_read_before_the_first_training(
-    glue: Glue, tmp_path: Path, glue_dir: Path, trained: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+    refused: Callable[..., str], tmp_path: Path, glue_dir: Path, trained: list[tuple[str, int]]
 ) -> None:
     folder = Path(shutil.copytree(glue_dir, tmp_path / "glue"))
     (folder / "MRPC" / "dev.tsv").unlink()
-    assert glue(folder=folder) == 2
-    assert "MRPC/dev.tsv: no such file" in capsys.readouterr().err
+    assert "MRPC/dev.tsv: no such file" in refused(folder=folder)
     assert trained == []
 
 
@@ -353,16 +345,14 @@ def test_two_workers_give_what_one_gives(glue: Glue, out: Path, monkeypatch: pyt
 
 
 def test_a_second_command_in_the_folder_and_a_results_file_of_somebody_elses_are_refused(
-    glue: Glue, out: Path, trained: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+    refused: Callable[..., str], out: Path, trained: list[tuple[str, int]]
 ) -> None:
     with FolderLock(out, "here"):
-        assert glue("--tasks", "RTE") == 2
-    assert f"error: --out {out}: this process" in capsys.readouterr().err
+        assert f"error: --out {out}: this process" in refused("--tasks", "RTE")
     out.mkdir(exist_ok=True)
     for mine in ('{"mine": 1}', "not JSON"):
         (out / "results.json").write_text(mine)
-        assert glue("--tasks", "RTE") == 2
-        assert "results.json is not a result of dwt-ds glue; rename it" in capsys.readouterr().err
+        assert "results.json is not a result of dwt-ds glue; rename it" in refused("--tasks", "RTE")
         assert (out / "results.json").read_text() == mine
     assert not trained
 

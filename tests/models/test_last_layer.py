@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from harness import masked_lms
+from harness.masked_lms import V
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.bert.modeling_bert import BertLayer
 
 from dwt_ds.models.dropout import use_cpu_dropout
@@ -13,37 +16,9 @@ from dwt_ds.models.masked_lm.checks import check_against_own_logits
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, encode_at, encoder_mask, finished_mask
 
 SHORTENED = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert"]
-V, B, S = 71, 4, 10
+B, S = 4, 10
+tiny = partial(masked_lms.tiny, layers=3)
 RAGGED = [31, 2, 38, 0, 9, 30, 15]  # no order; 3, 1, 0 and 3 a row
-
-
-def tiny(
-    family: str, *, attention: str = "eager", dropout: float = 0.0, attention_dropout: float = 0.0, **extra: Any
-) -> PreTrainedModel:
-    if family == "distilbert":
-        extra |= {"dropout": dropout, "attention_dropout": attention_dropout}
-    else:
-        extra |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=V,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=24,
-        hidden_dim=24,
-        max_position_embeddings=32,
-        pad_token_id=1,
-        bos_token_id=2,
-        eos_token_id=3,
-        **extra,
-    )
-    model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.train()
 
 
 def batch(masked: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -101,17 +76,6 @@ def test_only_keys_queries_values_and_what_shares_their_module_see_every_token(f
     assert rows == {name: width[name] * (B * S if name in everywhere else count) for name in rows}
     assert len(everywhere) == (4 if family == "distilbert" else 3)
     assert len(rows) - len(everywhere) == (6 if family == "distilbert" else 8)
-
-
-@pytest.mark.parametrize("family", SHORTENED)
-def test_no_rows_still_reach_every_parameter(family: str) -> None:
-    model = tiny(family)
-    rows = encode_at(model, *batch(), torch.empty(0, dtype=torch.int64))
-    assert rows.shape == (0, 16)
-    rows.sum().backward()
-    for name, parameter in model.base_model.named_parameters():
-        assert parameter.grad is not None, name
-        assert not parameter.grad.any(), name
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "cpu"])

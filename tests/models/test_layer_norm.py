@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from harness.apex import install_apex
+from harness.errors import error_of
 from torch import nn
 from torch.nn import functional
 
@@ -51,15 +51,9 @@ class WithoutExtension:
         raise ModuleNotFoundError("No module named 'fused_layer_norm_cuda'")
 
 
-def install_apex(monkeypatch: pytest.MonkeyPatch, layer_norm: Any) -> None:
-    """Puts a package apex in place; None: the one from the Python index, which has no layer norm."""
-    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
-    if layer_norm is None:
-        monkeypatch.delitem(sys.modules, "apex.normalization", raising=False)
-        return
-    normalization = types.ModuleType("apex.normalization")
-    normalization.FusedLayerNorm = layer_norm  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "apex.normalization", normalization)
+def install(monkeypatch: pytest.MonkeyPatch, layer_norm: Any) -> None:
+    """None: none is in this package."""
+    install_apex(monkeypatch, "normalization", **({"FusedLayerNorm": layer_norm} if layer_norm else {}))
 
 
 def student(family: str = "bert") -> nn.Module:
@@ -83,7 +77,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 def test_layer_norms_are_swapped_and_nothing_else_changes(
     family: str, choice: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install_apex(monkeypatch, FakeFusedLayerNorm)
+    install(monkeypatch, FakeFusedLayerNorm)
     model = student(family)
     before = dict(model.named_parameters(remove_duplicate=False))
     expected, names = logits(model), list(model.state_dict())
@@ -100,14 +94,14 @@ def test_layer_norms_are_swapped_and_nothing_else_changes(
 
 
 def test_the_epsilon_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    install_apex(monkeypatch, FakeFusedLayerNorm)
+    install(monkeypatch, FakeFusedLayerNorm)
     model = nn.Sequential(nn.LayerNorm(4, eps=0.5))
     fuse_layer_norms(model, "auto", CPU)
     assert model[0].eps == 0.5
 
 
 def test_layer_norms_without_a_bias_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    install_apex(monkeypatch, FakeFusedLayerNorm)
+    install(monkeypatch, FakeFusedLayerNorm)
     model = student("modernbert")
     assert fuse_layer_norms(model, "auto", CPU) == 0
     with pytest.raises(ValueError, match="no layer norm with a bias to swap"):
@@ -125,20 +119,18 @@ def test_layer_norms_without_a_bias_stay(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_apex_that_does_not_work_is_skipped_or_refused(
     layer_norm: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install_apex(monkeypatch, layer_norm)
+    install(monkeypatch, layer_norm)
     model = student()
     assert fuse_layer_norms(model, "auto", CPU) == 0
     assert any(isinstance(module, nn.LayerNorm) for module in model.modules())
-    with pytest.raises(ValueError, match="build NVIDIA's apex from source") as caught:
-        check_layer_norm("apex", CPU)
-    message = str(caught.value)
+    message = error_of(check_layer_norm, "apex", CPU)
+    assert "build NVIDIA's apex from source" in message
     assert message.startswith(f"fused.layer_norm='apex' is not usable here ({reason}")
     assert "the package called apex on the Python index is another project" in message
-    assert "\n" not in message
 
 
 def test_torch_means_torch_even_if_apex_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    install_apex(monkeypatch, FakeFusedLayerNorm)
+    install(monkeypatch, FakeFusedLayerNorm)
     assert fuse_layer_norms(student(), "torch", CPU) == 0
 
 
@@ -167,7 +159,7 @@ class RefusesNoRows(FakeFusedLayerNorm):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_batch_without_a_label_does_not_reach_the_kernel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_apex(monkeypatch, RefusesNoRows)
+    install(monkeypatch, RefusesNoRows)
     model = student()
     assert fuse_layer_norms(model, "apex", CPU) > 0
     gathered = GatheredMaskedLM(model.to(dtype))  # type: ignore[arg-type]
@@ -188,7 +180,7 @@ def test_the_probe_tries_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
             self.seen.append(len(hidden))
             return super().forward(hidden)
 
-    install_apex(monkeypatch, WrongForNoRows)
+    install(monkeypatch, WrongForNoRows)
     monkeypatch.setattr("dwt_ds.models.layer_norm._taking_no_rows", lambda fused: fused)
     assert why_not_apex(CPU) == ""
     assert WrongForNoRows.seen == [4, 0]

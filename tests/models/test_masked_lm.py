@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from harness.masked_lms import V, tiny
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from dwt_ds.models.masked_lm import wrapper
 from dwt_ds.models.masked_lm.checks import check_against_own_logits, freeze_unused_parameters
@@ -16,35 +17,7 @@ from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, finished_mask
 
 KNOWN = ["bert", "roberta", "distilbert", "modernbert"]
 GENERIC = ["electra", "albert", "esm"]
-NO_BERT_DROPOUT = ["distilbert", "modernbert"]
-V, B, S = 83, 3, 12
-
-
-def tiny(family: str, *, hidden_size: int = 16, attention: str = "eager") -> PreTrainedModel:
-    extra: dict[str, Any] = {"embedding_size": 8} if family in ("electra", "albert") else {}
-    special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 1}
-    if family == "modernbert":
-        special |= {"cls_token_id": 2, "sep_token_id": 3}
-        extra = {"local_attention": 8}  # wider than the padding: eager attention in fp64 gives NaN where all is masked
-    if family == "esm":  # as ESM-2 has it: masked tokens are zeroed, and the other ones scaled by their share
-        extra = {"token_dropout": True, "mask_token_id": 7, "position_embedding_type": "rotary"}
-    fields = {
-        "vocab_size": V,
-        "hidden_size": hidden_size,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 24,
-        "max_position_embeddings": 32,
-        **({"dropout": 0, "attention_dropout": 0} if family == "distilbert" else {}),
-        **({"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if family not in NO_BERT_DROPOUT else {}),
-    }
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **fields, **special, **extra)
-    model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).double()
-    with torch.no_grad():  # biases start at zero, where a missing one would not show
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.train()
+B, S = 3, 12
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -89,17 +62,6 @@ def test_the_encoders_output_at_all_tokens(family: str) -> None:
     own = model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0].flatten(0, 1)
     real = attention_mask.flatten().bool()
     torch.testing.assert_close(everywhere[real], own[real], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("hidden_size", [8, 32])
-def test_gathered_logits_at_other_widths(hidden_size: int) -> None:
-    model = tiny("bert", hidden_size=hidden_size)
-    input_ids, attention_mask, positions = batch()
-    gathered = GatheredMaskedLM(model)
-    assert gathered(input_ids, attention_mask, positions).shape == (5, hidden_size)
-    assert gathered.decoder_weight.shape == (V, hidden_size)
-    own = model(input_ids=input_ids, attention_mask=attention_mask).logits.flatten(0, 1)[positions]
-    torch.testing.assert_close(logits_of(gathered, input_ids, attention_mask, positions), own, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", KNOWN + GENERIC)

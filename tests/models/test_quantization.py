@@ -149,41 +149,6 @@ class TestWithTorchao:
         assert logits(copied).equal(logits(model()))
         assert not logits(student).equal(logits(model()))
 
-    def test_training_rounds_from_the_start_step_on_and_resumes_exactly(self) -> None:
-        def step(student: PreTrainedModel, optimizer: torch.optim.Optimizer) -> float:
-            loss = functional.cross_entropy(student(input_ids=batch()).logits.flatten(0, 1), batch().flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.item()
-
-        def start(prepared: bool) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
-            student = model()
-            if prepared:
-                add_fake_quantizers(student, quantization)
-            return student, torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
-
-        def run(student: PreTrainedModel, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
-            losses = []
-            for number in steps:
-                switch_fake_quantizers(student, number >= quantization.start_step)
-                losses.append(step(student, optimizer))
-            return losses
-
-        quantization = Quantization(weight_bits=4, start_step=2)
-        plain, prepared = run(*start(False), range(5)), run(*start(True), range(5))
-        assert prepared[:2] == plain[:2]
-        assert prepared[2] != plain[2]
-        assert prepared[4] < prepared[0]
-
-        student, optimizer = start(True)
-        run(student, optimizer, range(3))
-        states = student.state_dict(), optimizer.state_dict()
-        resumed, its_optimizer = start(True)
-        resumed.load_state_dict(states[0])
-        its_optimizer.load_state_dict(states[1])
-        assert run(resumed, its_optimizer, range(3, 5)) == prepared[3:]
-
     @pytest.mark.parametrize("family", ["bert", "modernbert", "electra"])
     def test_embeddings_and_head_when_asked_for(self, family: str) -> None:
         student = model(family).eval()

@@ -73,18 +73,6 @@ def test_several_members_in_one_compressed_file(tmp_path: Path, suffix: str) -> 
     assert read_file(path)[0] == ["One.", "Two."]
 
 
-def test_invalid_utf8_is_replaced_and_counted(tmp_path: Path) -> None:
-    path = tmp_path / "latin1.txt"
-    path.write_bytes(
-        "Good line.\nCaf\u00e9 in Latin-1, na\u00efve.\n\ufffd was there before.\n".encode("latin-1", "replace")
-    )
-    documents, counts = read_file(path)
-    assert documents == ["Good line.\nCaf\ufffd in Latin-1, na\ufffdve.\n? was there before."]
-    assert counts.invalid_utf8 == 2
-    path.write_text("\ufffd was there before.\n")
-    assert read_file(path)[1].invalid_utf8 == 0
-
-
 def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "bom.txt"
     path.write_bytes("\ufeffTitle\n".encode())

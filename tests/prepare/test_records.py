@@ -206,17 +206,6 @@ def test_file_names_that_are_not_utf_8_are_refused_at_the_start(tmp_path: Path) 
             find_files([f"{tmp_path}/{pattern}"], TextForm())
 
 
-def test_words_of_the_command_that_are_not_utf_8_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.txt").write_text("Some text.\n")
-    words = ["prepare", "--text", f"{tmp_path}/a.txt", "--out", f"{tmp_path}/out", "--tokenizer", "x"]
-    assert main([*words, "--text", os.fsdecode(b"caf\xe9")]) == 2
-    said = capfd.readouterr().err
-    assert said.startswith(
-        r"error: text='caf\udce9': has a line break, a control character or a byte that is not UTF-8"
-    )
-    assert not (tmp_path / "out").exists()
-
-
 def test_output_and_manifest_tell_what_was_read_and_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,28 +49,22 @@ def test_a_logged_step_is_one_plain_line_where_there_is_no_terminal(capsys: pyte
     assert err == ""
 
 
-def test_without_a_teacher_the_loss_has_one_part(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(0, 100, shown=True)
-    progress.line(ROW | {"loss": 5.25, "soft_loss": 0.0}, peak_memory_bytes=1, seconds_left=1)
+@pytest.mark.parametrize(
+    ("hard_weight", "changed", "text"),
+    [
+        (1.0, {"loss": 5.25, "soft_loss": 0.0}, "  loss 5.2500 = hard 5.2500  lr 5.00e-04"),  # without a teacher
+        (0.5, {}, "  loss 6.5000 = 0.5 x hard 5.2500 + 2.5 x soft 0.5000"),
+        (1.0, {"mfu": 0.48, "mfu_student": 0.39}, "  MFU 48% (39% student)  data wait"),
+        (1.0, {"mfu": 0.4, "mfu_student": 0.4}, "  MFU 40%  data wait"),
+    ],
+)
+def test_a_line_says_what_is_not_as_usual(
+    hard_weight: float, changed: dict[str, float], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress(0, 100, hard_weight=hard_weight, shown=True)
+    progress.line(ROW | changed, peak_memory_bytes=1, seconds_left=1)
     progress.close()
-    assert "loss 5.2500 = hard 5.2500  lr 5.00e-04" in capsys.readouterr().out
-
-
-def test_another_hard_weight_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(0, 100, hard_weight=0.5, shown=True)
-    progress.line(ROW, peak_memory_bytes=1, seconds_left=1)
-    progress.close()
-    assert "loss 6.5000 = 0.5 x hard 5.2500 + 2.5 x soft 0.5000" in capsys.readouterr().out
-
-
-def test_the_mfu_of_a_step_with_a_teacher_has_the_students_part_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(0, 100, shown=True)
-    progress.line(ROW | {"mfu": 0.48, "mfu_student": 0.39}, peak_memory_bytes=1, seconds_left=1)
-    progress.line(ROW | {"mfu": 0.4, "mfu_student": 0.4}, peak_memory_bytes=1, seconds_left=1)
-    progress.close()
-    first, alone = capsys.readouterr().out.splitlines()
-    assert "  MFU 48% (39% student)  data wait" in first
-    assert "  MFU 40%  data wait" in alone
+    assert text in capsys.readouterr().out
 
 
 def test_an_evaluation_in_words() -> None:

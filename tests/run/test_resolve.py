@@ -61,10 +61,12 @@ def test_positions_of_a_row_are_its_labels_and_what_the_soft_loss_sees(resolved:
 
 
 def test_an_adaptive_weight_needs_held_out_rows_where_they_are_known(tiny_recipe: Path, corpus: Corpus) -> None:
-    recipe = load_recipe(str(tiny_recipe), ["distill.soft_weight={schedule: adaptive, start: 2}"])
+    adaptive, none = "distill.soft_weight={schedule: adaptive, start: 2}", replace(corpus, validation_rows=0)
+    recipe = load_recipe(str(tiny_recipe), [adaptive])
     assert resolve(recipe, None, 2, replace(corpus, validation_rows=None)).total_steps == 4
     with pytest.raises(ValueError, match="has no held-out rows for the teacher"):
-        resolve(recipe, None, 2, replace(corpus, validation_rows=0))
+        resolve(recipe, None, 2, none)
+    resolve(load_recipe(str(tiny_recipe), [adaptive, "teacher.path=null"]), None, 2, none)
 
 
 def test_a_weight_that_follows_the_learning_rate_needs_its_highest(resolved: Callable[..., Resolved]) -> None:

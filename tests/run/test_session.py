@@ -187,22 +187,30 @@ def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(mon
     assert losses == {"loss": 1, "hard": 2, "soft": 1, "shared_hard": 2}
 
 
+def watched(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[Session, list[tuple[torch.Tensor, ...]]]:
+    """A session whose adaptive weight notes the hard and the soft loss that it is shown."""
+    observed: list[tuple[torch.Tensor, ...]] = []
+    session = bare_session(RunConfig(**settings), 4, teacher=SimpleNamespace())
+    adaptive = SimpleNamespace(observe=lambda hard, soft, _: observed.append((hard, soft)))
+    session._soft_weight._adaptive = adaptive  # type: ignore[assignment]
+    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
+    monkeypatch.setattr(session, "_note_skip", lambda done: None)
+    return session, observed
+
+
 @pytest.mark.parametrize(("aligned", "seen"), [(0.0, []), (0.25, [3.0])])
 def test_a_step_without_aligned_tokens_is_not_a_loss_of_0(
     aligned: float, seen: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The adaptive weight would take it for a student that knows all."""
-    observed: list[torch.Tensor] = []
-    config = RunConfig(teacher=TeacherConfig(path="any", vocabulary="shared"))
-    session = bare_session(config, 4, teacher=SimpleNamespace())
-    session._soft_weight._adaptive = SimpleNamespace(observe=lambda hard, *_: observed.append(hard))  # type: ignore[assignment]
+    session, observed = watched(monkeypatch, teacher=TeacherConfig(path="any", vocabulary="shared"))
     one = torch.tensor(1.0)
-    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
-    monkeypatch.setattr(session, "_note_skip", lambda done: None)
     session._meter.add(Losses(one, one, one, 3 * one if seen else 0 * one))
     scalars = LossScalars(one, one, hard_rows=one, soft_rows=one, hidden_rows=one)
     session.end_step(StepNumbers(1, scalars, 1.0, 1.0, 0.1, 0 * one, aligned_share=torch.tensor(aligned)))
-    assert [float(hard) for hard in observed if hard.isfinite()] == pytest.approx([x / session._divisor for x in seen])
+    assert [float(hard) for hard, _ in observed if hard.isfinite()] == pytest.approx(
+        [x / session._divisor for x in seen]
+    )
 
 
 @pytest.mark.parametrize(("whole", "seen"), [(2.0, [0.5]), (float("inf"), []), (float("nan"), [])])
@@ -210,18 +218,14 @@ def test_the_weight_compares_soft_and_hard_loss_on_the_same_tokens(
     whole: float, seen: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The soft loss of all its rows is logged; one that overflowed is left out."""
-    observed: list[torch.Tensor] = []
-    config = RunConfig(teacher=TeacherConfig(path="any"), distill=DistillConfig(soft_positions=0.3))
-    session = bare_session(config, 4, teacher=SimpleNamespace())
-    session._soft_weight._adaptive = SimpleNamespace(observe=lambda hard, soft, _: observed.append(soft))  # type: ignore[assignment]
+    further = {"teacher": TeacherConfig(path="any"), "distill": DistillConfig(soft_positions=0.3)}
+    session, observed = watched(monkeypatch, **further)
     one = torch.tensor(1.0)
-    monkeypatch.setattr(ranks, "reduce_sum", lambda values: values)
-    monkeypatch.setattr(session, "_note_skip", lambda done: None)
     for labelled_soft in (0.25, 0.75):
         session._meter.add(Losses(one, one, torch.tensor(whole), labelled_soft=torch.tensor(labelled_soft)))
     session.end_step(numbers_of(1))
     assert session._divisor == 2
-    assert [float(soft) for soft in observed if soft.isfinite()] == seen
+    assert [float(soft) for _, soft in observed if soft.isfinite()] == seen
     assert session._meter.row()["labelled_soft_loss"] == 0.5
     assert "labelled_soft_loss" not in session._meter.row(with_teacher=False)
 
@@ -229,10 +233,7 @@ def test_the_weight_compares_soft_and_hard_loss_on_the_same_tokens(
 @pytest.mark.parametrize("skipped", [False, True])
 def test_the_weight_does_not_follow_a_step_that_was_skipped(skipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a spike is finite, and would move the averages for many steps."""
-    observed: list[torch.Tensor] = []
-    session = bare_session(RunConfig(teacher=TeacherConfig(path="any")), 4, teacher=SimpleNamespace())
-    session._soft_weight._adaptive = SimpleNamespace(observe=lambda hard, *_: observed.append(hard))  # type: ignore[assignment]
-    monkeypatch.setattr(session, "_note_skip", lambda done: None)
+    session, observed = watched(monkeypatch, teacher=TeacherConfig(path="any"))
     session.student.optimizer.overflow = skipped
     session.end_step(numbers_of(1))
     assert len(observed) == (0 if skipped else 1)

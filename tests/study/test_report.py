@@ -20,6 +20,7 @@ from dwt_ds.study.folder import StudyFolder
 from dwt_ds.study.grid import load_grid
 from dwt_ds.study.grid_section import runs_of_grid
 from dwt_ds.study.overview import overview
+from dwt_ds.study.page import Page
 from dwt_ds.study.records import RunRecord, named_runs
 from dwt_ds.study.report import write_report
 from dwt_ds.study.tables import Compared
@@ -332,6 +333,18 @@ def test_folders_below_home(tmp_path: Path, tiny_data: Path, monkeypatch: pytest
     assert write_report([Path("~/runs/a")]) == tmp_path / "runs" / "a" / "report" / "index.html"
     assert write_report([Path("~/runs/a")], Path("~/page")) == tmp_path / "page" / "index.html"
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_page_of_somebody_elses_is_not_written_over(tmp_path: Path, tiny_data: Path, refusal: Refusal) -> None:
+    run, _ = compared(tmp_path, tiny_data, None)
+    page = tmp_path / "site" / "index.html"
+    page.parent.mkdir()
+    page.write_text("<html>my site</html>")
+    assert "index.html is not a report; rename it" in refusal("report", run, "--out", page.parent)
+    assert page.read_text() == "<html>my site</html>"
+    Page("Run: a").write(page)
+    assert main(["report", run, "--out", str(page.parent)]) == 0
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path: Path, refusal: Refusal) -> None:
