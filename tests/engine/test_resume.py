@@ -116,3 +116,11 @@ def test_a_converted_checkpoint_stays_until_the_last_rank_has_read_it(run_ranks:
     for rank in run_ranks([["-c", CONVERTED, str(tmp_path)]] * 2):
         assert rank.code == 0, rank.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_converted_checkpoint_that_cannot_be_deleted_is_left(run_ranks: Run, tmp_path: Path) -> None:
+    """Rank 0 alone would see the error, and end while the others wait for it."""
+    link = CONVERTED.replace("universal.mkdir()", "universal.symlink_to(path.parent)")  # which rmtree refuses
+    [rank] = run_ranks([["-c", link, str(tmp_path)]])
+    assert rank.code == 0, rank.err
+    assert [left.name for left in tmp_path.iterdir()] == ["step_00000004.universal"]
