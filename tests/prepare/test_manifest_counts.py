@@ -138,7 +138,7 @@ def test_mostly_unknown_text_is_refused_unless_allowed(
     assert run(*words)[0] == 0  # finished
 
 
-def test_a_folder_of_before_opens_and_says_nothing_it_does_not_know(tmp_path: Path, packed: PreparedData) -> None:
+def test_a_folder_of_before_opens_and_says_nothing_it_does_not_know(packed: PreparedData) -> None:
     values = json.loads(packed.manifest.to_json())
     for name in ("characters_seen", "characters_kept", "dropped_characters", "unknown_share", "unknown_characters"):
         del values[name]

@@ -35,7 +35,7 @@ def test_an_error_in_a_worker_reaches_the_caller(workers: int) -> None:
         list(ordered_map(int, ["1", "2", "three", "4"], workers))
 
 
-def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
+def test_a_killed_worker_is_reported() -> None:
     with pytest.raises(ChildProcessError, match="a worker process was killed .*fewer than 2 workers"):
         list(ordered_map(os._exit, [9], 2))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +13,7 @@ from dwt_ds.run import models as run_models
 
 
 @pytest.mark.parametrize("family", ["bert", "electra"])
-def test_a_student_with_flash_attention_is_checked_with_another(
-    family: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_student_with_flash_attention_is_checked_with_another(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flash attention is not to be had here: whatever runs the model with it fails, as on a GPU in fp32."""
     shape = StudentConfig(family=family, layers=1, hidden_size=16, num_heads=2, max_positions=32)
     tokens = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}

@@ -155,9 +155,7 @@ def test_a_data_folder_that_holds_nothing_out_is_evaluated_on_the_sets(
     assert evaluated(resolved, alone=True)[0] == {"eval_hard_loss.books": 2.0}
 
 
-def test_a_set_without_a_token_to_predict_is_refused(
-    settings: Callable[..., Resolved], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_without_a_token_to_predict_is_refused(settings: Callable[..., Resolved], tiny_data: Path) -> None:
     resolved = settings(f"train.eval_sets.books={tiny_data}", "data.label_draw=bernoulli", "data.mask_probability=1e-9")
     assert error_of(evaluated, resolved) == (
         f"train.eval_sets.books: {tiny_data}: its held-out rows have no token to predict; prepare more text"

@@ -46,7 +46,7 @@ def other(teacher: Path, tiny_data: Path) -> OtherVocabulary:
     return found
 
 
-def test_entries_to_grow_from_mean_the_same(other: OtherVocabulary, teacher: Path, tiny_data: Path) -> None:
+def test_entries_to_grow_from_mean_the_same(other: OtherVocabulary, tiny_data: Path) -> None:
     """`the` is `Ġthe`; special tokens go by their role."""
     ours = PreparedData.open(tiny_data).tokenizer().get_vocab()
     theirs = {index: entry for entry, index in other._teacher.get_vocab().items()}

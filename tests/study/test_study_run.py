@@ -57,7 +57,7 @@ def test_a_failed_run_does_not_stop_the_others_and_the_next_start_repeats_it(
 
 
 def test_seeds_that_are_added_later_join_the_earlier_ones(
-    exit_codes: dict[int, int], remapping: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exit_codes: dict[int, int], remapping: list[str], tmp_path: Path
 ) -> None:
     """Also where only the teacher was trained before."""
     study = tmp_path / "study"
