@@ -220,23 +220,28 @@ def unusable_reason(name: str, device: torch.device) -> str:
 
 
 def replay_adam_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Repeat the steps of a loaded checkpoint in the C++ state of DeepSpeed's CPU Adam, so that a resume is exact.
+    """Repeat the steps of a loaded checkpoint in the C++ state of DeepSpeed's Adam on a CPU, so that a resume is exact.
 
     It computes the powers of the betas by one multiplication a step. After a jump in the step count it uses std::pow,
     which may differ in the last bit. (DeepSpeed 0.19.8, `Adam_Optimizer::IncrementStep` in csrc/includes/cpu_adam.h.)
     """
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
-    if not isinstance(optimizer, DeepSpeedCPUAdam):
+    adam = getattr(optimizer, "aux_optimizer", optimizer)  # Muon's, for what is no matrix
+    if not isinstance(adam, (DeepSpeedCPUAdam, FusedAdam)) or adam.param_groups[0]["params"][0].device.type != "cpu":
         return
-    group = optimizer.param_groups[0]
-    steps = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
-    dummies = [torch.zeros(1) for _ in range(4)]  # weight, gradient and moments
+    group = adam.param_groups[0]
+    steps = max((int(state.get("step", 0)) for state in adam.state.values()), default=0)
+    weight, gradient, *moments = (torch.zeros(1) for _ in range(4))
     rate, eps, decay = 0.0, 1.0, 0.0
     for step in range(1, steps + 1):
-        optimizer.ds_opt_adam.adam_update(
-            optimizer.opt_id, step, rate, *group["betas"], eps, decay, group["bias_correction"], *dummies
-        )
+        if isinstance(adam, DeepSpeedCPUAdam):
+            settings = (step, rate, *group["betas"], eps, decay, group["bias_correction"])
+            adam.ds_opt_adam.adam_update(adam.opt_id, *settings, weight, gradient, *moments)
+        else:
+            lists = [[gradient], [weight], *([moment] for moment in moments)]
+            settings = (rate, *group["betas"], eps, step, adam.adam_w_mode, group["bias_correction"], decay)
+            adam.multi_tensor_adam(1, adam._dummy_overflow_buf, lists, *settings)
 
 
 def _construct(name: str, parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:

@@ -134,16 +134,23 @@ def test_lion_and_adagrad_learn_offloaded() -> None:
 
 
 @pytest.mark.slow  # it is compiled at its first use
-def test_a_resumed_cpu_adam_repeats_its_steps_to_the_last_bit() -> None:
+@pytest.mark.parametrize("name", ["DeepSpeedCPUAdam", "FusedAdam"])
+@pytest.mark.parametrize("within_muon", [False, True])
+def test_a_resumed_adam_of_a_cpu_repeats_its_steps_to_the_last_bit(name: str, within_muon: bool) -> None:
     """31 steps, and 26 of them again by an optimizer that loaded the state of step 5."""
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from deepspeed.ops import adam
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(64, generator=generator)
     gradients = torch.randn(31, 64, generator=generator)
 
     def make(values: torch.Tensor) -> torch.optim.Optimizer:
-        return DeepSpeedCPUAdam([nn.Parameter(values.clone())], lr=0.01, weight_decay=0.01)
+        parameters, settings = [nn.Parameter(values.clone())], {"lr": 0.01, "weight_decay": 0.01}
+        if within_muon:
+            groups = [{"params": parameters, "use_muon": False, **settings}]
+            return MuonWithAuxAdam(groups, getattr(adam, name), settings)
+        return getattr(adam, name)(parameters, **settings)
 
     def walk(optimizer: torch.optim.Optimizer, steps: range) -> torch.Tensor:
         parameter = optimizer.param_groups[0]["params"][0]
