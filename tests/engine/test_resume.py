@@ -123,4 +123,4 @@ def test_a_converted_checkpoint_that_cannot_be_deleted_is_left(run_ranks: Run, t
     link = CONVERTED.replace("universal.mkdir()", "universal.symlink_to(path.parent)")  # which rmtree refuses
     [rank] = run_ranks([["-c", link, str(tmp_path)]])
     assert rank.code == 0, rank.err
-    assert [left.name for left in tmp_path.iterdir()] == ["step_00000004.universal"]
+    assert [left.name for left in tmp_path.iterdir()] == ["step_00000004.universal.tmp"]
