@@ -13,6 +13,7 @@ from dwt_ds.config.quantization import Quantization
 from dwt_ds.config.recipe import load_recipe, recipe_names
 from dwt_ds.config.schema import StudentConfig
 from dwt_ds.data.overlap import Overlap
+from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.models.build import DataSizes, build_student, check_attention, parameter_count, student_model_config
 from dwt_ds.models.flops import meta_model
 from dwt_ds.models.load import load_model_config
@@ -99,7 +100,8 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     if teacher is None:
         return Shapes(student, None, "")
     trained_on = None if trainer is None else trainer.config.data.dir
-    check_reads_rows(settings.config, settings.corpus.seq_len, teacher.config, trained_on)
+    if TeacherRelease(settings.config, settings.total_steps).step != 0:  # else a run never loads it
+        check_reads_rows(settings.config, settings.corpus.seq_len, teacher.config, trained_on)
     overlap, overlap_source = find_overlap(settings.config, settings.corpus.vocab_size, teacher.config, trained_on)
     return Shapes(student, meta_model(teacher.config), teacher.source, overlap, overlap_source)
 

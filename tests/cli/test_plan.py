@@ -131,13 +131,20 @@ def test_mistakes(arguments: list[str], words: str, refusal: Refusal) -> None:
 
 
 def test_a_teacher_that_cannot_read_the_rows(
-    tiny_data: Path, tiny_recipe: Path, bpe_teacher: Path, tmp_path: Path, refusal: Refusal
+    tiny_data: Path,
+    tiny_recipe: Path,
+    bpe_teacher: Path,
+    tmp_path: Path,
+    refusal: Refusal,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = refusal("plan", tiny_recipe, f"teacher.path={bpe_teacher}", "--gpu", "cpu")
     assert "its vocabulary of 500 tokens is not the 298 of the data folder" in other
     short = save_tiny_bert(AutoTokenizer.from_pretrained(tiny_data / "tokenizer"), tmp_path / "short", positions=16)
     words = f"teacher.path='{short}': the rows have 32 tokens, the model has positions for 16"
     assert words in refusal("plan", tiny_recipe, f"teacher.path={short}", "--gpu", "cpu")
+    never_loaded = [f"teacher.path={bpe_teacher}", "distill.soft_weight=0", "--gpu", "cpu"]
+    assert "ZeRO-2" in plan(capsys, str(tiny_recipe), *never_loaded)
 
 
 @pytest.mark.parametrize("name", ["data #1", "2024", "'q'", "null", "[1]"])
