@@ -227,21 +227,22 @@ def replay_adam_steps(optimizer: torch.optim.Optimizer) -> None:
     """
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
-    adam = getattr(optimizer, "aux_optimizer", optimizer)  # Muon's, for what is no matrix
-    if not isinstance(adam, (DeepSpeedCPUAdam, FusedAdam)) or adam.param_groups[0]["params"][0].device.type != "cpu":
+    adam: Any = getattr(optimizer, "aux_optimizer", optimizer)  # Muon's, for what is no matrix
+    fused = isinstance(adam, FusedAdam) and adam._dummy_overflow_buf.device.type == "cpu"
+    if not fused and not isinstance(adam, DeepSpeedCPUAdam):
         return
     group = adam.param_groups[0]
     steps = max((int(state.get("step", 0)) for state in adam.state.values()), default=0)
     weight, gradient, *moments = (torch.zeros(1) for _ in range(4))
     rate, eps, decay = 0.0, 1.0, 0.0
     for step in range(1, steps + 1):
-        if isinstance(adam, DeepSpeedCPUAdam):
-            settings = (step, rate, *group["betas"], eps, decay, group["bias_correction"])
-            adam.ds_opt_adam.adam_update(adam.opt_id, *settings, weight, gradient, *moments)
-        else:
+        if fused:
             lists = [[gradient], [weight], *([moment] for moment in moments)]
             settings = (rate, *group["betas"], eps, step, adam.adam_w_mode, group["bias_correction"], decay)
             adam.multi_tensor_adam(1, adam._dummy_overflow_buf, lists, *settings)
+        else:
+            settings = (step, rate, *group["betas"], eps, decay, group["bias_correction"])
+            adam.ds_opt_adam.adam_update(adam.opt_id, *settings, weight, gradient, *moments)
 
 
 def _construct(name: str, parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:

@@ -53,10 +53,12 @@ def report_models(
         f"{resolved.corpus.rows:,} rows in {config.data.dir}"
     )
     say(f"student: {config.student.family}, {ours:,} parameters")
-    unread = {name: p.numel() for name, p in objective.student.model.named_parameters() if not p.requires_grad}
-    if unread:
-        named = ", ".join([*unread][:3]) + (f" and {len(unread) - 3} more tensors" if len(unread) > 3 else "")
-        say(f"the logits do not depend on {sum(unread.values()):,} of these, which are not trained: {named}")
+    fixed = {name: p.numel() for name, p in objective.student.model.named_parameters() if not p.requires_grad}
+    if fixed:
+        named = ", ".join([*fixed][:3]) + (f" and {len(fixed) - 3} more tensors" if len(fixed) > 3 else "")
+        say(
+            f"{sum(fixed.values()):,} of these are not trained, as they are constant or the logits ignore them: {named}"
+        )
     if resolved.quantization is not None:
         say(f"quantization-aware: {resolved.quantization.describe()}")
     if released is not None:

@@ -53,16 +53,16 @@ def test_a_resume_keeps_to_what_its_run_began_with(tiny_run: TinyRun, tmp_path: 
     run, settings = tmp_path / "run", [*SETTINGS, "train.max_steps=4"]
     tiny_run(run, *settings)
     back_to(2, run, tmp_path / "without")
-    output = tiny_run(tmp_path / "without", *settings, "distill.hidden_weight=0", code=2)
+    output = tiny_run(tmp_path / "without", *SETTINGS, "distill.hidden_weight=0", code=2)
     assert "error: distill.hidden_weight: this run began with a hidden loss, which ends with its teacher; " in output
 
     plain = tmp_path / "plain"
     tiny_run(plain, *settings, "distill.hidden_weight=0")
     back_to(2, plain, tmp_path / "with")
-    output = tiny_run(tmp_path / "with", *settings, code=2)
+    output = tiny_run(tmp_path / "with", *SETTINGS, code=2)
     assert "error: distill.hidden_weight: this run began with none; " in output
 
     tiny_run(tmp_path / "wide", "teacher.path=null", "train.max_steps=1")
     back_to(2, run, tmp_path / "other")
-    output = tiny_run(tmp_path / "other", *settings, f"teacher.path={tmp_path / 'wide' / 'export'}", code=2)
+    output = tiny_run(tmp_path / "other", *SETTINGS, f"teacher.path={tmp_path / 'wide' / 'export'}", code=2)
     assert "its hidden states have 32 columns, and this run began with a teacher of 16; choose another" in output
