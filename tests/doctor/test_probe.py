@@ -86,3 +86,10 @@ def test_the_other_package_of_that_name_is_reported(install: Callable[[str], Non
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").touch()
     assert check_apex() == {"installed": True, "problem": "not NVIDIA's package"}
+
+
+def test_a_slow_build_is_not_taken_for_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "run", lambda command, seconds: (124, "", "no answer"))
+    [operator] = probe._build_operators()
+    assert operator["problem"] == "not built within 900 s"
+    assert "less busy" in operator["fix"]
