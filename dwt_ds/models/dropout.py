@@ -39,7 +39,7 @@ def use_cpu_dropout(model: PreTrainedModel) -> None:
     """Swap the model's dropout modules, and its eager attention, in place; call it before training on a CPU."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout:
-            model.set_submodule(name, CpuDropout(module.p))
+            model.set_submodule(name, CpuDropout(module.p).train(module.training))
     if model.config._attn_implementation == "eager" and type(model)._supports_attention_backend:
         model.set_attn_implementation(_CPU_ATTENTION)
 
