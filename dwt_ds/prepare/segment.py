@@ -18,16 +18,21 @@ import regex
 
 _LIBRARIES = {"Chinese": "jieba", "Thai": "pythainlp"}
 _BY_CHARACTER = "by character"
-# Tried in this order: runs of a script without spaces; words of other scripts, whose letters may have a joiner or
-# non-joiner between them; symbols, with an emoji of several characters as one.
+_OTHERS = r"[\p{Hiragana}\p{Katakana}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc]"
+_WITHOUT_SPACES = rf"[\p{{Han}}\p{{Thai}}{_OTHERS}]"
+_IN_WORD = rf"[[\p{{Letter}}\p{{Mark}}\p{{Number}}]--{_WITHOUT_SPACES}]"
+# Tried in this order: runs of a script without spaces; words of other scripts, which end where such a run begins
+# (iPhone手机) and whose letters may have a joiner or non-joiner between them; symbols, with an emoji of several
+# characters as one.
 _RUN = regex.compile(
-    r"(?P<Chinese>\p{Han}+)"
+    r"(?P<Chinese>(?:\p{Han}\p{Mark}*)+)"
     r"|(?P<Thai>\p{Thai}+)"
-    r"|(?P<unspaced>[\p{Hiragana}\p{Katakana}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc]+)"
-    r"|[\p{Letter}\p{Mark}\p{Number}][\p{Letter}\p{Mark}\p{Number}\u200c\u200d]*(?:['\u2019][\p{Letter}\p{Mark}]+)*"
-    r"|(?!\s)\X"
+    rf"|(?P<unspaced>(?:{_OTHERS}\p{{Mark}}*)+)"
+    rf"|{_IN_WORD}[{_IN_WORD}\u200c\u200d]*(?:['\u2019][{_IN_WORD}--\p{{Number}}]+)*"
+    r"|(?!\s)\X",
+    regex.VERSION1,
 )
-_UNSPACED = regex.compile(r"[\p{Han}\p{Thai}\p{Hiragana}\p{Katakana}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc]")
+_UNSPACED = regex.compile(_WITHOUT_SPACES, regex.VERSION1)
 _CHARACTER = regex.compile(r"\X")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 
