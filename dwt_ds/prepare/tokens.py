@@ -187,7 +187,7 @@ def _with_words(
     """The tokens of `encodings`, with the words of their `texts`.
 
     A token starts a word if it begins in a later word than the one in which the token before it ends. A single space
-    before a word belongs to the word; line ends and other spaces are words of their own.
+    before a word belongs to the word; line ends and other spaces are words of their own, all bytes of one together.
 
     Args:
         bytes_of_tokens: (V,) the byte that a token of byte fallback stands for, -1 for other tokens.
@@ -209,6 +209,7 @@ def _with_words(
     start, end = (offsets + np.repeat(begins[:-1], lengths)[:, None]).T
     if bytes_of_tokens is not None:
         start, end = by_character(start, end, bytes_of_tokens[ids])
+    inside_character = start[1:] < end[:-1]
     start = np.minimum(start, len(text) - 1)
     is_blank = before[end] <= before[start]
     stands_alone = is_blank & ~(starts_word[end] & (end - start <= 1) & (characters[start] == ord(" ")))
@@ -216,7 +217,7 @@ def _with_words(
     last_word = np.maximum(first_word, np.searchsorted(words, end - 1, side="right") - 1)
     last_word[stands_alone] = first_word[stands_alone] - 1
     starts = np.ones(len(ids), dtype=bool)
-    starts[1:] = (first_word[1:] > last_word[:-1]) | stands_alone[1:]
+    starts[1:] = ((first_word[1:] > last_word[:-1]) | stands_alone[1:]) & ~inside_character
     starts[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
     return Tokens(ids, starts, lengths)
 

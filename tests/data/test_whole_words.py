@@ -106,6 +106,17 @@ def test_bytes_of_unknown_characters_are_words_by_character(tmp_path: Path) -> N
     assert [tokenizer.decode(word.tolist()).strip() for word in words] == ["The", "lamp", *"龘龘齾.齾", "lamp"]
 
 
+def test_the_bytes_of_a_rare_space_are_one_word(tmp_path: Path) -> None:
+    """French has narrow spaces before its marks; byte-level BPE has no entry for a whole one."""
+    tokenizer = tokenizer_of("byte-level BPE")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder = SentenceEncoder(str(tmp_path / "tokenizer.json"), tokenizer.get_vocab_size())
+    ids, starts_word, _ = encoder.encode([SentenceInText(None, "Where\u202f? Here\u2003\u2028there.")])
+    words = np.split(ids, np.flatnonzero(starts_word)[1:])
+    expected = ["Where", "\u202f", "?", " Here", "\u2003", "\u2028", "there", "."]
+    assert [tokenizer.decode(word.tolist()) for word in words] == expected
+
+
 @pytest.fixture(scope="module")
 def many_languages(tmp_path_factory: pytest.TempPathFactory, make: Make) -> PreparedData:
     """All languages in byte-level BPE, in rows of 32 tokens."""
