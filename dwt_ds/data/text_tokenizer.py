@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 Form = dict[str, Any]
 """A tokenizer or a part of one, as in tokenizer.json."""
+BYTE_ENTRIES = {f"<0x{byte:02X}>" for byte in range(256)}
 _BYTE = regex.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -37,12 +38,15 @@ def load_form(form: Form) -> Tokenizer:
 
 def _hide_special_tokens(form: Form) -> None:
     """Give special tokens names that occur in no text, with the same ids: some models find them as entries of the
-    vocabulary in spite of `encode_special_tokens`. One that BPE merges need is also text, and keeps its name."""
+    vocabulary in spite of `encode_special_tokens`. One that text needs keeps its name: pieces of BPE merges, and the
+    bytes of byte fallback, which the library's trainers can only make as special tokens."""
     model = form["model"]
-    merged = {piece for pair in model.get("merges", []) for piece in (*pair, "".join(pair))}
+    of_text = {piece for pair in model.get("merges", []) for piece in (*pair, "".join(pair))}
+    if model.get("byte_fallback"):
+        of_text |= BYTE_ENTRIES
     hidden = {}
     for token in form["added_tokens"]:
-        if token["special"] and token["content"] not in merged:
+        if token["special"] and token["content"] not in of_text:
             hidden[token["content"]] = token["content"] = f"\0{token['content']}\0"
     vocabulary = model["vocab"]
     if isinstance(vocabulary, list):

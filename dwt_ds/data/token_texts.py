@@ -56,14 +56,14 @@ class TokenTexts:
                 "text back; choose WordPiece, byte-level BPE, a SentencePiece model or characters"
             )
         texts, joins_left, joins_right = found
+        for token in form["added_tokens"]:
+            is_ordinary[token["id"]] = False
+            texts[token["id"]] = b"" if token["special"] else token["content"].encode()
         if form["model"].get("byte_fallback"):
             byte = bytes_of_fallback(entries)
             is_ordinary &= byte < 0
             for index in np.flatnonzero(byte >= 0).tolist():
                 texts[index] = bytes([byte[index]])
-        for token in form["added_tokens"]:
-            is_ordinary[token["id"]] = False
-            texts[token["id"]] = b"" if token["special"] else token["content"].encode()
         for index in tokenizer.all_special_ids:
             is_ordinary[index] = False
             texts[index] = b""

@@ -10,7 +10,7 @@ import json
 
 from tokenizers import Tokenizer, pre_tokenizers
 
-from dwt_ds.data.text_tokenizer import Form, all_is_text, load_form, parts
+from dwt_ds.data.text_tokenizer import BYTE_ENTRIES, Form, all_is_text, load_form, parts
 
 
 class RowsTokenizer:
@@ -65,7 +65,7 @@ def why_text_is_lost(tokenizer: Tokenizer) -> str:
         lacking = len(set(pre_tokenizers.ByteLevel.alphabet()) - never - entries)
         fix = "train it with initial_alphabet=ByteLevel.alphabet() or an unk_token"
     elif model["type"] == "BPE" and model.get("byte_fallback"):
-        lacking = len({f"<0x{byte:02X}>" for byte in range(256)} - entries)
+        lacking = len(BYTE_ENTRIES - entries)
         fix = "add them or an unk_token"
     else:
         return "its model has no unknown token, so text that its vocabulary lacks would be lost; give it an unk_token"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, tokenizer_of, trained, with_roles
+from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, byte_fallback_bpe, tokenizer_of, trained, with_roles
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
@@ -48,6 +48,13 @@ def test_a_row_gives_its_text_back(kind: str) -> None:
         for start, end, place in zip(texts.start[1:-1] - 1, texts.end[1:-1] - 1, again.offsets, strict=True):
             assert text[start:end].strip() in ("", text[slice(*place)].strip())
     assert known > 2
+
+
+def test_bytes_that_were_trained_as_special_tokens_are_text() -> None:
+    tokenizer = with_roles(byte_fallback_bpe())
+    text = PARAGRAPHS["Russian"]
+    ids = load_form(all_is_text(tokenizer.backend_tokenizer)).encode(text).ids
+    assert segments(read(tokenizer, ids)) == [text]
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,17 @@ def _unigram(pre_tokenizer: pre_tokenizers.PreTokenizer, normalizer: normalizers
     return tokenizer
 
 
+def byte_fallback_bpe() -> Tokenizer:
+    """Llama's kind, as the library trains it: only special tokens can become the entries of bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, max_token_length=8, show_progress=False)
+    tokenizer.train_from_iterator([PARAGRAPHS["English"]] * 3, trainer)
+    return tokenizer
+
+
 def _characters() -> Tokenizer:
     names = [*SPECIAL, *sorted(set("".join(_TEXTS)))]
     tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))

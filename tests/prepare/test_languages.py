@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from harness.corpus import split_sentences
-from harness.languages import KINDS, LOSSLESS, PARAGRAPHS, SPECIAL, WITH_SPECIAL, WITHOUT_SPACES, tokenizer_of, trained
+from harness.languages import (
+    KINDS,
+    LOSSLESS,
+    PARAGRAPHS,
+    SPECIAL,
+    WITH_SPECIAL,
+    WITHOUT_SPACES,
+    byte_fallback_bpe,
+    tokenizer_of,
+    trained,
+)
 from tokenizers import Tokenizer, pre_tokenizers
 
 from dwt_ds.prepare.counts import ChunkCounts
@@ -160,6 +170,13 @@ def test_a_special_token_that_the_vocabulary_needs_for_text_is_text(tmp_path: Pa
     tokenizer.add_special_tokens([pieces[-1][:2], "o", "l"])
     assert tokenizer.encode(text).ids != expected
     assert ids_of_rows(part_of([text], tokenizer, tmp_path)) == [expected]
+
+
+def test_bytes_that_were_trained_as_special_tokens_hold_text(tmp_path: Path) -> None:
+    tokenizer = byte_fallback_bpe()
+    text = PARAGRAPHS["Russian"] + " " + PARAGRAPHS["English"]
+    part = part_of([text], tokenizer, tmp_path)
+    assert texts_of(part, tokenizer) == [text]
 
 
 @pytest.mark.parametrize("drop_long", [False, True])
