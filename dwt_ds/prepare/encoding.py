@@ -9,6 +9,8 @@ from dwt_ds.prepare.encoding_guess import guess_encoding, in_encoding
 from dwt_ds.prepare.sources import UTF_8, SourceCounts
 
 REPLACEMENT = "\ufffd"
+# At the start of a file or of a value it is not text.
+_BYTE_ORDER_MARK = "\ufeff"
 # A larger share of replaced characters means another encoding, unless it is a stray byte in a short text.
 _MOST_REPLACED = 0.01
 _STRAY = 2
@@ -37,8 +39,7 @@ class TextDecoder:
     """
 
     def __init__(self, encoding: str, name: str, counts: SourceCounts) -> None:
-        # A byte order mark at the start of a file or of a value is not text.
-        decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == UTF_8 else encoding)
+        decoder = codecs.getincrementaldecoder(encoding)
         self._replacing, self._ignoring = decoder("replace"), decoder("ignore")
         self._encoding, self._name, self._counts = encoding, name, counts
         self._characters = self._replaced = 0
@@ -48,6 +49,8 @@ class TextDecoder:
         """Decode the next block of bytes; `final`: there are no more."""
         before = self._replacing.getstate()
         text = self._replacing.decode(raw, final)
+        if not self._characters:
+            text = text.removeprefix(_BYTE_ORDER_MARK)
         self._characters += len(text)
         if REPLACEMENT in text:
             # The source's own U+FFFD remain when invalid bytes are ignored.
@@ -67,7 +70,7 @@ class TextDecoder:
         except UnicodeError:
             self._replacing.reset()
             text = self.decode(raw, final=True)
-        return text.removeprefix("\ufeff")
+        return text.removeprefix(_BYTE_ORDER_MARK)
 
     def check(self, characters: int = 0) -> None:
         """Refuse a source with more than 1% of its characters replaced: it is in another encoding.

@@ -94,6 +94,13 @@ def test_another_encoding_is_named_and_can_be_read(tmp_path: Path, language: str
     assert (counts.invalid_utf8, counts.skipped) == (0, "")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16", "utf-16-le"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_bytes("\ufeffTitle\n".encode(encoding))
+    assert read(path, encoding)[0] == ["Title"]
+
+
 @pytest.mark.parametrize("block", [5, 64, 1 << 20])
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16", "utf-16-be", "shift_jis"])
 def test_blocks_end_inside_characters(

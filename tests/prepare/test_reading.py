@@ -73,12 +73,6 @@ def test_several_members_in_one_compressed_file(tmp_path: Path, suffix: str) -> 
     assert read_file(path)[0] == ["One.", "Two."]
 
 
-def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "bom.txt"
-    path.write_bytes("\ufeffTitle\n".encode())
-    assert read_file(path)[0] == ["Title"]
-
-
 @pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary")])
 def test_empty_and_binary_files_are_skipped_with_their_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "file.txt"
