@@ -81,6 +81,12 @@ for name in ${only//,/ }; do
     echo "error: --only $name: no such stage; --dry-run lists them" >&2
     exit 2
   fi
+  case $name in
+    install) given=$wheels option=--wheels ;;
+    teacher | alone | distilled) given=$data option=--data ;;
+    *) continue ;;
+  esac
+  [ -n "$given" ] || { echo "error: --only $name: needs $option" >&2; exit 2; }
 done
 
 say() { echo "$(date +%H:%M:%S)  $*"; }
@@ -119,6 +125,7 @@ stage() { # NAME SECONDS COMMAND...
 train_stage() { # NAME SECONDS RECIPE key=value...
   local name=$1 limit=$2
   shift 2
+  chosen "$name" || return 0
   if [ -z "$data$dry" ]; then say "$name: passed over, needs --data"; return 0; fi
   stage "$name" "$limit" python3 -m dwt_ds.pretrain "$@" "data.dir=$rows" "output_dir=$work/$name" "${run[@]}" "${model[@]}"
 }

@@ -205,7 +205,9 @@ def test_a_stage_that_reads_rows_has_some(tmp_path: Path) -> None:
         out = tmp_path / stage
         assert start("--out", out, "--only", f"linear_form,{stage}", **environment).returncode == 0
         assert outcomes(out) == {"data": "0", stage: "0", "linear_form": "0"}
-    assert start("--out", tmp_path / "without", "--only", "linear_form", **environment).returncode == 0
+    without = start("--out", tmp_path / "without", "--only", "linear_form", **environment)
+    assert without.returncode == 0
+    assert "passed over" not in without.stdout, "of stages that nobody asked for"
     assert outcomes(tmp_path / "without") == {"linear_form": "0"}
 
 
@@ -216,6 +218,8 @@ def test_a_stage_that_reads_rows_has_some(tmp_path: Path) -> None:
         ([], "--out DIR is missing"),
         (["--out"], "--out needs a folder"),
         (["--out", "x", "--only", "tests,speed"], "--only speed: no such stage; --dry-run lists them"),
+        (["--out", "x", "--only", "tests,alone"], "--only alone: needs --data"),
+        (["--out", "x", "--only", "install"], "--only install: needs --wheels"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str) -> None:
