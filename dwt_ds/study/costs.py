@@ -53,8 +53,7 @@ def spent_until(run: RunRecord, tokens: float) -> Spent:
     seconds, work = run.along("tokens", tokens, "elapsed_seconds"), work_per_token(run)
     if work is None:
         return Spent(tokens, None, seconds)
-    taught_tokens = min(tokens, float(run.tokens_with_teacher))
-    alone = work.without_teacher()
+    taught_tokens, alone = run.with_teacher("tokens", tokens), work.without_teacher()
     return Spent(tokens, taught_tokens * work.per_row + (tokens - taught_tokens) * alone.per_row, seconds)
 
 

@@ -34,8 +34,6 @@ class _Interval:
     """Training between two logged steps."""
 
     steps: int
-    tokens: int
-    """Real ones of all ranks."""
     seconds: float
     """Without evaluations and checkpoints."""
     with_teacher: bool
@@ -156,10 +154,14 @@ class RunRecord:
         xs, ys = ([0, *(row[axis] for row in self.training)] for axis in (x, y))
         return float(np.interp(value, xs, ys))
 
-    @property
-    def tokens_with_teacher(self) -> int:
-        """Real tokens of the steps in which the teacher took part."""
-        return sum(interval.tokens for interval in self._intervals if interval.with_teacher)
+    def with_teacher(self, x: str, until: float) -> float:
+        """Steps or tokens (`x`, of X_AXES) up to `until` in which the teacher took part.
+
+        Not always the first ones: a run that was made longer can have its teacher again after a release.
+        """
+        xs = np.array([0, *(row[x] for row in self.training)])
+        taught = np.diff(xs) * [interval.with_teacher for interval in self._intervals]
+        return float(np.interp(until, xs, np.concatenate([[0], np.cumsum(taught)])))
 
     @property
     def steps_with_teacher(self) -> int:
@@ -200,7 +202,7 @@ class RunRecord:
             steps, tokens, whole = (row[x] - before[x] for x in ("step", "tokens", "elapsed_seconds"))
             rate = row.get("tokens_per_second")
             with_teacher = bool(row.get("teacher_active", self.has_teacher))
-            found.append(_Interval(steps, tokens, min(whole, tokens / rate) if rate else whole, with_teacher, row))
+            found.append(_Interval(steps, min(whole, tokens / rate) if rate else whole, with_teacher, row))
             before = row
         return found
 

@@ -16,7 +16,7 @@ STEP_TIME_NOTE = (
 
 def seconds_of_steps(run: RunRecord, steps: float) -> float | None:
     """Seconds of the first `steps` optimizer steps by the run's step times; None if one is not known."""
-    taught, seconds = min(steps, float(run.steps_with_teacher)), 0.0
+    taught, seconds = run.with_teacher("step", steps), 0.0
     for count, with_teacher in ((taught, True), (steps - taught, False)):
         if count > 0:
             a_step = run.seconds_a_step(with_teacher=with_teacher)

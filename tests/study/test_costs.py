@@ -73,13 +73,15 @@ def test_tokens_and_operations_saved(tmp_path: Path, tiny_data: Path, tiny_teach
     assert denser is not None
     of_student, of_teacher = (2 * h * h + 2 * h * wide + h * len(tokenizer) for h, wide in ((32, 128), (16, 32)))
     assert denser - ours == pytest.approx(8 / 32 * (6 * of_student + 2 * of_teacher) / 0.9963, rel=0.01)
-    # With the teacher released at step 10, the 500 tokens after it cost what the lone student's do.
+    # The tokens without the teacher cost what the lone student's do: after its release at step 10 or, in a run that was
+    # made longer and has it again, before step 10.
     for name, with_teacher in (("helped", ours), ("denser", denser)):
-        change_rows(tmp_path / name, lambda row: row | {"teacher_active": row["step"] <= 10})
-        released = saving(RunRecord(name, tmp_path / name), runs["alone"])
-        assert released is not None
-        assert released.spent.tokens == 1500.0
-        assert released.spent.flops == pytest.approx(1000 * with_teacher + 500 * theirs)
+        for active_at, taught in ((10, 1000), (20, 500)):
+            change_rows(tmp_path / name, lambda row, step=active_at: row | {"teacher_active": row["step"] == step})
+            released = saving(RunRecord(name, tmp_path / name), runs["alone"])
+            assert released is not None
+            assert released.spent.tokens == 1500.0
+            assert released.spent.flops == pytest.approx(taught * with_teacher + (1500 - taught) * theirs)
 
 
 def test_operations_are_not_known_where_the_data_was_prepared_again(tmp_path: Path, tiny_data: Path) -> None:
