@@ -31,7 +31,8 @@ def replace_torchs_build_locks() -> None:
     """Change how torch handles its build locks, from now on.
 
     The lock of a process that was killed while it loaded an operator is ignored. The lock of a killed build raises a
-    ValueError that names the file; torch would wait for it forever. And a process that builds prints that it does,
+    ValueError that names the file; torch would wait for it forever. A process that waits for a build that is stopped or
+    fails gets a ValueError, too; torch would load what is not there. And a process that builds prints that it does,
     because torch is silent for minutes.
     """
     FileBaton.wait = _wait  # type: ignore[method-assign,assignment]
@@ -99,6 +100,11 @@ def _wait(baton: FileBaton) -> None:
                 flush=True,
             )
         time.sleep(_POLL_SECONDS)
+    if not _is_built(lock.parent):
+        raise ValueError(
+            f"{lock.parent}: the process that compiled {lock.parent.name} was stopped or failed (see its own output); "
+            "start again"
+        )
 
 
 def _is_built(folder: Path) -> bool:

@@ -37,6 +37,12 @@ def minutes_ago(path: Path, minutes: float) -> None:
     os.utime(path, (then, then))
 
 
+def finish(lock: Path) -> None:
+    """As a build ends."""
+    (lock.parent / "cpu_adam.so").touch()
+    lock.unlink()
+
+
 def test_the_folder_is_the_one_that_torch_builds_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for chosen in (None, str(tmp_path / "chosen")):
         monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
@@ -49,11 +55,21 @@ def test_the_folder_is_the_one_that_torch_builds_in(tmp_path: Path, monkeypatch:
 
 def test_a_live_build_is_waited_for_with_a_message(lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
     minutes_ago(lock, 9)
-    release = threading.Timer(0.3, lock.unlink)
+    release = threading.Timer(0.3, finish, [lock])
     release.start()
     FileBaton(str(lock)).wait()
     release.join()
     assert f"if none does, delete {lock}" in capsys.readouterr().err
+
+
+def test_a_build_that_ends_without_the_operator_is_named(lock: Path) -> None:
+    """Its process was stopped by Ctrl-C, or its compiler failed."""
+    release = threading.Timer(0.1, lock.unlink)
+    release.start()
+    said = "the process that compiled cpu_adam was stopped or failed .*; start again"
+    with pytest.raises(ValueError, match=f"^{lock.parent}: {said}$"):
+        FileBaton(str(lock)).wait()
+    release.join()
 
 
 def test_a_build_that_still_writes_is_never_abandoned(lock: Path) -> None:
@@ -68,7 +84,7 @@ def test_an_abandoned_lock_is_named_with_what_to_do(lock: Path) -> None:
     assert find_abandoned_locks() == [lock]
     with pytest.raises(ValueError, match=rf"^{lock}: left by a build that was killed.*delete that file$"):
         FileBaton(str(lock)).wait()
-    lock.unlink()
+    finish(lock)
     FileBaton(str(lock)).wait()
     assert find_abandoned_locks() == []
 
