@@ -9,6 +9,7 @@ says what it assumes.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,5 +110,5 @@ def _ranks_per_node(args: argparse.Namespace) -> int:
 
 
 def _check_above_0(name: str, value: float | None) -> None:
-    if value is not None and value <= 0:
-        raise ValueError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"--{name.replace('_', '-')} {value}: must be above 0, and finite")

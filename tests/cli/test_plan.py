@@ -103,9 +103,11 @@ def test_launch_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["paper_weak", "--gpu", "h900"], "--gpu h900: unknown; use one of"),
-        (["paper_weak", "--nodes", "0"], "--nodes 0: must be above 0"),
+        (["paper_weak", "--nodes", "0"], "--nodes 0: must be above 0, and finite"),
         (["paper_weak", "--mfu", "35"], "--mfu 35.0: must be above 0 and at most 1"),
-        (["paper_weak", "--launch-us", "0"], "--launch-us 0.0: must be above 0"),
+        (["paper_weak", "--launch-us", "0"], "--launch-us 0.0: must be above 0, and finite"),
+        (["paper_weak", "--launch-us", "inf"], "--launch-us inf: must be above 0, and finite"),
+        (["paper_weak", "--network-gbps", "nan"], "--network-gbps nan: must be above 0, and finite"),
         (["paper_weak", "--release-at", "50"], "--release-at 50: must be at least 0 and at most 1"),
         (["paper_alone", "--release-at", "0.5"], "--release-at 0.5: there is no teacher to release; set teacher.path"),
         (
