@@ -71,7 +71,8 @@ class RunFolder:
             self._lock.require(f"output_dir={str(self.path)!r}")
 
     def check_contents(self) -> None:
-        """Refuse a folder where a run would write over what no run wrote, or could not write (ValueError, OSError).
+        """Refuse a folder where a run would write over what no run wrote, could not write, or finds a damaged line of
+        its own (ValueError, OSError).
 
         A run writes its own recipe and JSON again at each start, in the folder that they may be read from.
         """
@@ -82,6 +83,7 @@ class RunFolder:
             if (self.path / name).exists() and not self._is_ours(name):
                 raise self._not_ours(name, "or it was changed since")
         if self._was_run():
+            self.metrics_rows(), self.skipped_rows()
             return
         for name in (METRICS, SKIPPED, COMPLETE, EXPORT, TOKENIZER):
             path = self.path / name

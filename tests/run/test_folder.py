@@ -170,6 +170,8 @@ def test_a_damaged_line_is_named(folder: RunFolder, damage: bytes, place: int) -
     expected = f"{folder.metrics}: line 2 is damaged; correct it, or remove it and lose its step"
     assert error_of(folder.metrics_rows) == expected
     assert error_of(folder.cut_metrics_back, 2) == expected
+    folder.begin(IDENTITY, {}, {})
+    assert error_of(folder.check_contents) == expected, "before a start changes anything"
     assert folder.metrics.read_bytes() == b"\n".join(lines)
 
 
