@@ -24,7 +24,8 @@ def read_value(key: str, text: str) -> Any:
 
     A field of text gets `text` as it is (`exp #2`, `2024`, `true`, `[a]: b`), with two exceptions: `null` or nothing is
     null for a field that may be null, and text wholly in quotes is what is in the quotes. A field that takes text or a
-    mapping gets a mapping where the text is one.
+    mapping gets a mapping where the text is one. What is not declared, such as a key of the DeepSpeed JSON, gets `text`
+    as it is where YAML makes text of it.
 
     Args:
         key: dotted name of the field.
@@ -37,7 +38,8 @@ def read_value(key: str, text: str) -> Any:
     texts = [option for option in options if _is_text(option)]
     others = [option for option in options if not _is_text(option) and option is not type(None)]
     if not texts or not all(_is_mapping(option) for option in others):
-        return parse_yaml(text) if text else None
+        value = parse_yaml(text) if text else None
+        return text if isinstance(value, str) and _in_quotes(text) is None else value
     if type(None) in options and (text == "" or _is_null(text)):
         return None
     quoted = _in_quotes(text)

@@ -35,7 +35,7 @@ LayerNormChoice = Literal["auto", "apex", "torch"]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _expand_path(text: str) -> str:
+def expand_path(text: str) -> str:
     """`text` with each ${NAME} replaced by the environment's; any other $ stands for itself."""
     path = text
     for name in re.findall(r"\$\{(\w+)\}", text):
@@ -50,7 +50,7 @@ def _expand_path(text: str) -> str:
         raise ValueError(f"={error}") from None
 
 
-PathText = Annotated[str, AfterValidator(_expand_path)]
+PathText = Annotated[str, AfterValidator(expand_path)]
 """A file, a folder, or a name on the Hugging Face hub, as the user wrote it; ${NAME} is an environment variable."""
 
 

@@ -214,7 +214,8 @@ def with_monitors_in(folder: Path, ds_values: dict[str, Any]) -> dict[str, Any]:
     By DeepSpeed's default all runs started in one folder append to the same files.
     """
     sections = [name for name in ("csv_monitor", "tensorboard") if name in ds_values]
-    return ds_values | {name: {"output_path": str(folder), **ds_values[name]} for name in sections}
+    paths = {name: ds_values[name].get("output_path") or str(folder) for name in sections}
+    return ds_values | {name: {**ds_values[name], "output_path": path} for name, path in paths.items()}
 
 
 def write_monitors(engine: StudentEngine, row: Mapping[str, Any]) -> None:

@@ -204,3 +204,20 @@ def test_the_check_that_skips_bad_steps_stays_on(
 
 def test_the_property_of_an_empty_json_is_no_zero() -> None:
     assert DeepSpeedJson(Origin("x"), {}).zero_stage == 0
+
+
+def test_a_path_in_the_json_is_read_as_the_recipes_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DISK", "/nvme")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    path = tmp_path / "my.json"
+    offload = {"offload_param": {"device": "nvme", "nvme_path": "${DISK}/a"}}
+    path.write_text(
+        json.dumps({"zero_optimization": {"stage": 3, **offload}, "tensorboard": {"output_path": "~/logs"}})
+    )
+    values = load_ds_json(str(path), {"csv_monitor": {"output_path": "a$b #2"}}).values
+    assert values["zero_optimization"]["offload_param"]["nvme_path"] == "/nvme/a"
+    assert values["tensorboard"]["output_path"] == "/home/me/logs"
+    assert values["csv_monitor"]["output_path"] == "a$b #2"
+    said = "deepspeed.csv_monitor.output_path='${NOWHERE}/x': NOWHERE is not set; export it, or write the path out"
+    assert error_of(load_ds_json, str(path), {"csv_monitor": {"output_path": "${NOWHERE}/x"}}) == said

@@ -216,6 +216,9 @@ def test_files_of_monitors_are_in_the_runs_folder_unless_the_json_says_where(tmp
     written = {"csv_monitor": {"enabled": True}, "tensorboard": {"enabled": True, "output_path": "logs"}, "bf16": {}}
     placed = with_monitors_in(tmp_path, written)
     assert placed == {**written, "csv_monitor": {"enabled": True, "output_path": str(tmp_path)}}
+    assert with_monitors_in(tmp_path, {"tensorboard": {"output_path": ""}})["tensorboard"]["output_path"] == str(
+        tmp_path
+    )
     assert written["csv_monitor"] == {"enabled": True}, "ds_config.json names no folder, and serves another run"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,20 @@ from typing import Any
 
 import dwt_ds
 from dwt_ds.base.files import find_file
+from dwt_ds.base.trees import get_place, set_place
 from dwt_ds.base.yaml_and_json import parse_json
+from dwt_ds.config.schema import expand_path
 from dwt_ds.engine.ds_json.combinations import compute_precision, precision, zero_stage
 from dwt_ds.engine.ds_json.keys import check_ds_keys, read_all_numbers
 from dwt_ds.engine.ds_json.optimizer_and_schedule import drop_null_settings, drop_settings_of_another_type
 from dwt_ds.engine.ds_json.origin import Origin, lay_over
+
+_PATHS = (
+    "csv_monitor.output_path",
+    "tensorboard.output_path",
+    "flops_profiler.output_file",
+    "zero_optimization.offload_param.nvme_path",
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ def load_ds_json(name_or_path: str, overrides: Mapping[str, Any]) -> DeepSpeedJs
     read_all_numbers(values)
     origin = Origin(path.name, overrides)
     check_ds_keys(values, origin)
+    _expand_paths(values, origin)
     _decide_precision(values, origin)
     return DeepSpeedJson(origin, values)
 
@@ -82,6 +93,17 @@ def _with_one_name(values: dict[str, Any], said: str) -> dict[str, Any]:
     if "bf16" in values:
         raise ValueError(f"{said}: another name of the section bf16, which is also there; keep one of the two")
     return {"bf16" if key == "bfloat16" else key: value for key, value in values.items()}
+
+
+def _expand_paths(values: dict[str, Any], origin: Origin) -> None:
+    """Read `~` and ${NAME} as the recipe's paths have them; DeepSpeed would make folders of such names."""
+    for place in _PATHS:
+        text = get_place(values, place)
+        if text and isinstance(text, str):
+            try:
+                set_place(values, place, os.path.expanduser(expand_path(text)))
+            except ValueError as error:
+                raise ValueError(f"{origin.name(place)}{error}") from None
 
 
 def _decide_precision(values: dict[str, Any], origin: Origin) -> None:
