@@ -20,6 +20,7 @@ from dwt_ds.base.words import nearest
 from dwt_ds.base.yaml_and_json import json_text
 
 MANIFEST = "manifest.json"
+_OWN_SUM = "manifest_sha256"
 
 
 def check_no_file(path: Path, said: str) -> None:
@@ -247,7 +248,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Write the manifest of `folder`; `content["files"]` is what `file_facts` returned for its files."""
-    write_json(folder / MANIFEST, content)
+    write_json(folder / MANIFEST, {**content, _OWN_SUM: _sum_of(content)})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -256,7 +257,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
         raise ValueError("lists no files")
+    written = manifest.pop(_OWN_SUM, None)  # earlier versions wrote none
+    if written not in (None, _sum_of(manifest)):
+        raise ValueError("the contents have changed (sha256 differs)")
     return manifest
+
+
+def _sum_of(manifest: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's contents, the same before it is written and after it is read."""
+    return hashlib.sha256(json_text(manifest).encode()).hexdigest()
 
 
 def problems(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ from dwt_ds.base.files import (
     plain_name,
     problems,
     read_json,
+    read_manifest,
     replace_folder,
     unfinished_folder,
     write_json,
@@ -74,6 +75,21 @@ def test_a_manifest_finds_what_has_changed(tmp_path: Path) -> None:
     assert problems(tmp_path) == ["manifest.json: lists no files"]
     (tmp_path / "manifest.json").write_text("{")
     assert problems(tmp_path)[0].startswith("manifest.json: ")
+
+
+def test_no_changed_byte_of_a_manifest_changes_what_is_read(tmp_path: Path) -> None:
+    """A step number with another digit is still JSON."""
+    content = {"state": {"step": 6, "adaptive": {"hard": 3.25}}, "files": {}}
+    write_manifest(tmp_path, content)
+    assert read_manifest(tmp_path) == content
+    path = tmp_path / "manifest.json"
+    written = path.read_bytes()
+    for place in range(len(written)):
+        changed = bytearray(written)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        # Without the key of its sum it is taken for that of an earlier version.
+        assert problems(tmp_path) or read_manifest(tmp_path).items() >= content.items(), bytes(changed)
 
 
 @pytest.mark.parametrize("there", [True, False])

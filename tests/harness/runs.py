@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
+from dwt_ds.base.files import read_manifest, write_manifest
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.study.costs import work_per_token
 from dwt_ds.study.records import RunRecord
@@ -67,10 +68,10 @@ def back_to(step: int, run: Path, copy: Path, **state: Any) -> Path:
         if int(checkpoint.name.removeprefix("step_")) > step:
             shutil.rmtree(checkpoint)
     checkpoint = next((copy / "checkpoints").glob(f"step_*{step}"))
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = read_manifest(checkpoint)
     manifest["state"].update(state)
     manifest["state"] = {key: value for key, value in manifest["state"].items() if value != "missing"}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(checkpoint, manifest)
     return checkpoint
 
 
