@@ -1,10 +1,11 @@
-"""Loading a tokenizer, the facts of it that training needs, and a fingerprint of its behaviour."""
+"""Loading and saving a tokenizer, the facts of it that training needs, and a fingerprint of its behaviour."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,17 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         raise FileNotFoundError(
             f"tokenizer path {str(path)!r} cannot be read: {one_line(error, with_type=True)}"
         ) from error
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files to a folder; raises OSError where they cannot be written."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
 
 
 @dataclass(frozen=True)

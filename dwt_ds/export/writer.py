@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dwt_ds.base.files import file_facts, replace_folder, through_links, unfinished_folder, write_manifest
 from dwt_ds.config.quantization import Quantization
+from dwt_ds.data.tokenizer import save_tokenizer
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.quantized_export import write_quantized
 from dwt_ds.models.tokenizers import fit_to_model
@@ -46,6 +48,7 @@ def write_export(
 
     Raises:
         NotFiniteError: weights that are not finite.
+        OSError: it cannot be written.
         RuntimeError: read back, the folder gives other logits than the weights it was made from.
     """
     wrong = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
@@ -68,25 +71,42 @@ def write_export(
     folder, temporary = through_links(folder), unfinished_folder(folder)
     _move_steps(temporary, folder)  # left there if the last attempt was stopped at its end
     shutil.rmtree(temporary, ignore_errors=True)
-    plain.save_pretrained(temporary)
-    tokenizer = fit_to_model(tokenizer, plain.config, seq_len)
-    tokenizer.save_pretrained(temporary)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
+    try:
+        _write(plain, tokenizer, card, temporary, seq_len, quantization)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
+        raise OSError(f"{folder}: {error}") from error
+    _move_steps(folder, temporary)
+    replace_folder(temporary, folder)
 
-    reloaded = AutoModelForMaskedLM.from_pretrained(temporary).eval()
-    length = min(16, longest_row(model.config) or 16)
+
+def _write(
+    plain: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    folder: Path,
+    seq_len: int,
+    quantization: Quantization | None,
+) -> None:
+    """The files of an export in a new folder, read back and compared."""
+    plain.save_pretrained(folder)
+    tokenizer = fit_to_model(tokenizer, plain.config, seq_len)
+    save_tokenizer(tokenizer, folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+    reloaded = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    length = min(16, longest_row(plain.config) or 16)
     tokens = torch.randint(0, len(tokenizer), (2, length), generator=torch.Generator().manual_seed(0))
     ours, theirs = plain.eval()(input_ids=tokens).logits, reloaded(input_ids=tokens).logits
-    changed = [name for name, tensor in reloaded.state_dict().items() if not torch.equal(tensor, tensors[name])]
+    written = plain.state_dict()
+    changed = [name for name, tensor in reloaded.state_dict().items() if not torch.equal(tensor, written[name])]
     if changed or not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
         off = (ours - theirs).abs().max().item()
         raise RuntimeError(f"export: read back, {len(changed)} tensors differ and the logits by {off:.3g}")
     if quantization is not None:
-        write_quantized(plain, quantization, temporary / "quantized", tokenizer)
-    names = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
-    write_manifest(temporary, {"files": file_facts(temporary, names)})
-    _move_steps(folder, temporary)
-    replace_folder(temporary, folder)
+        write_quantized(plain, quantization, folder / "quantized", tokenizer)
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    write_manifest(folder, {"files": file_facts(folder, names)})
 
 
 def _move_steps(source: Path, target: Path) -> None:

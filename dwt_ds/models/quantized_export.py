@@ -23,7 +23,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from dwt_ds.base.files import read_json, replace_folder, unfinished_folder, write_json
 from dwt_ds.config.quantization import Quantization, parse_quantization
 from dwt_ds.config.validate import validated
-from dwt_ds.data.tokenizer import load_tokenizer
+from dwt_ds.data.tokenizer import load_tokenizer, save_tokenizer
 from dwt_ds.models.build import attention_implementation, longest_row
 from dwt_ds.models.load import check_exists
 from dwt_ds.models.quantization import (
@@ -95,7 +95,7 @@ def write_quantized(
     shutil.rmtree(temporary, ignore_errors=True)
     save_quantized(rounded, weights, quantization, temporary)
     if tokenizer is not None:
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
     _compare(rounded, load_quantized(temporary))
     replace_folder(temporary, where)
 

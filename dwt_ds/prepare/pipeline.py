@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.data.manifest import Manifest, Shard
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, TRAIN, VALIDATION
-from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
+from dwt_ds.data.tokenizer import TokenizerFacts, save_tokenizer, tokenizer_sha256
 from dwt_ds.prepare import manifest_counts
 from dwt_ds.prepare.case_and_accents import described
 from dwt_ds.prepare.corpus import Corpus, Survey, progress_bar, survey
@@ -114,12 +114,7 @@ def _surveyed(
     if tokenizer is None:
         assert options.train_tokenizer is not None
         tokenizer = train_tokenizer(found.sample, options.train_tokenizer, options.kind, options.wishes)
-    try:
-        tokenizer.save_pretrained(tokenizer_folder)
-    except Exception as error:  # the tokenizers library raises plain Exceptions
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, "no space left") from None
-        raise
+    save_tokenizer(tokenizer, tokenizer_folder)
     found.store(work)
     return found, tokenizer
 

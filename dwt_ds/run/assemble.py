@@ -16,6 +16,7 @@ from dwt_ds.config.schema import RunConfig, TrainConfig
 from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.data.tokenizer import save_tokenizer
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import (
@@ -126,7 +127,7 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     with ranks.raise_on_all_ranks():
         if ranks.rank() == 0:
             folder.begin(facts.identity, resolved.to_recipe(), resolved.ds_values)
-            tokenizer.save_pretrained(folder.path / TOKENIZER)
+            save_tokenizer(tokenizer, folder.path / TOKENIZER)
     if other is not None and resolved.config.student.init != "random" and is_new:
         report_growth(resolved, other)
     if teacher is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from dwt_ds.config.quantization import Quantization
@@ -57,5 +56,5 @@ class Exporter:
                     seq_len=self._facts.seq_len,
                     quantization=self._quantization,
                 )
-        except (OSError, SafetensorError, NotFiniteError) as error:
+        except (OSError, NotFiniteError) as error:
             raise NotExportedError(error) from error

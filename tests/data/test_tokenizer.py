@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from harness.languages import trained, with_roles
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, DebertaV2Config, PreTrainedConfig, PreTrainedTokenizerFast, RobertaConfig
 
-from dwt_ds.data.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_sha256, vocabulary_size
+from dwt_ds.data.tokenizer import TokenizerFacts, load_tokenizer, save_tokenizer, tokenizer_sha256, vocabulary_size
 from dwt_ds.prepare.case_and_accents import Treatment
 from dwt_ds.prepare.tokenizer import wordpiece_tokenizer
 
@@ -47,6 +48,13 @@ def test_tokenizer_without_a_mask_token() -> None:
     )
     with pytest.raises(ValueError, match="has no cls_token: masked language modelling needs"):
         TokenizerFacts.of(tokenizer)
+
+
+def test_a_tokenizer_that_the_disk_does_not_hold_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_tokenizer(wordpiece("the", "cat"), tmp_path)
+    assert caught.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"model": {"type": "of a later version"}}'])

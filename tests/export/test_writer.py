@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,21 @@ def test_damage_between_writing_and_reading_back_is_found_and_the_old_export_sta
     with pytest.raises(RuntimeError, match="export: read back, [12] tensors differ"):
         write_export(model, trained_weights(model), tokenizer, "", tmp_path / "export", seq_len=32)
     assert (tmp_path / "export" / "old").is_file()
+
+
+def test_an_export_that_the_disk_does_not_hold_leaves_nothing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Its files would take the room that the next checkpoint needs."""
+    model = student(tokenizer)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+    try:
+        with pytest.raises(OSError, match="export: .*[Ff]ile too large"):
+            write_export(model, trained_weights(model), tokenizer, "", tmp_path / "export", seq_len=32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 # The card.

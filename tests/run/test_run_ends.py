@@ -41,17 +41,25 @@ sys.exit(main())
 """
 
 
-# `dwt_ds.pretrain` whose files may not grow beyond 64 KiB at the end, or whose weights are not finite then.
+# `dwt_ds.pretrain` whose files may not grow beyond 64 KiB at the end, or that of its tokenizer not beyond 1 KiB, or
+# whose weights are not finite then.
 LIMITED = """
 import os, resource, signal, sys
+from dwt_ds.export import writer
 from dwt_ds.pretrain import main
 from dwt_ds.run import exports, session
 
 export = exports.Exporter.export
 
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
 def spoiled(self, *arguments, **keywords):
     if os.environ["SPOILED"] == "disk":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        limit(1 << 16)
+    elif os.environ["SPOILED"] == "tokenizer":
+        save = writer.save_tokenizer
+        writer.save_tokenizer = lambda *a: (limit(1 << 10), save(*a))
     else:
         weights = exports.full_fp32_weights
         exports.full_fp32_weights = lambda *a, **k: {name: t / 0 for name, t in weights(*a, **k).items()}
@@ -155,6 +163,7 @@ def test_a_crash_in_the_last_evaluation_costs_only_that(tiny_run: TinyRun, tmp_p
     ("spoiled", "told"),
     [
         ("disk", r"error: NOT EXPORTED: .*[Ff]ile too large.*; the same command repeats the export"),
+        ("tokenizer", r"error: NOT EXPORTED: .*[Ff]ile too large.*; the same command repeats the export"),
         ("weights", r"error: NOT EXPORTED: export: \d+ of \d+ weights have values that are not finite .* such as bert"),
     ],
 )
@@ -166,7 +175,7 @@ def test_a_last_export_that_fails_is_reported_in_one_line(
     output = tiny_run(tmp_path, *settings, code=1, program=["-c", LIMITED], environment={"SPOILED": spoiled})
     assert re.search(told, output), output
     assert "Traceback" not in output
-    assert not (tmp_path / "export").exists()
+    assert not list(tmp_path.glob("export*"))
     if spoiled == "disk":
         tiny_run(tmp_path, *settings)
         assert (tmp_path / "export" / "model.safetensors").is_file()
