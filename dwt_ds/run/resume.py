@@ -197,8 +197,11 @@ def resume(
             say(f"written by {manifest['world_size']} ranks: optimizer state re-sharded, dropout draws new numbers")
         if student.lr_scheduler.two_steps_late:
             say("learning rate: this run keeps the timing of the earlier version that began it, two steps late")
-        for name, before, now in differences(manifest["settings"], facts.settings):
+        changed = {name: (before, now) for name, before, now in differences(manifest["settings"], facts.settings)}
+        for name, (before, now) in changed.items():
             say(f"changed since that checkpoint: {name}: {before} -> {now}")
+        if manifest.get("teacher") != facts.teacher and "teacher.path" not in changed:
+            say(f"changed since that checkpoint: the weights in {resolved.config.teacher.path}")
     with ranks.raise_on_all_ranks():
         if ranks.rank() == 0:
             folder.cut_metrics_back(state.step)

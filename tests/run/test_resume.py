@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from harness.errors import error_of
 from harness.runs import assert_same_run, back_to
 from harness.tiny import TinyRun
+from safetensors.torch import load_file, save_file
 
 from dwt_ds.base.locks import LOCK_NAME
 from dwt_ds.config.schema import RunConfig, TrainConfig
@@ -196,6 +198,18 @@ def test_a_refused_resume_leaves_the_folder_as_it_was(tiny_run: TinyRun, tmp_pat
         assert "was written with ZeRO-2, fp32 and AdamW; resume with" in output
         assert contents(tmp_path) == before
     assert "at step 4" in tiny_run(tmp_path, *longer, "deepspeed.zero_optimization.stage=1", ranks=2)
+
+
+def test_other_weights_at_the_teachers_path_are_reported(tiny_run: TinyRun, tiny_teacher: Path, tmp_path: Path) -> None:
+    """No setting tells of them."""
+    teacher, run = shutil.copytree(tiny_teacher, tmp_path / "teacher"), tmp_path / "run"
+    changed = f"changed since that checkpoint: the weights in {teacher}"
+    for steps, told in ((2, False), (3, False), (4, True)):
+        if told:
+            weights = {name: 0.5 * weight for name, weight in load_file(teacher / "model.safetensors").items()}
+            save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+        output = tiny_run(run, f"teacher.path={teacher}", f"train.max_steps={steps}")
+        assert (changed in output) == told, output
 
 
 def contents(folder: Path) -> dict[str, bytes]:
