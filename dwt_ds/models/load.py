@@ -36,8 +36,8 @@ def load_masked_lm(
 
     Raises:
         FileNotFoundError: no such folder, or no model in it.
-        ValueError: not a masked language model, missing weights, an adapter that is not merged, or code that was not
-            allowed to run.
+        ValueError: not a masked language model, weights that are missing or not finite, an adapter that is not merged,
+            or code that was not allowed to run.
     """
     where = os.path.expanduser(path)
     config = load_model_config(path, trust_remote_code=trust_remote_code)
@@ -66,6 +66,12 @@ def load_masked_lm(
         raise ValueError(
             f"model path {where!r} lacks {len(absent)} of the weights of {type(model).__name__}, first {absent[0]}; "
             "give a checkpoint with its masked-LM head"
+        )
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"model path {where!r}: {len(broken)} of its weights have values that are not finite (NaN or infinity), "
+            f"first {broken[0]}; give another checkpoint of it"
         )
     return model.eval()
 

@@ -100,6 +100,18 @@ def test_missing_weights_are_refused_not_invented(tmp_path: Path) -> None:
         load_masked_lm(tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value: float, tmp_path: Path) -> None:
+    """A student would learn nothing from it: every step would be skipped."""
+    build_student(STUDENT, **DATA).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["bert.encoder.layer.1.output.dense.weight"][3, 2] = value
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    named = r"1 of its weights have values that are not finite .* bert\.encoder\.layer\.1\.output\.dense\.weight"
+    with pytest.raises(ValueError, match=named):
+        load_masked_lm(tmp_path)
+
+
 def test_weights_of_another_size_than_the_configuration_says_are_named(tmp_path: Path) -> None:
     build_student(STUDENT, **DATA).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
