@@ -55,6 +55,29 @@ save_and_load.load_checkpoint(engine, written_by_three, 0)
 ranks.stop_ranks()
 """
 
+# `dwt_ds.pretrain` for whose converted checkpoint there is no room.
+FULL = """
+import resource, sys
+from dwt_ds.engine.checkpoint import save_and_load
+from dwt_ds.pretrain import main
+convert = save_and_load.ds_to_universal.main
+
+HARD = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, HARD))
+
+def convert_too_much(options):
+    limit(1 << 8)
+    try:
+        convert(options)
+    finally:
+        limit(HARD)  # for what is printed
+
+save_and_load.ds_to_universal.main = convert_too_much
+sys.exit(main())
+"""
+
 
 def kill_after_checkpoint(start_ranks: Start, ranks: int, arguments: list[str], output: Path) -> int:
     """Start a run, SIGKILL all of its ranks once a checkpoint stands; the step of the newest then."""
@@ -124,3 +147,15 @@ def test_a_converted_checkpoint_that_cannot_be_deleted_is_left(run_ranks: Run, t
     [rank] = run_ranks([["-c", link, str(tmp_path)]])
     assert rank.code == 0, rank.err
     assert [left.name for left in tmp_path.iterdir()] == ["step_00000004.universal.tmp"]
+
+
+def test_a_checkpoint_that_there_is_no_room_to_convert_is_reported_in_one_line(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    tiny_run(tmp_path, ranks=2)
+    output = tiny_run(tmp_path, "train.max_steps=5", code=2, program=["-c", FULL])
+    assert "Traceback" not in output
+    [line] = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "step_00000004: its optimizer state cannot be written anew for another number of ranks (" in line
+    assert line.endswith("MB free there); make room, or start as many ranks as wrote it")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000004"]

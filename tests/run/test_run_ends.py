@@ -49,17 +49,25 @@ from dwt_ds.export import writer
 from dwt_ds.pretrain import main
 from dwt_ds.run import exports, session
 
-export = exports.Exporter.export
+export, save_tokenizer = exports.Exporter.export, writer.save_tokenizer
+
+HARD = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
 def limit(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, HARD))
+
+def save_too_much(*arguments):
+    limit(1 << 10)
+    try:
+        save_tokenizer(*arguments)
+    finally:
+        limit(HARD)  # for what is printed
 
 def spoiled(self, *arguments, **keywords):
     if os.environ["SPOILED"] == "disk":
         limit(1 << 16)
     elif os.environ["SPOILED"] == "tokenizer":
-        save = writer.save_tokenizer
-        writer.save_tokenizer = lambda *a: (limit(1 << 10), save(*a))
+        writer.save_tokenizer = save_too_much
     else:
         weights = exports.full_fp32_weights
         exports.full_fp32_weights = lambda *a, **k: {name: t / 0 for name, t in weights(*a, **k).items()}

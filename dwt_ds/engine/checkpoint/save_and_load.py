@@ -26,6 +26,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.checkpoint import ds_to_universal
 
 from dwt_ds.base.files import MANIFEST, file_facts, plain_name, read_manifest, sync_folder, write_manifest, write_text
+from dwt_ds.base.words import one_line
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState, complete_checkpoints
 from dwt_ds.engine.checkpoint.optimizer_settings import keep_optimizer_settings
 from dwt_ds.engine.checkpoint.weights import master_names
@@ -263,7 +264,10 @@ def _load(engine: StudentEngine, path: Path) -> None:
 
 
 def _convert(path: Path, universal: Path) -> None:
-    """Write `path` as a universal checkpoint, without the progress that the converter prints."""
+    """Write `path` as a universal checkpoint, without the progress that the converter prints.
+
+    Raises OSError where there is no room for it, which takes as much as `path`.
+    """
     shutil.rmtree(universal, ignore_errors=True)
     silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with plain_name(path.parent) as folder, silent[0], silent[1]:
@@ -276,5 +280,13 @@ def _convert(path: Path, universal: Path) -> None:
             strict=True,
             inject_missing_state=True,
         )
-        ds_to_universal.main(options)
+        try:
+            ds_to_universal.main(options)
+        except (OSError, RuntimeError) as error:  # the latter is torch.save's way to report a full disk
+            free = shutil.disk_usage(path.parent).free / 1e6
+            shutil.rmtree(universal, ignore_errors=True)
+            raise OSError(
+                f"{path}: its optimizer state cannot be written anew for another number of ranks ({one_line(error)}; "
+                f"{free:.0f} MB free there); make room, or start as many ranks as wrote it"
+            ) from error
     (path.parent / "latest_universal").unlink(missing_ok=True)  # it names what is deleted once it is read
