@@ -55,7 +55,11 @@ class RunLog:
         """Write a row to metrics.jsonl and to the monitors."""
         if ranks.rank() == 0:
             self._folder.add_metrics(row)
-            write_monitors(self._student, row)
+            try:
+                write_monitors(self._student, row)
+            except OSError as error:
+                # Training continues: there may be room again for the next row.
+                self.progress.say(f"the monitors of the DeepSpeed JSON lack this row: {error}")
 
     def step(self, numbers: StepNumbers, meter: Meter, *, teacher_active: bool) -> None:
         """Report an optimizer step, and whether the teacher took part in it."""

@@ -64,3 +64,19 @@ def test_the_time_left_has_the_teacher_only_until_its_release(
         its.teacher_released(40, 1000, SimpleNamespace(seconds_since_start=80.0))  # type: ignore[arg-type]
         step(50, 91.0, teacher=False)
         assert left[1:] == [pytest.approx(2.0 * 60 / 2), pytest.approx(1.1 * 50)]
+
+
+def test_a_monitor_without_room_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(log, "write_monitors", fail)
+    rows: list[Any] = []
+    folder: Any = SimpleNamespace(add_metrics=rows.append)
+    resolved: Any = SimpleNamespace(config=RunConfig(), total_steps=100)
+    student: Any = SimpleNamespace(skipped_steps=0)
+    RunLog(resolved, student, folder, 0, None).add({"step": 1})
+    assert rows == [{"step": 1}]
+    assert "lack this row: No space left on device" in capsys.readouterr().out
