@@ -270,7 +270,7 @@ def _solid(text: str) -> np.ndarray:
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and after a text."""
-    encoding = tokenizer("a", return_special_tokens_mask=True)
-    is_text = np.flatnonzero(np.array(encoding["special_tokens_mask"]) == 0)
-    return encoding["input_ids"][: is_text[0]], encoding["input_ids"][is_text[-1] + 1 :]
+    """The special tokens that a tokenizer puts before and after a text: its mask token, which is in any vocabulary."""
+    ids = tokenizer(tokenizer.mask_token)["input_ids"]
+    text = ids.index(tokenizer.mask_token_id)
+    return ids[:text], ids[text + 1 :]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from harness.teacher_rows import LATIN, NONE, Pair, row_of, squeezed, tokenizer_of, without_accents
+from tokenizers import Tokenizer, models, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from dwt_ds.data.teacher_rows import TeacherRows, TeacherTokens
 from dwt_ds.prepare.case_and_accents import Wishes
@@ -141,6 +143,24 @@ def test_bytes_of_unknown_characters_are_hidden_by_character(pairs: Any) -> None
     of_first = [f"<0x{byte:02X}>" for byte in "\u4e2d".encode()]
     there = pair.teacher.convert_ids_to_tokens(shown)
     assert there == ["<s>", "\u2581", *of_first, "<mask>", "<mask>", "<mask>", "</s>"]
+
+
+def test_a_teacher_that_can_spell_dna_alone() -> None:
+    """Any other text it reads as nothing: it has no unknown token."""
+    dna = Tokenizer(models.BPE())
+    special = ["<s>", "</s>", "<pad>", "<mask>"]
+    dna.train_from_iterator(["ACGTTGCA", "GATTACA"], trainers.BpeTrainer(vocab_size=12, special_tokens=special))
+    frame = [("<s>", 0), ("</s>", 1)]
+    dna.post_processor = processors.TemplateProcessing(single="<s> <s> $A </s>", special_tokens=frame)
+    teacher = PreTrainedTokenizerFast(
+        tokenizer_object=dna, cls_token="<s>", sep_token="</s>", pad_token="<pad>", mask_token="<mask>"
+    )
+    student = tokenizer_of(LATIN, "bpe", 700, Wishes())
+    ids = np.array([student("GATTACA aaa")["input_ids"]])
+    rows = TeacherTokens.of(student, teacher, None).rows(
+        ids, np.array([ids.shape[1]]), NONE, NONE, np.ones(ids.shape, dtype=bool)
+    )
+    assert rows.input_ids.tolist() == [[0, 0, *teacher("GATTACA", add_special_tokens=False)["input_ids"], 1]]
 
 
 def test_a_teacher_that_cannot_be_used() -> None:
