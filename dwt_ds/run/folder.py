@@ -83,7 +83,8 @@ class RunFolder:
             if (self.path / name).exists() and not self._is_ours(name):
                 raise self._not_ours(name, "or it was changed since")
         if self._was_run():
-            self.metrics_rows(), self.skipped_rows()
+            self.metrics_rows()
+            self.skipped_rows()
             return
         for name in (METRICS, SKIPPED, COMPLETE, EXPORT, TOKENIZER):
             path = self.path / name
