@@ -32,9 +32,11 @@ def one_line(error: BaseException, *, with_type: bool = False) -> str:
 
 @contextmanager
 def prefix_errors(field: str) -> Iterator[None]:
-    """Within the block, an error's message gets the name of the recipe's field in front, unless it has it already."""
+    """Within the block, an error's message gets the name of a field or a file in front, unless it has it already."""
     try:
         yield
+    except UnicodeError as error:  # it cannot be constructed from a message
+        raise ValueError(f"{field}: {error}") from error
     except (ValueError, OSError) as error:
         if field in str(error):
             raise

@@ -8,6 +8,7 @@ import re
 from deepspeed.ops.op_builder.builder import OpBuilder
 
 from dwt_ds.base.processes import own_programs_first
+from dwt_ds.base.words import one_line
 from dwt_ds.engine.build_locks import replace_torchs_build_locks
 
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
@@ -18,7 +19,8 @@ def prepare_operator_builds() -> None:
     """Call it before DeepSpeed compiles or loads an operator in this process; a second call changes nothing.
 
     This environment's ninja comes first on the PATH. Abandoned locks do not block other processes (build_locks.py).
-    DeepSpeed gets a list of GPU architectures that it can read.
+    DeepSpeed gets a list of GPU architectures that it can read. What cannot be compiled raises a ValueError of one
+    line.
     """
     os.environ["PATH"] = own_programs_first(os.environ.get("PATH", ""))
     replace_torchs_build_locks()
@@ -40,10 +42,19 @@ def numbered_architectures(listed: str) -> str:
 
 def _jit_load(builder: OpBuilder, verbose: bool = True) -> object:
     given = os.environ.get(ARCHITECTURES)
-    if given is None:
-        return _DEEPSPEEDS_JIT_LOAD(builder, verbose)
-    os.environ[ARCHITECTURES] = numbered_architectures(given)
+    if given is not None:
+        os.environ[ARCHITECTURES] = numbered_architectures(given)
     try:
         return _DEEPSPEEDS_JIT_LOAD(builder, verbose)
+    except ValueError:  # of a lock
+        raise
+    except Exception as error:  # compilers and builders raise all kinds
+        # The compiler's own error comes after pages of commands.
+        compilers = next((line.strip() for line in str(error).splitlines() if "error:" in line), "")
+        raise ValueError(
+            f"DeepSpeed's operator {builder.name} cannot be compiled here ({compilers or one_line(error)}); it needs a "
+            "C++ compiler, and on a GPU nvcc"
+        ) from error
     finally:
-        os.environ[ARCHITECTURES] = given
+        if given is not None:
+            os.environ[ARCHITECTURES] = given

@@ -37,6 +37,15 @@ _MODULES = {
     "deepspeed.FusedAdam": "deepspeed.ops.adam",
     "deepspeed.FusedLamb": "deepspeed.ops.lamb",
     "deepspeed.FusedLion": "deepspeed.ops.lion",
+    "deepspeed.DeepSpeedCPUAdam": "deepspeed.ops.adam",
+    "deepspeed.DeepSpeedCPUAdagrad": "deepspeed.ops.adagrad",
+    "deepspeed.DeepSpeedCPULion": "deepspeed.ops.lion",
+}
+# What DeepSpeed uses where the state is offloaded, unless `torch_adam` is set.
+_ON_THE_HOST = {
+    **dict.fromkeys(("adam", "adamw", "muon"), "deepspeed.DeepSpeedCPUAdam"),
+    "adagrad": "deepspeed.DeepSpeedCPUAdagrad",
+    "lion": "deepspeed.DeepSpeedCPULion",
 }
 
 _INSTALL_LAMB = "pip install pytorch-optimizer"
@@ -62,6 +71,10 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
             f"{origin.name('zero_optimization.offload_optimizer.device')}: without ZeRO the weights stay on the GPU, "
             "where the host's optimizer cannot reach them; set zero_optimization.stage to 1, 2 or 3, or remove it"
         )
+    torchs = section.get("params", {}).get("torch_adam")
+    on_the_host = _ON_THE_HOST.get(name.lower()) if _offloaded(ds_values) and not torchs else None
+    if on_the_host and (reason := unusable_reason(on_the_host, torch.device("cpu"))):
+        raise ValueError(f"{said} is not usable here on offloaded state ({reason}); or remove offload_optimizer")
     if name.lower() == "lamb":
         chosen = choose_lamb(device, said)
         known = CLIENT_OPTIMIZERS.get(chosen)
@@ -214,7 +227,7 @@ def unusable_reason(name: str, device: torch.device) -> str:
     try:
         _construct(name, [parameter], lr=0.1).step()
     except Exception as error:  # a missing package, extension, compiler or device each raises its own kind
-        return one_line(error, with_type=True)
+        return one_line(error.__cause__ or error, with_type=True)
     moved = bool(torch.isfinite(parameter).all()) and bool((parameter < 1).all())
     return "" if moved else "a step with it did not change a parameter as it should"
 

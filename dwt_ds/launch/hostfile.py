@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from dwt_ds.base.words import prefix_errors
+
 # A name, an IPv4 address or an alias of ssh's configuration. pdsh gives a meaning to [] , : @ and a leading ^ or -.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LINE = re.compile(r"(\S+)\s+slots=([1-9][0-9]*)")
@@ -68,7 +70,9 @@ def read_deepspeed_env(paths: list[Path]) -> dict[str, str]:
     """
     variables: dict[str, str] = {}
     for path in paths:
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        with prefix_errors(str(path)):
+            lines = path.read_text(encoding="utf-8").splitlines()
+        for number, text in enumerate(lines, start=1):
             line = text.strip()
             if not _VARIABLE.fullmatch(line):
                 raise ValueError(

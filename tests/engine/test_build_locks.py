@@ -101,7 +101,8 @@ def test_a_build_says_what_it_does(lock: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
 
 
-# Takes the lock as a start does that loads an operator, and holds it until it is killed, or lets it go after a while.
+# Takes the lock as a start does that loads an operator, and holds it until it is killed, or lets it go after a while
+# with the operator built.
 HOLD = """
 import pathlib, sys, time
 from torch.utils.file_baton import FileBaton
@@ -113,6 +114,7 @@ held = pathlib.Path(sys.argv[2])
 held.touch()
 time.sleep(float(sys.argv[3]))
 held.unlink()
+pathlib.Path(sys.argv[1]).with_name("shm_comm.so").touch()
 baton.release()
 """
 WAIT = """

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.ops.op_builder.builder import OpBuilder
 from harness.apex import install_apex
 from harness.errors import error_of
 from harness.ranks import Train
 from harness.runs import assert_same_run, back_to, completed, logged_rows
 from torch import nn
+from torch.utils import cpp_extension
 
 from dwt_ds.engine import optimizers
 from dwt_ds.engine.ds_json.load import load_ds_json
@@ -172,12 +174,32 @@ def test_settings_of_another_adam_are_refused(
 
 
 def test_offloading_without_zero_is_refused_on_a_gpu() -> None:
-    values = {"optimizer": {"type": "AdamW"}, "zero_optimization": {**OFFLOAD, "stage": 0}}
+    values = {
+        "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+        "zero_optimization": {**OFFLOAD, "stage": 0},
+    }
     said = error_of(check_optimizer, values, torch.device("cuda"), MINE)
     assert said.startswith(
         "my.json: zero_optimization.offload_optimizer.device: without ZeRO the weights stay on the GPU"
     )
     check_optimizer(values, torch.device("cpu"), MINE)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Adagrad", "Lion", "Muon"])
+def test_an_optimizer_of_the_host_that_cannot_be_compiled_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(**settings: Any) -> None:
+        raise RuntimeError(
+            "Error building extension\n[1/2] c++ -c a.cpp\na.cpp:1:10: fatal error: Python.h: No such file"
+        )
+
+    monkeypatch.setattr(cpp_extension, "load", load)
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+    monkeypatch.setattr(OpBuilder, "jit_load", OpBuilder.jit_load)  # put back afterwards
+    said = check_error({"optimizer": {"type": name}, "zero_optimization": OFFLOAD})
+    assert said.startswith(f"my.json: optimizer.type='{name}' is not usable here on offloaded state (ValueError: ")
+    assert "(a.cpp:1:10: fatal error: Python.h: No such file); it needs a C++ compiler" in said
 
 
 class TestLamb:

@@ -64,6 +64,13 @@ def test_a_line_that_the_launcher_cannot_read_is_refused(line: str, tmp_path: Pa
         read_deepspeed_env([path])
 
 
+def test_a_file_of_variables_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    path.write_bytes(b"A=caf\xe9\n")
+    with pytest.raises(ValueError, match=r"env: 'utf-8' codec can't decode"):
+        read_deepspeed_env([path])
+
+
 def test_the_file_of_variables_may_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed's launcher reads the one that DS_ENV_FILE names."""
     monkeypatch.chdir(tmp_path)
