@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 Form = dict[str, Any]
 """A tokenizer or a part of one, as in tokenizer.json."""
-BYTE_ENTRIES = {f"<0x{byte:02X}>" for byte in range(256)}
+BYTE_ENTRIES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _BYTE = regex.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -43,7 +43,7 @@ def _hide_special_tokens(form: Form) -> None:
     model = form["model"]
     of_text = {piece for pair in model.get("merges", []) for piece in (*pair, "".join(pair))}
     if model.get("byte_fallback"):
-        of_text |= BYTE_ENTRIES
+        of_text.update(BYTE_ENTRIES)
     hidden = {}
     for token in form["added_tokens"]:
         if token["special"] and token["content"] not in of_text:

@@ -65,7 +65,7 @@ def why_text_is_lost(tokenizer: Tokenizer) -> str:
         lacking = len(set(pre_tokenizers.ByteLevel.alphabet()) - never - entries)
         fix = "train it with initial_alphabet=ByteLevel.alphabet() or an unk_token"
     elif model["type"] == "BPE" and model.get("byte_fallback"):
-        lacking = len(BYTE_ENTRIES - entries)
+        lacking = len(set(BYTE_ENTRIES) - entries)
         fix = "add them or an unk_token"
     else:
         return "its model has no unknown token, so text that its vocabulary lacks would be lost; give it an unk_token"

@@ -18,6 +18,7 @@ import regex
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dwt_ds.data.text_tokenizer import BYTE_ENTRIES
 from dwt_ds.prepare.tokenizer import (
     ROBERTA_SPECIAL_TOKENS,
     character_counts,
@@ -27,7 +28,6 @@ from dwt_ds.prepare.tokenizer import (
 )
 
 _SPACE = "\u2581"
-_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 # Pieces are learned from words with the space before them, and from punctuation marks; no piece spans two of them.
 _WORD = regex.compile(rf"{_SPACE}?(?:\p{{Punctuation}}|[^{_SPACE}\p{{Punctuation}}]+)|{_SPACE}")
 # Learn from the most frequent words, up to this many characters: in text without spaces, hardly any word repeats.
@@ -51,12 +51,12 @@ def train_unigram(
     special = list(dict.fromkeys(ROBERTA_SPECIAL_TOKENS.values()))
     words = _words(lines, normalizer)
     alphabet = _alphabet(words)
-    fixed = len(special) + len(_BYTES)
+    fixed = len(special) + len(BYTE_ENTRIES)
     check_size(vocab_size, fixed + len(alphabet), "the special tokens, 256 bytes and the text's characters")
     scores = _learned_scores(words, alphabet, vocab_size - fixed)
     # Special tokens and bytes score so low that text which looks like them is never segmented into them.
     never = min(scores.values()) - 100.0
-    vocabulary = [(entry, never) for entry in special + _BYTES]
+    vocabulary = [(entry, never) for entry in (*special, *BYTE_ENTRIES)]
     vocabulary += sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=special.index("<unk>"), byte_fallback=True))
     tokenizer.normalizer = normalizer
