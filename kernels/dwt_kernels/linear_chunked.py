@@ -137,7 +137,11 @@ def logits_buffer(head: Head, rows: int, backend: str) -> Tensor:
     columns = head.weight.shape[0]
     alignment = 1 if backend == "torch" and head.hidden.device.type == "cpu" else ROW_ALIGNMENT
     padded = -(-columns // alignment) * alignment
-    return head.hidden.new_empty(rows, padded)[:, :columns]
+    buffer = head.hidden.new_empty(rows, padded)
+    if head.hidden.device.type == "cpu":
+        # A bf16 product on a CPU with AMX multiplies what lies beside a row by 0: NaN there would spoil d hidden.
+        buffer[:, columns:].zero_()
+    return buffer[:, :columns]
 
 
 def column_parts(columns: int, operand: Tensor) -> list[slice]:

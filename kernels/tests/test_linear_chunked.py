@@ -24,12 +24,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def chunked_gradients(student: Head, teacher: Head | None, labels: Tensor, objective: Objective) -> list[Tensor]:
-    """d hidden, d weight and d bias in chunks of three rows, none left out."""
+def chunked_gradients(
+    student: Head, teacher: Head | None, labels: Tensor, objective: Objective, chunk_rows: int = 3
+) -> list[Tensor]:
+    """d hidden, d weight and d bias, no row left out."""
     scalars = backend_module(objective.backend).prepare(labels, student.weight.shape[0], objective)
     upstream = torch.ones((), device=labels.device)
     inputs = (student, teacher, Labels(labels, objective.ignore_index, False), upstream, scalars)
-    _, *gradients = chunked_statistics_and_gradients(*inputs, [True] * 3, 3, objective.backend)
+    _, *gradients = chunked_statistics_and_gradients(*inputs, [True] * 3, chunk_rows, objective.backend)
     return gradients
 
 
@@ -54,6 +56,23 @@ def test_poisoned_rows_that_do_not_count_reach_no_gradient(backend, device, make
     poisoned = chunked_gradients(student, teacher, labels, objective)
     torch.testing.assert_close(poisoned, expected)
     assert not poisoned[0][1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_nothing_is_read_before_it_is_written(backend, device, make_objective, dtype):
+    """New memory holds NaN here. Products of a CPU with AMX read what lies beside a row of 16 bits."""
+    heads = [
+        Head(*(torch.randn(shape, device=device).to(dtype) for shape in ((60, width), (997, width), (997,))))
+        for width in (40, 72)
+    ]
+    labels = torch.arange(60, device=device)
+    objective = make_objective(temperature=2.0, normalizer=60, backend=backend)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        gradients = chunked_gradients(heads[0], heads[1], labels, objective, chunk_rows=24)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "meta"])
