@@ -24,7 +24,7 @@ class Quantization:
     activation_bits: _Bits | None = 8
     """Bits of an activation: asymmetric, one scale a token, computed on the fly; null does not round activations."""
     modules: Annotated[tuple[Literal["encoder", "embeddings", "head"], ...], Field(min_length=1)] = ("encoder",)
-    """Which layers: encoder, embeddings (the tables, and a decoder tied to them), head."""
+    """Which layers: encoder, embeddings (the tables, and layers that share a weight, as a tied decoder does), head."""
     start_step: NonNegativeInt = 0
     """Optimizer step from which values are rounded; training is in full precision before it."""
     group_size: Annotated[int, Field(ge=2)] | None = None

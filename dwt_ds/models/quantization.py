@@ -8,6 +8,7 @@ weights: torchao's own conversion from these quantizers gives float layers back 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -108,15 +109,14 @@ def quantized_layers(model: PreTrainedModel, quantization: Quantization) -> list
     """
     base = model.base_model
     inside = {f"{model.base_model_prefix}.{name}" for name, _ in base.named_modules()} if base is not model else set()
-    decoder = model.get_output_embeddings()
-    tied = decoder is not None and decoder.weight is model.get_input_embeddings().weight
+    holders = Counter(id(module.weight) for module in model.modules() if hasattr(module, "weight"))
     chosen = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             part = "embeddings"
         elif not isinstance(module, nn.Linear) or "pooler" in name:
             continue
-        elif module is decoder and tied:
+        elif holders[id(module.weight)] > 1:
             part = "embeddings"
         else:
             part = "encoder" if name in inside else "head"

@@ -30,7 +30,7 @@ from dwt_ds.models.growth.grow import grow
 from dwt_ds.models.growth.plan import check_growth
 from dwt_ds.models.layer_norm import fuse_layer_norms
 from dwt_ds.models.load import load_masked_lm, load_model_config
-from dwt_ds.models.masked_lm.checks import check_against_own_logits, freeze_unused_parameters
+from dwt_ds.models.masked_lm.checks import check_against_own_logits, check_rounded_weights, freeze_unused_parameters
 from dwt_ds.models.masked_lm.families import known_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.quantization import add_fake_quantizers, check_quantization
@@ -143,6 +143,8 @@ def build_objective(
     if resolved.quantization is not None:
         # After the check above: rounding can turn a tiny difference into a large one.
         add_fake_quantizers(model, resolved.quantization)
+        with _attention_of_fp32(model):
+            check_rounded_weights(gathered)
     if compiles(resolved):
         gather_at_once(compile_layers(model))
     hidden_loss = None if teacher_hidden_size is None else hidden_loss_of(model, teacher_hidden_size, config)

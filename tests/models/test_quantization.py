@@ -16,7 +16,7 @@ from dwt_ds.models import quantized_export
 from dwt_ds.models.build import build_student
 from dwt_ds.models.growth.grow import grow
 from dwt_ds.models.load import load_masked_lm
-from dwt_ds.models.masked_lm.checks import check_against_own_logits
+from dwt_ds.models.masked_lm.checks import check_against_own_logits, check_rounded_weights
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.models.quantization import (
     add_fake_quantizers,
@@ -174,6 +174,28 @@ class TestWithTorchao:
         with pytest.raises(ValueError, match=message):
             quantized_layers(student, Quantization(modules=("encoder", "embeddings")))
         assert not any("embed_positions" in name for name in quantized_layers(student, Quantization()))
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_rounding_that_the_export_repeats_is_accepted(self, family: str) -> None:
+        student = model(family).eval()
+        add_fake_quantizers(student, Quantization(modules=("encoder", "embeddings", "head")))
+        before = logits(student)
+        check_rounded_weights(GatheredMaskedLM(student))
+        assert torch.equal(logits(student), before), "activations and weights are rounded as before"
+        assert not student.training
+
+    def test_a_weight_that_is_read_without_its_quantizer_is_refused(self) -> None:
+        """I-BERT's decoder has a quantizer, its table of the same weight is a module of its own and has none."""
+        student = model("ibert")
+        add_fake_quantizers(student, Quantization(modules=("embeddings", "head")))
+        with pytest.raises(ValueError, match=r"modules: lm_head.decoder is not all that reads its weight"):
+            check_rounded_weights(GatheredMaskedLM(student))
+
+    def test_layers_that_share_a_weight_count_as_embeddings(self) -> None:
+        student = model("neomme", config={"num_key_value_heads": 4})
+        both = {"model.embed_tokens.embedding_projection", "unembedding_projection"}
+        assert both <= set(quantized_layers(student, Quantization(modules=("embeddings",))))
+        assert not both & set(quantized_layers(student, Quantization(modules=("encoder",))))
 
     def test_nothing_to_quantize_is_an_error(self) -> None:
         bare = BertForSequenceClassification(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1))

@@ -50,6 +50,13 @@ def test_ranks_without_labels_take_part(tiny_run: TinyRun, tmp_path: Path) -> No
     assert len([row for row in rows_of(tmp_path) if "eval_hard_loss" in row]) == 2
 
 
+def test_a_run_whose_export_would_be_another_model_does_not_start(tiny_run: TinyRun, tmp_path: Path) -> None:
+    settings = ["student.family=ibert", 'student.quantization={"modules": ["embeddings"]}']
+    said = tiny_run(tmp_path, *settings, code=2)
+    assert "Traceback" not in said
+    assert "lm_head.decoder is not all that reads its weight in the forward pass" in said
+
+
 def test_values_are_rounded_from_the_start_step_on(straight: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     tiny_run(plain, *SETTINGS, ranks=2)

@@ -3,10 +3,13 @@ the forward pass does not read."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM, cannot_split
+from dwt_ds.models.quantization import switch_fake_quantizers
 
 _CHECKED_TOKENS = 8
 
@@ -29,16 +32,7 @@ def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | N
     model, weight = gathered.model, gathered.decoder_weight
     if tolerance is None:
         tolerance = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 2e-2
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(0, weight.shape[0], (2, _CHECKED_TOKENS), generator=generator)
-    pad = model.config.pad_token_id
-    if pad is not None and weight.shape[0] > 1:
-        input_ids[input_ids == pad] = 0 if pad else 1
-    attention_mask = torch.ones_like(input_ids)
-    attention_mask[1, -2:] = 0
-    positions = attention_mask.flatten().nonzero().flatten().flip(0)
-    input_ids, attention_mask, positions = (each.to(weight.device) for each in (input_ids, attention_mask, positions))
-
+    input_ids, attention_mask, positions = _two_short_rows(gathered)
     was_training = model.training
     model.eval()
     try:
@@ -53,6 +47,70 @@ def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | N
     if not difference <= tolerance * max(largest, 1e-6):
         detail = f"hidden x decoder differs from its own logits by {difference:.3g} (largest logit {largest:.3g})"
         raise ValueError(cannot_split(model, detail))
+
+
+@torch.no_grad()
+def check_rounded_weights(gathered: GatheredMaskedLM) -> None:
+    """Refuse to round a weight that the model also reads where no quantizer is.
+
+    An export's weight is rounded wherever it is read, so its model would not be the one that was trained.
+
+    Args:
+        gathered: with fake quantizers; they are switched on at the end.
+
+    Raises:
+        ValueError: one line with the first such layer.
+    """
+    layers: dict[int, dict[str, Any]] = {}
+    for name, module in gathered.model.named_modules():
+        if getattr(module, "weight_fake_quantizer", None) is not None:
+            layers.setdefault(id(module.weight), {})[name] = module
+    if not _same_when_rounded(gathered, list(layers.values())):
+        wrong = [list(owners) for owners in layers.values() if not _same_when_rounded(gathered, [owners])]
+        raise ValueError(
+            f"student.quantization.modules: {wrong[0][0]} is not all that reads its weight in the forward pass, so "
+            "training would round it in one place and the export in all; choose modules without it"
+        )
+    switch_fake_quantizers(gathered.model, True)
+
+
+def _same_when_rounded(gathered: GatheredMaskedLM, layers: list[dict[str, Any]]) -> bool:
+    """Whether logits of training with these layers' weights rounded are those of a model that holds them rounded.
+
+    layers: for each weight, the modules that hold it by name.
+    """
+    model = gathered.model
+    input_ids, attention_mask, positions = _two_short_rows(gathered)
+    switch_fake_quantizers(model, False)
+    rounded = {}
+    for owners in layers:
+        for name, module in owners.items():
+            module.weight_fake_quantizer.enabled = True
+        rounded[f"{name}.weight"] = module.weight_fake_quantizer(module.weight)
+    was_training = model.training
+    model.eval()
+    try:
+        hidden = gathered(input_ids, attention_mask, positions)
+        trained = nn.functional.linear(hidden, gathered.decoder_weight, gathered.decoder_bias)
+        switch_fake_quantizers(model, False)
+        rows = {"input_ids": input_ids, "attention_mask": attention_mask}
+        exported = torch.func.functional_call(model, rounded, kwargs=rows).logits.flatten(0, 1)[positions]
+    finally:
+        model.train(was_training)
+    return torch.allclose(trained, exported, rtol=0, atol=1e-5 * exported.abs().max().item())
+
+
+def _two_short_rows(gathered: GatheredMaskedLM) -> tuple[Tensor, Tensor, Tensor]:
+    """Random input_ids (2, S) and their attention_mask (2, S), the second row padded; positions of the real tokens."""
+    entries, device = gathered.decoder_weight.shape[0], gathered.decoder_weight.device
+    input_ids = torch.randint(0, entries, (2, _CHECKED_TOKENS), generator=torch.Generator().manual_seed(0))
+    pad = gathered.model.config.pad_token_id
+    if pad is not None and entries > 1:
+        input_ids[input_ids == pad] = 0 if pad else 1
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, -2:] = 0
+    positions = attention_mask.flatten().nonzero().flatten().flip(0)
+    return input_ids.to(device), attention_mask.to(device), positions.to(device)
 
 
 def freeze_unused_parameters(gathered: GatheredMaskedLM) -> list[str]:
