@@ -84,8 +84,9 @@ def _same_when_rounded(gathered: GatheredMaskedLM, layers: list[dict[str, Any]])
     switch_fake_quantizers(model, False)
     rounded = {}
     for owners in layers:
-        for name, module in owners.items():
+        for module in owners.values():
             module.weight_fake_quantizer.enabled = True
+        name, module = next(iter(owners.items()))
         rounded[f"{name}.weight"] = module.weight_fake_quantizer(module.weight)
     was_training = model.training
     model.eval()
