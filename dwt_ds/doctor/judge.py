@@ -220,7 +220,7 @@ def _operators(host: str, answers: Mapping[str, Any]) -> list[CheckResult]:
         found = f"{operator['name']}: {operator['problem'] or 'builds'}"
         replaced = operator["name"] == "fused_adam" and bool(operator["problem"])
         found += "; torch's fused Adam is used" if replaced else ""
-        fix = operator.get("fix", "install a C++ compiler and ninja") if operator["problem"] and not replaced else ""
+        fix = "" if replaced else operator["fix"]
         results.append(CheckResult("compiled operators", host, found, fix))
     return results
 

@@ -137,7 +137,8 @@ def _build_operators() -> list[dict[str, str]]:
         fix = "ask again when the host is less busy; if it is idle, its compiler hangs"
         return [{"name": "all", "problem": f"not built within {_BUILD_SECONDS:.0f} s", "fix": fix}]
     if code != 0:
-        return [{"name": "all", "problem": error_line(err) or "no message"}]
+        fix = "run python -m dwt_ds.engine.ops_check there for all that it says"
+        return [{"name": "all", "problem": error_line(err) or "no message", "fix": fix}]
     return json.loads(out.splitlines()[-1])
 
 

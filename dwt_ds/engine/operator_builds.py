@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 
@@ -9,9 +10,10 @@ from deepspeed.ops.op_builder.builder import OpBuilder
 
 from dwt_ds.base.processes import own_programs_first
 from dwt_ds.base.words import one_line
-from dwt_ds.engine.build_locks import replace_torchs_build_locks
+from dwt_ds.engine.build_locks import extensions_folder, replace_torchs_build_locks
 
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _DEEPSPEEDS_JIT_LOAD = OpBuilder.jit_load
 
 
@@ -51,9 +53,11 @@ def _jit_load(builder: OpBuilder, verbose: bool = True) -> object:
     except Exception as error:  # compilers and builders raise all kinds
         # The compiler's own error comes after pages of commands.
         compilers = next((line.strip() for line in str(error).splitlines() if "error:" in line), "")
+        fix = "install a C++ compiler, and on a GPU nvcc"
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:  # a container's user without a home
+            fix = f"set TORCH_EXTENSIONS_DIR to a folder that can be written to, in place of {extensions_folder()}"
         raise ValueError(
-            f"DeepSpeed's operator {builder.name} cannot be compiled here ({compilers or one_line(error)}); it needs a "
-            "C++ compiler, and on a GPU nvcc"
+            f"DeepSpeed's operator {builder.name} cannot be compiled here ({compilers or one_line(error)}); {fix}"
         ) from error
     finally:
         if given is not None:

@@ -19,7 +19,7 @@ _BUILDERS_ON_A_GPU = {"fused_adam": "FusedAdamBuilder"}
 
 
 def build_operators() -> list[dict[str, str]]:
-    """Name and problem ("" if there is none) of every operator that our DeepSpeed JSONs use.
+    """Name, problem and its fix ("" if there is none) of every operator that our DeepSpeed JSONs use.
 
     cpu_adam is Adam of an offloaded optimizer, fused_adam that of the others on a GPU.
     """
@@ -28,10 +28,10 @@ def build_operators() -> list[dict[str, str]]:
     for name, builder_name in (_BUILDERS | _BUILDERS_ON_A_GPU if on_a_gpu else _BUILDERS).items():
         try:
             get_accelerator().create_op_builder(builder_name).load(verbose=False)
-            problem = ""
+            problem = fix = ""
         except ValueError as error:
-            problem = str(error)
-        answers.append({"name": name, "problem": problem})
+            problem, _, fix = str(error).rpartition("; ")
+        answers.append({"name": name, "problem": problem, "fix": fix})
     return answers
 
 

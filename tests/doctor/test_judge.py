@@ -32,7 +32,7 @@ GOOD: dict[str, Any] = {
     "free_bytes": {"/shared": 100 * 2**30},
     "locks": [],
     "kernels": [{"device": "cuda:0", "backend": "triton", "errors": {"fp32": 1e-7, "bf16": 8e-3}, "problem": ""}],
-    "operators": [{"name": "cpu_adam", "problem": ""}],
+    "operators": [{"name": "cpu_adam", "problem": "", "fix": ""}],
     "apex": {"installed": False, "problem": ""},
 }
 
@@ -85,10 +85,10 @@ def test_a_good_host_has_no_bad_finding() -> None:
             "distill.backend=torch",
         ),
         (
-            {"operators": [{"name": "cpu_adam", "problem": "no compiler"}]},
+            {"operators": [{"name": "cpu_adam", "problem": "no compiler", "fix": "install a C++ compiler"}]},
             "compiled operators",
             "cpu_adam: no compiler",
-            "ninja",
+            "C++",
         ),
         (
             {"operators": [{"name": "all", "problem": "not built within 900 s", "fix": "ask again"}]},

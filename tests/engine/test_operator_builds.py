@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from deepspeed.ops.op_builder import builder
 from deepspeed.ops.op_builder.fused_adam import FusedAdamBuilder
 from torch.utils import cpp_extension
 
+from dwt_ds.engine import ops_check
 from dwt_ds.engine.operator_builds import ARCHITECTURES, prepare_operator_builds
 
 Build = Callable[[str], str]
@@ -48,6 +51,24 @@ def test_letters_after_the_number_do_not_stop_deepspeed(build: Build, monkeypatc
     assert build(" 9.0;9.0a ") == "9.0+PTX"
     for names in ("Hopper", "8.0;Ada+PTX", "native", ""):
         assert build(names) == "9.0+PTX", names  # that of the device
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As for a container's user without a home."""
+    here = tmp_path / "extensions"
+
+    def load(**settings: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(here))
+
+    monkeypatch.setattr(cpp_extension, "load", load)
+    monkeypatch.setattr(builder.OpBuilder, "_loaded_ops", {})
+    monkeypatch.setattr(builder.OpBuilder, "jit_load", builder.OpBuilder.jit_load)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(here))
+    prepare_operator_builds()
+    [answer] = ops_check.build_operators()
+    assert answer["name"] == "cpu_adam"
+    assert answer["problem"].endswith(f"cannot be compiled here ([Errno 13] Permission denied: '{here}')")
+    assert answer["fix"] == f"set TORCH_EXTENSIONS_DIR to a folder that can be written to, in place of {here}"
 
 
 def test_programs_of_this_environment_come_first_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def test_an_optimizer_of_the_host_that_cannot_be_compiled_is_refused(
     monkeypatch.setattr(OpBuilder, "jit_load", OpBuilder.jit_load)  # put back afterwards
     said = check_error({"optimizer": {"type": name}, "zero_optimization": OFFLOAD})
     assert said.startswith(f"my.json: optimizer.type='{name}' is not usable here on offloaded state (ValueError: ")
-    assert "(a.cpp:1:10: fatal error: Python.h: No such file); it needs a C++ compiler" in said
+    assert "(a.cpp:1:10: fatal error: Python.h: No such file); install a C++ compiler" in said
 
 
 class TestLamb:
