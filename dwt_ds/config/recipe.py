@@ -92,13 +92,13 @@ def _find_base(base: str, child: Path) -> Path:
 
 def _apply_override(settings: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    parts = key.split(".")
+    if not equals or not all(parts):
         raise ValueError(f"override {override!r}: write it as key=value, for instance train.max_steps=1000")
     try:
         value = read_value(key, text)
     except ValueError:
         raise ValueError(f"override {override!r}: the value is not valid YAML; quote it") from None
-    parts = key.split(".")
     for depth in range(1, len(parts)):
         name = ".".join(parts[:depth])
         child = get_place(settings, name)
