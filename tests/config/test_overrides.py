@@ -131,7 +131,10 @@ def test_the_last_override_wins() -> None:
     [
         ("seed", "override 'seed': write it as key=value, for instance train.max_steps=1000"),
         ("=3", "override '=3': write it as key=value, for instance train.max_steps=1000"),
-        ("train..max_steps=3", "override 'train..max_steps=3': write it as key=value, for instance train.max_steps=1000"),
+        (
+            "train..max_steps=3",
+            "override 'train..max_steps=3': write it as key=value, for instance train.max_steps=1000",
+        ),
         ("seed=[", "override 'seed=[': the value is not valid YAML; quote it"),
         ("student.layers.x=3", "override 'student.layers.x=3': student.layers is 2, not a section"),
         ("base=quickstart", "base: unknown key; did you mean 'seed'?"),
