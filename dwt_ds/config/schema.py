@@ -115,7 +115,7 @@ class StudentConfig:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout probability of hidden states, attention weights and embeddings."""
     attention: AttentionChoice = "auto"
-    """Attention implementation; auto: eager on a CPU, sdpa on a GPU."""
+    """Attention implementation; auto: sdpa on a GPU if the family has it, else eager."""
     init: str = "random"
     """Initial weights: random, or grown from the teacher's by a depth map (remap, the paper's; stack, bert2bert,
     interlace), a width method (fna, net2net, fpi, aki), or both, as in stack+fpi. See docs/growth.md."""

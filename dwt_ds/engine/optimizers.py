@@ -51,6 +51,9 @@ _ON_THE_HOST = {
 _INSTALL_LAMB = "pip install pytorch-optimizer"
 _TESTED_UNDER_ZERO = frozenset({"adam", "adamw", "adagrad", "lion", "muon", "apex.fusedadam"})
 _ADAMS = frozenset({"adam", "adamw"})
+_OTHERS_OF_TORCH = frozenset(
+    name for name in dir(torch.optim) if name[0].isupper() and name.lower() not in _TESTED_UNDER_ZERO
+)
 # Settings of Adam that DeepSpeed takes out before it constructs one.
 _TAKEN_OUT = frozenset({"adam_w_mode", "torch_adam", "fp32_optimizer_states"})
 # `Lamb` is the first of these that is usable.
@@ -102,6 +105,10 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
     elif name in CLIENT_OPTIMIZERS and (reason := unusable_reason(name, device)):
         fix = _INSTALL_LAMB if name.startswith("pytorch") else BUILD_APEX
         raise ValueError(f"{said} is not usable here ({reason}); {fix}")
+    elif name in _OTHERS_OF_TORCH and (reason := _problem_of_a_step(name, device, section.get("params", {}))):
+        raise ValueError(
+            f"{said}: it cannot take a step with these optimizer.params ({reason}); change them, or use AdamW"
+        )
 
 
 def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> None:
@@ -222,12 +229,19 @@ def _is_torchs_fused_adam(ds_values: Mapping[str, Any], device: torch.device) ->
 def unusable_reason(name: str, device: torch.device) -> str:
     """Why the optimizer of that name cannot take a step on this device; empty if it can."""
     prepare_operator_builds()
+    return _problem_of_a_step(name, device, {"lr": 0.1}, moves=True)
+
+
+def _problem_of_a_step(name: str, device: torch.device, settings: Mapping[str, Any], *, moves: bool = False) -> str:
+    """Why an optimizer with these settings cannot take a step; empty if it can and, with `moves`, if it goes down."""
     parameter = nn.Parameter(torch.ones(8, device=device))
     parameter.grad = torch.full_like(parameter, 0.1)
     try:
-        _construct(name, [parameter], lr=0.1).step()
+        _construct(name, [parameter], **settings).step()
     except Exception as error:  # a missing package, extension, compiler or device each raises its own kind
         return one_line(error.__cause__ or error, with_type=True)
+    if not moves:
+        return ""
     moved = bool(torch.isfinite(parameter).all()) and bool((parameter < 1).all())
     return "" if moved else "a step with it did not change a parameter as it should"
 
@@ -260,7 +274,7 @@ def replay_adam_steps(optimizer: torch.optim.Optimizer) -> None:
 
 def _construct(name: str, parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
     package, _, class_name = name.rpartition(".")
-    module = importlib.import_module(_MODULES.get(name, package))
+    module = importlib.import_module(_MODULES.get(name, package or "torch.optim"))
     if name == "apex.FusedLAMB":
         settings["max_grad_norm"] = math.inf  # its default would clip to 1, after DeepSpeed's own clipping
     elif name == "pytorch_optimizer.Lamb":

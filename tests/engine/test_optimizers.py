@@ -202,6 +202,25 @@ def test_an_optimizer_of_the_host_that_cannot_be_compiled_is_refused(
     assert "(a.cpp:1:10: fatal error: Python.h: No such file); install a C++ compiler" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "params", "reason"),
+    [
+        ("SGD", {"lr": 0.1, "nesterov": True}, "ValueError: Nesterov momentum requires a momentum and zero dampening"),
+        ("LBFGS", {"lr": 0.1}, "TypeError: LBFGS.step() missing 1 required positional argument: 'closure'"),
+        ("SparseAdam", {"lr": 0.1}, "RuntimeError: SparseAdam does not support dense gradients"),
+    ],
+)
+def test_one_of_torch_that_cannot_take_a_step_is_refused(name: str, params: dict[str, Any], reason: str) -> None:
+    said = check_error({"optimizer": {"type": name, "params": params}})
+    assert said.startswith(f"my.json: optimizer.type='{name}': it cannot take a step with these optimizer.params (")
+    assert f"({reason}" in said
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adafactor", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "Rprop"])
+def test_the_others_of_torch_pass(name: str) -> None:
+    check_optimizer({"optimizer": {"type": name, "params": {"lr": 1e-12}}}, torch.device("cpu"), MINE)
+
+
 class TestLamb:
     def test_the_first_that_runs_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         usable = {"deepspeed.FusedLamb", "apex.FusedLAMB", "pytorch_optimizer.Lamb"}

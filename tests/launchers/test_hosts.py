@@ -169,7 +169,7 @@ def test_a_lost_host_ends_the_run_which_resumes_on_the_others(
 def test_a_host_that_fails_before_the_ranks_meet_ends_the_launch(
     cluster: Any, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    """Long before the ranks of the others would give up waiting for it (10 minutes)."""
+    """Long before the ranks of the others would give up waiting for it (30 minutes)."""
     package, broken = Path(package_folder("dwt_ds"), "pretrain.py"), tmp_path / "pretrain.py"
     broken.write_text("raise ImportError('nothing works on this host')\n", encoding="utf-8")
     cluster.replace(2, package, broken)
