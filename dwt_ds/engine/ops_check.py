@@ -31,6 +31,7 @@ def build_operators() -> list[dict[str, str]]:
             problem = fix = ""
         except ValueError as error:
             problem, _, fix = str(error).rpartition("; ")
+            problem = problem or str(error)
         answers.append({"name": name, "problem": problem, "fix": fix})
     return answers
 

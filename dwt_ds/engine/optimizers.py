@@ -51,9 +51,6 @@ _ON_THE_HOST = {
 _INSTALL_LAMB = "pip install pytorch-optimizer"
 _TESTED_UNDER_ZERO = frozenset({"adam", "adamw", "adagrad", "lion", "muon", "apex.fusedadam"})
 _ADAMS = frozenset({"adam", "adamw"})
-_OTHERS_OF_TORCH = frozenset(
-    name for name in dir(torch.optim) if name[0].isupper() and name.lower() not in _TESTED_UNDER_ZERO
-)
 # Settings of Adam that DeepSpeed takes out before it constructs one.
 _TAKEN_OUT = frozenset({"adam_w_mode", "torch_adam", "fp32_optimizer_states"})
 # `Lamb` is the first of these that is usable.
@@ -105,7 +102,7 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
     elif name in CLIENT_OPTIMIZERS and (reason := unusable_reason(name, device)):
         fix = _INSTALL_LAMB if name.startswith("pytorch") else BUILD_APEX
         raise ValueError(f"{said} is not usable here ({reason}); {fix}")
-    elif name in _OTHERS_OF_TORCH and (reason := _problem_of_a_step(name, device, section.get("params", {}))):
+    elif _is_another_of_torch(name) and (reason := _problem_of_a_step(name, device, section.get("params", {}))):
         raise ValueError(
             f"{said}: it cannot take a step with these optimizer.params ({reason}); change them, or use AdamW"
         )
@@ -171,6 +168,11 @@ def _check_adam_settings(params: Mapping[str, Any], *, offloaded: bool, origin: 
     if foreign is not None:
         fix = ", or set optimizer.params.torch_adam to true" if foreign in torchs else ""
         raise ValueError(f"{origin.name(f'optimizer.params.{foreign}')}: {used} has no such setting; remove it{fix}")
+
+
+def _is_another_of_torch(name: str) -> bool:
+    """Whether DeepSpeed constructs torch's class of that name as it is."""
+    return name.lower() not in _TESTED_UNDER_ZERO and hasattr(torch.optim, name)
 
 
 def _offloaded(ds_values: Mapping[str, Any]) -> bool:

@@ -144,7 +144,7 @@ def build_objective(
         # After the check above: rounding can turn a tiny difference into a large one.
         add_fake_quantizers(model, resolved.quantization)
         with _attention_of_fp32(model):
-            check_rounded_weights(gathered)
+            check_rounded_weights(gathered, resolved.quantization.modules)
     if compiles(resolved):
         gather_at_once(compile_layers(model))
     hidden_loss = None if teacher_hidden_size is None else hidden_loss_of(model, teacher_hidden_size, config)

@@ -54,7 +54,7 @@ def test_a_run_whose_export_would_be_another_model_does_not_start(tiny_run: Tiny
     settings = ["student.family=ibert", 'student.quantization={"modules": ["embeddings"]}']
     said = tiny_run(tmp_path, *settings, code=2)
     assert "Traceback" not in said
-    assert "lm_head.decoder is not all that reads its weight in the forward pass" in said
+    assert "modules=['embeddings']: the model also reads the weight of lm_head.decoder" in said
 
 
 def test_values_are_rounded_from_the_start_step_on(straight: Path, tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ the forward pass does not read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,27 +51,31 @@ def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | N
 
 
 @torch.no_grad()
-def check_rounded_weights(gathered: GatheredMaskedLM) -> None:
+def check_rounded_weights(gathered: GatheredMaskedLM, modules: Sequence[str]) -> None:
     """Refuse to round a weight that the model also reads where no quantizer is.
 
     An export's weight is rounded wherever it is read, so its model would not be the one that was trained.
 
     Args:
         gathered: with fake quantizers; they are switched on at the end.
+        modules: the recipe's `student.quantization.modules`, for the message.
 
     Raises:
-        ValueError: one line with the first such layer.
+        ValueError: one line with the first layer of such a weight.
     """
     layers: dict[int, dict[str, Any]] = {}
     for name, module in gathered.model.named_modules():
         if getattr(module, "weight_fake_quantizer", None) is not None:
             layers.setdefault(id(module.weight), {})[name] = module
-    if not _same_when_rounded(gathered, list(layers.values())):
-        wrong = [list(owners) for owners in layers.values() if not _same_when_rounded(gathered, [owners])]
-        raise ValueError(
-            f"student.quantization.modules: {wrong[0][0]} is not all that reads its weight in the forward pass, so "
-            "training would round it in one place and the export in all; choose modules without it"
-        )
+    # All at once first: one by one takes two forward passes a layer.
+    suspects = [] if _same_when_rounded(gathered, list(layers.values())) else list(layers.values())
+    for owners in suspects:
+        if not _same_when_rounded(gathered, [owners]):
+            name = next(iter(owners))
+            raise ValueError(
+                f"student.quantization.modules={list(modules)}: the model also reads the weight of {name} without "
+                "rounding it, so the export would not be the model that was trained; leave out the part with that layer"
+            )
     switch_fake_quantizers(gathered.model, True)
 
 
