@@ -10,7 +10,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
-STUDY = ["accelerate>=1.1", "matplotlib>=3.8", "scikit-learn>=1.4", "scipy>=1.11"]
+STUDY = ["accelerate>=1.3", "matplotlib>=3.8", "scikit-learn>=1.4", "scipy>=1.11"]
 MONITOR = ["tensorboard>=2.15"]
 QUANTIZATION = ["torchao>=0.18"]
 LAMB = ["pytorch-optimizer>=4.1"]
@@ -40,16 +40,16 @@ setup(
         "datasets>=5.0",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=1.26",
-        "pyarrow>=16",
-        "pydantic>=2.7",
+        "pyarrow>=24",
+        "pydantic>=2.11",
         "typing_extensions>=4.10",
         "pyyaml>=6.0",
         "tqdm>=4.66",
-        "safetensors>=0.4",
+        "safetensors>=0.8",
         "psutil>=5.9",
-        "syntok>=1.4.3",
+        "syntok>=1.4.4",
         # Which marks end a sentence in which script. syntok and transformers need it, too.
-        "regex>=2024.5.15",
+        "regex>=2025.10.22",
         "xxhash>=3.4",
         # DeepSpeed compiles its operators at first use.
         "ninja>=1.11",

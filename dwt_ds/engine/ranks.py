@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import deepspeed.comm
@@ -54,9 +54,6 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     global _local_rank
     prepare_operator_builds()
     fill_rank_environment(os.environ)
-    if "OMP_NUM_THREADS" not in os.environ:
-        # Otherwise every rank starts a thread for each core of the machine.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_SIZE"])))
     on_cpu, on_cuda = (get_accelerator().device_name() == name for name in ("cpu", "cuda"))
     if on_cpu:
         _keep_freed_memory()
@@ -72,7 +69,10 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
     meeting_limit = max(limit, timedelta(seconds=_MEETING_SECONDS))
     # Kept until the group is there, which meets at the same store.
-    store = _meet_with_fitting_devices(get_accelerator().communication_backend_name(), meeting_limit)
+    store, places = _meet_with_fitting_devices(get_accelerator().communication_backend_name(), meeting_limit)
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Otherwise every rank starts a thread for each core that it may use, also where others use it.
+        torch.set_num_threads(_threads(places[int(os.environ["RANK"])], places))
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every operator
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
@@ -187,47 +187,68 @@ def raise_on_all_ranks() -> Iterator[None]:
     raise OtherRankError(f"rank {failed}: {messages[failed]}")
 
 
-def _meet_with_fitting_devices(backend: str, limit: timedelta) -> Any:
-    """The store at which the ranks of a run meet; None for one rank.
+class _Place(NamedTuple):
+    """Where a rank computes."""
+
+    backend: str
+    host: str
+    gpu: str
+    """Its UUID; empty on a CPU, and for a rank that is alone."""
+    cores: list[int]
+    """That the rank may use: the host's, or those that a launcher bound it to."""
+
+
+def _meet_with_fitting_devices(backend: str, limit: timedelta) -> tuple[Any, list[_Place]]:
+    """The store at which the ranks of a run meet, None for one rank; and the place of each rank.
 
     Raises:
         AllRanksError: the devices of the ranks cannot work together.
     """
+    place = _Place(backend, socket.gethostname(), "", sorted(os.sched_getaffinity(0)))
     if os.environ["WORLD_SIZE"] == "1":
-        return None
-    store, number, size = next(dist.rendezvous("env://", timeout=limit))
-    own, left = ([f"dwt_ds/{what}/{each}" for each in range(size)] for what in ("device", "left"))
-    gpu = ""
+        return None, [place]
     if get_accelerator().device_name() == "cuda":
-        gpu = str(torch.cuda.get_device_properties(int(os.environ["LOCAL_RANK"])).uuid)
-    store.set(own[number], json.dumps([backend, socket.gethostname(), gpu]))
-    message = _what_does_not_fit([json.loads(value) for value in store.multi_get(own)])
+        place = place._replace(gpu=str(torch.cuda.get_device_properties(int(os.environ["LOCAL_RANK"])).uuid))
+    store, number, size = next(dist.rendezvous("env://", timeout=limit))
+    own, left = ([f"dwt_ds/{what}/{each}" for each in range(size)] for what in ("place", "left"))
+    store.set(own[number], json.dumps(place))
+    places = [_Place(*json.loads(value)) for value in store.multi_get(own)]
+    message = _what_does_not_fit(places)
     if message is not None:
         store.set(left[number], "")
         if number > 0:
             raise OtherRankError(message)
         store.multi_get(left)  # the store is in this process: it stays until no other rank reads from it
         raise AllRanksError(message)
-    return store
+    return store, places
 
 
-def _what_does_not_fit(devices: list[tuple[str, str, str]]) -> str | None:
-    """What is wrong with the ranks' devices; of each the backend, the host, and the GPU's UUID, "" on a CPU.
+def _threads(place: _Place, places: list[_Place]) -> int:
+    """A rank's threads on a CPU: its cores, divided by the ranks that may use them too.
+
+    srun and mpirun can bind each rank to cores of its own.
+    """
+    sharing = sum(each.host == place.host and not set(each.cores).isdisjoint(place.cores) for each in places)
+    return max(1, len(place.cores) // sharing)
+
+
+def _what_does_not_fit(places: list[_Place]) -> str | None:
+    """What is wrong with the ranks' devices.
 
     A host whose GPUs torch does not see would make a group of gloo, the others one of NCCL, and all would wait for one
     another until the time limit. Two ranks with one GPU would end in NCCL, at the first collective.
     """
-    hosts = {backend: host for backend, host, _ in reversed(devices)}
+    hosts = {each.backend: each.host for each in reversed(places)}
     if len(hosts) > 1:
         each = ", ".join(f"{backend} on {host}" for backend, host in sorted(hosts.items()))
         return (
             f"ranks on different devices: {each}; gloo means that torch sees no GPU there: see what nvidia-smi lists "
             "and what CUDA_VISIBLE_DEVICES is, leave the host out, or set DS_ACCELERATOR=cpu on all hosts"
         )
-    for _, host, gpu in devices:
-        same = [number for number, (_, *place) in enumerate(devices) if place == [host, gpu]]
+    for _, host, gpu, _ in places:
+        same = [number for number, each in enumerate(places) if (each.host, each.gpu) == (host, gpu)]
         if gpu and len(same) > 1:
-            there = [other for _, other_host, other in devices if other_host == host]
+            there = [each.gpu for each in places if each.host == host]
             return (
                 f"ranks {' and '.join(map(str, same))} have the same GPU: the {len(there)} ranks on {host} see "
                 f"{len(set(there))} GPU(s); start as many ranks as GPUs there, with --num_gpus or slots= in the "

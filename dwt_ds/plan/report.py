@@ -196,7 +196,7 @@ def _host_time(plan: Plan, time: StepTime) -> Lines:
     if time.host <= time.compute:
         return [line]
     rows = math.ceil(plan.settings.config.train.micro_batch_size * time.host / time.compute)
-    return [f"{line}, so the device waits; with about {rows:,} or more rows per micro-batch it does not"]
+    return [f"{line}, more than the device needs; from about {rows:,} rows per micro-batch the device needs longer"]
 
 
 def _traffic(plan: Plan) -> Lines:

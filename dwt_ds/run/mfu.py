@@ -26,9 +26,10 @@ PEAK_TFLOPS = {
     "H200": (989.0, 67.0),
     "L40S": (362.0, 91.6),
 }
-"""By whole words of the device's name: dense bf16 or fp16, and fp32 without TF32, by NVIDIA's data sheets. The cards
-called NVL have other peaks than the modules of the same name, and are not here."""
+"""By whole words of the device's name: dense bf16 or fp16, and fp32 without TF32, by NVIDIA's data sheets."""
 
+# Parts of a GPU, by MIG or as a virtual GPU ("NVIDIA A100-40C"), and the cards called NVL.
+_OTHER_RATE = re.compile(r"\b(MIG|GRID|NVL)\b|-\d+[ABCQ]\b")
 _MEASURE_SECONDS = 0.1
 
 
@@ -111,7 +112,7 @@ def peak_flops_per_second(device: torch.device, precision: str) -> float:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, (tflops_16_bit, tflops_fp32) in PEAK_TFLOPS.items():
-            if re.search(rf"\b{part}\b", name) and "NVL" not in name:
+            if re.search(rf"\b{part}\b", name) and not _OTHER_RATE.search(name):
                 return 1e12 * (tflops_fp32 if precision == "fp32" else tflops_16_bit)
     return matrix_rate(device, DTYPES[precision])
 

@@ -48,12 +48,25 @@ SMALL_SCALE = "deepspeed.fp16.initial_scale_power=8"  # far from overflowing by 
 COMPILE_OFF = "train.compile=off"  # compiling takes longer than the rest of a run
 
 
-def losses_by_value(recipe: Path, folder: Path, values: str, *overrides: str) -> list[list[tuple[float, float]]]:
-    """Hard and soft loss of each of 20 steps, for each of the values in "setting=value,value"."""
-    command = [sys.executable, "-c", RUNS, str(recipe), str(folder), values, "train.max_steps=20", *overrides]
+def run_program(program: str, *words: str) -> str:
+    """What a program prints that runs on the GPU, in a process of its own: this one's DeepSpeed is on the CPU."""
+    command = [sys.executable, "-c", program, *words]
     ended = subprocess.run(command, env={**os.environ, **ON_GPU}, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "device_id" not in ended.stderr, ended.stderr  # NCCL guesses no device
+    return ended.stdout
+
+
+def losses_by_value(
+    recipe: Path, folder: Path, values: str, *overrides: str, printed: list[str] | None = None
+) -> list[list[tuple[float, float]]]:
+    """Hard and soft loss of each of 20 steps, for each of the values in "setting=value,value".
+
+    What the runs print is added to `printed`.
+    """
+    text = run_program(RUNS, str(recipe), str(folder), values, "train.max_steps=20", *overrides)
+    if printed is not None:
+        printed.append(text)
     runs = [logged_rows(folder / value) for value in values.partition("=")[2].split(",")]
     assert all(rows[20]["skipped_steps"] == 0 for rows in runs)
     return [[(row["hard_loss"], row["soft_loss"]) for row in rows.values()] for rows in runs]
@@ -104,7 +117,6 @@ def test_fp16_skips_steps_that_are_not_finite_and_lowers_its_scale(
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "export" / "model.safetensors").values())
 
 
-# In a process of its own: this one's DeepSpeed is on the CPU.
 GRAPHS = """
 import sys
 import torch
@@ -158,9 +170,7 @@ stop_ranks()
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_recorded_teacher_says_the_same_and_is_freed_when_released(dtype: str, tiny_teacher: Path) -> None:
     """Uneven last batches and padded ones included."""
-    command = [sys.executable, "-c", GRAPHS, str(tiny_teacher), dtype]
-    ended = subprocess.run(command, env={**os.environ, **ON_GPU}, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
+    run_program(GRAPHS, str(tiny_teacher), dtype)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +183,41 @@ def test_a_recorded_teacher_says_the_same_and_is_freed_when_released(dtype: str,
 )
 def test_a_run_with_cuda_graphs_trains_as_one_without(settings: list[str], tiny_recipe: Path, tmp_path: Path) -> None:
     """Beside ZeRO-2, dropout, compiled layers and a loader that pins memory while passes are recorded."""
-    values = "train.cuda_graphs=off,auto"
-    without, graphs = losses_by_value(tiny_recipe, tmp_path, values, "train.eval_every=5", *settings)
+    values, printed = "train.cuda_graphs=off,auto", list[str]()
+    settings = ["train.eval_every=5", *settings]
+    without, graphs = losses_by_value(tiny_recipe, tmp_path, values, *settings, printed=printed)
     torch.testing.assert_close(graphs, without, rtol=1e-4, atol=1e-4)
+    assert "is replayed as CUDA graphs" in printed[0]
+    assert "is not replayed" not in printed[0]
+
+
+# From its 10th step on, when every pass is recorded, a step ends with an error where the host waits for the device
+# other than for an event.
+WITHOUT_WAITS = """
+import sys
+import torch
+from dwt_ds.engine.ranks import stop_ranks
+from dwt_ds.pretrain import main
+from dwt_ds.run.session import Session
+steps = Session.steps, Session.end_step
+
+def begun(self):
+    for step in steps[0](self):
+        torch.cuda.set_sync_debug_mode("error" if 9 <= step < self.total_steps - 1 else "default")
+        yield step
+
+def ended(self, numbers):
+    if numbers.step == self.total_steps - 1:
+        torch.cuda.set_sync_debug_mode("default")  # it evaluates, saves and exports
+    steps[1](self, numbers)
+
+Session.steps, Session.end_step = begun, ended
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("config", ["zero1", "zero2_bf16"])
+def test_between_logged_steps_the_host_waits_for_events_only(config: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = [f"deepspeed_config={config}", "train.max_steps=16", "train.log_every=100", "train.eval_every=0"]
+    settings += ["data.label_draw=fixed", f"output_dir={tmp_path}", COMPILE_OFF]
+    run_program(WITHOUT_WAITS, str(tiny_recipe), *settings, "train.checkpoint_every=0")

@@ -136,6 +136,24 @@ def test_ranks_with_a_gpu_each_meet(run_ranks: Run) -> None:
     assert [rank.out for rank in ended] == ["met\n"] * 2, ended
 
 
+# What srun and mpirun can do: ranks on cores of their own, and two that share theirs.
+THREADS = """
+import json, os
+import torch
+from dwt_ds.engine.ranks import start_ranks
+os.environ.pop("OMP_NUM_THREADS", None)
+os.sched_getaffinity = lambda _: set(json.loads(os.environ["CORES"]))
+start_ranks()
+print(torch.get_num_threads())
+"""
+
+
+def test_ranks_divide_the_cores_that_they_share(run_ranks: Run) -> None:
+    bound = [{"CORES": cores} for cores in ("[0, 1, 2]", "[3, 4, 5, 6]", "[3, 4, 5, 6]")]
+    ended = run_ranks([["-c", THREADS]] * 3, own=bound)
+    assert [rank.out for rank in ended] == ["3\n", "2\n", "2\n"], ended
+
+
 # Slurm's fourth task on a host, which sees its own GPU only.
 FOURTH = """
 from deepspeed.accelerator import get_accelerator

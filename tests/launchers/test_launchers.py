@@ -191,7 +191,7 @@ def test_slurm_starts_the_launcher_on_each_node(run: Run, recorded: Callable[[],
     assert done.returncode == 7, done.stderr
     assert recorded() == [
         *("--node_rank", "1", "--log_level", "warning", "--hostfile", "hostfile.41234", "--master_addr", "n1"),
-        *("--launcher", "srun", "--master_port", "21234", "--force_multi", "--no_ssh", "--module", "dwt_ds.pretrain"),
+        *("--launcher", "srun", "--master_port", "22930", "--force_multi", "--no_ssh", "--module", "dwt_ds.pretrain"),
         # The user's own number counts, since it comes later.
         *("quickstart", "train.expected_world_size=16", *ODD, "train.expected_world_size=8"),
         *("--deepspeed_config", "zero3"),

@@ -91,6 +91,19 @@ def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"[\d.]+ GFLOP per row recomputed \(activation checkpointing\): time only", text)
 
 
+def test_rows_from_which_the_device_needs_longer_than_the_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both times grow with the rows in the device's case only, so the device needs longer from those rows on."""
+    rows = r"more than the device needs; from about ([\d,]+) rows per micro-batch the device needs longer"
+    for settings in ([], ["train.cuda_graphs=off"]):
+        found = re.search(rows, plan(capsys, "paper_weak", *settings))
+        assert found
+        needed = int(found[1])
+        assert needed > 16
+        assert re.search(rows, plan(capsys, "paper_weak", *settings, f"train.micro_batch_size={needed - 1}"))
+        assert not re.search(rows, plan(capsys, "paper_weak", *settings, f"train.micro_batch_size={needed}"))
+    assert not re.search(rows, plan(capsys, "paper_weak_h100"))
+
+
 def test_autocast_computes_at_the_rate_of_16_bits(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["deepspeed_config=zero2_fp32", "teacher.path=null"]
     for further, peak in (([], 67), (["deepspeed.torch_autocast={enabled: true, dtype: bfloat16}"], 989)):

@@ -38,16 +38,29 @@ WHOLE_LAYERS = """
 import sys
 from functools import partial
 import torch
-torch.compile = partial(torch.compile, backend="aot_eager", fullgraph=True)
+compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+layers = []
+def compile(forward):
+    layers.append(forward)
+    return compile_whole(forward)
+torch.compile = compile
 from dwt_ds.pretrain import main
-sys.exit(main(sys.argv[1:]))
+code = main(sys.argv[1:])
+print("COMPILED", len(layers))
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 2
+sys.exit(code)
 """
 
 
-def test_the_hooks_of_zero_3_run_outside_of_a_compiled_layer(python: Python, tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = [f"output_dir={tmp_path}", "train.compile=layers", *SETTINGS, *CASES["ZeRO-3"]]
-    ended = python("-c", WHOLE_LAYERS, str(tiny_recipe), *settings)
+def test_the_hooks_of_zero_3_run_outside_of_a_compiled_layer(
+    python: Python, tiny_recipe: Path, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    """Compiled are one of the student's two layers and two of the teacher's three; not the last one of each."""
+    tiny_run(tmp_path / "teacher", "teacher.path=null", "student.layers=3", "train.max_steps=1")
+    settings = [f"output_dir={tmp_path}/run", f"teacher.path={tmp_path}/teacher/export", "train.compile=layers"]
+    ended = python("-c", WHOLE_LAYERS, str(tiny_recipe), *settings, *SETTINGS, *CASES["ZeRO-3"])
     assert ended.code == 0, ended.err
+    assert "COMPILED 3\n" in ended.out
 
 
 @pytest.mark.parametrize("case", CASES)

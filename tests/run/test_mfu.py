@@ -62,6 +62,10 @@ def test_operations_of_a_bert_by_hand() -> None:
         ("NVIDIA H100 PCIe", "bf16", 5),  # not in the table
         ("NVIDIA H200 NVL", "bf16", 5),
         ("NVIDIA H100 NVL", "bf16", 5),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "bf16", 5),
+        ("NVIDIA H200 MIG 1g.18gb", "bf16", 5),
+        ("GRID A100-10C", "bf16", 5),
+        ("NVIDIA A100-40C", "bf16", 5),
         ("NVIDIA RTX A1000", "bf16", 5),
     ],
 )

@@ -163,6 +163,25 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     assert sums[1] == [3, 3, 10, 10, 0]
 
 
+def test_the_numbers_of_a_step_are_one_copy_to_a_gpu_for_which_the_host_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = bare_session(RunConfig(), 4)
+    session.device = torch.device("cuda")
+    real, copies = torch.tensor, []
+
+    def tensor(values: list[float], *, dtype: torch.dtype, pin_memory: bool) -> Any:
+        def to(device: torch.device, *, non_blocking: bool) -> torch.Tensor:
+            copies.append((device.type, pin_memory, non_blocking))
+            return real(values, dtype=dtype)
+
+        return SimpleNamespace(to=to)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    session.begin_step(0, [])
+    assert copies == [("cuda", True, True)]
+
+
 def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """The global share of the labels is read from the same sums."""
     config = RunConfig(teacher=TeacherConfig(path="any", vocabulary="shared"))
