@@ -92,7 +92,7 @@ def test_the_plan_says_what_its_time_counts(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_rows_from_which_the_device_needs_longer_than_the_host(capsys: pytest.CaptureFixture[str]) -> None:
-    """Both times grow with the rows in the device's case only, so the device needs longer from those rows on."""
+    """More rows take the device longer, and the host as long as before."""
     rows = r"more than the device needs; from about ([\d,]+) rows per micro-batch the device needs longer"
     for settings in ([], ["train.cuda_graphs=off"]):
         found = re.search(rows, plan(capsys, "paper_weak", *settings))
