@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     Exit code 0: complete, or stopped on request and saved; 1: not exported, or an unexpected error; 2: a user's
     mistake; 3: too many skipped steps.
     """
-    parser = argparse.ArgumentParser(prog="dwt_ds.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dwt_ds.pretrain", description=__doc__, allow_abbrev=False)
     parser.add_argument("recipe", help="path of a recipe, or the name of a packaged one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the recipe's")
     parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON, by path or packaged name")

@@ -53,6 +53,7 @@ from dwt_ds.run.resume import (
     adaptive_before,
     check_can_resume,
     hidden_loss_columns,
+    is_finished_without_data,
     measured_before,
     resume,
     same_masks,
@@ -104,6 +105,8 @@ def assemble(recipe_name: str, overrides: list[str], deepspeed_config: str | Non
     config = recipe.config if isinstance(recipe, Recipe) else None
     with stop.while_ranks_meet(RunFolder(config.output_dir).path if config else None, rank=ranks.rank()):
         ranks.start_ranks((config or RunConfig()).train.collective_timeout_seconds)
+    if config is not None and is_finished_without_data(config):
+        return None
     require_same_software()
     inputs = _open(recipe, deepspeed_config)
     folder = _take_folder(inputs)

@@ -34,7 +34,6 @@ class RunLog:
         utilization: Utilization | None,
     ) -> None:
         self._student, self._folder, self._total_steps = student, folder, resolved.total_steps
-        self._has_teacher = resolved.config.teacher.path is not None
         self.utilization = utilization
         self._release_step = TeacherRelease(resolved.config, resolved.total_steps).step
         self.progress = Progress(
@@ -72,9 +71,8 @@ class RunLog:
             "learning_rate": numbers.learning_rate,
             "grad_norm": gradient_norm(self._student),
             "skipped_steps": int(self._student.skipped_steps),
+            "teacher_active": teacher_active,
         }
-        if self._has_teacher:
-            row["teacher_active"] = teacher_active
         if numbers.aligned_share is not None and teacher_active:
             row["aligned_share"] = float(numbers.aligned_share)
         if self.utilization is not None:

@@ -7,10 +7,14 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from dwt_ds.base.run_files import RECIPE
 from dwt_ds.base.trees import differences, flatten
 from dwt_ds.base.words import prefix_errors
+from dwt_ds.base.yaml_and_json import read_yaml
+from dwt_ds.config.schema import RunConfig
 from dwt_ds.distill.evaluate import TeacherHeldOut
 from dwt_ds.engine import ranks
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState
@@ -42,6 +46,23 @@ class TeacherOrigin(NamedTuple):
     def of(cls, checkpoint: NewestCheckpoint) -> TeacherOrigin:
         """That of the teacher which a checkpoint's run had."""
         return cls(checkpoint.manifest.get("teacher"), checkpoint.manifest.get("teacher_tokenizer"))
+
+
+def is_finished_without_data(config: RunConfig) -> bool:
+    """Whether the run in the folder is finished, with this data folder, which is no longer there; says so."""
+    folder, steps = RunFolder(config.output_dir), 0
+    with ranks.raise_on_all_ranks():
+        if ranks.rank() == 0 and not Path(config.data.dir).exists() and (folder.path / RECIPE).exists():
+            same = read_yaml(folder.path / RECIPE, "settings")["data"]["dir"] == config.data.dir
+            steps = folder.finished_steps() if same else 0
+    steps = ranks.broadcast_from_rank_0(steps)
+    if steps == 0 or steps < (config.train.max_steps or 0):
+        return False
+    say(
+        f"{folder.path}: already finished at step {steps}; nothing to do (data.dir {config.data.dir} is not there, so "
+        "the settings were not compared with the run's)"
+    )
+    return True
 
 
 def teacher_origin(resolved: Resolved, other: OtherVocabulary | None) -> TeacherOrigin:

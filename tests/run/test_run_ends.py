@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.ranks import OUTLIVED
-from harness.runs import rows_of
+from harness.runs import logged_rows, rows_of
 from harness.tiny import TinyRun
 
 from dwt_ds import pretrain
@@ -187,3 +188,17 @@ def test_a_last_export_that_fails_is_reported_in_one_line(
     if spoiled == "disk":
         tiny_run(tmp_path, *settings)
         assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+def test_a_finished_run_needs_its_data_no_longer(tiny_run: TinyRun, tiny_data: Path, tmp_path: Path) -> None:
+    """A run that is not finished does, and so does one that is asked for more steps."""
+    data, settings = tmp_path / "data", [f"data.dir={tmp_path}/data", "teacher.path=null"]
+    shutil.copytree(tiny_data, data)
+    tiny_run(tmp_path / "run", *settings, "train.max_steps=1")
+    assert logged_rows(tmp_path / "run")[1]["teacher_active"] is False
+    shutil.rmtree(data)
+    again = tiny_run(tmp_path / "run", *settings, "train.max_steps=1", ranks=2)
+    assert "already finished at step 1; nothing to do (data.dir " in again
+    assert "does not exist" in tiny_run(tmp_path / "run", *settings, "train.max_steps=2", code=2)
+    others = [f"data.dir={tmp_path}/others", *settings[1:]]
+    assert "does not exist" in tiny_run(tmp_path / "run", *others, "train.max_steps=1", code=2)
