@@ -37,34 +37,15 @@ sys.exit(code)
 
 def processor_seconds(runs: list[list[str]], steps: int, folder: Path) -> list[list[float]]:
     """Of each step of each run after the first ones."""
-    core = min(os.sched_getaffinity(0))
-    settings = [
-        f"train.max_steps={steps}",
-        f"train.log_every={steps}",
-        "train.eval_every=0",
-        "train.checkpoint_every=0",
-    ]
-    files = [folder / f"{number}.json" for number in range(len(runs))]
-    processes = [
-        subprocess.Popen(
-            [
-                "taskset",
-                "-c",
-                str(core),
-                sys.executable,
-                "-c",
-                RUN,
-                str(file),
-                *run,
-                *settings,
-                f"output_dir={file}.run",
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-        )
-        for run, file in zip(runs, files)
-    ]
-    if any(process.wait() for process in processes):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the runs inherit it
+    settings = [f"train.max_steps={steps}", f"train.log_every={steps}", "train.eval_every=0"]
+    settings += ["train.checkpoint_every=0"]
+    processes, files = [], [folder / f"{number}.json" for number in range(len(runs))]
+    for run, file in zip(runs, files):
+        command = [sys.executable, "-c", RUN, str(file), *run, *settings, f"output_dir={file}.run"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+    if any([process.wait() for process in processes]):
         sys.exit(1)
     ends = [json.loads(file.read_text(encoding="utf-8"))[WARM_UP_STEPS:] for file in files]
     return [[after - before for before, after in pairwise(each)] for each in ends]
@@ -74,6 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=320)
     options, words = parser.parse_known_args()
+    if options.steps < WARM_UP_STEPS + 3:
+        parser.error(
+            f"--steps {options.steps}: the first {WARM_UP_STEPS} are not counted; take {WARM_UP_STEPS + 3} or more"
+        )
     runs: list[list[str]] = [[]]
     for word in words:
         if word == "+":

@@ -162,6 +162,7 @@ def said(run_ranks: Run, places: dict[str, str], tmp_path_factory: pytest.TempPa
     calls.append(("recipe missing", [["quickstrat"]] * 2))
     calls.append(("recipe unreadable", [[str(tmp / "broken.yaml")]] * 2))
     calls.append(("no arguments", [[], []]))
+    calls.append(("--deepspeed", [["quickstart", "--deepspeed", "teacher.path=null"]] * 2))
     bad = [recipe, f"output_dir={tmp}/never", f"data.dir={tmp}/none"]
     calls.append(("only rank 1 is wrong", [[recipe, f"output_dir={tmp}/never"], bad]))
     calls.append(("only rank 0 is wrong", [bad, [recipe, f"output_dir={tmp}/never"]]))
@@ -213,6 +214,13 @@ def test_no_arguments_give_the_usage(said: dict[str, list[Said]]) -> None:
     for rank in said["no arguments"]:
         assert rank.code == 2
         assert rank.err.startswith("usage: dwt_ds.pretrain")
+
+
+def test_an_option_of_other_programs_is_not_taken_for_one_of_ours(said: dict[str, list[Said]]) -> None:
+    """`--deepspeed` is the beginning of `--deepspeed_config`, and the next word would be a JSON."""
+    for rank in said["--deepspeed"]:
+        assert rank.code == 2
+        assert rank.err.endswith("error: unrecognized arguments: --deepspeed\n")
 
 
 @pytest.mark.parametrize("wrong", [0, 1])

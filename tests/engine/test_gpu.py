@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -57,26 +58,25 @@ def run_program(program: str, *words: str) -> str:
     return ended.stdout
 
 
-def losses_by_value(
-    recipe: Path, folder: Path, values: str, *overrides: str, printed: list[str] | None = None
-) -> list[list[tuple[float, float]]]:
-    """Hard and soft loss of each of 20 steps, for each of the values in "setting=value,value".
+class Runs(NamedTuple):
+    printed: str
+    losses: list[list[tuple[float, float]]]
+    """Hard and soft loss of each step."""
 
-    What the runs print is added to `printed`.
-    """
-    text = run_program(RUNS, str(recipe), str(folder), values, "train.max_steps=20", *overrides)
-    if printed is not None:
-        printed.append(text)
+
+def runs_by_value(recipe: Path, folder: Path, values: str, *overrides: str) -> Runs:
+    """A run of 20 steps for each of the values in "setting=value,value"."""
+    printed = run_program(RUNS, str(recipe), str(folder), values, "train.max_steps=20", *overrides)
     runs = [logged_rows(folder / value) for value in values.partition("=")[2].split(",")]
     assert all(rows[20]["skipped_steps"] == 0 for rows in runs)
-    return [[(row["hard_loss"], row["soft_loss"]) for row in rows.values()] for rows in runs]
+    return Runs(printed, [[(row["hard_loss"], row["soft_loss"]) for row in rows.values()] for rows in runs])
 
 
 @pytest.mark.parametrize("config", TOLERANCES)
 def test_triton_and_torch_back_ends_train_alike(config: str, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = [f"deepspeed_config={config}", "student.dropout=0", COMPILE_OFF]
     settings += [SMALL_SCALE] if config == "zero2_fp16" else []
-    triton, torchs = losses_by_value(tiny_recipe, tmp_path, "distill.backend=triton,torch", *settings)
+    triton, torchs = runs_by_value(tiny_recipe, tmp_path, "distill.backend=triton,torch", *settings).losses
     close = TOLERANCES[config]
     torch.testing.assert_close(triton, torchs, rtol=close, atol=close)
 
@@ -84,7 +84,7 @@ def test_triton_and_torch_back_ends_train_alike(config: str, tiny_recipe: Path, 
 def test_every_zero_stage_trains_alike(tiny_recipe: Path, tmp_path: Path) -> None:
     """With the Adam that a GPU has: without ZeRO, DeepSpeed wraps a fused one in a class of its own."""
     stages = "deepspeed_config=zero0,zero1,zero2_bf16,zero3"
-    first, *others = losses_by_value(tiny_recipe, tmp_path, stages, "student.dropout=0", COMPILE_OFF)
+    first, *others = runs_by_value(tiny_recipe, tmp_path, stages, "student.dropout=0", COMPILE_OFF).losses
     close = TOLERANCES["zero2_bf16"]
     for other in others:
         torch.testing.assert_close(other, first, rtol=close, atol=close)
@@ -183,12 +183,11 @@ def test_a_recorded_teacher_says_the_same_and_is_freed_when_released(dtype: str,
 )
 def test_a_run_with_cuda_graphs_trains_as_one_without(settings: list[str], tiny_recipe: Path, tmp_path: Path) -> None:
     """Beside ZeRO-2, dropout, compiled layers and a loader that pins memory while passes are recorded."""
-    values, printed = "train.cuda_graphs=off,auto", list[str]()
-    settings = ["train.eval_every=5", *settings]
-    without, graphs = losses_by_value(tiny_recipe, tmp_path, values, *settings, printed=printed)
+    values = "train.cuda_graphs=off,auto"
+    printed, (without, graphs) = runs_by_value(tiny_recipe, tmp_path, values, "train.eval_every=5", *settings)
     torch.testing.assert_close(graphs, without, rtol=1e-4, atol=1e-4)
-    assert "is replayed as CUDA graphs" in printed[0]
-    assert "is not replayed" not in printed[0]
+    assert "is replayed as CUDA graphs" in printed
+    assert "is not replayed" not in printed
 
 
 # From its 10th step on, when every pass is recorded, a step ends with an error where the host waits for the device
@@ -196,7 +195,6 @@ def test_a_run_with_cuda_graphs_trains_as_one_without(settings: list[str], tiny_
 WITHOUT_WAITS = """
 import sys
 import torch
-from dwt_ds.engine.ranks import stop_ranks
 from dwt_ds.pretrain import main
 from dwt_ds.run.session import Session
 steps = Session.steps, Session.end_step

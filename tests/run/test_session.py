@@ -163,9 +163,7 @@ def test_a_step_begins_with_one_sum_over_the_ranks(monkeypatch: pytest.MonkeyPat
     assert sums[1] == [3, 3, 10, 10, 0]
 
 
-def test_the_numbers_of_a_step_are_one_copy_to_a_gpu_for_which_the_host_does_not_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_steps_numbers_go_to_a_gpu_in_one_copy_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     session = bare_session(RunConfig(), 4)
     session.device = torch.device("cuda")
     real, copies = torch.tensor, []
