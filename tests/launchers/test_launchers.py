@@ -146,6 +146,7 @@ def test_several_machines(run: Run, recorded: Callable[[], list[str]], tmp_path:
     [
         ("run_local.sh", {"RANKS": "0"}, "error: RANKS=0: write a whole number of 1 or more"),
         ("slurm.sbatch", {"RANKS_PER_NODE": "two"}, "error: RANKS_PER_NODE=two: write a whole number of 1 or more"),
+        ("slurm.sbatch", {"SLURM_JOB_ID": ""}, "error: no Slurm job: submit this script with sbatch"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_in_one_line(
