@@ -248,6 +248,24 @@ def _problem_of_a_step(name: str, device: torch.device, settings: Mapping[str, A
     return "" if moved else "a step with it did not change a parameter as it should"
 
 
+def place_adam_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Bring the step counts of a loaded checkpoint into the form in which this optimizer has them.
+
+    The kernels of torch's fused Adam read them beside the weights, on a GPU as well. They are on the host after a
+    universal checkpoint, or if DeepSpeed's Adam wrote them. DeepSpeed's Adam has a number: it would wait for a tensor
+    in each step.
+    """
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    for parameter, state in optimizer.state.items():
+        if "step" not in state:
+            continue
+        if isinstance(optimizer, (DeepSpeedCPUAdam, FusedAdam)):
+            state["step"] = int(state["step"])
+        elif optimizer.defaults.get("fused"):
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
+
+
 def replay_adam_steps(optimizer: torch.optim.Optimizer) -> None:
     """Repeat the steps of a loaded checkpoint in the C++ state of DeepSpeed's Adam on a CPU, so that a resume is exact.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import nn
 
 from dwt_ds.engine import optimizers
+from dwt_ds.engine.checkpoint import save_and_load
 from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.optimizers import check_optimizer, client_optimizer
 
@@ -81,3 +85,48 @@ def test_a_setting_that_torchs_adam_lacks(nvcc: dict[str, bool]) -> None:
 def test_muon_needs_nvcc(nvcc: dict[str, bool]) -> None:
     with pytest.raises(ValueError, match=r"optimizer.type='Muon': DeepSpeed's FusedAdam is not usable here .*nvcc"):
         check_optimizer({"optimizer": {"type": "Muon", "params": {}}}, GPU, MINE)
+
+
+def load(optimizer: torch.optim.Optimizer, read: Callable[[], Any], folder: Path) -> Any:
+    """The step count after the optimizer's one parameter was loaded by `read`, in the place of DeepSpeed's engine."""
+    engine = SimpleNamespace(
+        optimizer=optimizer,
+        basic_optimizer=optimizer,
+        lr_scheduler=SimpleNamespace(set_rate=lambda: None),
+        load_checkpoint=lambda folder, tag: (read() or folder, {}),
+    )
+    save_and_load._load(engine, folder)
+    [state] = optimizer.state.values()
+    return state["step"]
+
+
+@pytest.mark.parametrize("universal", [False, True])
+def test_torchs_fused_adam_has_its_step_count_beside_the_weights(universal: bool, tmp_path: Path) -> None:
+    """After a resume from DeepSpeed's Adam, which counts in integers, and from a universal checkpoint, which has a
+    tensor on the host. A kernel of a GPU would read it there. The meta device stands for the GPU."""
+    weight = nn.Parameter(torch.empty(4, device="meta"))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    moments = {"exp_avg": torch.zeros(4), "exp_avg_sq": torch.zeros(4)}
+    of_deepspeed = {"state": {0: {"step": 5, **moments}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+
+    def read() -> None:
+        if universal:
+            optimizer.state[weight] = {"step": torch.tensor(5.0), **moments}
+        else:
+            optimizer.load_state_dict(of_deepspeed)
+            optimizer.param_groups[0]["params"] = []  # as under ZeRO-3, except within a step
+
+    step = load(optimizer, read, tmp_path)
+    assert (step.device, step.dtype, step.shape) == (weight.device, torch.float32, ())
+
+
+def test_deepspeeds_adam_counts_in_integers_after_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tensor on a GPU, its kernel's call would wait for the device in each step."""
+    from deepspeed.ops import adam as deepspeeds
+
+    monkeypatch.setattr(deepspeeds, "FusedAdam", torch.optim.SGD)  # DeepSpeed's own would be compiled
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    monkeypatch.setattr(save_and_load, "replay_adam_steps", lambda optimizer: None)
+    step = load(optimizer, lambda: optimizer.state.update({weight: {"step": torch.tensor(5.0)}}), tmp_path)
+    assert (type(step), step) == (int, 5)

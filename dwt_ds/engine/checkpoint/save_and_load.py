@@ -30,7 +30,7 @@ from dwt_ds.base.words import one_line
 from dwt_ds.engine.checkpoint.manifest import NewestCheckpoint, RunFacts, RunState, complete_checkpoints
 from dwt_ds.engine.checkpoint.optimizer_settings import keep_optimizer_settings
 from dwt_ds.engine.checkpoint.weights import master_names
-from dwt_ds.engine.optimizers import replay_adam_steps
+from dwt_ds.engine.optimizers import place_adam_steps, replay_adam_steps
 from dwt_ds.engine.ranks import barrier, gather_from_ranks, local_rank, raise_on_all_ranks, rank, world_size
 from dwt_ds.engine.student import StudentEngine
 
@@ -260,6 +260,7 @@ def _load(engine: StudentEngine, path: Path) -> None:
     if loaded is None:
         raise ValueError(f"{path}: DeepSpeed found nothing to load; delete the folder to resume from the one before")
     engine.lr_scheduler.set_rate()
+    place_adam_steps(engine.basic_optimizer)
     replay_adam_steps(engine.basic_optimizer)
 
 
