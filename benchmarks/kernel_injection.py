@@ -83,6 +83,8 @@ def _measure(family: str, dtype: str) -> dict[str, Any]:
         "plain_ms": f"{_milliseconds(engines[False], batch):.3f}",
         "auto_ms": f"{_milliseconds(engines['auto'], batch):.3f}",
     }
+    for engine in engines.values():
+        engine.release()  # DeepSpeed numbers the layers of a process, and has one workspace for them
     print(row, flush=True)
     return row
 

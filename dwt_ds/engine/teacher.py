@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import deepspeed
 import torch
@@ -202,18 +203,25 @@ class TeacherEngine:
             return _Probe(problem=f"DeepSpeed injects kernels on CUDA devices only, this is {name}")
         tokens = torch.randint(0, gathered.decoder_weight.shape[0], (2, self._seq_len), device=self._device)
         positions = torch.arange(0, tokens.numel(), 3, device=self._device)
-        plain = _logits(gathered(tokens, None, positions), gathered)
+        half_padded = torch.ones_like(tokens)
+        half_padded[1, (self._seq_len + 1) // 2 :] = 0
+
+        def logits(engine: nn.Module, gathered: GatheredMaskedLM) -> Tensor:
+            return torch.cat([_logits(engine(tokens, mask, positions), gathered) for mask in (None, half_padded)])
+
+        plain = logits(gathered, gathered)
         try:
             candidate = self._load(self._device)
-            engine = self._infer_injected(candidate)
-            layers = _unpack_injected_layers(candidate)
+            engine: Any = self._infer_injected(candidate)
+            layers = _adapt_injected_layers(candidate)
             if not layers:
                 return _Probe(problem=f"DeepSpeed has no kernels for {type(candidate.model).__name__}")
-            injected = _logits(engine(tokens, None, positions), candidate)
+            injected = logits(engine, candidate)
             moved = ((injected - plain).abs().max() / plain.abs().max()).item()
         except Exception as error:  # whatever a kernel library raises, the plain engine is still there
             return _Probe(problem=one_line(error, with_type=True))
         if not moved <= _INJECTION_TOLERANCE:
+            engine.destroy()  # frees the workspace, and lets the layers of another model begin at number 0
             return _Probe(problem=f"injected kernels moved the logits by {moved:.3f} of the largest")
         return _Probe(engine=engine, model=candidate.model, layers=layers, moved=moved)
 
@@ -244,15 +252,33 @@ class _Probe:
     """Largest change of a logit, as a share of the largest logit."""
 
 
-def _unpack_injected_layers(gathered: GatheredMaskedLM) -> int:
-    """Make the layers that DeepSpeed replaced return their hidden states; returns how many there are.
+def _adapt_injected_layers(gathered: GatheredMaskedLM) -> int:
+    """Make the layers that DeepSpeed replaced take our batches and return their hidden states; how many there are.
 
     DeepSpeed 0.19.8 returns a tuple, and the encoders of transformers 5 expect the tensor alone.
     """
     replaced = [each for each in gathered.modules() if type(each).__module__.startswith(_INJECTED_MODULES)]
     for layer in replaced:
+        layer.register_forward_pre_hook(_fit_to_batch)
         layer.register_forward_hook(lambda _, inputs, output: output[0] if isinstance(output, tuple) else output)
     return len(replaced)
+
+
+def _fit_to_batch(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Room for all rows of the hidden states (B, S, H), and a mask that the kernels can read.
+
+    DeepSpeed 0.19.8 sizes the kernels' workspace by the rows of the first call, and a larger batch would be written
+    beyond it. Of a mask the kernels take the address alone, and add what is there, as numbers of the hidden states'
+    dtype. So a boolean one (B, 1, S, S) becomes (B, 1, 1, S); all tokens of a row have the same.
+    """
+    hidden, mask, *others = inputs
+    if hidden.shape[0] > getattr(layer, "_dwt_ds_rows", 0):
+        layer._dwt_ds_rows, layer._should_allocate_workspace = hidden.shape[0], True
+    if mask is not None and mask.dtype == torch.bool:
+        blocked = ~mask[:, :, :1]
+        added = hidden.new_zeros(blocked.shape)
+        mask = added.masked_fill_(blocked, torch.finfo(hidden.dtype).min)
+    return hidden, mask, *others
 
 
 def shard_over_ranks(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 from dwt_ds.data.batches import Batch
 from dwt_ds.engine import teacher
 from dwt_ds.engine.teacher import TeacherEngine
+from dwt_ds.models.masked_lm import wrapper
 
 # In a process of its own: DeepSpeed starts a process group.
 CHECK = """
@@ -123,6 +124,7 @@ class ReplacedLayer(nn.Module):
     """As DeepSpeed's: in place of a layer, and returns a tuple."""
 
     __module__ = "deepspeed.model_implementations.transformers.ds_bert"
+    _should_allocate_workspace = True
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -139,6 +141,7 @@ class TestInjection:
     def _on_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.replaces, self.scale = True, 1.0
         self.others: list[str] = []
+        self.destroyed: list[nn.Module] = []
 
         def init_inference(gathered: nn.Module, config: dict[str, Any]) -> SimpleNamespace:
             layers = gathered.model.bert.encoder.layer  # type: ignore[union-attr]
@@ -157,6 +160,9 @@ class TestInjection:
 
             def forward(self, *inputs: Any) -> Any:
                 return self.module(*inputs)
+
+            def destroy(engine) -> None:
+                self.destroyed.append(engine)
 
         monkeypatch.setattr(teacher.deepspeed, "init_inference", init_inference)
         monkeypatch.setattr(teacher, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
@@ -186,6 +192,49 @@ class TestInjection:
         assert kinds == ["ReplacedLayer", "ReplacedLayer", "BertLayer"]
         torch.testing.assert_close(self.hidden(made), self.hidden(self.make(folder, False)))
 
+    def test_kernels_get_a_mask_of_numbers_to_add(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a GPU masks are boolean and expanded, and the kernels read numbers one after another from their address.
+        The trial of the kernels has a padded row as well."""
+        seen: list[tuple[Any, ...]] = []
+
+        def forward(layer: ReplacedLayer, hidden: torch.Tensor, mask: torch.Tensor | None) -> tuple[Any]:
+            if mask is not None:
+                seen.append((mask.dtype, tuple(mask.shape), mask.is_contiguous()))
+            return (layer.layer(hidden, mask),)
+
+        monkeypatch.setattr(ReplacedLayer, "forward", forward)
+        monkeypatch.setattr("dwt_ds.models.load.attention_implementation", lambda *_: "sdpa")
+        finished = wrapper.finished_mask
+        on_a_gpu = lambda model, mask: None if mask is None else finished(model, mask)  # noqa: E731
+        monkeypatch.setattr(wrapper, "encoder_mask", on_a_gpu)
+        made = self.make(folder, "auto")
+        assert made.injected, made.injection
+        assert made.injection.endswith("moved the logits by 0.0000 of the largest")
+        assert seen == [(torch.float32, (2, 1, 1, 16), True)] * 2
+        rows = batch_of(torch.arange(5, 37).reshape(2, 16), torch.arange(0, 24, 3))
+        rows = rows._replace(attention_mask=(torch.arange(32) < 24).long().reshape(2, 16))
+        torch.testing.assert_close(made(rows).hidden, self.make(folder, False)(rows).hidden)
+
+    def test_the_workspace_of_the_kernels_grows_with_the_batch(
+        self, folder: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """DeepSpeed's layer allocates it in its first call, which is the trial's; a larger batch would not fit."""
+        rooms: list[int] = []
+
+        def forward(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> tuple[Any]:
+            if layer._should_allocate_workspace:
+                layer._should_allocate_workspace, layer.room = False, len(hidden)
+                rooms.append(len(hidden))
+            assert len(hidden) <= layer.room, "written beyond the workspace"
+            return (layer.layer(hidden, mask),)
+
+        monkeypatch.setattr(ReplacedLayer, "forward", forward)
+        made = self.make(folder, "auto")
+        assert made.injected, made.injection
+        for rows in (8, 3, 8):
+            made(batch_of(torch.arange(5, 13).repeat(rows, 2), torch.arange(0, 16, 3)))
+        assert rooms == [2, 2, 8, 8]  # of two layers
+
     def test_a_family_without_kernels_is_not_injected(self, folder: str) -> None:
         self.replaces = False
         made = self.make(folder, "auto")
@@ -198,6 +247,7 @@ class TestInjection:
         self.scale = 50.0
         made = self.make(folder, "auto")
         assert "injected kernels moved the logits by" in made.injection
+        assert len(self.destroyed) == 1
         torch.testing.assert_close(self.hidden(made), self.hidden(self.make(folder, False)))
 
     def test_one_rank_that_cannot_keeps_all_from_it(self, folder: str) -> None:
