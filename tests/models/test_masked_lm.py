@@ -198,6 +198,29 @@ def test_check_accepts_the_families(family: str) -> None:
         assert freeze_unused_parameters(gathered) == unused
 
 
+def test_check_accepts_them_where_a_gpu_may_round_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in NVIDIA's containers, by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1; linear layers round here as such a GPU does."""
+    in_fp32 = nn.functional.linear
+
+    def to_tf32(values: torch.Tensor) -> torch.Tensor:
+        return (values.contiguous().view(torch.int32) + 0x1000 & ~0x1FFF).view(torch.float32)
+
+    def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        rounds = torch.get_float32_matmul_precision() == "high"
+        return in_fp32(to_tf32(rows), to_tf32(weight), bias) if rounds else in_fp32(rows, weight, bias)
+
+    monkeypatch.setattr(nn.functional, "linear", linear)
+    torch.manual_seed(0)
+    student = BertForMaskedLM(BertConfig(vocab_size=V, num_hidden_layers=1))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        check_against_own_logits(GatheredMaskedLM(student))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_bias_beside_the_decoder_is_the_heads() -> None:
     gathered = GatheredMaskedLM(tiny("esm"))
     assert gathered.decoder_bias is gathered.model.lm_head.bias

@@ -3,7 +3,8 @@ the forward pass does not read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,19 @@ from dwt_ds.models.quantization import switch_fake_quantizers
 _CHECKED_TOKENS = 8
 
 
+@contextmanager
+def _products_in_fp32() -> Iterator[None]:
+    """NVIDIA's containers let a GPU round the operands of fp32 products to TF32, which moves logits by 2e-4."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @torch.no_grad()
+@_products_in_fp32()
 def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | None = None) -> None:
     """Compare `hidden @ decoder_weight.T + decoder_bias` with the model's own logits on two short random rows.
 
@@ -51,6 +64,7 @@ def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | N
 
 
 @torch.no_grad()
+@_products_in_fp32()
 def check_rounded_weights(gathered: GatheredMaskedLM, modules: Sequence[str]) -> None:
     """Refuse to round a weight that the model also reads where no quantizer is.
 
