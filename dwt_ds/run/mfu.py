@@ -109,7 +109,9 @@ def _meta(gathered: GatheredMaskedLM) -> GatheredMaskedLM:
 
 def peak_flops_per_second(device: torch.device, precision: str) -> float:
     """The data sheet's rate of this device in `bf16`, `fp16` or `fp32`, or the rate of a large matrix product on it."""
-    if device.type == "cuda":
+    # NVIDIA's containers let fp32 products be rounded to TF32, which is several times as fast.
+    rounds_fp32 = precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
+    if device.type == "cuda" and not rounds_fp32:
         name = torch.cuda.get_device_name(device)
         for part, (tflops_16_bit, tflops_fp32) in PEAK_TFLOPS.items():
             if re.search(rf"\b{part}\b", name) and not _OTHER_RATE.search(name):

@@ -77,6 +77,16 @@ def test_a_gpus_peak_is_the_data_sheets_or_measured(
     assert peak_flops_per_second(torch.device("cuda", 0), precision) == tflops * 1e12
 
 
+@pytest.mark.parametrize(("precision", "tflops"), [("bf16", 989.0), ("fp32", 5.0)])
+def test_the_peak_of_fp32_is_measured_where_products_are_rounded(
+    precision: str, tflops: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    monkeypatch.setattr(mfu, "matrix_rate", lambda device, dtype: 5e12)
+    assert peak_flops_per_second(torch.device("cuda", 0), precision) == tflops * 1e12
+
+
 def test_the_matrix_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that shows products of 4, 2 and 8 ms, and then the end of the time for them."""
     clock = iter([0.0, 0.0, 0.004, 0.004, 0.004, 0.006, 0.006, 0.006, 0.014, 99.0])
