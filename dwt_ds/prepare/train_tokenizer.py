@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.normalizers import Normalizer
 from transformers import PreTrainedTokenizerFast
 
 from dwt_ds.prepare import case_and_accents
@@ -67,13 +68,10 @@ def train_tokenizer(
     lines = [line for text in texts for line in _UNSPACED_RUN.sub(_cut, text).split("\n")]
     characters = Counter(chain.from_iterable(lines))
     treatment = case_and_accents.of_text(characters, wishes, usually_cased=kind != "wordpiece")
-    train: dict[str, Callable[[Sequence[str], int, Treatment], PreTrainedTokenizerFast]] = {
-        "wordpiece": _train_wordpiece,
-        "bpe": _train_bpe,
-        "unigram": lambda lines, size, treatment: train_unigram(lines, size, normalizer_of(treatment)),
-        "characters": _train_characters,
-    }
-    return train[kind](lines, vocab_size, treatment)
+    if kind == "wordpiece":
+        return _train_wordpiece(lines, vocab_size, treatment)
+    train = {"bpe": _train_bpe, "unigram": train_unigram, "characters": _train_characters}[kind]
+    return train(lines, vocab_size, normalizer_of(treatment))
 
 
 def _cut(run: re.Match[str]) -> str:
@@ -82,9 +80,9 @@ def _cut(run: re.Match[str]) -> str:
     return "\n".join(text[start : start + _LONGEST_UNSPACED] for start in range(0, len(text), _LONGEST_UNSPACED))
 
 
-def normalizer_of(treatment: Treatment) -> normalizers.Normalizer | None:
+def normalizer_of(treatment: Treatment) -> Normalizer | None:
     """The normalizer of the kinds other than WordPiece; None if it would change nothing."""
-    steps: list[normalizers.Normalizer] = []
+    steps: list[Normalizer] = []
     if treatment.strip_accents:
         steps += [normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
     if treatment.lowercase:
@@ -161,12 +159,12 @@ def _stands_alone(character: str) -> bool:
     return unicodedata.category(character).startswith("P")
 
 
-def _train_bpe(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> PreTrainedTokenizerFast:
+def _train_bpe(lines: Sequence[str], vocab_size: int, normalizer: Normalizer | None) -> PreTrainedTokenizerFast:
     special = list(dict.fromkeys(ROBERTA_SPECIAL_TOKENS.values()))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     check_size(vocab_size, len(special) + len(alphabet), "the special tokens and the 256 bytes")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizer_of(treatment)
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_BPE_WORDS), "isolated"),
@@ -191,10 +189,9 @@ def _train_bpe(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> P
     )
 
 
-def _train_characters(lines: Sequence[str], vocab_size: int, treatment: Treatment) -> PreTrainedTokenizerFast:
+def _train_characters(lines: Sequence[str], vocab_size: int, normalizer: Normalizer | None) -> PreTrainedTokenizerFast:
     special = list(dict.fromkeys(ESM_SPECIAL_TOKENS.values()))
     check_size(vocab_size, len(special), "the special tokens")
-    normalizer = normalizer_of(treatment)
     normalized = map(normalizer.normalize_str, lines) if normalizer is not None else lines
     counts = Counter(chain.from_iterable(normalized))
     entries = special + sorted(most_frequent_first(counts)[: vocab_size - len(special)])

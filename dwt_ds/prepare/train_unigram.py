@@ -15,7 +15,8 @@ from itertools import accumulate
 
 import numpy as np
 import regex
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.normalizers import Normalizer
 from transformers import PreTrainedTokenizerFast
 
 from dwt_ds.data.text_tokenizer import BYTE_ENTRIES
@@ -41,9 +42,7 @@ _TURNS_AT_THE_END = 2
 _PIECE_CHARACTERS = 16
 
 
-def train_unigram(
-    lines: Sequence[str], vocab_size: int, normalizer: normalizers.Normalizer | None
-) -> PreTrainedTokenizerFast:
+def train_unigram(lines: Sequence[str], vocab_size: int, normalizer: Normalizer | None) -> PreTrainedTokenizerFast:
     """A Unigram tokenizer with byte fallback and XLM-R's special tokens and frame, of at most `vocab_size` entries.
 
     Raises ValueError where `vocab_size` is too small.
@@ -72,7 +71,7 @@ def train_unigram(
     )
 
 
-def _words(lines: Sequence[str], normalizer: normalizers.Normalizer | None) -> dict[str, int]:
+def _words(lines: Sequence[str], normalizer: Normalizer | None) -> dict[str, int]:
     """Words and how often they occur, the most frequent first."""
     counts: Counter[str] = Counter()
     for line in lines:
