@@ -98,13 +98,10 @@ def former_folder(folder: Path) -> Path:
 
 
 def replace_folder(finished: Path, folder: Path) -> None:
-    """Make `finished` the contents of `folder`, deleting former ones; a half-deleted folder never has that name.
+    """Make `finished`, which is `unfinished_folder(folder)`, the contents of `folder`, and delete the former ones.
 
+    A half-deleted folder never has the name `folder`. If that is a symbolic link, it then points to the new contents.
     The files get the modes that the umask asks for, as if `open` had made them; safetensors makes its files private.
-
-    Args:
-        finished: `unfinished_folder(folder)`.
-        folder: may be a symbolic link, which then points to the new contents.
     """
     folder, former = through_links(folder), former_folder(folder)
     _follow_umask(finished)
@@ -203,15 +200,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def find_file(name: str, packaged: Mapping[str, Path], what: str) -> Path:
-    """The file at the path `name`, or else the packaged one of that name.
+    """The file at the path `name`, or else the one of that name in `packaged` (name -> path).
 
-    Args:
-        name: what the user wrote.
-        packaged: name -> path of each packaged file.
-        what: kind of the file, for errors.
-
-    Raises:
-        FileNotFoundError: neither; one line with the nearest packaged name.
+    Raises FileNotFoundError, with the nearest packaged name, if there is neither. `what` is the kind of the file.
     """
     path = Path(name).expanduser()
     if path.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def gpu_count(environment: Mapping[str, str] = os.environ) -> int:
-    """Those that torch counts in this process; none where `environment` makes ranks compute on the CPU."""
+    """How many GPUs torch sees in this process; 0 where `environment` makes ranks compute on the CPU."""
     if computes_on_cpu(environment):
         return 0
     import torch  # here: a start on other hosts or on the CPU does not wait for it

@@ -29,7 +29,8 @@ _WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 # A file system without locks: Lustre mounted without `flock`, NFSv3 without lockd, some FUSE.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# This process's own: record locks do not keep a process from itself, and closing any handle of the file ends them.
+# The locks of this process: a record lock does not exclude the process that has it, and closing any handle of its file
+# ends it.
 _HELD: dict[Path, FolderLock] = {}
 
 

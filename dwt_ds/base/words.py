@@ -21,9 +21,7 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
 def one_line(error: BaseException, *, with_type: bool = False) -> str:
     """The first two lines of an error's message on one, at most 300 characters; its type's name if there is no message.
 
-    Args:
-        error: of a library, whose first line may say too little.
-        with_type: put the name of the type before the message.
+    Two, because the first line of a library's message may say too little. `with_type` puts the type's name before it.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     name, message = type(error).__name__, " ".join(lines[:2]).rstrip(" .;:")
@@ -54,11 +52,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], align: str = "<") -> list[str]:
-    """Lines of columns, each as wide as its widest cell, two spaces apart.
+    """Lines of columns, each as wide as its widest cell, two spaces apart; a row may end early.
 
-    Args:
-        rows: cells from the left; a row may end early.
-        align: `<` or `>` for each column from the left; the last one holds for the columns that follow.
+    `align` has `<` or `>` for each column from the left; the last one holds for the columns that follow.
     """
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]

@@ -65,14 +65,9 @@ def parse_json(text: str) -> Any:
 
 
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file; `kind` says what the file is, for errors.
 
-    Args:
-        path: the file.
-        kind: what the file is, for errors.
-
-    Raises:
-        ValueError: it cannot be read, is not YAML, or holds something else; one line.
+    Raises ValueError, in one line, if it cannot be read, is not YAML, or holds something else.
     """
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
@@ -91,7 +86,7 @@ def as_number(text: str) -> int | float | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """See above."""
+    """YAML 1.2 where PyYAML is 1.1, as said at the top of this file."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)

@@ -55,9 +55,6 @@ def draw_masks(
         lengths: (B,) real tokens of each row.
         rows: (B,) int64; they decide every draw with `epochs` and `seed`, so a row has the same mask in any batch.
         epochs: (B,) int64.
-        facts: of the tokenizer.
-        config: probability, shares, label draw and whole words.
-        seed: of the run.
         starts_word: (B, S) bool: the tokens that start a word, from the data folder; None: use the vocabulary's
             (`facts.continues_word`). Only needed for whole words.
     """
@@ -114,13 +111,8 @@ def draw_further(
 ) -> np.ndarray:
     """Unlabelled real tokens, also special ones, that the soft loss sees: (M,) int64 flat indices, ascending.
 
-    Labels and masks do not depend on them.
-
-    Args:
-        masked: from `draw_masks`.
-        lengths, rows, epochs, seed: as there.
-        mask_probability: share of the tokens that are labelled.
-        soft_positions: how many, see `further_by_length`.
+    Labels and masks do not depend on them. `masked` is from `draw_masks`, whose other arguments are the same here;
+    `further_by_length` says how many tokens there are.
     """
     free = is_real(lengths, masked.input_ids.shape[1])
     free.reshape(-1)[masked.positions] = False

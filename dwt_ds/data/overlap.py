@@ -30,13 +30,7 @@ class Overlap:
 
     @classmethod
     def measure(cls, tokens: TeacherTokens, data: PreparedData, config: DataConfig) -> Overlap:
-        """On training rows spread evenly over the folder, masked as validation rows are.
-
-        Args:
-            tokens: of the teacher.
-            data: the folder.
-            config: how tokens are masked.
-        """
+        """On training rows spread evenly over the folder, masked as validation rows are."""
         labels = aligned = ours = theirs = 0
         for batch in validation_batches(
             data.train,

@@ -24,10 +24,8 @@ class Pieces(NamedTuple):
 def cut_rows(pieces: Pieces, word_at: np.ndarray, longest: int, before: int, after: int) -> Pieces:
     """Cut rows of more than `longest` tokens where a word starts, or inside a word that is longer than a row.
 
-    Args:
-        pieces: with `before` special tokens before and `after` after the text of each row.
-        word_at: (T + 1,) int64: the number of the word at each character.
-        longest: tokens of the longest row.
+    Each row has `before` special tokens before its text and `after` after it. `word_at` is (T + 1,) int64: the number
+    of the word at each character.
     """
     lengths = np.bincount(pieces.row)
     if lengths.max(initial=0) <= longest:
@@ -46,13 +44,9 @@ def cut_rows(pieces: Pieces, word_at: np.ndarray, longest: int, before: int, aft
 
 
 def replaced(ids: np.ndarray, pieces: Pieces, instead: np.ndarray, texts: RowTexts) -> np.ndarray:
-    """(P,) int64: `ids` of the pieces; where one overlaps a token of the student with an `instead`, that.
+    """(P,) int64: `ids` (P,) of the pieces; where a piece overlaps a token of the student with an `instead`, that.
 
-    Args:
-        ids: (P,) int64.
-        pieces: their places.
-        instead: (N,) int64, for each token of the student; -1: nothing.
-        texts: of these tokens.
+    `instead` (N,) int64 has an id for each token of the student, or -1; `texts` has the places of these tokens.
     """
     tokens = np.flatnonzero((instead >= 0) & ~texts.is_special)
     if not len(tokens):

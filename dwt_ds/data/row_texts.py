@@ -34,12 +34,7 @@ class RowTexts:
 
 
 class RowReader:
-    """Turns rows of tokens back into their text.
-
-    Args:
-        texts: of its tokens.
-        unknown_id: of the unknown token, if any; it does not begin a new text.
-    """
+    """Turns rows of tokens back into their text. The unknown token, if any, does not begin a new one."""
 
     def __init__(self, texts: TokenTexts, unknown_id: int | None) -> None:
         self._unknown_id = -1 if unknown_id is None else unknown_id

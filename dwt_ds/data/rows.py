@@ -29,7 +29,7 @@ BLOCK_ROWS = 256
 
 
 class RowTable:
-    """Rows of token ids in memory-mapped Arrow files, read when they are used. Pickles as paths."""
+    """Rows of token ids in memory-mapped Arrow files, read when they are used. Pickled as paths, without the rows."""
 
     def __init__(self, folder: Path, shards: list[Shard], pad_id: int, full_width: int | None) -> None:
         """full_width: length of a full row in the packed form, where nearly all rows are full; else None."""
@@ -109,11 +109,9 @@ class RowTable:
 
 
 class RowStream:
-    """Rows at positions of the endless stream; position p is in epoch p // size.
+    """Rows at positions of the endless stream; position p is in epoch p // size, `size` being the rows of the table.
 
-    Args:
-        size: rows of the table.
-        lengths: int32 (size,), to group rows of similar length; None if all rows have one length.
+    With `lengths` (size,) int32, rows of similar length are grouped; None: all have one length.
     """
 
     def __init__(self, size: int, seed: int, lengths: np.ndarray | None = None) -> None:

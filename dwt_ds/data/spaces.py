@@ -22,11 +22,7 @@ _BOTH, _LEFT, _RIGHT, _NEITHER = set("-/\\@_‐‑–—~"), set("%°"), set("#�
 
 
 class SpaceRules:
-    """The rules for the tokens of one vocabulary.
-
-    Args:
-        texts: of the tokens, in UTF-8, without prefixes that mark words.
-    """
+    """The rules for the tokens of one vocabulary, given their texts in UTF-8, without prefixes that mark words."""
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         self._is = np.array([_class_of(text.decode(errors="replace")) for text in texts], dtype=np.int64)

@@ -81,16 +81,12 @@ class TeacherTokens:
     def of(
         cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, longest_row: int | None
     ) -> TeacherTokens:
-        """Between two tokenizers.
+        """Between two tokenizers, of which the student's made the rows.
 
-        Args:
-            student: that made the rows.
-            teacher: the teacher's.
-            longest_row: most tokens in a row of the teacher, special tokens included; None: no limit.
+        `longest_row` is the most tokens in a row of the teacher, special tokens included; None: no limit.
 
-        Raises:
-            ValueError: one line with the fix: no entry in common, a tokenizer that is not fast, a teacher without a
-                mask token, or a student's tokenizer whose tokens do not give the text back.
+        Raises ValueError, in one line with the fix, for vocabularies without a common entry, a tokenizer that is not
+        fast, a teacher without a mask token, or a student's tokenizer whose tokens do not give the text back.
         """
         shared = SharedVocabulary.of(student, teacher)
         if teacher.mask_token_id is None:
@@ -243,13 +239,8 @@ class TeacherTokens:
     ) -> tuple[np.ndarray, np.ndarray]:
         """((M,) piece, (M,) index into `labelled`) of the aligned tokens, both int64, ascending.
 
-        Args:
-            ids: (N,) int64, the student's tokens.
-            labelled: (N',) int64, which of them have a label.
-            is_whole: (N',) bool: which of these are words.
-            texts: of `ids`.
-            pieces: the teacher's.
-            solid: what `_solid` says of the text.
+        `ids` (N,) are the student's tokens, `labelled` (N',) says which of them have a label, and `is_whole` (N',) bool
+        which of these are words. `solid` is what `_solid` says of the text.
         """
         piece_at = np.full(len(solid), -1, dtype=np.int64)
         start = solid[pieces.start]

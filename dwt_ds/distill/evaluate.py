@@ -49,10 +49,7 @@ def held_out_loss(
 ) -> HeldOut | None:
     """Cross-entropy and KL divergence of the student on held-out micro-batches; None where these have no label.
 
-    Args:
-        objective: the student with its loss, in evaluation mode.
-        teacher: None for a student that trains alone; its soft loss is 0.
-        temperature: of the soft loss.
+    The `objective` is in evaluation mode. Without a teacher the soft loss is 0.
     """
     one = torch.ones((), device=device)
     tau = torch.tensor(temperature, device=device)
@@ -81,7 +78,7 @@ def teacher_held_out_loss(
     device: torch.device,
     shared: SharedVocabulary | None = None,
 ) -> TeacherHeldOut | None:
-    """The teacher's own; None without a labelled token, or an aligned one where it has a vocabulary of its own.
+    """How good the teacher is; None without a labelled token (with another vocabulary: without an aligned one).
 
     Args:
         teacher: gives its hidden states, there at the aligned positions, and its whole head.
