@@ -157,8 +157,8 @@ def _check_has_sizes(student: StudentConfig, known: Set[str]) -> None:
 def build_student(student: StudentConfig, **data: Unpack[DataSizes]) -> PreTrainedModel:
     """A randomly initialised student in fp32, in training mode; call `torch.manual_seed` before it.
 
-    Arguments and errors are those of `student_model_config`; also a ValueError for an attention implementation that the
-    family or the machine lacks.
+    Raises ValueError as `student_model_config` does, and for an attention implementation that the family or the machine
+    lacks.
     """
     config = student_model_config(student, **data)
     implementation = attention_implementation(student.attention, masked_lm_class(config))
@@ -185,9 +185,7 @@ def check_attention(choice: AttentionChoice, model_class: Any) -> None:
 def attention_implementation(choice: AttentionChoice, model_class: Any = None) -> str:
     """The implementation that `student.attention` stands for on this machine; eager beat sdpa on the CPUs measured.
 
-    Args:
-        choice: as in the recipe.
-        model_class: of transformers; None: one that supports sdpa.
+    `model_class` is transformers' class of the model; None: one that supports sdpa.
     """
     if choice != "auto":
         return choice

@@ -93,16 +93,10 @@ def work_of_a_row(
     overlap: Overlap | None = None,
     hidden_loss: bool = False,
 ) -> Work:
-    """Operations of a row, without repetitions.
+    """Operations, without repetitions, of a row with `labels` labelled tokens and `further` for the soft loss alone.
 
-    Args:
-        student, teacher: on the meta device.
-        seq_len: tokens of the row.
-        labels: its labelled tokens.
-        further: those that the soft loss alone sees; none without a teacher.
-        vocab_size: of the student.
-        overlap: with a teacher that has a vocabulary of its own; None: it has the student's.
-        hidden_loss: whether there is one.
+    The models are on the meta device; `vocab_size` is the student's. There is an `overlap` if the teacher has a
+    vocabulary of its own.
     """
     ours = forward_flops(student, seq_len, labels, vocab_size)
     if teacher is None:

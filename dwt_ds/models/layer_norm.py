@@ -25,11 +25,7 @@ BUILD_APEX = (
 
 
 def check_layer_norm(choice: LayerNormChoice, device: torch.device) -> None:
-    """Refuse `fused.layer_norm=apex` on a machine where it cannot be used.
-
-    Raises:
-        ValueError: apex was asked for by name and is not usable; one line with the reason and what to build.
-    """
+    """Refuse `fused.layer_norm=apex` on a machine where it cannot be used (ValueError: the reason, what to build)."""
     reason = why_not_apex(device) if choice == "apex" else ""
     if reason:
         raise ValueError(f"fused.layer_norm='apex' is not usable here ({reason}); {BUILD_APEX}, or use auto or torch")
@@ -41,20 +37,12 @@ def layer_norm_used(choice: LayerNormChoice, device: torch.device) -> Literal["a
 
 
 def fuse_layer_norms(model: nn.Module, choice: LayerNormChoice, device: torch.device) -> int:
-    """Swap the model's layer norms for apex's, in place; parameters stay the same objects under the same names.
+    """Swap the layer norms of a model on `device` for apex's, in place; returns how many were swapped.
 
-    Layer norms without a bias stay torch's: apex has none such.
+    Parameters stay the same objects under the same names. Layer norms without a bias stay torch's: apex has none
+    without one. With `choice` "auto" they are swapped if apex is usable.
 
-    Args:
-        model: on `device` already.
-        choice: auto swaps if apex is usable; torch never does.
-        device: where the model trains.
-
-    Returns:
-        Number of layer norms swapped.
-
-    Raises:
-        ValueError: apex was asked for by name and is not usable, or there is nothing to swap.
+    Raises ValueError if apex was asked for by name and is not usable, or there is nothing to swap.
     """
     check_layer_norm(choice, device)
     if layer_norm_used(choice, device) == "torch":

@@ -98,14 +98,8 @@ def load_model_config(path: str | os.PathLike[str], *, trust_remote_code: bool =
 def weights_origin(path: str | None, *, trust_remote_code: bool = False) -> str | None:
     """A short text that tells two versions of a model's weights apart; None for no path.
 
-    It is the sha256 over the weight files of a local folder, or the revision of a model on the hub.
-
-    Args:
-        path: a folder in Hugging Face format, or a model's name on the hub.
-        trust_remote_code: run Python code that comes with a model of the hub; its configuration may need it.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_model_config`.
+    It is the sha256 over the weight files of a local folder, or the revision of a model on the hub, whose configuration
+    may need `trust_remote_code`. Errors are those of `load_model_config`.
     """
     if path is None:
         return None
@@ -121,7 +115,7 @@ def weights_origin(path: str | None, *, trust_remote_code: bool = False) -> str 
 
 
 def check_exists(where: str) -> None:
-    """Whether a model path is a folder with a whole model, or a model of the hub (FileNotFoundError, ValueError)."""
+    """Refuse a path that is neither a whole model's folder nor a model of the hub (FileNotFoundError, ValueError)."""
     folder = Path(where)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -16,11 +16,11 @@ _known: dict[Hashable, list[tuple[torch.Size, tuple[int, ...], torch.dtype]]] = 
 
 
 class RepeatedOperations(TorchDispatchMode):
-    """Within the context, an operation on shapes that were seen before is not worked out again, and a value that is
-    read is true.
+    """Within the context, an operation on shapes that were seen before is not worked out again, and any value that is
+    read is True.
 
-    Torch computes most shapes of the meta device in Python, as slowly as a small model's numbers, and the layers of a
-    model repeat one another. Enter it before modes that count: they see every operation as without it.
+    Torch computes most shapes of the meta device in Python, which takes as long as computing a small model, and the
+    layers of a model repeat one another. Enter it before modes that count operations: they still see every one.
     """
 
     def __torch_dispatch__(
@@ -61,7 +61,8 @@ def _shapes(values: Any) -> Hashable:
 
 
 def _is_all_new(func: OpOverload, result: Any, arguments: Any) -> bool:
-    """Whether the operation returned tensors of its own only; `_unsafe_view` is one that does not, and does not say."""
+    """Whether all returned tensors have memory of their own. Those of `_unsafe_view` have not, but its schema does not
+    say so."""
     made = list(tree_iter(result))
     if len(made) != len(func._schema.returns) or not all(isinstance(each, Tensor) and each.is_meta for each in made):
         return False

@@ -42,16 +42,9 @@ class QuantizedWeight:
 
 
 def add_fake_quantizers(model: PreTrainedModel, quantization: Quantization) -> list[str]:
-    """Put fake quantizers, switched on, into the chosen layers, in place.
+    """Put fake quantizers, switched on, into the chosen layers of an encoder with any head; returns the layers' names.
 
-    Args:
-        model: any Hugging Face encoder, with any head.
-
-    Returns:
-        Names of the chosen layers.
-
-    Raises:
-        ValueError: torchao is not installed, `group_size` does not divide a layer's inputs, or no layer is chosen.
+    Raises ValueError if torchao is not installed, and as `quantized_layers` does.
     """
     qat = _torchao_qat()
     chosen = quantized_layers(model, quantization)
@@ -92,8 +85,7 @@ def _for_no_rows_as_well(kind: type[nn.Module]) -> type[nn.Module]:
 def check_quantization(config: PretrainedConfig, quantization: Quantization) -> None:
     """Refuse settings that do not fit a masked language model of this configuration; no weights are allocated.
 
-    Raises:
-        ValueError: as `add_fake_quantizers`.
+    Errors are those of `add_fake_quantizers`.
     """
     _torchao_qat()
     with torch.device("meta"):
@@ -104,8 +96,8 @@ def check_quantization(config: PretrainedConfig, quantization: Quantization) -> 
 def quantized_layers(model: PreTrainedModel, quantization: Quantization) -> list[str]:
     """Names of the linear layers and tables that the settings choose, in the model's order.
 
-    Raises:
-        ValueError: no layer is chosen, `group_size` does not divide a layer's inputs, or a table has its own look-up.
+    Raises ValueError if there is none, if `group_size` does not divide a layer's inputs, or if a table has its own
+    look-up.
     """
     base = model.base_model
     inside = {f"{model.base_model_prefix}.{name}" for name, _ in base.named_modules()} if base is not model else set()

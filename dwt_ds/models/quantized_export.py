@@ -45,13 +45,9 @@ def save_quantized(
     quantization: Quantization,
     folder: str | os.PathLike[str],
 ) -> None:
-    """Write config.json, quantization.json and quantized.safetensors.
+    """Write config.json, quantization.json and quantized.safetensors to a folder, created if it does not exist.
 
-    Args:
-        model: as `round_weights` left it.
-        weights: what `round_weights` returned.
-        quantization: what the model was prepared with.
-        folder: created if it does not exist.
+    `weights` is what `round_weights` returned for this model.
     """
     where = Path(folder)
     where.mkdir(parents=True, exist_ok=True)
@@ -75,13 +71,9 @@ def write_quantized(
     folder: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Round a copy of a trained model, write it, read it back and compare.
+    """Round a copy of a trained model, without quantizers and on the CPU; write it, read it back and compare.
 
-    Args:
-        model: not prepared, on the CPU; it is not changed.
-        quantization: what a masked language model was trained with.
-        folder: replaced if it exists; a half-written folder never has this name.
-        tokenizer: written beside the model.
+    The folder is replaced if it exists; a half-written one never has this name.
 
     Raises:
         ValueError: torchao is not installed, or the settings do not fit the model.

@@ -18,7 +18,7 @@ from dwt_ds.models.build import longest_row, masked_lm_class
 def fit_to_model(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, seq_len: int | None = None
 ) -> PreTrainedTokenizerBase:
-    """A copy that plain transformers can use with a model: what it gives, the model takes.
+    """A copy for plain transformers that gives only what the model takes.
 
     `truncation=True` cuts at the longest row that the model can read, and there are no `token_type_ids` for a model
     that has no two types of them. The ids of tokens stay as they are.
@@ -46,10 +46,8 @@ def check_same_vocabulary(
 ) -> None:
     """Refuse a teacher whose tokenizer does not map the same tokens to the same ids.
 
-    Args:
-        teacher: `teacher.path`, from which its tokenizer is loaded.
-        student: the data folder's tokenizer.
-        teacher_rows: rows of the teacher's decoder; padding may make them more than the tokens.
+    `teacher` is `teacher.path`, `student` the data folder's tokenizer. The teacher's decoder has `teacher_rows` rows;
+    padding may make them more than the tokens.
 
     Raises:
         ValueError: one line with both numbers of tokens, the first id at which they differ and what they share, or too

@@ -37,15 +37,12 @@ def grow(
     divided by the number of copies.
 
     Args:
-        teacher: the smaller model; it is not changed.
-        student: the larger model, of the same family, with its random initial weights.
         method: a `student.init`; see `dwt_ds.models.growth.plan`.
         seed: of the random maps and the noise.
         entries: (V,) int64, for each entry of the student's vocabulary the teacher's, -1 for none, where the
             vocabularies differ; entries without one keep the student's initial values.
 
-    Raises:
-        ValueError: what `check_growth` raises.
+    Raises ValueError as `check_growth` does.
     """
     plan = check_growth(teacher.config, student.config, method)
     maps = _Maps(plan, torch.Generator().manual_seed(seed), entries)
@@ -184,13 +181,9 @@ def random_copies(old: int, new: int, generator: torch.Generator) -> AxisMap:
 
 
 def widen(source: Tensor, axes: tuple[AxisMap, ...], divided: int | None) -> Tensor:
-    """The source weight read through the maps of its axes; channels without source are zero.
+    """The source weight, of one or two axes, read through the maps of its axes; channels without source are zero.
 
-    Args:
-        source: the old weight, of one or two axes.
-        axes: one map per axis.
-        divided: the axis whose values are divided by the number of copies, so that sums over it stay the same; None:
-            no axis.
+    Values along the axis `divided` are divided by the number of copies, so that sums over it stay the same.
     """
     wide = source
     for axis, mapping in enumerate(axes):

@@ -106,8 +106,7 @@ class GrowthPlan:
 def parse_method(method: str) -> tuple[str, str | None]:
     """Depth map and width method (None: depth only) of a `student.init` other than random.
 
-    Raises:
-        ValueError: unknown method; one line with the nearest known one.
+    Raises ValueError, with the nearest known method, for an unknown one.
     """
     depth, plus, width = method.partition("+")
     if not plus and depth in WIDTH_METHODS:
@@ -123,14 +122,9 @@ def parse_method(method: str) -> tuple[str, str | None]:
 
 
 def layer_sources(method: str, teacher_layers: int, student_layers: int) -> list[int]:
-    """The teacher layer that each student layer is copied from.
+    """The teacher layer that each student layer is copied from, by a `student.init` other than random.
 
-    Args:
-        method: a `student.init` other than random; only its depth map is used.
-        teacher_layers, student_layers: numbers of layers.
-
-    Raises:
-        ValueError: unknown method, or a student with fewer layers than the teacher.
+    Raises ValueError for an unknown method, or a student with fewer layers than the teacher.
     """
     depth, _ = parse_method(method)
     if student_layers < teacher_layers:

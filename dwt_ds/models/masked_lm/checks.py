@@ -35,13 +35,9 @@ def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | N
     It finds a head that scales its logits, or adds something that the loss would miss. The model's mode and device and
     the global random generator stay as they are.
 
-    Args:
-        gathered: the wrapped model, in any dtype, on any device.
-        tolerance: largest difference allowed, as a share of the largest logit; None: 1e-5 in fp64 and fp32, 2e-2 in
-            bf16 and fp16.
+    The `tolerance` is a share of the largest logit; None: 1e-5 in fp64 and fp32, 2e-2 in bf16 and fp16.
 
-    Raises:
-        ValueError: they differ, or the head cannot be split off.
+    Raises ValueError if they differ by more, or the head cannot be split off.
     """
     model, weight = gathered.model, gathered.decoder_weight
     if tolerance is None:
@@ -68,14 +64,10 @@ def check_against_own_logits(gathered: GatheredMaskedLM, *, tolerance: float | N
 def check_rounded_weights(gathered: GatheredMaskedLM, modules: Sequence[str]) -> None:
     """Refuse to round a weight that the model also reads where no quantizer is.
 
-    An export's weight is rounded wherever it is read, so its model would not be the one that was trained.
+    An export's weight is rounded wherever it is read, so its model would not be the one that was trained. The fake
+    quantizers are switched on at the end.
 
-    Args:
-        gathered: with fake quantizers; they are switched on at the end.
-        modules: the recipe's `student.quantization.modules`, for the message.
-
-    Raises:
-        ValueError: one line with the first layer of such a weight.
+    Raises ValueError, in one line with the first layer of such a weight and `student.quantization.modules`.
     """
     layers: dict[int, dict[str, Any]] = {}
     for name, module in gathered.model.named_modules():
@@ -139,8 +131,7 @@ def freeze_unused_parameters(gathered: GatheredMaskedLM) -> list[str]:
     Some families have a pooler or tables for other uses, whose gradients would be reduced, clipped and decayed for
     nothing. Known families have none.
 
-    Raises:
-        ValueError: the model's own logits read such a parameter, so its head adds something that the loss would miss.
+    Raises ValueError if the model's own logits read such a parameter: its head adds something that the loss would miss.
     """
     if gathered._transform is not None:
         return []

@@ -104,11 +104,7 @@ def encoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Linear:
-    """The linear layer that turns the head's output into logits.
-
-    Raises:
-        ValueError: the model has no such layer; only a linear decoder can be split off.
-    """
+    """The linear layer that turns the head's output into logits; ValueError for a model without one."""
     decoder = model.get_output_embeddings()
     if not isinstance(getattr(decoder, "weight", None), Tensor) or decoder.weight.ndim != 2:
         raise ValueError(

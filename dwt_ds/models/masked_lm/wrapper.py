@@ -32,11 +32,7 @@ from dwt_ds.models.masked_lm.families import decoder_bias_of, decoder_of, family
 
 
 class GatheredMaskedLM(nn.Module):
-    """Wraps a Hugging Face `*ForMaskedLM`, kept as the submodule `model`.
-
-    Raises:
-        ValueError: the model has no linear output layer to split off.
-    """
+    """Wraps a Hugging Face `*ForMaskedLM`, kept as the submodule `model`; ValueError without a linear output layer."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -136,7 +132,6 @@ def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, po
     (DeepSpeed may have replaced it), or in a decoder with causal attention.
 
     Args:
-        model: a masked language model; its encoder is `model.base_model`.
         input_ids: (B, S) int64.
         attention_mask: what `encoder_mask` returns.
         positions: (N,) int64, indices into the B * S flattened tokens, in any order; N may be 0.
@@ -158,14 +153,9 @@ def encode_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Any, po
 
 
 def encoder_mask(model: PreTrainedModel, attention_mask: Tensor | None) -> Any:
-    """The `attention_mask` argument for the encoder of a known family.
+    """The `attention_mask` argument for the encoder of a known family: None, the mask itself, or the finished mask.
 
-    Args:
-        model: the masked language model whose encoder will run.
-        attention_mask: (B, S), nonzero on real tokens; None if every token is real.
-
-    Returns:
-        None, the mask itself, or the finished mask.
+    `attention_mask` is (B, S), nonzero on real tokens; None if every token is real.
     """
     if attention_mask is None:
         return None
@@ -179,13 +169,8 @@ def encoder_mask(model: PreTrainedModel, attention_mask: Tensor | None) -> Any:
 def finished_mask(model: PreTrainedModel, attention_mask: Tensor) -> Any:
     """The mask in the form that the encoder's attention uses unchecked.
 
-    Args:
-        model: as for `encoder_mask`.
-        attention_mask: (B, S), nonzero on real tokens.
-
-    Returns:
-        (B, 1, S, S), boolean for sdpa and additive for eager attention; for ModernBERT a mapping of those by type of
-        layer; for other attention implementations the mask itself.
+    Returns (B, 1, S, S), boolean for sdpa and additive for eager attention; for ModernBERT a mapping of those by type
+    of layer; for other attention implementations the mask (B, S) itself.
     """
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return attention_mask
