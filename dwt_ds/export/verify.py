@@ -27,8 +27,7 @@ class Finding(NamedTuple):
 def verify(path: Path) -> list[Finding]:
     """Check every manifest at `path`, which may be a run's folder, a checkpoint, an export or a data set.
 
-    Raises:
-        ValueError: there is nothing to check at `path`.
+    Raises ValueError if there is nothing to check.
     """
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder; {_NAME_ONE}")

@@ -61,8 +61,7 @@ class Checkpoint:
     def row_length(self, max_length: int | None) -> int:
         """Tokens a row: `max_length`, else 128 or as many as the model has positions for.
 
-        Raises:
-            ValueError: `max_length` is more than the model has positions for.
+        Raises ValueError if `max_length` is more than the model has positions for.
         """
         longest = self.longest_row or max_length or PAPER_MAX_LENGTH
         if max_length is not None and max_length > longest:
@@ -75,8 +74,7 @@ class Checkpoint:
     def classifier(self, task: Task) -> PreTrainedModel:
         """The encoder in fp32 under a new head; seed it with `torch.manual_seed` before the call.
 
-        Raises:
-            ValueError: the architecture has no classifier, or weights of its encoder are missing.
+        Raises ValueError if the architecture has no classifier, or weights of its encoder are missing.
         """
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(

@@ -77,8 +77,7 @@ def read_task(task: Task, glue_dir: Path | None) -> TaskData:
 def read_hub(task: Task, repository: str = REPOSITORY) -> TaskData:
     """Training and validation rows of a task; `datasets` downloads them once and caches them.
 
-    Raises:
-        ValueError: the dataset cannot be loaded, or its columns or classes are not GLUE's.
+    Raises ValueError if the dataset cannot be loaded, or its columns or classes are not GLUE's.
     """
     return TaskData(
         train=_read_hub_split(repository, task, task.train),

@@ -61,11 +61,7 @@ def score_checkpoint(options: GlueOptions) -> dict[str, Any]:
 def _score(
     options: GlueOptions, checkpoint: Checkpoint, tasks: list[Task], made_with: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The pairs that are not done yet, then results.json.
-
-    Args:
-        made_with: task -> all that its results depend on.
-    """
+    """The pairs that are not done yet, then results.json; `made_with` has all that each task's results depend on."""
     summary = options.out / "results.json"
     if summary.is_file() and not _is_summary(summary):
         raise ValueError(f"--out {options.out}: {summary} is not a result of dwt-ds glue; rename it")
@@ -125,11 +121,7 @@ def _file_of(out: Path, pair: Pair) -> Path:
 def _finished(file: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
     """A pair's result; None if it has not been run.
 
-    Args:
-        made_with: all that the result depends on, as JSON has it.
-
-    Raises:
-        ValueError: the result was made with something else; the line names what.
+    Raises ValueError, which says what differs, if it was made with something other than `made_with`.
     """
     if not file.is_file():
         return None

@@ -27,14 +27,9 @@ _SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "Matthews", "pearson": "Pea
 
 
 def metrics_of_logits(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
-    """The task's metrics.
+    """The task's metrics, from logits (N, classes), or (N, 1) for a regression, and labels (N,).
 
-    Args:
-        logits: (N, classes), or (N, 1) for a regression.
-        labels: (N,) class numbers, or scores.
-
-    Raises:
-        ValueError: a logit is not finite: the fine-tuning has diverged.
+    Raises ValueError if a logit is not finite: the fine-tuning has diverged.
     """
     if not np.isfinite(logits).all():
         raise ValueError(f"{task.name}: the fine-tuned model's logits are not finite; lower --learning-rate")
@@ -52,11 +47,7 @@ def task_score(metrics: Sequence[Mapping[str, float]]) -> float:
 
 
 def mean_of_seven(scores: Mapping[str, float]) -> float | None:
-    """The plain mean of `task_score` over the tasks of `SEVEN`; None if one is missing.
-
-    Args:
-        scores: by task name; other tasks (RTE, WNLI) are left out.
-    """
+    """The plain mean of `task_score`, given by task name, over the tasks of `SEVEN`; None if one is missing."""
     if any(name not in scores for name in SEVEN):
         return None
     return statistics.fmean(scores[name] for name in SEVEN)

@@ -189,9 +189,7 @@ class Corpus:
     def _split_off(self, number: int, characters: int, lines: list[str]) -> Iterator[tuple[str, bool]]:
         """(document, whether it is held out). If a document to hold out is too long, its last lines are held out.
 
-        Args:
-            characters: of the document with its duplicate lines.
-            lines: of the document, without them.
+        The `characters` of the document include its duplicate lines; `lines` does not.
         """
         can_be_split = len(lines) > 1
         held_out = is_held_out(number, self.survey.documents, self.validation, self.seed)

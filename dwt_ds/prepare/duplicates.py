@@ -19,10 +19,8 @@ _HASH_OF_LINE = np.dtype([("hash", "<u8"), ("line", "<u8")])
 class DuplicateFinder:
     """Finds the lines of a corpus that repeat an earlier line.
 
-    Takes 16 bytes of disk per line, and memory for one partition (1/64 of that) and one bit per line.
-
-    Args:
-        folder: for temporary files; emptied now and removed at the end.
+    Takes 16 bytes of disk per line, and memory for one partition (1/64 of that) and one bit per line. The folder is for
+    temporary files; it is emptied now and removed at the end.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -30,12 +30,9 @@ def known_encoding(name: str) -> str:
 
 
 class TextDecoder:
-    """Decodes one source, block by block or value by value; invalid bytes become U+FFFD and are counted.
+    """Decodes the source `name`, block by block or value by value.
 
-    Args:
-        encoding: a name that Python knows.
-        name: of the source, for errors.
-        counts: of the source; `invalid_utf8` grows by the invalid sequences.
+    Invalid sequences of bytes become U+FFFD, and are added to `counts.invalid_utf8`.
     """
 
     def __init__(self, encoding: str, name: str, counts: SourceCounts) -> None:
@@ -73,13 +70,9 @@ class TextDecoder:
         return text.removeprefix(_BYTE_ORDER_MARK)
 
     def check(self, characters: int = 0) -> None:
-        """Refuse a source with more than 1% of its characters replaced: it is in another encoding.
+        """Refuse a source with more than 1% of its characters replaced: it is in another encoding (ValueError).
 
-        Args:
-            characters: the most that the source may hold, while it is being read.
-
-        Raises:
-            ValueError: names the source, the share, and the encoding that it looks like.
+        While the source is being read, `characters` is the most that it may hold.
         """
         total = max(characters, self._characters)
         if self._replaced <= max(_STRAY, _MOST_REPLACED * total):

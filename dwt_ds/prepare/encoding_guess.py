@@ -39,10 +39,9 @@ class _Candidate(NamedTuple):
 
 
 def guess_encoding(sample: bytes) -> str | None:
-    """Python's name of the encoding that `sample` looks like; None if none fits.
+    """Python's name of the encoding that `sample`, some kilobytes, looks like; None if none fits.
 
-    Args:
-        sample: some kilobytes; UTF-16 and UTF-32 are recognized only at the start of a file.
+    UTF-16 and UTF-32 are recognized only at the start of a file.
     """
     marked = guess_by_marks(sample)
     if marked is not None:

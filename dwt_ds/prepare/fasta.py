@@ -20,8 +20,7 @@ _FIRST_LINE_CHARS = 20
 def looks_like_fasta(head: Sequence[str], path: Path, suffix: str) -> bool:
     """Whether a file is FASTA, by its suffix or its first lines with text, stripped.
 
-    Raises:
-        ValueError: it has a FASTA suffix but does not begin with a header line.
+    Raises ValueError if it has a FASTA suffix but does not begin with a header line.
     """
     if suffix not in FASTA_SUFFIXES:
         return _is_fasta_by_content(head)

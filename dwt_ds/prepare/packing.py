@@ -47,12 +47,9 @@ class Rows:
 
 
 def rows_of_sentences(tokens: Tokens, documents: np.ndarray, chosen: np.ndarray, settings: RowSettings) -> Rows:
-    """Rows of some sentences: packed, or one of each, cut to `seq_len`.
+    """Rows of the `chosen` sentences (indices, ascending): packed, or one of each, cut to `seq_len`.
 
-    Args:
-        tokens: of all sentences.
-        documents: (sentences,) number of each sentence's document, ascending.
-        chosen: indices of the sentences to use, ascending.
+    `tokens` are those of all sentences, `documents` (sentences,) the number of each sentence's document, ascending.
     """
     sentences = np.split(_with_bit(tokens.ids, tokens.starts_word), np.cumsum(tokens.lengths)[:-1])
     if settings.one_sentence_per_row:

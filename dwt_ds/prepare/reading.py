@@ -169,9 +169,7 @@ def _lines(
     """Stripped lines, also empty ones, of `start` and the rest of `file`, which decompresses `raw`.
 
     Lines are cut at a space after LINE_CHARS characters; those that may be JSON records after RECORD_CHARS.
-
-    Args:
-        most_characters: upper bound on the file's characters; None if it is compressed.
+    `most_characters` is an upper bound on the file's characters; None if it is compressed.
     """
     rest = start
     while True:
@@ -210,9 +208,7 @@ def _head(lines: Iterator[str]) -> list[str]:
 def _check_is_prose(head: Sequence[str], path: Path, suffix: str) -> None:
     """Raises ValueError for a file whose separators or tags would be trained on as prose.
 
-    Args:
-        head: its first lines with text, stripped.
-        suffix: of its name, in lower case.
+    `head` has its first lines with text, stripped; `suffix` is in lower case.
     """
     if suffix in _TABLES:
         raise ValueError(

@@ -23,11 +23,8 @@ _JSON_START = re.compile(r'(?:\[\s*)?\{\s*"[^"\n]*"\s*:|\[\s*"[^"\n]*"\s*[,\]]')
 def looks_like_json_lines(head: Sequence[str], source: str, *, called_json: bool) -> bool:
     """Whether a file is JSON lines: the first, or most, of its first lines with text (stripped) are JSON objects.
 
-    Args:
-        called_json: its name ends in .json, so any list is JSON.
-
-    Raises:
-        ValueError: it is JSON in another layout, and would be trained on as prose.
+    Raises ValueError if it is JSON in another layout, which would be trained on as prose; any list is JSON if the
+    file's name ends in .json (`called_json`).
     """
     are_records = [isinstance(_parsed(line), dict) for line in head]
     if any(are_records[:1]) or 2 * sum(are_records) > len(head):
@@ -44,8 +41,7 @@ def looks_like_json_lines(head: Sequence[str], source: str, *, called_json: bool
 def json_texts(lines: Iterable[str], form: TextForm, source: str, counts: SourceCounts) -> Iterator[str | None]:
     """The text of each record; None for a broken line and for a record without text.
 
-    Raises:
-        ValueError: no record has the column; names the columns of the last record.
+    Raises ValueError, with the columns of the last record, if none has the column.
     """
     columns: list[str] | None = None
     for line in filter(None, lines):
@@ -74,8 +70,7 @@ def column_texts(
 ) -> Iterator[str | None]:
     """The text of each record of a column of bytes or strings; None for a null.
 
-    Raises:
-        ValueError: the column is of another type, or in another encoding.
+    Raises ValueError if the column is of another type, or in another encoding.
     """
     decoder: TextDecoder | None = None
     for values in batches:

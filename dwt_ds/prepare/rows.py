@@ -176,8 +176,7 @@ def has_parts(folder: Path) -> bool:
 def store_part(item: Chunk | Path, settings: RowSettings, folder: Path) -> ChunkCounts:
     """Make the rows of a chunk and store them atomically under `folder`; returns the counts.
 
-    Args:
-        item: the chunk, or the path of its part if an earlier attempt has stored it: then only its counts are read.
+    If an earlier attempt has stored them, `item` is the path of that part, and only its counts are read.
     """
     if isinstance(item, Path):
         with np.load(item) as arrays:

@@ -14,11 +14,7 @@ from dwt_ds.data.text_tokenizer import BYTE_ENTRIES, Form, all_is_text, load_for
 
 
 class RowsTokenizer:
-    """Two tokenizers with one vocabulary: for the beginning of a text, and for text that goes on.
-
-    Args:
-        path: of a tokenizer.json.
-    """
+    """Two tokenizers out of one tokenizer.json: for the beginning of a text, and for text that goes on."""
 
     def __init__(self, path: str) -> None:
         form = all_is_text(Tokenizer.from_file(path))

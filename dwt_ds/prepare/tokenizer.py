@@ -102,10 +102,7 @@ def wordpiece_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """BERT's tokenizer around a WordPiece vocabulary (token -> id) that holds BERT's five special tokens.
 
-    Args:
-        vocabulary: token -> id.
-        treatment: of capitals and accents.
-        longest_word: characters; a longer word is [UNK].
+    A word of more than `longest_word` characters is [UNK].
     """
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=longest_word))
     case, accents = treatment.lowercase, treatment.strip_accents
@@ -135,11 +132,7 @@ def check_size(vocab_size: int, needed: int, of_what: str) -> None:
 
 
 def character_counts(words: Mapping[str, int]) -> Counter[str]:
-    """How often each character is in a text.
-
-    Args:
-        words: word -> how often it is in the text.
-    """
+    """How often each character is in a text, given its words and how often each of them is."""
     counts: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:

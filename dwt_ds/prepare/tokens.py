@@ -51,12 +51,7 @@ class Tokens(NamedTuple):
 
 
 class SentenceEncoder:
-    """Encodes sentences as parts of their texts.
-
-    Args:
-        tokenizer_file: path of a tokenizer.json.
-        vocab_size: of that tokenizer.
-    """
+    """Encodes sentences as parts of their texts, with a tokenizer.json."""
 
     def __init__(self, tokenizer_file: str, vocab_size: int) -> None:
         self._tokenizer = RowsTokenizer(tokenizer_file)
@@ -189,8 +184,7 @@ def _with_words(
     A token starts a word if it begins in a later word than the one in which the token before it ends. A single space
     before a word belongs to the word; line ends and other spaces are words of their own, all bytes of one together.
 
-    Args:
-        bytes_of_tokens: (V,) the byte that a token of byte fallback stands for, -1 for other tokens.
+    `bytes_of_tokens` (V,) has the byte that a token of byte fallback stands for, -1 for other tokens.
     """
     ids, lengths = _ids(encodings)
     if len(ids) == 0:
@@ -227,10 +221,7 @@ def _segmented(
 ) -> np.ndarray:
     """`starts_word` (N,), changed inside runs of scripts without spaces to the words of these scripts.
 
-    Args:
-        texts: each with the (start, end) offsets of its unspaced runs.
-        encodings: of the texts.
-        starts_word: according to the vocabulary.
+    Each text has the (start, end) offsets of these runs beside it.
     """
     words = _with_words([text for text, _ in texts], encodings)
     begins = np.cumsum([0, *(len(text) for text, _ in texts)])
