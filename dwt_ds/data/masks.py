@@ -59,10 +59,9 @@ def draw_masks(
             (`facts.continues_word`). Only needed for whole words.
     """
     row_keys = _row_keys(rows, epochs, seed)
-    columns = np.arange(input_ids.shape[1], dtype=np.uint64)[None, :]
     maskable = ~facts.is_special[input_ids] & is_real(lengths, input_ids.shape[1])
 
-    choice = hashes(hashes(row_keys, np.full(1, _CHOICE)), columns)
+    choice = _draws(row_keys, _CHOICE, np.arange(input_ids.shape[1])[None, :])
     wanted = np.minimum(labels_by_length(lengths, config.mask_probability), maskable.sum(axis=1))
     word_of_token = None
     if config.whole_word:
@@ -72,19 +71,18 @@ def draw_masks(
         if word_of_token is not None:
             choice = np.where(_is_one_long_word(word_of_token, maskable, wanted)[:, None], choice, of_word)
         chosen = maskable & (uniform(choice) < config.mask_probability)
+    elif word_of_token is None:
+        chosen = _lowest(np.where(maskable, choice, _NEVER), wanted)
     else:
-        if word_of_token is None:
-            chosen = _lowest(np.where(maskable, choice, _NEVER), wanted)
-        else:
-            chosen = _lowest_words(of_word, word_of_token, maskable, wanted)
+        chosen = _lowest_words(of_word, word_of_token, maskable, wanted)
 
     positions = np.flatnonzero(chosen)
     labels = input_ids.reshape(-1)[positions]
     counters = positions % input_ids.shape[1]
     keys = row_keys[positions // input_ids.shape[1], 0]
-    action = uniform(hashes(hashes(keys, np.full(1, _ACTION)), counters))
+    action = uniform(_draws(keys, _ACTION, counters))
     ordinary = facts.ordinary_ids
-    replacement = ordinary[below(hashes(hashes(keys, np.full(1, _REPLACEMENT)), counters), len(ordinary))]
+    replacement = ordinary[below(_draws(keys, _REPLACEMENT, counters), len(ordinary))]
     shown = np.where(action < config.mask_share + config.random_share, replacement, labels)
     shown = np.where(action < config.mask_share, facts.mask_id, shown)
     masked = input_ids.copy()
@@ -118,7 +116,7 @@ def draw_further(
     free.reshape(-1)[masked.positions] = False
     if soft_positions != "all":
         wanted = np.minimum(further_by_length(lengths, mask_probability, soft_positions), free.sum(axis=1))
-        choice = hashes(hashes(_row_keys(rows, epochs, seed), np.full(1, _FURTHER)), np.arange(free.shape[1])[None, :])
+        choice = _draws(_row_keys(rows, epochs, seed), _FURTHER, np.arange(free.shape[1])[None, :])
         free = _lowest(np.where(free, choice, _NEVER), wanted)
     return np.flatnonzero(free)
 
@@ -140,8 +138,13 @@ def _row_keys(rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
     return hashes(hashes(key_of(_MASK_STREAM, seed), epochs), rows)[:, None]
 
 
+def _draws(keys: np.ndarray, purpose: int, counters: np.ndarray) -> np.ndarray:
+    """uint64 random numbers for a purpose, such as _CHOICE, in the broadcast shape of keys and counters."""
+    return hashes(hashes(keys, np.full(1, purpose)), counters)
+
+
 def _lowest(choice: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(B, S) bool: the `wanted` (B,) lowest words of each row."""
+    """(B, S) bool: the `wanted` (B,) lowest draws of each row."""
     ordered = np.sort(choice, axis=1)
     last = np.take_along_axis(ordered, np.maximum(wanted - 1, 0)[:, None], axis=1)
     return (choice <= last) & (wanted > 0)[:, None]
