@@ -157,10 +157,10 @@ def check_labels(labels: Tensor, rows: int) -> None:
 
 def check_same_device(tensors: Mapping[str, Tensor | None]) -> None:
     """All on the device of the first."""
-    (first_name, first), *rest = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
-    assert first is not None
-    for name, tensor in rest:
-        if tensor is not None and tensor.device != first.device:
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first_name, first = next(iter(given.items()))
+    for name, tensor in given.items():
+        if tensor.device != first.device:
             raise ValueError(f"{name} is on {tensor.device} and {first_name} on {first.device}; use one device")
 
 

@@ -15,14 +15,15 @@ exists in both: another 2 V H_s for bf16 of several chunks or with padded column
 with padded columns, else nothing. The backward pass holds what waits, the gradients it returns, and with plain torch an
 fp32 block of ``on_torch.blocks``.
 
-A product of 16-bit inputs is summed in fp32 inside the matrix multiplication. With one chunk it leaves it in the dtype
-that it waits in: the single rounding that the gradient needs anyway. With more, on a GPU it leaves it in fp32 and is
-added to an fp32 total in the multiplication's epilogue; on a CPU torch can only return it in 16 bits, so that in bf16
-each chunk's share is rounded once and added in fp32. In fp16 such a share may be beyond the range, as it is not divided
-by the number of rows yet: it is made of fp32 operands, block by block, which on a CPU is also faster.
+A product of 16-bit inputs is summed in fp32 inside the matrix multiplication. With one chunk, the result has the dtype
+that dW waits in: the single rounding that the gradient needs anyway. With several chunks on a GPU, the result is fp32
+and is added to an fp32 total in the multiplication's epilogue. On a CPU, torch can only return it in 16 bits. So in
+bf16 each chunk's share is rounded once and added in fp32. In fp16 such a share may be beyond the range, as it is not
+divided by the number of rows yet: it is made of fp32 operands, block by block, which on a CPU is also faster.
 
 On a GPU a 16-bit product over a vocabulary that is no multiple of 8, such as BERT's 30,522, is made in two parts, see
-``column_parts``. d hidden is then the sum of both: that of the few columns is rounded by itself, the total once more.
+``column_parts``. d hidden is then the sum of two products: that of the few columns is rounded by itself, the total
+once more.
 """
 
 from __future__ import annotations

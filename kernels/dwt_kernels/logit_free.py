@@ -22,9 +22,12 @@ from dwt_kernels.on_triton.tile_statistics import merge_kernel, tile_statistics_
 # Programs of the statistics kernel for each multiprocessor: enough to even out the last wave.
 PROGRAMS_PER_PROCESSOR = 4
 
-
-# A thread each; together with the powers of two above it, few kernels for any number of rows.
+# Splits that a program of the merge kernel loads: this many, one for each thread, or the next power of two. So few
+# kernels are compiled for any number of rows.
 LEAST_SPLITS_BLOCK = 128
+
+# Row blocks that share the weights' tiles in the L2 cache; 16 of 64 rows at H = 2048 + 4096 in 16 bits are 13 MB.
+GROUP_ROWS = 16
 
 
 class TileShape(NamedTuple):
@@ -33,10 +36,6 @@ class TileShape(NamedTuple):
     width: int
     num_warps: int
     num_stages: int
-
-
-# Row blocks that share the weights' tiles in the L2 cache; 16 of 64 rows at H = 2048 + 4096 in 16 bits are 13 MB.
-GROUP_ROWS = 16
 
 
 def tile_shape(*dtypes: torch.dtype) -> TileShape:
