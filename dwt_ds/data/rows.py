@@ -34,32 +34,24 @@ class RowTable:
     def __init__(self, folder: Path, shards: list[Shard], pad_id: int, full_width: int | None) -> None:
         """full_width: length of a full row in the packed form, where nearly all rows are full; else None."""
         self.full_width = full_width
-        self._folder = folder
-        self._shards = shards
-        self._pad_id = pad_id
-        self._open()
-
-    def _open(self) -> None:
-        values: list[np.ndarray] = []
-        bits: list[np.ndarray] = []
-        offsets: list[np.ndarray] = []
+        self._folder, self._shards, self._pad_id = folder, shards, pad_id
+        self._values: list[np.ndarray] = []
+        self._bits: list[np.ndarray] = []
+        self._offsets: list[np.ndarray] = []
         counts: list[int] = []
-        for shard in self._shards:
-            path = self._folder.parent / shard.name
-            with pa.memory_map(str(path)) as source:
+        for shard in shards:
+            with pa.memory_map(str(folder.parent / shard.name)) as source:
                 for batch in pa.ipc.open_stream(source):
                     column = batch.column(TOKENS)
                     if STARTS_WORD in batch.schema.names:
-                        bits.append(np.frombuffer(batch.column(STARTS_WORD).values.buffers()[1], dtype=np.uint8))
-                    values.append(column.values.to_numpy(zero_copy_only=True))
-                    offsets.append(column.offsets.to_numpy(zero_copy_only=True))
+                        self._bits.append(np.frombuffer(batch.column(STARTS_WORD).values.buffers()[1], dtype=np.uint8))
+                    self._values.append(column.values.to_numpy(zero_copy_only=True))
+                    self._offsets.append(column.offsets.to_numpy(zero_copy_only=True))
                     counts.append(len(column))
-        self._values, self._offsets = values, offsets
-        self.knows_words = len(bits) == len(values)
+        self.knows_words = len(self._bits) == len(self._values)
         """Whether the folder says where words start."""
-        self._bits = bits
         self._first_rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-        lengths_path = self._folder / LENGTHS_NAME
+        lengths_path = folder / LENGTHS_NAME
         try:
             self.lengths: np.ndarray = np.load(lengths_path, mmap_mode="r" if self._first_rows[-1] else None)
             """int32 (rows,), memory-mapped: tokens of each row."""
@@ -89,9 +81,7 @@ class RowTable:
         if width is None:
             width = int(lengths.max(initial=0))
         input_ids = np.full((len(indices), width), self._pad_id, dtype=np.int64)
-        batches = np.searchsorted(self._first_rows, indices, side="right") - 1
-        within = indices - self._first_rows[batches]
-        for out, batch, row, length in zip(input_ids, batches.tolist(), within.tolist(), lengths.tolist(), strict=True):
+        for out, batch, row, length in zip(input_ids, *self._places(indices), lengths.tolist(), strict=True):
             start = self._offsets[batch][row]
             out[:length] = self._values[batch][start : start + length]
         return input_ids, lengths
@@ -99,13 +89,16 @@ class RowTable:
     def starts_word(self, indices: np.ndarray, width: int) -> np.ndarray:
         """(B, S) bool: tokens of rows `indices` (B,) that start a word, padding included. Needs `knows_words`."""
         starts = np.ones((len(indices), width), dtype=bool)
-        batches = np.searchsorted(self._first_rows, indices, side="right") - 1
-        within = indices - self._first_rows[batches]
-        for out, batch, row in zip(starts, batches.tolist(), within.tolist(), strict=True):
+        for out, batch, row in zip(starts, *self._places(indices), strict=True):
             first, end = self._offsets[batch][row : row + 2].tolist()
             bits = np.unpackbits(self._bits[batch][first // 8 : -(-end // 8)], bitorder="little")
             out[: end - first] = bits[first % 8 : first % 8 + end - first]
         return starts
+
+    def _places(self, indices: np.ndarray) -> tuple[list[int], list[int]]:
+        """(record batch of each of the rows, number of the row in that batch)"""
+        batches = np.searchsorted(self._first_rows, indices, side="right") - 1
+        return batches.tolist(), (indices - self._first_rows[batches]).tolist()
 
 
 class RowStream:
