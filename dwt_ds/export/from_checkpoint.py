@@ -51,12 +51,10 @@ def _export(checkpoint: Path, run: Path, out: Path) -> int:
     # Weights do not depend on the attention's implementation, which this machine may lack.
     student = StudentConfig(**{**facts.settings["student"], "attention": "eager"})
     model = build_student(student, **data_sizes(tokenizer, vocab_size=facts.vocab_size, seq_len=facts.seq_len))
-    weights = checkpoint_fp32_weights(checkpoint)
-    names = model.state_dict().keys()
-    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
+    trained = checkpoint_fp32_weights(checkpoint)
+    weights = {name: trained[_PREFIX + name] for name in model.state_dict() if _PREFIX + name in trained}
     card = model_card(facts, state, held_out_losses_at(state.step, run / METRICS))
     quantization = parse_quantization(student.quantization)
-    weights = {name: tensor for name, tensor in weights.items() if name in names}
     write_export(model, weights, tokenizer, card, out, seq_len=facts.seq_len, quantization=quantization)
     return state.step
 
