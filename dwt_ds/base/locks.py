@@ -98,7 +98,7 @@ class FolderLock:
     def require(self, option: str) -> None:
         """Raise OccupiedError if another process has become the writer meanwhile.
 
-        A file server gives the lock away when the network of its owner is gone for long enough; the owner lives on.
+        If the owner is cut off from the file server for long enough, the server gives the lock away while it lives on.
         """
         if self._descriptor is None:  # a file system without locks
             return

@@ -1,4 +1,4 @@
-"""Silences the chatter of the libraries below, so that our own lines can be seen; their errors are still shown.
+"""Silences the libraries' advice and progress bars, so that our own lines can be seen; their errors are still shown.
 
 Call it before they are imported, since some of them print while being imported.
 """

@@ -30,6 +30,7 @@ def all_is_text(tokenizer: Tokenizer) -> Form:
 
 
 def load_form(form: Form) -> Tokenizer:
+    """The tokenizer that `all_is_text` describes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are processes; threads inside would only compete
     tokenizer = Tokenizer.from_str(json.dumps(form))
     tokenizer.encode_special_tokens = True

@@ -81,7 +81,7 @@ def teacher_held_out_loss(
     """How good the teacher is; None without a labelled token (with another vocabulary: without an aligned one).
 
     Args:
-        teacher: gives its hidden states, there at the aligned positions, and its whole head.
+        teacher: gives its hidden states (with another vocabulary: at the aligned positions) and its whole head.
         batches: with the teacher's rows, if it has a vocabulary of its own.
         vocab_size: tokens in the teacher's vocabulary; further columns of its head get no probability.
         config: the loss kernel is the student's.

@@ -16,7 +16,7 @@ from dwt_ds.config.schema import RunConfig
 from dwt_ds.data.teacher_rows import CommonWords
 from dwt_ds.models.masked_lm.families import encoder_layers
 
-# It calls its layers' `forward`, past their hooks.
+# This family calls its layers' `forward` itself, so that hooks on them do not run.
 _WITHOUT_HOOKS = "squeezebert"
 
 

@@ -89,7 +89,7 @@ def _fused_layer_norm(shape: tuple[int, ...], eps: float) -> Any:
 
 @lru_cache
 def _taking_no_rows(fused: Any) -> Any:
-    """apex starts a block per row, and CUDA refuses to start none. A batch without labels has no rows."""
+    """apex's layer, for batches without rows as well: it starts a block per row, and CUDA refuses to start no block."""
 
     def forward(self: Any, hidden: Tensor) -> Tensor:
         if hidden.numel() == 0:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class OneTokenType(nn.Embedding):
-    """For rows that are all of type 0. On a GPU the gradient of a look-up takes long if all look the same row up."""
+    """For rows that are all of type 0. On a GPU the gradient of a look-up takes long if all tokens look up one row."""
 
     def forward(self, token_types: Tensor) -> Tensor:
         """(B, S) to (B, S, H)."""

@@ -148,8 +148,8 @@ def check_head(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -
 def linear_distill(*inputs: Any) -> tuple[Tensor, ...]:
     """(loss, hard, soft, unit, d hidden, d weight, d bias).
 
-    For fp16 the gradients are those of the loss divided by ``unit``; for other dtypes ``unit`` has no elements. Nor has
-    a gradient that is not needed, or that waits for its rows' upstream gradient ("none").
+    For fp16 the gradients are those of the loss divided by ``unit``; for other dtypes ``unit`` has no elements. A
+    gradient has no elements if it is not needed, or cannot be made before its rows' upstream gradient ("none").
     """
     call = parse(inputs)
     backend = backend_module(call.objective.backend)

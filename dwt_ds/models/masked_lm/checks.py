@@ -1,5 +1,5 @@
-"""What is looked at once, before training: whether a head can be split off as `wrapper` does it, and which parameters
-the forward pass does not read."""
+"""Checks made once, before training: whether a head can be split off as `wrapper` does it, whether an export will round
+what training rounds, and which parameters the forward pass does not read."""
 
 from __future__ import annotations
 
