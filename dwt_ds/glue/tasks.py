@@ -151,7 +151,7 @@ SEVEN = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "STS-B", "MRPC")
 def find_task(name: str, where: str) -> Task:
     """The task of a name; case and hyphens do not matter, so the hub's names (`sst2`) do as well.
 
-    Raises ValueError, with the setting `where` the name stands and the nearest task, if there is no such task.
+    Raises ValueError, which names the nearest task and the setting (`where`), if there is no such task.
     """
     by_key = {_key(task.name): task for task in TASKS}
     if _key(name) in by_key:
