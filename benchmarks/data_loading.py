@@ -11,23 +11,22 @@ import argparse
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 from rows import append_row, processor_and_cores
-from torch.utils.data import DataLoader
 
 from dwt_ds.config.schema import DataConfig
-from dwt_ds.data.batches import StepBatches
+from dwt_ds.data.batches import StepBatches, step_loader
 from dwt_ds.data.prepared import PreparedData, RowTable
 from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.prepare.packing import Rows
 from dwt_ds.prepare.shards import ShardWriter
 
 RESULTS = Path(__file__).parent / "results" / "data_loading.csv"
+ROWS, WIDTH, VOCABULARY = 200_000, 128, 30_522
+ENDLESS = range(2**62)
 MASKINGS = {
     "fixed": DataConfig(),
     "bernoulli": DataConfig(label_draw="bernoulli"),
@@ -35,25 +34,16 @@ MASKINGS = {
 }
 
 
-def made_up(
-    folder: Path, rows: int = 200_000, width: int = 128, vocab: int = 30_522
-) -> tuple[RowTable, TokenizerFacts]:
+def made_up(folder: Path) -> tuple[RowTable, TokenizerFacts]:
     """Full rows of random ordinary tokens; every fifth entry of the vocabulary continues a word."""
-    ids = np.random.default_rng(0).integers(1000, vocab, (rows, width), dtype=np.uint16)
+    ids = np.random.default_rng(0).integers(1000, VOCABULARY, (ROWS, WIDTH), dtype=np.uint16)
     ids[:, 0], ids[:, -1] = 101, 102
-    is_special = np.isin(np.arange(vocab), [0, 100, 101, 102, 103])
-    continues = (np.arange(vocab) % 5 == 0) & ~is_special
-    table = Rows(ids.reshape(-1), ~continues[ids.reshape(-1)], np.full(rows, width, np.int32))
-    shards = ShardWriter(folder / "train", vocab).write([table], rows)
-    facts = TokenizerFacts(vocab, 0, 101, 102, 103, is_special, continues, np.flatnonzero(~is_special))
-    return RowTable(folder / "train", shards, 0, width), facts
-
-
-class _ForEver:
-    """Steps 0, 1, 2, ... for a DataLoader."""
-
-    def __iter__(self) -> Iterator[int]:
-        return count()
+    is_special = np.isin(np.arange(VOCABULARY), [0, 100, 101, 102, 103])
+    continues = (np.arange(VOCABULARY) % 5 == 0) & ~is_special
+    table = Rows(ids.reshape(-1), ~continues[ids.reshape(-1)], np.full(ROWS, WIDTH, np.int32))
+    shards = ShardWriter(folder / "train", VOCABULARY).write([table], ROWS)
+    facts = TokenizerFacts(VOCABULARY, 0, 101, 102, 103, is_special, continues, np.flatnonzero(~is_special))
+    return RowTable(folder / "train", shards, 0, WIDTH), facts
 
 
 def tokens_per_second(batches: StepBatches, workers: int, seconds: float) -> tuple[float, float]:
@@ -62,8 +52,7 @@ def tokens_per_second(batches: StepBatches, workers: int, seconds: float) -> tup
     With workers the latter is what receiving batches costs the training process. The first hundred batches, during
     which workers start, are not counted.
     """
-    loader = DataLoader(batches, batch_size=None, sampler=_ForEver(), num_workers=workers)  # type: ignore[arg-type]
-    iterator = iter(loader)
+    iterator = iter(step_loader(batches, ENDLESS, workers, pin_memory=False))
     for _ in range(100):
         next(iterator)
     tokens = 0
@@ -86,16 +75,8 @@ def main() -> None:
         table, facts = (data.train, data.facts) if data else made_up(Path(name))
         for label, config in MASKINGS.items():
             for workers in args.workers:
-                batches = StepBatches(
-                    table,
-                    facts,
-                    config,
-                    seed=0,
-                    micro_batch_size=args.micro_batch,
-                    accumulation=1,
-                    rank=0,
-                    world_size=1,
-                )
+                sizes = {"micro_batch_size": args.micro_batch, "accumulation": 1, "rank": 0, "world_size": 1}
+                batches = StepBatches(table, facts, config, seed=0, **sizes)
                 rate, here = tokens_per_second(batches, workers, args.seconds)
                 print(f"{label:<12} {workers} workers: {rate / 1e6:.2f} M tokens/s, {here / 1e6:.2f} M/s of own time")
                 row = {

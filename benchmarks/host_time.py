@@ -20,19 +20,16 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from rows import append_row, processor_and_cores
+from step_speed import MeasuredSession, plan_of_one_rank
 
 from dwt_ds.base.quiet import quieten_libraries
 from dwt_ds.engine.ranks import start_ranks, stop_ranks
-from dwt_ds.plan.hardware import find_device
-from dwt_ds.plan.plan import Plan
-from dwt_ds.plan.settings import resolve_plan
-from dwt_ds.plan.shapes import build_shapes
 from dwt_ds.pretrain import train
 from dwt_ds.run.assemble import assemble
+from dwt_ds.run.session import Session
 from dwt_ds.run.stop import StopRequest
 
 RESULTS = Path(__file__).parent / "results" / "host_time.csv"
@@ -42,16 +39,14 @@ SETTINGS += ["student.attention=sdpa", "teacher.path=null", "train.micro_batch_s
 SETTINGS += ["train.checkpoint_every=0", "train.log_every=1000000", "deepspeed_config=zero2_fp32"]
 
 
-class _Timed:
-    """A run's session that ends after so many rounds of timed steps."""
+class _Timed(MeasuredSession):
+    """Ends after so many rounds of timed steps."""
 
-    def __init__(self, session: Any, rounds: int) -> None:
-        self._session, self._rounds = session, rounds
+    def __init__(self, session: Session, rounds: int) -> None:
+        super().__init__(session)
+        self._rounds = rounds
         self.seconds: list[float] = []
         """Processor time of a step, all threads: the mean of each round."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
 
     def steps(self) -> Iterator[int]:
         steps = self._session.steps()
@@ -61,10 +56,6 @@ class _Timed:
             yield from islice(steps, ROUND_STEPS)
             self.seconds.append((time.process_time() - began) / ROUND_STEPS)
         steps.close()
-
-    def finish(self) -> None:
-        """Nothing is exported."""
-        self._session._stuck.end()
 
 
 def main() -> None:
@@ -86,18 +77,17 @@ def main() -> None:
             f"data.dir={folder}/data",
             f"train.max_steps={WARM_UP_STEPS + steps + 1}",
         ]
-        settings = resolve_plan("quickstart", overrides, None, 1)
-        device = find_device("h100", 1)
-        plan = Plan(settings, build_shapes(settings), device, 1)
+        plan = plan_of_one_rank("quickstart", overrides)
         operations = plan.launches(plan.stage)
         start_ranks()
         session = assemble("quickstart", [*overrides, f"output_dir={folder}/run"], None, StopRequest())
+        assert session is not None  # the folder is new
         timed = _Timed(session, steps // ROUND_STEPS)
         train(timed)  # type: ignore[arg-type]
         stop_ranks()
     step_seconds = min(timed.seconds)
     row = {
-        "operations_a_step": round(operations),
+        "operations_a_step": operations,
         "ms_a_step": round(1e3 * step_seconds, 3),
         "us_an_operation": round(1e6 * step_seconds / operations, 2),
         "median_ms_a_step": round(1e3 * statistics.median(timed.seconds), 3),

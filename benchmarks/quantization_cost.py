@@ -171,16 +171,8 @@ def held_out_loss(model: PreTrainedModel, data: PreparedData) -> float:
     gathered = GatheredMaskedLM(model.eval())
     weight, bias = gathered.decoder_weight, gathered.decoder_bias
     total, count = 0.0, 0
-    batches = validation_batches(
-        data.validation,
-        data.facts,
-        DataConfig(),
-        micro_batch_size=ROWS,
-        rank=0,
-        world_size=1,
-        max_rows=HELD_OUT_ROWS,
-    )
-    for batch in batches:
+    rows = {"micro_batch_size": ROWS, "max_rows": HELD_OUT_ROWS}
+    for batch in validation_batches(data.validation, data.facts, DataConfig(), **rows):
         hidden = gathered(batch.input_ids, batch.attention_mask, batch.positions)
         total += functional.cross_entropy(functional.linear(hidden, weight, bias), batch.labels, reduction="sum").item()
         count += batch.labels.numel()

@@ -34,8 +34,22 @@ WARM_UP_STEPS, PROFILED_STEPS = 10, 3
 MEBIBYTE = 1 << 20
 
 
-class TimedSession:
-    """A run's session for the loop in pretrain.py, which ends after the timed and the profiled steps.
+class MeasuredSession:
+    """A run's session for the loop in pretrain.py; a subclass measures its steps. Nothing is exported at the end."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def finish(self) -> None:
+        """Only the watch over the run's progress ends."""
+        self._session._stuck.end()
+
+
+class TimedSession(MeasuredSession):
+    """Ends after the timed and the profiled steps.
 
     Args:
         session: of the run.
@@ -45,12 +59,10 @@ class TimedSession:
     """
 
     def __init__(self, session: Session, steps: int, seconds: float, trace: Path) -> None:
-        self._session, self._most_steps, self._most_seconds, self._trace = session, steps, seconds, trace
+        super().__init__(session)
+        self._most_steps, self._most_seconds, self._trace = steps, seconds, trace
         self._tokens = 0
         self.figures: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
 
     def steps(self) -> Iterator[int]:
         """Warm-up, timed steps, profiled steps. After a step that compiles, the time begins anew."""
@@ -95,10 +107,6 @@ class TimedSession:
         self._tokens += sum(batch.token_count for batch in micro_batches)
         return self._session.begin_step(step, micro_batches)
 
-    def finish(self) -> None:
-        """Nothing is exported; the watch over the run's progress ends."""
-        self._session._stuck.end()
-
 
 def time_steps(recipe: str, overrides: list[str], *, steps: int, seconds: float, trace: Path) -> dict[str, Any]:
     """Figures of a run of the recipe on this process's device; `peak_mib` is what it adds to what is allocated.
@@ -129,10 +137,15 @@ def time_steps(recipe: str, overrides: list[str], *, steps: int, seconds: float,
     return timed.figures
 
 
-def planned_peak_mib(recipe: str, overrides: list[str]) -> int:
-    """What `dwt-ds plan` expects as the peak of one rank's memory."""
+def plan_of_one_rank(recipe: str, overrides: list[str]) -> Plan:
+    """What `dwt-ds plan` expects of a run on one GPU."""
     settings = resolve_plan(recipe, overrides, None, 1)
-    plan = Plan(settings, build_shapes(settings), find_device("h100", 1), 1)
+    return Plan(settings, build_shapes(settings), find_device("h100", 1), 1)
+
+
+def planned_peak_mib(recipe: str, overrides: list[str]) -> int:
+    """The peak of its memory."""
+    plan = plan_of_one_rank(recipe, overrides)
     return round(plan.memory(plan.stage).peak / MEBIBYTE)
 
 

@@ -54,19 +54,9 @@ def measured(
     """Rates with and without a teacher, and shares; the first ten steps are not counted."""
     tokens = TeacherTokens.of(data.tokenizer(), teacher, None)
     counts = {"tokens": 0, "teacher_tokens": 0, "labels": 0, "aligned": 0}
-    rates = {}
+    rates, sizes = {}, {"micro_batch_size": micro_batch, "accumulation": 1, "rank": 0, "world_size": 1}
     for name, teacher_tokens in (("tokens_per_second", tokens), ("without_a_teacher", None)):
-        batches = StepBatches(
-            data.train,
-            data.facts,
-            DataConfig(),
-            seed=0,
-            micro_batch_size=micro_batch,
-            accumulation=1,
-            rank=0,
-            world_size=1,
-            teacher_tokens=teacher_tokens,
-        )
+        batches = StepBatches(data.train, data.facts, DataConfig(), seed=0, teacher_tokens=teacher_tokens, **sizes)
         for step in range(10):
             batches[step]
         seen, step, start = 0, 10, time.process_time()
