@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from dwt_ds.base.words import nearest
 from dwt_ds.config.validate import must_be, options_of
-from dwt_ds.engine.ds_json.numbers import Kind, check_kind, kind_of, read_number, read_numbers
+from dwt_ds.engine.ds_json.numbers import KIND_OF_TYPE, Kind, check_kind, kind_of, read_numbers
 from dwt_ds.engine.ds_json.optimizer_and_schedule import (
     check_optimizer_section,
     check_schedule_section,
@@ -61,29 +61,28 @@ _SECTIONS: dict[str, Section] = {
     "timers.throughput": DeepSpeedThroughputTimerConfig,
 }
 
-_SCALARS: dict[str, type] = {
-    "communication_data_type": str,
-    "dataloader_drop_last": bool,
-    "disable_allgather": bool,
-    "disable_python_gc": bool,
-    "dump_state": bool,
-    "gradient_accumulation_steps": int,
-    "gradient_allreduce_op": str,
-    "gradient_clipping": float,
-    "gradient_predivide_factor": float,
-    "log_level": str,
-    "memory_breakdown": bool,
-    "prescale_gradients": bool,
-    "seq_parallel_communication_data_type": str,
-    "steps_per_print": int,
-    "train_batch_size": int,
-    "train_micro_batch_size_per_gpu": int,
-    "vocabulary_size": int,
-    "wall_clock_breakdown": bool,
-    "zero_allow_untested_optimizer": bool,
-    "zero_force_ds_cpu_optimizer": bool,
+_SCALARS: dict[str, Kind] = {
+    "communication_data_type": Kind.TEXT,
+    "dataloader_drop_last": Kind.SWITCH,
+    "disable_allgather": Kind.SWITCH,
+    "disable_python_gc": Kind.SWITCH,
+    "dump_state": Kind.SWITCH,
+    "gradient_accumulation_steps": Kind.WHOLE,
+    "gradient_allreduce_op": Kind.TEXT,
+    "gradient_clipping": Kind.NUMBER,
+    "gradient_predivide_factor": Kind.NUMBER,
+    "log_level": Kind.TEXT,
+    "memory_breakdown": Kind.SWITCH,
+    "prescale_gradients": Kind.SWITCH,
+    "seq_parallel_communication_data_type": Kind.TEXT,
+    "steps_per_print": Kind.WHOLE,
+    "train_batch_size": Kind.WHOLE,
+    "train_micro_batch_size_per_gpu": Kind.WHOLE,
+    "vocabulary_size": Kind.WHOLE,
+    "wall_clock_breakdown": Kind.SWITCH,
+    "zero_allow_untested_optimizer": Kind.SWITCH,
+    "zero_force_ds_cpu_optimizer": Kind.SWITCH,
 }
-_KIND_OF_TYPE = {str: Kind.TEXT, bool: Kind.SWITCH, int: Kind.WHOLE, float: Kind.NUMBER}
 
 TOP_LEVEL_KEYS = _SCALARS.keys() | {name for name in _SECTIONS if "." not in name}
 
@@ -127,11 +126,9 @@ _INSTEAD = {
 
 def read_all_numbers(config: dict[str, Any]) -> None:
     """Make numbers of those that are written as text or, where they must be whole, as 1e3; in place."""
-    for key, value in config.items():
-        if key in _SCALARS:
-            config[key] = read_number(value, _KIND_OF_TYPE[_SCALARS[key]])
-        elif key in _SECTIONS:
-            _read_section(value, _SECTIONS[key], key)
+    read_numbers(config, _SCALARS.get)
+    for key in config.keys() & _SECTIONS.keys():
+        _read_section(config[key], _SECTIONS[key], key)
     for name, kinds_of in (("optimizer", optimizer_kinds), ("scheduler", schedule_kinds)):
         section = config.get(name)
         if isinstance(section, dict):
@@ -142,7 +139,7 @@ def _read_section(section: Any, kind: Section, place: str) -> None:
     if isinstance(kind, dict):
         read_numbers(section, kind.get)
         return
-    read_numbers(section, lambda key: _KIND_OF_TYPE.get(_hint(kind, key)))
+    read_numbers(section, lambda key: KIND_OF_TYPE.get(_hint(kind, key)))
     for key, value in section.items() if isinstance(section, dict) else ():
         inside = _section_inside(kind, key, f"{place}.{key}")
         if inside is not None:
@@ -158,10 +155,12 @@ def check_ds_keys(config: Mapping[str, Any], origin: Origin) -> None:
         _refuse(key, origin)
         if key not in TOP_LEVEL_KEYS:
             raise ValueError(f"{origin.name(key)}: unknown key{nearest(key, TOP_LEVEL_KEYS)}")
-        if key in _SCALARS:
-            _check_scalar(value, key, origin)
-        else:
+        if key in _SECTIONS:
             _check_section(value, _SECTIONS[key], key, origin)
+        elif isinstance(value, list):
+            raise ValueError(f"{origin.name(key)}={value!r}: must be {_SCALARS[key].value}")
+        else:
+            check_kind(value, _SCALARS[key], origin.name(key))
     if "optimizer" in config:
         check_optimizer_section(config["optimizer"], origin)
     if "scheduler" in config:
@@ -171,13 +170,6 @@ def check_ds_keys(config: Mapping[str, Any], origin: Origin) -> None:
 def _refuse(place: str, origin: Origin) -> None:
     if place in _INSTEAD:
         raise ValueError(f"{origin.name(place)}: {_INSTEAD[place]}")
-
-
-def _check_scalar(value: Any, key: str, origin: Origin) -> None:
-    kind = _KIND_OF_TYPE[_SCALARS[key]]
-    if isinstance(value, list):
-        raise ValueError(f"{origin.name(key)}={value!r}: must be {kind.value}")
-    check_kind(value, kind, origin.name(key))
 
 
 def _check_section(section: Any, kind: Section, place: str, origin: Origin) -> None:

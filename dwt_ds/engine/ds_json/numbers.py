@@ -22,11 +22,12 @@ class Kind(Enum):
     TEXT = "text"
 
 
+KIND_OF_TYPE = {bool: Kind.SWITCH, int: Kind.WHOLE, float: Kind.NUMBER, str: Kind.TEXT}
+
+
 def kind_of(value: Any) -> Kind:
     """The kind of a setting with this default."""
-    if isinstance(value, bool):
-        return Kind.SWITCH
-    return Kind.WHOLE if isinstance(value, int) else Kind.NUMBER if isinstance(value, float) else Kind.TEXT
+    return KIND_OF_TYPE.get(type(value), Kind.TEXT)
 
 
 def read_number(value: Any, kind: Kind) -> Any:
@@ -56,11 +57,8 @@ def check_kind(value: Any, kind: Kind, place: str) -> None:
     """Raise ValueError unless the value has the kind; null and "auto" have every kind."""
     if value in (None, "auto"):
         return
-    if isinstance(value, list) and kind is Kind.NUMBER:
-        fits = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in value)
-    elif kind is Kind.TEXT or kind is Kind.SWITCH:
-        fits = isinstance(value, str if kind is Kind.TEXT else bool)
-    else:
-        fits = not isinstance(value, bool) and isinstance(value, int if kind is Kind.WHOLE else (int, float))
-    if not fits:
+    is_number = kind is Kind.NUMBER
+    kinds = (Kind.NUMBER, Kind.WHOLE) if is_number else (kind,)
+    values = value if is_number and isinstance(value, list) else [value]
+    if not all(KIND_OF_TYPE.get(type(each)) in kinds for each in values):
         raise ValueError(f"{place}={value!r}: must be {kind.value}")
