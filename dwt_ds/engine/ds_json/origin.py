@@ -38,15 +38,6 @@ class Origin:
         return f"remove deepspeed.{place}" if self.overridden(place) else 'set the one in the JSON to "auto"'
 
 
-def first_auto(values: Any, place: str = "") -> str:
-    """The first place, below the given one, whose value is "auto"; empty if there is none."""
-    if values == "auto":
-        return place
-    if isinstance(values, Mapping):
-        return next((found for k, v in values.items() if (found := first_auto(v, f"{place}.{k}".strip(".")))), "")
-    return ""
-
-
 def lay_over(values: dict[str, Any], overrides: Mapping[str, Any], source: str, above: str = "") -> None:
     """Write the nested `overrides` into `values`, the contents of the file `source` at the place `above`.
 

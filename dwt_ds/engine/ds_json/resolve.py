@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dwt_ds.base.trees import get_place, set_place
+from dwt_ds.base.trees import flatten, get_place, set_place
 from dwt_ds.config.recipe import Recipe
 from dwt_ds.config.schema import RunConfig, TrainConfig
 from dwt_ds.config.validate import must_be
 from dwt_ds.engine.ds_json.combinations import check_combinations
 from dwt_ds.engine.ds_json.load import DeepSpeedJson
 from dwt_ds.engine.ds_json.optimizer_and_schedule import optimizer_kinds, schedule_kinds, schedule_needs
-from dwt_ds.engine.ds_json.origin import Origin, first_auto
+from dwt_ds.engine.ds_json.origin import Origin
 from dwt_ds.engine.warmup_stable_decay import DECAY_RATIO, WARMUP_STABLE_DECAY_LR, decay_steps_of
 
 # Field of RunConfig.train, its place in the JSON, whether the JSON gets it even where neither of them sets it.
@@ -149,8 +149,8 @@ def resolve_schedule(
         section = origin.name("scheduler.type").removesuffix(".type")
         raise ValueError(f"{section}.params: {schedule} needs {missing}; write it")
     _size_zero_buckets(values.get("zero_optimization", {}), config.student.hidden_size)
-    left = first_auto(values)
-    if left:
+    left = next((place for place, value in flatten(values).items() if value == "auto"), None)
+    if left is not None:
         raise ValueError(f'{origin.name(left)}="auto": the recipe has no value for it; write the value')
     check_combinations(values, origin)
     return values
