@@ -20,9 +20,11 @@ from dwt_ds.engine.ds_json.origin import Origin
 _DTYPES = {"fp32": DtypeEnum.fp32, "bf16": DtypeEnum.bf16, "fp16": DtypeEnum.fp16}
 _MASTERS = ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads")
 _ON_A_GPU = "it needs a GPU's kernels and has not been compared with AdamW; remove it"
+_BAD_STEPS = "bad steps would reach the optimizer; remove it"
 _ANY_STAGE = (0, 1, 2, 3)
-# Place, value, ZeRO stages, what is wrong and the fix.
-_NOT_AS_ONE: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
+# Values that are refused at these ZeRO stages: place, value, stages, what is wrong and the fix. Bad steps have a NaN in
+# the gradient (run/guard.py), which the optimizer has to see.
+_REFUSED: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
     (
         "zero_optimization.round_robin_gradients",
         True,
@@ -78,10 +80,12 @@ _NOT_AS_ONE: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
         _ANY_STAGE,
         "a run's folder is shared by its hosts, which would all write one file at once; remove it",
     ),
+    ("bf16.check_grad_overflow", False, _ANY_STAGE, _BAD_STEPS),
+    ("zero_optimization.compute_grad_norm", False, _ANY_STAGE, _BAD_STEPS),
+    ("zero_optimization.legacy_stage1", True, _ANY_STAGE, "DeepSpeed removed it; remove the key"),
 )
 # Numbers by which DeepSpeed divides, steps_per_print on rank 0 alone: the other ranks would wait for it.
 _DIVISORS = ("steps_per_print", "gradient_predivide_factor")
-_GRADIENT_CHECKS = ("bf16.check_grad_overflow", "zero_optimization.compute_grad_norm")
 
 
 def precision(values: Mapping[str, Any]) -> str:
@@ -111,8 +115,8 @@ def check_combinations(values: Mapping[str, Any], origin: Origin) -> None:
     Raises:
         ValueError: one line with place, value and fix.
     """
-    _check_skipped_steps(values, origin)
-    _check_tried(values, origin)
+    _check_autocast(values, origin)
+    _check_values(values, origin)
     _check_dtypes(values, origin)
     _check_zero(values, origin)
     for key in _DIVISORS:
@@ -131,11 +135,7 @@ def check_combinations(values: Mapping[str, Any], origin: Origin) -> None:
         raise ValueError(f"{origin.source}: DeepSpeed refuses these settings: {message}") from None
 
 
-def _check_skipped_steps(values: Mapping[str, Any], origin: Origin) -> None:
-    """Steps that must not be taken have a NaN in the gradient (run/guard.py), which the optimizer has to see."""
-    for place in _GRADIENT_CHECKS:
-        if get_place(values, place) is False:
-            raise ValueError(f"{origin.name(place)}=false: bad steps would reach the optimizer; remove it")
+def _check_autocast(values: Mapping[str, Any], origin: Origin) -> None:
     autocast = values.get("torch_autocast", {})
     if autocast.get("enabled") and autocast.get("dtype") is None:
         raise ValueError(
@@ -149,10 +149,11 @@ def _check_skipped_steps(values: Mapping[str, Any], origin: Origin) -> None:
         )
 
 
-def _check_tried(values: Mapping[str, Any], origin: Origin) -> None:
-    """Values under which two ranks do not train, save or resume as one would; docs/deepspeed_keys.md has the table."""
+def _check_values(values: Mapping[str, Any], origin: Origin) -> None:
+    """Values under which steps cannot be skipped, or two ranks do not train, save or resume as one would;
+    docs/deepspeed_keys.md has the table."""
     stage = zero_stage(values)
-    for place, value, stages, reason in _NOT_AS_ONE:
+    for place, value, stages, reason in _REFUSED:
         written = get_place(values, place)
         if stage in stages and written == value and type(written) is type(value):
             said = str(value).lower() if isinstance(value, bool) else value
@@ -193,8 +194,6 @@ def _check_dtypes(values: Mapping[str, Any], origin: Origin) -> None:
 
 def _check_zero(values: Mapping[str, Any], origin: Origin) -> None:
     stage, zero = zero_stage(values), values.get("zero_optimization", {})
-    if zero.get("legacy_stage1"):
-        raise ValueError(f"{origin.name('zero_optimization.legacy_stage1')}=true: DeepSpeed removed it; remove the key")
     if stage >= 2 and zero.get("reduce_scatter", True):
         for key, neutral in (("gradient_predivide_factor", 1.0), ("prescale_gradients", False)):
             if values.get(key, neutral) != neutral:
