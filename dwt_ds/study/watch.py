@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import textwrap
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,30 +51,41 @@ class Observation:
     complete: bool
 
 
+class _Run:
+    """What the folder of a run has at one moment."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.folder = path, RunFolder(path)
+        if not (self.folder.path / RECIPE).is_file():
+            raise ValueError(f"{path}: holds no run (config.yaml); give the output_dir of one that has started")
+        self.config: dict[str, Any] = read_yaml(self.folder.path / RECIPE, "settings")
+        self.ds_values = read_json(self.folder.path / DS_JSON)
+        rows = self.folder.metrics_rows()
+        self.steps = [row for row in rows if "loss" in row]
+        self.evaluations = [row for row in rows if eval_losses(row)]
+        self.held_out = [(row["step"], row[EVAL_LOSS]) for row in self.evaluations if row.get(EVAL_LOSS) is not None]
+        finished = self.folder.finished_steps()
+        scheduled = self.ds_values.get("scheduler", {}).get("params", {}).get("total_num_steps")
+        self.total: int | None = finished or self.config["train"]["max_steps"] or scheduled
+        """Steps of the whole run; None if they follow from the data."""
+        self.complete, self.writer = finished > 0, current_writer(self.folder.path)
+        self.skips = self.folder.skipped_rows()
+
+
 def observe(path: Path) -> Observation:
     """Read the folder of a run; nothing is written there.
 
     Raises:
         ValueError, OSError: it is not the folder of a run, or cannot be read.
     """
-    folder = RunFolder(path)
-    if not (folder.path / RECIPE).is_file():
-        raise ValueError(f"{path}: holds no run (config.yaml); give the output_dir of one that has started")
-    config, ds_values = read_yaml(folder.path / RECIPE, "settings"), read_json(folder.path / DS_JSON)
-    rows, total = folder.metrics_rows(), _total_steps(folder, config, ds_values)
-    steps = [row for row in rows if "loss" in row]
-    evaluations = [row for row in rows if eval_losses(row)]
-    own = [(row["step"], row[EVAL_LOSS]) for row in evaluations if row.get(EVAL_LOSS) is not None]
-    complete, writer = folder.finished_steps() > 0, current_writer(folder.path)
-    skips = folder.skipped_rows()
-    problems = [] if complete else _problems(folder, config, ds_values, steps, skips, writer)
+    run = _Run(path)
     return Observation(
-        state=_state(path, config, steps, total, len(skips), complete, writer),
-        last=[*_last_step(steps, config, total), *_last_evaluation(evaluations, own)],
-        training=[(row["step"], row["hard_loss"]) for row in steps if row["hard_loss"] is not None],
-        held_out=own,
-        problems=problems,
-        complete=complete,
+        state=_state(run),
+        last=[*_last_step(run), *_last_evaluation(run)],
+        training=[(row["step"], row["hard_loss"]) for row in run.steps if row["hard_loss"] is not None],
+        held_out=run.held_out,
+        problems=[] if run.complete else _problems(run),
+        complete=run.complete,
     )
 
 
@@ -115,25 +126,17 @@ def _broken(text: str, width: int) -> list[str]:
     return lines
 
 
-def _state(
-    path: Path,
-    config: dict[str, Any],
-    steps: Sequence[dict[str, Any]],
-    total: int | None,
-    skips: int,
-    complete: bool,
-    writer: str | None,
-) -> str:
-    done = steps[-1]["step"] if steps else 0
+def _state(run: _Run) -> str:
+    done, total = run.steps[-1]["step"] if run.steps else 0, run.total
     far = f"step {done:,}" + (f" of {total:,} ({done / total:.0%})" if total else "")
-    skipped = f", {skips:,} skipped" if skips else ""
-    doing = "complete" if complete else f"running: {writer}" if writer else "not running"
-    left = "" if complete or not writer or not total else _time_left(steps, config, total)
-    return f"{path}  {far}{skipped}  {doing}{left}"
+    skipped = f", {len(run.skips):,} skipped" if run.skips else ""
+    doing = "complete" if run.complete else f"running: {run.writer}" if run.writer else "not running"
+    left = "" if run.complete or not run.writer or not total else _time_left(run, total)
+    return f"{run.path}  {far}{skipped}  {doing}{left}"
 
 
-def _time_left(steps: Sequence[dict[str, Any]], config: dict[str, Any], total: int) -> str:
-    last, recent = steps[-1] if steps else {}, steps[-_ROWS_FOR_ETA:]
+def _time_left(run: _Run, total: int) -> str:
+    last, recent = run.steps[-1] if run.steps else {}, run.steps[-_ROWS_FOR_ETA:]
     # After a release only its own step's row, the last with the teacher, and the later ones tell the pace.
     taught = [number for number, row in enumerate(recent) if row.get("teacher_active")]
     if taught and not last["teacher_active"]:
@@ -143,75 +146,66 @@ def _time_left(steps: Sequence[dict[str, Any]], config: dict[str, Any], total: i
     seconds = last["elapsed_seconds"] - recent[0]["elapsed_seconds"]
     seconds_a_step = seconds / (last["step"] - recent[0]["step"])
     release, share = None, 1.0
-    if last.get("teacher_active") and "mfu" in last and config["teacher"].get("release") == "auto":
-        release = zero_from(Schedule(**config["distill"]["soft_weight"]), total)
+    if last.get("teacher_active") and "mfu" in last and run.config["teacher"].get("release") == "auto":
+        release = zero_from(Schedule(**run.config["distill"]["soft_weight"]), total)
         share = last["mfu_student"] / last["mfu"]
     return f"  ETA {clock(seconds_a_step * work_left(last['step'], total, release, share))}"
 
 
-def _last_step(steps: Sequence[dict[str, Any]], config: dict[str, Any], total: int | None) -> list[str]:
-    if not steps:
+def _last_step(run: _Run) -> list[str]:
+    if not run.steps:
         return ["no step is logged yet"]
     # What was not finite is null in the file.
-    row = {name: float("nan") if value is None else value for name, value in steps[-1].items()}
-    distill = config["distill"]
+    row = {name: float("nan") if value is None else value for name, value in run.steps[-1].items()}
+    distill = run.config["distill"]
     hidden_weight = distill.get("hidden_weight", 0.0)  # runs of earlier versions have none
-    return [step_words(row, total or steps[-1]["step"], distill["hard_weight"], hidden_weight)]
+    return [step_words(row, run.total or run.steps[-1]["step"], distill["hard_weight"], hidden_weight)]
 
 
-def _last_evaluation(evaluations: Sequence[dict[str, Any]], own: Sequence[tuple[int, float]]) -> list[str]:
-    """`own`: (step, loss) on the data folder's held-out rows."""
-    if not evaluations:
+def _last_evaluation(run: _Run) -> list[str]:
+    if not run.evaluations:
         return []
-    last = evaluations[-1]["step"]
-    step, loss = min(own, key=lambda point: point[1], default=(last, 0.0))
+    last = run.evaluations[-1]["step"]
+    step, loss = min(run.held_out, key=lambda point: point[1], default=(last, 0.0))
     lowest = "" if step == last else f"  lowest hard {loss:.4f} at step {step:,}"
-    return [f"step {last:,}  {evaluation_words(evaluations[-1])}{lowest}"]
+    return [f"step {last:,}  {evaluation_words(run.evaluations[-1])}{lowest}"]
 
 
-def _problems(
-    folder: RunFolder,
-    config: dict[str, Any],
-    ds_values: dict[str, Any],
-    steps: Sequence[dict[str, Any]],
-    skips: Sequence[dict[str, Any]],
-    writer: str | None,
-) -> list[str]:
-    problems = []
-    if writer is None:
+def _problems(run: _Run) -> list[str]:
+    problems, steps = [], run.steps
+    if run.writer is None:
         problems.append("the run is not complete and no process is running it; run the same command to resume")
-    elif (folder.path / STOP_FILE).exists():
+    elif (run.folder.path / STOP_FILE).exists():
         problems.append("it was asked to stop: it saves a checkpoint and ends")
     else:
-        problems += _stuck(folder, ds_values) or _silence(folder, config, steps)
+        problems += _stuck(run) or _silence(run)
     if steps and steps[-1]["loss"] is None:
         problems.append(f"the loss of step {steps[-1]['step']:,} is not finite")
-    recent = [row for row in skips if not steps or row["step"] > steps[-1]["step"] - config["train"]["skip_window"]]
+    window = run.config["train"].get("skip_window", 0)  # the first versions, which skipped no steps, have none
+    recent = [row for row in run.skips if not steps or row["step"] > steps[-1]["step"] - window]
     if recent:
-        window, last = config["train"]["skip_window"], recent[-1]["step"]
         problems.append(
-            f"{len(recent):,} of the last {window:,} steps were skipped, the latest at step {last:,}: loss or gradient "
-            "was not finite, or the loss spiked; skipped.jsonl has their rows"
+            f"{len(recent):,} of the last {window:,} steps were skipped, the latest at step {recent[-1]['step']:,}: "
+            "loss or gradient was not finite, or the loss spiked; skipped.jsonl has their rows"
         )
-    return problems + _full_disk(folder)
+    return problems + _full_disk(run.folder)
 
 
-def _stuck(folder: RunFolder, ds_values: dict[str, Any]) -> list[str]:
+def _stuck(run: _Run) -> list[str]:
     """What the ranks report about being stuck, if that is newer than the last line of the metrics."""
-    ranks = ds_values["train_batch_size"] // (
-        ds_values["train_micro_batch_size_per_gpu"] * ds_values["gradient_accumulation_steps"]
-    )
-    found = read_reports(folder.path / STUCK, ranks, _last_written(folder))
+    rows_of_a_rank = run.ds_values["train_micro_batch_size_per_gpu"] * run.ds_values["gradient_accumulation_steps"]
+    ranks = run.ds_values["train_batch_size"] // rows_of_a_rank
+    found = read_reports(run.folder.path / STUCK, ranks, _last_written(run.folder))
     return [f"stuck: {line}" for line in who_waits_for_whom(found, ranks)] if found else []
 
 
-def _silence(folder: RunFolder, config: dict[str, Any], steps: Sequence[dict[str, Any]]) -> list[str]:
-    seconds = time.time() - _last_written(folder)
-    times = [row["elapsed_seconds"] for row in steps]
+def _silence(run: _Run) -> list[str]:
+    seconds = time.time() - _last_written(run.folder)
+    times = [row["elapsed_seconds"] for row in run.steps]
     if len(times) < 2:
-        allowed, pace = config["train"]["report_stuck_after_seconds"], ""
+        allowed, pace = run.config["train"]["report_stuck_after_seconds"], ""
     else:
-        longest = max(after - before for before, after in zip(times, times[1:]))
+        longest = max(after - before for before, after in pairwise(times))
         allowed = max(_LONG_SECONDS, _LONG * longest)
         pace = f"; the longest pause so far was {clock(longest)}: a long evaluation or checkpoint, or it hangs"
     return [f"no new line for {clock(seconds)}{pace}"] if seconds > allowed else []
@@ -231,9 +225,3 @@ def _full_disk(folder: RunFolder) -> list[str]:
         return []
     takes = f"; a checkpoint takes {size / GIB:.1f} GiB" if size else ""
     return [f"the disk is nearly full: {free / GIB:.1f} GiB free{takes}"]
-
-
-def _total_steps(folder: RunFolder, config: dict[str, Any], ds_values: dict[str, Any]) -> int | None:
-    """Steps of the whole run; None if they follow from the data."""
-    scheduled = ds_values.get("scheduler", {}).get("params", {}).get("total_num_steps")
-    return folder.finished_steps() or config["train"]["max_steps"] or scheduled
