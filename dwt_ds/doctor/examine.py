@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def examine(hostfile: Path | None, shared: Path, say: Callable[[str], None]) -> 
     if over_ssh:
         say(f"asking {len(hosts)} host(s) over ssh")
         with ThreadPoolExecutor(max_workers=64) as pool:
-            reached = list(pool.map(lambda host: reach(host.name), hosts))
+            reached = list(pool.map(reach, [host.name for host in hosts]))
         for host, how in zip(hosts, reached):
             results += judge_reach(host.name, how)
         if launch.launcher in PROGRAMS:
@@ -76,14 +77,10 @@ def _ask_all(launch: Launch, shared: Path, *, over_ssh: bool) -> list[dict[str, 
         folder.mkdir(parents=True)
         (folder / "asked").write_text("", encoding="utf-8")
         hosts, master = launch.hosts, launch.master_address if over_ssh else ""
+        names = [host.name if over_ssh else None for host in hosts]
         questions = [Question(master, str(folder), f"host-{i}") for i in range(len(hosts))]
         with ThreadPoolExecutor(max_workers=64) as pool:
-            answers = list(
-                pool.map(
-                    lambda pair: ask(pair[0].name if over_ssh else None, pair[1], launch.host_variables),
-                    zip(hosts, questions),
-                )
-            )
+            answers = list(pool.map(ask, names, questions, repeat(launch.host_variables)))
         for question, answer in zip(questions, answers):
             if "problem" in answer:
                 continue

@@ -130,28 +130,28 @@ def _network(host: str, answers: Mapping[str, Any], *, several_hosts: bool) -> l
     )
     adapters = "".join(f", {name} {state}" for name, state in answers["adapters"].items())
     wrong = _wrong_variables(interfaces, answers["adapters"], variables)
-    if wrong:
-        fix = f"name one that exists and is up: {', '.join([*up, *answers['adapters']]) or 'none is'}"
-        results = [CheckResult("interfaces", host, wrong, fix)]
-    else:
-        results = [CheckResult("interfaces", host, (shown or "only the loopback") + adapters)]
-    if not several_hosts:
-        return results
+    found = wrong or (shown or "only the loopback") + adapters
+    fix = f"name one that exists and is up: {', '.join([*up, *answers['adapters']]) or 'none is'}" if wrong else ""
+    results = [CheckResult("interfaces", host, found, fix)]
+    if several_hosts:
+        results.append(_name_resolution(host, answers, next(iter(up), "eth0")))
+    return results
+
+
+def _name_resolution(host: str, answers: Mapping[str, Any], interface: str) -> CheckResult:
+    """What this host makes of the first host's name and of its own; `interface` is one to name in the fix."""
     own, master = answers["own_addresses"], answers["master_addresses"]
+    found, fix = "the first host's name and its own have addresses", ""
     if not master:
+        found = "the first host's name has no address"
         fix = "put it into DNS or /etc/hosts on this host, or give another address as MASTER_ADDR"
-        results.append(CheckResult("name resolution", host, "the first host's name has no address", fix))
     elif all(_loopback(address) for address in master) and answers["host"] != answers["first_host"]:
         found = f"the first host's name resolves to {master[0]}, this host itself"
         fix = "correct /etc/hosts on this host, or give another address as MASTER_ADDR"
-        results.append(CheckResult("name resolution", host, found, fix))
-    elif (not own or all(_loopback(address) for address in own)) and "GLOO_SOCKET_IFNAME" not in variables:
+    elif all(_loopback(address) for address in own) and "GLOO_SOCKET_IFNAME" not in answers["variables"]:
         found = f"its own name is {own[0] if own else 'unknown'}, which it would give the others as its address"
-        fix = f"correct /etc/hosts, or write GLOO_SOCKET_IFNAME={next(iter(up), 'eth0')} into .deepspeed_env"
-        results.append(CheckResult("name resolution", host, found, fix))
-    else:
-        results.append(CheckResult("name resolution", host, "the first host's name and its own have addresses"))
-    return results
+        fix = f"correct /etc/hosts, or write GLOO_SOCKET_IFNAME={interface} into .deepspeed_env"
+    return CheckResult("name resolution", host, found, fix)
 
 
 def _wrong_variables(

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from dwt_ds.base.files import appears
+from dwt_ds.base.files import appears, write_text
 from dwt_ds.base.gpus import computes_on_cpu, gpu_count
 from dwt_ds.base.software import host_name, software
 from dwt_ds.doctor.commands import end_commands_on_signals, error_line, run
@@ -72,10 +72,7 @@ def _check_shared_folder(folder: Path, mark: str) -> dict[str, Any]:
     try:
         unfinished = folder / f"{mark}.unfinished"
         unfinished.mkdir()
-        with open(unfinished / "answer", "w", encoding="utf-8") as file:
-            file.write(mark)
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(unfinished / "answer", mark)
         unfinished.rename(folder / mark)
     except OSError as error:
         return {"problem": f"cannot write and rename in {folder.parent}: {error.strerror}"}
