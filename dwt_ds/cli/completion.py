@@ -16,11 +16,7 @@ Completer = Callable[..., list[str]]
 
 
 def complete(line: str) -> None:
-    """Answer the shell, which has set argcomplete's variables, and exit.
-
-    Args:
-        line: what the user has typed so far.
-    """
+    """Answer the shell, which has set argcomplete's variables, and exit; `line` is what the user has typed so far."""
     import argcomplete
 
     argcomplete.autocomplete(whole_parser(line.split()))

@@ -83,10 +83,9 @@ def require_shared_folder(folder: Path) -> None:
 
 
 def require_same_choices(choices: dict[str, str]) -> None:
-    """Compare what each rank's machine can run, where that decides; raises as `require_same_software` does.
+    """Compare what each rank's machine can run, where that decides (what is chosen -> the choice).
 
-    Args:
-        choices: what is chosen -> the choice.
+    Raises as `require_same_software` does.
     """
     problem = "the hosts would run different code; install the same on each of them, or name one in the settings"
     _require_same(choices, problem)

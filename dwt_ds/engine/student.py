@@ -186,10 +186,8 @@ def clip_and_step_if_finite(optimizer: torch.optim.Optimizer, max_norm: float) -
     """Make a plain optimizer clip and skip bad steps as DeepSpeed's wrappers do; fp32 without ZeRO has no wrapper.
 
     DeepSpeed reads `overflow` after each step; if it is set, the step counts as skipped and the learning rate stays.
-    It also reads the norm before clipping, which its own clipping of plain optimizers does not store.
-
-    Args:
-        max_norm: gradients are clipped to this global norm; 0 switches it off.
+    It also reads the norm before clipping, which its own clipping of plain optimizers does not store. A `max_norm` of 0
+    switches clipping off.
     """
     take_step = optimizer.step
 

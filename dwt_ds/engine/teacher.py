@@ -285,11 +285,7 @@ def shard_over_ranks(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """ZeRO-3's forward pass without an optimizer: each module's weights are gathered before it runs and then released
     (Rajbhandari et al. 2020, section 5.3; DeepSpeed calls it ZeRO-Inference).
 
-    Every rank has to call the result equally often.
-
-    Args:
-        model: whole, on the CPU, frozen; its parameters are sharded in place.
-        dtype: of its weights.
+    Every rank has to call the result equally often. `model` is whole, on the CPU and frozen; it is sharded in place.
     """
     config = {
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed requires one; nothing is trained

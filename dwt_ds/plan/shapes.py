@@ -75,7 +75,6 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     """Both models as a run would build them, except for the attention implementation, which depends on the device.
 
     Args:
-        settings: of the run.
         trainer: of the run that will train its teacher; None: `find_teacher` looks for one.
 
     Raises:

@@ -26,7 +26,6 @@ def imitate_device(model: PreTrainedModel, attention: str, *, on_cpu: bool) -> N
     Args:
         model: on the meta device, with eager attention.
         attention: the recipe's `student.attention`; auto is eager on a CPU and fused on a GPU, as in a run.
-        on_cpu: which of the two.
     """
     if on_cpu:
         use_cpu_dropout(model)

@@ -138,11 +138,7 @@ class ZeroSettings:
 
 
 def zero_settings(ds_values: dict[str, Any], precision: str, stage: int, muon_share: float = 0.0) -> ZeroSettings:
-    """The settings of a resolved JSON, as they would be at `stage`.
-
-    Args:
-        muon_share: of all elements, those that Muon would train; Adam trains the rest.
-    """
+    """The settings of a resolved JSON, as they would be at `stage`; Muon would train `muon_share` of all elements."""
     section = ds_values.get("zero_optimization", {})
     overlap = section.get("overlap_comm")
     optimizer = ds_values.get("optimizer", {})

@@ -46,7 +46,6 @@ class Evaluation:
     """Losses on the validation rows, the same ones with the same masks each time.
 
     Args:
-        resolved, data: the run's settings and its data folder.
         sets: those of `train.eval_sets` by name; they have the data folder's tokenizer.
         other: the teacher's vocabulary where that may differ from the data's.
         overlap: with that vocabulary, on rank 0; rows of metrics.jsonl have it.

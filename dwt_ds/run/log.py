@@ -20,7 +20,6 @@ class RunLog:
     """Reports on rank 0; every rank has to call `step`.
 
     Args:
-        resolved, student, folder: of the run.
         first_step: optimizer steps taken before this start.
         utilization: None on all ranks but the first.
     """

@@ -19,7 +19,6 @@ class MicroBatches:
     Args:
         batches: with what the teacher reads, too.
         teacher: None if the student trains alone.
-        first_step, total_steps: optimizer steps.
         config: how many processes load them.
         meter: is told how long this process waits for them.
     """

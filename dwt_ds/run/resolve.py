@@ -151,9 +151,7 @@ def resolve(
     """Check recipe, JSON and data against each other; nothing is built or written.
 
     Args:
-        recipe, corpus: as loaded.
         deepspeed_config: overrides the recipe's.
-        world_size: number of ranks.
         eval_sets: name -> corpus of those of `train.eval_sets` whose folders exist.
 
     Raises:

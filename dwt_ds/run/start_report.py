@@ -39,7 +39,6 @@ def report_models(
     """Print both models' sizes and the teacher's held-out loss: weak means smaller, or worse at equal size.
 
     Args:
-        resolved, objective: the settings; the student with its loss.
         teacher: None if the student trains alone from here on.
         measured: the teacher's loss; None without held-out rows.
         released: the step at which the teacher was released.

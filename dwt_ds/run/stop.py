@@ -60,11 +60,7 @@ class StopRequest:
         self.reason = self.reason or reason
 
     def is_asked(self, folder: Path | None) -> bool:
-        """Whether there is a reason to stop.
-
-        Args:
-            folder: of the run, where launch scripts leave their request; None: do not look there.
-        """
+        """Whether there is a reason to stop, such as a request in the run's `folder`; None: do not look there."""
         try:
             if folder is not None and self._is_ours(folder / STOP_FILE):
                 self.ask("request of the launcher")

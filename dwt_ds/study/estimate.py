@@ -26,12 +26,7 @@ class Cost:
 
 
 def estimate(runs: Sequence[StudyRun], settings: Mapping[str, Resolved], device: Device) -> dict[str, Cost]:
-    """Cost of each run on one machine, by name, as `dwt-ds plan` computes it.
-
-    Args:
-        runs: of a grid, including those that train its teachers.
-        settings: of each run, by name.
-        device: of a rank.
+    """Cost of each run of a grid on one machine, by name, as `dwt-ds plan` computes it; `settings` are by name, too.
 
     Raises:
         ValueError: a model that cannot be built; one line.
@@ -48,12 +43,7 @@ def estimate(runs: Sequence[StudyRun], settings: Mapping[str, Resolved], device:
 
 
 def cost_table(costs: Mapping[str, Cost], finished: Sequence[str]) -> list[str]:
-    """Lines for people: the cost of each run, and the sum of those that are not finished.
-
-    Args:
-        costs: of each run, by name.
-        finished: names of the runs that need not run again.
-    """
+    """Lines for people: the cost of each run by its name, and the sum of those that are not `finished`."""
     due = [cost for name, cost in costs.items() if name not in finished]
     total = Cost(*(sum(getattr(cost, key) for cost in due) for key in ("steps", "tokens", "flops", "hours")))
     rows: list[tuple[str, ...]] = [("run", "steps", "tokens", "PFLOP", "hours")]

@@ -80,11 +80,8 @@ def curves(
     Losses of more than _MOST_POINTS rows are drawn as that many means.
 
     Args:
-        runs: one or more for each series.
         x: one of X_AXES.
         y: a key that `y_name` knows.
-        styles: of all series.
-        path: PNG file to write.
         first_step: leave out earlier steps, whose steep fall would flatten the rest.
 
     Returns:

@@ -117,11 +117,9 @@ def _is_a_record(file: Path) -> bool:
 
 
 def check_same(folder: Path, settings: Resolved) -> None:
-    """Raises ValueError for a run with other settings, another global batch or other data than the study's.
+    """Raises ValueError if the run in `folder` has other settings, another global batch or other data than the study's.
 
-    Args:
-        folder: of the run; it may be empty or missing.
-        settings: of the run that the study would make there.
+    The folder may be empty or missing.
     """
     config = folder / RECIPE
     if not config.is_file():

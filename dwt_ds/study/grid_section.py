@@ -32,7 +32,6 @@ def grid_section(
     """Add a grid's section; returns its tables in Markdown, "" if none of its runs has been evaluated yet.
 
     Args:
-        page: to add to.
         path: the study's folder.
         grid: as `StudyFolder.write_grid` recorded it.
         folder: for the figures.

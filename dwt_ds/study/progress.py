@@ -15,9 +15,7 @@ _SECONDS, _SHARE = 10.0, 0.02
 class StudyProgress:
     """Counts the optimizer steps that the runs of a study have logged, and their rate since the last line.
 
-    Args:
-        folder: of the study.
-        steps: optimizer steps of each run, by name.
+    `steps` are those of each whole run, by name.
     """
 
     def __init__(self, folder: StudyFolder, steps: Mapping[str, int]) -> None:

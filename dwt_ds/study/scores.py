@@ -51,12 +51,7 @@ def exports(run: RunFolder) -> Iterator[tuple[int, Path]]:
 
 
 def exports_without_results(run: RunFolder, steps: int, export_every: int) -> int:
-    """How many exports of a run are still to be fine-tuned, including those that it has yet to make.
-
-    Args:
-        steps: optimizer steps of the whole run.
-        export_every: optimizer steps between the exports along the way; 0: none.
-    """
+    """How many exports of a run of `steps` are still to be fine-tuned, including those that it has yet to make."""
     if run.finished_steps():
         made = [step for step, _ in exports(run)]
     else:

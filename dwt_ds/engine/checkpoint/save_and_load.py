@@ -221,12 +221,8 @@ def load_checkpoint(engine: StudentEngine, checkpoint: NewestCheckpoint, seed: i
     """Restore student, optimizer and schedule from a verified checkpoint, written by any number of ranks.
 
     On the number of ranks that wrote it, random streams continue as well. On another number, DeepSpeed's universal
-    checkpoint re-shards the optimizer state, and dropout draws from new streams.
-
-    Args:
-        engine: from `start_student`.
-        checkpoint: one that there is, the same on all ranks.
-        seed: of the new random streams.
+    checkpoint re-shards the optimizer state, and dropout draws from new streams, which `seed` decides.
+    There has to be a checkpoint, and all ranks have to give the same.
 
     Raises:
         ValueError: DeepSpeed cannot read it.

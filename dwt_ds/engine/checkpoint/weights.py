@@ -85,9 +85,6 @@ def checkpoint_fp32_weights(path: Path) -> dict[str, Tensor]:
 
     DeepSpeed's files are pickles, which can run code when they are loaded: pass only a checkpoint of your own whose
     files match their manifest (`base.files.problems`).
-
-    Args:
-        path: a committed checkpoint folder (`checkpoints/step_...`).
     """
     exact: dict[str, Tensor] = {}
     if any(path.glob("*zero_pp_rank_*optim_states.pt")):

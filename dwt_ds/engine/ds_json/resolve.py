@@ -107,11 +107,7 @@ def resolve_schedule(
 ) -> dict[str, Any]:
     """Fill every "auto" that is left, and check that the settings work together.
 
-    Args:
-        values: the JSON from `resolve_batch`.
-        recipe: the recipe; `config` is the RunConfig from `resolve_batch`.
-        total_steps: optimizer steps of the whole run.
-        origin: of the JSON.
+    `values` and `config` are from `resolve_batch`.
 
     Raises:
         ValueError: a conflict, with both sides named; an "auto" without a value; a value that the schedule needs;
