@@ -21,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     quieten_libraries()
-    # Imported here: --help should not wait for DeepSpeed.
     from dwt_ds.export.from_checkpoint import export_checkpoint
 
     step = export_checkpoint(args.run, args.out)

@@ -78,7 +78,6 @@ def main(args: argparse.Namespace) -> int:
 
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     quieten_libraries()
-    # Imported here: --help should not wait for transformers.
     from dwt_ds.glue.run import score_checkpoint
     from dwt_ds.glue.scores import table
 

@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    # Imported here: --help should not wait for torch.
     from dwt_ds.config.recipe import load_recipe
     from dwt_ds.launch.local import on_this_machine
     from dwt_ds.launch.multinode import on_hosts

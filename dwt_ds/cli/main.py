@@ -11,7 +11,8 @@ from pathlib import Path
 from dwt_ds import __version__
 from dwt_ds.base.words import check_fits_a_line
 
-# Subcommand -> what it does. Its module is imported only when it is used, since some import heavy libraries.
+# Subcommand -> what it does. Its module is imported only when it is used, and imports heavy libraries in its `main`, so
+# that --help need not wait for them.
 SUBCOMMANDS = {
     "prepare": "turn text into a data folder: sentences, tokens, rows",
     "plan": "estimate memory, hours, traffic and disk of a run, before it is started",

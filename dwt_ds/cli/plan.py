@@ -54,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    # Imported here: --help should not wait for torch.
     from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()

@@ -133,7 +133,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    # Imported here: --help should not wait for transformers.
     from dwt_ds.config.schema import DataConfig
     from dwt_ds.data.manifest import read_data_manifest
     from dwt_ds.data.prepared import PreparedData

@@ -43,7 +43,6 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()
-    # Imported here: --help should not wait for torch.
     from dwt_ds.study.report import write_report
 
     print(f"written: {write_report(args.paths, args.out, args.against)}")

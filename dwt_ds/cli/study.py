@@ -60,7 +60,6 @@ def main(args: argparse.Namespace) -> int:
     from dwt_ds.base.quiet import quieten_libraries
 
     quieten_libraries()
-    # Imported here: --help should not wait for torch.
     from dwt_ds.study.run import StudyOptions, run_study
 
     for name, number in (("--ranks", args.ranks), ("--at-once", args.at_once)):

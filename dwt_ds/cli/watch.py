@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    # Imported here: --help should not wait for torch.
     from dwt_ds.study.watch import lines_of, observe
 
     if not args.every > 0:
