@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
 from dwt_ds.base.words import one_line
@@ -64,45 +65,40 @@ def check_optimizer(ds_values: Mapping[str, Any], device: torch.device, origin: 
         ValueError: one line that says what to install or build, or which setting does not fit.
     """
     section = ds_values.get("optimizer", {})
-    name = str(section.get("type", ""))
+    name, params = str(section.get("type", "")), section.get("params", {})
+    lower, offloaded, on_gpu = name.lower(), _offloaded(ds_values), device.type == "cuda"
     said = f"{origin.name('optimizer.type')}={name!r}"
-    if device.type == "cuda" and zero_stage(ds_values) == 0 and _offloaded(ds_values):
+    if on_gpu and zero_stage(ds_values) == 0 and offloaded:
         raise ValueError(
             f"{origin.name('zero_optimization.offload_optimizer.device')}: without ZeRO the weights stay on the GPU, "
             "where the host's optimizer cannot reach them; set zero_optimization.stage to 1, 2 or 3, or remove it"
         )
-    torchs = section.get("params", {}).get("torch_adam")
-    on_the_host = _ON_THE_HOST.get(name.lower()) if _offloaded(ds_values) and not torchs else None
+    on_the_host = _ON_THE_HOST.get(lower) if offloaded and not params.get("torch_adam") else None
     if on_the_host and (reason := unusable_reason(on_the_host, torch.device("cpu"))):
         raise ValueError(f"{said} is not usable here on offloaded state ({reason}); or remove offload_optimizer")
-    if name.lower() == "lamb":
+    if lower == "lamb":
         chosen = choose_lamb(device, said)
         known = CLIENT_OPTIMIZERS.get(chosen)
-        foreign = [] if known is None else sorted(set(section.get("params", {})) - known)
+        foreign = [] if known is None else sorted(set(params) - known)
         if foreign:
             raise ValueError(f"{said}: {chosen}, which is used for it here, has no setting {foreign[0]}; remove it")
-    elif name.lower() == "lion" and not _offloaded(ds_values):
-        if reason := unusable_reason("deepspeed.FusedLion", device):
-            raise ValueError(
-                f"{said} is not usable here ({reason}); on a CPU, set zero_optimization.offload_optimizer.device to "
-                "cpu, or use AdamW"
-            )
-    elif name.lower() in _ADAMS and _is_torchs_fused_adam(ds_values, device):
-        if section.get("params", {}).get("bias_correction") is False:
-            raise ValueError(
-                f"{origin.name('optimizer.params.bias_correction')}=false: torch's fused Adam, used here, has no such "
-                "setting; remove it"
-            )
-    elif name.lower() == "muon" and device.type == "cuda" and not _offloaded(ds_values):
-        if reason := unusable_reason("deepspeed.FusedAdam", device):
-            raise ValueError(
-                f"{said}: DeepSpeed's FusedAdam is not usable here ({reason}); install nvcc (the CUDA toolkit of "
-                f"torch's version, {torch.version.cuda}), or use AdamW"
-            )
+    elif lower == "lion" and not offloaded and (reason := unusable_reason("deepspeed.FusedLion", device)):
+        raise ValueError(
+            f"{said} is not usable here ({reason}); on a CPU, set zero_optimization.offload_optimizer.device to cpu, "
+            "or use AdamW"
+        )
+    elif lower in _ADAMS and params.get("bias_correction") is False and _is_torchs_fused_adam(ds_values, device):
+        place = origin.name("optimizer.params.bias_correction")
+        raise ValueError(f"{place}=false: torch's fused Adam, used here, has no such setting; remove it")
+    elif lower == "muon" and on_gpu and not offloaded and (reason := unusable_reason("deepspeed.FusedAdam", device)):
+        raise ValueError(
+            f"{said}: DeepSpeed's FusedAdam is not usable here ({reason}); install nvcc (the CUDA toolkit of torch's "
+            f"version, {torch.version.cuda}), or use AdamW"
+        )
     elif name in CLIENT_OPTIMIZERS and (reason := unusable_reason(name, device)):
         fix = _INSTALL_LAMB if name.startswith("pytorch") else BUILD_APEX
         raise ValueError(f"{said} is not usable here ({reason}); {fix}")
-    elif _is_another_of_torch(name) and (reason := _problem_of_a_step(name, device, section.get("params", {}))):
+    elif _is_another_of_torch(name) and (reason := _problem_of_a_step(name, device, params)):
         raise ValueError(
             f"{said}: it cannot take a step with these optimizer.params ({reason}); change them, or use AdamW"
         )
@@ -114,15 +110,16 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
     Raises:
         ValueError: one line that says which setting to change.
     """
-    stage = zero_stage(ds_values)
-    name = str(ds_values.get("optimizer", {}).get("type", ""))
+    stage, offloaded, section = zero_stage(ds_values), _offloaded(ds_values), ds_values.get("optimizer", {})
+    name, params = str(section.get("type", "")), section.get("params", {})
+    lower = name.lower()
     said = f"{origin.name('optimizer.type')}={name!r}"
-    if (name.lower() == "lamb" or name in _LAMBS) and stage > 0:
+    if (lower == "lamb" or name in _LAMBS) and stage > 0:
         raise ValueError(
             f"{said} with zero_optimization.stage={stage}: LAMB scales each layer's step by its norm, and ZeRO "
             "splits the layers over the ranks; set the stage to 0, or use AdamW"
         )
-    if name.lower() == "adagrad" and not _offloaded(ds_values):
+    if lower == "adagrad" and not offloaded:
         if stage > 0:
             raise ValueError(
                 f"{said} with zero_optimization.stage={stage}: DeepSpeed replaces it by one that neither the schedule "
@@ -134,30 +131,27 @@ def check_optimizer_and_stage(ds_values: Mapping[str, Any], origin: Origin) -> N
                 f"{said} with {dtype}.enabled=true: without ZeRO, DeepSpeed cannot save its state in 16 bits; remove "
                 f"{dtype}, set zero_optimization.stage to 1 and offload_optimizer.device to cpu, or use AdamW"
             )
-    if name.lower() == "muon" and stage == 3 and ds_values["zero_optimization"].get("reduce_scatter", True):
+    if lower == "muon" and stage == 3 and ds_values["zero_optimization"].get("reduce_scatter", True):
         raise ValueError(
             f"{said} with zero_optimization.stage=3: it needs whole gradients; set zero_optimization.reduce_scatter to "
             "false, or the stage to 2"
         )
-    params = ds_values.get("optimizer", {}).get("params", {})
-    if name.lower() in (_ADAMS | {"muon"}) and params.get("amsgrad") and not params.get("torch_adam"):
+    if lower in _ADAMS | {"muon"} and params.get("amsgrad") and not params.get("torch_adam"):
         place = origin.name("optimizer.params.amsgrad")
         raise ValueError(f"{place}=true: DeepSpeed's Adam does not provide it; set optimizer.params.torch_adam to true")
-    if name.lower() in _ADAMS:
-        _check_adam_settings(params, offloaded=_offloaded(ds_values), origin=origin)
-    if stage > 0 and name.lower() not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
+    if lower in _ADAMS:
+        _check_adam_settings(params, offloaded=offloaded, origin=origin)
+    if stage > 0 and lower not in _TESTED_UNDER_ZERO and not ds_values.get("zero_allow_untested_optimizer"):
         raise ValueError(
             f"{said}: DeepSpeed has not tried it under ZeRO; set zero_allow_untested_optimizer to true (safe "
             "if it updates each element independently), or use AdamW"
         )
-    if name in CLIENT_OPTIMIZERS and _offloaded(ds_values):
+    if name in CLIENT_OPTIMIZERS and offloaded:
         raise ValueError(f"{said} does not work on offloaded state; remove offload_optimizer, or use AdamW")
 
 
 def _check_adam_settings(params: Mapping[str, Any], *, offloaded: bool, origin: Origin) -> None:
     """Refuse settings of another Adam than the one that DeepSpeed constructs, which would end in a traceback."""
-    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
-
     torchs = set(inspect.signature(torch.optim.AdamW).parameters) - {"differentiable"}  # it excludes the fused form
     if params.get("torch_adam"):
         used, known = "torch's Adam", torchs
@@ -272,8 +266,6 @@ def replay_adam_steps(optimizer: torch.optim.Optimizer) -> None:
     It computes the powers of the betas by one multiplication a step. After a jump in the step count it uses std::pow,
     which may differ in the last bit. (DeepSpeed 0.19.8, `Adam_Optimizer::IncrementStep` in csrc/includes/cpu_adam.h.)
     """
-    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
-
     adam: Any = getattr(optimizer, "aux_optimizer", optimizer)  # Muon's, for what is no matrix
     fused = isinstance(adam, FusedAdam) and adam._dummy_overflow_buf.device.type == "cpu"
     if not fused and not isinstance(adam, DeepSpeedCPUAdam):
