@@ -35,6 +35,7 @@ class RunFolder:
 
     def __init__(self, output_dir: str | Path) -> None:
         self.path = Path(output_dir).expanduser()
+        self._said = f"output_dir={str(self.path)!r}"
         self.checkpoints = self.path / CHECKPOINTS
         self.export = self.path / EXPORT
         self.metrics = self.path / METRICS
@@ -47,14 +48,14 @@ class RunFolder:
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a folder that holds a run on other data, another tokenizer or another model shape (ValueError)."""
-        check_no_file(self.path, f"output_dir={str(self.path)!r}")
+        check_no_file(self.path, self._said)
         there = self.read(IDENTITY)
         if there is None:
             return
         for key, value in identity.items():
             if there.get(key) != value:
                 raise ValueError(
-                    f"output_dir={str(self.path)!r}: holds another run ({key} there {_shortened_json(there.get(key))}, "
+                    f"{self._said}: holds another run ({key} there {_shortened_json(there.get(key))}, "
                     f"here {_shortened_json(value)}); choose another output_dir or delete it"
                 )
 
@@ -63,12 +64,12 @@ class RunFolder:
 
         Raises OccupiedError where another process writes here.
         """
-        self._lock = FolderLock(self.path, f"output_dir={str(self.path)!r}", mode=0o700)
+        self._lock = FolderLock(self.path, self._said, mode=0o700)
 
     def require_lock(self) -> None:
         """Raise OccupiedError if another run has got this folder while this host was cut off from it."""
         if self._lock is not None:
-            self._lock.require(f"output_dir={str(self.path)!r}")
+            self._lock.require(self._said)
 
     def check_contents(self) -> None:
         """Refuse a folder where a run would write over what no run wrote, could not write, or finds a damaged line of
@@ -78,7 +79,7 @@ class RunFolder:
         """
         check_replaceable(self.export)
         if self.checkpoints.exists() and not self.checkpoints.is_dir():
-            raise ValueError(f"output_dir={str(self.path)!r}: {self.checkpoints} is a file; rename it")
+            raise ValueError(f"{self._said}: {self.checkpoints} is a file; rename it")
         for name in (RECIPE, DS_JSON):
             if (self.path / name).exists() and not self._is_ours(name):
                 raise self._not_ours(name, "or it was changed since")
@@ -93,7 +94,7 @@ class RunFolder:
 
     def _not_ours(self, name: str, why: str) -> ValueError:
         return ValueError(
-            f"output_dir={str(self.path)!r}: the run would replace {name}, which no run wrote there ({why}); "
+            f"{self._said}: the run would replace {name}, which no run wrote there ({why}); "
             "rename it, or choose another output_dir"
         )
 
@@ -198,7 +199,7 @@ class RunFolder:
             return None
         except ValueError:
             raise ValueError(
-                f"output_dir={str(self.path)!r}: {name} is damaged; delete that file if this is the same run, "
+                f"{self._said}: {name} is damaged; delete that file if this is the same run, "
                 "or choose another output_dir"
             ) from None
 
