@@ -249,8 +249,6 @@ def place_adam_steps(optimizer: torch.optim.Optimizer) -> None:
     universal checkpoint, or if DeepSpeed's Adam wrote them. DeepSpeed's Adam has a number: it would wait for a tensor
     in each step.
     """
-    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
-
     for parameter, state in optimizer.state.items():
         if "step" not in state:
             continue

@@ -122,9 +122,7 @@ def test_torchs_fused_adam_has_its_step_count_beside_the_weights(universal: bool
 
 def test_deepspeeds_adam_counts_in_integers_after_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a tensor on a GPU, its kernel's call would wait for the device in each step."""
-    from deepspeed.ops import adam as deepspeeds
-
-    monkeypatch.setattr(deepspeeds, "FusedAdam", torch.optim.SGD)  # DeepSpeed's own would be compiled
+    monkeypatch.setattr(optimizers, "FusedAdam", torch.optim.SGD)  # DeepSpeed's own would be compiled
     weight = nn.Parameter(torch.ones(4))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     monkeypatch.setattr(save_and_load, "replay_adam_steps", lambda optimizer: None)
