@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from dwt_ds import CallableModule
 from dwt_ds.base.locks import OccupiedError, release_locks
 from dwt_ds.base.quiet import quieten_libraries
+from dwt_ds.base.streams import outlive_lost_output
 from dwt_ds.run.stop import StopRequest, exit_alone
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     Exit code 0: complete, or stopped on request and saved; 1: not exported, or an unexpected error; 2: a user's
     mistake; 3: too many skipped steps.
     """
+    outlive_lost_output()
     parser = argparse.ArgumentParser(prog="dwt_ds.pretrain", description=__doc__, allow_abbrev=False)
     parser.add_argument("recipe", help="path of a recipe, or the name of a packaged one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the recipe's")

@@ -79,6 +79,15 @@ sys.exit(main())
 """
 
 
+# `dwt_ds.pretrain` whose log is on a full disk.
+WITHOUT_A_LOG = """
+import os, sys
+from dwt_ds.pretrain import main
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+sys.exit(main())
+"""
+
+
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """How main() ended: "left" for the process group left, a number for an exit without that."""
@@ -202,3 +211,9 @@ def test_a_finished_run_needs_its_data_no_longer(tiny_run: TinyRun, tiny_data: P
     assert "does not exist" in tiny_run(tmp_path / "run", *settings, "train.max_steps=2", code=2)
     others = [f"data.dir={tmp_path}/others", *settings[1:]]
     assert "does not exist" in tiny_run(tmp_path / "run", *others, "train.max_steps=1", code=2)
+
+
+def test_a_run_whose_log_does_not_fit_on_the_disk_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
+    assert tiny_run(tmp_path, "teacher.path=null", program=["-c", WITHOUT_A_LOG]) == ""
+    assert logged_rows(tmp_path).keys() == {1, 2, 3, 4}
+    assert (tmp_path / "complete.json").is_file()
