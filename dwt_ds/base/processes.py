@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from os import PathLike
@@ -32,6 +33,12 @@ def path_argument(path: str | PathLike[str]) -> str:
 def home_path(word: str) -> Path:
     """A path from a command line; `~` is the home folder, also in --out=~/DIR, which shells leave as it is."""
     return Path(word).expanduser()
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a process to end: SIGTERM, Ctrl-C, and a closed terminal, unless started under nohup."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
 def exit_with_parent() -> None:

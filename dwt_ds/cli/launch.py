@@ -1,7 +1,8 @@
 """Start a run with DeepSpeed's launcher, on this machine or a hostfile's hosts, and supervise it until it finishes.
 
-SIGTERM and Ctrl-C become a request to the run, which saves a checkpoint and ends. Exit code: 0 if the run is complete,
-75 if it stopped and the same command resumes it, 2 for a mistake, else the launcher's own.
+SIGTERM, Ctrl-C and a closed terminal (but not under nohup) become a request to the run, which saves a checkpoint and
+ends. Exit code: 0 if the run is complete, 75 if it stopped and the same command resumes it, 2 for a mistake, else the
+launcher's own.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from dwt_ds.base.processes import stop_signals
+
 # What a process has to clean up after SIGTERM. One that hangs in a call to the GPU cannot handle it.
 _GRACE_SECONDS = 5.0
 _running: set[subprocess.Popen[str]] = set()
@@ -62,7 +64,7 @@ def error_line(output: str) -> str:
 
 
 def end_commands_on_signals() -> None:
-    """On SIGTERM and Ctrl-C end this process, after the commands that `run` has running in any thread.
+    """On SIGTERM, Ctrl-C and a closed terminal end this process, after the commands that `run` has in any thread.
 
     These are in sessions of their own, which a signal to this session does not reach.
     """
@@ -73,7 +75,7 @@ def end_commands_on_signals() -> None:
             _end(process)
         sys.exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, stop)
 
 

@@ -10,15 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dwt_ds.base.processes import stop_signals
+
 _POLL_SECONDS = 0.5
 _LINES_KEPT = 100
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set while the block runs; for the main thread."""
+    """An event that SIGTERM, Ctrl-C and a closed terminal set while the block runs; for the main thread."""
     stop = threading.Event()
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = stop_signals()
     former = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
     try:
         yield stop

@@ -1,9 +1,9 @@
 """A launcher, watched with its run to the end.
 
 DeepSpeed's launchers lose signals, and end with 0 although ranks were killed, or with 1 although all of them ended
-well. Here SIGTERM and SIGINT become a request in the run's folder, which works with every launcher and any number of
-hosts; the ranks save and end. So does the loss of a host before the ranks have met. The exit code is 0 if the run is
-complete, 75 (try again) if it stopped with a checkpoint to resume from, else the launcher's own.
+well. Here SIGTERM, SIGINT and SIGHUP become a request in the run's folder, which works with every launcher and any
+number of hosts; the ranks save and end. So does the loss of a host before the ranks have met. The exit code is 0 if the
+run is complete, 75 (try again) if it stopped with a checkpoint to resume from, else the launcher's own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import psutil
 
 from dwt_ds.base.files import make_folder, write_text
 from dwt_ds.base.locks import current_writer
+from dwt_ds.base.processes import stop_signals
 from dwt_ds.launch.local import Launch
 from dwt_ds.run.folder import RunFolder
 from dwt_ds.run.stop import STOP_FILE
@@ -39,7 +40,7 @@ def watch(launch: Launch, arguments: Sequence[str], folder: RunFolder) -> int:
     Two launches may be in `folder` at a time, until the second is refused, so a request names the launch it is for.
     """
     asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, lambda caught, _: asked.append(caught))
     name = secrets.token_hex(8)
     command = launch.command("dwt_ds.pretrain", [*arguments, f"--launched_as={name}"])

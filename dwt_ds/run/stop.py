@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import psutil
 
-from dwt_ds.base.processes import OUR_MODULE
+from dwt_ds.base.processes import OUR_MODULE, stop_signals
 
 STOP_FILE = "stop"
 # Names of programs and modules; of dwt-ds only `launch`.
@@ -44,12 +44,12 @@ class StopRequest:
         self._began = time.time()
 
     def listen(self) -> None:
-        """From now on SIGTERM and SIGINT are requests, and the launchers above this process are watched.
+        """From now on SIGTERM, SIGINT and SIGHUP are requests, and the launchers above this process are watched.
 
         DeepSpeed's launchers pass on few signals, and killing one does not end its ranks: they would keep training
         with nobody to read their output or to stop them.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             signal.signal(number, lambda caught, _: self.ask(signal.Signals(caught).name))
         launchers = _launchers_above()
         if launchers:

@@ -192,7 +192,7 @@ def test_workers_of_a_data_loader_give_the_same_batches(packed: PreparedData) ->
     assert torch.equal(copied[7][0].input_ids, rank[7][0].input_ids)
 
 
-@pytest.mark.parametrize("number", ["TERM", "INT"])
+@pytest.mark.parametrize("number", ["TERM", "INT", "HUP"])
 def test_a_signal_to_a_worker_of_the_loader_loses_no_batch(packed: PreparedData, number: str) -> None:
     """From another process than the one that loads, as a launcher or Slurm sends it to all processes of a run."""
     loader = iter(step_loader(steps(packed, global_batch=8, world_size=1)[0], range(9), 1, pin_memory=False))

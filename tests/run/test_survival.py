@@ -112,7 +112,7 @@ def test_stopped_by_signals_wherever_they_come(tiny_run: TinyRun, faulty: Faulty
         ("SIGTERM", "start", "1", 0),
         ("SIGTERM", "training", "all", 6),
         ("SIGTERM", "validation", "1", 8),
-        ("SIGINT", "training", "0", 14),
+        ("SIGHUP", "training", "all", 14),
         ("SIGINT", "validation", "all", 16),
     ]
     settings = [*SETTINGS, "train.max_steps=20", "train.eval_every=2", "train.eval_rows=null", "train.log_every=2"]
@@ -168,6 +168,21 @@ def test_the_launch_script_passes_signals_on(number: signal.Signals, tiny_recipe
     assert process.returncode == 0, output
     assert f"at step {step}" in output
     assert "changed since that checkpoint: train.max_steps: 100000 -> " in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_whose_output_nobody_reads_any_more_saves(
+    number: signal.Signals, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """A Ctrl-C ends the `tee` behind a run as well, and a closed terminal takes what is printed."""
+    process = start_script(tiny_recipe, tmp_path, "train.max_steps=100000")
+    wait_for_metrics(tmp_path, process)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.send_signal(number)
+    assert process.wait(BOUND_SECONDS) == 75
+    assert (tmp_path / "checkpoints" / "latest").is_file()
 
 
 @pytest.mark.slow
