@@ -114,7 +114,11 @@ def _request_stop(folder: Path, launch: str) -> None:
     if _requested(folder) == launch:
         (folder / STOP_FILE).touch()
         return
-    write_text(folder / STOP_FILE, launch)
+    try:
+        write_text(folder / STOP_FILE, launch)
+    except OSError:
+        # A full disk still has room for an empty file, a request to all who write here.
+        (folder / STOP_FILE).touch()
 
 
 def _requested(folder: Path) -> str | None:

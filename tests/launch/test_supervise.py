@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.mounts import mounted
 
 from dwt_ds.launch import supervise
 from dwt_ds.launch.hostfile import Host
@@ -62,6 +63,15 @@ def test_a_signal_becomes_a_request_in_the_runs_folder(tmp_path: Path) -> None:
     asks = f"kill -TERM {os.getpid()}; until [ -e {folder.path / STOP_FILE} ]; do sleep 0.05; done; exit 3"
     assert supervise.watch(shell(asks), [], folder) == 3
     assert not (folder.path / STOP_FILE).exists()
+
+
+def test_a_signal_reaches_the_ranks_of_a_run_on_a_full_disk(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    with mounted(folder.path, "size=4k"):
+        (folder.path / "full").write_bytes(b"1" * 4096)
+        asks = f"kill -INT {os.getpid()}; until [ -e {folder.path / STOP_FILE} ]; do sleep 0.05; done; exit 3"
+        assert supervise.watch(shell(asks), [], folder) == 3
 
 
 def test_of_two_launches_in_a_folder_a_signal_stops_its_own(tmp_path: Path) -> None:
