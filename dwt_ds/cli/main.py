@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         from dwt_ds.cli.completion import complete
 
         complete(os.environ.get("COMP_LINE", ""))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # letters that the terminal's encoding lacks
     argv = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="dwt-ds", description=__doc__, epilog="dwt-ds COMMAND --help: its options.")
     parser.add_argument("--version", action="version", version=f"dwt-ds {__version__}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,17 @@ def test_skipped_sources_are_listed(
     (tmp_path / "nested.jsonl").write_text('{"text": {"body": "A line of text."}}\n')
     assert run("--text", tmp_path / "nested.jsonl", "--tokenizer", vocab_file, "--out", tmp_path / "none") == 2
     assert "nested.jsonl (1 records without text)" in capsys.readouterr().err
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(
+    tmp_path: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in a file's name, and in the rows that are shown; the data was ready, and the command had failed."""
+    (tmp_path / "tëxt.txt").write_bytes(corpus_file.read_bytes())
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert (
+        run("--text", tmp_path / "tëxt.txt", "--train-tokenizer", 300, "--out", tmp_path / "data", "--workers", 1) == 0
+    )
+    sys.stdout.flush()
+    assert rb"t\xebxt.txt" in printed.getvalue()
