@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from dwt_ds.base.streams import outlive_lost_output
     from dwt_ds.config.recipe import load_recipe
     from dwt_ds.launch.local import on_this_machine
     from dwt_ds.launch.multinode import on_hosts
@@ -50,4 +51,5 @@ def main(args: argparse.Namespace) -> int:
     arguments = [args.recipe, *args.overrides]
     json = args.deepspeed_config or environment.get("DEEPSPEED_CONFIG")
     arguments += ["--deepspeed_config", json] if json else []
+    outlive_lost_output()
     return watch(launch, arguments, folder)

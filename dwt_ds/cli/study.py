@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from dwt_ds.base.quiet import quieten_libraries
+    from dwt_ds.base.streams import outlive_lost_output
 
     quieten_libraries()
     from dwt_ds.study.run import StudyOptions, run_study
@@ -67,6 +68,8 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"{name} {number}: must be at least 1")
     given = options_of(StudyOptions, args)
     options = StudyOptions(**given | {"seeds": _seeds(args.seeds), "overrides": tuple(args.overrides)})
+    if not args.dry_run:
+        outlive_lost_output()
     return run_study(options, dry_run=args.dry_run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -54,6 +55,16 @@ def test_a_failed_run_does_not_stop_the_others_and_the_next_start_repeats_it(
     # Another grid in the same folder uses the runs that it shares with this one.
     assert main(["study", "remapping", "--out", str(study), f"data.dir={tiny_data}"]) == 0
     assert [starts(study, name) for name in ("alone-s42", "with_teacher4-s42", "with_teacher4-remap-s42")] == [1, 1, 1]
+
+
+def test_a_study_goes_on_where_its_output_is_lost(
+    exit_codes: dict[int, int], remapping: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        for name in ("stdout", "__stdout__"):
+            monkeypatch.setattr(sys, name, full)
+        assert main(remapping) == 0
+    assert starts(Path(remapping[remapping.index("--out") + 1]), "teacher4-s42") == 1
 
 
 def test_seeds_that_are_added_later_join_the_earlier_ones(
