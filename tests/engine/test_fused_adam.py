@@ -128,3 +128,12 @@ def test_deepspeeds_adam_counts_in_integers_after_torchs(tmp_path: Path, monkeyp
     monkeypatch.setattr(save_and_load, "replay_adam_steps", lambda optimizer: None)
     step = load(optimizer, lambda: optimizer.state.update({weight: {"step": torch.tensor(5.0)}}), tmp_path)
     assert (type(step), step) == (int, 5)
+
+
+def test_weights_in_the_form_of_another_optimizer_are_refused(tmp_path: Path) -> None:
+    """In 16 bits without ZeRO, between machines with and without nvcc. DeepSpeed looks for what is not in the file."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(4))], lr=0.1)
+    with pytest.raises(ValueError, match=r"FusedAdam stores weights in another form .* with or without nvcc, as it"):
+        load(optimizer, lambda: {}["fp32_groups_flat"], tmp_path)
+    with pytest.raises(KeyError, match="another"):
+        load(optimizer, lambda: {}["another"], tmp_path)

@@ -36,6 +36,8 @@ from dwt_ds.engine.student import StudentEngine
 
 POINTER = "latest"
 _UNFINISHED = ".tmp"
+# Where 16-bit runs without ZeRO have their fp32 weights: with DeepSpeed's FusedAdam the second, with others the first.
+_MASTERS_WITHOUT_ZERO = ("fp32_groups", "fp32_groups_flat")
 
 
 @dataclass(frozen=True)
@@ -251,8 +253,16 @@ def load_checkpoint(engine: StudentEngine, checkpoint: NewestCheckpoint, seed: i
 def _load(engine: StudentEngine, path: Path) -> None:
     with plain_name(path) as name:  # DeepSpeed looks for files by a pattern
         folder, tag = os.path.split(name)
-        with keep_optimizer_settings(engine):
-            loaded, _ = engine.load_checkpoint(folder, tag=tag)
+        try:
+            with keep_optimizer_settings(engine):
+                loaded, _ = engine.load_checkpoint(folder, tag=tag)
+        except KeyError as error:
+            if error.args[0] not in _MASTERS_WITHOUT_ZERO:
+                raise
+            raise ValueError(
+                f"{path}: in 16 bits and without ZeRO, DeepSpeed's FusedAdam stores weights in another form than other "
+                "optimizers; resume with the optimizer.params.torch_adam, and with or without nvcc, as it was written"
+            ) from error
     if loaded is None:
         raise ValueError(f"{path}: DeepSpeed found nothing to load; delete the folder to resume from the one before")
     engine.lr_scheduler.set_rate()
