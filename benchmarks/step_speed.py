@@ -144,7 +144,7 @@ def plan_of_one_rank(recipe: str, overrides: list[str]) -> Plan:
 
 
 def planned_peak_mib(recipe: str, overrides: list[str]) -> int:
-    """The peak of its memory."""
+    """What `dwt-ds plan` expects as the peak of that run's memory."""
     plan = plan_of_one_rank(recipe, overrides)
     return round(plan.memory(plan.stage).peak / MEBIBYTE)
 

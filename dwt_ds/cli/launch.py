@@ -11,6 +11,7 @@ import argparse
 import os
 
 from dwt_ds.base.processes import home_path
+from dwt_ds.base.streams import outlive_lost_output
 
 VARIABLES = """environment variables:
   RANKS=N                   --ranks
@@ -38,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from dwt_ds.base.streams import outlive_lost_output
     from dwt_ds.config.recipe import load_recipe
     from dwt_ds.launch.local import on_this_machine
     from dwt_ds.launch.multinode import on_hosts

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 from dwt_ds.base.processes import home_path
+from dwt_ds.base.streams import outlive_lost_output
 from dwt_ds.base.words import table
 from dwt_ds.cli.options import options_of
 from dwt_ds.study.grid import SCALES, grid_questions
@@ -58,7 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from dwt_ds.base.quiet import quieten_libraries
-    from dwt_ds.base.streams import outlive_lost_output
 
     quieten_libraries()
     from dwt_ds.study.run import StudyOptions, run_study

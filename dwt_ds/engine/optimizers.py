@@ -245,16 +245,16 @@ def _problem_of_a_step(name: str, device: torch.device, settings: Mapping[str, A
 def place_adam_steps(optimizer: torch.optim.Optimizer) -> None:
     """Bring the step counts of a loaded checkpoint into the form in which this optimizer has them.
 
-    The kernels of torch's fused Adam read them beside the weights, on a GPU as well. They are on the host after a
-    universal checkpoint, or if DeepSpeed's Adam wrote them. DeepSpeed's Adam has a number: it would wait for a tensor
-    in each step.
+    The kernels of torch's fused Adam read them on the device of the weights, but a universal checkpoint, or one of
+    DeepSpeed's Adam, has them on the host. DeepSpeed's Adam needs a number: for a tensor it would wait in each step.
     """
+    adam: Any = getattr(optimizer, "aux_optimizer", optimizer)  # Muon's, which shares its state
     for parameter, state in optimizer.state.items():
         if "step" not in state:
             continue
-        if isinstance(optimizer, (DeepSpeedCPUAdam, FusedAdam)):
+        if isinstance(adam, (DeepSpeedCPUAdam, FusedAdam)):
             state["step"] = int(state["step"])
-        elif optimizer.defaults.get("fused"):
+        elif adam.defaults.get("fused"):
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
 

@@ -120,12 +120,18 @@ def test_torchs_fused_adam_has_its_step_count_beside_the_weights(universal: bool
     assert (step.device, step.dtype, step.shape) == (weight.device, torch.float32, ())
 
 
-def test_deepspeeds_adam_counts_in_integers_after_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a tensor on a GPU, its kernel's call would wait for the device in each step."""
+@pytest.mark.parametrize("in_muon", [False, True])
+def test_deepspeeds_adam_counts_in_integers_after_torchs(
+    in_muon: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tensor on a GPU, its kernel's call would wait for the device in each step. Muon has an Adam inside."""
     monkeypatch.setattr(optimizers, "FusedAdam", torch.optim.SGD)  # DeepSpeed's own would be compiled
-    weight = nn.Parameter(torch.ones(4))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
     monkeypatch.setattr(save_and_load, "replay_adam_steps", lambda optimizer: None)
+    weight = nn.Parameter(torch.ones(4))
+    adam: Any = torch.optim.SGD([weight], lr=0.1)
+    optimizer: Any = torch.optim.Rprop([weight]) if in_muon else adam
+    if in_muon:
+        optimizer.aux_optimizer, adam.state = adam, optimizer.state
     step = load(optimizer, lambda: optimizer.state.update({weight: {"step": torch.tensor(5.0)}}), tmp_path)
     assert (type(step), step) == (int, 5)
 
@@ -133,7 +139,9 @@ def test_deepspeeds_adam_counts_in_integers_after_torchs(tmp_path: Path, monkeyp
 def test_weights_in_the_form_of_another_optimizer_are_refused(tmp_path: Path) -> None:
     """In 16 bits without ZeRO, between machines with and without nvcc. DeepSpeed looks for what is not in the file."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(4))], lr=0.1)
-    with pytest.raises(ValueError, match=r"FusedAdam stores weights in another form .* with or without nvcc, as it"):
+    with pytest.raises(
+        ValueError, match=r"FusedAdam stores 16-bit runs in another form .* with the optimizer that wrote"
+    ):
         load(optimizer, lambda: {}["fp32_groups_flat"], tmp_path)
     with pytest.raises(KeyError, match="another"):
         load(optimizer, lambda: {}["another"], tmp_path)
