@@ -260,9 +260,9 @@ def _load(engine: StudentEngine, path: Path) -> None:
             if error.args[0] not in _MASTERS_WITHOUT_ZERO:
                 raise
             raise ValueError(
-                f"{path}: without ZeRO, DeepSpeed's FusedAdam stores 16-bit runs in another form than other optimizers; "
-                "resume with the optimizer that wrote it (the same optimizer.params.torch_adam, and nvcc on this machine "
-                "only if it was on that one), or choose another output_dir"
+                f"{path}: without ZeRO, DeepSpeed's FusedAdam stores 16-bit runs in another form than other optimizers "
+                "do; resume with the optimizer that wrote it (the same optimizer.params.torch_adam, and nvcc on this "
+                "machine only if it was on that one), or choose another output_dir"
             ) from error
     if loaded is None:
         raise ValueError(f"{path}: DeepSpeed found nothing to load; delete the folder to resume from the one before")
