@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,6 +25,8 @@ def try_cases(cases: Iterable[str], run: Callable[[str], object]) -> None:
             problem = ""
         except Exception:
             problem = traceback.format_exc()
+            # Now, since the others may never come to hear of it.
+            print(f"rank {ranks.rank()}, {case}: {problem}", file=sys.stderr, flush=True)
         problems = [each for each in ranks.gather_from_ranks(problem) if each]
         if ranks.rank() == 0:
             print(f"\n{json.dumps([case, problems])}", flush=True)
@@ -36,6 +39,7 @@ def problems_of(output: str) -> dict[str, list[str]]:
 
 
 def zero_of(stage: str, further: list[str]) -> dict[str, Any]:
-    """DeepSpeed's section for a case such as `bf16 ZeRO-2 offload`."""
+    """DeepSpeed's section for a case such as `bf16 ZeRO-2 offload`; its own buckets take 2 GB a rank."""
     zero: dict[str, Any] = {"stage": int(stage.removeprefix("ZeRO-")), "stage3_param_persistence_threshold": 0}
+    zero["reduce_bucket_size"] = 100_000
     return {**zero, "offload_optimizer": {"device": "cpu"}} if "offload" in further else zero
