@@ -6,6 +6,7 @@ import errno
 import os
 import re
 
+import deepspeed
 from deepspeed.ops.op_builder.builder import OpBuilder
 
 from dwt_ds.base.processes import own_programs_first
@@ -22,8 +23,11 @@ def prepare_operator_builds() -> None:
 
     This environment's ninja comes first on the PATH. Abandoned locks do not block other processes (build_locks.py).
     DeepSpeed gets a list of GPU architectures that it can read. What cannot be compiled raises a ValueError of one
-    line.
+    line. The all-reduce in shared memory, which DeepSpeed would build for every run on a CPU, is left out.
     """
+    # Only inference with tensor parallelism uses it. It takes a file of 66 MiB a rank in /dev/shm, which nothing
+    # deletes, and the process crashes where there is no room for that: Docker's /dev/shm has 64 MB.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ["PATH"] = own_programs_first(os.environ.get("PATH", ""))
     replace_torchs_build_locks()
     OpBuilder.jit_load = _jit_load

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import io
 import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import deepspeed
@@ -54,8 +51,8 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     global _local_rank
     prepare_operator_builds()
     fill_rank_environment(os.environ)
-    on_cpu, on_cuda = (get_accelerator().device_name() == name for name in ("cpu", "cuda"))
-    if on_cpu:
+    on_cuda = get_accelerator().device_name() == "cuda"
+    if get_accelerator().device_name() == "cpu":
         _keep_freed_memory()
     # The last collectives are recorded: NCCL's group writes them to a file when one times out, stuck.py before that.
     for name, value in (("TORCH_FR_BUFFER_SIZE", "2000"), ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")):
@@ -73,20 +70,16 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         # Otherwise every rank starts a thread for each core that it may use, also where others use it.
         torch.set_num_threads(_threads(places[int(os.environ["RANK"])], places))
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every operator
-        deepspeed.init_distributed(
-            dist_backend=get_accelerator().communication_backend_name(),
-            auto_mpi_discovery=False,
-            timeout=meeting_limit,
-            verbose=False,
-        )
+    deepspeed.init_distributed(
+        dist_backend=get_accelerator().communication_backend_name(),
+        auto_mpi_discovery=False,
+        timeout=meeting_limit,
+        verbose=False,
+    )
     del store
     distributed_c10d._set_pg_timeout(limit)
     if on_cuda:
         TorchBackend.barrier = _barrier_on_own_device
-    if on_cpu:
-        dist.barrier()  # every rank has its buffer open
-        _unlink_shared_buffer()
 
 
 def stop_ranks() -> None:
@@ -276,13 +269,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-def _unlink_shared_buffer() -> None:
-    """Remove the name of this rank's buffer in /dev/shm, so that the buffer goes with the last process that maps it.
-
-    DeepSpeed's shared-memory all-reduce makes a file of 66 MiB a rank there and does not delete it: run after run, the
-    machine would lose that memory. To be called once all ranks have the buffers open.
-    """
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank()}"
-    Path("/dev/shm", name).unlink(missing_ok=True)

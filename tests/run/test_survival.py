@@ -312,12 +312,13 @@ def test_another_number_of_ranks_resumes_with_the_same_losses(
 
 
 def test_the_lock_of_a_killed_build_is_named(train: Train, tiny_recipe: Path, tmp_path: Path) -> None:
-    lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
+    lock = tmp_path / "extensions" / "cpu_adam" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
     os.utime(lock, (1e9, 1e9))
     settings = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
-    code, output = train(2, [str(tiny_recipe), f"output_dir={tmp_path}"], environment=settings)
+    arguments = [str(tiny_recipe), f"output_dir={tmp_path}", "deepspeed_config=zero2_offload"]
+    code, output = train(2, arguments, environment=settings)
     assert code != 0
     assert f"{lock}: left by a build that was killed" in output
 
