@@ -82,8 +82,13 @@ class RowTable:
             width = int(lengths.max(initial=0))
         input_ids = np.full((len(indices), width), self._pad_id, dtype=np.int64)
         for out, batch, row, length in zip(input_ids, *self._places(indices), lengths.tolist(), strict=True):
-            start = self._offsets[batch][row]
-            out[:length] = self._values[batch][start : start + length]
+            start, end = self._offsets[batch][row : row + 2].tolist()
+            if end - start != length:  # a file that is cut off reads as zeros, and so would all its rows
+                raise OSError(
+                    f"{self._folder}: a row has {end - start} tokens, {LENGTHS_NAME} says {length}: the files were "
+                    'changed after they were opened; see what "dwt-ds verify" says of the data folder'
+                )
+            out[:length] = self._values[batch][start:end]
         return input_ids, lengths
 
     def starts_word(self, indices: np.ndarray, width: int) -> np.ndarray:

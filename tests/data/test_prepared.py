@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import shutil
@@ -37,6 +38,18 @@ def test_pickled_tables_read_the_same(packed: PreparedData) -> None:
     assert len(pickled) < 2000
     again = pickle.loads(pickled)
     assert (again.rows(np.arange(4))[0] == packed.train.rows(np.arange(4))[0]).all()
+
+
+def test_a_file_that_is_cut_off_during_a_run_is_no_text(copied: Path) -> None:
+    """What is left of its last page reads as zeros, offsets of the rows among them."""
+    for name in ("data-00000-of-00001.arrow", "lengths.npy"):
+        file, rows = copied / "train" / name, np.arange(4)
+        table, content = PreparedData.open(copied).train, file.read_bytes()
+        table.rows(rows)
+        os.truncate(file, 128)
+        with pytest.raises(OSError, match=r"train: a row has \d+ tokens, lengths.npy says \d+: the files were changed"):
+            table.rows(rows)
+        file.write_bytes(content)
 
 
 def test_tokenizer_is_stored_with_the_rows(packed: PreparedData) -> None:
