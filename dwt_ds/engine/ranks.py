@@ -19,6 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.comm.torch import TorchBackend
 from torch.distributed import distributed_c10d
 
+from dwt_ds.base.words import one_line
 from dwt_ds.engine.operator_builds import prepare_operator_builds
 from dwt_ds.engine.rank_environment import fill_rank_environment, number_of_visible_device
 
@@ -45,7 +46,8 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     wait for one another for 10 minutes at least, since one host may import or compile for longer than another.
 
     Raises:
-        ValueError: there are several ranks, and no address to meet at; or the GPUs asked for are not there.
+        ValueError: there are several ranks, and no address to meet at, or they cannot meet there; or the GPUs asked
+            for are not there.
         AllRanksError: some ranks have GPUs and others none, or two have the same one.
     """
     global _local_rank
@@ -66,16 +68,18 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
     meeting_limit = max(limit, timedelta(seconds=_MEETING_SECONDS))
     # Kept until the group is there, which meets at the same store.
-    store, places = _meet_with_fitting_devices(get_accelerator().communication_backend_name(), meeting_limit)
+    with _name_meeting_place():
+        store, places = _meet_with_fitting_devices(get_accelerator().communication_backend_name(), meeting_limit)
     if "OMP_NUM_THREADS" not in os.environ:
         # Otherwise every rank starts a thread for each core that it may use, also where others use it.
         torch.set_num_threads(_threads(places[int(os.environ["RANK"])], places))
-    deepspeed.init_distributed(
-        dist_backend=get_accelerator().communication_backend_name(),
-        auto_mpi_discovery=False,
-        timeout=meeting_limit,
-        verbose=False,
-    )
+    with _name_meeting_place():
+        deepspeed.init_distributed(
+            dist_backend=get_accelerator().communication_backend_name(),
+            auto_mpi_discovery=False,
+            timeout=meeting_limit,
+            verbose=False,
+        )
     del store
     distributed_c10d._set_pg_timeout(limit)
     if on_cuda:
@@ -189,6 +193,19 @@ class _Place(NamedTuple):
     """Its UUID; empty on a CPU, and for a rank that is alone."""
     cores: list[int]
     """That the rank may use: the host's, or those that a launcher bound it to."""
+
+
+@contextmanager
+def _name_meeting_place() -> Iterator[None]:
+    """Turn torch's errors in the block, pages long, into a ValueError of one line."""
+    try:
+        yield
+    except dist.DistError as error:
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        raise ValueError(
+            f"MASTER_ADDR={address}, MASTER_PORT={port}: the ranks cannot meet there ({one_line(error)}); the address "
+            "must be rank 0's host, the port free there and reachable from all hosts, and every rank must start"
+        ) from error
 
 
 def _meet_with_fitting_devices(backend: str, limit: timedelta) -> tuple[Any, list[_Place]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 
 import pytest
 from harness.ranks import Run
@@ -152,6 +153,33 @@ def test_ranks_divide_the_cores_that_they_share(run_ranks: Run) -> None:
     bound = [{"CORES": cores} for cores in ("[0, 1, 2]", "[3, 4, 5, 6]", "[3, 4, 5, 6]")]
     ended = run_ranks([["-c", THREADS]] * 3, own=bound)
     assert [rank.out for rank in ended] == ["3\n", "2\n", "2\n"], ended
+
+
+MEET_OR_SAY = """
+from dwt_ds.engine import ranks
+ranks._MEETING_SECONDS = 2.0
+try:
+    ranks.start_ranks(2.0)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_a_port_that_is_taken_is_named(size: str, run_ranks: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        [ended] = run_ranks([["-c", MEET_OR_SAY]], environment={"MASTER_PORT": port, "WORLD_SIZE": size})
+    told = (
+        rf"MASTER_ADDR=127\.0\.0\.1, MASTER_PORT={port}: the ranks cannot meet there \(.*address already in use\); .*\n"
+    )
+    assert re.fullmatch(told, ended.out), ended
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_never_comes_ends_the_others_with_one_line(rank: str, run_ranks: Run) -> None:
+    [ended] = run_ranks([["-c", MEET_OR_SAY]], environment={"WORLD_SIZE": "2"}, own=[{"RANK": rank}])
+    assert re.fullmatch(r"MASTER_ADDR=.*: the ranks cannot meet there \(.*[Tt]imed out.*\); .*\n", ended.out), ended
 
 
 # Slurm's fourth task on a host, which sees its own GPU only.
