@@ -69,9 +69,12 @@ class StopRequest:
         return bool(self.reason)
 
     def _is_ours(self, request: Path) -> bool:
-        """Whether a request is for this launch; an older one was left behind by an earlier start."""
+        """Whether a request is for this launch. An older one that names none was left behind by an earlier start.
+
+        The age of one that names this launch says nothing: another host wrote it, whose clock may be behind.
+        """
         named = request.read_text(encoding="utf-8").strip()
-        return request.stat().st_mtime >= self._began and named in ("", self._launch)
+        return named == self._launch if named else request.stat().st_mtime >= self._began
 
     @contextmanager
     def while_ranks_meet(self, folder: Path | None, *, rank: int) -> Iterator[None]:

@@ -66,6 +66,18 @@ def test_the_folder_is_looked_at_once_a_second_and_a_signal_counts_at_once(
     assert looks == [100.0, 100.0, 101.0], "once a second for each"
 
 
+def test_a_request_that_names_its_launch_counts_whatever_the_clocks_say(tmp_path: Path) -> None:
+    """The launch may be on another host; or the clock was set back since the ranks began."""
+    (tmp_path / STOP_FILE).write_text("ours")
+    os.utime(tmp_path / STOP_FILE, (1e9, 1e9))
+    assert StopRequest("ours").is_asked(tmp_path)
+    assert not StopRequest("another").is_asked(tmp_path)
+    assert not StopRequest().is_asked(tmp_path)
+    (tmp_path / STOP_FILE).write_text("")
+    os.utime(tmp_path / STOP_FILE, (1e9, 1e9))
+    assert not StopRequest("ours").is_asked(tmp_path), "left behind by a launch on a full disk"
+
+
 IN_A_MOMENT = """
 import sys
 from dwt_ds.run import stop
@@ -87,7 +99,6 @@ def test_ranks_that_wait_for_one_that_never_comes_end_when_asked(
         (tmp_path / STOP_FILE).write_text(request)
         give_up = time.monotonic() + seconds
         while any(rank.is_alive() for rank in waiting) and time.monotonic() < give_up:
-            (tmp_path / STOP_FILE).touch()  # as the launch does: they may be starting yet
             time.sleep(0.2)
         if request == "another":
             assert all(rank.is_alive() for rank in waiting), started.output()
