@@ -22,13 +22,21 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     """function(item) for each item, in order; `function` and items must pickle.
 
     At most two items per worker are in progress, so memory does not grow with the number of items. With one worker,
-    everything runs in this process. Raises ChildProcessError if a worker was killed, for instance out of memory.
+    everything runs in this process. Raises ChildProcessError if a worker was killed, for instance out of memory, or if
+    none can be started.
     """
     if workers <= 1:
         yield from map(function, items)
         return
-    # Not fork: this process may have threads (tokenizers, Arrow), whose locks a forked child would inherit.
-    with ProcessPoolExecutor(workers, mp_context=_Workers(), initializer=_start_worker) as pool:
+    try:
+        # Not fork: this process may have threads (tokenizers, Arrow), whose locks a forked child would inherit.
+        executor = ProcessPoolExecutor(workers, mp_context=_Workers(), initializer=_start_worker)
+    except OSError as error:  # its semaphores are files in /dev/shm
+        raise ChildProcessError(
+            f"--workers {workers}: worker processes cannot be started ({error}); make room in /dev/shm, or give "
+            "--workers 1"
+        ) from error
+    with executor as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:

@@ -75,7 +75,13 @@ class MicroBatches:
     def _load(self, first_step: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step from `first_step` on."""
         steps, on_gpu = range(first_step, self._total_steps), self._device.type == "cuda"
-        return iter(step_loader(self.batches, steps, self._workers, pin_memory=on_gpu))
+        try:
+            return iter(step_loader(self.batches, steps, self._workers, pin_memory=on_gpu))
+        except OSError as error:
+            raise OSError(
+                f"data.workers={self._workers}: the processes that load batches cannot be started ({error}); make room "
+                "in /dev/shm and for more processes, or set data.workers=0"
+            ) from error
 
     def _take(self) -> list[Batch] | None:
         """None after the last step."""

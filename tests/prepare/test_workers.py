@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dwt_ds.prepare import workers as workers_module
 from dwt_ds.prepare.workers import ordered_map
 
 
@@ -38,6 +40,18 @@ def test_an_error_in_a_worker_reaches_the_caller(workers: int) -> None:
 def test_a_killed_worker_is_reported() -> None:
     with pytest.raises(ChildProcessError, match="a worker process was killed .*fewer than 2 workers"):
         list(ordered_map(os._exit, [9], 2))
+
+
+def test_workers_that_cannot_be_started_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where /dev/shm is full. It is not the disk of --out, which prepare would name."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(workers_module, "ProcessPoolExecutor", fail)
+    with pytest.raises(ChildProcessError, match="^--workers 2: .*make room in /dev/shm, or give --workers 1") as caught:
+        list(ordered_map(abs, [1], 2))
+    assert caught.value.errno is None
 
 
 def test_a_script_is_not_run_again_by_its_workers(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from harness.ranks import Python
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.engine import ranks
 from dwt_ds.plan.settings import resolve_plan
+from dwt_ds.run import micro_batches
 from dwt_ds.run.micro_batches import MicroBatches
 from dwt_ds.run.models import compiles, may_replay_student, uses_graphs
 
@@ -57,6 +60,17 @@ def test_batches_come_from_a_process_of_their_own(
     batches: Any = SimpleNamespace(without_teacher=lambda: None)
     meter: Any = None
     assert MicroBatches(batches, None, 0, 1, DataConfig(workers=setting), meter)._loader == processes
+
+
+def test_loader_processes_that_cannot_be_started_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a semaphore
+
+    monkeypatch.setattr(micro_batches, "step_loader", fail)
+    batches: Any = SimpleNamespace(without_teacher=lambda: None)
+    meter: Any = None
+    with pytest.raises(OSError, match=r"^data.workers=1: .* cannot be started .*/dev/shm .* or set data.workers=0$"):
+        MicroBatches(batches, None, 0, 1, DataConfig(workers=1), meter)
 
 
 WAITS = """
