@@ -126,11 +126,18 @@ class FolderLock:
                 created.rmdir()
 
     def _try(self, option: str) -> bool:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=self._mode)
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=self._mode)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the former owner has just removed the empty folder
             return False
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise type(error)(
+                f"{option}: this user cannot write there ({error.strerror}: {error.filename}); name another folder, or "
+                "let this user write to it"
+            ) from error
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

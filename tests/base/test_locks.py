@@ -168,3 +168,16 @@ def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         FolderLock(tmp_path / "file" / "below", "--out x")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_of_another_user_is_named_with_its_option(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    told = rf"^--out x: this user cannot write there \({os.strerror(number)}: {tmp_path}/\.writer\); name another"
+    with pytest.raises(OSError, match=told):
+        FolderLock(tmp_path, "--out x")
