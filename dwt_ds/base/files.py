@@ -5,6 +5,7 @@ What is written goes through symbolic links: the link stays, and what it points 
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -260,11 +261,16 @@ def _sum_of(manifest: Mapping[str, Any]) -> str:
 
 
 def problems(folder: Path) -> list[str]:
-    """One line per file of `folder` that does not match its manifest; empty if all match."""
+    """One line per file of `folder` that does not match its manifest; empty if all match.
+
+    Raises PermissionError where this user may not read one: that is no damage, and a run must not begin anew for it.
+    """
     try:
         manifest = read_manifest(folder)
     except FileNotFoundError:
         return [f"{MANIFEST}: missing"]
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         return [f"{MANIFEST}: {str(error).removeprefix(f'{folder / MANIFEST}: ')}"]
     return changed_files(folder, manifest["files"])
@@ -282,4 +288,10 @@ def _change(file: Path, expected: Mapping[str, Any]) -> str:
     size = file.stat().st_size
     if size != expected.get("bytes"):
         return f"{size} bytes, the manifest says {expected.get('bytes')}"
-    return "" if file_sha256(file) == expected.get("sha256") else "the contents have changed (sha256 differs)"
+    try:
+        found = file_sha256(file)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return f"cannot be read ({error.strerror})"
+    return "" if found == expected.get("sha256") else "the contents have changed (sha256 differs)"

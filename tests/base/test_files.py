@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import stat
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness.errors import error_of
 
+from dwt_ds.base import files
 from dwt_ds.base.files import (
     check_replaceable,
     escape_existing,
@@ -75,6 +77,32 @@ def test_a_manifest_finds_what_has_changed(tmp_path: Path) -> None:
     assert problems(tmp_path) == ["manifest.json: lists no files"]
     (tmp_path / "manifest.json").write_text("{")
     assert problems(tmp_path)[0].startswith("manifest.json: ")
+
+
+def test_a_file_that_a_bad_disk_does_not_give_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(digest: object, path: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "weights").write_bytes(b"1")
+    write_manifest(tmp_path, {"files": file_facts(tmp_path, ["weights"])})
+    monkeypatch.setattr(files, "add_to_digest", fail)
+    number = errno.EIO
+    assert problems(tmp_path) == ["weights: cannot be read (Input/output error)"]
+    number = errno.ESTALE  # of a file server, which may have it again
+    with pytest.raises(OSError, match="Stale"):
+        problems(tmp_path)
+
+
+def test_a_manifest_of_another_user_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run would begin anew in its own folder."""
+
+    def refuse(path: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    write_manifest(tmp_path, {"files": {}})
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(PermissionError, match="manifest.json"):
+        problems(tmp_path)
 
 
 def test_no_changed_byte_of_a_manifest_changes_what_is_read(tmp_path: Path) -> None:
