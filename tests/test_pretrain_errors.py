@@ -79,6 +79,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["deepspeed_config=zero2_fp16"],
         ["zero2_fp16.json: fp16.enabled=true: DeepSpeed has no fp16 on this device (cpu); choose bf16 or fp32"],
     ),
+    "no Triton here": (["distill.backend=triton"], ["distill.backend='triton': it needs a GPU", "auto or torch"]),
+    "loss without logits is Triton's": (
+        ["distill.memory=logit_free", "teacher.path=null"],
+        ["distill.memory='logit_free': only Triton's kernel has it", "runs on torch here; set it to auto or chunked"],
+    ),
     "no held-out text to follow": (
         ["data.dir={unheld}", "distill.soft_weight={{schedule: adaptive, start: 4}}"],
         ["distill.soft_weight.schedule='adaptive': {unheld} has no held-out rows"],

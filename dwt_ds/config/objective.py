@@ -88,7 +88,7 @@ class DistillConfig:
     backend: Literal["auto", "triton", "torch"] = "auto"
     """Loss kernel; auto: Triton on a GPU, torch elsewhere."""
     memory: Literal["auto", "chunked", "logit_free"] = "auto"
-    """How the head and the loss share memory; see kernels/README.md."""
+    """How the head and the loss share memory; logit_free needs Triton. See kernels/README.md."""
 
     def __post_init__(self) -> None:
         if self.temperature.schedule in FOLLOW_THE_RUN:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from dwt_kernels import DistillLoss, linear_distill_loss
+from dwt_kernels.arguments import resolve_backend
 from torch import Tensor, nn
 
 from dwt_ds.config.objective import DistillConfig
@@ -88,6 +89,21 @@ class Losses(NamedTuple):
     """KL divergence at the labelled tokens alone, which compares with `hard`; None where `soft` is just that."""
     hidden: Tensor | None = None
     """Distance of the hidden states; None without a hidden loss."""
+
+
+def check_loss_kernel(config: DistillConfig, device: torch.device) -> None:
+    """Whether the kernel that the settings choose for the loss runs on this device (ValueError)."""
+    try:
+        backend = resolve_backend(config.backend, device)
+    except ValueError:
+        raise ValueError(
+            f"distill.backend={config.backend!r}: it needs a GPU and the package triton; set it to auto or torch"
+        ) from None
+    if config.memory == "logit_free" and backend != "triton":
+        raise ValueError(
+            f"distill.memory={config.memory!r}: only Triton's kernel has it, and the loss runs on {backend} here; set "
+            "it to auto or chunked"
+        )
 
 
 class DistillObjective(nn.Module):

@@ -17,6 +17,7 @@ from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.tokenizer import save_tokenizer
+from dwt_ds.distill.objective import check_loss_kernel
 from dwt_ds.distill.release import TeacherRelease
 from dwt_ds.engine import ranks
 from dwt_ds.engine.agreement import (
@@ -244,6 +245,7 @@ def _check_device(resolved: Resolved) -> dict[str, str]:
     check_monitors(ds)
     check_optimizer(resolved.ds_values, device, ds.origin)
     check_layer_norm(layer_norm, device)
+    check_loss_kernel(resolved.config.distill, device)
     return {
         "optimizer": optimizer_used(resolved.ds_values, device),
         "layer norm": layer_norm_used(layer_norm, device),
