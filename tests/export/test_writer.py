@@ -23,7 +23,7 @@ from dwt_ds.config.schema import RunConfig, StudentConfig, TeacherConfig
 from dwt_ds.engine.checkpoint.manifest import RunFacts, RunState
 from dwt_ds.export import writer as export
 from dwt_ds.export.model_card import held_out_losses_at, model_card
-from dwt_ds.export.writer import write_export
+from dwt_ds.export.writer import NotFiniteError, write_export
 from dwt_ds.models.build import build_student
 
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "electra", "albert", "esm"]
@@ -313,6 +313,24 @@ def test_the_export_of_a_student_with_flash_attention_is_for_every_machine(
     write_export(model, weights, tokenizer, "", tmp_path / "export", seq_len=32)
     assert "flash" not in (tmp_path / "export" / "config.json").read_text()
     assert model.config._attn_implementation == "flash_attention_2"
+
+
+def test_a_student_whose_logits_are_large_is_exported(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Plain transformers takes another attention: its logits are as close as fp32 allows at their size, not 1e-4."""
+    weights = trained_weights(model := student(tokenizer, hidden_size=32))
+    weights["cls.predictions.transform.LayerNorm.weight"] *= 1e5
+    for name in weights:
+        if name.endswith(("query.weight", "key.weight")):
+            weights[name] *= 20
+    write_export(model, weights, tokenizer, "", tmp_path / "export", seq_len=32)
+
+
+def test_a_student_whose_logits_are_not_finite_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    weights = trained_weights(model := student(tokenizer))
+    huge = {name: 1e12 * tensor for name, tensor in weights.items()}
+    with pytest.raises(NotFiniteError, match="weights are so large that logits are not finite; export an earlier"):
+        write_export(model, huge, tokenizer, "", tmp_path / "export", seq_len=32)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_killed_at_its_very_end_is_whole_or_not_there(
