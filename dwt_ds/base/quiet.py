@@ -14,7 +14,7 @@ def quieten_libraries() -> None:
     """Silence import-time advice, progress bars and deprecations inside torch, torchao, DeepSpeed, transformers."""
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.(distributed|_inductor)|transformers")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     import torch

@@ -1,12 +1,14 @@
-"""The time that is left, as a run's log says it."""
+"""What a run prints: the time that is left, and nothing of the libraries."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from harness.tiny import TinyRun
 
 from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.schema import RunConfig, TeacherConfig
@@ -80,3 +82,8 @@ def test_a_monitor_without_room_does_not_end_the_run(
     RunLog(resolved, student, folder, 0, None).add({"step": 1})
     assert rows == [{"step": 1}]
     assert "lack this row: No space left on device" in capsys.readouterr().out
+
+
+def test_no_warning_of_a_library_is_printed(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """transformers 5.23 warns of the name by which activation checkpointing is switched on."""
+    assert "Warning" not in tiny_run(tmp_path, "train.activation_checkpointing=true", "train.max_steps=1")
