@@ -19,6 +19,7 @@ from dwt_ds.models.flops import meta_model
 from dwt_ds.models.load import load_model_config
 from dwt_ds.models.masked_lm.checks import freeze_unused_parameters
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
+from dwt_ds.models.meta_device import RepeatedOperations
 from dwt_ds.models.quantization import add_fake_quantizers
 from dwt_ds.plan.vocabulary import check_reads_rows, find_overlap
 from dwt_ds.run.resolve import Corpus, Resolved
@@ -87,7 +88,8 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
         student = GatheredMaskedLM(build_student(config, **corpus_sizes(settings.corpus)))
         check_attention(settings.config.student.attention, type(student.model))
         try:
-            freeze_unused_parameters(student)
+            with RepeatedOperations():  # which answers the families that ask whether a mask is all ones
+                freeze_unused_parameters(student)
         except RuntimeError as error:
             raise ValueError(
                 f"student.family={family!r}: its code reads the values of tensors, which a plan does not have "

@@ -118,6 +118,15 @@ def test_an_attention_that_this_machine_lacks_is_planned(capsys: pytest.CaptureF
     assert "student.attention='flash_attention_2': DebertaV2ForMaskedLM does not" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("family", ["megatron-bert", "nystromformer", "rembert", "roformer"])
+def test_a_family_that_asks_whether_its_mask_is_all_ones_is_planned(
+    family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["student.layers=1", "student.hidden_size=32", "student.num_heads=2", "student.max_positions=128"]
+    output = plan(capsys, "paper_alone", f"student.family={family}", *small)
+    assert re.search(rf"student  {family}, 1 x 32, [\d,]+ parameters", output)
+
+
 def test_a_teacher_that_is_a_folder_without_a_model_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
