@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     outlive_lost_output()
     parser = argparse.ArgumentParser(prog="dwt_ds.pretrain", description=__doc__, allow_abbrev=False)
     parser.add_argument("recipe", help="path of a recipe, or the name of a packaged one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the recipe's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="dotted settings that replace the recipe's"
+    )
     parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON, by path or packaged name")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--launched_as", default="", help=argparse.SUPPRESS)  # a name from `dwt-ds launch`

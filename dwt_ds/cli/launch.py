@@ -34,20 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--hostfile", type=home_path, metavar="FILE", help='hosts, one on each line: "HOST slots=N"')
     where.add_argument("--ranks", metavar="N", help="ranks on this machine (default: one per GPU; 2 on a CPU)")
     parser.add_argument("recipe", help="path of a recipe, or the name of a packaged one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the recipe's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="dotted settings that replace the recipe's"
+    )
     parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON, by path or packaged name")
 
 
 def main(args: argparse.Namespace) -> int:
     from dwt_ds.config.recipe import load_recipe
     from dwt_ds.launch.local import on_this_machine
-    from dwt_ds.launch.multinode import on_hosts
+    from dwt_ds.launch.multinode import on_hosts, require_program
     from dwt_ds.launch.supervise import watch
     from dwt_ds.run.folder import RunFolder
 
     folder = RunFolder(load_recipe(args.recipe, args.overrides).config.output_dir)
     environment = os.environ if args.ranks is None else {**os.environ, "RANKS": args.ranks}
     launch = on_hosts(args.hostfile, environment) if args.hostfile else on_this_machine(environment)
+    require_program(launch.launcher)
     arguments = [args.recipe, *args.overrides]
     json = args.deepspeed_config or environment.get("DEEPSPEED_CONFIG")
     arguments += ["--deepspeed_config", json] if json else []

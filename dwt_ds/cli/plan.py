@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="path of a recipe, or the name of a packaged one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="as for a run")
     parser.add_argument("--deepspeed_config", metavar="JSON", help="as for a run: a path or a packaged name")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: %(default)s)")
     parser.add_argument(

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "\n".join(["grids:", *(f"  {line}" for line in table(list(grid_questions().items())))])
     parser.add_argument("grid", metavar="GRID", help="a file, or the name of one of the grids below")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all runs")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings for all runs")
     parser.add_argument(
         "--scale",
         choices=SCALES,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,6 +153,13 @@ def on_hosts(hostfile: Path, environment: Mapping[str, str]) -> Launch:
     options += [f"--launcher_args={shlex.join(launcher_args)}"] if launcher_args else []
     options = ["--hostfile", str(hostfile), "--master_addr", master, *options]
     return Launch(hosts, master, launcher, options, started, host_variables, prefix)
+
+
+def require_program(launcher: str) -> None:
+    """Raise ValueError if the program behind `launcher` is not installed: DeepSpeed would stop with a traceback."""
+    program, fix = PROGRAMS.get(launcher, ("", ""))
+    if program and shutil.which(program) is None:
+        raise ValueError(f"LAUNCHER={launcher}: {program} is not installed here; {fix}, or use another launcher")
 
 
 def _launcher_args(environment: Mapping[str, str]) -> list[str]:

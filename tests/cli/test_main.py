@@ -72,6 +72,25 @@ def test_a_name_that_no_message_could_show_is_refused(words: list[str], named: s
     assert f"{named}: {said}" in refusal(*words)
 
 
+@pytest.mark.parametrize("command", ["launch", "plan", "study"])
+def test_settings_are_not_among_what_is_missing(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command])
+    assert "the following arguments are required" in (said := capsys.readouterr().err)
+    assert "required: recipe\n" in said or "required: GRID\n" in said
+
+
+def test_a_launcher_that_is_not_installed_is_refused_in_one_line(
+    tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hosts").write_text("node-1 slots=1\nnode-2 slots=1\n", encoding="utf-8")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["launch", "--hostfile", tmp_path / "hosts", "quickstart", f"output_dir={tmp_path / 'run'}"]
+    assert "LAUNCHER=pdsh: pdsh is not installed here; apt-get install pdsh, or" in refusal(*words)
+    monkeypatch.setenv("LAUNCHER", "openmpi")
+    assert "LAUNCHER=openmpi: ompi_info is not installed here; install OpenMPI" in refusal(*words)
+
+
 def test_completion_knows_the_options_of_the_command_in_the_line() -> None:
     (commands,) = whole_parser(["dwt-ds", "plan", "qui"])._subparsers._group_actions  # type: ignore[union-attr]
     assert set(commands.choices) == set(SUBCOMMANDS)  # type: ignore[arg-type]

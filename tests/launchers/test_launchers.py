@@ -49,6 +49,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     texts = {
         "scontrol": f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol\n[ "$1" = requeue ] || printf "n1\\nn2\\n"\n',
         "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nSLURM_NODEID=1 exec "$@"\n',
+        "mpirun": "#!/bin/sh\n",
     }
     for name, text in texts.items():
         (programs / name).write_text(text, encoding="utf-8")
