@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dwt_ds.base.ports import reserve_port
-from harness.ranks import FIRST_START_SECONDS, SERVER_ENVIRONMENT
+from harness.ranks import SERVER_ENVIRONMENT
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -27,7 +27,6 @@ def launch() -> Launch:
     Each rank has one thread. Returns the exit code and all output; a run that outlasts its time is killed with every
     process under it, and fails the test with the output so far.
     """
-    extra_seconds = iter([FIRST_START_SECONDS])
 
     def launch_ranks(
         ranks: int,
@@ -39,7 +38,6 @@ def launch() -> Launch:
     ) -> tuple[int, str]:
         command = [sys.executable, str(PROGRAMS / "deepspeed"), "--log_level", "warning", "--num_gpus", str(ranks)]
         command += ["--master_port", str(reserve_port()), "--module", module, *arguments]
-        timeout_seconds += next(extra_seconds, 0.0)
         return run_to_the_end(command, timeout_seconds, {**SERVER_ENVIRONMENT, **(environment or {})})
 
     return launch_ranks

@@ -38,8 +38,6 @@ SERVER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 
-# DeepSpeed compiles its operators at its first start on a machine.
-FIRST_START_SECONDS = 300.0
 OTHERS_SECONDS = 30.0
 """How long the other ranks may still run when one has failed."""
 OUTLIVED = "killed by the harness because it outlived a failed rank: rank"
@@ -169,7 +167,6 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
 
     `program` are other words for `python` than "-m dwt_ds.pretrain".
     """
-    extra_seconds = iter([FIRST_START_SECONDS])
 
     def train_ranks(
         ranks: int,
@@ -181,7 +178,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     ) -> tuple[int, str]:
         commands = ranks_of([[*program, *arguments]] * ranks, environment)
         started = Processes(commands, tmp_path_factory.mktemp("ranks"))
-        ended = started.wait(seconds + next(extra_seconds, 0.0))
+        ended = started.wait(seconds)
         return next((rank.code for rank in ended if rank.code), 0), started.output()
 
     return train_ranks
