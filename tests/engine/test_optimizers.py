@@ -283,4 +283,9 @@ def test_lion_without_offload_says_what_to_do_on_a_cpu() -> None:
     assert "set zero_optimization.offload_optimizer.device to cpu" in check_error(
         {"optimizer": {"type": "Lion"}, "zero_optimization": {"stage": 2}}
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # it is compiled at its first use
+def test_lion_offloaded_is_usable_on_a_cpu() -> None:
     check_optimizer({"optimizer": {"type": "Lion"}, "zero_optimization": OFFLOAD}, CPU, MINE)
