@@ -11,6 +11,7 @@ import pytest
 from harness.errors import Refusal
 
 import dwt_ds
+from dwt_ds import pretrain
 from dwt_ds.cli.completion import whole_parser
 from dwt_ds.cli.main import SUBCOMMANDS, main
 
@@ -72,10 +73,10 @@ def test_a_name_that_no_message_could_show_is_refused(words: list[str], named: s
     assert f"{named}: {said}" in refusal(*words)
 
 
-@pytest.mark.parametrize("command", ["launch", "plan", "study"])
+@pytest.mark.parametrize("command", ["launch", "plan", "study", "pretrain"])
 def test_settings_are_not_among_what_is_missing(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main([command])
+        pretrain.main([]) if command == "pretrain" else main([command])
     assert "the following arguments are required" in (said := capsys.readouterr().err)
     assert "required: recipe\n" in said or "required: GRID\n" in said
 
