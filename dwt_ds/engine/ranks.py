@@ -200,7 +200,7 @@ def _name_meeting_place() -> Iterator[None]:
     """Turn torch's errors in the block, pages long, into a ValueError of one line."""
     try:
         yield
-    except dist.DistError as error:
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
         address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         raise ValueError(
             f"MASTER_ADDR={address}, MASTER_PORT={port}: the ranks cannot meet there ({one_line(error)}); the address "
