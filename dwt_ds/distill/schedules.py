@@ -24,7 +24,7 @@ def value_at(schedule: Schedule, step: int, total_steps: int, rate_share: float 
         end = schedule.end or 0.0
         return end + (schedule.start - end) * rate_share
     assert schedule.end is not None  # Schedule refuses to be built without it
-    progress = min(1.0, step / schedule.length(total_steps))
+    progress = step / schedule.length(total_steps)
     start, end = schedule.start, schedule.end
     if progress >= 1.0:
         return end
