@@ -71,8 +71,8 @@ def test_the_average_forgets() -> None:
 
 
 def test_a_step_that_overflowed_is_passed_over() -> None:
-    losses = [(5.2, 0.4), (float("inf"), float("nan")), (5.1, 0.4)]
-    assert weight_after(losses) == weight_after([losses[0], losses[2]])
+    bad = [(float("inf"), float("nan")), (float("nan"), 0.3), (5.3, float("inf"))]
+    assert weight_after([(5.2, 0.4), *bad, (5.1, 0.4)]) == weight_after([(5.2, 0.4), (5.1, 0.4)])
 
 
 def test_its_state_comes_back_to_the_bit() -> None:
