@@ -188,17 +188,15 @@ def test_held_out_losses_are_means_over_the_aligned_tokens() -> None:
         with torch.no_grad():  # padding has no probability, whatever its logits
             weight[THEIRS:], bias[THEIRS:] = 9.0, 9.0  # type: ignore[index]
     expected = plain(copy.deepcopy(student).double(), copy.deepcopy(teacher).double(), batches)
-    found = held_out_loss(
-        DistillObjective(student, DistillConfig(), OURS),
-        lambda each: shared_head(teacher, each),
-        batches,
-        TEMPERATURE,
-        lambda sums: sums,
-        CPU,
-    )
-    assert found is not None
+
+    def found_in(batches: list[Batch]) -> Any:
+        objective, head = DistillObjective(student, DistillConfig(), OURS), lambda each: shared_head(teacher, each)
+        return held_out_loss(objective, head, batches, TEMPERATURE, lambda sums: sums, CPU)
+
+    found = found_in(batches)
     wanted = [expected[name].item() for name in ("hard", "soft", "shared_hard")]
     assert list(found) == pytest.approx(wanted, rel=1e-5)
+    assert found_in([batch(2, aligned_of=0)])[1:] == (0.0, 0.0), "labels, of which none is aligned"
 
     def loss_of(batches: list[Batch], others: Tensor | None = None) -> Any:
         reduce_sum = (lambda sums: sums) if others is None else (lambda sums: sums + others)
