@@ -14,6 +14,7 @@ from dwt_ds.config.objective import DistillConfig
 from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches
 from dwt_ds.data.prepared import PreparedData
+from dwt_ds.distill import objective as objective_module
 from dwt_ds.distill.objective import DistillObjective, LossScalars, TeacherView
 from dwt_ds.models.build import build_student
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
@@ -129,6 +130,25 @@ def test_accumulated_micro_batches_give_the_plain_formula(
     exact = dict(exact_student.named_parameters())
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(parameter.grad, exact[name].grad.float(), rtol=1e-3, atol=1e-6)  # type: ignore[union-attr]
+
+
+def test_the_loss_is_computed_by_the_kernel_of_the_recipe(
+    packed: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+    plain = objective_module.linear_distill_loss
+
+    def recording(*tensors: Any, **keywords: Any) -> Any:
+        seen.append((keywords["backend"], keywords["memory"]))
+        return plain(*tensors, **keywords)
+
+    monkeypatch.setattr(objective_module, "linear_distill_loss", recording)
+    one, config = torch.ones(()), DistillConfig(backend="torch", memory="chunked")
+    [batch] = StepBatches(
+        packed.train, packed.facts, DataConfig(), seed=3, micro_batch_size=4, accumulation=1, rank=0, world_size=1
+    )[0]
+    DistillObjective(model(packed, 16), config, packed.manifest.vocab_size)(batch, None, LossScalars(*[one] * 5))
+    assert seen == [("torch", "chunked")]
 
 
 def test_columns_beyond_the_vocabulary_have_no_probability(packed: PreparedData) -> None:
