@@ -46,7 +46,7 @@ class TeacherRelease:
     def looks(self, done: int) -> bool:
         """Whether the adaptive weight is copied to the host after `done` optimizer steps, for `is_due` one step later:
         by then the copy is there, and the host need not wait."""
-        return self.follows_losses and (done + 1) % LOOK_EVERY_STEPS == 0 and done >= self._idle_steps
+        return self.follows_losses and (done + 1) % LOOK_EVERY_STEPS == 0
 
     def is_due(self, done: int, idle_steps: float | None) -> bool:
         """Whether to release the teacher after `done` optimizer steps; never after the last one, where the run ends.
