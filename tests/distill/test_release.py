@@ -84,7 +84,8 @@ def test_a_start_knows_from_its_step_whether_the_teacher_is_needed() -> None:
     assert rule(half, 40).at_start(8, 5) is None, "a longer run, whose weight is not 0 yet"
     whole = Schedule("linear", 4.0, 0.0)
     assert rule(whole, 10).at_start(10, None) is None, "it was there to the end, and is for the last evaluation"
-    assert rule(Schedule("constant", 0.0), 10).at_start(0, None) == 0
+    for nothing in (Schedule("constant", 0.0), Schedule("adaptive", 0.0)):
+        assert rule(nothing, 10).at_start(0, None) == 0
     adaptive = Schedule("adaptive", 4.0)
     assert rule(adaptive, 10).at_start(8, 5) == 5
     assert rule(adaptive, 10).at_start(8, None) is None
@@ -152,6 +153,7 @@ def test_the_state_of_an_earlier_version_has_no_idle_steps() -> None:
         (Schedule("linear", 4.0, 0.0), {}, None),  # 0 after the last step
         (Schedule("linear", 4.0, 0.0, span=0.5), {"release": "never"}, None),
         (Schedule("adaptive", 4.0, 1.0), {}, None),
+        (Schedule("adaptive", 4.0, 1.0), {"release_below_share": 0.25}, None),
         (Schedule(), {}, None),
     ],
 )
