@@ -48,6 +48,11 @@ def test_a_larger_weight_is_no_spike() -> None:
     assert guard.poison(torch.tensor(50.0), torch.tensor(5.0), last=True) == 50
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_loss_that_is_not_finite_is_bad_before_the_window_is_full(last: bool) -> None:
+    assert guard_of({}).poison(torch.tensor(INF), torch.tensor(5.0), last=last).isnan()
+
+
 @pytest.mark.parametrize("done", range(len(LOSSES)))
 def test_a_resumed_run_equals_one_without_a_stop(done: int) -> None:
     """A window half full or half gone, and skips on both sides of the cut."""
