@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.batches import Batch
+from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.distill.objective import Losses
 from dwt_ds.engine import ranks
@@ -32,6 +33,7 @@ class Student:
     def __call__(self, batch: Batch, teacher: Any, scale: Any) -> Losses:
         assert not self.training
         self.seen.append((batch, teacher))
+        self.temperature = float(scale.temperature)
         labels = torch.tensor(float(len(batch.labels)))
         return Losses(labels, 2 * labels, labels if teacher else 0 * labels)
 
@@ -146,6 +148,19 @@ def test_an_evaluation_can_be_stopped_within_a_set(settings: Callable[..., Resol
     losses, student = evaluated(settings(*sets), most=6)
     assert len(student.seen) == 6, "four of the data folder, two of the first set"
     assert "eval_hard_loss.second" not in losses
+
+
+def test_the_temperature_is_that_of_the_last_step(settings: Callable[..., Resolved]) -> None:
+    resolved = settings("distill.temperature={schedule: step, start: 3, end: 1, span_steps: 2}")
+    assert evaluated(resolved)[1].temperature == 3.0
+
+
+def test_without_a_token_to_predict_there_is_no_row_of_the_vocabularies_either(
+    settings: Callable[..., Resolved], sentence_data: Path
+) -> None:
+    data, overlap = PreparedData.open(sentence_data), Overlap(9, 0.5, 1.0)
+    evaluation = Evaluation(settings("teacher.path=null", data=sentence_data), data, {}, overlap=overlap)
+    assert evaluation.student_losses(Student(), None, iter, 2) == {}  # type: ignore[arg-type]
 
 
 def test_a_data_folder_that_holds_nothing_out_is_evaluated_on_the_sets(
