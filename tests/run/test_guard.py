@@ -11,6 +11,7 @@ import torch
 
 from dwt_ds.config.schema import TrainConfig
 from dwt_ds.engine.loss_scale import skip_at_the_smallest_scale
+from dwt_ds.run import guard as guard_module
 from dwt_ds.run.guard import Guard, TooManySkipsError
 
 SETTINGS = {"spike_sigma": 3.0, "spike_window": 4, "skip_window": 5, "max_skipped_share": 0.4}
@@ -51,6 +52,15 @@ def test_a_larger_weight_is_no_spike() -> None:
 @pytest.mark.parametrize("last", [False, True])
 def test_a_loss_that_is_not_finite_is_bad_before_the_window_is_full(last: bool) -> None:
     assert guard_of({}).poison(torch.tensor(INF), torch.tensor(5.0), last=last).isnan()
+
+
+def test_a_steps_loss_is_summed_over_the_ranks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums: list[float] = []
+    monkeypatch.setattr(guard_module.ranks, "reduce_sum", lambda values: (sums.append(float(values)), values)[1])
+    guard = guard_of({})
+    for hard, last in ((2.0, False), (3.0, True)):
+        guard.poison(torch.tensor(hard), torch.tensor(hard), last=last)
+    assert sums == [5.0]
 
 
 @pytest.mark.parametrize("done", range(len(LOSSES)))
