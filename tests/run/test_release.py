@@ -165,6 +165,16 @@ def test_a_step_without_a_label_moves_no_adaptive_weight() -> None:
     assert {name: weight.state_dict()[name] for name in seen} == seen
 
 
+@pytest.mark.parametrize(("squared", "seen"), [(False, 8.0), (True, 2.0)])
+def test_the_weight_sees_a_soft_loss_as_it_would_be_at_a_temperature_of_1(squared: bool, seen: float) -> None:
+    distill = DistillConfig(soft_weight=Schedule("adaptive", 4.0), temperature_squared=squared)
+    resolved = SimpleNamespace(config=RunConfig(teacher=TeacherConfig(path="a"), distill=distill), total_steps=100)
+    weight = SoftWeight(resolved, RunState(step=0, teacher_loss=2.5), None)  # type: ignore[arg-type]
+    meter = SimpleNamespace(losses=lambda: {"hard": torch.tensor(3.0), "soft": torch.tensor(2.0)})
+    weight.observe(meter, SimpleNamespace(aligned_share=None, temperature=2.0))  # type: ignore[arg-type]
+    assert weight.state_dict()["soft"] == seen
+
+
 # Rounding could differ between ranks; here their counts do.
 DECIDE = """
 import sys
