@@ -196,6 +196,8 @@ def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(mon
     assert (float(numbers.scalars.hard_rows), float(numbers.scalars.soft_rows)) == (10 / 2, 5 / 2)
     assert float(numbers.scalars.hidden_rows) == (2 + 2 + 1) / 2, "words"
     assert numbers.aligned_share == 0.5
+    monkeypatch.setattr(ranks, "reduce_sum", torch.zeros_like)
+    assert session.begin_step(1, session.micro_batches.next_step()).aligned_share == 0, "no rank has a label"
     one = torch.tensor(1.0)
     for shared_hard in (one, 3 * one):
         session._meter.add(Losses(one, 2 * one, one, shared_hard))
