@@ -12,6 +12,7 @@ import pytest
 from harness.ranks import Start
 
 from dwt_ds.base.processes import own_command
+from dwt_ds.engine import ranks
 from dwt_ds.run.stop import STOP_FILE, StopRequest
 from dwt_ds.run.stop_agreement import StopAgreement
 
@@ -64,6 +65,13 @@ def test_the_folder_is_looked_at_once_a_second_and_a_signal_counts_at_once(
     now[0] = 101.1
     assert asked.is_asked()
     assert looks == [100.0, 100.0, 101.0], "once a second for each"
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    assert not StopAgreement(StopRequest(), tmp_path).is_asked(), "rank 0 looks for all"
+
+
+def test_the_reasons_are_those_of_the_ranks_that_were_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "gather_from_ranks", lambda reason: [reason, "SIGTERM", "SIGINT", "SIGTERM"])
+    assert StopAgreement(StopRequest(), tmp_path).reasons() == "SIGINT, SIGTERM"
 
 
 def test_a_request_that_names_its_launch_counts_whatever_the_clocks_say(tmp_path: Path) -> None:
