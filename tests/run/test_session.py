@@ -70,7 +70,7 @@ def bare_session(config: RunConfig, total_steps: int, *, first_step: int = 0, **
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a session does after a step."""
     done: list[str] = []
-    for name in ("_note_skip", "_save", "_evaluate", "_export_on_the_way"):
+    for name in ("_note_skip", "_save", "_switch_quantization", "_evaluate", "_export_on_the_way"):
         monkeypatch.setattr(Session, name, lambda self, step, *_, name=name: done.append(f"{name} {step}"))
     return done
 
@@ -111,7 +111,10 @@ def test_the_step_that_ends_a_run_by_its_skips_is_logged_before_the_save(monkeyp
     assert done == [f"skip {rows}", "log 2", "save 2"]
 
 
-@pytest.mark.parametrize(("first", "expected"), [(4, ["_evaluate 4", "_export_on_the_way 4"]), (3, []), (0, [])])
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [(4, ["_switch_quantization 3", "_evaluate 4", "_export_on_the_way 4"]), (3, []), (0, [])],
+)
 @pytest.mark.parametrize("there", [False, True])
 def test_a_resume_makes_what_the_last_start_did_not(
     first: int, expected: list[str], there: bool, done: list[str], tmp_path: Path
