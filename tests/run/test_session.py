@@ -183,6 +183,11 @@ def test_a_steps_numbers_go_to_a_gpu_in_one_copy_without_a_wait(monkeypatch: pyt
     assert copies == [("cuda", True, True)]
 
 
+def test_a_student_alone_has_the_labelled_positions_only() -> None:
+    session = bare_session(RunConfig(), 1, batches=Steps([[batch([5], 6, further=2)]]))
+    assert [each.positions.tolist() for each in session.micro_batches.next_step()] == [[0]]
+
+
 def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """The global share of the labels is read from the same sums."""
     config = RunConfig(teacher=TeacherConfig(path="any", vocabulary="shared"))
@@ -200,7 +205,9 @@ def test_soft_rows_of_a_teacher_with_another_vocabulary_are_the_aligned_ones(mon
     assert float(numbers.scalars.hidden_rows) == (2 + 2 + 1) / 2, "words"
     assert numbers.aligned_share == 0.5
     monkeypatch.setattr(ranks, "reduce_sum", torch.zeros_like)
-    assert session.begin_step(1, session.micro_batches.next_step()).aligned_share == 0, "no rank has a label"
+    nothing = session.begin_step(1, session.micro_batches.next_step())
+    assert nothing.aligned_share == 0, "no rank has a label"
+    assert [float(rows) for rows in nothing.scalars[2:]] == [1 / 2] * 3
     one = torch.tensor(1.0)
     for shared_hard in (one, 3 * one):
         session._meter.add(Losses(one, 2 * one, one, shared_hard))
@@ -305,6 +312,8 @@ def test_an_evaluation_stops_between_two_sets_and_leaves_no_row() -> None:
     session._evaluate(2)
     assert list(session.steps()) == []
     assert seen == [1] * 8 + [2] * 8, "not a batch of the rest"
+    session._done = 5
+    assert len(list(session._until_stopped(iter([4] * 9)))) == 9, "the last one goes on"
 
 
 def test_garbage_is_collected_at_the_same_steps_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
