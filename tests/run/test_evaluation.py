@@ -143,6 +143,11 @@ def test_runs_that_mask_differently_can_be_evaluated_alike(
     assert at_15 < at_40 == still_at_40
 
 
+def test_once_the_teacher_is_released_there_is_no_soft_loss(settings: Callable[..., Resolved]) -> None:
+    assert evaluated(settings(), alone=True)[0] == {"eval_hard_loss": 2.0}
+    assert evaluated(settings("teacher.path=null"), alone=True)[0] == {"eval_hard_loss": 2.0, "eval_soft_loss": 0.0}
+
+
 def test_an_evaluation_can_be_stopped_within_a_set(settings: Callable[..., Resolved], tiny_data: Path) -> None:
     sets = [f"train.eval_sets.{name}={tiny_data}" for name in ("first", "second")]
     losses, student = evaluated(settings(*sets), most=6)
