@@ -95,7 +95,7 @@ def labels_by_length(lengths: np.ndarray, probability: float) -> np.ndarray:
 
     The outer two special tokens are not counted. Every full row has the same number, wherever documents meet in it.
     """
-    return np.maximum(np.floor(probability * np.maximum(lengths.astype(np.int64) - 2, 0) + 0.5).astype(np.int64), 1)
+    return np.maximum(np.floor(probability * (lengths.astype(np.int64) - 2) + 0.5).astype(np.int64), 1)
 
 
 def draw_further(
