@@ -51,6 +51,7 @@ SCHEDULES = {
     "two steps": (warmup("WarmupDecayLR", 1, total_num_steps=2, warmup_max_lr=PEAK), [1, 1 / 2]),
     "all warm-up": (warmup("WarmupDecayLR", 2, total_num_steps=2, warmup_max_lr=PEAK), [1 / 2, 1]),
     "one step": (warmup("WarmupDecayLR", 1, total_num_steps=1, warmup_max_lr=PEAK), [1, 0]),
+    "a longer warm-up": (warmup("WarmupDecayLR", 3, total_num_steps=2, warmup_max_lr=PEAK), [1 / 3, 2 / 3, 1, 0]),
     "WarmupCosineLR": (
         warmup("WarmupCosineLR", 2, total_num_steps=5, warmup_min_ratio=0.2, cos_min_ratio=0.1),
         [0.6, 1, *(0.1 + 0.9 * (1 + math.cos(math.pi * done / 4)) / 2 for done in (1, 2, 3, 4)), 0.1],
@@ -86,6 +87,8 @@ SCHEDULES = {
     ),
     "a fifth": (warmup(WSD, 1, total_num_steps=5), [1, 1, 1, 1, 1 / 2]),
     "a share": (warmup(WSD, 1, total_num_steps=4, decay_ratio=0.5), [1, 1, 2 / 3, 1 / 3]),
+    "less than a step": (warmup(WSD, 1, total_num_steps=4, decay_ratio=0.01), [1, 1, 1, 1 / 2]),
+    "warm-up beyond the end": (warmup(WSD, 3, total_num_steps=2), [1 / 3, 2 / 3, 1, 0]),
     "all decay": (warmup(WSD, 2, total_num_steps=6, decay_ratio=1.0), [1 / 2, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5, 0]),
     "no decay": (warmup(WSD, 2, total_num_steps=4, decay_num_steps=0), [1 / 2, 1, 1, 1]),
     "stable of one step": (warmup(WSD, 1, total_num_steps=1), [1, 0]),
@@ -169,6 +172,8 @@ def test_the_share_is_of_the_schedules_highest_rate_whatever_the_optimizers_are(
     scaling = LearningRate(two, warmup(WSD, 4, total_num_steps=9))
     assert [group["lr"] for group in two.param_groups] == pytest.approx([0.5 / 4, 0.25 / 4])
     assert scaling.share_of_highest() == 0.25
+    falling = LearningRate(optimizer(), warmup("WarmupLR", 4, warmup_min_lr=0.9, warmup_max_lr=0.5))
+    assert falling.share_of_highest() == 1.0
 
 
 def test_a_checkpoint_of_a_version_before_at_step_0_starts_afresh() -> None:
