@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from harness.ranks import Run
+
+from dwt_ds.engine.gradients import _clip_factor
 
 ADAM = {"type": "AdamW", "params": {"lr": 0.01}}
 TORCH_ADAM = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
@@ -155,6 +158,11 @@ def problems_of(cases: dict[str, Any], run_ranks: Run, folder: Path) -> dict[str
     answers = dict(json.loads(line) for line in done.out.splitlines() if line.startswith('["'))
     assert answers.keys() == cases.keys(), done.err
     return answers
+
+
+def test_gradients_are_clipped_only_above_the_limit() -> None:
+    optimizer = SimpleNamespace(loss_scale=8.0, clip_grad=2.0)
+    assert [_clip_factor(optimizer, norm) for norm in (8.0, 32.0)] == pytest.approx([1 / 8, 1 / 16])
 
 
 @pytest.fixture(scope="module")
