@@ -13,7 +13,7 @@ from dwt_ds.data.batches import StepBatches
 from dwt_ds.data.overlap import Overlap
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.models.build import student_model_config
-from dwt_ds.models.flops import Work, forward_flops, meta_model, work_of_a_row
+from dwt_ds.models.flops import Work, forward_flops, meta_model, teacher_width, work_of_a_row
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 from dwt_ds.plan.settings import resolve_plan
 from dwt_ds.plan.shapes import corpus_sizes
@@ -25,6 +25,7 @@ def test_the_teachers_forward_pass_counts_in_one_share_and_not_in_the_other() ->
     # 3 x 100 + 60 and 3 x 100 operations a token, 1,000 tokens/s, on ranks that do 2,000,000 a second.
     shares = Utilization(Work(100, 60), 2e6).shares(1000)
     assert shares == {"mfu": pytest.approx(0.18), "mfu_student": pytest.approx(0.15)}
+    assert Work(3, 1, 2, 1).without_teacher() == Work(2, 0, 2), "what checkpointing repeats stays"
 
 
 def test_operations_of_a_bert_by_hand() -> None:
@@ -75,6 +76,11 @@ def test_a_gpus_peak_is_the_data_sheets_or_measured(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(mfu, "matrix_rate", lambda device, dtype: 5e12)
     assert peak_flops_per_second(torch.device("cuda", 0), precision) == tflops * 1e12
+
+
+def test_rows_of_another_vocabulary_are_no_longer_than_the_teacher_can_read() -> None:
+    teacher = meta_model(BertConfig(hidden_size=16, num_attention_heads=2, max_position_embeddings=40))
+    assert [teacher_width(teacher, Overlap(9, 0.5, 1.5), seq_len) for seq_len in (20, 32)] == [30, 40]
 
 
 @pytest.mark.parametrize(("precision", "tflops"), [("bf16", 989.0), ("fp32", 5.0)])
