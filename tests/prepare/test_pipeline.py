@@ -21,6 +21,7 @@ from dwt_ds.data.show import warnings_of
 from dwt_ds.prepare import sources
 from dwt_ds.prepare.corpus import is_held_out
 from dwt_ds.prepare.options import PrepareOptions
+from dwt_ds.prepare.packing import RowSettings, _packed_rows
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
 
@@ -73,6 +74,15 @@ def test_documents_meet_at_a_separator_or_are_kept_apart(tmp_path: Path, make: M
     assert 25 <= sum(separators) - len(joined.train) <= 39
     assert joined.manifest.padding_share < apart.manifest.padding_share
     assert squeezed(as_text(documents)) == "".join(text_of(joined, joined.train))
+
+
+def test_documents_of_a_row_have_one_separator_between_them() -> None:
+    """None where only the separator would fit, nor for a document without tokens."""
+    settings = RowSettings("", 1, 2, 9, 8, False, True, every=1, min_chars=0, max_chars=9, seed=0)
+    documents = [np.full(tokens, 2 * 5) for tokens in (5, 2, 0, 2)]
+    rows = _packed_rows(documents, settings)
+    assert rows.lengths.tolist() == [7, 7]
+    assert rows.tokens.tolist() == [1, 5, 5, 5, 5, 5, 2, 1, 5, 5, 2, 5, 5, 2]
 
 
 def test_one_sentence_per_row(tmp_path: Path, make: Make) -> None:
