@@ -20,10 +20,13 @@ from dwt_ds.data.rows import RowTable
 from dwt_ds.data.show import warnings_of
 from dwt_ds.prepare import sources
 from dwt_ds.prepare.corpus import is_held_out
+from dwt_ds.prepare.counts import ChunkCounts
 from dwt_ds.prepare.options import PrepareOptions
-from dwt_ds.prepare.packing import RowSettings, _packed_rows
+from dwt_ds.prepare.packing import RowSettings, _packed_rows, rows_of_sentences
 from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
+from dwt_ds.prepare.rows import _sentences
+from dwt_ds.prepare.tokens import Tokens
 
 
 def text_of(data: PreparedData, table: RowTable) -> list[str]:
@@ -83,6 +86,19 @@ def test_documents_of_a_row_have_one_separator_between_them() -> None:
     rows = _packed_rows(documents, settings)
     assert rows.lengths.tolist() == [7, 7]
     assert rows.tokens.tolist() == [1, 5, 5, 5, 5, 5, 2, 1, 5, 5, 2, 5, 5, 2]
+
+
+def test_sentences_of_the_least_and_the_most_characters_are_kept() -> None:
+    settings = RowSettings("", 1, 2, 9, 8, False, True, every=1, min_chars=3, max_chars=5, seed=0, drop_long=True)
+    kept = _sentences(["ab", "abc", "abcde", "abcdef"], settings, ChunkCounts())
+    assert [sentence.text for sentence in kept] == ["abc", "abcde"]
+
+
+def test_a_sentence_without_tokens_has_no_row_of_its_own() -> None:
+    settings = RowSettings("", 1, 2, 9, 8, True, False, every=1, min_chars=0, max_chars=9, seed=0)
+    tokens = Tokens(np.array([5, 6]), np.array([True, True]), np.array([1, 0, 1]))
+    rows = rows_of_sentences(tokens, np.arange(3), np.arange(3), settings)
+    assert rows.tokens.tolist() == [1, 5, 2, 1, 6, 2]
 
 
 def test_one_sentence_per_row(tmp_path: Path, make: Make) -> None:
