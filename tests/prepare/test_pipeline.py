@@ -94,6 +94,12 @@ def test_sentences_of_the_least_and_the_most_characters_are_kept() -> None:
     assert [sentence.text for sentence in kept] == ["abc", "abcde"]
 
 
+def test_the_gap_of_a_sentence_is_the_spaces_before_it_alone() -> None:
+    settings = RowSettings("", 1, 2, 9, 8, False, True, every=1, min_chars=0, max_chars=99, seed=0)
+    kept = _sentences(["The dog ran away. It slept.  Then it ate."], settings, ChunkCounts())
+    assert [sentence.gap for sentence in kept] == ["", " ", "  "]
+
+
 def test_a_sentence_without_tokens_has_no_row_of_its_own() -> None:
     settings = RowSettings("", 1, 2, 9, 8, True, False, every=1, min_chars=0, max_chars=9, seed=0)
     tokens = Tokens(np.array([5, 6]), np.array([True, True]), np.array([1, 0, 1]))
