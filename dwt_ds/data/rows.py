@@ -83,7 +83,7 @@ class RowTable:
         input_ids = np.full((len(indices), width), self._pad_id, dtype=np.int64)
         for out, batch, row, length in zip(input_ids, *self._places(indices), lengths.tolist(), strict=True):
             start, end = self._offsets[batch][row : row + 2].tolist()
-            if end - start != length:  # a file that is cut off reads as zeros, and so would all its rows
+            if end - start != length:  # the end of a file that was cut off reads as zeros
                 raise OSError(
                     f"{self._folder}: a row has {end - start} tokens, {LENGTHS_NAME} says {length}: the files were "
                     'changed after they were opened; see what "dwt-ds verify" says of the data folder'

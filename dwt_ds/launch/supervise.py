@@ -50,8 +50,8 @@ def watch(launch: Launch, arguments: Sequence[str], folder: RunFolder) -> int:
     meeting = _Meeting(process.pid, launch, folder)
     while process.poll() is None:
         if asked or meeting.lost_a_host():
-            # Again and again: another launch may write its own request, and ranks that are still starting take an old
-            # one without a name for a former start's.
+            # Repeatedly: another launch may replace the request by its own, and ranks that are still starting ignore an
+            # unnamed one that is older than they are.
             _request_stop(folder.path, name)
         time.sleep(_POLL_SECONDS)
     if _requested(folder.path) == name:

@@ -69,9 +69,9 @@ class StopRequest:
         return bool(self.reason)
 
     def _is_ours(self, request: Path) -> bool:
-        """Whether a request is for this launch. An older one that names none was left behind by an earlier start.
+        """Whether a request is for this launch: it names it, or names none and is not from before the start.
 
-        The age of one that names this launch says nothing: another host wrote it, whose clock may be behind.
+        The time of one that names this launch does not count, since the clock of the host that wrote it may be behind.
         """
         named = request.read_text(encoding="utf-8").strip()
         return named == self._launch if named else request.stat().st_mtime >= self._began

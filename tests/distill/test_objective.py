@@ -14,7 +14,6 @@ from dwt_ds.config.objective import DistillConfig
 from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import Batch, StepBatches
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.distill import objective as objective_module
 from dwt_ds.distill.objective import DistillObjective, LossScalars, TeacherView
 from dwt_ds.models.build import build_student
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
@@ -29,6 +28,13 @@ def model(data: PreparedData, hidden_size: int) -> GatheredMaskedLM:
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return GatheredMaskedLM(built)
+
+
+def first_batch(data: PreparedData) -> Batch:
+    [batch] = StepBatches(
+        data.train, data.facts, DataConfig(), seed=3, micro_batch_size=4, accumulation=1, rank=0, world_size=1
+    )[0]
+    return batch
 
 
 def all_logits(gathered: GatheredMaskedLM, batch: Batch) -> Tensor:
@@ -132,31 +138,17 @@ def test_accumulated_micro_batches_give_the_plain_formula(
         torch.testing.assert_close(parameter.grad, exact[name].grad.float(), rtol=1e-3, atol=1e-6)  # type: ignore[union-attr]
 
 
-def test_the_loss_is_computed_by_the_kernel_of_the_recipe(
-    packed: PreparedData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[str, str]] = []
-    plain = objective_module.linear_distill_loss
-
-    def recording(*tensors: Any, **keywords: Any) -> Any:
-        seen.append((keywords["backend"], keywords["memory"]))
-        return plain(*tensors, **keywords)
-
-    monkeypatch.setattr(objective_module, "linear_distill_loss", recording)
-    one, config = torch.ones(()), DistillConfig(backend="torch", memory="chunked")
-    [batch] = StepBatches(
-        packed.train, packed.facts, DataConfig(), seed=3, micro_batch_size=4, accumulation=1, rank=0, world_size=1
-    )[0]
-    DistillObjective(model(packed, 16), config, packed.manifest.vocab_size)(batch, None, LossScalars(*[one] * 5))
-    assert seen == [("torch", "chunked")]
+@pytest.mark.parametrize("config", [DistillConfig(backend="triton"), DistillConfig(memory="logit_free")])
+def test_the_loss_is_computed_by_the_kernel_of_the_recipe(config: DistillConfig, packed: PreparedData) -> None:
+    """Which the CPU does not have."""
+    one, batch = torch.ones(()), first_batch(packed)
+    with pytest.raises(ValueError, match='="(triton|logit_free)" needs '):
+        DistillObjective(model(packed, 16), config, packed.manifest.vocab_size)(batch, None, LossScalars(*[one] * 5))
 
 
 def test_columns_beyond_the_vocabulary_have_no_probability(packed: PreparedData) -> None:
-    [batch] = StepBatches(
-        packed.train, packed.facts, DataConfig(), seed=3, micro_batch_size=4, accumulation=1, rank=0, world_size=1
-    )[0]
+    batch, one = first_batch(packed), torch.ones(())
     student, teacher = model(packed, 16), model(packed, 8)
-    one = torch.ones(())
     losses = []
     for extra in (0, 5):
         with torch.no_grad():
