@@ -45,7 +45,7 @@ def export_checkpoint(path: Path, out: Path) -> int:
 def _export(checkpoint: Path, run: Path, out: Path) -> int:
     manifest = read_manifest(checkpoint)
     if "state" not in manifest:
-        raise ValueError(f"{checkpoint}: is not a checkpoint; name a run, or a folder in its checkpoints/")
+        raise ValueError(f"{checkpoint}: not a checkpoint; name a run, or a folder in its checkpoints/")
     facts, state = RunFacts.from_manifest(manifest), RunState(**manifest["state"])
     tokenizer = load_tokenizer(run / TOKENIZER)
     # Weights do not depend on the attention's implementation, which this machine may lack.
@@ -63,7 +63,7 @@ def _find(path: Path) -> Path:
     if (path / MANIFEST).is_file():
         found = problems(path)
         if found:
-            raise ValueError(f"{path}: damaged: {found[0]}; name the run, or another of its checkpoints")
+            raise ValueError(f"{path}: not a good checkpoint: {found[0]}; name the run, or another of its checkpoints")
         return path
     newest = newest_checkpoint(path / CHECKPOINTS)
     if newest.path is None:

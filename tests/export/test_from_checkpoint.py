@@ -46,6 +46,7 @@ def umask() -> int:
 def test_the_export_of_a_checkpoint_is_the_runs(
     config: str,
     tiny_run: TinyRun,
+    tiny_data: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -84,8 +85,10 @@ def test_the_export_of_a_checkpoint_is_the_runs(
     tiny_run(run, *settings, ranks=2)
     assert held_out_loss(run / "export") == last_evaluation(run)
 
-    with pytest.raises(ValueError, match="export: is not a checkpoint; name a run, or a folder in its checkpoints/$"):
+    with pytest.raises(ValueError, match="export: not a checkpoint; name a run, or a folder in its checkpoints/$"):
         export_checkpoint(run / "export", tmp_path / "of an export")
+    with pytest.raises(ValueError, match="not a good checkpoint: manifest.json: lists no files; name the run"):
+        export_checkpoint(tiny_data, tmp_path / "of a data set")
     tokenizer = run / "tokenizer" / "tokenizer.json"
     content = tokenizer.read_bytes()
     tokenizer.write_text("{}")
