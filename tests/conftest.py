@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return float(mark.args[0]) if mark else 0.0
 
     items.sort(key=allowed_seconds, reverse=True)
+
+
+@pytest.fixture
+def hears_hangups() -> Iterator[None]:
+    """SIGHUP is not ignored, as it is where the tests were started with nohup."""
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, inherited)

@@ -31,6 +31,7 @@ def test_a_logged_command_is_asked_to_stop_and_its_end_is_waited_for(tmp_path: P
     assert log.read_text() == "said\nmore\nsaved\n"
 
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_set_the_event_while_the_block_runs(number: signal.Signals) -> None:
     former = signal.getsignal(number)

@@ -104,6 +104,7 @@ def test_a_kill_in_an_evaluation_loses_neither_that_nor_the_export(
     assert all(weights.equal(saved[f"student.model.{name}"]) for name, weights in exported.items())
 
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.slow
 def test_stopped_by_signals_wherever_they_come(tiny_run: TinyRun, faulty: Faulty, tmp_path: Path) -> None:
     """At the start, in training and in validation, to one rank or all: each start saves, ends with 0, and is gone on
@@ -170,6 +171,7 @@ def test_the_launch_script_passes_signals_on(number: signal.Signals, tiny_recipe
     assert "changed since that checkpoint: train.max_steps: 100000 -> " in output
 
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_run_whose_output_nobody_reads_any_more_saves(
