@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +305,22 @@ def test_a_finished_folder_is_left_alone(tmp_path: Path, make: Make, corpus_file
     with pytest.raises(ValueError, match=r"already holds data made with other settings \(every is 1 there, 4 now\)"):
         make(out, corpus_file, seq_len=32, every=4)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_folder_made_with_any_other_setting_is_not_taken_for_this_one(corpus_file: Path) -> None:
+    plain = PrepareOptions([LocalFile(corpus_file)], Path("data"), train_tokenizer=300)
+    given = replace(plain, train_tokenizer=None, tokenizer="a.txt")
+    others: dict[str, Any] = {
+        **{"train_tokenizer": 400, "kind": "bpe", "cased": True, "keep_accents": False, "seq_len": 64, "every": 2},
+        **{"one_sentence_per_row": True, "join_documents": False, "min_chars": 5, "max_chars": 99, "drop_long": True},
+        **{"keep_duplicates": True, "validation": 0.1, "seed": 1},
+    }
+    alike: dict[str, Any] = {"out": Path("other"), "workers": 2, "allow_unknown": True}
+    assert {field.name for field in fields(PrepareOptions)} == {*others, *alike, "sources", "tokenizer"}
+    identities = [each.identity() for each in (plain, given, replace(given, tokenizer="b.txt"))]
+    identities += [replace(plain, **{name: value}).identity() for name, value in others.items()]
+    assert all(one != other for one, other in itertools.combinations(identities, 2))
+    assert replace(plain, **alike).identity() == plain.identity()
 
 
 def test_an_output_folder_with_other_things_is_refused(tmp_path: Path, make: Make, corpus_file: Path) -> None:

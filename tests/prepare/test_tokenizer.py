@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
+from harness.corpus import Make
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, PreTrainedTokenizerFast
 
@@ -18,7 +20,7 @@ def write_vocab(path: Path, entries: list[str]) -> str:
     return str(path)
 
 
-UNCASED = ["the", "caf", "##e", *"abcdefghijklmnopqrstuvwxyz"]
+UNCASED = ["the", "caf", "##e", *ascii_lowercase]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,16 @@ def test_a_data_folder_means_the_tokenizer_that_made_it(tmp_path: Path) -> None:
     given = find_tokenizer(write_vocab(tmp_path / "v.txt", ["the", "caf"]))
     given.save_pretrained(tmp_path / "data" / "tokenizer")
     assert tokenizer_sha256(find_tokenizer(str(tmp_path / "data"))) == tokenizer_sha256(given)
+
+
+def test_a_finished_folder_is_not_that_of_a_changed_vocabulary(tmp_path: Path, make: Make, corpus_file: Path) -> None:
+    vocabulary = write_vocab(
+        tmp_path / "vocab.txt", [*UNCASED, *(f"##{letter}" for letter in ascii_lowercase if letter != "e"), *".!?"]
+    )
+    made = make(tmp_path / "data", corpus_file, tokenizer=vocabulary).manifest
+    write_vocab(tmp_path / "vocab.txt", UNCASED)
+    with pytest.raises(ValueError, match=f"with other settings .tokenizer_sha256 is {made.tokenizer_sha256} there"):
+        make(tmp_path / "data", corpus_file, tokenizer=vocabulary)
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
