@@ -71,6 +71,9 @@ def test_interrupted_work_resumes_from_its_parts(
             remade.append(item.index)
         return original(item, **options)
 
+    left = out / "unfinished" / "train" / "data-00009.arrow"  # of an attempt that joined the parts
+    left.parent.mkdir()
+    left.touch()
     monkeypatch.setattr(pipeline, "store_part", recording)
     monkeypatch.setattr(pipeline, "survey", lambda *args, **options: pytest.fail("surveyed again"))
     resumed = make(out, corpus_file, seq_len=32)
@@ -78,6 +81,7 @@ def test_interrupted_work_resumes_from_its_parts(
     assert resumed.manifest.fingerprint == straight.manifest.fingerprint
     assert resumed.manifest.shards == straight.manifest.shards
     assert not (out / "unfinished").exists()
+    assert not (out / "train" / left.name).exists()
 
 
 def test_work_started_with_another_segmenter_is_refused(
@@ -94,6 +98,20 @@ def test_work_started_with_another_segmenter_is_refused(
     difference = r"\(words.Chinese is jieba 1.0 there, by character now\)"
     with pytest.raises(ValueError, match=f"unfinished preparation with other settings {difference}"):
         make(tmp_path / "data", corpus_file)
+
+
+@pytest.mark.parametrize("place", ["dwt_ds.prepare.pipeline.save_tokenizer", "numpy.save"])
+def test_stopped_while_the_survey_is_stored_it_surveys_again(
+    place: str, tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, stop)
+        with pytest.raises(Stop):
+            make(tmp_path / "data", corpus_file)
+    assert data_problems(make(tmp_path / "data", corpus_file).folder) == []
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -184,14 +202,28 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(
     assert data_problems(out) == []
 
 
-def test_a_source_that_changes_while_it_is_read(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_of_the_disk_is_not_called_a_full_one(
+    tmp_path: Path, make: Make, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def savez(*args: Any, **arrays: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(np, "savez", savez)
+    with pytest.raises(OSError, match="Input/output error"):
+        make(tmp_path / "data", corpus_file)
+
+
+@pytest.mark.parametrize("changed", [made_up_documents(6), made_up_documents(5, seed=1)])
+def test_a_source_that_changes_while_it_is_read(
+    changed: list[list[str]], tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "text.txt"
     path.write_text(as_text(made_up_documents(5)))
     original = pipeline.survey
 
     def then_changed(*args: Any, **options: Any) -> Any:
         result = original(*args, **options)
-        path.write_text(as_text(made_up_documents(6)))
+        path.write_text(as_text(changed))
         return result
 
     monkeypatch.setattr(pipeline, "survey", then_changed)

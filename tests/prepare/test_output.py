@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from dwt_ds.base.files import MANIFEST
+from dwt_ds.data.manifest import UNFINISHED_NAME
 from dwt_ds.prepare import output
 from dwt_ds.prepare.output import work_folder
+from dwt_ds.prepare.rows import part_path
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +64,22 @@ def test_the_folder_of_another_process_at_work_stays(tmp_path: Path, nfs: list[P
             pass
         assert work.is_dir()
     assert not nfs
+
+
+def test_finished_parts_outlive_a_mistake(tmp_path: Path, nfs: list[Path]) -> None:
+    """As where much is unknown to the tokenizer: with --allow-unknown the same command goes on from the parts."""
+    part = part_path(tmp_path / "out" / UNFINISHED_NAME, 0)
+    part.parent.mkdir(parents=True)
+    part.touch()
+    with pytest.raises(ValueError, match="unknown"), work_folder(tmp_path / "out", {"a": 1}):
+        raise ValueError("unknown")
+    assert part.is_file()
+    assert not nfs
+
+
+def test_a_folder_that_another_process_has_just_finished_stays(tmp_path: Path) -> None:
+    with work_folder(tmp_path / "out", {"a": 1}):
+        (tmp_path / "out" / MANIFEST).write_text("{}")
+    (tmp_path / "out" / UNFINISHED_NAME).mkdir()  # as it was when the second process looked
+    with pytest.raises(ValueError, match="has just finished it; repeat"), work_folder(tmp_path / "out", {"a": 1}):
+        pass

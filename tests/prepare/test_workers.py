@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def test_results_come_in_order_and_items_are_taken_as_needed(workers: int) -> No
 def test_an_error_in_a_worker_reaches_the_caller(workers: int) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         list(ordered_map(int, ["1", "2", "three", "4"], workers))
+
+
+def test_an_interruption_does_not_wait_for_the_workers() -> None:
+    def items() -> Iterator[float]:
+        yield 60.0
+        raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(ordered_map(time.sleep, items(), 2))
+    assert time.monotonic() - begun < 30
 
 
 def test_a_killed_worker_is_reported() -> None:
