@@ -95,6 +95,15 @@ def test_same_rows_and_masks_on_any_number_of_ranks(
         assert content(at_step(spread, step)) == content(at_step(alone, step))
 
 
+def test_micro_batches_of_the_ranks_are_side_by_side(data: PreparedData) -> None:
+    """Rows of like lengths are, so that no rank waits for another with longer rows."""
+    [alone] = steps(data, global_batch=16, world_size=1)
+    ranks = steps(data, global_batch=16, world_size=2, accumulation=2)
+    for step in range(5):
+        rows = [rank[step][accumulated].rows for accumulated in range(2) for rank in ranks]
+        assert torch.equal(torch.cat(rows), alone[step][0].rows)
+
+
 def test_each_row_once_an_epoch_and_an_epoch_may_end_inside_a_step(data: PreparedData) -> None:
     size = len(data.train)
     assert size % 16, "the corpus should not fill whole steps"
@@ -192,6 +201,13 @@ def test_workers_of_a_data_loader_give_the_same_batches(packed: PreparedData) ->
     assert torch.equal(copied[7][0].input_ids, rank[7][0].input_ids)
 
 
+def test_a_loader_draws_nothing_from_the_runs_random_numbers(packed: PreparedData) -> None:
+    """A resume has another loader than the run that it continues, and must have the same dropout."""
+    before = torch.get_rng_state()
+    next(iter(step_loader(steps(packed, global_batch=8, world_size=1)[0], range(2), 0, pin_memory=False)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("number", ["TERM", "INT", "HUP"])
 def test_a_signal_to_a_worker_of_the_loader_loses_no_batch(packed: PreparedData, number: str) -> None:
     """From another process than the one that loads, as a launcher or Slurm sends it to all processes of a run."""
@@ -240,9 +256,10 @@ def test_validation_is_the_same_for_any_world_size(data: PreparedData, world_siz
     fillers = [batch for of_rank in spread for batch in of_rank if batch.token_count == 0]
     assert all(len(batch.labels) == 0 and real_tokens(batch).any() for batch in fillers)
 
-    some = batches(0, 1, max_rows=10)
-    assert len(content(some)) == 10
-    assert set(content(some)) <= set(content(alone))
+    some, size = content(batches(0, 1, max_rows=10)), len(data.validation)
+    assert [row for row, *_ in some] == [nth * size // 10 for nth in range(10)], "spread evenly"
+    assert set(some) <= set(content(alone))
+    assert content(batches(0, 1, max_rows=size + 10)) == content(alone)
 
 
 def test_the_mask_is_left_out_only_where_there_is_no_padding(data: PreparedData) -> None:
