@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from harness.corpus import read_file
+from harness.corpus import compressed, read_file
 
 from dwt_ds.cli.main import main
 from dwt_ds.prepare import reading
@@ -187,6 +187,27 @@ def test_up_to_one_percent_is_replaced_and_counted(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_the_whole_of_a_file_is_what_invalid_bytes_are_a_share_of(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", 1000)
+    path = tmp_path / f"corpus.txt{suffix}"
+    path.write_bytes(compressed(b"\xe9" * 200 + b"\n" + (b"x" * 98 + b"\n") * 300, suffix))
+    assert read(path)[1].invalid_utf8 == 200
+
+
+def test_values_are_decoded_one_by_one_and_counted_together() -> None:
+    counts = SourceCounts()
+    decoder = TextDecoder("iso2022_jp", "column", counts)
+    assert decoder.value(b'\x1b$B$"\xff') == "\u3042\ufffd"  # does not switch back to letters
+    assert decoder.value(b"\xffabc\xff") == "\ufffdabc\ufffd"
+    with pytest.raises(ValueError, match="column: 43% of its characters cannot be decoded"):
+        decoder.check()
+    assert decoder.value(b"x" * 400) == "x" * 400
+    decoder.check()
+
+
 def test_a_wrong_encoding_is_refused_as_utf_8_is(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_bytes(TEXTS["Russian"].encode("cp1251"))
@@ -226,10 +247,11 @@ def test_a_replacement_character_of_the_text_is_not_counted() -> None:
     for encoding in ("utf-8", "gb18030", "utf-16-le"):
         counts = SourceCounts()
         decoder = TextDecoder(encoding, "x", counts)
-        raw = "a\ufffdb".encode(encoding)
+        raw = ("a\ufffdb" * 9).encode(encoding)
         text = "".join(decoder.decode(raw[i : i + 1], final=i + 1 == len(raw)) for i in range(len(raw)))
-        assert (text, counts.invalid_utf8) == ("a\ufffdb", 0)
+        assert (text, counts.invalid_utf8) == ("a\ufffdb" * 9, 0)
         assert decoder.value(raw) == text
+        decoder.check()
 
 
 def test_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

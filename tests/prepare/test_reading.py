@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,17 @@ def test_a_line_of_fifty_megabytes_is_cut_and_nothing_is_lost(tmp_path: Path, se
     assert counts.invalid_utf8 == 0
 
 
+def test_each_cut_of_a_long_line_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", 700)
+    for module in (reading, sources):
+        monkeypatch.setattr(module, "LINE_CHARS", 1000)
+    path = tmp_path / "long.txt"
+    path.write_text("words " * 3000)
+    [document], counts = read_file(path)
+    assert document.split() == ["words"] * 3000
+    assert 18 <= counts.long_lines_cut == counts.lines - 1
+
+
 def test_a_long_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "DOCUMENT_CHARS", 50)
     path = tmp_path / "long.txt"
@@ -104,12 +117,12 @@ def test_a_long_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.Monk
     documents, counts = read_file(path)
     assert "\n".join(documents) == "\n".join([f"line {n}" for n in range(30)] + ["next"])
     assert documents[-1] == "next"
-    assert counts.documents == len(documents) > 4
+    assert counts.documents == len(documents) == 5
 
 
 def test_unreadable_records_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
-    path.write_text('{"text": "Good."}\nnot json\n{"txt": "No text."}\n{"text": 5}\n["text"]\n\n{"text": "\\ud800x"}\n')
+    path.write_text('{"text": "Good."}\nnot json\n{"text": 5}\n["text"]\n\n{"text": "\\ud800x"}\n{"txt": "No text."}\n')
     documents, counts = read_file(path)
     assert documents == ["Good.", "?x"]
     assert (counts.unreadable_records, counts.invalid_utf8) == (4, 1)
@@ -117,7 +130,7 @@ def test_unreadable_records_are_counted(tmp_path: Path) -> None:
 
 def test_records_that_are_lines(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"line": text}) + "\n" for text in ["a 1", "a 2", "", "b 1", " ", "", "c 1"]))
+    path.write_text("".join(json.dumps({"line": text}) + "\n" for text in ["a 1", "a 2", "", "", "b 1", " ", "c 1"]))
     assert read_file(path, TextForm("line", are_lines=True))[0] == ["a 1\na 2", "b 1", "c 1"]
 
 
@@ -150,8 +163,20 @@ def test_find_files(tmp_path: Path) -> None:
         find_files([f"{tmp_path}/*.rst"], TextForm())
     with pytest.raises(ValueError, match="is a folder: name its files"):
         find_files([str(tmp_path)], TextForm())
-    with pytest.raises(ValueError, match="named twice"):
-        find_files([f"{tmp_path}/*.txt", str(tmp_path / "a.txt")], TextForm())
+    (tmp_path / "link").symlink_to(tmp_path)
+    for again in ("a.txt", "link/a.txt"):
+        with pytest.raises(ValueError, match="a.txt is named twice"):
+            find_files([f"{tmp_path}/*.txt", str(tmp_path / again)], TextForm())
+
+
+def test_a_file_that_is_written_again_is_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    [file] = find_files([str(path)], TextForm())
+    before = file.identity()
+    path.write_text("two")
+    os.utime(path, ns=(0, before["modified_ns"] + 1))
+    assert file.identity() != before
 
 
 @pytest.fixture
@@ -179,6 +204,25 @@ def test_datasets(saved: Callable[[str], str], kind: str, streaming: bool) -> No
         assert (counts.unreadable_records, counts.position) == (1, 4)
     assert source.size == (0 if streaming else 4)
     assert json.loads(json.dumps(source.identity())) == source.identity()
+
+
+@pytest.mark.parametrize("kind", ["disk", "parquet"])
+def test_a_dataset_of_as_many_other_records_is_another(saved: Callable[[str], str], kind: str) -> None:
+    folder = saved(kind)
+    before = HubDataset(folder).identity()
+    shutil.rmtree(folder)
+    others = datasets.Dataset.from_dict({"text": ["Other text."] * 4})
+    others.save_to_disk(folder) if kind == "disk" else others.to_parquet(f"{folder}/train.parquet")
+    assert HubDataset(folder).identity() != before
+
+
+def test_the_config_of_a_dataset_is_the_one_that_is_named(tmp_path: Path) -> None:
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.txt\n" for name in ("one", "two"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"Text of {name}.\n")
+    source = HubDataset.parse(f"{tmp_path}:two", False, TextForm())
+    assert list(source.documents(SourceCounts())) == ["Text of two."]
 
 
 def test_splits_of_saved_datasets(tmp_path: Path) -> None:

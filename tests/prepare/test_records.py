@@ -40,6 +40,7 @@ def test_json_lines_of_any_name_are_records(tmp_path: Path, name: str) -> None:
         "\n\n" + JSON_LINES,
         "\ufeff" + JSON_LINES,
         "{broken\n" + JSON_LINES,
+        JSON_LINES.split("\n")[0] + "\nnot json" * 5 + "\n" + JSON_LINES,
         JSON_LINES + f"{DEEP}\nnot json\n",
         json.dumps({"text": DOCUMENTS[0], "more": "x" * 30_000}) + "\n" + JSON_LINES,
     ],
@@ -113,7 +114,7 @@ def test_a_record_longer_than_a_line_may_be_is_whole(tmp_path: Path, monkeypatch
     assert read_file(tmp_path / "book.jsonl")[0] == ["Next."]
 
 
-PROTEINS = ">sp|P1|ONE first\nMKVLA\nGGST*\n\n>two\nMKTAYIAK  QRQIS\nFV\n>empty\n>three\nACDEF\n"
+PROTEINS = ">sp|P1|ONE first\nMKVLA\nGGST*\n\n>two\nMKTAYIAK  QRQIS\nFV\n>empty\n>three\nACDEF\n>empty\n"
 
 
 @pytest.mark.parametrize("name", ["p.fasta", "p.fa", "p.FAA", "p.fna", "p.fasta.gz", "p.fa.zst", "p.faa.xz"])
@@ -123,7 +124,7 @@ def test_fasta_is_a_document_a_record(tmp_path: Path, name: str) -> None:
     path.write_bytes(compressed(PROTEINS.encode(), suffix))
     documents, counts = read_file(path)
     assert documents == ["MKVLAGGST*", "MKTAYIAKQRQISFV", "ACDEF"]
-    assert (counts.documents, counts.lines, counts.unreadable_records) == (3, 3, 1)
+    assert (counts.documents, counts.lines, counts.unreadable_records) == (3, 3, 2)
 
 
 FOLDED = "".join(
