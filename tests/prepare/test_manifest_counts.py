@@ -16,7 +16,10 @@ from dwt_ds.data.manifest import Manifest
 from dwt_ds.data.prepared import PreparedData
 from dwt_ds.data.show import manifest_table, warnings_of
 from dwt_ds.plan.settings import corpus_of
+from dwt_ds.prepare import corpus
 from dwt_ds.prepare.corpus import is_held_out
+from dwt_ds.prepare.hold_out import _without_tail
+from dwt_ds.prepare.rows import Chunk
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -134,7 +137,8 @@ def test_mostly_unknown_text_is_refused_unless_allowed(
     assert "accept this with --allow-unknown" in err
     assert not (tmp_path / "data" / "manifest.json").exists()
     assert run(*words, "--allow-unknown")[0] == 0
-    assert (manifest(tmp_path).unknown_share or 0) > 0.2
+    found = manifest(tmp_path)
+    assert found.unknown_share == found.sources[0]["unknown_share"] > 0.2
     assert run(*words)[0] == 0  # finished
 
 
@@ -211,3 +215,22 @@ def test_another_document_is_held_out_where_one_has_no_text(
     assert found.held_out_instead == ("another document is held out" in err) == ("was all dropped" in out)
     [chosen] = [text for number, text in enumerate(documents) if is_held_out(number, len(documents), 0.01, seed)]
     assert found.held_out_instead == (len(chosen.split("\n")[-1]) < 10)
+    assert found.validation_documents == 1 + found.held_out_instead
+
+
+def test_a_document_that_is_all_text_of_its_chunk_is_held_out_for_one_without_text(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_CHARS", 1)
+    documents = [ONE_LINE.replace("plain", word) for word in ("plain", "simple", "short")]
+    documents[next(number for number in range(3) if is_held_out(number, 3, 0.01, 0))] = NO_TEXT
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    assert run("--text", tmp_path / "text.txt", "--train-tokenizer", 80)[0] == 0
+    found = manifest(tmp_path)
+    assert found.held_out_instead
+    assert 0 < found.validation_rows <= found.rows
+
+
+def test_last_lines_that_are_held_out_are_of_their_documents_source() -> None:
+    chunk = Chunk(0, ["a\nb\nc", "d"], [False, True], [4, 5])
+    assert _without_tail(chunk, 0, ["a", "b"], ["c"]) == Chunk(0, ["a\nb", "c", "d"], [False, True, False], [4, 4, 5])

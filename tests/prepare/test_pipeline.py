@@ -195,9 +195,10 @@ def test_share_held_out(documents: int, share: float, expected: int) -> None:
     assert set(chosen) == {expected}
 
 
-def test_a_single_document_holds_out_its_last_lines(tmp_path: Path, make: Make) -> None:
+@pytest.mark.parametrize("times", [1, 5])  # the same share if most of its lines are duplicates
+def test_a_single_document_holds_out_its_last_lines(times: int, tmp_path: Path, make: Make) -> None:
     lines = made_up_documents(1, seed=9, lines=50)[0]
-    (tmp_path / "text.txt").write_text("\n".join(lines))
+    (tmp_path / "text.txt").write_text("\n".join(times * lines))
     data = make(tmp_path / "data", tmp_path / "text.txt", seq_len=32, validation=0.1)
     assert "".join(text_of(data, data.validation)) == squeezed("".join(lines[-5:]))
     assert "".join(text_of(data, data.train)) == squeezed("".join(lines[:-5]))
@@ -272,6 +273,19 @@ def test_fingerprint_follows_the_rows(tmp_path: Path, make: Make, corpus_file: P
     other = make(tmp_path / "other", corpus_file, seq_len=32, seed=1)
     assert same.manifest.fingerprint == packed.manifest.fingerprint
     assert other.manifest.fingerprint != packed.manifest.fingerprint
+
+
+def test_fingerprint_follows_what_the_tokens_do_not_show(
+    tmp_path: Path, make: Make, corpus_file: Path, vocab_file: Path
+) -> None:
+    """A row's greatest length, and an entry of the vocabulary that the text does not have."""
+    larger = tmp_path / "vocab.txt"
+    larger.write_text(vocab_file.read_text() + "unused\n")
+    options: list[dict[str, Any]] = [{}, {"seq_len": 160}, {"tokenizer": str(larger)}]
+    made = [make(tmp_path / f"{n}", corpus_file, one_sentence_per_row=True, **each) for n, each in enumerate(options)]
+    rows = [data.train.rows(np.arange(len(data.train)))[0].tolist() for data in made]
+    assert rows[0] == rows[1] == rows[2]
+    assert len({data.manifest.fingerprint for data in made}) == 3
 
 
 def test_datasets_opens_the_splits(packed: PreparedData) -> None:
@@ -354,6 +368,7 @@ def test_manifest_on_disk(packed: PreparedData) -> None:
     manifest = json.loads((packed.folder / "manifest.json").read_text())
     assert manifest["rows"] == len(packed.train)
     assert manifest["validation_rows"] == len(packed.validation)
+    assert manifest["tokens"] == packed.train.lengths.sum() + packed.validation.lengths.sum()
     assert set(manifest["versions"]) >= {"tokenizers", "syntok", "datasets"}
     assert Manifest.from_json(json.dumps(manifest)) == packed.manifest
     table = (packed.folder / "manifest.txt").read_text()
