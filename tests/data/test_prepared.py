@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from harness.errors import error_of
 
-from dwt_ds.data.prepared import PreparedData
+from dwt_ds.data.prepared import PreparedData, data_problems
+from dwt_ds.data.show import warnings_of
 from dwt_ds.data.tokenizer import tokenizer_sha256
 
 
@@ -61,6 +62,8 @@ def test_validation_may_be_empty(tmp_path: Path, make, corpus_file: Path) -> Non
     data = make(tmp_path / "data", corpus_file, validation=0.0)
     assert len(data.validation) == 0
     assert len(data.validation.lengths) == 0
+    assert warnings_of(data.manifest) == []
+    assert data.validation.knows_words, "whole words are no reason to refuse it"
     assert data.validation.rows(np.zeros(0, dtype=np.int64))[0].shape == (0, 0)
 
 
@@ -79,6 +82,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     [
         ("{", "manifest.json: .*; run"),
         ("{}", "not a manifest"),
+        ("3", "not a manifest"),
         ('{"format_version": 99}', "data format 99, this version reads format 1; run .* into a new folder"),
         ('{"format_version": 1, "rows": 2}', "documents: missing; run"),
     ],
@@ -113,6 +117,20 @@ def test_a_tokenizer_that_is_damaged(copied: Path) -> None:
 
 def test_lengths_of_another_folder(copied: Path) -> None:
     lengths = np.load(copied / "train" / "lengths.npy")
-    np.save(copied / "train" / "lengths.npy", lengths[:-1])
-    with pytest.raises(ValueError, match="lengths.npy has .* rows, the Arrow files"):
-        PreparedData.open(copied)
+    for others in (lengths[:-1], np.append(lengths, 9)):
+        np.save(copied / "train" / "lengths.npy", others)
+        with pytest.raises(ValueError, match="lengths.npy has .* rows, the Arrow files"):
+            PreparedData.open(copied)
+
+
+def test_all_that_has_changed_in_a_folder_is_told(copied: Path) -> None:
+    assert data_problems(copied) == []
+    for split in ("train", "validation"):
+        np.save(copied / split / "lengths.npy", np.load(copied / split / "lengths.npy") - 1)
+    tokenizer = copied / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"ren"', '"zen"'))
+    found = data_problems(copied)
+    assert [problem.split(":")[0].split(" ")[0] for problem in found] == [
+        *(f"{copied}/{split}/lengths.npy" for split in ("train", "validation")),
+        f"{copied}/tokenizer",
+    ]

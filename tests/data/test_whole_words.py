@@ -7,6 +7,7 @@ import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -210,6 +211,9 @@ def test_wordpiece_masks_are_what_they_were(label_draw: str, tmp_path: Path, mak
         masked = draw_masks(ids, lengths, rows, rows % 3, old.facts, masking, 5, starts_word)
         content = masked.input_ids.astype("<i8").tobytes() + masked.positions.astype("<i8").tobytes()
         assert hashlib.sha256(content).hexdigest() == MASKS_BEFORE[label_draw]
+    options: dict[str, Any] = {"seed": 0, "micro_batch_size": 8, "accumulation": 1, "rank": 0, "world_size": 1}
+    [of_old], [of_new] = (StepBatches(each.train, each.facts, masking, **options)[0] for each in (old, new))
+    assert (of_old.input_ids == of_new.input_ids).all()
 
 
 def test_an_old_folder_whose_vocabulary_does_not_tell_is_refused(tmp_path: Path, make: Make) -> None:
