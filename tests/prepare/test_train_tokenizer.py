@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness.corpus import made_up_documents
 from transformers import AutoTokenizer
 
 from dwt_ds.data.tokenizer import TokenizerFacts, tokenizer_sha256
+from dwt_ds.prepare import corpus
 from dwt_ds.prepare.case_and_accents import Wishes
 from dwt_ds.prepare.options import PrepareOptions
 from dwt_ds.prepare.train_tokenizer import Kind, train_tokenizer
@@ -53,6 +55,24 @@ def test_training_gives_the_same_file_in_every_process(corpus_file: Path, tmp_pa
     here = [train_tokenizer(lines, 700, kind).backend_tokenizer.to_str() for kind in KINDS]
     assert [hashlib.sha256(file.encode()).hexdigest() for file in here] == there.stdout.split()
     assert len(set(here)) == 4
+
+
+def test_the_sample_to_train_on_is_bounded_and_drawn_from_all_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "TOKENIZER_SAMPLE_CHARS", 1000)
+    for seed in range(8):
+        short, long = corpus._DocumentSample(seed), corpus._DocumentSample(seed)
+        for number in range(1000):
+            short.offer(number, f"{number:010}")
+            long.offer(number, 2000 * "a")
+        kept = np.array([int(document) for document in short.documents()])
+        assert 30 <= len(kept) <= 100
+        assert np.bincount(kept // 250, minlength=4).min() >= 3
+        assert len(long.documents()) == 1
+
+
+def test_characters_are_the_most_frequent_ones_in_order() -> None:
+    tokenizer = train_tokenizer(["xzzzzyyy", "xxzzyyy"], 7, "characters")
+    assert tokenizer.convert_ids_to_tokens(range(5, 7)) == ["y", "z"]
 
 
 def test_english_wordpiece_is_as_it_was() -> None:
