@@ -86,7 +86,7 @@ def _from_vocab_file(path: Path, wishes: Wishes) -> PreTrainedTokenizerFast:
         raise ValueError(f"--tokenizer {path}: is not UTF-8 ({error}); save it as UTF-8") from None
     while entries and not entries[-1]:
         entries.pop()
-    vocabulary = {entry.rstrip("\r"): index for index, entry in enumerate(entries)}
+    vocabulary = {entry: index for index, entry in enumerate(entries)}
     missing = [token for token in BERT_SPECIAL_TOKENS.values() if token not in vocabulary]
     if missing:
         raise ValueError(f"--tokenizer {path}: the vocabulary lacks {', '.join(missing)}; choose another tokenizer")

@@ -166,6 +166,8 @@ def test_vocab_files_of_other_systems(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     path.write_text(text, encoding="utf-8-sig")
     assert find_tokenizer(str(path)).tokenize("grün") == ["grün"]
+    path.write_text(text, encoding="utf-8", newline="\r\n")
+    assert find_tokenizer(str(path)).tokenize("grün") == ["grün"]
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=f"^--tokenizer {path}: is not UTF-8 "):
         find_tokenizer(str(path))
