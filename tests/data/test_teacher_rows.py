@@ -146,21 +146,21 @@ def test_bytes_of_unknown_characters_are_hidden_by_character(pairs: Any) -> None
 
 
 def test_a_teacher_that_can_spell_dna_alone() -> None:
-    """Any other text it reads as nothing: it has no unknown token."""
+    """Any other text it reads as nothing: it has no unknown token, nor one for padding."""
     dna = Tokenizer(models.BPE())
     special = ["<s>", "</s>", "<pad>", "<mask>"]
     dna.train_from_iterator(["ACGTTGCA", "GATTACA"], trainers.BpeTrainer(vocab_size=12, special_tokens=special))
     frame = [("<s>", 0), ("</s>", 1)]
     dna.post_processor = processors.TemplateProcessing(single="<s> <s> $A </s>", special_tokens=frame)
-    teacher = PreTrainedTokenizerFast(
-        tokenizer_object=dna, cls_token="<s>", sep_token="</s>", pad_token="<pad>", mask_token="<mask>"
-    )
+    teacher = PreTrainedTokenizerFast(tokenizer_object=dna, cls_token="<s>", sep_token="</s>", mask_token="<mask>")
     student = tokenizer_of(LATIN, "bpe", 700, Wishes())
-    ids = np.array([student("GATTACA aaa")["input_ids"]])
+    *text, end = student("GATTACA aaa")["input_ids"]
+    ids = np.array([[*text, student.unk_token_id, end]])
     rows = TeacherTokens.of(student, teacher, None).rows(
         ids, np.array([ids.shape[1]]), NONE, NONE, np.ones(ids.shape, dtype=bool)
     )
-    assert rows.input_ids.tolist() == [[0, 0, *teacher("GATTACA", add_special_tokens=False)["input_ids"], 1]]
+    spelled = teacher("GATTACA", add_special_tokens=False)["input_ids"]
+    assert rows.input_ids.tolist() == [[0, 0, *spelled, teacher.mask_token_id, 1]]
 
 
 def test_a_teacher_that_cannot_be_used() -> None:

@@ -21,10 +21,11 @@ def wordpiece(*entries: str, lowercase: bool = True) -> PreTrainedTokenizerFast:
     return wordpiece_tokenizer({name: number for number, name in enumerate(names)}, Treatment(lowercase, lowercase))
 
 
-def test_fingerprint_sees_content_order_and_case() -> None:
+def test_fingerprint_sees_content_order_case_and_roles() -> None:
     tokenizers = [wordpiece("the", "cat"), wordpiece("cat", "the"), wordpiece("the", "cat", "sat")]
-    hashes = {tokenizer_sha256(tokenizer) for tokenizer in [*tokenizers, wordpiece("the", "cat", lowercase=False)]}
-    assert len(hashes) == 4
+    tokenizers += [wordpiece("the", "cat", lowercase=False), wordpiece("the", "cat")]
+    tokenizers[-1].mask_token = "cat"
+    assert len({tokenizer_sha256(tokenizer) for tokenizer in tokenizers}) == 5
     assert tokenizer_sha256(wordpiece("the", "cat")) == tokenizer_sha256(tokenizers[0])
 
 
@@ -40,6 +41,13 @@ def test_facts_of_wordpiece_and_byte_level() -> None:
     facts = TokenizerFacts.of(with_roles(trained("byte-level BPE")))
     assert facts.continues_word is None
     assert facts.is_special.sum() == 5
+
+
+def test_ids_that_no_entry_has_are_no_random_tokens() -> None:
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the"]
+    vocabulary = {entry: number for number, entry in enumerate(entries)} | {"cat": 9}
+    facts = TokenizerFacts.of(wordpiece_tokenizer(vocabulary, Treatment(True, True)))
+    assert (facts.vocab_size, facts.ordinary_ids.tolist()) == (10, [5, 9])
 
 
 def test_tokenizer_without_a_mask_token() -> None:
