@@ -1,8 +1,9 @@
-"""Locks in the folder of compiled operators: builds are announced, and a killed process blocks no other.
+"""Locks in the folder of compiled operators: a killed process blocks no other.
 
-torch builds an extension under a file `lock`, and loads it under the same file at every start. A process that is killed
-then leaves it behind, and the next process that needs the extension would wait for it forever, without a message. So
-processes of this package hold a record lock on that file, which ends with them.
+Before version 2.14, torch builds an extension under a file `lock`, and loads it under the same file at every start. A
+process that is killed then leaves it behind, and the next process that needs the extension would wait for it forever,
+without a message. So processes of this package hold a record lock on that file, which ends with them. The locks of
+later versions end with their process, and the file stays.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch.utils.file_baton import FileBaton
 
+TORCHS_LOCKS_END = torch.__version__ >= "2.14"
+"""Whether torch's own locks end with their process."""
 # A build writes a file at a time, and nvcc takes several minutes for some.
 _ABANDONED_SECONDS = 600.0
 # The process that builds prints that it does; this is for users who do not see its output.
@@ -28,22 +32,29 @@ _HELD = b"held by a record lock\n"
 
 
 def replace_torchs_build_locks() -> None:
-    """Change how torch handles its build locks, from now on.
+    """Change how torch handles its build locks, from now on; from torch 2.14 on, nothing has to be changed.
 
     The lock of a process that was killed while it loaded an operator is ignored. The lock of a killed build raises a
     ValueError that names the file; torch would wait for it forever. A process that waits for a build that is stopped or
-    fails gets a ValueError, too; torch would load what is not there. And a process that builds prints that it does,
-    because torch is silent for minutes.
+    fails gets a ValueError, too; torch would load what is not there.
     """
-    FileBaton.wait = _wait  # type: ignore[method-assign,assignment]
-    FileBaton.try_acquire = _try_acquire  # type: ignore[method-assign,assignment]
+    if not TORCHS_LOCKS_END:
+        FileBaton.wait = _wait  # type: ignore[method-assign,assignment]
+        FileBaton.try_acquire = _try_acquire  # type: ignore[method-assign,assignment]
 
 
 def find_abandoned_locks() -> list[Path]:
     """Locks in the extensions folder that stop a run: their build has written nothing for 10 minutes, and is not seen
     to run."""
+    if TORCHS_LOCKS_END:
+        return []
     locks = sorted(extensions_folder().glob("*/lock"))
-    return [lock for lock in locks if _abandoned(lock) and not (_is_built(lock.parent) and _holder(lock) == "ended")]
+    return [lock for lock in locks if not is_built(lock.parent) and _abandoned(lock)]
+
+
+def is_built(folder: Path) -> bool:
+    """Whether the extension in its `folder` has been compiled."""
+    return any(folder.glob("*.so"))
 
 
 def extensions_folder() -> Path:
@@ -60,13 +71,9 @@ def extensions_folder() -> Path:
 
 
 def _try_acquire(baton: FileBaton) -> bool | None:
-    folder = Path(baton.lock_file_path).parent
     acquired = _TORCHS_TRY_ACQUIRE(baton)
     if acquired:
         _hold(baton)
-        if not _is_built(folder):
-            text = f"compiling {folder.name} for this machine, once; it takes a minute or more"
-            print(text, file=sys.stderr, flush=True)
     return acquired
 
 
@@ -85,9 +92,12 @@ def _wait(baton: FileBaton) -> None:
     lock, began, reported = Path(baton.lock_file_path), time.monotonic(), False
     while lock.exists():
         # A killed build may have a compiler that still writes.
-        if _is_built(lock.parent) and _holder(lock, remove=True) == "ended":
+        if is_built(lock.parent) and _holder(lock, remove=True) == "ended":
             return
         if _abandoned(lock):
+            if is_built(lock.parent):  # left by another program that loaded it, or by torch 2.14
+                lock.unlink(missing_ok=True)
+                return
             raise ValueError(
                 f"{lock}: left by a build that was killed (nothing written for {_ABANDONED_SECONDS / 60:.0f} minutes); "
                 "delete that file"
@@ -100,15 +110,11 @@ def _wait(baton: FileBaton) -> None:
                 flush=True,
             )
         time.sleep(_POLL_SECONDS)
-    if not _is_built(lock.parent):
+    if not is_built(lock.parent):
         raise ValueError(
             f"{lock.parent}: the process that compiled {lock.parent.name} was stopped or failed (see its own output); "
             "start again"
         )
-
-
-def _is_built(folder: Path) -> bool:
-    return any(folder.glob("*.so"))
 
 
 def _holder(lock: Path, *, remove: bool = False) -> Literal["lives", "ended", "not seen"]:

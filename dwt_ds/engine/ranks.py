@@ -27,6 +27,8 @@ _MEETING_SECONDS = 600.0
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _DEEPSPEEDS_BARRIER = TorchBackend.barrier
+# Public from torch 2.14 on, which warns of the former name.
+_set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
 # As the launcher set it; start_ranks may make LOCAL_RANK the number of a visible device.
 _local_rank: int | None = None
 
@@ -81,7 +83,7 @@ def start_ranks(timeout_seconds: float = 1800.0) -> None:
             verbose=False,
         )
     del store
-    distributed_c10d._set_pg_timeout(limit)
+    _set_timeout(limit)
     if on_cuda:
         TorchBackend.barrier = _barrier_on_own_device
 

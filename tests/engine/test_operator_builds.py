@@ -29,6 +29,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Build:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (9, 0))
     monkeypatch.setattr(builder, "installed_cuda_version", lambda name="": (13, 0))
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", "cuda")
     seen: list[str] = []
     monkeypatch.setattr(cpp_extension, "load", lambda **settings: seen.append(os.environ[ARCHITECTURES]))
     monkeypatch.setattr(builder.OpBuilder, "_loaded_ops", {})
@@ -51,6 +52,32 @@ def test_letters_after_the_number_do_not_stop_deepspeed(build: Build, monkeypatc
     assert build(" 9.0;9.0a ") == "9.0+PTX"
     for names in ("Hopper", "8.0;Ada+PTX", "native", ""):
         assert build(names) == "9.0+PTX", names  # that of the device
+
+
+def test_a_compilation_is_announced_once_a_host(
+    build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(builder.OpBuilder, "jit_load", builder.OpBuilder.jit_load)  # put back afterwards
+    prepare_operator_builds()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    load = cpp_extension.load
+    operator = tmp_path / "fused_adam" / "fused_adam.so"
+    operator.parent.mkdir()
+
+    def announced() -> bool:
+        build("8.0")
+        assert cpp_extension.load is load
+        return "compiling fused_adam for this machine, once; it takes a minute or more\n" in capsys.readouterr().err
+
+    assert announced()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not announced()
+    monkeypatch.delenv("LOCAL_RANK")
+    operator.touch()
+    assert not announced(), "it is only loaded"
+    operator.unlink()
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    assert not announced(), "there is no nvcc"
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
