@@ -78,6 +78,8 @@ def test_a_compilation_is_announced_once_a_host(
     operator.unlink()
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
     assert not announced(), "there is no nvcc"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert announced(), "a CPU needs none"
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
