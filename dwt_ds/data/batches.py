@@ -241,7 +241,7 @@ def validation_batches(
     """
     maker = _BatchMaker(table, facts, config, _VALIDATION_SEED, teacher_tokens=teacher_tokens)
     count = len(table) if max_rows is None else min(len(table), max_rows)
-    rows = np.arange(count, dtype=np.int64) * len(table) // count
+    rows = np.arange(count, dtype=np.int64) * len(table) // max(count, 1)
     if table.full_width is None:
         rows = rows[np.argsort(table.lengths[rows], kind="stable")]
     for first in range(0, -(-count // micro_batch_size), world_size):

@@ -51,7 +51,7 @@ def draw_masks(
     one by one.
 
     Args:
-        input_ids: (B, S) int64, padded with the pad token, which is a special one.
+        input_ids: (B, S) int64.
         lengths: (B,) real tokens of each row.
         rows: (B,) int64; they decide every draw with `epochs` and `seed`, so a row has the same mask in any batch.
         epochs: (B,) int64.
@@ -59,7 +59,8 @@ def draw_masks(
             (`facts.continues_word`). Only needed for whole words.
     """
     row_keys = _row_keys(rows, epochs, seed)
-    maskable = ~facts.is_special[input_ids]
+    maskable = ~facts.is_special[input_ids] & is_real(lengths, input_ids.shape[1])
+
     choice = _draws(row_keys, _CHOICE, np.arange(input_ids.shape[1])[None, :])
     wanted = np.minimum(labels_by_length(lengths, config.mask_probability), maskable.sum(axis=1))
     word_of_token = None
@@ -178,11 +179,11 @@ def _lowest_words(
     for nth in range(int((sizes > 0).sum(axis=1).max(initial=0))):
         word = order[:, nth]
         size = sizes[every, word]
-        take = size <= room
+        take = (size > 0) & (size <= room)
         taken[every[take], word[take]] = True
         room -= np.where(take, size, 0)
     chosen = np.take_along_axis(taken, word_of_token, axis=1) & maskable
-    for row in np.flatnonzero(room == wanted).tolist():
+    for row in np.flatnonzero((room == wanted) & (wanted > 0)).tolist():
         column = int(order[row, 0])
         start = column + int(choice[row, column]) % int(sizes[row, column] - wanted[row] + 1)
         chosen[row, start : start + wanted[row]] = True

@@ -157,7 +157,7 @@ def examples(data: PreparedData, count: int, config: DataConfig, seed: int) -> I
     """`count` training rows, spread over the table, as text, with {true -> shown} for tokens to predict."""
     tokenizer = data.tokenizer()
     count = min(count, len(data.train))
-    rows = np.arange(count, dtype=np.int64) * len(data.train) // count
+    rows = np.arange(count, dtype=np.int64) * len(data.train) // max(count, 1)
     for row in rows.tolist():
         index = np.array([row], dtype=np.int64)
         true_ids, lengths = data.train.rows(index)

@@ -191,9 +191,11 @@ class Corpus:
 
         The `characters` of the document include its duplicate lines; `lines` does not.
         """
+        can_be_split = len(lines) > 1
         held_out = is_held_out(number, self.survey.documents, self.validation, self.seed)
+        held_out &= can_be_split or self.survey.documents > 1
         self.validation_documents += held_out
-        if held_out and len(lines) > 1 and self.is_too_long(characters):
+        if held_out and can_be_split and self.is_too_long(characters):
             tails = np.cumsum([len(line) for line in lines[:0:-1]])  # characters of the last line, of the last two, ...
             wanted = self.validation * self.survey.characters * sum(map(len, lines)) / characters
             tail = int(np.abs(tails - wanted).argmin()) + 1

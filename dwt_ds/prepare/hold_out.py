@@ -38,7 +38,10 @@ def hold_out_another(corpus: Corpus, parts: list[ChunkCounts], settings: RowSett
             parts[index] = counts
             (work / _MARK).touch()
             return
-    parts[index] = store_part(replace(chunk, held_out=[False] * len(chunk.documents)), settings, work)
+    for changed in (chunk, replace(chunk, held_out=[False] * len(chunk.documents))):
+        parts[index] = store_part(changed, settings, work)
+        if parts[index].rows + rows_elsewhere:
+            return
 
 
 def _choices(chunk: Chunk, corpus: Corpus) -> Iterator[Chunk]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dwt_ds.base.files import MANIFEST, atomic_file, read_json, write_json, write_text
+from dwt_ds.base.files import MANIFEST, atomic_file, read_json, sync_folder, write_json, write_text
 from dwt_ds.base.locks import LOCK_NAME, FolderLock
 from dwt_ds.base.trees import differences
 from dwt_ds.data.manifest import MANIFEST_TABLE_NAME, UNFINISHED_NAME, Manifest, read_data_manifest
@@ -97,6 +97,6 @@ def make_final(out: Path, manifest: Manifest) -> None:
         with atomic_file(out / TOKENIZER_FOLDER / path.name) as file:
             file.write(path.read_bytes())
     warnings = "".join(f"warning: {warning}\n" for warning in warnings_of(manifest))
-    # This also puts the new names in `out` on disk, so the manifest's never comes before them.
     write_text(out / MANIFEST_TABLE_NAME, manifest_table(manifest) + warnings)
+    sync_folder(out)
     write_text(out / MANIFEST, manifest.to_json())
