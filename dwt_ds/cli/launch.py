@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from dwt_ds.config.recipe import load_recipe
     from dwt_ds.launch.local import on_this_machine
+    from dwt_ds.launch.logins import check_logins
     from dwt_ds.launch.multinode import on_hosts, require_program
     from dwt_ds.launch.supervise import watch
     from dwt_ds.run.folder import RunFolder
@@ -51,6 +52,7 @@ def main(args: argparse.Namespace) -> int:
     environment = os.environ if args.ranks is None else {**os.environ, "RANKS": args.ranks}
     launch = on_hosts(args.hostfile, environment) if args.hostfile else on_this_machine(environment)
     require_program(launch.launcher)
+    check_logins(launch)
     arguments = [args.recipe, *args.overrides]
     json = args.deepspeed_config or environment.get("DEEPSPEED_CONFIG")
     arguments += ["--deepspeed_config", json] if json else []

@@ -186,6 +186,15 @@ def test_a_host_that_fails_before_the_ranks_meet_ends_the_launch(
         assert ranks_on(cluster, host) == "0", f"node-{host}\n{done.stdout}"
 
 
+def test_a_host_without_a_login_is_named_before_anything_starts(
+    cluster: Any, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    done = run_on(cluster, {1: 1, 9: 1}, tiny_recipe, tmp_path / "run")
+    assert done.returncode == 2, done.stdout
+    assert done.stdout.startswith("error: no login to node-9 (ssh: Could not resolve hostname node-9"), done.stdout
+    assert not (tmp_path / "run").exists()
+
+
 def ranks_on(cluster: Any, host: int) -> str:
     """How many processes of a run a host still has."""
     count = "import psutil; print(sum('dwt_ds.pretrain' in process.cmdline() for process in psutil.process_iter()))"
