@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 from dwt_ds.data.batches import Batch
-from dwt_ds.engine import teacher
+from dwt_ds.engine import inference, teacher
 from dwt_ds.engine.teacher import TeacherEngine
 from dwt_ds.models.masked_lm import wrapper
 
@@ -164,8 +164,8 @@ class TestInjection:
             def destroy(engine) -> None:
                 self.destroyed.append(engine)
 
-        monkeypatch.setattr(teacher.deepspeed, "init_inference", init_inference)
-        monkeypatch.setattr(teacher, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
+        monkeypatch.setattr(inference.deepspeed, "init_inference", init_inference)
+        monkeypatch.setattr(inference, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
         monkeypatch.setattr(teacher, "gather_from_ranks", lambda value: [value, *self.others])
 
     @pytest.fixture
