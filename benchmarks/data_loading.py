@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import append_row, processor_and_cores
+from rows import RESULTS, append_row, processor_and_cores
 
 from dwt_ds.config.schema import DataConfig
 from dwt_ds.data.batches import StepBatches, step_loader
@@ -24,7 +24,6 @@ from dwt_ds.data.tokenizer import TokenizerFacts
 from dwt_ds.prepare.packing import Rows
 from dwt_ds.prepare.shards import ShardWriter
 
-RESULTS = Path(__file__).parent / "results" / "data_loading.csv"
 ROWS, WIDTH, VOCABULARY = 200_000, 128, 30_522
 ENDLESS = range(2**62)
 MASKINGS = {
@@ -90,7 +89,7 @@ def main() -> None:
                     "python": platform.python_version(),
                     "torch": torch.__version__,
                 }
-                append_row(RESULTS, row)
+                append_row(RESULTS / "data_loading.csv", row)
 
 
 if __name__ == "__main__":

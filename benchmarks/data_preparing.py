@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rows import append_row, processor_and_cores
+from rows import RESULTS, append_row, processor_and_cores
 
 from dwt_ds.data.prepared import TOKENIZER_FOLDER, PreparedData
 from dwt_ds.prepare.documentation import InstalledDocumentation
@@ -36,7 +36,6 @@ from dwt_ds.prepare.rows import Chunk, rows_of_chunk, store_part
 from dwt_ds.prepare.sentences import sentence_spans
 from dwt_ds.prepare.sources import SourceCounts
 
-RESULTS = Path(__file__).parent / "results" / "data_preparing.csv"
 FIELDS = ["measure", "what", "value", "unit", "corpus"]
 Value = TypeVar("Value")
 
@@ -161,7 +160,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     machine = {"cpu": processor_and_cores(), "python": platform.python_version(), "versions": versions}
     for row in rows:
         print(f"{row['what']:<32} {row['value']:>14,.2f} {row['unit']:<15} {row['corpus']}")
-        append_row(RESULTS, {**row, "value": round(row["value"], 3), **machine})
+        append_row(RESULTS / "data_preparing.csv", {**row, "value": round(row["value"], 3), **machine})
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from rows import append_row, processor_and_cores
+from rows import RESULTS, append_row, processor_and_cores
 from step_speed import MeasuredSession, plan_of_one_rank
 
 from dwt_ds.base.quiet import quieten_libraries
@@ -32,7 +32,6 @@ from dwt_ds.run.assemble import assemble
 from dwt_ds.run.session import Session
 from dwt_ds.run.stop import StopRequest
 
-RESULTS = Path(__file__).parent / "results" / "host_time.csv"
 WARM_UP_STEPS, ROUND_STEPS = 20, 20
 SETTINGS = ["student.hidden_size=16", "student.num_heads=2", "student.dropout=0"]
 SETTINGS += ["student.attention=sdpa", "teacher.path=null", "train.micro_batch_size=1", "train.eval_every=0"]
@@ -95,7 +94,7 @@ def main() -> None:
         "torch": torch.__version__,
         "processor": processor_and_cores(),
     }
-    append_row(RESULTS, row)
+    append_row(RESULTS / "host_time.csv", row)
     print(row)
 
 

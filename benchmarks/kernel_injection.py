@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import triton
 from deepspeed.ops.op_builder import InferenceBuilder
-from rows import write_rows
+from rows import RESULTS, write_rows
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from dwt_ds.data.batches import Batch
@@ -30,7 +30,6 @@ from dwt_ds.engine.teacher import TeacherEngine
 
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert", "electra", "albert")
 ROWS, SEQ_LEN = 64, 128
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import Row, processor_and_cores, write_rows
+from rows import RESULTS, Row, processor_and_cores, write_rows
 
 from dwt_ds.doctor.kernel_check import check_kernels
 
 KERNELS_ARE_WRONG = 3
-RESULTS = Path(__file__).parent / "results"
 ADAM = """
 import torch
 from dwt_ds.engine.optimizers import unusable_reason

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from eager_loop import synchronize
 from prepared_rows import prepare_rows
-from rows import append_row, processor
+from rows import RESULTS, append_row, processor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -47,7 +47,6 @@ from dwt_ds.models.quantized_export import load_quantized, quantize_checkpoint
 from dwt_ds.run.folder import RunFolder
 
 SEQ_LEN, VOCABULARY, ROWS, HELD_OUT_ROWS = 128, 8000, 16, 512
-RESULTS = Path(__file__).parent / "results" / "quantization_cost.csv"
 QUANTIZATIONS = ("none", "w8a8", "w4a8")
 
 
@@ -94,7 +93,7 @@ def main() -> int:
                 )
                 row["export_megabytes"] = round(_megabytes(exported / "quantized.safetensors"), 2)
             print("\n".join(f"{key:<32} {value}" for key, value in row.items()), flush=True)
-            append_row(RESULTS, row)
+            append_row(RESULTS / "quantization_cost.csv", row)
     return 0
 
 

@@ -20,12 +20,10 @@ from pathlib import Path
 
 import psutil
 import torch
-from rows import append_row, processor
+from rows import RESULTS, append_row, processor
 
 from dwt_ds.cli.main import main as dwt_ds
 from dwt_ds.launch.local import Launch, on_this_machine
-
-RESULTS = Path(__file__).parent / "results" / "reliability.csv"
 
 
 def main() -> None:
@@ -56,7 +54,7 @@ def main() -> None:
         "dead_rank_noticed_seconds": round(seconds, 1),
     }
     print(row)
-    append_row(RESULTS, row)
+    append_row(RESULTS / "reliability.csv", row)
 
 
 def seconds_to_notice(launch: Launch, settings: list[str], run: Path) -> float:

@@ -1,4 +1,4 @@
-"""Rows of results in CSV files, and the processor that they were measured on."""
+"""Rows of results in CSV files, where these are, and the processor that they were measured on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+RESULTS = Path(__file__).parent / "results"
 
 
 def processor() -> str:

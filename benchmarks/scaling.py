@@ -21,12 +21,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rows import processor, read_rows, write_rows
+from rows import RESULTS, processor, read_rows, write_rows
 
 from dwt_ds.base.ports import reserve_port
 from dwt_ds.run.folder import RunFolder
 
-RESULTS = Path(__file__).parent / "results"
 MEASURED, PAPER = RESULTS / "scaling.csv", RESULTS / "scaling_paper.csv"
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "scaling.png"
 WORKER = Path(__file__).with_name("measured_run.py")

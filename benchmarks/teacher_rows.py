@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from rows import append_row, processor_and_cores
+from rows import RESULTS, append_row, processor_and_cores
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dwt_ds.config.schema import DataConfig
@@ -31,7 +31,6 @@ from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
 from dwt_ds.prepare.train_tokenizer import Kind, train_tokenizer
 
-RESULTS = Path(__file__).parent / "results" / "teacher_rows.csv"
 Trained = tuple[Kind, int, bool]
 # (kind, entries, cased) of the student's tokenizer and of the teacher's.
 PAIRS: dict[str, tuple[Trained, Trained]] = {
@@ -86,7 +85,7 @@ def report(pair: str, figures: dict[str, float]) -> None:
         "python": platform.python_version(),
         "tokenizers": tokenizers.__version__,
     }
-    append_row(RESULTS, {"pair": pair, **figures, **made_with})
+    append_row(RESULTS / "teacher_rows.csv", {"pair": pair, **figures, **made_with})
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from rows import append_row, processor_and_cores
+from rows import RESULTS, append_row, processor_and_cores
 
 from dwt_ds.base.words import table
 from dwt_ds.prepare.options import PrepareOptions
@@ -25,7 +25,6 @@ from dwt_ds.prepare.pipeline import prepare
 from dwt_ds.prepare.reading import LocalFile
 from dwt_ds.prepare.train_tokenizer import Kind, train_tokenizer
 
-RESULTS = Path(__file__).parent / "results" / "text_kinds.csv"
 FIELDS = ["language", "tokenizer", "unknown_share", "characters_kept_share", "tokens_per_second", "characters_a_token"]
 SENTENCES_A_LINE = 8
 
@@ -145,8 +144,9 @@ def main() -> None:
             for number, (name, tokenizer) in enumerate(tokenizers.items()):
                 out = Path(scratch) / f"{language}-{number}-data"
                 rows.append(measured(language, Path(name).name, text, tokenizer, out))
+    made_with = {"characters": arguments.characters, "processor": processor_and_cores()}
     for row in rows:
-        append_row(RESULTS, row | {"characters": arguments.characters, "processor": processor_and_cores()})
+        append_row(RESULTS / "text_kinds.csv", row | made_with)
     shown = [
         (
             row["language"],

@@ -36,7 +36,7 @@ import torch
 from eager_loop import MICRO_BATCH, EagerLoop, synchronize
 from micro_batches import RECIPE, measure_micro_batches
 from prepared_rows import prepare_rows
-from rows import append_row, processor
+from rows import RESULTS, append_row, processor
 from transformers import BertConfig, BertForMaskedLM
 
 from dwt_ds.base.gpus import gpu_count
@@ -47,7 +47,6 @@ from dwt_ds.models.flops import meta_model, work_of_a_row
 from dwt_ds.run.folder import RunFolder
 
 SEQ_LEN, HIDDEN, STUDENT_LAYERS, TEACHER_LAYERS, VOCABULARY = 128, 768, 6, 4, 30_522
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
