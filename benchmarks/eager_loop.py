@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timing import synchronize
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from dwt_ds.data.prepared import PreparedData
@@ -66,12 +67,6 @@ class EagerLoop:
         self._optimizer.step()
         self._optimizer.zero_grad()
         return sum(map(len, sentences))
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _sentences(data: PreparedData, separator: int, most_rows: int = 2000) -> list[list[int]]:

@@ -13,7 +13,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 import triton
 from deepspeed.ops.op_builder import InferenceBuilder
 from rows import RESULTS, write_rows
+from timing import seconds_of
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from dwt_ds.data.batches import Batch
@@ -89,14 +89,7 @@ def _measure(family: str, dtype: str) -> dict[str, Any]:
 
 
 def _milliseconds(teacher: TeacherEngine, batch: Batch) -> float:
-    seconds = []
-    for _ in range(20):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        teacher(batch)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(seconds)
+    return 1e3 * statistics.median(seconds_of(lambda: teacher(batch)) for _ in range(20))
 
 
 if __name__ == "__main__":

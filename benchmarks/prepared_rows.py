@@ -1,12 +1,14 @@
-"""The data folder of a benchmark: rows of a text, or of the documentation of the installed packages."""
+"""The data folder of a benchmark, of a text or of the documentation of the installed packages; and runs on it."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 from pathlib import Path
 
 from dwt_ds.base.processes import own_command
+from dwt_ds.launch.local import on_this_machine
 
 
 def prepare_rows(options: argparse.Namespace, out: Path, vocabulary: int, seq_len: int, *further: str) -> None:
@@ -21,3 +23,10 @@ def prepare_rows(options: argparse.Namespace, out: Path, vocabulary: int, seq_le
     words += ["--tokenizer", options.tokenizer] if options.tokenizer else ["--train-tokenizer", str(vocabulary)]
     words += ["--seq-len", str(seq_len), *further, "--out", str(out)]
     subprocess.run(own_command("prepare", *words), check=True, stdout=subprocess.DEVNULL)
+
+
+def pretrain(recipe: str, settings: dict[str, object], ranks: int) -> None:
+    """Runs a recipe to its end, with DeepSpeed's launcher."""
+    launch = on_this_machine({**os.environ, "RANKS": str(ranks)})
+    command = launch.command("dwt_ds.pretrain", [recipe, *(f"{key}={value}" for key, value in settings.items())])
+    subprocess.run(command, env=launch.environment, check=True, stdout=subprocess.DEVNULL)

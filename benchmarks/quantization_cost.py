@@ -18,17 +18,15 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from eager_loop import synchronize
-from prepared_rows import prepare_rows
+from prepared_rows import prepare_rows, pretrain
 from rows import RESULTS, append_row, processor
+from timing import seconds_of
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -37,7 +35,6 @@ from dwt_ds.config.quantization import parse_quantization
 from dwt_ds.config.schema import DataConfig, StudentConfig
 from dwt_ds.data.batches import validation_batches
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.launch.local import on_this_machine
 from dwt_ds.models.build import build_student
 from dwt_ds.models.dropout import use_cpu_dropout
 from dwt_ds.models.load import load_masked_lm
@@ -113,9 +110,7 @@ def train(data: Path, output: Path, quantization: str, steps: int, ranks: int) -
         "train.eval_rows": ROWS,
         "train.checkpoint_every": 0,
     }
-    launch = on_this_machine({**os.environ, "RANKS": str(ranks)})
-    command = launch.command("dwt_ds.pretrain", ["quickstart", *(f"{key}={value}" for key, value in settings.items())])
-    subprocess.run(command, env=launch.environment, check=True, stdout=subprocess.DEVNULL)
+    pretrain("quickstart", settings, ranks)
     return output
 
 
@@ -150,11 +145,7 @@ def step_seconds(vocab_size: int, rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in QUANTIZATIONS}
     for _ in range(rounds):
         for name, step in steps.items():
-            synchronize()
-            began = time.perf_counter()
-            step()
-            synchronize()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(seconds_of(step))
     return seconds
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from device_trace import device_work
-from eager_loop import synchronize
+from timing import synchronize
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 

@@ -26,23 +26,21 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from eager_loop import MICRO_BATCH, EagerLoop, synchronize
+from eager_loop import MICRO_BATCH, EagerLoop
 from micro_batches import RECIPE, measure_micro_batches
-from prepared_rows import prepare_rows
+from prepared_rows import prepare_rows, pretrain
 from rows import RESULTS, append_row, processor
+from timing import seconds_of
 from transformers import BertConfig, BertForMaskedLM
 
 from dwt_ds.base.gpus import gpu_count
 from dwt_ds.config.recipe import load_recipe
 from dwt_ds.data.prepared import PreparedData
-from dwt_ds.launch.local import on_this_machine
 from dwt_ds.models.flops import meta_model, work_of_a_row
 from dwt_ds.run.folder import RunFolder
 
@@ -138,14 +136,7 @@ def gemm_flops_per_second() -> float:
     b = torch.randn(inner, columns, dtype=torch.bfloat16, device=device)
     for _ in range(5):
         a @ b
-    seconds = []
-    for _ in range(20):
-        synchronize()
-        began = time.perf_counter()
-        a @ b
-        synchronize()
-        seconds.append(time.perf_counter() - began)
-    return 2 * rows * inner * columns / statistics.median(seconds)
+    return 2 * rows * inner * columns / statistics.median(seconds_of(lambda: a @ b) for _ in range(20))
 
 
 def pretrain_tokens_per_second(data: Path, teacher: Path, output: Path, steps: int, ranks: int) -> float:
@@ -161,9 +152,7 @@ def pretrain_tokens_per_second(data: Path, teacher: Path, output: Path, steps: i
         "train.eval_every": 0,
         "train.checkpoint_every": 0,
     }
-    launch = on_this_machine({**os.environ, "RANKS": str(ranks)})
-    command = launch.command("dwt_ds.pretrain", ["paper_weak", *(f"{key}={value}" for key, value in settings.items())])
-    subprocess.run(command, env=launch.environment, check=True, stdout=subprocess.DEVNULL)
+    pretrain("paper_weak", settings, ranks)
     rows = RunFolder(output).metrics_rows()
     first = next(row for row in rows if row["step"] == warm_up)
     last = next(row for row in reversed(rows) if "loss" in row)
