@@ -12,6 +12,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def main() -> int:
     syllables = [c + v for c in "bcdfghjklmnprstvwxyz" for v in "aeiou"]
     frame = [*SPECIAL, ".", *letters, *(f"##{letter}" for letter in letters)]
     count = options.vocabulary - len(frame)
-    words = np.array([_word(number, syllables) for number in range(count)])
+    words = np.array(["".join(three) for three in islice(product(syllables, repeat=3), count)])
     draws = np.random.default_rng(0).zipf(1.2, size=(options.rows * options.seq_len // SENTENCE_WORDS, SENTENCE_WORDS))
     sentences = [" ".join(line) + " ." for line in words[(draws - 1) % count]]
     documents = ["\n".join(sentences[first : first + 10]) for first in range(0, len(sentences), 10)]
@@ -44,12 +45,6 @@ def main() -> int:
         vocabulary.write_text("\n".join([*frame, *words]) + "\n", encoding="utf-8")
         words = ["--text", text, "--tokenizer", vocabulary, "--out", options.out, "--seq-len", options.seq_len]
         return subprocess.run(own_command("prepare", *map(str, words))).returncode
-
-
-def _word(number: int, syllables: list[str]) -> str:
-    """Another word for each number."""
-    parts = [syllables[number % 100], syllables[number // 100 % 100], syllables[number // 10_000]]
-    return "".join(parts)
 
 
 if __name__ == "__main__":
