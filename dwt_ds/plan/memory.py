@@ -24,7 +24,6 @@ Parts = dict[str, int]
 class RankMemory:
     """One rank's memory at one ZeRO stage."""
 
-    stage: int
     moments: dict[str, Parts]
     """Bytes by part at the moments that can be the peak: teacher, loss, backward pass, reduction, optimizer step."""
     host: Parts
@@ -67,7 +66,7 @@ def rank_memory(
         frozen_bytes: parameters and buffers of the student that are not trained.
         teacher_bytes: the teacher's weights that a rank keeps between steps.
         teacher_gathered_bytes: what its forward pass gathers at a time, if it is sharded.
-        teacher_graph_bytes: what its CUDA graph keeps from step to step; within the graph that is what a pass needs.
+        teacher_graph_bytes: what its CUDA graph keeps from step to step: as much as a pass needs.
         accumulation: micro-batches per step.
         replayed: whether training passes are CUDA graphs, which keep their memory from step to step.
     """
@@ -124,7 +123,7 @@ def rank_memory(
         "reduction": reduction,
         "optimizer step": step,
     }
-    return RankMemory(stage, {name: _ordered(parts) for name, parts in moments.items()}, host)
+    return RankMemory({name: _ordered(parts) for name, parts in moments.items()}, host)
 
 
 def _held(stage: int, zero: ZeroSettings, partition: Partition) -> tuple[Parts, Parts]:
@@ -166,7 +165,7 @@ def _own_gradients(stage: int, partition: Partition) -> int:
 
 
 def _growing(stage: int, zero: ZeroSettings, partition: Partition) -> int:
-    """Gradients on the device during the backward pass, besides the bucket, or the buffer that is always there."""
+    """Gradients on the device during the backward pass, without the bucket or the buffer that is always there."""
     if zero.flat_gradients(partition):
         return 0
     if stage <= 1:
@@ -180,7 +179,7 @@ def _growing(stage: int, zero: ZeroSettings, partition: Partition) -> int:
 
 
 def _reduced(stage: int, zero: ZeroSettings, partition: Partition) -> int:
-    """Gradients on the device once all are reduced, besides the bucket, or the buffer that is always there."""
+    """Gradients on the device once all are reduced, without the bucket or the buffer that is always there."""
     if zero.flat_gradients(partition):
         return 0
     size = zero.element_bytes
