@@ -11,8 +11,8 @@ from dwt_ds.base.words import one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of the largest value. fp32 over a few hundred terms a row; bf16 rounds logits and gradients to 8 bits. A wrong kernel
-# is off by far more.
+# Shares of the largest value. fp32 adds up a few hundred terms a row, bf16 rounds logits and gradients to 8 bits; a
+# wrong kernel is off by far more.
 _TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
 # Nothing here is a multiple of a kernel's blocks, and the last chunk is smaller than the others.
 _ROWS, _COLUMNS, _WIDTHS, _CHUNK_ROWS = 64, 997, (40, 72), 24

@@ -140,8 +140,11 @@ def _build_operators() -> list[dict[str, str]]:
 
 
 def check_apex() -> dict[str, Any]:
-    """`installed`, and `problem`: the package index has another package of this name, and NVIDIA's builds without its
-    CUDA extensions and then fails where it is used. The probes are those that a run relies on."""
+    """Whether apex is `installed`, and its `problem`, "" if there is none.
+
+    The package index has another package of this name. NVIDIA's can be built without its CUDA extensions, and then
+    fails where it is used. The probes are those that a run relies on.
+    """
     spec = find_spec("apex")
     if spec is None:
         return {"installed": False, "problem": ""}

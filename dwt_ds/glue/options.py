@@ -35,7 +35,7 @@ class FineTuning:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: mixed precision, weights in fp32."""
     quantize: Literal["w8a8", "w4a8"] | None = None
-    """Round the fine-tuned model so, and score that."""
+    """Round the encoder of the fine-tuned model to so many bits, and score the result."""
 
     def steps(self, task: Task, rows: int) -> int:
         """Optimizer steps over `rows` training rows."""

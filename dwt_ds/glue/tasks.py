@@ -44,7 +44,8 @@ class Task:
     header: tuple[str, ...] | None = None
     """Columns of a file that has no header line."""
     csv_quotes: bool = False
-    """Fields may be quoted as in CSV, and then hold line ends (not beside tabs); elsewhere a quote is a character."""
+    """Fields may be quoted as in CSV. A quoted field may hold line ends, but not both line ends and tabs. In files of
+    the other tasks a quote is a character like any other."""
 
     @property
     def hub_name(self) -> str:

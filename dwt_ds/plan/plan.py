@@ -201,7 +201,7 @@ class Plan:
     def teacher_share(self) -> float:
         """Share of the steps in which the teacher takes part.
 
-        Where an adaptive weight releases it is known only by running: without `release_at`, all steps count.
+        When an adaptive weight releases it shows only in the run: without `release_at`, all steps count.
         """
         return self.scheduled_steps / self.settings.total_steps if self.release_at is None else self.release_at
 

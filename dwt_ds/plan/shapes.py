@@ -76,7 +76,7 @@ def build_shapes(settings: Resolved, trainer: Resolved | None = None) -> Shapes:
     """Both models as a run would build them, except for the attention implementation, which depends on the device.
 
     Args:
-        trainer: of the run that will train its teacher; None: `find_teacher` looks for one.
+        trainer: settings of the run that will train the teacher; None: `find_teacher` looks for a teacher.
 
     Raises:
         ValueError: what `build_student` raises for settings that make no model, and `check_reads_rows` for a teacher.

@@ -36,12 +36,11 @@ def launches_kernel(operation: OpOverload) -> bool:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts, within the context, the bytes of all storages seen and not yet freed: `now`, and at most, `peak`.
+    """Counts, within the context, the bytes of storages (`now`, and the most so far, `peak`) and the operations that
+    start work on a device (`launches`).
 
-    `launches` counts the operations that start work on a device.
-
-    Every tensor that an operation returns brings its storage, which counts until it is freed. It works on the meta
-    device as in a real run; on a GPU the caching allocator's peak is `peak`, except that it rounds sizes up.
+    The storage of every tensor that an operation returns counts until it is freed, on the meta device as in a real run.
+    On a GPU the caching allocator's peak is `peak`, except that it rounds sizes up.
 
     Args:
         existing: tensors allocated before, which count from the start.

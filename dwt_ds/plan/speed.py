@@ -25,13 +25,16 @@ _LOSS_LAUNCHES = 21
 
 
 class _Launches(NamedTuple):
-    """Operations of the optimizer's step, and for each trained tensor: of a micro-batch, of each further one, of a
-    step."""
+    """Operations of DeepSpeed in a step."""
 
     step: int
+    """However many tensors are trained."""
     micro_batch: float = 0.0
+    """For each trained tensor, in each micro-batch."""
     further: float = 0.0
+    """For each trained tensor, in each micro-batch but the first."""
     once: float = 0.0
+    """For each trained tensor, once a step."""
 
 
 # By ZeRO stage. tests/engine/test_step_cost.py counts them in DeepSpeed 0.19.8.

@@ -38,8 +38,8 @@ def against_note(against: RunRecord) -> str:
         f"As good as {name}: when a run's held-out loss first reaches the final loss of {name}, "
         f"{against.final_loss:.4f} (interpolated between evaluations); in brackets, the share of {name}'s own tokens, "
         "FLOPs and time that this saves. FLOPs include the teacher's forward passes until its release. The rows that "
-        "say so also count the teacher's own training, known if teacher.path is in the export of a run. A step "
-        f"after the release, and all steps, are at the runs' step times. {STEP_TIME_NOTE} {TIME_NOTE}"
+        "say so also count the teacher's own training, which is known if teacher.path is in the export of a run. The "
+        f'rows "a step after the release" and "all steps" follow from the step times. {STEP_TIME_NOTE} {TIME_NOTE}'
     )
 
 

@@ -77,8 +77,8 @@ def add_differences(runs: Sequence[RunRecord], reference: str) -> None:
 def series_by_settings(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """The same runs, from outside a study, with one series for all that differ in the seed alone.
 
-    A series is named after the beginning that the names of its runs share. It has a seed once: runs of equal seeds and
-    settings differ in something else, such as the program, and would count as two pairs.
+    A series is named after the beginning that the names of its runs share. It has each seed once: a second run of equal
+    seed and settings differs in something else, such as the program, and would count as a second pair.
     """
     groups: dict[tuple[str, int], list[RunRecord]] = {}
     times: Counter[tuple[str, int]] = Counter()

@@ -34,8 +34,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None, against: str | 
 
     Args:
         paths: folders of runs, or the folder of one study.
-        out: folder to write; None: `report` in the folder of the run or study, or beside the runs where they are
-            several, in the nearest folder that holds them all.
+        out: folder to write; None: `report` in the folder of the run or study; for several runs, `report` in the
+            nearest folder that holds them all.
         against: name or path of one of the runs, or a series of the study, with which the others are compared.
 
     Raises:

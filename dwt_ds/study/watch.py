@@ -137,7 +137,7 @@ def _state(run: _Run) -> str:
 
 def _time_left(run: _Run, total: int) -> str:
     last, recent = run.steps[-1] if run.steps else {}, run.steps[-_ROWS_FOR_ETA:]
-    # After a release only its own step's row, the last with the teacher, and the later ones tell the pace.
+    # After a release only the last row with the teacher and the rows after it tell the pace.
     taught = [number for number, row in enumerate(recent) if row.get("teacher_active")]
     if taught and not last["teacher_active"]:
         recent = recent[taught[-1] :]
