@@ -145,9 +145,9 @@ def _one_line(error: ValidationError, owner: type, name: str) -> str:
         return f"{place}{message}" if message.startswith("=") else _dotted(place, message)
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         return f"{place}: missing"
-    # A value that fits no branch of a union has an error for each branch.
-    needs = [must_be(each) for each in errors if each["input"] is first["input"]]
-    return f"{place}={first['input']!r}: must be {' or '.join(dict.fromkeys(needs))}"
+    # A value that fits no branch of a union has an error for each branch. Another field may have the same value.
+    same = [each for each in errors if each["input"] is first["input"] and _place(each, owner, name) == place]
+    return f"{place}={first['input']!r}: must be {' or '.join(dict.fromkeys(map(must_be, same)))}"
 
 
 def _place(error: ErrorDetails, owner: type, name: str) -> str:

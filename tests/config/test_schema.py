@@ -227,6 +227,19 @@ def test_a_wrong_type_or_range_is_reported_by_field_value_and_fix(dotted: str, v
     assert parse_error(dotted, value) == message
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train.max_steps": -1, "train.eval_every": -1}, "train.max_steps=-1: must be above 0"),
+        ({"train.log_every": None, "train.eps": None}, "train.eps=None: must be a number"),
+        ({"train.betas": [2, "a"]}, "train.betas=2: must be below 1"),
+        ({"train.betas": [2, 2]}, "train.betas=2: must be below 1"),
+    ],
+)
+def test_of_several_mistakes_the_first_is_reported(values: dict[str, Any], message: str) -> None:
+    assert error_of(parse_run_config, nested(values)) == message
+
+
 @given(
     st.sampled_from(LEAVES),
     st.one_of(
