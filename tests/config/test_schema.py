@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -166,6 +167,10 @@ def test_a_soft_weight_of_zero_and_masking_by_mask_and_random_alone_are_allowed(
     assert config.distill.soft_weight.start == 0.0
 
 
+def test_an_adaptive_weight_may_end_where_it_starts() -> None:
+    assert DistillConfig(soft_weight=Schedule("adaptive", 1.0, 1.0)).soft_weight.end == 1.0
+
+
 @pytest.mark.parametrize(
     ("dotted", "value", "message"),
     [
@@ -238,6 +243,50 @@ def test_a_wrong_type_or_range_is_reported_by_field_value_and_fix(dotted: str, v
 )
 def test_of_several_mistakes_the_first_is_reported(values: dict[str, Any], message: str) -> None:
     assert error_of(parse_run_config, nested(values)) == message
+
+
+@pytest.mark.parametrize(
+    ("names", "refused", "accepted"),
+    [
+        ("student: layers hidden_size num_heads intermediate_size max_positions", [0], [1]),
+        ("train: max_steps micro_batch_size gradient_accumulation_steps log_every eval_rows keep_last", [0], [1]),
+        ("train: skip_window expected_world_size", [0], [1]),
+        ("teacher: release_after_steps", [0], [1]),
+        ("distill: hidden_layer soft_weight.span_steps soft_weight.average_steps", [0], [1]),
+        ("train: spike_window", [1], [2]),
+        ("train: eval_every checkpoint_every keep_every export_every", [-1], [0]),
+        ("train: weight_decay max_grad_norm", [-0.1], [0]),
+        ("distill: hard_weight hidden_weight", [-0.1], [0]),
+        ("train: epochs learning_rate eps spike_sigma", [0], [1e-9]),
+        ("train: collective_timeout_seconds report_stuck_after_seconds", [0], [1e-9]),
+        ("distill: soft_weight.width", [0], [1e-9]),
+        ("data: mask_probability", [0, 1], [1e-9, 0.999]),
+        ("train: eval_mask_probability", [0, 1], [1e-9, 0.999]),
+        ("teacher: release_below_share", [0, 1], [1e-9, 0.999]),
+        ("student: dropout", [-0.1, 1], [0, 0.999]),
+        ("train: warmup_ratio", [-0.1, 1], [0, 0.999]),
+        ("train: max_skipped_share", [-0.1, 1.1], [0, 1]),
+        ("data: mask_share", [-0.1, 1.1], [0, 0.9]),
+        ("data: random_share", [-0.1, 1.1], [0, 0.2]),
+        ("train: betas", [[-0.1, 0], [0.9, 1]], [[0, 0.999]]),
+    ],
+)
+def test_a_field_has_its_limits(names: str, refused: list[Any], accepted: list[Any]) -> None:
+    section, _, keys = names.partition(": ")
+    for dotted in (f"{section}.{key}" for key in keys.split()):
+        for value in refused:
+            assert re.match(f"{dotted}=.*: must be ", parse_error(dotted, value)), value
+        for value in accepted:
+            parse_run_config(nested({dotted: value}))
+
+
+def test_a_seed_is_not_negative() -> None:
+    assert parse_error("seed", -1) == "seed=-1: must be at least 0"
+    assert parse_run_config({"seed": 0}).seed == 0
+
+
+def test_a_sharded_teacher_leaves_injected_kernels_to_the_program() -> None:
+    assert parse_run_config({"teacher": {"sharded": True, "kernel_inject": "auto"}}).teacher.sharded
 
 
 @given(
