@@ -79,6 +79,14 @@ def test_a_constant_may_name_its_end_if_it_is_the_start() -> None:
     assert Schedule(start=2.0, end=2.0).schedule == "constant"
 
 
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [({"span": 0.29}, 29), ({"span": 0.334}, 33), ({"span": 0.001}, 1), ({}, 100), ({"span_steps": 400}, 400)],
+)
+def test_a_span_is_the_nearest_number_of_steps(fields: dict[str, Any], steps: int) -> None:
+    assert Schedule("linear", 4.0, 1.0, **fields).length(100) == steps
+
+
 def test_a_number_is_a_constant_schedule() -> None:
     distill = parse_run_config({"distill": {"soft_weight": 3, "temperature": "2.5"}}).distill
     assert distill.soft_weight == Schedule("constant", 3.0)

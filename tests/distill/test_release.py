@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dwt_ds.config.objective import DistillConfig, Schedule
 from dwt_ds.config.schema import RunConfig, TeacherConfig
 from dwt_ds.distill.adaptive import AdaptiveWeight
-from dwt_ds.distill.release import TeacherRelease, check_something_is_trained, zero_from
+from dwt_ds.distill.release import TeacherRelease, check_something_is_trained, work_left, zero_from
 from dwt_ds.distill.schedules import value_at
 
 
@@ -79,6 +79,7 @@ def test_never_and_no_teacher_release_nothing() -> None:
 def test_a_start_knows_from_its_step_whether_the_teacher_is_needed() -> None:
     half = Schedule("linear", 4.0, 0.0, span=0.5)
     assert rule(half, 10).at_start(4, None) is None
+    assert rule(half, 10).at_start(5, None) == 5
     assert rule(half, 10).at_start(8, 5) == 5
     assert rule(half, 10).at_start(8, None) == 8, "a checkpoint of a version that released no teacher"
     assert rule(half, 40).at_start(8, 5) is None, "a longer run, whose weight is not 0 yet"
@@ -109,6 +110,20 @@ def test_an_adaptive_weight_is_looked_at_now_and_then(after: int | None, release
     assert done == released
     # Step 13 is the first whose weight is 0.
     assert float(weight.idle_steps) == released - 12 > (after or 50)
+
+
+def test_a_weight_that_has_been_low_for_as_long_as_asked_releases_the_teacher() -> None:
+    it = rule(Schedule("adaptive", 4.0), 200, release_after_steps=7)
+    assert [it.is_due(20, idle_steps) for idle_steps in (None, 6.0, 7.0)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("done", "release", "left"), [(2, None, 8.0), (2, 6, 4 + 4 * 0.5), (6, 6, 4 * 0.5), (7, 6, 3 * 0.5), (2, 40, 8.0)]
+)
+def test_steps_after_the_release_are_counted_as_the_share_of_work_that_they_are(
+    done: int, release: int | None, left: float
+) -> None:
+    assert work_left(done, 10, release, 0.5) == left
 
 
 @pytest.mark.parametrize(
