@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import is_dataclass
 from typing import Any, Literal
 
 import yaml
@@ -37,8 +36,8 @@ def read_value(key: str, text: str) -> Any:
     options = options_of(_hint(key.split(".")))
     texts = [option for option in options if _is_text(option)]
     others = [option for option in options if not _is_text(option) and option is not type(None)]
-    if not texts or not all(_is_mapping(option) for option in others):
-        value = parse_yaml(text) if text else None
+    if not texts or not all(typing.get_origin(option) is dict for option in others):
+        value = parse_yaml(text)
         return text if isinstance(value, str) and _in_quotes(text) is None else value
     if type(None) in options and (text == "" or _is_null(text)):
         return None
@@ -67,10 +66,6 @@ def _hint(parts: list[str]) -> Any:
 def _is_text(hint: Any) -> bool:
     of_words = typing.get_origin(hint) is Literal and all(isinstance(word, str) for word in typing.get_args(hint))
     return hint is str or of_words
-
-
-def _is_mapping(hint: Any) -> bool:
-    return typing.get_origin(hint) is dict or is_dataclass(hint)
 
 
 def _is_null(text: str) -> bool:

@@ -31,11 +31,17 @@ Write = Callable[..., str]
         ("output_dir= a ", "output_dir", " a "),
         ('output_dir="b[12]"', "output_dir", "b[12]"),
         ("output_dir='a' and 'b'", "output_dir", "'a' and 'b'"),
+        ("output_dir='a' #2", "output_dir", "'a' #2"),
+        ("output_dir='a': b", "output_dir", "'a': b"),
+        ("output_dir={a}", "output_dir", "{a}"),
         ("data.dir=2024", "data.dir", "2024"),
         ("data.dir=2024-01-02", "data.dir", "2024-01-02"),
         ("deepspeed_config=1e5", "deepspeed_config", "1e5"),
         ("teacher.path=null", "teacher.path", None),
         ("teacher.path=", "teacher.path", None),
+        ("teacher.path=~", "teacher.path", None),
+        ("teacher.path=Null", "teacher.path", None),
+        ("teacher.path=NULL", "teacher.path", None),
         ("teacher.path='null'", "teacher.path", "null"),
         ("student.quantization=w8a8", "student.quantization", "w8a8"),
         ("student.quantization={weight_bits: 8}", "student.quantization", {"weight_bits": 8}),
@@ -66,8 +72,9 @@ def test_an_override_replaces_what_the_recipe_says(override: str, written_as: st
     assert any(name == written_as or name.startswith(f"{written_as}.") for name in recipe.written)
 
 
+@pytest.mark.parametrize(("key", "other"), [("soft_weight", "temperature"), ("temperature", "soft_weight")])
 @pytest.mark.parametrize(
-    ("soft_weight", "overrides", "expected"),
+    ("written", "overrides", "expected"),
     [
         ("3.0", ["start=4"], Schedule("constant", 4.0)),
         ("3.0", ["schedule=linear", "end=0.5"], Schedule("linear", 3.0, 0.5)),
@@ -78,12 +85,12 @@ def test_an_override_replaces_what_the_recipe_says(override: str, written_as: st
     ],
 )
 def test_an_override_reaches_into_a_schedule_however_the_recipe_wrote_it(
-    soft_weight: str | None, overrides: list[str], expected: Schedule, write: Write
+    written: str | None, overrides: list[str], expected: Schedule, key: str, other: str, write: Write
 ) -> None:
-    path = write("{}\n" if soft_weight is None else f"distill: {{soft_weight: {soft_weight}}}\n")
-    config = load_recipe(path, [f"distill.soft_weight.{override}" for override in overrides]).config
-    assert config.distill.soft_weight == expected
-    assert config.distill.temperature == Schedule()
+    path = write("{}\n" if written is None else f"distill: {{{key}: {written}}}\n")
+    distill = load_recipe(path, [f"distill.{key}.{override}" for override in overrides]).config.distill
+    assert getattr(distill, key) == expected
+    assert getattr(distill, other) == Schedule()
 
 
 def test_an_override_of_one_alias_leaves_the_other(write: Write) -> None:
