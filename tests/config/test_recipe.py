@@ -70,6 +70,7 @@ def test_paper_recipes_have_the_numbers_of_the_paper(name: str) -> None:
     ranks = train.expected_world_size or 8
     assert (train.micro_batch_size * ranks, train.gradient_accumulation_steps) == (128, 1)
     assert train.weight_decay == 0.0
+    assert (config.data.mask_probability, config.data.mask_share, config.data.random_share) == (0.15, 0.8, 0.1)
     assert config.distill.hard_weight == 1.0
     assert config.distill.temperature == Schedule("constant", 1.0)
     assert config.distill.soft_positions == "labelled"
@@ -158,6 +159,12 @@ def test_an_unreadable_recipe_is_reported_in_one_line_with_its_path(content: byt
     assert words in error
 
 
+def test_the_word_off_is_a_word(write: Write) -> None:
+    """YAML reads it as false."""
+    train = load_recipe(write("train: {compile: off, cuda_graphs: off}\n")).config.train
+    assert (train.compile, train.cuda_graphs) == ("off", "off")
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("5e-4", 5e-4), ("5.0e-4", 5e-4), ("'5e-4'", 5e-4), ("1E-3", 1e-3), ("1", 1.0)]
 )
@@ -192,13 +199,14 @@ def test_a_mapping_and_a_number_replace_each_other(write: Write) -> None:
     assert distill.temperature == Schedule("constant", 2.0)
 
 
-@pytest.mark.parametrize("base", ["below", "deep/below.yaml", "deep/below"])
+@pytest.mark.parametrize("base", ["below", "deep/below.yaml", "deep/below", "quickstart"])
 def test_a_base_is_found_beside_its_child_from_any_folder(
     base: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before one of that name in the folder of the call, or a packaged one."""
     write("seed: 7\n", base.removesuffix(".yaml"))
     top = write(f"base: {base}\n", "top")
-    (tmp_path / "elsewhere").mkdir()
+    write("seed: 8\n", f"elsewhere/{base.removesuffix('.yaml')}")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert load_recipe(top).config.seed == 7
 
@@ -252,6 +260,12 @@ def test_unknown_keys_inside_a_recipe_or_its_base_are_found(write: Write) -> Non
         load_recipe(write("base: below\n", "top"))
     with pytest.raises(ValueError, match=r"^1: unknown key$"):
         load_recipe(write("1: 2\n"))
+    with pytest.raises(ValueError, match=r"^train.log_every: unknown key; in a file, write log_every under train$"):
+        load_recipe(write("train.log_every: 2\n"))
+    with pytest.raises(
+        ValueError, match=r"did you mean 'distill.soft_weight.schedule' or 'distill.temperature.schedule'\?$"
+    ):
+        load_recipe(write("distill: {schedule: linear}\n"))
 
 
 def test_an_empty_recipe_is_the_defaults(write: Write) -> None:
