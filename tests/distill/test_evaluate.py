@@ -56,6 +56,15 @@ def test_ranks_add_up_their_losses_and_their_labels() -> None:
     assert loss_of([batch(0, 10)], others=(50.0, 20.0)) == pytest.approx((alone * 10 + 50.0) / 30)
 
 
+def test_the_students_losses_are_means_over_the_rows_of_all_ranks() -> None:
+    """Exact ones: 2^24 + 1 is no number in fp32."""
+    batches = [batch(0, 20), batch(20, 10)._replace(positions=torch.arange(15))]
+    losses = iter([Losses(*map(torch.tensor, (0.0, 2.0**24, 3.0))), Losses(*map(torch.tensor, (0.0, 1.0, 0.25)))])
+    others = torch.tensor([7.0, 6.0, 0.0, 10.0, 2.0], dtype=torch.float64)
+    found = held_out_loss(lambda *_: next(losses), None, batches, 1.0, lambda sums: sums + others, CPU)
+    assert found == ((2**24 + 1 + 7) / (20 + 10 + 10), (3 + 0.25 + 6) / (20 + 15 + 2), None)
+
+
 def test_without_a_labelled_token_there_is_no_loss() -> None:
     assert loss_of([]) is None
     assert loss_of([batch(0, 0)]) is None
