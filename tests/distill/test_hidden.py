@@ -20,6 +20,7 @@ from dwt_ds.distill.hidden import hidden_loss_of
 from dwt_ds.distill.objective import DistillObjective, LossScalars, TeacherView
 from dwt_ds.models.build import build_student
 from dwt_ds.models.compiled import compile_layers
+from dwt_ds.models.masked_lm.families import encoder_layers
 from dwt_ds.models.masked_lm.wrapper import GatheredMaskedLM
 
 HIDDEN_WEIGHT, SOFT_WEIGHT = 0.75, 2.5
@@ -140,11 +141,16 @@ def test_activation_checkpointing_and_compiled_layers_change_nothing(
 def test_evaluation_and_a_student_without_its_teacher_have_no_hidden_loss(packed: PreparedData) -> None:
     objective, teacher = objective_of(packed), model(packed, "bert", 8, 2)
     [batch, *_] = batches = batches_of(packed)
-    assert objective(batch, None, scalars_of(batches)).hidden is None
+    released = objective(batch, None, scalars_of(batches))
+    released.loss.backward()
+    assert released.hidden is None
+    assert objective.hidden_loss is not None
+    gradient = objective.hidden_loss.projection.weight.grad
+    assert gradient is not None, "under ZeRO-3 it would keep the one of the step before"
+    assert not gradient.any()
     assert objective(batch, view_of(teacher, batch), scalars_of(batches)).hidden is not None
     objective.eval()
     assert objective(batch, view_of(teacher, batch), scalars_of(batches)).hidden is None
-    assert objective.hidden_loss is not None
     assert objective.hidden_loss._heard is None
 
 
@@ -187,6 +193,15 @@ def test_columns_that_only_the_layers_have_are_left_out(packed: PreparedData, wi
     assert torch.equal(*distances)
 
 
+@pytest.mark.parametrize(("layers", "layer"), [(2, 1), (4, 1), (5, 2), (6, 2), (12, 4)])
+def test_without_a_layer_of_its_own_it_is_on_the_one_a_third_of_the_way_up(layers: int, layer: int) -> None:
+    shape = StudentConfig(layers=layers, hidden_size=16, num_heads=2, max_positions=48)
+    student = build_student(shape, vocab_size=40, seq_len=32, pad_token_id=0)
+    hidden_loss_of(student, 8, RunConfig(student=shape, distill=DistillConfig(hidden_weight=0.5)))
+    heard = [number for number, each in enumerate(encoder_layers(student), start=1) if each._forward_hooks]
+    assert heard == [layer]
+
+
 @pytest.mark.parametrize("family", ["albert", "squeezebert"])
 def test_layers_that_cannot_be_read_apart_are_refused(family: str, packed: PreparedData) -> None:
     """ALBERT's layers are one and the same; SqueezeBERT calls its layers past their hooks."""
@@ -202,3 +217,5 @@ def test_layers_that_cannot_be_read_apart_are_refused(family: str, packed: Prepa
 def test_the_last_layer_is_refused_with_the_settings() -> None:
     with pytest.raises(ValueError, match="distill.hidden_layer=6: must be one below .* last, and student.layers is 6"):
         RunConfig(student=StudentConfig(layers=6), distill=DistillConfig(hidden_weight=0.5, hidden_layer=6))
+    with pytest.raises(ValueError, match="distill.hidden_layer=1: must be one below .* last, and student.layers is 1"):
+        RunConfig(student=StudentConfig(layers=1), distill=DistillConfig(hidden_weight=0.5))
