@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from harness.errors import error_of
 
+from dwt_ds.base.trees import flatten
 from dwt_ds.config.objective import Schedule
 from dwt_ds.config.overrides import override_of
 from dwt_ds.config.recipe import load_recipe
@@ -154,12 +155,14 @@ def test_an_impossible_override_is_refused(override: str, message: str, write: W
 @pytest.mark.parametrize(
     "text", ["data #1", "2024", "null", "", "'x'", '"x"', "it's", "'it's'", "a: b", " a", "[1]", "~"]
 )
-def test_an_override_made_of_an_options_text_is_that_text(text: str) -> None:
-    override = override_of("data.dir", text)
+@pytest.mark.parametrize("key", ["data.dir", "teacher.path"])
+def test_an_override_made_of_an_options_text_is_that_text(key: str, text: str) -> None:
+    """Also of a field that may be null, such as the teacher's."""
+    override = override_of(key, text)
     if text:
-        assert load_recipe("quickstart", [override]).config.data.dir == text
+        assert flatten(load_recipe("quickstart", [override]).config.to_dict())[key] == text
     else:
-        with pytest.raises(ValueError, match=r"data.dir='': is empty; name a file or folder"):
+        with pytest.raises(ValueError, match=f"{key}='': is empty; name a file or folder"):
             load_recipe("quickstart", [override])
 
 
