@@ -17,6 +17,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,8 @@ class Processes:
         # The first one of a session starts the server.
         with patch.dict(os.environ, {**SERVER_ENVIRONMENT, "PYTHONPATH": path}):
             for number, (words, environment) in enumerate(commands):
-                arguments = (list(words), environment, cwd, str(folder / f"rank_{number}"))
+                hangups = signal.getsignal(signal.SIGHUP)
+                arguments = (list(words), environment, cwd, str(folder / f"rank_{number}"), hangups)
                 process = _SERVER.Process(target=_become, args=arguments)
                 process.start()
                 self.processes.append(process)
@@ -188,8 +190,9 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["harness.warm"])
 
 
-def _become(words: list[str], environment: dict[str, str], cwd: Path | None, output: str) -> None:
-    """In the fork: `python WORDS`, with the streams in files."""
+def _become(words: list[str], environment: dict[str, str], cwd: Path | None, output: str, hangups: Any) -> None:
+    """In the fork: `python WORDS`, with the streams in files, and with the test's handling of SIGHUP."""
+    signal.signal(signal.SIGHUP, hangups)
     for number, name in ((1, "out"), (2, "err")):
         stream = os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(stream, number)
