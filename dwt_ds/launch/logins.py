@@ -23,11 +23,11 @@ _LINE = re.compile(r"(?m)^(pdsh@[^:]+: )?([^:\s]+): (.+)$")
 def check_logins(launch: Launch) -> None:
     """Raise ValueError of one line unless pdsh, with the options of the launch, can log in to every host.
 
-    Does nothing for the other launchers: they need no ssh, or test it themselves.
+    Does nothing for the other launchers, which need no ssh or test it themselves, nor with DeepSpeed's --no_ssh_check.
     """
-    if launch.launcher != "pdsh":
-        return
     options = read_options(launch.options)
+    if launch.launcher != "pdsh" or options.no_ssh_check:
+        return
     ssh = f"{launch.environment['PDSH_SSH_ARGS_APPEND']} -o BatchMode=yes -o ConnectTimeout={_CONNECT_SECONDS}"
     ssh += "" if options.ssh_port is None else f" -p {options.ssh_port}"
     names = [host.name for host in launch.hosts]

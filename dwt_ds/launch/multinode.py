@@ -38,6 +38,7 @@ class Options(NamedTuple):
     launcher: str = "pdsh"
     master_port: int = 29500
     no_ssh: bool = False
+    no_ssh_check: bool = False
     ssh_port: int | None = None
     launcher_args: str = ""
 
@@ -60,6 +61,7 @@ def read_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--launcher", type=str.lower)
     parser.add_argument("--master_port", type=int)
     parser.add_argument("--no_ssh", action="store_true")
+    parser.add_argument("--no_ssh_check", action="store_true")
     parser.add_argument("--ssh_port", type=int)
     parser.add_argument("--launcher_args")
     known, _ = parser.parse_known_args(list(arguments))

@@ -84,8 +84,17 @@ def test_options_that_pdsh_refuses_are_the_users_mistake(start: Start) -> None:
     assert error_of(check_logins, started) == "--launcher_args: No closing quotation"
 
 
-@pytest.mark.parametrize("variables", [{"DEEPSPEED_ARGS": "--no_ssh --node_rank 0"}, {"LAUNCHER": "openmpi"}])
-def test_launchers_that_need_no_ssh_are_left_alone(start: Start, tmp_path: Path, variables: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"DEEPSPEED_ARGS": "--no_ssh --node_rank 0"},
+        {"DEEPSPEED_ARGS": "--no_ssh_check"},
+        {"LAUNCHER": "openmpi"},
+    ],
+)
+def test_where_no_ssh_is_needed_or_wanted_none_is_tried(
+    start: Start, tmp_path: Path, variables: dict[str, str]
+) -> None:
     check_logins(start("a b", **variables))
     check_logins(start("localhost", **variables))
     assert not (tmp_path / "calls").exists()
