@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dwt_ds.api import prepare, pretrain, report
 
 __all__ = ["prepare", "pretrain", "report"]
-__version__ = "0.6.8"
+__version__ = "0.6.9"
 
 
 class CallableModule(ModuleType):

@@ -50,7 +50,8 @@ def check_logins(launch: Launch) -> None:
         (failures if by_pdsh else words_of_ssh)[host] = words
     failed = [f"{name} ({words_of_ssh.get(name, failures[name])})" for name in names if name in failures]
     if not failed:
-        raise ValueError(f"{done.stderr.splitlines()[0]}; correct LAUNCHER_ARGS, which pdsh gets")
+        lines = done.stderr.splitlines() or [f"pdsh ended with exit code {done.returncode}"]
+        raise ValueError(f"{lines[0]}; correct LAUNCHER_ARGS, which pdsh gets")
     more = f" and {len(failed) - _MOST_NAMED} more" if len(failed) > _MOST_NAMED else ""
     raise ValueError(
         f"no login to {', '.join(failed[:_MOST_NAMED])}{more}; `ssh HOST true` has to work from here without a "

@@ -9,4 +9,4 @@ from dwt_kernels.linear import linear_distill_loss
 from dwt_kernels.logits import DistillLoss, distill_loss
 
 __all__ = ["DistillLoss", "distill_loss", "linear_distill_loss"]
-__version__ = "0.6.8"
+__version__ = "0.6.9"
