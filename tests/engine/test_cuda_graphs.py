@@ -233,7 +233,7 @@ class TestOfATeacher:
     @pytest.fixture(autouse=True)
     def _without_deepspeed(self, monkeypatch: pytest.MonkeyPatch) -> None:
 
-        monkeypatch.setattr(TeacherEngine, "_infer", lambda self, gathered, inject: gathered.eval())
+        monkeypatch.setattr(teacher, "inference_engine", lambda gathered, settings: gathered.eval())
         monkeypatch.setattr(teacher, "shard_over_ranks", lambda model, dtype: model)
 
     def made(self, path: Path, recorder: Repeater | None, **settings: Any) -> TeacherEngine:

@@ -65,8 +65,8 @@ class Processes:
         # The first one of a session starts the server.
         with patch.dict(os.environ, {**SERVER_ENVIRONMENT, "PYTHONPATH": path}):
             for number, (words, environment) in enumerate(commands):
-                hangups = signal.getsignal(signal.SIGHUP)
-                arguments = (list(words), environment, cwd, str(folder / f"rank_{number}"), hangups)
+                ignores_hangups = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+                arguments = (list(words), environment, cwd, str(folder / f"rank_{number}"), ignores_hangups)
                 process = _SERVER.Process(target=_become, args=arguments)
                 process.start()
                 self.processes.append(process)
@@ -190,9 +190,12 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["harness.warm"])
 
 
-def _become(words: list[str], environment: dict[str, str], cwd: Path | None, output: str, hangups: Any) -> None:
-    """In the fork: `python WORDS`, with the streams in files, and with the test's handling of SIGHUP."""
-    signal.signal(signal.SIGHUP, hangups)
+def _become(
+    words: list[str], environment: dict[str, str], cwd: Path | None, output: str, ignores_hangups: bool
+) -> None:
+    """In the fork: `python WORDS`, with the streams in files. Like any child of the test's process, it ignores SIGHUP
+    if that does; the server may have been started under nohup, and the test may have undone it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignores_hangups else signal.SIG_DFL)
     for number, name in ((1, "out"), (2, "err")):
         stream = os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(stream, number)

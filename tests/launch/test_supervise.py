@@ -148,7 +148,7 @@ def pdsh_stand_in(folder: Path, script: str) -> Launch:
 
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     former = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, former):
