@@ -29,7 +29,8 @@ def check_logins(launch: Launch) -> None:
     if launch.launcher != "pdsh" or options.no_ssh_check:
         return
     ssh = f"{launch.environment['PDSH_SSH_ARGS_APPEND']} -o BatchMode=yes -o ConnectTimeout={_CONNECT_SECONDS}"
-    ssh += "" if options.ssh_port is None else f" -p {options.ssh_port}"
+    if options.ssh_port is not None:
+        ssh += f" -p {options.ssh_port}"
     names = [host.name for host in launch.hosts]
     command = ["pdsh", "-S", "-u", str(_LOGIN_SECONDS), "-f", str(len(names)), "-w", ",".join(names)]
     with prefix_errors("--launcher_args"):

@@ -84,6 +84,13 @@ def test_options_that_pdsh_refuses_are_the_users_mistake(start: Start) -> None:
     assert error_of(check_logins, started) == "--launcher_args: No closing quotation"
 
 
+def test_a_pdsh_that_ends_without_a_word_is_reported(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "pdsh").write_text("#!/bin/sh\nexit 3\n", encoding="utf-8")
+    (tmp_path / "pdsh").chmod(0o755)
+    message = error_of(check_logins, start("node-1 node-2"))
+    assert message == "pdsh ended with exit code 3; correct LAUNCHER_ARGS, which pdsh gets"
+
+
 @pytest.mark.parametrize(
     "variables",
     [
